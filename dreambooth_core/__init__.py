@@ -1,0 +1,3 @@
+"""DreamBooth as a pipeline: the domain, in plain Python."""
+
+__version__ = "0.1.0"

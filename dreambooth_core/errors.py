@@ -1,0 +1,48 @@
+"""What can go wrong, as a tree a caller can act on.
+
+    DreamBoothError          one root to catch broadly; `exit_code` is the command line's answer
+    ├── ConfigError          2   a config, an option or an argument is wrong
+    ├── DatasetRefused       3   the photos cannot be trained on
+    ├── StageFailed          4   a stage of the run broke
+    │   ├── StorageError         the store could not be reached, or what it holds is not what was put
+    │   └── ModelError           a model folder is missing, incomplete or of another family
+    └── Preempted           75   asked to stop: everything is saved, the same command goes on
+
+Every message is one sentence: what, where, which limit, and the remedy.
+"""
+
+
+class DreamBoothError(Exception):
+    """Root of everything this project raises on purpose."""
+
+    exit_code = 4
+
+
+class ConfigError(DreamBoothError):
+    """A config, an option or an argument is wrong."""
+
+    exit_code = 2
+
+
+class DatasetRefused(DreamBoothError):
+    """The instance images have at least one hard finding."""
+
+    exit_code = 3
+
+
+class StageFailed(DreamBoothError):
+    """A stage of the run broke."""
+
+
+class StorageError(StageFailed):
+    """The store could not be reached, or an object is not what its digest says."""
+
+
+class ModelError(StageFailed):
+    """A model folder is missing, incomplete or of another family."""
+
+
+class Preempted(DreamBoothError):
+    """The run was asked to stop and has saved its state."""
+
+    exit_code = 75

@@ -1,0 +1,107 @@
+"""What travels between tasks: small, frozen, hashable references; never tensors or open handles."""
+
+from typing import Literal
+
+from pydantic import BaseModel, ConfigDict
+
+
+class Record(BaseModel):
+    """Base of all records."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid", use_attribute_docstrings=True)
+
+
+class Blob(Record):
+    """An immutable file in the store, addressed by its content."""
+
+    sha256: str
+    size: int
+    """Bytes."""
+
+
+class Image(Record):
+    """One image of a set, with what is known about it."""
+
+    name: str
+    """File name inside its set, unique there."""
+    blob: Blob
+    prompt: str = ""
+    seed: int | None = None
+
+
+class ImageSet(Record):
+    """Instance images or class images."""
+
+    uri: str
+    """Where its manifest lies in the store."""
+    digest: str
+    """SHA-256 over the images' names, digests and prompts."""
+    images: tuple[Image, ...]
+
+    @property
+    def count(self) -> int:
+        return len(self.images)
+
+
+class SampleSet(ImageSet):
+    """Generated images: a grid of prompts x seeds."""
+
+
+class Weights(Record):
+    """What training leaves behind: the files of a model or of an adapter."""
+
+    uri: str
+    digest: str
+    """SHA-256 over the files' names and digests."""
+    method: Literal["full", "lora"]
+    files: dict[str, Blob]
+    """Path inside the model folder -> blob."""
+    steps: int
+    losses: tuple[tuple[int, float, float | None], ...] = ()
+    """(step, instance loss, class loss), thinned for plotting."""
+    resumed_from: int = 0
+    """Step of the checkpoint that the last attempt went on from; 0 for none."""
+
+
+class Scores(Record):
+    """A model's metrics; the keys are the files' names in `metrics/`."""
+
+    uri: str
+    digest: str
+    metrics: dict[str, float]
+    base_metrics: dict[str, float]
+    reference: dict[str, float] = {}
+    """What the instance images score among themselves, where that is defined."""
+    samples: SampleSet
+    base_samples: SampleSet
+    class_samples: SampleSet
+    base_class_samples: SampleSet
+
+
+class ModelVersion(Record):
+    """A version in the MLflow registry."""
+
+    name: str
+    version: str
+    aliases: tuple[str, ...]
+    run_id: str
+    """The MLflow run it came from."""
+
+
+class Document(Record):
+    """A file made for people: the report, a table, a summary."""
+
+    uri: str
+    digest: str
+    path: str
+    """The local copy."""
+
+
+StageStatus = Literal["done", "reused", "failed"]
+
+
+class Stage(Record):
+    """How one stage of a run went."""
+
+    status: StageStatus
+    seconds: float
