@@ -4,7 +4,8 @@
     ├── ConfigError          2   a config, an option or an argument is wrong
     ├── DatasetRefused       3   the photos cannot be trained on
     ├── StageFailed          4   a stage of the run broke
-    │   ├── StorageError         the store could not be reached, or what it holds is not what was put
+    │   ├── StorageError         the store could not be reached, or its content is not what was put
+    │   │   └── NotFound             there is no such object
     │   └── ModelError           a model folder is missing, incomplete or of another family
     └── Preempted           75   asked to stop: everything is saved, the same command goes on
 
@@ -36,6 +37,10 @@ class StageFailed(DreamBoothError):
 
 class StorageError(StageFailed):
     """The store could not be reached, or an object is not what its digest says."""
+
+
+class NotFound(StorageError):
+    """There is no object under that key."""
 
 
 class ModelError(StageFailed):

@@ -1,0 +1,262 @@
+"""`s3://bucket/prefix`: a store in S3 or anything that speaks it."""
+
+import os
+import re
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import TYPE_CHECKING
+from urllib.parse import urlsplit
+
+from dreambooth_core import config
+from dreambooth_core.errors import ConfigError, NotFound, StorageError
+from dreambooth_core.storage import checked_key, checked_prefix, written_beside
+
+if TYPE_CHECKING:
+    from boto3.s3.transfer import TransferConfig
+    from botocore.exceptions import ClientError
+    from mypy_boto3_s3 import S3Client
+
+ATTEMPTS = 10
+"""Tries of a request, with waits that double up to 20 s between them."""
+CONFLICT_TRIES = 20
+_PART = 32 * 2**20
+_ABSENT = {"NoSuchKey", "404", "NotFound"}
+_REFUSED = {
+    "403",
+    "AccessDenied",
+    "ExpiredToken",
+    "InvalidAccessKeyId",
+    "InvalidToken",
+    "SignatureDoesNotMatch",
+}
+
+
+class S3Store:
+    """Objects below a prefix of a bucket; the tag is the ETag."""
+
+    def __init__(self, bucket: str, prefix: str, client: "S3Client") -> None:
+        self.uri = f"s3://{bucket}/{prefix}".rstrip("/")
+        self._bucket = bucket
+        self._prefix = f"{prefix}/" if prefix else ""
+        self._client = client
+
+    def get(self, key: str) -> bytes:
+        return self.get_tagged(key)[0]
+
+    def get_tagged(self, key: str) -> tuple[bytes, str]:
+        place = self._place(key)
+        with self._spoken("read", key):
+            answer = self._client.get_object(Bucket=self._bucket, Key=place)
+            return answer["Body"].read(), answer["ETag"]
+
+    def put(self, key: str, data: bytes) -> None:
+        place = self._place(key)
+        with self._spoken("write", key):
+            self._client.put_object(
+                Bucket=self._bucket, Key=place, Body=data, ChecksumAlgorithm="SHA256"
+            )
+
+    def put_if(self, key: str, data: bytes, tag: str | None) -> bool:
+        place = self._place(key)
+        with self._spoken("write", key):
+            for attempt in range(CONFLICT_TRIES):
+                outcome = self._try_put(place, data, tag)
+                if outcome is not None:
+                    return outcome
+                time.sleep(min(0.05 * 2**attempt, 2.0))
+        raise StorageError(
+            f"{key} in {self.uri} is being written by others without end: "
+            f"given up after {CONFLICT_TRIES} conflicts, try again later"
+        )
+
+    def get_file(self, key: str, path: Path) -> None:
+        place = self._place(key)
+        with self._spoken("download", key), written_beside(path) as temporary:
+            self._client.download_file(
+                self._bucket, place, str(temporary), Config=_transfer_config()
+            )
+
+    def put_file(self, key: str, path: Path) -> None:
+        place = self._place(key)
+        with self._spoken("upload", key):
+            self._client.upload_file(str(path), self._bucket, place, Config=_transfer_config())
+
+    def exists(self, key: str) -> bool:
+        return self.size(key) is not None
+
+    def size(self, key: str) -> int | None:
+        place = self._place(key)
+        try:
+            with self._spoken("look at", key):
+                answer = self._client.head_object(Bucket=self._bucket, Key=place)
+                return answer["ContentLength"]
+        except NotFound:
+            return None
+
+    def keys(self, prefix: str) -> Iterator[str]:
+        whole = self._prefix + checked_prefix(prefix)
+        with self._spoken("list", prefix):
+            pages = self._client.get_paginator("list_objects_v2").paginate(
+                Bucket=self._bucket, Prefix=whole
+            )
+            found = [item["Key"] for page in pages for item in page.get("Contents", ())]
+        # not every server lists in the order of the whole key
+        return iter(sorted(key[len(self._prefix) :] for key in found))
+
+    def delete(self, key: str) -> None:
+        place = self._place(key)
+        with self._spoken("delete", key):
+            self._client.delete_object(Bucket=self._bucket, Key=place)
+
+    def _place(self, key: str) -> str:
+        return self._prefix + checked_key(key)
+
+    def _try_put(self, place: str, data: bytes, tag: str | None) -> bool | None:
+        """True won, False lost, None a conflict that says nothing yet."""
+        from botocore.exceptions import ClientError
+
+        put = self._client.put_object
+        try:
+            if tag is None:
+                put(Bucket=self._bucket, Key=place, Body=data, IfNoneMatch="*")
+            else:
+                put(Bucket=self._bucket, Key=place, Body=data, IfMatch=tag)
+        except ClientError as error:
+            code = error.response["Error"]["Code"]
+            if code in ("PreconditionFailed", "412"):
+                return self._was_ours(place, data, error)
+            if code in _ABSENT:
+                return False
+            if code in ("ConditionalRequestConflict", "409"):
+                return None
+            raise
+        return True
+
+    def _was_ours(self, place: str, data: bytes, error: "ClientError") -> bool:
+        """A retried request loses against its own first try when only the answer got lost."""
+        if not error.response["ResponseMetadata"].get("RetryAttempts"):
+            return False
+        return self._client.get_object(Bucket=self._bucket, Key=place)["Body"].read() == data
+
+    @contextmanager
+    def _spoken(self, action: str, key: str) -> Iterator[None]:
+        """Turn what boto raises into one sentence: codes and places, never its texts.
+
+        Those can hold signatures and whatever stands in a URL.
+        """
+        from boto3.exceptions import Boto3Error
+        from botocore.exceptions import BotoCoreError, ClientError
+
+        what = f"cannot {action} {key} in {self.uri}"
+        try:
+            yield
+        except ClientError as error:
+            raise self._answered(what, key, error) from error
+        except Boto3Error as error:
+            if isinstance(error.__context__, ClientError):
+                raise self._answered(what, key, error.__context__) from error
+            raise StorageError(f"{what}: the transfer broke ({type(error).__name__})") from error
+        except BotoCoreError as error:
+            raise StorageError(f"{what}: {self._unreached(type(error).__name__)}") from error
+        except OSError as error:
+            reason = error.strerror or type(error).__name__
+            raise StorageError(f"{what}: {reason} ({error.filename})") from error
+
+    def _answered(self, what: str, key: str, error: "ClientError") -> StorageError:
+        code = error.response["Error"]["Code"]
+        if code in _ABSENT:
+            return NotFound(f"there is no {key} in {self.uri}")
+        if code == "NoSuchBucket":
+            return StorageError(
+                f"{what}: the bucket {self._bucket} does not exist; "
+                "create it, or name another in storage.uri"
+            )
+        if code in _REFUSED:
+            return StorageError(
+                f"{what}: {self._endpoint()} refused the credentials ({code}); "
+                "set AWS_ACCESS_KEY_ID and AWS_SECRET_ACCESS_KEY, or a profile, that may use this bucket"
+            )
+        return StorageError(f"{what}: {self._endpoint()} answered {code}; try again later")
+
+    def _unreached(self, name: str) -> str:
+        if "Credentials" in name or "Token" in name or "SSO" in name:
+            return (
+                f"no usable credentials ({name}); set AWS_ACCESS_KEY_ID and AWS_SECRET_ACCESS_KEY, "
+                "or a profile"
+            )
+        return (
+            f"no good answer from {self._endpoint()} ({name}); "
+            "check storage.endpoint and that the server runs"
+        )
+
+    def _endpoint(self) -> str:
+        return self._client.meta.endpoint_url
+
+
+def open(storage: config.Storage) -> S3Store:
+    """The store at `s3://bucket/prefix`; credentials come from boto's usual places.
+
+    `endpoint` "local" or empty is taken from the environment (`AWS_ENDPOINT_URL_S3`).
+    """
+    bucket, _, prefix = storage.uri.removeprefix("s3://").partition("/")
+    prefix = prefix.rstrip("/")
+    if not re.fullmatch(r"[a-z0-9][a-z0-9.-]{1,61}[a-z0-9]", bucket):
+        raise ConfigError(f"storage.uri {storage.uri!r} names no bucket: write s3://bucket/prefix")
+    if prefix:
+        checked_key(prefix)
+    return S3Store(bucket, prefix, client(endpoint_url(storage)))
+
+
+def endpoint_url(storage: config.Storage) -> str | None:
+    """The endpoint in force, None for AWS itself; raises `ConfigError` for no plain http(s) URL."""
+    url = storage.endpoint
+    if url in (None, "", "local"):
+        url = os.environ.get("AWS_ENDPOINT_URL_S3") or os.environ.get("AWS_ENDPOINT_URL") or None
+    if url is None:
+        if storage.endpoint == "local":
+            raise StorageError(
+                "storage.endpoint is 'local' but no local S3 server is up: go through "
+                "`dreambooth run`, which starts one, or set storage.endpoint"
+            )
+        return None
+    parts = urlsplit(url)
+    if parts.scheme not in ("http", "https") or not parts.hostname or "@" in parts.netloc:
+        raise ConfigError(
+            "storage.endpoint must be a plain http(s)://host:port without user and password in it: "
+            "credentials belong in AWS_ACCESS_KEY_ID and AWS_SECRET_ACCESS_KEY"
+        )
+    return url
+
+
+def client(endpoint: str | None, attempts: int = ATTEMPTS) -> "S3Client":
+    """A boto3 client: SigV4, standard retries, path-style addresses at an endpoint of one's own."""
+    import boto3
+    from botocore.config import Config
+
+    # a session of its own: boto3's default session is not safe to use from several threads
+    session = boto3.session.Session()
+    return session.client(
+        "s3",
+        endpoint_url=endpoint,
+        region_name=session.region_name or "us-east-1",
+        config=Config(
+            signature_version="s3v4",
+            connect_timeout=5,
+            read_timeout=60,
+            retries={"mode": "standard", "total_max_attempts": attempts},
+            s3={"addressing_style": "path" if endpoint else "auto"},
+        ),
+    )
+
+
+def _transfer_config() -> "TransferConfig":
+    from boto3.s3.transfer import TransferConfig
+
+    return TransferConfig(
+        multipart_threshold=_PART,
+        multipart_chunksize=_PART,
+        max_concurrency=4,
+        preferred_transfer_client="classic",
+    )

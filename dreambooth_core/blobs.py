@@ -1,0 +1,146 @@
+"""Content-addressed blobs and the small records that point to them.
+
+blobs/sha256/ab/cd/<hex>      immutable; the key is the SHA-256 of the content
+<prefix>/<name>.json          a record, created once
+"""
+
+import hashlib
+import json
+from collections.abc import Iterable
+from pathlib import Path
+from typing import TypeVar
+
+from pydantic import BaseModel, ValidationError
+
+from dreambooth_core.errors import NotFound, StorageError
+from dreambooth_core.records import Blob, Image, ImageSet, Record
+from dreambooth_core.storage import Store, written_beside
+
+R = TypeVar("R", bound=Record)
+S = TypeVar("S", bound=ImageSet)
+
+
+def digest_of(data: bytes) -> str:
+    """SHA-256 as 64 hex digits."""
+    return hashlib.sha256(data).hexdigest()
+
+
+def digest_of_file(path: Path) -> str:
+    """SHA-256 of a file's content; raises `StorageError` when it cannot be read."""
+    try:
+        with path.open("rb") as file:
+            return hashlib.file_digest(file, "sha256").hexdigest()
+    except OSError as error:
+        raise StorageError(f"cannot read {path}: {error.strerror}") from error
+
+
+def digest_json(value: object) -> str:
+    """SHA-256 of the value as canonical JSON: sorted keys, no spaces, no NaN or infinity.
+
+    Records, configs and paths may stand inside; anything else raises `TypeError` or
+    `ValueError`.
+    """
+    return digest_of(_canonical(value))
+
+
+def put_blob(store: Store, source: bytes | Path) -> Blob:
+    """Store bytes or a file by content; nothing is sent when it is there already."""
+    if isinstance(source, bytes):
+        blob = Blob(sha256=digest_of(source), size=len(source))
+        if store.size(blob_key(blob)) != blob.size:
+            store.put(blob_key(blob), source)
+        return blob
+    blob = Blob(sha256=digest_of_file(source), size=source.stat().st_size)
+    if store.size(blob_key(blob)) != blob.size:
+        store.put_file(blob_key(blob), source)
+    return blob
+
+
+def get_blob(store: Store, blob: Blob) -> bytes:
+    """The content; raises `NotFound`, or `StorageError` when it is not what its digest says."""
+    data = store.get(blob_key(blob))
+    _verify(store, blob, digest_of(data))
+    return data
+
+
+def fetch_blob(store: Store, blob: Blob, path: Path) -> Path:
+    """Bring the content to `path`, which appears only when verified; kept when there and true.
+
+    Raises `NotFound`, or `StorageError` when the store's content is not what its digest says.
+    """
+    there = path.is_file() and path.stat().st_size == blob.size
+    if there and digest_of_file(path) == blob.sha256:
+        return path
+    with written_beside(path) as temporary:
+        store.get_file(blob_key(blob), temporary)
+        _verify(store, blob, digest_of_file(temporary))
+    return path
+
+
+def blob_key(blob: Blob) -> str:
+    """Where a blob lies in any store."""
+    return f"blobs/sha256/{blob.sha256[:2]}/{blob.sha256[2:4]}/{blob.sha256}"
+
+
+def put_record(store: Store, key: str, record: Record) -> bool:
+    """Create the record's JSON; False when somebody was first (theirs stays)."""
+    try:
+        data = _canonical(record)
+    except ValueError as error:
+        raise StorageError(f"{key} holds a number that is not finite: it is not stored") from error
+    return store.put_if(key, data, None)
+
+
+def get_record(store: Store, key: str, kind: type[R]) -> R | None:
+    """The record under `key`, None when there is none; `StorageError` when it is another thing."""
+    try:
+        return kind.model_validate_json(store.get(key))
+    except NotFound:
+        return None
+    except ValidationError as error:
+        raise StorageError(
+            f"{key} in {store.uri} is no {kind.__name__}: it is damaged or from another version; "
+            "delete it and run again"
+        ) from error
+
+
+def image_set(
+    store: Store,
+    prefix: str,
+    images: Iterable[Image],
+    kind: type[S] = ImageSet,  # type: ignore[assignment]
+) -> S:
+    """Bind images to a set and write its manifest once, at `<prefix>/<digest>.json`.
+
+    The digest covers names, contents and prompts in this order; `ValueError` for a name used twice.
+    """
+    members = tuple(images)
+    if len({image.name for image in members}) != len(members):
+        raise ValueError("the names of an image set must be unique")
+    digest = digest_json([[image.name, image.blob.sha256, image.prompt] for image in members])
+    key = f"{prefix}/{digest}.json"
+    made = kind(uri=f"{store.uri}/{key}", digest=digest, images=members)
+    put_record(store, key, made)
+    return made
+
+
+def _verify(store: Store, blob: Blob, found: str) -> None:
+    if found != blob.sha256:
+        raise StorageError(
+            f"{blob_key(blob)} in {store.uri} is damaged: its content's digest is {found[:16]}...; "
+            "delete it and run again"
+        )
+
+
+def _canonical(value: object) -> bytes:
+    return json.dumps(
+        value, sort_keys=True, separators=(",", ":"), allow_nan=False, default=_plain
+    ).encode()
+
+
+def _plain(value: object) -> object:
+    if isinstance(value, BaseModel):
+        return value.model_dump(mode="json")
+    if isinstance(value, Path):
+        return value.as_posix()
+    raise TypeError(f"a {type(value).__name__} has no canonical JSON")

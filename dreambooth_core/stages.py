@@ -1,0 +1,42 @@
+"""A stage is made once: what decides its result decides its key; a stored result is taken as it is."""
+
+from collections.abc import Callable, Mapping
+from typing import TypeVar
+
+from dreambooth_core.blobs import digest_json, get_record, put_record
+from dreambooth_core.records import Record
+from dreambooth_core.storage import Store
+
+CODE_EPOCH = 1
+"""Raised by hand when the same inputs would give other results than before."""
+
+R = TypeVar("R", bound=Record)
+
+
+def once(
+    store: Store,
+    stage: str,
+    inputs: Mapping[str, object],
+    kind: type[R],
+    make: Callable[[str], R],
+) -> tuple[R, bool]:
+    """The stage's result, and whether it was there already.
+
+    `make` gets the key (64 hex digits) and may keep its own state below `<stage>/<key>/`; the result
+    goes to `<stage>/<key>/result.json`, last. Of several makers at once the first one's result counts
+    for all.
+    """
+    key = stage_key(stage, inputs)
+    place = f"{stage}/{key}/result.json"
+    stored = get_record(store, place, kind)
+    if stored is not None:
+        return stored, True
+    made = make(key)
+    if put_record(store, place, made):
+        return made, False
+    return get_record(store, place, kind) or made, False
+
+
+def stage_key(stage: str, inputs: Mapping[str, object]) -> str:
+    """Digest of the stage's name, its inputs and the code's epoch."""
+    return digest_json({"stage": stage, "epoch": CODE_EPOCH, "inputs": dict(inputs)})
