@@ -1,0 +1,134 @@
+"""From an identity and a scene to pixels: supersampled polygons, deterministic, thousands a second."""
+
+import math
+
+import numpy as np
+from numpy.typing import NDArray
+from PIL import Image, ImageDraw
+
+from examples.small_world import backgrounds
+from examples.small_world.shapes import BODY, CLASSES, INK, Part, Point, box, ellipse
+from examples.small_world.world import COLORS, Color, Identity, Scene, rgb
+
+SIZE = 64
+SUPERSAMPLING = 3
+Matrix = tuple[float, float, float, float, float, float]
+
+
+def render(identity: Identity, scene: Scene, size: int = SIZE) -> Image.Image:
+    """The scene as an RGB image of `size` x `size` pixels."""
+    side = size * SUPERSAMPLING
+    canvas = backgrounds.draw(scene.background, scene.decor, side)
+    drawing = CLASSES[identity.class_noun](identity)
+    parts = drawing.parts
+    if scene.accessory is not None:
+        parts = parts + accessory(scene.accessory, COLORS[scene.accessory_color], drawing.top)
+    place = _placement(scene, side)
+    _paint(canvas, parts, identity, place)
+    return canvas.reduce(SUPERSAMPLING)
+
+
+def render_array(identity: Identity, scene: Scene, size: int = SIZE) -> NDArray[np.uint8]:
+    """The same as uint8 (size, size, 3)."""
+    return np.asarray(render(identity, scene, size))
+
+
+def accessory(kind: str, color: Color, top: tuple[float, float, float]) -> list[Part]:
+    """What sits on the subject; `top` is where: centre x, y of its top, half width."""
+    x, y, w = top
+    w = max(w, 0.26)
+    band: Color = (
+        (245, 245, 245) if sum(color) < 330 else (max(0, color[0] - 90), max(0, color[1] - 90), max(0, color[2] - 90))
+    )
+    if kind == "hat":
+        return [
+            Part(box(x - w * 0.62, y - w * 1.25, x + w * 0.62, y + 0.02), color),
+            Part(box(x - w * 0.62, y - w * 0.35, x + w * 0.62, y - w * 0.08), band, False),
+            Part(ellipse(x, y + 0.02, w * 1.1, 0.09), color),
+        ]
+    if kind == "party hat":
+        return [
+            Part([(x - w * 0.75, y + 0.06), (x, y - w * 1.6), (x + w * 0.75, y + 0.06)], color),
+            Part(ellipse(x, y - w * 1.6, w * 0.26, w * 0.26, n=12), band),
+        ]
+    if kind == "crown":
+        spikes = [(-0.9, -1.0), (-0.45, -0.45), (0, -1.1), (0.45, -0.45), (0.9, -1.0), (0.8, 0.1), (-0.8, 0.1)]
+        return [
+            Part([(x + u * w, y + v * w) for u, v in spikes], color),
+            Part(ellipse(x, y - w * 0.18, w * 0.16, w * 0.16, n=10), band, False),
+        ]
+    wings = [
+        Part([(x, y - 0.06), (x + s * w * 0.95, y - 0.06 - w * 0.6), (x + s * w * 0.95, y - 0.06 + w * 0.5)], color)
+        for s in (-1, 1)
+    ]
+    return [*wings, Part(ellipse(x, y - 0.06, w * 0.26, w * 0.26, n=12), band)]
+
+
+def _placement(scene: Scene, side: int) -> Matrix:
+    """Affine map from the subject's frame to canvas pixels."""
+    half = side / 2
+    c, s = math.cos(scene.rotation) * scene.scale * half, math.sin(scene.rotation) * scene.scale * half
+    m = -1 if scene.mirror else 1
+    return c * m, -s, half * (1 + scene.x), s * m, c, half * (1 + scene.y)
+
+
+def _map(points: list[Point], place: Matrix) -> list[Point]:
+    a, b, x, c, d, y = place
+    return [(a * u + b * v + x, c * u + d * v + y) for u, v in points]
+
+
+def _paint(canvas: Image.Image, parts: list[Part], identity: Identity, place: Matrix) -> None:
+    draw = ImageDraw.Draw(canvas)
+    width = max(1, round(canvas.width / 96))
+    texture = None if identity.pattern == "plain" else _texture(canvas.size, identity, place)
+    for part in parts:
+        points = _map(part.points, place)
+        if part.fill != BODY:
+            draw.polygon(points, fill=part.fill)
+        elif texture is None:
+            draw.polygon(points, fill=rgb(identity.color))
+        else:
+            _fill_with(canvas, texture, points)
+        if part.outline:
+            draw.line([*points, points[0], points[1]], fill=INK, width=width, joint=None)
+
+
+def _fill_with(canvas: Image.Image, texture: Image.Image, points: list[Point]) -> None:
+    xs, ys = [p[0] for p in points], [p[1] for p in points]
+    corner = max(0, int(min(xs))), max(0, int(min(ys)))
+    far = min(canvas.width, int(max(xs)) + 2), min(canvas.height, int(max(ys)) + 2)
+    if far[0] <= corner[0] or far[1] <= corner[1]:
+        return
+    mask = Image.new("1", (far[0] - corner[0], far[1] - corner[1]))
+    ImageDraw.Draw(mask).polygon([(u - corner[0], v - corner[1]) for u, v in points], fill=1)
+    canvas.paste(texture.crop((*corner, *far)), corner, mask)
+
+
+def _texture(size: tuple[int, int], identity: Identity, place: Matrix) -> Image.Image:
+    """The identity's pattern over the whole canvas, fixed to the subject's frame."""
+    image = Image.new("RGB", size, rgb(identity.color))
+    draw = ImageDraw.Draw(image)
+    second, pitch = rgb(identity.second), 0.34 * identity.pattern_scale
+    turned = _turn(place, identity.pattern_turn)
+    reach = math.ceil(1.25 / pitch)
+    if identity.pattern == "striped":
+        for k in range(-reach, reach + 1):
+            draw.polygon(_map(box(k * pitch, -1.4, (k + 0.5) * pitch, 1.4), turned), fill=second)
+        return image
+    radius = pitch * 0.28 * math.hypot(place[0], place[3])
+    for k in range(-reach, reach + 1):
+        for j in range(-reach, reach + 1):
+            x, y = k * pitch, j * pitch
+            if identity.pattern == "spotted":
+                ((u, v),) = _map([(x + pitch / 2 * (j % 2), y)], turned)
+                draw.ellipse((u - radius, v - radius, u + radius, v + radius), fill=second)
+            elif (k + j) % 2:
+                draw.polygon(_map(box(x, y, x + pitch, y + pitch), turned), fill=second)
+    return image
+
+
+def _turn(place: Matrix, angle: float) -> Matrix:
+    """`place` after a rotation of the frame."""
+    a, b, x, c, d, y = place
+    cos, sin = math.cos(angle), math.sin(angle)
+    return a * cos + b * sin, b * cos - a * sin, x, c * cos + d * sin, d * cos - c * sin, y

@@ -1,0 +1,359 @@
+"""The class nouns, drawn: one function each, from an identity to polygons in its own frame.
+
+The frame is [-1, 1] x [-1, 1], y downwards. A `Part` is a polygon and what fills it: an RGB colour, or
+`BODY`, which stands for the identity's colours and pattern. The last parts are on top.
+"""
+
+import math
+from collections.abc import Callable
+from functools import cache
+from typing import NamedTuple
+
+from examples.small_world.world import Color, Identity, rgb
+
+Point = tuple[float, float]
+BODY = "body"
+INK: Color = (30, 28, 34)
+WHITE: Color = (250, 250, 250)
+GLASS: Color = (190, 228, 246)
+
+
+class Part(NamedTuple):
+    """A filled polygon, with an ink outline unless `outline` is false."""
+
+    points: list[Point]
+    fill: Color | str
+    outline: bool = True
+
+
+class Drawing(NamedTuple):
+    """Parts from back to front, and where an accessory sits: centre, top, width."""
+
+    parts: list[Part]
+    top: tuple[float, float, float]
+
+
+@cache
+def _circle(n: int) -> list[Point]:
+    return [(math.cos(2 * math.pi * i / n), math.sin(2 * math.pi * i / n)) for i in range(n)]
+
+
+def ellipse(x: float, y: float, rx: float, ry: float, tilt: float = 0.0, n: int = 20) -> list[Point]:
+    if not tilt:
+        return [(x + rx * u, y + ry * v) for u, v in _circle(n)]
+    a, b = math.cos(tilt) * rx, math.sin(tilt) * ry
+    c, d = math.sin(tilt) * rx, math.cos(tilt) * ry
+    return [(x + a * u - b * v, y + c * u + d * v) for u, v in _circle(n)]
+
+
+def box(x0: float, y0: float, x1: float, y1: float) -> list[Point]:
+    return [(x0, y0), (x1, y0), (x1, y1), (x0, y1)]
+
+
+def strip(x0: float, y0: float, x1: float, y1: float, width: float) -> list[Point]:
+    """A thick line."""
+    length = math.hypot(x1 - x0, y1 - y0) or 1.0
+    u, v = -(y1 - y0) / length * width / 2, (x1 - x0) / length * width / 2
+    return [(x0 + u, y0 + v), (x1 + u, y1 + v), (x1 - u, y1 - v), (x0 - u, y0 - v)]
+
+
+def bow(x: float, y: float, radius: float, start: float, end: float, width: float) -> list[Point]:
+    """A thick arc from angle `start` to `end` (radians): handles and tails."""
+    angles = [start + (end - start) * i / 10 for i in range(11)]
+    outer = [(x + radius * math.cos(a), y + radius * math.sin(a)) for a in angles]
+    inner = radius - width
+    return outer + [(x + inner * math.cos(a), y + inner * math.sin(a)) for a in reversed(angles)]
+
+
+def eyes(x: float, y: float, gap: float, size: float) -> list[Part]:
+    parts = []
+    for side in (-1, 1):
+        parts.append(Part(ellipse(x + side * gap, y, size, size * 1.1, n=12), WHITE, False))
+        parts.append(Part(ellipse(x + side * gap, y, size * 0.6, size * 0.7, n=10), INK, False))
+    return parts
+
+
+def cat(i: Identity) -> Drawing:
+    a, b, c = i.proportions
+    second = rgb(i.second)
+    head, wide, ear = 0.36 + 0.06 * a, 0.4 + 0.1 * b, 0.26 + 0.1 * c
+    y = -0.36
+    parts = [Part(bow(0.42, 0.34, 0.42, -1.3, 1.4, 0.16), BODY)] if i.variant != 2 else [
+        Part(strip(0.3, 0.6, 0.85, 0.0, 0.17), BODY)
+    ]
+    parts.append(Part(ellipse(0, 0.42, wide, 0.5), BODY))
+    for side in (-1, 1):
+        tip = (side * head * (0.95 if i.variant else 0.7), y - head - ear)
+        parts.append(Part([(side * head * 0.95, y - 0.08), tip, (side * 0.06, y - head * 0.9)], BODY))
+        parts.append(Part(ellipse(side * 0.2, 0.86, 0.16, 0.1, n=14), second if i.extra else BODY))
+    parts.append(Part(ellipse(0, y, head * 1.12, head), BODY))
+    if i.extra:
+        parts.append(Part(ellipse(0, 0.48, wide * 0.55, 0.3), second, False))
+    parts += eyes(0, y - 0.06, 0.16, 0.1)
+    parts.append(Part([(-0.06, y + 0.08), (0.06, y + 0.08), (0, y + 0.16)], (235, 120, 140), False))
+    for side in (-1, 1):
+        parts.append(Part(strip(side * 0.1, y + 0.14, side * 0.5, y + 0.1, 0.03), INK, False))
+    return Drawing(parts, (0, y - head * 0.85, head * 1.1))
+
+
+def dog(i: Identity) -> Drawing:
+    a, b, c = i.proportions
+    second = rgb(i.second)
+    head, wide, ear = 0.36 + 0.05 * a, 0.38 + 0.1 * b, 0.3 + 0.12 * c
+    y = -0.38
+    parts = [Part(strip(0.25, 0.45, 0.85, 0.05 - 0.2 * i.variant, 0.15), BODY)]
+    parts.append(Part(ellipse(0, 0.38, wide, 0.46), BODY))
+    for side in (-1, 1):
+        parts.append(Part(box(side * 0.24 - 0.11, 0.5, side * 0.24 + 0.11, 0.95), BODY))
+    parts.append(Part(ellipse(0, y, head, head), BODY))
+    for side in (-1, 1):
+        if i.variant == 1:
+            parts.append(Part(ellipse(side * head * 0.85, y - head * 0.8, ear * 0.55, ear * 0.55), second))
+        else:
+            tilt = side * (-0.5 if i.variant == 0 else 0.2)
+            parts.append(Part(ellipse(side * (head + 0.03), y + 0.05, ear * 0.45, ear, tilt), second))
+    parts.append(Part(ellipse(0, y + 0.16, 0.22, 0.17), WHITE if i.extra else second))
+    parts.append(Part(ellipse(0, y + 0.08, 0.09, 0.07, n=12), INK, False))
+    parts += eyes(0, y - 0.1, 0.15, 0.085)
+    if i.extra:
+        parts.append(Part(box(-0.3, -0.06, 0.3, 0.04), second))
+        parts.append(Part(ellipse(0, 0.08, 0.08, 0.08, n=12), (245, 200, 40)))
+    return Drawing(parts, (0, y - head * 0.9, head))
+
+
+def bird(i: Identity) -> Drawing:
+    a, b, c = i.proportions
+    second = rgb(i.second)
+    wide, high, beak = 0.5 + 0.1 * a, 0.5 + 0.08 * b, 0.24 + 0.12 * c
+    parts = [Part([(0.3, 0.25), (0.95, 0.05 + 0.3 * (i.variant - 1)), (0.9, 0.45), (0.35, 0.5)], second)]
+    for x in (-0.14, 0.12):
+        parts.append(Part(strip(x, 0.5, x - 0.02, 0.95, 0.07), (240, 150, 40)))
+        parts.append(Part(strip(x - 0.16, 0.94, x + 0.1, 0.94, 0.07), (240, 150, 40), False))
+    parts.append(Part(ellipse(0, 0.2, wide, high, 0.25), BODY))
+    parts.append(Part([(-0.55, -0.4), (-0.5 - beak, -0.28), (-0.5, -0.2)], (240, 150, 40)))
+    parts.append(Part(ellipse(-0.28, -0.36, 0.34, 0.32), BODY))
+    if i.variant == 2:
+        for k in (-1, 0, 1):
+            parts.append(Part(strip(-0.26 + 0.1 * k, -0.62, -0.24 + 0.22 * k, -0.92, 0.08), second))
+    parts.append(Part(ellipse(0.14, 0.2, 0.34, 0.2, 0.5), second if i.extra else BODY))
+    parts.append(Part(ellipse(-0.36, -0.42, 0.1, 0.1, n=12), WHITE, False))
+    parts.append(Part(ellipse(-0.38, -0.42, 0.06, 0.06, n=10), INK, False))
+    return Drawing(parts, (-0.28, -0.64, 0.32))
+
+
+def fish(i: Identity) -> Drawing:
+    a, b, c = i.proportions
+    second = rgb(i.second)
+    long, high, tail = 0.66 + 0.08 * a, 0.42 + 0.14 * b, 0.34 + 0.12 * c
+    fork = 0.12 * i.variant
+    parts = [
+        Part([(0.42, 0), (0.95, -tail), (0.95 - fork, 0), (0.95, tail)], second),
+        Part([(-0.25, -high * 0.8), (0.0, -high - 0.3), (0.35, -high * 0.75)], second),
+        Part([(-0.1, high * 0.8), (0.1, high + 0.24), (0.3, high * 0.7)], second),
+        Part(ellipse(-0.12, 0, long, high), BODY),
+    ]
+    if i.extra:
+        parts.append(Part(ellipse(0.02, 0.08, 0.18, 0.11, 0.4), second))
+    parts.append(Part(ellipse(-0.48, -0.1, 0.14, 0.14, n=14), WHITE))
+    parts.append(Part(ellipse(-0.51, -0.1, 0.07, 0.08, n=10), INK, False))
+    parts.append(Part(bow(-0.7, 0.06, 0.16, 0.2, 1.5, 0.05), INK, False))
+    return Drawing(parts, (-0.2, -high * 0.92, 0.4))
+
+
+def robot(i: Identity) -> Drawing:
+    a, b, c = i.proportions
+    second = rgb(i.second)
+    wide, head, leg = 0.36 + 0.08 * a, 0.28 + 0.07 * b, 0.26 + 0.08 * c
+    y = -0.5
+    parts = []
+    for side in (-1, 1):
+        parts.append(Part(box(side * 0.2 - 0.1, 0.45, side * 0.2 + 0.1, 0.55 + leg), second))
+        parts.append(Part(box(side * 0.22 - 0.15, 0.5 + leg, side * 0.22 + 0.15, 0.66 + leg), second))
+        parts.append(Part(strip(side * wide, -0.1, side * (wide + 0.28), 0.35, 0.17), second))
+        parts.append(Part(ellipse(side * (wide + 0.28), 0.38, 0.11, 0.11, n=12), second))
+        if i.variant != 1:
+            x = side * head * 0.6
+            parts.append(Part(strip(x, y - head * 0.7, x + side * 0.1, y - head - 0.24, 0.06), INK))
+            parts.append(Part(ellipse(x + side * 0.1, y - head - 0.24, 0.08, 0.08, n=12), second))
+    if i.variant == 1:
+        parts.append(Part(strip(0, y - head * 0.7, 0, y - head - 0.26, 0.06), INK))
+        parts.append(Part(ellipse(0, y - head - 0.26, 0.1, 0.1, n=12), second))
+    parts.append(Part(box(-wide, -0.22, wide, 0.5), BODY))
+    face = ellipse(0, y, head * 1.15, head) if i.variant == 2 else box(-head * 1.2, y - head, head * 1.2, y + head)
+    parts.append(Part(face, BODY))
+    parts.append(Part(box(-0.26, y - 0.14, 0.26, y + 0.06), INK, False))
+    for side in (-1, 1):
+        parts.append(Part(ellipse(side * 0.13, y - 0.04, 0.08, 0.07, n=12), (90, 235, 245), False))
+    chest = ellipse(0, 0.12, 0.16, 0.16) if i.extra else box(-0.18, 0.0, 0.18, 0.22)
+    parts.append(Part(chest, second))
+    return Drawing(parts, (0, y - head * 0.92, head * 1.1))
+
+
+def car(i: Identity) -> Drawing:
+    a, b, c = i.proportions
+    second = rgb(i.second)
+    roof, left, wheel = -0.42 - 0.12 * a, -0.5 + 0.12 * b, 0.21 + 0.04 * c
+    right = (0.45, 0.6, 0.15)[i.variant]
+    parts = [
+        Part([(left - 0.18, 0.0), (left, roof), (right, roof), (right + 0.2, 0.0)], BODY),
+        Part(box(-0.92, -0.08, 0.92, 0.4), BODY),
+        Part([(left, -0.06), (left + 0.08, roof + 0.1), (-0.06, roof + 0.1), (-0.06, -0.06)], GLASS),
+        Part([(0.04, -0.06), (0.04, roof + 0.1), (right - 0.06, roof + 0.1), (right + 0.04, -0.06)], GLASS),
+        Part(ellipse(-0.86, 0.1, 0.08, 0.08, n=12), (255, 235, 130)),
+    ]
+    if i.extra:
+        parts.append(Part(box(-0.9, 0.16, 0.92, 0.26), second, False))
+    for x in (-0.5, 0.5):
+        parts.append(Part(ellipse(x, 0.42, wheel, wheel), INK))
+        parts.append(Part(ellipse(x, 0.42, wheel * 0.5, wheel * 0.5, n=14), second, False))
+    return Drawing(parts, ((left + right) / 2, roof, 0.42))
+
+
+def boat(i: Identity) -> Drawing:
+    a, b, c = i.proportions
+    second = rgb(i.second)
+    mast, deep, sail = -0.85 + 0.08 * a, 0.42 + 0.08 * b, 0.55 + 0.12 * c
+    parts = [Part(strip(0, mast, 0, 0.3, 0.07), (130, 90, 50))]
+    if i.variant == 0:
+        parts.append(Part([(0.06, mast + 0.05), (sail + 0.06, 0.16), (0.06, 0.16)], second))
+        parts.append(Part([(-0.06, mast + 0.2), (-sail * 0.8, 0.16), (-0.06, 0.16)], WHITE))
+    elif i.variant == 1:
+        parts.append(Part(box(-sail * 0.8, mast + 0.12, sail * 0.8, 0.05), second))
+    else:
+        parts.append(Part(box(-0.35, -0.25, 0.4, 0.3), WHITE))
+        parts.append(Part(box(0.05, -0.6, 0.27, -0.2), second))
+    parts.append(Part([(-0.9, 0.25), (0.9, 0.25), (0.6, 0.25 + deep), (-0.6, 0.25 + deep)], BODY))
+    if i.extra:
+        for x in (-0.4, 0.0, 0.4):
+            parts.append(Part(ellipse(x, 0.25 + deep * 0.45, 0.09, 0.09, n=12), GLASS))
+    return Drawing(parts, (0, mast + 0.05, 0.26))
+
+
+def rocket(i: Identity) -> Drawing:
+    a, b, c = i.proportions
+    second = rgb(i.second)
+    wide, nose, fin = 0.28 + 0.06 * a, 0.4 + 0.1 * b, 0.28 + 0.1 * c
+    parts = [Part([(-0.16, 0.55), (0, 1.0), (0.16, 0.55)], (255, 170, 50), False)]
+    for side in (-1, 1):
+        low = 0.75 if i.variant else 0.6
+        parts.append(Part([(side * wide * 0.9, 0.1), (side * (wide + fin), low), (side * wide * 0.9, 0.55)], second))
+    body = ellipse(0, 0.05, wide * 1.1, 0.62) if i.variant == 1 else box(-wide, -0.45, wide, 0.58)
+    parts.append(Part(body, BODY))
+    if i.variant != 1:
+        parts.append(Part([(-wide, -0.44), (0, -0.44 - nose), (wide, -0.44)], second))
+    for y in (-0.2, 0.18) if i.extra else (-0.12,):
+        parts.append(Part(ellipse(0, y, 0.14, 0.14, n=16), WHITE))
+        parts.append(Part(ellipse(0, y, 0.09, 0.09, n=14), GLASS, False))
+    top = -0.55 if i.variant == 1 else -0.44 - nose * 0.75
+    return Drawing(parts, (0, top, 0.26))
+
+
+def house(i: Identity) -> Drawing:
+    a, b, c = i.proportions
+    second = rgb(i.second)
+    wide, wall, peak = 0.6 + 0.1 * a, -0.1 + 0.08 * b, 0.5 + 0.12 * c
+    roofs = (
+        [(-wide - 0.16, wall), (0, wall - peak), (wide + 0.16, wall)],
+        [(-wide - 0.1, wall), (-wide * 0.6, wall - peak * 0.7), (wide * 0.6, wall - peak * 0.7), (wide + 0.1, wall)],
+        [(-wide - 0.08, wall), (-wide - 0.08, wall - peak * 0.45), (wide + 0.08, wall - peak * 0.45), (wide + 0.08, wall)],
+    )
+    parts = [Part(box(0.3, wall - peak * 0.9, 0.46, wall), second)] if i.extra else []
+    parts.append(Part(box(-wide, wall - 0.02, wide, 0.88), BODY))
+    parts.append(Part(roofs[i.variant], second))
+    parts.append(Part(box(-0.14, 0.38, 0.16, 0.88), (120, 76, 44)))
+    for x in (-wide * 0.62, wide * 0.62):
+        parts.append(Part(box(x - 0.13, wall + 0.16, x + 0.13, wall + 0.4), GLASS))
+    return Drawing(parts, (0, wall - peak * (0.85, 0.7, 0.45)[i.variant], 0.34))
+
+
+def mug(i: Identity) -> Drawing:
+    a, b, c = i.proportions
+    second = rgb(i.second)
+    wide, high, grip = 0.44 + 0.1 * a, 0.6 + 0.12 * b, 0.32 + 0.08 * c
+    narrow = wide * (1.0, 0.75, 1.2)[i.variant]
+    parts = [Part(bow(wide * 0.9, 0.12, grip, -1.55, 1.55, 0.14), second if i.extra else BODY)]
+    parts.append(Part([(-wide, -high + 0.1), (wide, -high + 0.1), (narrow, high + 0.1), (-narrow, high + 0.1)], BODY))
+    parts.append(Part(ellipse(0, high + 0.08, narrow, 0.13), BODY, False))
+    parts.append(Part(ellipse(0, -high + 0.1, wide, 0.16), second))
+    parts.append(Part(ellipse(0, -high + 0.12, wide * 0.8, 0.1), (92, 58, 38), False))
+    return Drawing(parts, (0, -high + 0.05, 0.4))
+
+
+def teapot(i: Identity) -> Drawing:
+    a, b, c = i.proportions
+    second = rgb(i.second)
+    wide, high, spout = 0.54 + 0.06 * a, 0.46 + 0.1 * b, 0.2 + 0.1 * c
+    handle = bow(0.5, 0.18, 0.42, -1.4, 1.4, 0.12)
+    parts = [Part(handle, second)] if i.variant != 2 else [Part(bow(0, -0.2, 0.6, -2.9, -0.25, 0.1), second)]
+    parts.append(Part([(-0.35, 0.35), (-0.82, -0.12 - spout), (-0.98, -0.04 - spout), (-0.5, 0.55)], BODY))
+    body = [(-wide, 0.62), (-wide * 0.7, -0.2), (wide * 0.7, -0.2), (wide, 0.62)]
+    parts.append(Part(body if i.variant == 1 else ellipse(0, 0.22, wide, high), BODY))
+    parts.append(Part(ellipse(0, -0.2, 0.34, 0.13), second))
+    parts.append(Part(ellipse(0, -0.36, 0.1, 0.1, n=14), second if i.extra else BODY))
+    if i.extra:
+        parts.append(Part(ellipse(0, 0.26, 0.16, 0.16), second))
+    return Drawing(parts, (0, -0.4, 0.3))
+
+
+def flower(i: Identity) -> Drawing:
+    a, b, c = i.proportions
+    second = rgb(i.second)
+    petals, reach, core = (5, 7, 9)[i.variant], 0.38 + 0.05 * a, 0.2 + 0.06 * b
+    width = (0.27, 0.2, 0.15)[i.variant] + 0.03 * c
+    y = -0.3
+    parts = [Part(strip(0, y, 0.03, 0.95, 0.08), (60, 150, 60))]
+    parts.append(Part(ellipse(0.22, 0.6, 0.24, 0.1, -0.5), (70, 165, 70)))
+    if i.extra:
+        parts.append(Part(ellipse(-0.2, 0.72, 0.24, 0.1, 0.5), (70, 165, 70)))
+    for k in range(petals):
+        turn = 2 * math.pi * k / petals - math.pi / 2
+        x, v = reach * math.cos(turn), reach * math.sin(turn)
+        parts.append(Part(ellipse(x, y + v, width * 1.25, width, turn, n=16), BODY))
+    parts.append(Part(ellipse(0, y, core, core), second))
+    return Drawing(parts, (0, y - reach - width * 0.7, 0.34))
+
+
+def mushroom(i: Identity) -> Drawing:
+    a, b, c = i.proportions
+    second = rgb(i.second)
+    wide, high, stem = 0.7 + 0.12 * a, 0.62 + 0.14 * b, 0.2 + 0.07 * c
+    cap = [(wide * math.cos(t), -0.02 - high * math.sin(t)) for t in (math.pi * k / 14 for k in range(15))]
+    if i.variant == 1:
+        cap = [(-wide, -0.02), (-0.12, -high - 0.2), (0.12, -high - 0.2), (wide, -0.02)]
+    parts = [Part([(-stem, -0.1), (stem, -0.1), (stem * 1.5, 0.9), (-stem * 1.5, 0.9)], (245, 232, 208))]
+    if i.extra:
+        parts.append(Part(ellipse(0, 0.18, stem * 1.5, 0.1), second))
+    parts.append(Part(cap, BODY))
+    parts.append(Part(ellipse(0, -0.02, wide, 0.12), second))
+    if i.variant == 2:
+        for x, v in ((-0.36, -0.3), (0.02, -0.46), (0.36, -0.26)):
+            parts.append(Part(ellipse(x, v, 0.11, 0.09, n=14), WHITE, False))
+    return Drawing(parts, (0, -high * 0.95, 0.36))
+
+
+def butterfly(i: Identity) -> Drawing:
+    a, b, c = i.proportions
+    second = rgb(i.second)
+    upper, lower, spread = 0.42 + 0.06 * a, 0.3 + 0.06 * b, 0.46 + 0.06 * c
+    parts = []
+    for side in (-1, 1):
+        parts.append(Part(strip(side * 0.04, -0.45, side * 0.22, -0.85, 0.05), INK, False))
+        parts.append(Part(ellipse(side * 0.22, -0.85, 0.06, 0.06, n=10), second))
+        low = second if i.extra else BODY
+        parts.append(Part(ellipse(side * spread * 0.8, 0.42, lower, lower * 1.1, side * 0.4), low))
+        if i.variant == 1:
+            parts.append(Part([(0, 0.1), (side * 0.95, -0.7), (side * 0.85, 0.1)], BODY))
+        else:
+            parts.append(Part(ellipse(side * spread, -0.24, upper, upper * 0.85, side * -0.6), BODY))
+        if i.variant != 0:
+            parts.append(Part(ellipse(side * 0.58, -0.24, 0.12, 0.12, n=14), second))
+    parts.append(Part(ellipse(0, 0.08, 0.11, 0.6), INK))
+    return Drawing(parts, (0, -0.5, 0.26))
+
+
+CLASSES: dict[str, Callable[[Identity], Drawing]] = {
+    draw.__name__: draw
+    for draw in (
+        cat, dog, bird, fish, robot, car, boat, rocket, house, mug, teapot, flower, mushroom, butterfly,
+    )
+}
