@@ -1,8 +1,12 @@
 """What travels between tasks: small, frozen, hashable references; never tensors or open handles."""
 
+from collections.abc import Callable
 from typing import Literal
 
 from pydantic import BaseModel, ConfigDict
+
+Progress = Callable[[int, int, str], None]
+"""Told how far a stage is: done, total, and a word for people."""
 
 
 class Record(BaseModel):

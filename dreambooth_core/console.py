@@ -1,0 +1,61 @@
+"""What a person sees of a run: a bar on a terminal, plain lines elsewhere; all on stderr."""
+
+import sys
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager
+
+from dreambooth_core.records import Progress
+
+QUIET_SECONDS = 10.0
+"""Time between two plain lines."""
+
+
+@contextmanager
+def progress_bar(stage: str) -> Iterator[Progress]:
+    """Give a `Progress` that draws on stderr."""
+    if sys.stderr.isatty():
+        with _bar(stage) as told:
+            yield told
+    else:
+        yield _lines(stage)
+
+
+def say(line: str) -> None:
+    """One line for people."""
+    print(line, file=sys.stderr, flush=True)
+
+
+@contextmanager
+def _bar(stage: str) -> Iterator[Progress]:
+    from rich.console import Console
+    from rich.progress import BarColumn, MofNCompleteColumn, TextColumn, TimeRemainingColumn
+    from rich.progress import Progress as Bar
+
+    columns = (
+        TextColumn("[bold]{task.fields[stage]:>9}"),
+        BarColumn(),
+        MofNCompleteColumn(),
+        TimeRemainingColumn(),
+        TextColumn("[dim]{task.description}"),
+    )
+    with Bar(*columns, console=Console(stderr=True), transient=True) as bar:
+        line = bar.add_task("", total=None, stage=stage, visible=False)
+
+        def told(done: int, total: int, label: str) -> None:
+            bar.update(line, completed=done, total=total, description=label, visible=True)
+
+        yield told
+
+
+def _lines(stage: str) -> Progress:
+    last = time.monotonic()
+
+    def told(done: int, total: int, label: str) -> None:
+        nonlocal last
+        now = time.monotonic()
+        if now - last >= QUIET_SECONDS:
+            last = now
+            say(f"{stage:>9}  {done}/{total}  {label}".rstrip())
+
+    return told
