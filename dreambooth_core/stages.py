@@ -1,4 +1,4 @@
-"""A stage is made once: what decides its result decides its key; a stored result is taken as it is."""
+"""A stage is made once: what decides its result decides its key, and what is stored is taken."""
 
 from collections.abc import Callable, Mapping
 from typing import TypeVar
@@ -22,9 +22,9 @@ def once(
 ) -> tuple[R, bool]:
     """The stage's result, and whether it was there already.
 
-    `make` gets the key (64 hex digits) and may keep its own state below `<stage>/<key>/`; the result
-    goes to `<stage>/<key>/result.json`, last. Of several makers at once the first one's result counts
-    for all.
+    `make` gets the key (64 hex digits) and may keep its own state below `<stage>/<key>/`; the
+    result goes to `<stage>/<key>/result.json`, last. Of several makers at once the first one's
+    result counts for all.
     """
     key = stage_key(stage, inputs)
     place = f"{stage}/{key}/result.json"

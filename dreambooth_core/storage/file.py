@@ -85,7 +85,7 @@ class FileStore:
         path = self.root / checked_key(key)
         if path.resolve() != path:
             raise StorageError(
-                f"{key} in {self.uri} goes through a symbolic link, but a store holds only its own files: "
+                f"{key} in {self.uri} goes through a symbolic link, which a store never follows: "
                 "replace the link by what it points to"
             )
         return path

@@ -176,7 +176,7 @@ class S3Store:
         if code in _REFUSED:
             return StorageError(
                 f"{what}: {self._endpoint()} refused the credentials ({code}); "
-                "set AWS_ACCESS_KEY_ID and AWS_SECRET_ACCESS_KEY, or a profile, that may use this bucket"
+                "set AWS_ACCESS_KEY_ID and AWS_SECRET_ACCESS_KEY to some that may use this bucket"
             )
         return StorageError(f"{what}: {self._endpoint()} answered {code}; try again later")
 
