@@ -88,6 +88,25 @@ def claimed(folder: Path) -> Iterator[int]:
         yield file.fileno()
 
 
+@contextmanager
+def exported(variables: Mapping[str, str | None]) -> Iterator[None]:
+    """Set (None: remove) environment variables while the block runs."""
+    before = {name: os.environ.get(name) for name in variables}
+    _set(variables)
+    try:
+        yield
+    finally:
+        _set(before)
+
+
+def _set(variables: Mapping[str, str | None]) -> None:
+    for name, value in variables.items():
+        if value is None:
+            os.environ.pop(name, None)
+        else:
+            os.environ[name] = value
+
+
 def _came_up(
     trial: ExitStack,
     server: Server,

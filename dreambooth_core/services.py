@@ -9,13 +9,13 @@ import secrets
 import shutil
 import sys
 import urllib.request
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
 from dreambooth_core.config import Config
 from dreambooth_core.errors import ConfigError, StageFailed, StorageError
-from dreambooth_core.servers import Server, claimed, running
+from dreambooth_core.servers import Server, claimed, exported, running
 from dreambooth_core.storage import written_beside
 
 S3_SECONDS = 60.0
@@ -52,9 +52,9 @@ def local_services(config: Config) -> Iterator[None]:
         # what a user has for the cloud would be mixed with ours
         cloud = dict.fromkeys(("AWS_SESSION_TOKEN", "AWS_SECURITY_TOKEN", "AWS_PROFILE"))
         with (
-            _exported({**ours, **cloud, "AWS_DEFAULT_REGION": "us-east-1", **_unproxied()}),
+            exported({**ours, **cloud, "AWS_DEFAULT_REGION": "us-east-1", **_unproxied()}),
             running(_seaweedfs(program, folder), lock) as port,
-            _exported(dict.fromkeys(("AWS_ENDPOINT_URL_S3", "MLFLOW_S3_ENDPOINT_URL"), _url(port))),
+            exported(dict.fromkeys(("AWS_ENDPOINT_URL_S3", "MLFLOW_S3_ENDPOINT_URL"), _url(port))),
         ):
             _make_bucket(_url(port), storage.uri.removeprefix("s3://").split("/", 1)[0])
             yield
@@ -89,7 +89,7 @@ def prefect_api(work: Path, meanwhile: Callable[[], object] | None = None) -> It
 
     with (
         claimed(home) as lock,
-        _exported({**quiet, "PREFECT_API_URL": None, **_unproxied()}),
+        exported({**quiet, "PREFECT_API_URL": None, **_unproxied()}),
         running(_prefect(home), lock, announce_and_go_on if meanwhile else None) as port,
     ):
         announce(port)
@@ -181,7 +181,7 @@ def _prefect_answers(port: int) -> bool:
 def _send_the_rest() -> None:
     """Let prefect's threads hand over logs and events while there is somebody to take them.
 
-    They would do so when Python ends, seconds of errors after the server. Core never imports prefect.
+    They would do so when Python ends, seconds of errors after the server. (Core imports no prefect.)
     """
     for module, name in _SENDERS:
         sender = getattr(sys.modules.get(module), name, None)
@@ -228,25 +228,6 @@ def _credentials(folder: Path) -> tuple[str, str]:
         raise StageFailed(
             f"{path} holds no credentials: delete it, new ones are made at the next run"
         ) from error
-
-
-@contextmanager
-def _exported(variables: Mapping[str, str | None]) -> Iterator[None]:
-    """Set (None: remove) environment variables while the block runs."""
-    before = {name: os.environ.get(name) for name in variables}
-    _set(variables)
-    try:
-        yield
-    finally:
-        _set(before)
-
-
-def _set(variables: Mapping[str, str | None]) -> None:
-    for name, value in variables.items():
-        if value is None:
-            os.environ.pop(name, None)
-        else:
-            os.environ[name] = value
 
 
 def _unproxied() -> dict[str, str]:
