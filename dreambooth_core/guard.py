@@ -36,12 +36,13 @@ def main(arguments: list[str]) -> int:
     prctl(PR_SET_CHILD_SUBREAPER, 1)
     if os.getppid() != parent:
         return -signal.SIGTERM
-    child = subprocess.Popen(
+    started = subprocess.Popen(
         arguments[3:],
         start_new_session=True,
         # this process has one thread, so here the death signal means what it says
         preexec_fn=lambda: prctl(PR_SET_PDEATHSIG, signal.SIGKILL),
-    ).pid
+    )
+    child = started.pid
     deadline: float | None = None
     while (status := _reap(child)) is None:
         if deadline is None and (asked or os.getppid() != parent):
@@ -51,6 +52,7 @@ def main(arguments: list[str]) -> int:
             _signal_group(child, signal.SIGKILL)
         time.sleep(POLL_SECONDS)
     _end_descendants(child)
+    started.returncode = status  # it must neither be waited for nor be dropped before: we reap
     return status
 
 
@@ -71,7 +73,7 @@ def _reap(child: int) -> int | None:
         try:
             pid, status = os.waitpid(-1, os.WNOHANG)
         except ChildProcessError:
-            return 0
+            return 1
         if pid == 0:
             return None
         if pid == child:

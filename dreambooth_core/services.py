@@ -181,7 +181,7 @@ def _prefect_answers(port: int) -> bool:
 def _send_the_rest() -> None:
     """Let prefect's threads hand over logs and events while there is somebody to take them.
 
-    They would do so when Python ends, seconds of errors after the server. (Core imports no prefect.)
+    They would do so when Python ends, after the server's end, with errors. Core imports no prefect.
     """
     for module, name in _SENDERS:
         sender = getattr(sys.modules.get(module), name, None)
