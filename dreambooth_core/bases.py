@@ -1,0 +1,98 @@
+"""The base model: which folder it is, and which bytes."""
+
+import functools
+import json
+import re
+from pathlib import Path
+
+from dreambooth_core import config
+from dreambooth_core.blobs import digest_json, digest_of_file
+from dreambooth_core.errors import ModelError
+
+_COMMIT = re.compile(r"[0-9a-f]{40}")
+_READ = ("*.json", "*.txt", "*.model", "*.safetensors")
+
+
+def base_folder(model: config.Model) -> Path:
+    """The base's local folder; a Hub id is fetched once, at its pinned commit, safetensors only.
+
+    Raises `ModelError` when there is neither such a folder nor such a repository, or when a Hub id
+    comes without the commit that pins it.
+    """
+    folder = Path(model.base)
+    if folder.is_dir():
+        return folder.resolve()
+    if not re.fullmatch(r"[\w.-]+/[\w.-]+", model.base) or model.base.startswith("."):
+        raise ModelError(f"there is no folder {model.base}; set model.base to one, or to a Hub id")
+    if not _COMMIT.fullmatch(model.revision or ""):
+        raise ModelError(
+            f"there is no folder {model.base}, and as a Hub id it needs model.revision, "
+            "the 40 hex digits of a commit, so that the same config means the same weights"
+        )
+    return _snapshot(model.base, str(model.revision))
+
+
+def base_digest(model: config.Model) -> str:
+    """SHA-256 over the names and digests of the files that are read from the base's folder."""
+    folder = base_folder(model)
+    files = _files(folder)
+    if not files:
+        raise ModelError(
+            f"{folder} holds no model; set model.base to a folder in diffusers' format"
+        )
+    return digest_json(
+        {path.relative_to(folder).as_posix(): _digest(path, *_version(path)) for path in files}
+    )
+
+
+def _snapshot(repository: str, revision: str) -> Path:
+    from huggingface_hub import snapshot_download
+
+    try:
+        index = Path(
+            snapshot_download(repository, revision=revision, allow_patterns=["model_index.json"])
+        )
+        wanted = [f"{part}/{kind}" for part in _parts(index) for kind in _READ]
+        return Path(
+            snapshot_download(
+                repository,
+                revision=revision,
+                allow_patterns=["model_index.json", *wanted],
+                ignore_patterns=["*.fp16.*", "*.bf16.*", "*non_ema*"],
+            )
+        )
+    except Exception as error:  # the client's own tree of errors is wide and changes
+        reason = " ".join(str(error).split())[:300]
+        raise ModelError(
+            f"cannot fetch {repository} at {revision} from the Hub ({reason}); "
+            "check the name, the commit and the connection"
+        ) from error
+
+
+def _parts(folder: Path) -> list[str]:
+    """The folders that `model_index.json` names; a safety checker is never read."""
+    try:
+        entries = json.loads((folder / "model_index.json").read_text(encoding="utf-8"))
+    except (OSError, ValueError):
+        return []
+    unused = {"safety_checker", "feature_extractor", "image_encoder"}
+    return sorted(
+        name for name, entry in entries.items() if isinstance(entry, list) and name not in unused
+    )
+
+
+def _files(folder: Path) -> list[Path]:
+    found = [
+        path for part in _parts(folder) for kind in _READ for path in (folder / part).glob(kind)
+    ]
+    return sorted([folder / "model_index.json", *found]) if found else []
+
+
+def _version(path: Path) -> tuple[int, int]:
+    state = path.stat()
+    return state.st_size, state.st_mtime_ns
+
+
+@functools.lru_cache(maxsize=4096)
+def _digest(path: Path, _size: int, _changed: int) -> str:
+    return digest_of_file(path)
