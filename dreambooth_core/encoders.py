@@ -23,7 +23,7 @@ class Encoder:
     """A loaded encoder; every method gives rows of unit length."""
 
     def __init__(self, source: str, revision: str | None) -> None:
-        """Load from a folder or the Hub's cache; raises `ModelError` when there is no such thing."""
+        """Load from a folder or the Hub's cache; raises `ModelError` when there is none."""
         from transformers import AutoImageProcessor, AutoModel
 
         self._source = source

@@ -1,0 +1,60 @@
+"""Images from a registered model, into a folder."""
+
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+
+from dreambooth_core import console
+from dreambooth_core.blobs import get_blob, get_record
+from dreambooth_core.config import Config, Sample
+from dreambooth_core.errors import ConfigError
+from dreambooth_core.records import Weights
+from dreambooth_core.registry import find_version
+from dreambooth_core.sampling import sample
+from dreambooth_core.services import local_services
+from dreambooth_core.storage import open_store
+
+
+@dataclass(frozen=True)
+class Wish:
+    """What is asked of the model."""
+
+    prompts: tuple[str, ...]
+    """Templates; `{subject}`, `{identifier}` and `{class_noun}` are those of the training."""
+    seeds: int
+    """Images per prompt; the same seeds as a run's with the same config."""
+    out: Path
+
+
+def from_registry(config: Config | None, work: Path, model: str, wish: Wish) -> Iterator[Path]:
+    """Write `<name>-v<version>-<index>.png` into `wish.out` and give each path.
+
+    Prompt, seed and digest stand in each image's metadata. Raises `ConfigError` for a model or a
+    template that is unknown.
+    """
+    found = find_version(config, work, model)
+    trained = found.config.model_copy(
+        update={"sample": Sample(prompts=wish.prompts, seeds=wish.seeds)}
+    )
+    for template in wish.prompts:
+        _check(trained, template)
+    with local_services(trained), console.progress_bar("sample") as progress:
+        store = open_store(trained.storage)
+        weights = get_record(store, found.weights_record, Weights)
+        if weights is None:
+            raise ConfigError(f"the weights of {model} are no longer in {store.uri}: train again")
+        made, _ = sample(trained, store, weights, progress)
+        wish.out.mkdir(parents=True, exist_ok=True)
+        for image in made.images:
+            path = wish.out / f"{found.name}-v{found.version}-{image.name}"
+            path.write_bytes(get_blob(store, image.blob))
+            yield path
+
+
+def _check(config: Config, template: str) -> None:
+    try:
+        config.subject.fill(template)
+    except (KeyError, IndexError, ValueError) as error:
+        raise ConfigError(
+            f"prompt {template!r} may only hold {{subject}}, {{identifier}} and {{class_noun}}"
+        ) from error

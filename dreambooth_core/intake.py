@@ -1,0 +1,40 @@
+"""The first stage: photos checked and taken in, once for the same files under the same rules."""
+
+from dreambooth_core import dataset
+from dreambooth_core.blobs import digest_of_file
+from dreambooth_core.config import Config
+from dreambooth_core.dataset import Validation
+from dreambooth_core.records import ImageSet, Record
+from dreambooth_core.stages import once
+from dreambooth_core.storage import Store
+
+
+class Intake(Record):
+    """Instance images, and what was found while checking them."""
+
+    images: ImageSet
+    validation: Validation
+
+
+def take_in(config: Config, store: Store) -> tuple[Intake, bool]:
+    """The instance images, and whether these very files had been taken in before.
+
+    Raises `DatasetRefused` naming the hard findings; nothing is kept then.
+    """
+
+    def make(_: str) -> Intake:
+        images, validation = dataset.collect(store, config)
+        return Intake(images=images, validation=validation)
+
+    return once(store, "validate", _inputs(config), Intake, make)
+
+
+def _inputs(config: Config) -> dict[str, object]:
+    folder = config.subject.images
+    files = sorted(path for path in folder.iterdir() if path.is_file()) if folder.is_dir() else []
+    return {
+        "folder": folder,
+        "files": [[path.name, digest_of_file(path)] for path in files],
+        "rules": config.dataset,
+        "resolution": config.model.resolution,
+    }

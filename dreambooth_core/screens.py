@@ -1,0 +1,100 @@
+"""What the command line prints on stdout: tables for people, JSON for machines."""
+
+import json
+from collections.abc import Sequence
+from typing import Any
+
+import yaml
+
+from dreambooth_core import dataset
+from dreambooth_core.config import Config
+from dreambooth_core.errors import DatasetRefused
+from dreambooth_core.summary import Summary
+
+
+def show_summary(summary: Summary) -> None:
+    """Stages, metrics beside the base's, and where the report lies."""
+    stages = [[name, s.status, f"{s.seconds:.1f} s"] for name, s in summary.stages.items()]
+    _table(f"Run {summary.run_id}", ("stage", "status", "time"), stages)
+    rows = [
+        [name.replace("_", " "), f"{value:.3f}", f"{summary.base_metrics[name]:.3f}"]
+        for name, value in summary.metrics.items()
+    ]
+    _table("", ("metric", "tuned", "base"), rows)
+    if summary.model:
+        aliases = "".join(f" @{alias}" for alias in summary.model.aliases)
+        print(f"Model   {summary.model.name}, version {summary.model.version}{aliases}")
+    if all(stage.status == "reused" for stage in summary.stages.values()):
+        print("Reused  every stage: nothing has changed since")
+    print(f"Report  {summary.artifacts.get('report', '').removeprefix('file://')}")
+
+
+def show_validation(found: dataset.Validation, as_json: bool) -> None:
+    """Findings with measure, limit and remedy."""
+    if as_json:
+        _json({**found.model_dump(mode="json"), "refused": found.refused})
+        return
+    from rich.console import Console
+
+    if found.findings:
+        Console().print(dataset.findings_table(found))
+    print(f"{len(found.accepted)} photos accepted, {len(found.findings)} findings")
+
+
+def show_config(config: Config, as_json: bool) -> None:
+    """All keys, defaults filled in."""
+    document = config.model_dump(mode="json")
+    if as_json:
+        _json(document)
+    else:
+        print(yaml.safe_dump(document, sort_keys=False), end="")
+
+
+def show_plan(config: Config, as_json: bool) -> None:
+    """What a run would do; the photos are checked for it. Raises `DatasetRefused`, `ModelError`."""
+    found = dataset.validate(config.subject.images, config.dataset, config.model.resolution)
+    plan = _plan(config, found)
+    if as_json:
+        _json({"config": config.model_dump(mode="json"), "plan": plan})
+    else:
+        show_config(config, as_json=False)
+        _table("Plan", ("stage", "what"), [[name, what] for name, what in plan.items()])
+    if found.refused:
+        hard = next(finding for finding in found.findings if finding.level == "hard")
+        raise DatasetRefused(f"{hard.file}: {hard.check}: {hard.measure}; {hard.remedy}")
+
+
+def _plan(config: Config, found: dataset.Validation) -> dict[str, str]:
+    from dreambooth_core.sampling import base_digest
+
+    train, rules, batch = config.train, config.evaluation, config.sample
+    text = " and text encoder" if train.text_encoder else ""
+    tracking = config.tracking.uri or "MLflow below paths.work"
+    drawn = len(rules.prompts) * rules.seeds + rules.class_images
+    prior = f"{config.prior.images} class images of base {base_digest(config)[:12]}"
+    return {
+        "validate": f"{len(found.accepted)} photos accepted, {len(found.findings)} findings",
+        "priors": prior if config.prior.enabled else "off",
+        "train": f"{train.method}, denoiser{text}, {train.steps} steps of {train.batch_size}, "
+        f"a checkpoint every {train.checkpoint_every}",
+        "evaluate": f"{drawn} images each of the tuned model and of the base",
+        "register": f"{config.name}@candidate in {tracking}",
+        "sample": f"{len(batch.prompts)} prompts x {batch.seeds} seeds",
+        "report": f"{config.paths.work}/reports, and in {config.storage.uri}",
+    }
+
+
+def _table(title: str, columns: Sequence[str], rows: list[list[str]]) -> None:
+    from rich import box
+    from rich.console import Console
+    from rich.table import Table
+    from rich.text import Text
+
+    table = Table(*columns, title=title or None, title_justify="left", box=box.SIMPLE_HEAD)
+    for row in rows:
+        table.add_row(*(Text(cell) for cell in row))
+    Console().print(table)
+
+
+def _json(document: Any) -> None:
+    print(json.dumps(document, indent=2, ensure_ascii=False))

@@ -1,0 +1,62 @@
+"""Contact sheets: many images as one, a row per prompt."""
+
+import io
+import math
+from collections.abc import Sequence
+
+from PIL import Image
+
+from dreambooth_core import records
+from dreambooth_core.blobs import get_blob
+from dreambooth_core.storage import Store
+
+SIDE = 128
+"""Pixels of one cell."""
+
+
+def by_prompt(images: Sequence[records.Image]) -> dict[str, list[records.Image]]:
+    """Images under their prompts, both in the given order."""
+    rows: dict[str, list[records.Image]] = {}
+    for image in images:
+        rows.setdefault(image.prompt, []).append(image)
+    return rows
+
+
+def contact_sheet(store: Store, images: Sequence[records.Image]) -> bytes:
+    """One PNG: a row per prompt, or about a square when all prompts are the same."""
+    rows = list(by_prompt(images).values())
+    if len(rows) == 1:
+        across = math.ceil(math.sqrt(len(images)))
+        rows = [rows[0][start : start + across] for start in range(0, len(images), across)]
+    sheet = Image.new("RGB", (SIDE * max(map(len, rows), default=1), SIDE * max(len(rows), 1)))
+    for down, row in enumerate(rows):
+        for across, image in enumerate(row):
+            sheet.paste(_cell(get_blob(store, image.blob)), (across * SIDE, down * SIDE))
+    return _png(sheet)
+
+
+def thumbnail(png: bytes, side: int) -> bytes:
+    """At most `side` pixels high and wide, as PNG; small images stay as they are."""
+    with Image.open(io.BytesIO(png)) as image:
+        if max(image.size) <= side:
+            return png
+        small = image.convert("RGB")
+        small.thumbnail((side, side), Image.Resampling.LANCZOS)
+        return _png(small)
+
+
+def _cell(png: bytes) -> Image.Image:
+    with Image.open(io.BytesIO(png)) as image:
+        whole = image.convert("RGB")
+    scale = SIDE / max(whole.size)
+    size = (max(1, round(whole.width * scale)), max(1, round(whole.height * scale)))
+    method = Image.Resampling.NEAREST if scale > 1 else Image.Resampling.LANCZOS
+    cell = Image.new("RGB", (SIDE, SIDE), "white")
+    cell.paste(whole.resize(size, method), ((SIDE - size[0]) // 2, (SIDE - size[1]) // 2))
+    return cell
+
+
+def _png(image: Image.Image) -> bytes:
+    buffer = io.BytesIO()
+    image.save(buffer, "PNG")
+    return buffer.getvalue()

@@ -1,0 +1,196 @@
+"""A run as one document: how each stage went, what came out, where it lies."""
+
+import time
+from collections.abc import Callable
+from types import TracebackType
+from typing import Any, Literal, Self, TypeVar
+
+from dreambooth_core import console
+from dreambooth_core.blobs import digest_json
+from dreambooth_core.config import Config
+from dreambooth_core.errors import Preempted
+from dreambooth_core.intake import Intake
+from dreambooth_core.records import (
+    Document,
+    ImageSet,
+    ModelVersion,
+    Record,
+    SampleSet,
+    Scores,
+    Stage,
+    StageStatus,
+    Weights,
+)
+from dreambooth_core.storage import open_store, written_beside
+
+STAGES = {
+    "validate": "intake",
+    "priors": "classes",
+    "train": "weights",
+    "evaluate": "scores",
+    "register": "version",
+    "sample": "samples",
+    "report": "report",
+}
+"""Stages in their order -> the field of `Results` that holds what they leave."""
+LAST_RUN = "last_run.json"
+"""Summary of the latest run below `paths.work`, whatever way it ended."""
+
+T = TypeVar("T")
+
+
+class Model(Record):
+    """The registered version."""
+
+    name: str
+    version: str
+    aliases: tuple[str, ...]
+
+
+class Summary(Record):
+    """What `dreambooth run --json` prints, and what lies beside the report as `summary.json`."""
+
+    run_id: str
+    """The subject's name and a digest of config, photos, weights and scores: same run, same id."""
+    status: Literal["done", "failed", "preempted"]
+    stages: dict[str, Stage]
+    metrics: dict[str, float]
+    base_metrics: dict[str, float]
+    model: Model | None
+    artifacts: dict[str, str]
+    """Name -> URI."""
+    digests: dict[str, str | None]
+    """SHA-256 of dataset, class images and weights; None for what there is not."""
+
+
+class Results(Record):
+    """What the stages have left so far."""
+
+    intake: Intake | None = None
+    classes: ImageSet | None = None
+    weights: Weights | None = None
+    scores: Scores | None = None
+    version: ModelVersion | None = None
+    samples: SampleSet | None = None
+    report: Document | None = None
+
+
+class Run:
+    """Times the stages of one run, keeps their results, and leaves the summary at its end.
+
+    Entered as a context: on leaving it, the summary lies at `paths.work/last_run.json`, after
+    success also beside the report, here and in the store.
+    """
+
+    def __init__(self, config: Config) -> None:
+        self.config = config
+        self.stages: dict[str, Stage] = {}
+        self.results = Results()
+        self._left: Summary | None = None
+
+    def stage(self, name: str, act: Callable[..., tuple[T, bool]], *arguments: Any) -> T:
+        """Run one stage; `act` gives its record and whether it was reused."""
+        started = time.monotonic()
+        try:
+            record, reused = act(*arguments)
+        except BaseException:
+            self._note(name, "failed", started)
+            raise
+        self._note(name, "reused" if reused else "done", started)
+        self.results = self.results.model_copy(update={STAGES[name]: record})
+        return record
+
+    @property
+    def summary(self) -> Summary:
+        """The run as it stands, or as it was left."""
+        return self._left or summarise(self.config, self.results, self.stages)
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        trace: TracebackType | None,
+    ) -> None:
+        self._left = summarise(self.config, self.results, self.stages, error)
+        _save(self.config, self._left)
+
+    def _note(self, name: str, status: StageStatus, started: float) -> None:
+        seconds = round(time.monotonic() - started, 3)
+        self.stages[name] = Stage(status=status, seconds=seconds)
+        console.say(f"{name:>9}  {status} in {seconds:.1f} s")
+
+
+def run_id(config: Config, results: Results) -> str:
+    """The subject's name and 12 hex digits over the config and what the results hold."""
+    asked = config.model_dump(mode="json", exclude={"paths", "storage", "tracking"})
+    found = (results.intake and results.intake.images, results.weights, results.scores)
+    digests = [record.digest if record else None for record in found]
+    return f"{config.name}-{digest_json([asked, digests])[:12]}"
+
+
+def summarise(
+    config: Config,
+    results: Results,
+    stages: dict[str, Stage],
+    error: BaseException | None = None,
+) -> Summary:
+    """The run as it stands; anything that is no plain error (a signal) counts as preempted."""
+    stopped = isinstance(error, Preempted) or not isinstance(error, Exception)
+    scores, version = results.scores, results.version
+    return Summary(
+        run_id=run_id(config, results),
+        status="done" if error is None else "preempted" if stopped else "failed",
+        stages=dict(stages),
+        metrics=scores.metrics if scores else {},
+        base_metrics=scores.base_metrics if scores else {},
+        model=Model(name=version.name, version=version.version, aliases=version.aliases)
+        if version
+        else None,
+        artifacts=_artifacts(config, results),
+        digests={
+            "dataset": results.intake.images.digest if results.intake else None,
+            "class_images": results.classes.digest if results.classes else None,
+            "weights": results.weights.digest if results.weights else None,
+        },
+    )
+
+
+def failed(config: Config) -> Summary:
+    """The summary of a run that ended before its first stage."""
+    return summarise(config, Results(), {}, RuntimeError())
+
+
+def _artifacts(config: Config, results: Results) -> dict[str, str]:
+    found: dict[str, str] = {}
+    if results.intake:
+        found["instance_images"] = results.intake.images.uri
+    if results.classes:
+        found["class_images"] = results.classes.uri
+    if results.weights:
+        found["weights"] = results.weights.uri
+    if results.scores:
+        found["scores"] = results.scores.uri
+    if results.version:
+        found["mlflow_run"] = f"runs:/{results.version.run_id}"
+    if results.samples:
+        found["samples"] = results.samples.uri
+    if results.report:
+        local = config.paths.work.resolve() / "reports" / run_id(config, results)
+        found["report"] = (local / "report.html").as_uri()
+        found["summary"] = (local / "summary.json").as_uri()
+        found["stored_report"] = results.report.uri
+    return found
+
+
+def _save(config: Config, summary: Summary) -> None:
+    data = (summary.model_dump_json(indent=2) + "\n").encode()
+    places = [config.paths.work / LAST_RUN]
+    if summary.status == "done":
+        open_store(config.storage).put(f"reports/{summary.run_id}/summary.json", data)
+        places.append(config.paths.work / "reports" / summary.run_id / "summary.json")
+    for place in places:
+        with written_beside(place) as temporary:
+            temporary.write_bytes(data)

@@ -1,0 +1,27 @@
+"""Photos in, a measured and registered model out."""
+
+from prefect import flow
+
+from dreambooth_core.config import Config
+from dreambooth_core.services import local_services
+from dreambooth_core.summary import Run, Summary
+from tasks.models import evaluate_samples, generate_samples, register_version, train_model
+from tasks.papers import publish_summary, write_report
+from tasks.photos import collect_instance_images, ensure_class_images
+
+
+@flow(name="train", persist_result=False)
+def train_flow(config: Config) -> Summary:
+    """Learn one subject; what is there already is reused, what was cut off goes on."""
+    with local_services(config):
+        with Run(config) as run:
+            photos = run.stage("validate", collect_instance_images, config).images
+            classes = run.stage("priors", ensure_class_images, config)
+            weights = run.stage("train", train_model, config, photos, classes)
+            scores = run.stage("evaluate", evaluate_samples, config, photos, weights)
+            found = (photos, classes, weights, scores)
+            run.stage("register", register_version, config, *found)
+            run.stage("sample", generate_samples, config, weights)
+            run.stage("report", write_report, config, run.results, run.stages)
+        publish_summary(run.summary)
+        return run.summary

@@ -1,0 +1,50 @@
+"""Weights: trained, measured, registered, sampled from."""
+
+from dreambooth_core.config import Config
+from dreambooth_core.records import ImageSet, ModelVersion, SampleSet, Scores, Weights
+from dreambooth_core.storage import open_store
+from tasks.stages import progress_shown, stage
+
+
+@stage("train")
+def train_model(
+    config: Config, instance: ImageSet, classes: ImageSet | None
+) -> tuple[Weights, bool]:
+    """Train in a process of its own; goes on from the last checkpoint. Raises `Preempted`."""
+    from dreambooth_core import fit
+
+    with progress_shown("train") as progress:
+        return fit.train(config, open_store(config.storage), instance, classes, progress)
+
+
+@stage("evaluate")
+def evaluate_samples(config: Config, instance: ImageSet, weights: Weights) -> tuple[Scores, bool]:
+    """Measure the tuned model and the untouched base on the same seeds."""
+    from dreambooth_core import evaluation
+
+    with progress_shown("evaluate") as progress:
+        return evaluation.evaluate(config, open_store(config.storage), instance, weights, progress)
+
+
+@stage("register")
+def register_version(
+    config: Config,
+    instance: ImageSet,
+    classes: ImageSet | None,
+    weights: Weights,
+    scores: Scores,
+) -> tuple[ModelVersion, bool]:
+    """Register the version with its lineage in MLflow, as the candidate."""
+    from dreambooth_core import registry
+
+    store = open_store(config.storage)
+    return registry.register(config, store, instance, classes, weights, scores)
+
+
+@stage("sample")
+def generate_samples(config: Config, weights: Weights) -> tuple[SampleSet, bool]:
+    """Draw the run's last batch of images."""
+    from dreambooth_core import sampling
+
+    with progress_shown("sample") as progress:
+        return sampling.sample(config, open_store(config.storage), weights, progress)

@@ -1,0 +1,24 @@
+"""Photos in, class images beside them."""
+
+from dreambooth_core.config import Config
+from dreambooth_core.intake import Intake
+from dreambooth_core.records import ImageSet
+from dreambooth_core.storage import open_store
+from tasks.stages import progress_shown, stage
+
+
+@stage("validate")
+def collect_instance_images(config: Config) -> tuple[Intake, bool]:
+    """Check the photos and take them in; raises `DatasetRefused`."""
+    from dreambooth_core.intake import take_in
+
+    return take_in(config, open_store(config.storage))
+
+
+@stage("priors")
+def ensure_class_images(config: Config) -> tuple[ImageSet | None, bool]:
+    """Make the class images that are missing; None without prior preservation."""
+    from dreambooth_core import priors
+
+    with progress_shown("priors") as progress:
+        return priors.ensure_class_images(config, open_store(config.storage), progress)

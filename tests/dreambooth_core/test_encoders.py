@@ -1,0 +1,85 @@
+import json
+import shutil
+
+import numpy as np
+import pytest
+import torch
+from PIL import Image
+from transformers import CLIPModel, ViTModel
+
+from dreambooth_core.encoders import Encoder, encoder_digest
+from dreambooth_core.errors import ModelError
+
+
+def pictures(count: int) -> list[Image.Image]:
+    draw = np.random.default_rng(0)
+    return [
+        Image.fromarray(draw.integers(0, 255, (32, 32, 3), dtype=np.uint8)) for _ in range(count)
+    ]
+
+
+def normalised(images: list[Image.Image], folder) -> torch.Tensor:
+    """The folder's preprocessing by hand; the pictures have the encoder's size already."""
+    rules = json.loads((folder / "preprocessor_config.json").read_text())
+    pixels = torch.from_numpy(np.stack([np.asarray(image) for image in images])).float() / 255
+    mean, std = torch.tensor(rules["image_mean"]), torch.tensor(rules["image_std"])
+    return ((pixels - mean) / std).permute(0, 3, 1, 2)
+
+
+def test_the_identity_embedding_is_the_class_token_of_the_last_layer(tiny_encoders):
+    _, folder = tiny_encoders
+    images = pictures(3)
+    found = Encoder(str(folder), None).identity_images(images)
+    with torch.no_grad():
+        tokens = ViTModel.from_pretrained(folder)(normalised(images, folder)).last_hidden_state
+    expected = torch.nn.functional.normalize(tokens[:, 0], dim=-1).numpy()
+    np.testing.assert_allclose(found, expected, atol=1e-5)
+
+
+def test_clip_images_are_projected(tiny_encoders):
+    folder, _ = tiny_encoders
+    images = pictures(2)
+    found = Encoder(str(folder), None).clip_images(images)
+    model = CLIPModel.from_pretrained(folder)
+    with torch.no_grad():
+        hidden = model.vision_model(normalised(images, folder)).pooler_output
+        expected = torch.nn.functional.normalize(model.visual_projection(hidden), dim=-1)
+    np.testing.assert_allclose(found, expected.numpy(), atol=1e-5)
+
+
+def test_texts_do_not_depend_on_their_neighbours(tiny_encoders):
+    encoder = Encoder(str(tiny_encoders[0]), None)
+    long = "a robot " * 40
+    together = encoder.clip_texts(["a robot", long])
+    np.testing.assert_allclose(together[:1], encoder.clip_texts(["a robot"]), atol=1e-5)
+    np.testing.assert_allclose(np.linalg.norm(together, axis=1), 1, atol=1e-9)
+
+
+def test_more_images_than_one_batch(tiny_encoders):
+    encoder = Encoder(str(tiny_encoders[1]), None)
+    images = pictures(19)
+    found = encoder.identity_images(images)
+    assert found.shape[0] == 19
+    np.testing.assert_allclose(found[18:], encoder.identity_images(images[18:]), atol=1e-5)
+
+
+def test_greyscale_and_transparent_images_are_seen_as_rgb(tiny_encoders):
+    encoder = Encoder(str(tiny_encoders[1]), None)
+    grey = pictures(1)[0].convert("L")
+    np.testing.assert_allclose(
+        encoder.identity_images([grey]), encoder.identity_images([grey.convert("RGB")])
+    )
+
+
+def test_a_missing_encoder_is_one_sentence(tmp_path):
+    with pytest.raises(ModelError, match="no encoder for the metrics") as caught:
+        Encoder(str(tmp_path / "nothing"), None)
+    assert "\n" not in str(caught.value)
+
+
+def test_the_digest_follows_the_content_and_not_the_place(tiny_encoders, tmp_path):
+    folder = shutil.copytree(tiny_encoders[1], tmp_path / "moved")
+    assert encoder_digest(str(folder), None) == encoder_digest(str(tiny_encoders[1]), None)
+    (folder / "preprocessor_config.json").write_text("{}")
+    assert encoder_digest(str(folder), None) != encoder_digest(str(tiny_encoders[1]), None)
+    assert encoder_digest("a/b", "1") != encoder_digest("a/b", "2")

@@ -1,0 +1,42 @@
+"""`prefect deploy` falls back to a placeholder when a flow file fails: here each one is loaded."""
+
+import sys
+from pathlib import Path
+
+import pytest
+import yaml
+
+from dreambooth_core.config import Config
+
+ROOT = Path(__file__).parent.parent
+DEPLOYMENTS = yaml.safe_load((ROOT / "prefect.yaml").read_text(encoding="utf-8"))["deployments"]
+
+
+@pytest.mark.parametrize("deployment", DEPLOYMENTS, ids=lambda deployment: deployment["name"])
+class TestDeployment:
+    def test_its_entrypoint_is_a_real_flow(self, deployment, monkeypatch):
+        from prefect import Flow
+        from prefect.flows import load_flow_from_entrypoint
+
+        monkeypatch.chdir(ROOT)
+        monkeypatch.setattr(sys, "path", list(sys.path))  # the loader leaves flows/ first on it
+        flow = load_flow_from_entrypoint(deployment["entrypoint"], use_placeholder_flow=False)
+        assert isinstance(flow, Flow)
+        assert flow.fn.__name__.endswith("_flow")
+        assert set(deployment["parameters"]) <= set(flow.parameters.properties)
+
+    def test_its_config_is_a_config(self, deployment):
+        Config.model_validate(deployment["parameters"]["config"])
+
+    def test_it_has_a_work_pool(self, deployment):
+        assert deployment["work_pool"]["name"]
+
+    def test_its_schedules_have_slugs(self, deployment):
+        for schedule in deployment.get("schedules", []):
+            assert schedule["slug"]
+
+
+def test_every_flow_file_is_deployed():
+    deployed = {deployment["entrypoint"].split(":")[0] for deployment in DEPLOYMENTS}
+    there = {f"flows/{path.name}" for path in (ROOT / "flows").glob("*.py")} - {"flows/__init__.py"}
+    assert deployed == there

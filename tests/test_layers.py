@@ -1,0 +1,132 @@
+"""The arrows: flows -> tasks -> core -> libraries, and inside the core only down."""
+
+import ast
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+ROOT = Path(__file__).parent.parent
+CORE = ROOT / "dreambooth_core"
+
+LEVELS = [
+    "config records errors plugins objectives prompts randomness processes console charts guard",
+    "storage blobs stages images likeness servers services",
+    "dataset findings latents adapters families bases metrics sheets intake encoders",
+    "checkpoints training sampling summary batches keeper",
+    "fit priors evaluation tracking registry report draw comparison screens",
+    "cli attempt",
+]
+LEVEL = {name: level for level, line in enumerate(LEVELS) for name in line.split()}
+HEAVY = {"torch", "diffusers", "transformers", "peft", "mlflow", "boto3", "botocore", "lightning"}
+FLOWS_MAY_NOT = HEAVY | {"pytorch_lightning"}
+
+
+def files(folder: str) -> list[Path]:
+    return sorted((ROOT / folder).rglob("*.py"))
+
+
+def imports(path: Path, at_top_only: bool = False) -> set[str]:
+    """Full names of the modules a file imports; `from a import b` gives `a` and `a.b`."""
+    found: set[str] = set()
+    tree = ast.parse(path.read_text(encoding="utf-8"))
+    nodes = _outside_functions(tree) if at_top_only else ast.walk(tree)
+    for node in nodes:
+        if isinstance(node, ast.Import):
+            found |= {alias.name for alias in node.names}
+        elif isinstance(node, ast.ImportFrom):
+            assert node.level == 0, f"{path} imports relatively"
+            found.add(str(node.module))
+            found |= {f"{node.module}.{alias.name}" for alias in node.names}
+    return found
+
+
+def _outside_functions(node: ast.AST):
+    for child in ast.iter_child_nodes(node):
+        for_types = isinstance(child, ast.If) and ast.unparse(child.test) == "TYPE_CHECKING"
+        if not for_types and not isinstance(child, ast.FunctionDef | ast.AsyncFunctionDef):
+            yield child
+            yield from _outside_functions(child)
+
+
+def packages(path: Path, at_top_only: bool = False) -> set[str]:
+    return {name.split(".")[0] for name in imports(path, at_top_only)}
+
+
+def place(name: str) -> str:
+    """`dreambooth_core.storage.s3` -> `storage`."""
+    return name.split(".")[1]
+
+
+def name_of(path: Path) -> str:
+    parts = path.relative_to(ROOT).with_suffix("").parts
+    return ".".join(part for part in parts if part != "__init__")
+
+
+@pytest.mark.parametrize("path", files("dreambooth_core"), ids=name_of)
+def test_core_knows_nothing_of_what_stands_above_it(path):
+    above = packages(path) & {"prefect", "flows", "tasks", "examples"}
+    allowed = {"flows"} if path == CORE / "cli.py" else set()
+    assert above <= allowed
+
+
+@pytest.mark.parametrize("path", files("dreambooth_core"), ids=name_of)
+def test_inside_the_core_arrows_only_point_down(path):
+    if path == CORE / "__init__.py":
+        return
+    own = place(name_of(path))
+    assert own in LEVEL, f"give {own} a level"
+    for name in imports(path):
+        if name.startswith("dreambooth_core.") and place(name) in LEVEL and place(name) != own:
+            assert LEVEL[place(name)] <= LEVEL[own], f"{own} -> {place(name)} points up"
+
+
+def test_no_module_of_the_core_waits_for_itself():
+    graph = {name_of(path): imports(path, at_top_only=True) for path in files("dreambooth_core")}
+    graph.pop("dreambooth_core")
+    while leaves := [name for name, needs in graph.items() if not (needs & graph.keys()) - {name}]:
+        for leaf in leaves:
+            del graph[leaf]
+    assert not graph, f"import cycle among {sorted(graph)}"
+
+
+@pytest.mark.parametrize("path", files("tasks"), ids=name_of)
+def test_tasks_never_import_flows(path):
+    assert "flows" not in packages(path)
+
+
+@pytest.mark.parametrize("path", files("flows"), ids=name_of)
+def test_flows_are_light_plain_and_well_named(path):
+    assert not packages(path) & FLOWS_MAY_NOT
+    tree = ast.parse(path.read_text(encoding="utf-8"))
+    assert not any(isinstance(node, ast.ClassDef) for node in ast.walk(tree))
+    assert path.stem not in sys.stdlib_module_names
+    assert path.stem not in {"evaluate", "datasets", "prefect", "mlflow", "torch"}
+
+
+def test_a_laptop_without_the_heavy_libraries_can_load_the_flows():
+    """`prefect deploy` executes the flow file: nothing on its way may import what is not there."""
+    modules = [name_of(path) for path in files("flows")]
+    script = f"""
+import sys
+class Absent:
+    def find_spec(self, name, path=None, target=None):
+        if name.split(".")[0] in {sorted(HEAVY)!r}:
+            raise ModuleNotFoundError(name)
+sys.meta_path.insert(0, Absent())
+for name in {modules!r}:
+    __import__(name)
+"""
+    done = subprocess.run([sys.executable, "-c", script], cwd=ROOT, capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr
+
+
+def test_no_file_of_the_forbidden_names():
+    folders = ("flows", "tasks", "dreambooth_core", "examples")
+    names = {path.stem for folder in folders for path in files(folder)}
+    assert not names & {"utils", "helpers", "common", "manager"}
+
+
+def test_tests_are_no_packages():
+    assert not list((ROOT / "tests").rglob("__init__.py"))
