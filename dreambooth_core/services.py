@@ -201,6 +201,7 @@ def _make_bucket(url: str, bucket: str) -> None:
             client.create_bucket(Bucket=bucket)
         # "~" stands in no key of ours
         client.put_object(Bucket=bucket, Key="~ready", Body=b"")
+        client.delete_object(Bucket=bucket, Key="~ready")
     except (BotoCoreError, ClientError) as error:
         reason = type(error).__name__
         if isinstance(error, ClientError):
