@@ -8,7 +8,7 @@ import hashlib
 import json
 from collections.abc import Iterable
 from pathlib import Path
-from typing import TypeVar
+from typing import TypeVar, overload
 
 from pydantic import BaseModel, ValidationError
 
@@ -104,12 +104,17 @@ def get_record(store: Store, key: str, kind: type[R]) -> R | None:
         ) from error
 
 
+@overload
+def image_set(store: Store, prefix: str, images: Iterable[Image]) -> ImageSet: ...
+
+
+@overload
+def image_set(store: Store, prefix: str, images: Iterable[Image], kind: type[S]) -> S: ...
+
+
 def image_set(
-    store: Store,
-    prefix: str,
-    images: Iterable[Image],
-    kind: type[S] = ImageSet,  # type: ignore[assignment]
-) -> S:
+    store: Store, prefix: str, images: Iterable[Image], kind: type[ImageSet] = ImageSet
+) -> ImageSet:
     """Bind images to a set and write its manifest once, at `<prefix>/<digest>.json`.
 
     The digest covers names, contents and prompts in this order; `ValueError` for a name used twice.

@@ -115,10 +115,13 @@ def test_data_and_order_survive_a_killed_run(tmp_path: Path) -> None:
     )
     assert writer.stdout is not None
     assert writer.stdout.readline() == b"written\n"
+    tree = _descendants(writer.pid)
+    assert len(tree) == 2  # the guard and the server
     writer.kill()
     writer.wait()
     # at once: the old server is still on its way out
     with services.local_services(run):
+        assert not any(map(_alive, tree))
         store = open_store(run.storage)
         assert len(list(store.keys("n/"))) == 40
         assert store.get("n/7") == b"7" * 1000

@@ -86,7 +86,7 @@ def test_requests_are_tried_again(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("AWS_ACCESS_KEY_ID", "a")
     monkeypatch.setenv("AWS_SECRET_ACCESS_KEY", "b")
     client = s3.client("http://127.0.0.1:1")
-    retries = client.meta.config.retries
+    retries = client.meta.config.retries  # type: ignore[attr-defined]
     assert retries["mode"] == "standard"
     assert retries["total_max_attempts"] == s3.ATTEMPTS == 10
 
