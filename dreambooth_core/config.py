@@ -107,9 +107,11 @@ class Dataset(Section):
     """Hard: shorter side in pixels below which a photo is refused; `model.resolution` when left out."""
     max_pixels: Positive = 100_000_000
     """Hard: a photo that declares more is refused before it is decoded."""
-    near_duplicate: Fraction = 0.97
-    """Soft: two photos whose aligned thumbnails correlate above this are near duplicates."""
-    blur_ratio: Fraction = 0.1
+    max_bytes: Positive = 100_000_000
+    """Hard: a larger file is refused before it is read."""
+    near_duplicate: Fraction = 0.95
+    """Soft: two photos whose aligned edges correlate above this are near duplicates."""
+    blur_ratio: Fraction = 0.05
     """Soft: a photo whose sharpness is below this share of the set's median warns."""
 
 

@@ -1,0 +1,188 @@
+"""How alike two photos are, and how sharp one is: what the checks of a photo set measure.
+
+Two views of one subject share their large shapes, so plain thumbnails correlate highly (0.94
+happens in real sets) though the photos differ. Gradients tell them apart: a copy keeps its edges
+where they were, another view does not. `alike` therefore correlates gradient fields, over small
+shifts and crops: at most 0.84 between the photos of ten real subjects, above 0.95 for copies.
+"""
+
+from typing import NamedTuple
+
+import numpy as np
+from numpy.typing import NDArray
+from PIL import Image
+
+SIDE = 32
+"""Side of a thumbnail in pixels."""
+SOURCE = 4 * SIDE
+"""Side that is kept of a photo to cut the thumbnails from."""
+CROPS = (31, 30, 29, 28)
+"""Sides of the crops that are recognised, on this scale: along one axis or both."""
+OVERLAP = 0.75
+"""Share of a thumbnail's area that a match must rest on."""
+STRUCTURE = 0.5
+"""Share of its gradient energy: the seam of a picture that was rolled around may hold much."""
+PROMISING = 0.4
+"""Score of two whole thumbnails from which crops are tried; copies cropped to 90 % reach 0.54."""
+CUT = 0.03
+"""Share of the gradient energy that a crop cuts off; a subject that is only drawn larger on a plain
+background cuts nothing."""
+TILES = 4
+FINE = 4
+"""Steps to a pixel in the last alignment."""
+
+_GRID = 40
+"""Side of the padded transforms: the overlap allows shifts of 8 pixels; they do not wrap."""
+
+
+Transforms = NDArray[np.complex64]
+
+
+class Likeness(NamedTuple):
+    """How two photos match best."""
+
+    score: float
+    """Correlation of the aligned gradient fields, -1 to 1; 1 is the same picture."""
+    mirrored: bool
+    moved: bool
+    """Whether the best alignment is a shift or a crop."""
+
+
+class Print(NamedTuple):
+    """What of a photo is compared: Fourier transforms of its thumbnails, whole and scaled down."""
+
+    views: Transforms
+    """(views, grid, grid): transforms of the gradient fields gx + i gy."""
+    energies: Transforms
+    """(views, grid, grid): transforms of their squared lengths."""
+    mirror: Transforms
+    """(2, grid, grid): field and squared length of the mirrored whole."""
+    totals: NDArray[np.float32]
+    """(views,): each view's gradient energy."""
+
+
+def fingerprint(image: Image.Image) -> Print:
+    """Measure an RGB photo of any size for `alike`."""
+    source = image.convert("L").resize((SOURCE, SOURCE), Image.Resampling.BOX)
+    fields = np.stack([_field(source, *size) for size in _VIEWS])
+    mirrored = _field(source.transpose(Image.Transpose.FLIP_LEFT_RIGHT), SIDE, SIDE)
+    return Print(
+        views=_transform(fields),
+        energies=_transform(np.abs(fields) ** 2),
+        mirror=_transform(np.stack([mirrored, np.abs(mirrored) ** 2])),
+        totals=(np.abs(fields) ** 2).sum((1, 2)).astype(np.float32),
+    )
+
+
+def alike(first: Print, second: Print) -> Likeness:
+    """The best match over mirroring, shifts up to a quarter and crops down to 88 %."""
+    whole = _options(first, second, slice(0, 1))
+    best = max(whole, key=_score)
+    if best.score < PROMISING:
+        return best
+    return max(*whole, *_options(first, second, slice(1, None)), key=_score)
+
+
+def sharpness(image: Image.Image, side: int) -> float:
+    """Variance of the Laplacian of the sharpest sixteenths, at `side` x `side` grey pixels.
+
+    It only means something beside the other photos of the set: a plain subject before a plain wall
+    is never sharp. Tiles, because a blurred background is no fault while the subject is sharp.
+    """
+    grey = np.asarray(
+        image.convert("L").resize((side, side), Image.Resampling.LANCZOS), dtype=np.float32
+    )
+    laplacian = (
+        grey[:-2, 1:-1] + grey[2:, 1:-1] + grey[1:-1, :-2] + grey[1:-1, 2:] - 4 * grey[1:-1, 1:-1]
+    )
+    tiles = [
+        float(tile.var())
+        for row in np.array_split(laplacian, TILES)
+        for tile in np.array_split(row, TILES, axis=1)
+    ]
+    return float(np.mean(sorted(tiles)[-TILES:]))
+
+
+_VIEWS = (
+    (SIDE, SIDE),
+    *((side, side) for side in CROPS),
+    *((side, SIDE) for side in CROPS),
+    *((SIDE, side) for side in CROPS),
+)
+"""Width and height of the views: the whole first."""
+
+
+def _field(source: Image.Image, width: int, height: int) -> Transforms:
+    """Gradient field of the photo at a scale, zero outside: complex (SIDE, SIDE)."""
+    small = np.asarray(source.resize((width, height), Image.Resampling.LANCZOS), dtype=np.float32)
+    field = np.zeros((SIDE, SIDE), dtype=np.complex64)
+    inside = field[1 : height - 1, 1 : width - 1]
+    inside += small[1:-1, 2:] - small[1:-1, :-2]
+    inside += 1j * (small[2:, 1:-1] - small[:-2, 1:-1])
+    return field
+
+
+def _mask(width: int, height: int) -> NDArray[np.float32]:
+    mask = np.zeros((SIDE, SIDE), dtype=np.float32)
+    mask[1 : height - 1, 1 : width - 1] = 1
+    return mask
+
+
+def _transform(stack: NDArray[np.generic]) -> Transforms:
+    return np.fft.fft2(stack, (_GRID, _GRID)).astype(np.complex64)
+
+
+def _correlate(a: Transforms, b: Transforms) -> NDArray[np.float32]:
+    """Cross-correlation at every shift, from transforms."""
+    return np.fft.ifft2(a * b.conj()).real.astype(np.float32)
+
+
+_MASKS = _transform(np.stack([_mask(*size) for size in _VIEWS]))
+_AREAS = np.stack([_mask(*size) for size in _VIEWS]).sum((1, 2))
+_SHARED = _correlate(_MASKS[:1], _MASKS)
+"""Pixels that overlap, for every scale and shift."""
+_ENOUGH = OVERLAP * _AREAS[:, None, None] <= _SHARED
+
+
+def _options(first: Print, second: Print, views: slice) -> list[Likeness]:
+    """Either photo as the whole, plain and mirrored, against views of the other."""
+    found = []
+    for one, other in ((first, second), (second, first)):
+        plain = np.stack([one.views[0], one.energies[0]])
+        found.append(_best(plain, one.totals[0], other, views))
+        mirrored = _best(one.mirror, one.totals[0], other, views)
+        found.append(mirrored._replace(mirrored=True))
+    return found
+
+
+def _score(likeness: Likeness) -> float:
+    return likeness.score
+
+
+def _best(whole: Transforms, total: float, other: Print, views: slice) -> Likeness:
+    """Masked normalised correlation (Padfield 2012) of a whole with some views, at its best."""
+    totals = other.totals[views, None, None]
+    product = _correlate(whole[:1], other.views[views])
+    seen = _correlate(whole[1:], _MASKS[views])
+    theirs = _correlate(_MASKS[:1], other.energies[views])
+    rests = (seen >= max(STRUCTURE * total, 1)) & (theirs >= np.maximum(STRUCTURE * totals, 1))
+    cuts = views.start == 0 or seen <= (1 - CUT) * total
+    valid = _ENOUGH[views] & rests & cuts
+    if not valid.any():
+        return Likeness(0.0, mirrored=False, moved=False)
+    scores = np.where(valid, product / np.sqrt(np.maximum(seen * theirs, 1)), -1)
+    view, down, right = (int(i) for i in np.unravel_index(int(scores.argmax()), scores.shape))
+    energy = float(seen[view, down, right] * theirs[view, down, right])
+    crossed = whole[0] * other.views[views][view].conj()
+    moved = views.start > 0 or down > 0 or right > 0
+    return Likeness(_peak(crossed, energy, down, right), mirrored=False, moved=moved)
+
+
+def _peak(product: Transforms, energy: float, down: int, right: int) -> float:
+    """The maximum between the pixels, by Fourier interpolation of the correlation around it."""
+    fine = np.arange(-FINE, FINE + 1) / FINE
+    frequencies = np.fft.fftfreq(_GRID)
+    rows = np.exp(2j * np.pi * np.outer(down + fine, frequencies))
+    columns = np.exp(2j * np.pi * np.outer(frequencies, right + fine))
+    around = (rows @ product @ columns).real / _GRID**2
+    return min(float(around.max()) / float(np.sqrt(energy)), 1.0)
