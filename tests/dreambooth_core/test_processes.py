@@ -175,12 +175,13 @@ def test_killing_the_guard_ends_the_child(tmp_path: Path) -> None:
 
 
 def test_the_thread_that_started_it_may_end() -> None:
+    before = set(_children(os.getpid()))
     child = supervised(["sleep", "300"])
     thread = threading.Thread(target=child.__enter__)
     thread.start()
     thread.join()
     time.sleep(0.5)
-    sleepers = [pid for guard in _children(os.getpid()) for pid in _children(guard)]
+    sleepers = [pid for guard in set(_children(os.getpid())) - before for pid in _children(guard)]
     assert len(sleepers) == 1
     assert _lives(sleepers[0])
     child.__exit__(None, None, None)
