@@ -217,3 +217,7 @@ def _quiet() -> None:
         "MLFLOW_LOGGING_LEVEL": "ERROR",
     }.items():
         os.environ.setdefault(name, value)
+
+
+if __name__ == "__main__":
+    main()

@@ -45,7 +45,7 @@ def register(
     inputs = {
         "name": config.name,
         "tracking": tracking.identity(config),
-        "config": config.model_dump(mode="json", exclude={"paths"}),
+        "storage": store.uri,
         "instance": instance.digest,
         "classes": classes.digest if classes else None,
         "weights": weights.digest,

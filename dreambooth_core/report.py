@@ -9,6 +9,7 @@ from typing import Any
 import yaml
 
 from dreambooth_core import records
+from dreambooth_core.bases import base_digest
 from dreambooth_core.blobs import digest_of, get_blob
 from dreambooth_core.charts import loss_chart
 from dreambooth_core.config import Config
@@ -84,6 +85,7 @@ def render(config: Config, store: Store, results: Results, stages: dict[str, Sta
         metrics=_metrics(scores),
         chart=loss_chart(weights.losses),
         weights=weights,
+        base_digest=base_digest(config.model),
         lineage=_lineage(results),
         stages=stages,
         document=yaml.safe_dump(config.model_dump(mode="json"), sort_keys=False),

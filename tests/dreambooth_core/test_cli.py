@@ -1,0 +1,124 @@
+"""The command line as a user's shell sees it: its own process, two streams, an exit code."""
+
+import json
+import subprocess
+import sys
+import time
+
+import pytest
+import yaml
+
+from dreambooth_core.config import Config
+
+
+def dreambooth(*words, cwd=None) -> subprocess.CompletedProcess[str]:
+    command = [sys.executable, "-m", "dreambooth_core.cli", *map(str, words)]
+    return subprocess.run(command, capture_output=True, text=True, cwd=cwd, timeout=120)
+
+
+@pytest.fixture
+def config_file(tiny_config, tmp_path):
+    path = tmp_path / "config.yaml"
+    path.write_text(yaml.safe_dump(tiny_config.model_dump(mode="json")))
+    return path
+
+
+def is_one_sentence(text: str) -> bool:
+    return text.startswith("Error: ") and text.count("\n") == 1 and "Traceback" not in text
+
+
+def test_help_is_there_at_once():
+    def seconds() -> float:
+        started = time.perf_counter()
+        done = dreambooth("--help")
+        assert done.returncode == 0
+        assert "validate" in done.stdout
+        return time.perf_counter() - started
+
+    assert min(seconds() for _ in range(5)) < 0.5 * 2  # twice the promise: tests share the machine
+
+
+def test_help_imports_nothing_heavy():
+    script = (
+        "import sys, dreambooth_core.cli; "
+        "print(*{n.split('.')[0] for n in sys.modules} "
+        "& {'torch','prefect','mlflow','boto3','numpy','PIL','pydantic','diffusers'})"
+    )
+    done = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True)
+    assert done.stdout.split() == []
+
+
+@pytest.mark.parametrize(
+    "words",
+    [
+        ("run",),
+        ("run", "nowhere.yaml"),
+        ("nonsense",),
+        ("validate", "nowhere"),
+        ("sample", "x", "--prompt", "y", "--work", "nowhere"),
+        ("compare", "nowhere", "nowhere"),
+    ],
+)
+def test_bad_arguments_are_two(words, tmp_path):
+    done = dreambooth(*words, cwd=tmp_path)
+    assert done.returncode == 2
+    assert done.stdout == ""
+    assert "Traceback" not in done.stderr
+    assert not list(tmp_path.iterdir()), "nothing may be left behind"
+
+
+def test_a_wrong_value_is_named(config_file):
+    done = dreambooth("run", config_file, "--set", "train.steps=0")
+    assert done.returncode == 2
+    assert is_one_sentence(done.stderr)
+    assert "train.steps" in done.stderr
+
+
+def test_debug_shows_where(config_file):
+    done = dreambooth("run", config_file, "--set", "train.steps=0", "--debug")
+    assert "Traceback" in done.stderr
+
+
+def test_schema_and_shown_config(config_file, tiny_config):
+    schema = json.loads(dreambooth("config", "schema").stdout)
+    assert schema["properties"]["train"]
+    assert schema["$defs"]["Train"]["properties"]["steps"]
+    shown = dreambooth("config", "show", config_file, "--set", "seed=7").stdout
+    assert Config.model_validate(yaml.safe_load(shown)) == tiny_config.model_copy(
+        update={"seed": 7}
+    )
+
+
+class TestValidate:
+    def test_good_photos(self, tiny_config):
+        done = dreambooth("validate", tiny_config.subject.images, "--resolution", "32", "--json")
+        assert done.returncode == 0
+        found = json.loads(done.stdout)
+        assert found["refused"] is False
+        assert len(found["accepted"]) == 4
+
+    def test_refused_photos_are_three(self, tiny_config):
+        (tiny_config.subject.images / "0.png").write_bytes(b"no image")
+        done = dreambooth("validate", tiny_config.subject.images, "--resolution", "32", "--json")
+        assert done.returncode == 3
+        assert is_one_sentence(done.stderr)
+        found = json.loads(done.stdout)
+        assert found["refused"] is True
+        assert {"level", "file", "check", "measure", "limit", "remedy"} <= set(found["findings"][0])
+
+
+class TestDryRun:
+    def test_the_plan_touches_nothing(self, config_file, tiny_config):
+        done = dreambooth("run", config_file, "--dry-run", "--json")
+        assert done.returncode == 0, done.stderr
+        told = json.loads(done.stdout)
+        assert Config.model_validate(told["config"]) == tiny_config
+        assert "6 steps" in told["plan"]["train"]
+        assert not tiny_config.paths.work.exists()
+
+    def test_refused_photos_stop_it(self, config_file, tiny_config):
+        for path in tiny_config.subject.images.iterdir():
+            path.write_bytes(b"no image")
+        done = dreambooth("run", config_file, "--dry-run")
+        assert done.returncode == 3
+        assert is_one_sentence(done.stderr)

@@ -1,0 +1,172 @@
+"""Tracking and registry on a real MLflow store in a file."""
+
+import shutil
+
+import numpy as np
+import pytest
+from PIL import Image
+
+from dreambooth_core import records, registry, tracking
+from dreambooth_core.blobs import get_record, image_set, put_blob
+from dreambooth_core.config import Config
+from dreambooth_core.errors import ConfigError
+from dreambooth_core.records import ImageSet, SampleSet, Scores, Weights
+from dreambooth_core.sampling import encode_png
+
+
+def drawn(store, kind, seed: int):
+    draw = np.random.default_rng(seed)
+    images = []
+    for index in range(2):
+        picture = Image.fromarray(draw.integers(0, 255, (8, 8, 3), dtype=np.uint8))
+        blob = put_blob(store, encode_png(picture, "p", index))
+        images.append(records.Image(name=f"{index}.png", blob=blob, prompt="p", seed=index))
+    return image_set(store, "sets", images, kind)
+
+
+@pytest.fixture
+def made(file_store):
+    """Instance images, class images, weights, scores."""
+    samples = [drawn(file_store, SampleSet, seed) for seed in range(4)]
+    weights = Weights(
+        uri=f"{file_store.uri}/runs/k",
+        digest="a" * 64,
+        method="full",
+        files={},
+        steps=3,
+        losses=((1, 0.5, 0.25), (3, 0.4, None)),
+    )
+    scores = Scores(
+        uri="file:///s",
+        digest="b" * 64,
+        metrics={"clip_i": 0.75},
+        base_metrics={"clip_i": 0.5},
+        reference={"clip_i": 0.875},
+        samples=samples[0],
+        base_samples=samples[1],
+        class_samples=samples[2],
+        base_class_samples=samples[3],
+    )
+    return drawn(file_store, ImageSet, 8), drawn(file_store, ImageSet, 9), weights, scores
+
+
+def test_a_version_carries_all_that_it_came_from(tiny_config, file_store, made):
+    instance, classes, weights, scores = made
+    version, reused = registry.register(tiny_config, file_store, *made)
+    assert not reused
+    assert (version.name, version.version, version.aliases) == ("tiny", "1", ("candidate",))
+    client = tracking.open_client(tiny_config)
+    found = client.get_model_version_by_alias("tiny", "candidate")
+    assert found.version in ("1", 1)
+    assert found.source == weights.uri
+    tags = {key.removeprefix("dreambooth."): value for key, value in found.tags.items()}
+    assert tags["instance_images_digest"] == instance.digest
+    assert tags["class_images_digest"] == classes.digest
+    assert tags["weights_digest"] == weights.digest
+    assert tags["scores_digest"] == scores.digest
+    assert tags["base"] == tiny_config.model.base
+    assert len(tags["base_digest"]) == 64
+    assert tags["metric.clip_i"] == "0.750000"
+    assert get_record(file_store, tags["weights_record"], Weights) == weights
+    trained = Config.model_validate_json(tags["config"])
+    assert trained.model_copy(update={"paths": tiny_config.paths}) == tiny_config
+
+
+def test_the_run_holds_numbers_losses_images_and_inputs(tiny_config, file_store, made):
+    version, _ = registry.register(tiny_config, file_store, *made)
+    client = tracking.open_client(tiny_config)
+    run = client.get_run(version.run_id)
+    assert run.info.status == "FINISHED"
+    assert run.data.params["train.steps"] == "6"
+    assert run.data.metrics["clip_i"] == 0.75
+    assert run.data.metrics["base.clip_i"] == 0.5
+    assert run.data.metrics["photos.clip_i"] == 0.875
+    history = client.get_metric_history(version.run_id, "loss.instance")
+    assert [(point.step, point.value) for point in history] == [(1, 0.5), (3, 0.4)]
+    assert len(client.get_metric_history(version.run_id, "loss.class")) == 1
+    inputs = {each.dataset.name: each.dataset.digest for each in run.inputs.dataset_inputs}
+    assert inputs == {"instance_images": made[0].digest[:36], "class_images": made[1].digest[:36]}
+    sheets = {artifact.path for artifact in client.list_artifacts(version.run_id, "images")}
+    assert "images/tuned.png" in sheets
+    assert run.info.artifact_uri.startswith(f"{tiny_config.storage.uri}/mlflow/")
+
+
+def test_the_same_weights_and_scores_find_the_same_version(tiny_config, file_store, made):
+    first, _ = registry.register(tiny_config, file_store, *made)
+    assert registry.register(tiny_config, file_store, *made) == (first, True)
+    # even when the store forgot, or a kill came between MLflow and the store
+    for key in list(file_store.keys("register/")):
+        file_store.delete(key)
+    assert registry.register(tiny_config, file_store, *made) == (first, False)
+    client = tracking.open_client(tiny_config)
+    assert len(client.search_model_versions("name = 'tiny'")) == 1
+
+
+def test_the_last_asked_for_is_the_candidate(tiny_config, file_store, made):
+    instance, classes, weights, scores = made
+    other = scores.model_copy(update={"digest": "c" * 64})
+    registry.register(tiny_config, file_store, *made)
+    registry.register(tiny_config, file_store, instance, classes, weights, other)
+    client = tracking.open_client(tiny_config)
+    assert str(client.get_model_version_by_alias("tiny", "candidate").version) == "2"
+    _, reused = registry.register(tiny_config, file_store, *made)
+    assert reused
+    assert str(client.get_model_version_by_alias("tiny", "candidate").version) == "1"
+
+
+def test_another_database_is_not_believed_to_hold_it(tiny_config, file_store, made, tmp_path):
+    registry.register(tiny_config, file_store, *made)
+    other = tiny_config.model_copy(
+        update={"paths": tiny_config.paths.model_copy(update={"work": tmp_path / "other"})}
+    )
+    version, reused = registry.register(other, file_store, *made)
+    assert not reused
+    assert registry.find_version(None, tmp_path / "other", "tiny").version == version.version
+
+
+def test_a_deleted_database_is_another_one(tiny_config):
+    before = tracking.identity(tiny_config)
+    assert tracking.identity(tiny_config) == before
+    (tiny_config.paths.work / "mlflow.db").unlink()
+    assert tracking.identity(tiny_config) != before
+
+
+def test_a_run_that_was_cut_off_is_written_anew(tiny_config, file_store, made):
+    _, _, weights, scores = made
+    client = tracking.open_client(tiny_config)
+    entry = tracking.Entry("k" * 64, {}, weights, scores, {}, {})
+    first = tracking.log_run(client, tiny_config, entry)
+    client.set_terminated(first, "RUNNING")
+    second = tracking.log_run(client, tiny_config, entry)
+    assert second != first
+    assert tracking.log_run(client, tiny_config, entry) == second
+
+
+def test_without_class_images(tiny_config, file_store, made):
+    instance, _, weights, scores = made
+    version, _ = registry.register(tiny_config, file_store, instance, None, weights, scores)
+    run = tracking.open_client(tiny_config).get_run(version.run_id)
+    assert [each.dataset.name for each in run.inputs.dataset_inputs] == ["instance_images"]
+
+
+def test_a_version_is_found_by_name_alias_and_number(tiny_config, file_store, made):
+    registry.register(tiny_config, file_store, *made)
+    moved = shutil.move(tiny_config.paths.work, tiny_config.paths.work.with_name("moved"))
+    for wanted in ("tiny", "tiny@candidate", "tiny/1"):
+        found = registry.find_version(None, moved, wanted)
+        assert (found.name, found.version) == ("tiny", "1")
+        assert found.config.paths.work == moved
+        assert found.config.model == tiny_config.model
+    for wanted in ("nobody", "tiny@champion", "tiny/7", "tiny/x"):
+        with pytest.raises(ConfigError, match="there is: tiny"):
+            registry.find_version(None, moved, wanted)
+
+
+def test_no_registry_at_all(tmp_path):
+    with pytest.raises(ConfigError, match="--work"):
+        registry.find_version(None, tmp_path, "tiny")
+
+
+def test_parameters_are_flat_and_without_passwords():
+    document = {"a": {"b": 1, "uri": "http://me:secret@host/x"}, "c": None}
+    assert tracking.flat(document) == {"a.b": "1", "a.uri": "http://host/x", "c": "None"}

@@ -1,0 +1,126 @@
+import json
+
+import pytest
+
+from dreambooth_core.config import Config
+from dreambooth_core.dataset import Validation
+from dreambooth_core.errors import DatasetRefused, Preempted
+from dreambooth_core.intake import Intake
+from dreambooth_core.records import (
+    Document,
+    ImageSet,
+    ModelVersion,
+    SampleSet,
+    Scores,
+    Weights,
+)
+from dreambooth_core.summary import LAST_RUN, STAGES, Run, Summary
+
+DIGEST = "0" * 64
+
+
+@pytest.fixture
+def config(tmp_path):
+    return Config.model_validate(
+        {
+            "name": "robot",
+            "subject": {"images": tmp_path / "photos", "class_noun": "robot"},
+            "storage": {"uri": f"file://{tmp_path / 'store'}", "endpoint": None},
+            "paths": {"work": tmp_path / "work"},
+        }
+    )
+
+
+def left(name: str):
+    images = {"uri": "file:///x", "digest": DIGEST, "images": ()}
+    samples = SampleSet(**images)
+    found = Validation(folder="x", findings=(), accepted=(), digest=DIGEST)
+    return {
+        "validate": Intake(images=ImageSet(**images), validation=found),
+        "priors": ImageSet(**images),
+        "train": Weights(uri="file:///w", digest="1" * 64, method="full", files={}, steps=3),
+        "evaluate": Scores(
+            uri="file:///s",
+            digest="2" * 64,
+            metrics={"clip_i": 0.5},
+            base_metrics={"clip_i": 0.25},
+            samples=samples,
+            base_samples=samples,
+            class_samples=samples,
+            base_class_samples=samples,
+        ),
+        "register": ModelVersion(name="robot", version="3", aliases=("candidate",), run_id="r"),
+        "sample": samples,
+        "report": Document(uri="file:///r", digest=DIGEST, path="/r"),
+    }[name]
+
+
+def walk(config, reused=False) -> Summary:
+    with Run(config) as run:
+        for name in STAGES:
+            run.stage(name, lambda name=name: (left(name), reused))
+    return run.summary
+
+
+def test_a_finished_run_is_told_as_the_issue_says(config, capsys):
+    told = json.loads(walk(config).model_dump_json())
+    assert list(told) == [
+        *("run_id", "status", "stages", "metrics", "base_metrics", "model"),
+        *("artifacts", "digests"),
+    ]
+    assert told["status"] == "done"
+    assert list(told["stages"]) == list(STAGES)
+    assert set(told["stages"]["train"]) == {"status", "seconds"}
+    assert told["metrics"] == {"clip_i": 0.5}
+    assert told["base_metrics"] == {"clip_i": 0.25}
+    assert told["model"] == {"name": "robot", "version": "3", "aliases": ["candidate"]}
+    assert told["digests"] == {"dataset": DIGEST, "class_images": DIGEST, "weights": "1" * 64}
+    assert capsys.readouterr().out == ""
+
+
+def test_it_lies_beside_the_report_here_and_in_the_store(config, tmp_path):
+    summary = walk(config)
+    beside = config.paths.work / "reports" / summary.run_id / "summary.json"
+    stored = tmp_path / "store" / "reports" / summary.run_id / "summary.json"
+    for place in (beside, stored, config.paths.work / LAST_RUN):
+        assert Summary.model_validate_json(place.read_bytes()) == summary
+    assert summary.artifacts["summary"] == beside.resolve().as_uri()
+
+
+def test_the_same_run_has_the_same_id_wherever_it_works(config, tmp_path):
+    moved = config.model_copy(
+        update={"paths": config.paths.model_copy(update={"work": tmp_path / "elsewhere"})}
+    )
+    other = config.model_copy(update={"seed": 1})
+    assert walk(config).run_id == walk(config, reused=True).run_id == walk(moved).run_id
+    assert walk(other).run_id != walk(config).run_id
+
+
+@pytest.mark.parametrize(
+    ("error", "status"),
+    [
+        (DatasetRefused("no"), "failed"),
+        (RuntimeError("no"), "failed"),
+        (Preempted("later"), "preempted"),
+        (KeyboardInterrupt(), "preempted"),
+    ],
+)
+def test_a_run_that_breaks_leaves_what_it_got_to(config, error, status):
+    def broken():
+        raise error
+
+    def begun():
+        with Run(config) as run:
+            run.stage("validate", lambda: (left("validate"), True))
+            run.stage("priors", broken)
+
+    with pytest.raises(type(error)):
+        begun()
+    told = Summary.model_validate_json((config.paths.work / LAST_RUN).read_bytes())
+    assert told.status == status
+    assert {name: stage.status for name, stage in told.stages.items()} == {
+        "validate": "reused",
+        "priors": "failed",
+    }
+    assert told.digests == {"dataset": DIGEST, "class_images": None, "weights": None}
+    assert not (config.paths.work / "reports").exists()

@@ -1,0 +1,125 @@
+"""The whole walk with a tiny model, as a user starts it: a process, its exit code, its summary."""
+
+import io
+import json
+import os
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import pytest
+import yaml
+from PIL import Image
+
+from dreambooth_core.summary import STAGES, Summary
+
+METRICS = {"subject_fidelity", "clip_i", "prompt_fidelity", "prior_drift"}
+
+
+@pytest.fixture
+def config_file(tiny_config, tmp_path) -> Path:
+    path = tmp_path / "config.yaml"
+    path.write_text(yaml.safe_dump(tiny_config.model_dump(mode="json")))
+    return path
+
+
+def command(*words) -> list[str]:
+    return [sys.executable, "-m", "dreambooth_core.cli", *map(str, words)]
+
+
+def ran(*words) -> subprocess.CompletedProcess[str]:
+    return subprocess.run(command(*words), capture_output=True, text=True, timeout=300)
+
+
+def left_over(work: Path) -> list[str]:
+    """Command lines of living processes that speak of this work folder."""
+    found = []
+    for entry in Path("/proc").glob("[0-9]*"):
+        try:
+            line = (entry / "cmdline").read_bytes() + (entry / "environ").read_bytes()
+        except OSError:
+            continue
+        if str(work).encode() in line and int(entry.name) != os.getpid():
+            found.append(line[:200].decode(errors="replace"))
+    return found
+
+
+def test_from_photos_to_a_registered_model_and_back(config_file, tiny_config, tmp_path):
+    work = tiny_config.paths.work
+    first = ran("run", config_file, "--json")
+    assert first.returncode == 0, first.stderr
+    told = json.loads(first.stdout)
+    assert told["status"] == "done"
+    assert {name: stage["status"] for name, stage in told["stages"].items()} == dict.fromkeys(
+        STAGES, "done"
+    )
+    assert set(told["metrics"]) == set(told["base_metrics"]) == METRICS
+    assert told["model"] == {"name": "tiny", "version": "1", "aliases": ["candidate"]}
+    assert all(len(digest) == 64 for digest in told["digests"].values())
+    assert "Traceback" not in first.stderr
+    report = Path(told["artifacts"]["report"].removeprefix("file://"))
+    assert report.read_text().startswith("<!doctype html>")
+    assert json.loads((report.parent / "summary.json").read_text()) == told
+    assert not left_over(work)
+
+    again = ran("run", config_file)
+    assert again.returncode == 0, again.stderr
+    assert "Reused  every stage" in again.stdout
+    later = Summary.model_validate_json((report.parent / "summary.json").read_bytes())
+    assert later.run_id == told["run_id"]
+    assert {stage.status for stage in later.stages.values()} == {"reused"}
+
+    words = ("sample", "tiny@candidate", "--prompt", "{subject} at night", "--seeds", "1")
+    drawn = ran(*words, "--work", work, "--out", tmp_path / "out")
+    assert drawn.returncode == 0, drawn.stderr
+    (path,) = drawn.stdout.split()
+    with Image.open(io.BytesIO(Path(path).read_bytes())) as image:
+        assert image.text["prompt"] == "sks robot at night"
+        assert set(image.text) >= {"prompt", "seed", "pixels_sha256"}
+
+
+def test_refused_photos_stop_the_run_with_three(config_file, tiny_config):
+    for path in tiny_config.subject.images.iterdir():
+        path.write_bytes(b"no image")
+    done = ran("run", config_file, "--json")
+    assert done.returncode == 3
+    told = json.loads(done.stdout)
+    assert told["status"] == "failed"
+    assert told["stages"]["validate"]["status"] == "failed"
+    assert "Traceback" not in done.stderr
+    assert done.stderr.splitlines()[-1].startswith("Error: ")
+    assert not left_over(tiny_config.paths.work)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT])
+def test_a_stopped_run_is_resumable_and_resumes(config_file, tiny_config, number):
+    work = tiny_config.paths.work
+    longer = ("run", config_file, "--json", "--set", "train.steps=60")
+    process = subprocess.Popen(
+        command(*longer), stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True
+    )
+    deadline = time.monotonic() + 240
+    while not list(work.glob("runs/*/checkpoints/*/manifest.json")):
+        assert process.poll() is None, process.communicate()
+        assert time.monotonic() < deadline
+        time.sleep(0.1)
+    process.send_signal(number)
+    out, errors = process.communicate(timeout=90)
+    assert process.returncode == 75, errors
+    told = json.loads(out)
+    assert told["status"] == "preempted"
+    assert told["stages"]["priors"]["status"] == "done"
+    assert told["stages"]["train"]["status"] == "failed"
+    assert "Traceback" not in errors
+    assert not left_over(work)
+
+    done = ran(*longer)
+    assert done.returncode == 0, done.stderr
+    told = json.loads(done.stdout)
+    assert told["stages"]["validate"]["status"] == told["stages"]["priors"]["status"] == "reused"
+    assert told["stages"]["train"]["status"] == "done"
+    weights = json.loads(Path(told["artifacts"]["weights"].removeprefix("file://")).read_text())
+    assert weights["resumed_from"] > 0

@@ -1,0 +1,58 @@
+"""What Prefect is promised, on a real temporary server."""
+
+import pytest
+
+from dreambooth_core.errors import DatasetRefused, NotFound, StageFailed, StorageError
+from tasks.stages import is_hiccup, progress_shown, stage
+
+
+@pytest.mark.parametrize(
+    ("error", "again"),
+    [
+        (StorageError("busy"), True),
+        (NotFound("gone"), False),
+        (StageFailed("broken"), False),
+        (DatasetRefused("bad photos"), False),
+        (RuntimeError("bug"), False),
+    ],
+)
+def test_only_a_hiccup_of_the_store_is_tried_again(error, again):
+    from prefect.states import Failed
+
+    assert is_hiccup(None, None, Failed(data=error)) is again
+
+
+def test_a_stage_in_a_flow_is_retried_reports_progress_and_keeps_its_error():
+    from prefect import flow
+    from prefect.artifacts import Artifact
+    from prefect.testing.utilities import prefect_test_harness
+
+    calls = {"hiccup": 0, "bad": 0}
+
+    @stage("hiccup")
+    def hiccup() -> tuple[int, bool]:
+        calls["hiccup"] += 1
+        if calls["hiccup"] == 1:
+            raise StorageError("busy")
+        with progress_shown("hiccup") as progress:
+            for done in range(50):
+                progress(done + 1, 50, "steps")
+        return 1, False
+
+    @stage("bad")
+    def bad() -> tuple[int, bool]:
+        calls["bad"] += 1
+        raise DatasetRefused("bad photos")
+
+    @flow
+    def both_flow() -> None:
+        hiccup()
+        bad()
+
+    with prefect_test_harness(server_startup_timeout=120):
+        with pytest.raises(DatasetRefused, match="bad photos"):
+            both_flow()
+        artifact = Artifact.get("hiccup-progress")
+    assert calls == {"hiccup": 2, "bad": 1}
+    assert float(artifact.data) == 100
+    assert artifact.type == "progress"
