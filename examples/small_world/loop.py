@@ -2,6 +2,7 @@
 
 import copy
 import json
+import math
 import time
 from collections.abc import Callable
 from pathlib import Path
@@ -23,6 +24,8 @@ class Recipe(NamedTuple):
     decay_share: float = 0.3
     weight_decay: float = 0.01
     ema: float = 0.999
+    seconds: float = math.inf
+    """Ends, with its decay done, at the latest after so much training time."""
 
 
 def device() -> torch.device:
@@ -54,10 +57,10 @@ def train(
         state = saved["state"]
     started = saved_at = time.monotonic() - state["seconds"]
     parameters = [p for p in network.parameters() if p.requires_grad]
-    while state["step"] < recipe.steps:
+    while (done := progress(state["step"], time.monotonic() - started, recipe)) < 1:
         step = int(state["step"])
         for group in optimizer.param_groups:
-            group["lr"] = recipe.learning_rate * lr_scale(step, recipe)
+            group["lr"] = recipe.learning_rate * lr_scale(step, done, recipe)
         draw = torch.Generator().manual_seed(step)
         indices = torch.randint(rows, (recipe.batch,), generator=draw).to(place, non_blocking=True)
         torch.manual_seed(step)
@@ -69,7 +72,7 @@ def train(
         optimizer.step()
         _average(average, network, min(recipe.ema, (1 + step) / (10 + step)))
         state["step"] = step + 1
-        last = step + 1 == recipe.steps
+        last = progress(step + 1, time.monotonic() - started, recipe) >= 1
         if (step + 1) % 250 == 0 or last:
             state |= {"loss": value.item(), "seconds": time.monotonic() - started}
             print(json.dumps({"name": name, **state}), flush=True)
@@ -79,13 +82,17 @@ def train(
             _save(file, network, average, optimizer, state)
     network.load_state_dict(average.state_dict())
     network.eval()
-    return {"steps": recipe.steps, "loss": state["loss"], "seconds": round(state["seconds"])}
+    return {"steps": state["step"], "loss": state["loss"], "seconds": round(state["seconds"])}
 
 
-def lr_scale(step: int, recipe: Recipe) -> float:
+def progress(step: float, seconds: float, recipe: Recipe) -> float:
+    """Share of the training that is done; 1 or more at its end."""
+    return max(step / recipe.steps, seconds / recipe.seconds)
+
+
+def lr_scale(step: int, done: float, recipe: Recipe) -> float:
     """Learning rate at a step as a share of the recipe's."""
-    decay = max(1.0, recipe.steps * recipe.decay_share)
-    return min(1.0, (step + 1) / recipe.warmup, max(0.02, (recipe.steps - step) / decay))
+    return min(1.0, (step + 1) / recipe.warmup, max(0.02, (1 - done) / recipe.decay_share))
 
 
 @torch.no_grad()

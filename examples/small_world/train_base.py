@@ -21,8 +21,8 @@ from examples.small_world.tokenizer import MAX_TOKENS, make_tokenizer
 
 HERE = Path(__file__).parent
 SPLIT = "base"
-AUTOENCODER = Recipe(steps=12_000, batch=128, learning_rate=5e-4, weight_decay=0.0)
-DENOISER = Recipe(steps=24_000, batch=512, learning_rate=6e-4, ema=0.9995)
+AUTOENCODER = Recipe(steps=6_000, batch=64, learning_rate=1e-3, weight_decay=0.0, seconds=150)
+DENOISER = Recipe(steps=14_000, batch=512, learning_rate=6e-4, seconds=360)
 CAPTION_DROPOUT = 0.1
 KL_WEIGHT = 1e-6
 
@@ -151,7 +151,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--out", type=Path, default=HERE / "base")
     parser.add_argument("--work", type=Path, default=Path(".dreambooth/small_world"))
-    parser.add_argument("--images", type=int, default=400_000)
+    parser.add_argument("--images", type=int, default=250_000)
     parser.add_argument("--scale", type=float, default=1.0, help="share of the steps and images")
     options = parser.parse_args()
     torch.set_float32_matmul_precision("high")

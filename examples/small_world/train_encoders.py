@@ -22,8 +22,8 @@ from examples.small_world.train_base import to_pixels, tokenize
 from examples.small_world.world import BACKGROUNDS, Caption
 
 HERE = Path(__file__).parent
-CLIP = Recipe(steps=10_000, batch=768, learning_rate=6e-4, weight_decay=0.1)
-IDENTITY = Recipe(steps=12_000, batch=512, learning_rate=6e-4, weight_decay=0.1)
+CLIP = Recipe(steps=4_000, batch=512, learning_rate=6e-4, weight_decay=0.1, seconds=190)
+IDENTITY = Recipe(steps=5_000, batch=512, learning_rate=6e-4, weight_decay=0.1)
 TEMPERATURE = 0.1
 PROCESSOR = {
     "do_resize": True, "size": {"shortest_edge": 64}, "resample": 3, "do_center_crop": True,
@@ -169,7 +169,7 @@ def main() -> None:
     parser.add_argument("which", nargs="*", default=["clip", "identity"])
     parser.add_argument("--out", type=Path, default=HERE / "encoders")
     parser.add_argument("--work", type=Path, default=Path(".dreambooth/small_world"))
-    parser.add_argument("--images", type=int, default=160_000)
+    parser.add_argument("--images", type=int, default=120_000)
     parser.add_argument("--subjects", type=int, default=24_000)
     parser.add_argument("--scale", type=float, default=1.0, help="share of the steps and images")
     options = parser.parse_args()
