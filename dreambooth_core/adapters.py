@@ -2,6 +2,7 @@
 arXiv:2106.09685) on its attention; and how the result is written for others to load.
 """
 
+import json
 from collections.abc import Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -94,5 +95,19 @@ def _save_lora(family: Family, components: Mapping[str, Any], folder: Path) -> N
         state = {key: value.cpu() for key, value in get_peft_model_state_dict(component).items()}
         arguments[f"{name}_lora_layers"] = convert_state_dict_to_diffusers(state)
         setting = component.peft_config["default"].to_dict()
+        # a set, whose order would differ from process to process, and with it the file's bytes
+        setting["target_modules"] = sorted(setting["target_modules"])
         arguments[f"{name}_lora_adapter_metadata"] = setting
     StableDiffusionPipeline.save_lora_weights(folder, weight_name=LORA_FILE, **arguments)
+    _sort_header(folder / LORA_FILE)
+
+
+def _sort_header(path: Path) -> None:
+    """Write a safetensors file's header again with sorted metadata, which come in random order."""
+    data = path.read_bytes()
+    end = 8 + int.from_bytes(data[:8], "little")
+    header = json.loads(data[8:end])
+    header["__metadata__"] = dict(sorted(header["__metadata__"].items()))
+    text = json.dumps(header, separators=(",", ":")).encode()
+    text += b" " * (-len(text) % 8)  # the tensors behind it stay aligned
+    path.write_bytes(len(text).to_bytes(8, "little") + text + data[end:])

@@ -74,6 +74,11 @@ class DreamBooth(lightning.LightningModule):  # type: ignore[misc]  # Lightning 
             group["full_lr"] = group["lr"]
         return torch.optim.AdamW(groups, weight_decay=options.weight_decay, fused=True)
 
+    def on_before_optimizer_step(self, optimizer: torch.optim.Optimizer) -> None:
+        """Clip the norm of all gradients together; Lightning refuses to for a fused optimizer."""
+        weights = [weight for group in optimizer.param_groups for weight in group["params"]]
+        torch.nn.utils.clip_grad_norm_(weights, self.train_options.max_grad_norm)
+
     def on_train_batch_start(self, batch: Batch, _index: int) -> None:
         """The learning rate is a function of the step, and so is any dropout a base may have."""
         factor = lr_factor(self.train_options, batch["step"])
@@ -118,7 +123,6 @@ def fit(module: DreamBooth, data: Steps, keeper: Keeper, start: int) -> None:
         devices=train.processes,
         max_epochs=1,
         precision=precision(train),
-        gradient_clip_val=train.max_grad_norm,
         callbacks=[keeper],
         logger=False,
         enable_checkpointing=False,

@@ -62,6 +62,15 @@ def test_lora_comes_back_through_diffusers(
     assert (untouched - before).abs().max() > 1e-2
 
 
+def test_the_same_adapter_is_the_same_file(tiny_base: Path, tmp_path: Path) -> None:
+    parts, train = _trained(tiny_base, "lora")
+    found = set()
+    for index in range(8):  # the library writes its metadata in an order drawn by chance
+        adapters.export(FAMILY, parts, train, tiny_base, tmp_path / str(index))
+        found.add((tmp_path / str(index) / adapters.LORA_FILE).read_bytes())
+    assert len(found) == 1
+
+
 def test_a_fresh_adapter_changes_nothing_and_hangs_on_the_seed(tiny_base: Path) -> None:
     train = Train(method="lora")
     untouched = _answer(FAMILY.load(tiny_base, {}))
