@@ -57,7 +57,7 @@ class Model(Section):
     family: str = "stable_diffusion"
     """A file of `dreambooth_core/families/`."""
     base: str = "examples/small_world/base"
-    """A local folder in diffusers' format, or a Hub id such as `stable-diffusion-v1-5/stable-diffusion-v1-5`."""
+    """A local folder in diffusers' format, or a Hub id: `stable-diffusion-v1-5/stable-diffusion-v1-5`."""
     revision: str | None = None
     """Commit of the Hub repository; required for a Hub id, so that the same config means the same weights."""
     resolution: Annotated[int, Field(ge=32, le=2048, multiple_of=8)] = 512
@@ -265,7 +265,9 @@ def load_config(path: Path, overrides: tuple[str, ...] = ()) -> Config:
     except (OSError, UnicodeDecodeError, yaml.YAMLError) as error:
         raise ConfigError(f"{path} is not readable YAML: {_one_line(error)}") from error
     if not isinstance(document, dict):
-        raise ConfigError(f"{path} must hold a mapping of sections, not a {type(document).__name__}")
+        raise ConfigError(
+            f"{path} must hold a mapping of sections, not a {type(document).__name__}"
+        )
     for override in overrides:
         _apply(document, override)
     try:

@@ -58,8 +58,8 @@ def _beach(d: ImageDraw.ImageDraw, rng: random.Random, n: int) -> None:
 def _night(d: ImageDraw.ImageDraw, rng: random.Random, n: int) -> None:
     _ground(d, rng, n, (16, 18, 54), (26, 32, 40))
     for _ in range(22):
-        x, y, r = rng.randrange(n), rng.randrange(round(n * 0.55)), n * 0.008
-        d.ellipse((x - r, y - r, x + r, y + r), fill=(250, 250, 230))
+        u, v, w = rng.randrange(n), rng.randrange(round(n * 0.55)), n * 0.008
+        d.ellipse((u - w, v - w, u + w, v + w), fill=(250, 250, 230))
     x, r = rng.uniform(0.1, 0.9) * n, n * 0.08
     d.ellipse((x - r, n * 0.05, x + r, n * 0.05 + 2 * r), fill=(252, 244, 196))
 
@@ -88,7 +88,7 @@ def _jungle(d: ImageDraw.ImageDraw, rng: random.Random, n: int) -> None:
 
 def _desert(d: ImageDraw.ImageDraw, rng: random.Random, n: int) -> None:
     horizon = _ground(d, rng, n, (250, 206, 142), (226, 164, 84))
-    x, r = rng.randrange(n), n * 0.3
+    x, r = rng.random() * n, n * 0.3
     d.ellipse((x - r, horizon - n * 0.08, x + r, horizon + n * 0.3), fill=(212, 146, 70))
     x, y = rng.uniform(0.05, 0.95) * n, horizon - n * 0.16
     green, w = (52, 136, 74), n * 0.05
@@ -105,7 +105,11 @@ def _water(d: ImageDraw.ImageDraw, rng: random.Random, n: int) -> None:
         d.ellipse((x - r, y - r, x + r, y + r), outline=(196, 236, 250), width=n // 90)
     for _ in range(4):
         x = rng.randrange(n)
-        d.line((x, n, x + n * 0.03, n * 0.86, x - n * 0.02, n * 0.74), fill=(40, 150, 90), width=n // 34)
+        d.line(
+            (x, n, x + n * 0.03, n * 0.86, x - n * 0.02, n * 0.74),
+            fill=(40, 150, 90),
+            width=n // 34,
+        )
 
 
 def _city(d: ImageDraw.ImageDraw, rng: random.Random, n: int) -> None:
@@ -121,7 +125,9 @@ def _city(d: ImageDraw.ImageDraw, rng: random.Random, n: int) -> None:
         x += wide + n * 0.01
     d.rectangle((0, n * 0.76, n, n), fill=(72, 74, 80))
     for k in range(4):
-        d.rectangle((n * (0.06 + 0.26 * k), n * 0.87, n * (0.18 + 0.26 * k), n * 0.9), fill=(240, 240, 230))
+        d.rectangle(
+            (n * (0.06 + 0.26 * k), n * 0.87, n * (0.18 + 0.26 * k), n * 0.9), fill=(240, 240, 230)
+        )
 
 
 def _wood(d: ImageDraw.ImageDraw, rng: random.Random, n: int) -> None:

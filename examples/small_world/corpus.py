@@ -108,9 +108,7 @@ def _caption(rng: random.Random, identity: Identity, scene: Scene) -> Caption:
     return caption._replace(text=text.replace(f"a {word} {noun}", f"{word} {noun}"))
 
 
-def _render_chunk(
-    split: str, indices: range
-) -> tuple[NDArray[np.uint8], list[list[Caption]]]:
+def _render_chunk(split: str, indices: range) -> tuple[NDArray[np.uint8], list[list[Caption]]]:
     images = np.empty((len(indices), SIZE, SIZE, 3), np.uint8)
     rows = []
     for row, index in enumerate(indices):

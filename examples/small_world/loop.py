@@ -33,7 +33,12 @@ def device() -> torch.device:
 
 
 def train(
-    name: str, network: nn.Module, loss: Callable[[nn.Module, Tensor], Tensor], rows: int, recipe: Recipe, folder: Path
+    name: str,
+    network: nn.Module,
+    loss: Callable[[nn.Module, Tensor], Tensor],
+    rows: int,
+    recipe: Recipe,
+    folder: Path,
 ) -> dict[str, float]:
     """Train `network` on rows drawn at random and leave the averaged weights in it.
 
@@ -45,7 +50,10 @@ def train(
     average = copy.deepcopy(network).requires_grad_(False)
     optimizer = torch.optim.AdamW(
         [p for p in network.parameters() if p.requires_grad],
-        lr=recipe.learning_rate, weight_decay=recipe.weight_decay, betas=(0.9, 0.98), fused=place.type == "cuda",
+        lr=recipe.learning_rate,
+        weight_decay=recipe.weight_decay,
+        betas=(0.9, 0.98),
+        fused=place.type == "cuda",
     )
     file = folder / f"{name}.pt"
     state = {"step": 0, "seconds": 0.0, "loss": 0.0}
@@ -67,7 +75,7 @@ def train(
         with torch.autocast(place.type, torch.bfloat16, enabled=place.type == "cuda"):
             value = loss(network, indices)
         optimizer.zero_grad(set_to_none=True)
-        value.backward()
+        torch.autograd.backward(value)
         nn.utils.clip_grad_norm_(parameters, 1.0)
         optimizer.step()
         _average(average, network, min(recipe.ema, (1 + step) / (10 + step)))
@@ -97,14 +105,18 @@ def lr_scale(step: int, done: float, recipe: Recipe) -> float:
 
 @torch.no_grad()
 def _average(average: nn.Module, network: nn.Module, keep: float) -> None:
-    mine, theirs = list(average.parameters()), list(network.parameters())
-    torch._foreach_lerp_(mine, theirs, 1 - keep)
+    theirs: list[Tensor] = [*network.parameters()]
+    torch._foreach_lerp_([*average.parameters()], theirs, 1 - keep)
     for a, b in zip(average.buffers(), network.buffers(), strict=True):
         a.copy_(b)
 
 
 def _save(
-    file: Path, network: nn.Module, average: nn.Module, optimizer: torch.optim.Optimizer, state: dict[str, float]
+    file: Path,
+    network: nn.Module,
+    average: nn.Module,
+    optimizer: torch.optim.Optimizer,
+    state: dict[str, float],
 ) -> None:
     partial = file.with_suffix(".partial")
     torch.save(

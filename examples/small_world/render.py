@@ -38,7 +38,9 @@ def accessory(kind: str, color: Color, top: tuple[float, float, float]) -> list[
     x, y, w = top
     w = max(w, 0.26)
     band: Color = (
-        (245, 245, 245) if sum(color) < 330 else (max(0, color[0] - 90), max(0, color[1] - 90), max(0, color[2] - 90))
+        (245, 245, 245)
+        if sum(color) < 330
+        else (max(0, color[0] - 90), max(0, color[1] - 90), max(0, color[2] - 90))
     )
     if kind == "hat":
         return [
@@ -52,13 +54,28 @@ def accessory(kind: str, color: Color, top: tuple[float, float, float]) -> list[
             Part(ellipse(x, y - w * 1.6, w * 0.26, w * 0.26, n=12), band),
         ]
     if kind == "crown":
-        spikes = [(-0.9, -1.0), (-0.45, -0.45), (0, -1.1), (0.45, -0.45), (0.9, -1.0), (0.8, 0.1), (-0.8, 0.1)]
+        spikes = [
+            (-0.9, -1.0),
+            (-0.45, -0.45),
+            (0, -1.1),
+            (0.45, -0.45),
+            (0.9, -1.0),
+            (0.8, 0.1),
+            (-0.8, 0.1),
+        ]
         return [
             Part([(x + u * w, y + v * w) for u, v in spikes], color),
             Part(ellipse(x, y - w * 0.18, w * 0.16, w * 0.16, n=10), band, False),
         ]
     wings = [
-        Part([(x, y - 0.06), (x + s * w * 0.95, y - 0.06 - w * 0.6), (x + s * w * 0.95, y - 0.06 + w * 0.5)], color)
+        Part(
+            [
+                (x, y - 0.06),
+                (x + s * w * 0.95, y - 0.06 - w * 0.6),
+                (x + s * w * 0.95, y - 0.06 + w * 0.5),
+            ],
+            color,
+        )
         for s in (-1, 1)
     ]
     return [*wings, Part(ellipse(x, y - 0.06, w * 0.26, w * 0.26, n=12), band)]
@@ -67,7 +84,10 @@ def accessory(kind: str, color: Color, top: tuple[float, float, float]) -> list[
 def _placement(scene: Scene, side: int) -> Matrix:
     """Affine map from the subject's frame to canvas pixels."""
     half = side / 2
-    c, s = math.cos(scene.rotation) * scene.scale * half, math.sin(scene.rotation) * scene.scale * half
+    c, s = (
+        math.cos(scene.rotation) * scene.scale * half,
+        math.sin(scene.rotation) * scene.scale * half,
+    )
     m = -1 if scene.mirror else 1
     return c * m, -s, half * (1 + scene.x), s * m, c, half * (1 + scene.y)
 

@@ -38,7 +38,9 @@ def _circle(n: int) -> list[Point]:
     return [(math.cos(2 * math.pi * i / n), math.sin(2 * math.pi * i / n)) for i in range(n)]
 
 
-def ellipse(x: float, y: float, rx: float, ry: float, tilt: float = 0.0, n: int = 20) -> list[Point]:
+def ellipse(
+    x: float, y: float, rx: float, ry: float, tilt: float = 0.0, n: int = 20
+) -> list[Point]:
     if not tilt:
         return [(x + rx * u, y + ry * v) for u, v in _circle(n)]
     a, b = math.cos(tilt) * rx, math.sin(tilt) * ry
@@ -78,13 +80,17 @@ def cat(i: Identity) -> Drawing:
     second = rgb(i.second)
     head, wide, ear = 0.36 + 0.06 * a, 0.4 + 0.1 * b, 0.26 + 0.1 * c
     y = -0.36
-    parts = [Part(bow(0.42, 0.34, 0.42, -1.3, 1.4, 0.16), BODY)] if i.variant != 2 else [
-        Part(strip(0.3, 0.6, 0.85, 0.0, 0.17), BODY)
-    ]
+    parts = (
+        [Part(bow(0.42, 0.34, 0.42, -1.3, 1.4, 0.16), BODY)]
+        if i.variant != 2
+        else [Part(strip(0.3, 0.6, 0.85, 0.0, 0.17), BODY)]
+    )
     parts.append(Part(ellipse(0, 0.42, wide, 0.5), BODY))
     for side in (-1, 1):
         tip = (side * head * (0.95 if i.variant else 0.7), y - head - ear)
-        parts.append(Part([(side * head * 0.95, y - 0.08), tip, (side * 0.06, y - head * 0.9)], BODY))
+        parts.append(
+            Part([(side * head * 0.95, y - 0.08), tip, (side * 0.06, y - head * 0.9)], BODY)
+        )
         parts.append(Part(ellipse(side * 0.2, 0.86, 0.16, 0.1, n=14), second if i.extra else BODY))
     parts.append(Part(ellipse(0, y, head * 1.12, head), BODY))
     if i.extra:
@@ -108,10 +114,14 @@ def dog(i: Identity) -> Drawing:
     parts.append(Part(ellipse(0, y, head, head), BODY))
     for side in (-1, 1):
         if i.variant == 1:
-            parts.append(Part(ellipse(side * head * 0.85, y - head * 0.8, ear * 0.55, ear * 0.55), second))
+            parts.append(
+                Part(ellipse(side * head * 0.85, y - head * 0.8, ear * 0.55, ear * 0.55), second)
+            )
         else:
             tilt = side * (-0.5 if i.variant == 0 else 0.2)
-            parts.append(Part(ellipse(side * (head + 0.03), y + 0.05, ear * 0.45, ear, tilt), second))
+            parts.append(
+                Part(ellipse(side * (head + 0.03), y + 0.05, ear * 0.45, ear, tilt), second)
+            )
     parts.append(Part(ellipse(0, y + 0.16, 0.22, 0.17), WHITE if i.extra else second))
     parts.append(Part(ellipse(0, y + 0.08, 0.09, 0.07, n=12), INK, False))
     parts += eyes(0, y - 0.1, 0.15, 0.085)
@@ -125,7 +135,9 @@ def bird(i: Identity) -> Drawing:
     a, b, c = i.proportions
     second = rgb(i.second)
     wide, high, beak = 0.5 + 0.1 * a, 0.5 + 0.08 * b, 0.24 + 0.12 * c
-    parts = [Part([(0.3, 0.25), (0.95, 0.05 + 0.3 * (i.variant - 1)), (0.9, 0.45), (0.35, 0.5)], second)]
+    parts = [
+        Part([(0.3, 0.25), (0.95, 0.05 + 0.3 * (i.variant - 1)), (0.9, 0.45), (0.35, 0.5)], second)
+    ]
     for x in (-0.14, 0.12):
         parts.append(Part(strip(x, 0.5, x - 0.02, 0.95, 0.07), (240, 150, 40)))
         parts.append(Part(strip(x - 0.16, 0.94, x + 0.1, 0.94, 0.07), (240, 150, 40), False))
@@ -168,7 +180,9 @@ def robot(i: Identity) -> Drawing:
     parts = []
     for side in (-1, 1):
         parts.append(Part(box(side * 0.2 - 0.1, 0.45, side * 0.2 + 0.1, 0.55 + leg), second))
-        parts.append(Part(box(side * 0.22 - 0.15, 0.5 + leg, side * 0.22 + 0.15, 0.66 + leg), second))
+        parts.append(
+            Part(box(side * 0.22 - 0.15, 0.5 + leg, side * 0.22 + 0.15, 0.66 + leg), second)
+        )
         parts.append(Part(strip(side * wide, -0.1, side * (wide + 0.28), 0.35, 0.17), second))
         parts.append(Part(ellipse(side * (wide + 0.28), 0.38, 0.11, 0.11, n=12), second))
         if i.variant != 1:
@@ -179,7 +193,11 @@ def robot(i: Identity) -> Drawing:
         parts.append(Part(strip(0, y - head * 0.7, 0, y - head - 0.26, 0.06), INK))
         parts.append(Part(ellipse(0, y - head - 0.26, 0.1, 0.1, n=12), second))
     parts.append(Part(box(-wide, -0.22, wide, 0.5), BODY))
-    face = ellipse(0, y, head * 1.15, head) if i.variant == 2 else box(-head * 1.2, y - head, head * 1.2, y + head)
+    face = (
+        ellipse(0, y, head * 1.15, head)
+        if i.variant == 2
+        else box(-head * 1.2, y - head, head * 1.2, y + head)
+    )
     parts.append(Part(face, BODY))
     parts.append(Part(box(-0.26, y - 0.14, 0.26, y + 0.06), INK, False))
     for side in (-1, 1):
@@ -197,8 +215,13 @@ def car(i: Identity) -> Drawing:
     parts = [
         Part([(left - 0.18, 0.0), (left, roof), (right, roof), (right + 0.2, 0.0)], BODY),
         Part(box(-0.92, -0.08, 0.92, 0.4), BODY),
-        Part([(left, -0.06), (left + 0.08, roof + 0.1), (-0.06, roof + 0.1), (-0.06, -0.06)], GLASS),
-        Part([(0.04, -0.06), (0.04, roof + 0.1), (right - 0.06, roof + 0.1), (right + 0.04, -0.06)], GLASS),
+        Part(
+            [(left, -0.06), (left + 0.08, roof + 0.1), (-0.06, roof + 0.1), (-0.06, -0.06)], GLASS
+        ),
+        Part(
+            [(0.04, -0.06), (0.04, roof + 0.1), (right - 0.06, roof + 0.1), (right + 0.04, -0.06)],
+            GLASS,
+        ),
         Part(ellipse(-0.86, 0.1, 0.08, 0.08, n=12), (255, 235, 130)),
     ]
     if i.extra:
@@ -236,7 +259,12 @@ def rocket(i: Identity) -> Drawing:
     parts = [Part([(-0.16, 0.55), (0, 1.0), (0.16, 0.55)], (255, 170, 50), False)]
     for side in (-1, 1):
         low = 0.75 if i.variant else 0.6
-        parts.append(Part([(side * wide * 0.9, 0.1), (side * (wide + fin), low), (side * wide * 0.9, 0.55)], second))
+        parts.append(
+            Part(
+                [(side * wide * 0.9, 0.1), (side * (wide + fin), low), (side * wide * 0.9, 0.55)],
+                second,
+            )
+        )
     body = ellipse(0, 0.05, wide * 1.1, 0.62) if i.variant == 1 else box(-wide, -0.45, wide, 0.58)
     parts.append(Part(body, BODY))
     if i.variant != 1:
@@ -254,8 +282,18 @@ def house(i: Identity) -> Drawing:
     wide, wall, peak = 0.6 + 0.1 * a, -0.1 + 0.08 * b, 0.5 + 0.12 * c
     roofs = (
         [(-wide - 0.16, wall), (0, wall - peak), (wide + 0.16, wall)],
-        [(-wide - 0.1, wall), (-wide * 0.6, wall - peak * 0.7), (wide * 0.6, wall - peak * 0.7), (wide + 0.1, wall)],
-        [(-wide - 0.08, wall), (-wide - 0.08, wall - peak * 0.45), (wide + 0.08, wall - peak * 0.45), (wide + 0.08, wall)],
+        [
+            (-wide - 0.1, wall),
+            (-wide * 0.6, wall - peak * 0.7),
+            (wide * 0.6, wall - peak * 0.7),
+            (wide + 0.1, wall),
+        ],
+        [
+            (-wide - 0.08, wall),
+            (-wide - 0.08, wall - peak * 0.45),
+            (wide + 0.08, wall - peak * 0.45),
+            (wide + 0.08, wall),
+        ],
     )
     parts = [Part(box(0.3, wall - peak * 0.9, 0.46, wall), second)] if i.extra else []
     parts.append(Part(box(-wide, wall - 0.02, wide, 0.88), BODY))
@@ -272,7 +310,17 @@ def mug(i: Identity) -> Drawing:
     wide, high, grip = 0.44 + 0.1 * a, 0.6 + 0.12 * b, 0.32 + 0.08 * c
     narrow = wide * (1.0, 0.75, 1.2)[i.variant]
     parts = [Part(bow(wide * 0.9, 0.12, grip, -1.55, 1.55, 0.14), second if i.extra else BODY)]
-    parts.append(Part([(-wide, -high + 0.1), (wide, -high + 0.1), (narrow, high + 0.1), (-narrow, high + 0.1)], BODY))
+    parts.append(
+        Part(
+            [
+                (-wide, -high + 0.1),
+                (wide, -high + 0.1),
+                (narrow, high + 0.1),
+                (-narrow, high + 0.1),
+            ],
+            BODY,
+        )
+    )
     parts.append(Part(ellipse(0, high + 0.08, narrow, 0.13), BODY, False))
     parts.append(Part(ellipse(0, -high + 0.1, wide, 0.16), second))
     parts.append(Part(ellipse(0, -high + 0.12, wide * 0.8, 0.1), (92, 58, 38), False))
@@ -284,8 +332,14 @@ def teapot(i: Identity) -> Drawing:
     second = rgb(i.second)
     wide, high, spout = 0.54 + 0.06 * a, 0.46 + 0.1 * b, 0.2 + 0.1 * c
     handle = bow(0.5, 0.18, 0.42, -1.4, 1.4, 0.12)
-    parts = [Part(handle, second)] if i.variant != 2 else [Part(bow(0, -0.2, 0.6, -2.9, -0.25, 0.1), second)]
-    parts.append(Part([(-0.35, 0.35), (-0.82, -0.12 - spout), (-0.98, -0.04 - spout), (-0.5, 0.55)], BODY))
+    parts = (
+        [Part(handle, second)]
+        if i.variant != 2
+        else [Part(bow(0, -0.2, 0.6, -2.9, -0.25, 0.1), second)]
+    )
+    parts.append(
+        Part([(-0.35, 0.35), (-0.82, -0.12 - spout), (-0.98, -0.04 - spout), (-0.5, 0.55)], BODY)
+    )
     body = [(-wide, 0.62), (-wide * 0.7, -0.2), (wide * 0.7, -0.2), (wide, 0.62)]
     parts.append(Part(body if i.variant == 1 else ellipse(0, 0.22, wide, high), BODY))
     parts.append(Part(ellipse(0, -0.2, 0.34, 0.13), second))
@@ -317,10 +371,15 @@ def mushroom(i: Identity) -> Drawing:
     a, b, c = i.proportions
     second = rgb(i.second)
     wide, high, stem = 0.7 + 0.12 * a, 0.62 + 0.14 * b, 0.2 + 0.07 * c
-    cap = [(wide * math.cos(t), -0.02 - high * math.sin(t)) for t in (math.pi * k / 14 for k in range(15))]
+    cap = [
+        (wide * math.cos(t), -0.02 - high * math.sin(t))
+        for t in (math.pi * k / 14 for k in range(15))
+    ]
     if i.variant == 1:
         cap = [(-wide, -0.02), (-0.12, -high - 0.2), (0.12, -high - 0.2), (wide, -0.02)]
-    parts = [Part([(-stem, -0.1), (stem, -0.1), (stem * 1.5, 0.9), (-stem * 1.5, 0.9)], (245, 232, 208))]
+    parts = [
+        Part([(-stem, -0.1), (stem, -0.1), (stem * 1.5, 0.9), (-stem * 1.5, 0.9)], (245, 232, 208))
+    ]
     if i.extra:
         parts.append(Part(ellipse(0, 0.18, stem * 1.5, 0.1), second))
     parts.append(Part(cap, BODY))
@@ -344,7 +403,9 @@ def butterfly(i: Identity) -> Drawing:
         if i.variant == 1:
             parts.append(Part([(0, 0.1), (side * 0.95, -0.7), (side * 0.85, 0.1)], BODY))
         else:
-            parts.append(Part(ellipse(side * spread, -0.24, upper, upper * 0.85, side * -0.6), BODY))
+            parts.append(
+                Part(ellipse(side * spread, -0.24, upper, upper * 0.85, side * -0.6), BODY)
+            )
         if i.variant != 0:
             parts.append(Part(ellipse(side * 0.58, -0.24, 0.12, 0.12, n=14), second))
     parts.append(Part(ellipse(0, 0.08, 0.11, 0.6), INK))
@@ -354,6 +415,19 @@ def butterfly(i: Identity) -> Drawing:
 CLASSES: dict[str, Callable[[Identity], Drawing]] = {
     draw.__name__: draw
     for draw in (
-        cat, dog, bird, fish, robot, car, boat, rocket, house, mug, teapot, flower, mushroom, butterfly,
+        cat,
+        dog,
+        bird,
+        fish,
+        robot,
+        car,
+        boat,
+        rocket,
+        house,
+        mug,
+        teapot,
+        flower,
+        mushroom,
+        butterfly,
     )
 }

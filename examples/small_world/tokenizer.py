@@ -4,6 +4,7 @@ import json
 import tempfile
 from collections import Counter
 from collections.abc import Iterable
+from itertools import pairwise
 from pathlib import Path
 from typing import Any
 
@@ -12,7 +13,7 @@ END = "</w>"
 
 
 def learn_merges(texts: Iterable[str], share: float = 0.002) -> list[tuple[str, str]]:
-    """Byte-pair encoding (Sennrich et al. 2016): the most frequent pair of neighbours is merged, again and again.
+    """Byte-pair encoding (Sennrich et al. 2016): the most frequent pair is merged, again and again.
 
     Words in fewer than `share` of the texts take no part: they stay in pieces, as rare words should.
     """
@@ -24,7 +25,7 @@ def learn_merges(texts: Iterable[str], share: float = 0.002) -> list[tuple[str, 
     while True:
         pairs: Counter[tuple[str, str]] = Counter()
         for word, parts in pieces.items():
-            for pair in zip(parts, parts[1:], strict=False):
+            for pair in pairwise(parts):
                 pairs[pair] += words[word]
         if not pairs:
             return merges
@@ -55,5 +56,4 @@ def make_tokenizer(texts: Iterable[str]) -> Any:
         vocab, rules = Path(folder, "vocab.json"), Path(folder, "merges.txt")
         vocab.write_text(json.dumps({token: i for i, token in enumerate(dict.fromkeys(tokens))}))
         rules.write_text("#version: 0.2\n" + "".join(f"{a} {b}\n" for a, b in merges))
-        tokenizer = CLIPTokenizer(str(vocab), str(rules), model_max_length=MAX_TOKENS)
-    return tokenizer
+        return CLIPTokenizer(str(vocab), str(rules), model_max_length=MAX_TOKENS)

@@ -31,21 +31,33 @@ def autoencoder() -> Any:
     from diffusers import AutoencoderKL
 
     return AutoencoderKL(
-        in_channels=3, out_channels=3, latent_channels=4, sample_size=64,
-        block_out_channels=(48, 96, 128), layers_per_block=1, norm_num_groups=16,
-        down_block_types=("DownEncoderBlock2D",) * 3, up_block_types=("UpDecoderBlock2D",) * 3,
-    )  # fmt: skip
+        in_channels=3,
+        out_channels=3,
+        latent_channels=4,
+        sample_size=64,
+        block_out_channels=(48, 96, 128),
+        layers_per_block=1,
+        norm_num_groups=16,
+        down_block_types=("DownEncoderBlock2D",) * 3,
+        up_block_types=("UpDecoderBlock2D",) * 3,
+    )
 
 
 def unet() -> Any:
     from diffusers import UNet2DConditionModel
 
     return UNet2DConditionModel(
-        sample_size=16, in_channels=4, out_channels=4, cross_attention_dim=192,
-        block_out_channels=(64, 128, 192), layers_per_block=2, norm_num_groups=16, attention_head_dim=4,
+        sample_size=16,
+        in_channels=4,
+        out_channels=4,
+        cross_attention_dim=192,
+        block_out_channels=(64, 128, 192),
+        layers_per_block=2,
+        norm_num_groups=16,
+        attention_head_dim=4,
         down_block_types=("CrossAttnDownBlock2D", "CrossAttnDownBlock2D", "DownBlock2D"),
         up_block_types=("UpBlock2D", "CrossAttnUpBlock2D", "CrossAttnUpBlock2D"),
-    )  # fmt: skip
+    )
 
 
 def text_encoder(tokenizer: Any) -> Any:
@@ -53,22 +65,33 @@ def text_encoder(tokenizer: Any) -> Any:
 
     return CLIPTextModel(
         CLIPTextConfig(
-            vocab_size=len(tokenizer), hidden_size=192, intermediate_size=768, num_hidden_layers=4,
-            num_attention_heads=6, max_position_embeddings=MAX_TOKENS, projection_dim=192,
-            bos_token_id=tokenizer.bos_token_id, eos_token_id=tokenizer.eos_token_id,
+            vocab_size=len(tokenizer),
+            hidden_size=192,
+            intermediate_size=768,
+            num_hidden_layers=4,
+            num_attention_heads=6,
+            max_position_embeddings=MAX_TOKENS,
+            projection_dim=192,
+            bos_token_id=tokenizer.bos_token_id,
+            eos_token_id=tokenizer.eos_token_id,
             pad_token_id=tokenizer.pad_token_id,
-        )  # fmt: skip
+        )
     )
 
 
 def noise_scheduler() -> Any:
-    """Linear betas leave almost nothing of the image at the last timestep, so night can be dark and snow bright."""
+    """Linear betas leave almost nothing of the image at the last timestep: night can be dark, snow bright."""
     from diffusers import DDIMScheduler
 
     return DDIMScheduler(
-        beta_start=1e-4, beta_end=0.02, beta_schedule="linear", prediction_type="v_prediction",
-        clip_sample=False, set_alpha_to_one=False, steps_offset=1,
-    )  # fmt: skip
+        beta_start=1e-4,
+        beta_end=0.02,
+        beta_schedule="linear",
+        prediction_type="v_prediction",
+        clip_sample=False,
+        set_alpha_to_one=False,
+        steps_offset=1,
+    )
 
 
 def to_pixels(images: Tensor) -> Tensor:
@@ -83,30 +106,45 @@ def train_autoencoder(images: Tensor, recipe: Recipe, folder: Path) -> tuple[Any
         pixels = to_pixels(images[indices])
         posterior = network.encode(pixels).latent_dist  # type: ignore[operator]
         decoded = network.decode(posterior.sample()).sample.float()  # type: ignore[operator]
-        return F.l1_loss(decoded, pixels) + 0.5 * F.mse_loss(decoded, pixels) + KL_WEIGHT * posterior.kl().mean()
+        kl: Tensor = posterior.kl().mean()
+        return F.l1_loss(decoded, pixels) + 0.5 * F.mse_loss(decoded, pixels) + KL_WEIGHT * kl
 
     vae = autoencoder()
     facts = train("autoencoder", vae, loss, len(images), recipe, folder)
     with torch.no_grad():
-        mean = torch.cat([vae.encode(to_pixels(part)).latent_dist.mean for part in images[:4096].split(256)])
+        mean = torch.cat(
+            [
+                vae.encode(to_pixels(part)).latent_dist.mean
+                for part in torch.split(images[:4096], 256)
+            ]
+        )
     vae.register_to_config(scaling_factor=round(1 / mean.std().item(), 4))
     return vae, facts
 
 
 def train_denoiser(
-    vae: Any, tokenizer: Any, images: Tensor, captions: Sequence[Sequence[str]], recipe: Recipe, folder: Path
+    vae: Any,
+    tokenizer: Any,
+    images: Tensor,
+    captions: Sequence[Sequence[str]],
+    recipe: Recipe,
+    folder: Path,
 ) -> tuple[Any, Any, dict[str, float]]:
     """UNet and text encoder together, v-prediction (Salimans & Ho 2022, appendix D)."""
     place = images.device
     means, deviations = [], []
     with torch.no_grad():
-        for part in images.split(512):
+        for part in torch.split(images, 512):
             posterior = vae.encode(to_pixels(part)).latent_dist
             means.append(posterior.mean.half() * vae.config.scaling_factor)
             deviations.append(posterior.std.half() * vae.config.scaling_factor)
     mean, deviation = torch.cat(means), torch.cat(deviations)
     each = len(captions[0])
-    tokens = tokenize(tokenizer, [text for row in captions for text in row]).view(-1, each, MAX_TOKENS).to(place)
+    tokens = (
+        tokenize(tokenizer, [text for row in captions for text in row])
+        .view(-1, each, MAX_TOKENS)
+        .to(place)
+    )
     empty = tokenize(tokenizer, [""]).to(place)
     alphas = noise_scheduler().alphas_cumprod.to(place)
 
@@ -135,14 +173,22 @@ def tokenize(tokenizer: Any, texts: list[str]) -> Tensor:
     return torch.tensor(np.array(ids, dtype=np.int32))
 
 
-def save_base(out: Path, vae: Any, denoiser: Any, text: Any, tokenizer: Any, facts: dict[str, Any]) -> None:
+def save_base(
+    out: Path, vae: Any, denoiser: Any, text: Any, tokenizer: Any, facts: dict[str, Any]
+) -> None:
     """As fp16 safetensors: half the size, and a difference no picture shows."""
     from diffusers import StableDiffusionPipeline
 
     pipeline = StableDiffusionPipeline(
-        vae=vae.cpu().half(), unet=denoiser.cpu().half(), text_encoder=text.cpu().half(), tokenizer=tokenizer,
-        scheduler=noise_scheduler(), safety_checker=None, feature_extractor=None, requires_safety_checker=False,
-    )  # fmt: skip
+        vae=vae.cpu().half(),
+        unet=denoiser.cpu().half(),
+        text_encoder=text.cpu().half(),
+        tokenizer=tokenizer,
+        scheduler=noise_scheduler(),
+        safety_checker=None,
+        feature_extractor=None,
+        requires_safety_checker=False,
+    )
     pipeline.save_pretrained(out, safe_serialization=True)
     (out / "training.json").write_text(json.dumps(facts, indent=2) + "\n")
 
@@ -158,17 +204,31 @@ def main() -> None:
     torch.backends.cudnn.benchmark = True
     torch.manual_seed(0)
 
-    corpus: Corpus = make_corpus(options.work, SPLIT, max(200, round(options.images * options.scale)))
+    corpus: Corpus = make_corpus(
+        options.work, SPLIT, max(200, round(options.images * options.scale))
+    )
     images = torch.from_numpy(corpus.images).to(device())
     captions = [[caption.text for caption in row[1:]] for row in corpus.captions]
     tokenizer = make_tokenizer(row[0] for row in captions[:20_000])
-    first, second = (r._replace(steps=max(2, round(r.steps * options.scale))) for r in (AUTOENCODER, DENOISER))
+    first, second = (
+        r._replace(steps=max(2, round(r.steps * options.scale))) for r in (AUTOENCODER, DENOISER)
+    )
     vae, vae_facts = train_autoencoder(images, first, options.work)
     denoiser, text, facts = train_denoiser(vae, tokenizer, images, captions, second, options.work)
-    save_base(options.out, vae, denoiser, text, tokenizer, {
-        "images": len(images), "split": SPLIT, "device": str(device()),
-        "autoencoder": vae_facts | first._asdict(), "denoiser": facts | second._asdict(),
-    })  # fmt: skip
+    save_base(
+        options.out,
+        vae,
+        denoiser,
+        text,
+        tokenizer,
+        {
+            "images": len(images),
+            "split": SPLIT,
+            "device": str(device()),
+            "autoencoder": vae_facts | first._asdict(),
+            "denoiser": facts | second._asdict(),
+        },
+    )
 
 
 if __name__ == "__main__":

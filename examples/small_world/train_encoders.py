@@ -26,27 +26,47 @@ CLIP = Recipe(steps=4_000, batch=512, learning_rate=6e-4, weight_decay=0.1, seco
 IDENTITY = Recipe(steps=5_000, batch=512, learning_rate=6e-4, weight_decay=0.1)
 TEMPERATURE = 0.1
 PROCESSOR = {
-    "do_resize": True, "size": {"shortest_edge": 64}, "resample": 3, "do_center_crop": True,
-    "crop_size": {"height": 64, "width": 64}, "do_rescale": True, "rescale_factor": 1 / 255,
-    "do_normalize": True, "image_mean": [0.5] * 3, "image_std": [0.5] * 3, "do_convert_rgb": True,
-}  # fmt: skip
+    "do_resize": True,
+    "size": {"shortest_edge": 64},
+    "resample": 3,
+    "do_center_crop": True,
+    "crop_size": {"height": 64, "width": 64},
+    "do_rescale": True,
+    "rescale_factor": 1 / 255,
+    "do_normalize": True,
+    "image_mean": [0.5] * 3,
+    "image_std": [0.5] * 3,
+    "do_convert_rgb": True,
+}
 
 
 def clip_model(tokenizer: Any) -> Any:
     from transformers import CLIPConfig, CLIPModel
 
     special = {
-        "bos_token_id": tokenizer.bos_token_id, "eos_token_id": tokenizer.eos_token_id,
+        "bos_token_id": tokenizer.bos_token_id,
+        "eos_token_id": tokenizer.eos_token_id,
         "pad_token_id": tokenizer.pad_token_id,
-    }  # fmt: skip
+    }
     text = {
-        "vocab_size": len(tokenizer), "hidden_size": 160, "intermediate_size": 640, "num_hidden_layers": 3,
-        "num_attention_heads": 4, "max_position_embeddings": MAX_TOKENS, "projection_dim": 160, **special,
-    }  # fmt: skip
+        "vocab_size": len(tokenizer),
+        "hidden_size": 160,
+        "intermediate_size": 640,
+        "num_hidden_layers": 3,
+        "num_attention_heads": 4,
+        "max_position_embeddings": MAX_TOKENS,
+        "projection_dim": 160,
+        **special,
+    }
     vision = {
-        "hidden_size": 192, "intermediate_size": 768, "num_hidden_layers": 6, "num_attention_heads": 6,
-        "image_size": 64, "patch_size": 8, "projection_dim": 160,
-    }  # fmt: skip
+        "hidden_size": 192,
+        "intermediate_size": 768,
+        "num_hidden_layers": 6,
+        "num_attention_heads": 6,
+        "image_size": 64,
+        "patch_size": 8,
+        "projection_dim": 160,
+    }
     return CLIPModel(CLIPConfig(text_config=text, vision_config=vision, projection_dim=160))
 
 
@@ -54,13 +74,18 @@ def identity_model() -> Any:
     from transformers import ViTConfig, ViTModel
 
     config = ViTConfig(
-        hidden_size=192, intermediate_size=768, num_hidden_layers=5, num_attention_heads=6, image_size=64, patch_size=8
+        hidden_size=192,
+        intermediate_size=768,
+        num_hidden_layers=5,
+        num_attention_heads=6,
+        image_size=64,
+        patch_size=8,
     )
     return ViTModel(config, add_pooling_layer=False)
 
 
 def degrade(pixels: Tensor) -> Tensor:
-    """Blur, noise and light as generated images have them, so that an encoder judges the subject, not the finish."""
+    """Blur, noise and light as generated images have them: what counts is the subject, not the finish."""
     n, place = len(pixels), pixels.device
     soft = F.avg_pool2d(F.pad(pixels, (1, 1, 1, 1), mode="replicate"), 3, stride=1)
     blend = torch.rand(n, 1, 1, 1, device=place) * (torch.rand(n, 1, 1, 1, device=place) < 0.6)
@@ -74,14 +99,22 @@ def code(captions: list[list[Caption]]) -> Tensor:
     """Each claim as a number, 0 for none: int16 (n, captions, 7)."""
     numbers: dict[tuple[int, str], int] = {}
     rows = [
-        [[0 if v is None else numbers.setdefault((f, v), len(numbers) + 1) for f, v in enumerate(c[1:])] for c in row]
+        [
+            [
+                0 if v is None else numbers.setdefault((f, v), len(numbers) + 1)
+                for f, v in enumerate(c[1:])
+            ]
+            for c in row
+        ]
         for row in captions
     ]
     return torch.tensor(np.array(rows, dtype=np.int16))
 
 
 def embed_images(clip: Any, pixels: Tensor) -> Tensor:
-    return F.normalize(clip.visual_projection(clip.vision_model(pixels).pooler_output).float(), dim=-1)
+    return F.normalize(
+        clip.visual_projection(clip.vision_model(pixels).pooler_output).float(), dim=-1
+    )
 
 
 def embed_texts(clip: Any, ids: Tensor) -> Tensor:
@@ -89,13 +122,13 @@ def embed_texts(clip: Any, ids: Tensor) -> Tensor:
 
 
 def soft_contrast(logits: Tensor, matches: Tensor) -> Tensor:
-    """InfoNCE where several captions may be true of an image: cross entropy against the uniform over the true ones."""
+    """InfoNCE with several true captions per image: cross entropy against the uniform over the true ones."""
     target = matches.float() / matches.sum(1, keepdim=True)
     return -(target * logits.log_softmax(1)).sum(1).mean()
 
 
 def train_clip(folder: Path, images: int, recipe: Recipe) -> tuple[Any, Any, dict[str, float]]:
-    """CLIP (Radford et al. 2021); captions that are true of several images of a batch count as positives of all."""
+    """CLIP (Radford et al. 2021); a caption is a positive of every image of the batch it is true of."""
     corpus = make_corpus(folder, "clip", images)
     pixels = torch.from_numpy(corpus.images).to(device())
     texts = [c.text for row in corpus.captions for c in row[1:]]
@@ -107,14 +140,18 @@ def train_clip(folder: Path, images: int, recipe: Recipe) -> tuple[Any, Any, dic
     plain = tokenize(tokenizer, [f"a photo of a {c}" for c in classes]).to(device()).long()
     placed_texts = [f"a {c} {phrase}" for c in classes for phrase in BACKGROUNDS.values()]
     placed = tokenize(tokenizer, placed_texts).to(device()).long()
-    class_of = torch.tensor([classes.index(row[0].class_noun or "") for row in corpus.captions]).to(device())
-    place_of = torch.tensor([backgrounds.index(row[0].background or "") for row in corpus.captions]).to(device())
+    class_of = torch.tensor([classes.index(row[0].class_noun or "") for row in corpus.captions]).to(
+        device()
+    )
+    place_of = torch.tensor(
+        [backgrounds.index(row[0].background or "") for row in corpus.captions]
+    ).to(device())
 
     def loss(network: nn.Module, indices: Tensor) -> Tensor:
         choice = torch.randint(each, indices.shape, device=indices.device)
         image = embed_images(network, degrade(to_pixels(pixels[indices])))
         text = embed_texts(network, torch.cat([tokens[indices, choice].long(), plain, placed]))
-        text, kinds, places = text.split([len(indices), len(plain), len(placed)])
+        text, kinds, places = torch.split(text, [len(indices), len(plain), len(placed)])
         scale = network.logit_scale.exp().clamp(max=100)  # type: ignore[operator]
         truth, told = claims[indices, 0], claims[indices, choice + 1]
         matches = ((told[None] == 0) | (told[None] == truth[:, None])).all(-1)
@@ -128,13 +165,17 @@ def train_clip(folder: Path, images: int, recipe: Recipe) -> tuple[Any, Any, dic
     return clip, tokenizer, train("clip", clip, loss, images, recipe, folder)
 
 
-def train_identity(folder: Path, subjects: int, recipe: Recipe, views: int = 8) -> tuple[Any, dict[str, float]]:
-    """Supervised contrast (Khosla et al. 2020) of two views per identity, through a head that is thrown away."""
+def train_identity(
+    folder: Path, subjects: int, recipe: Recipe, views: int = 8
+) -> tuple[Any, dict[str, float]]:
+    """Supervised contrast (Khosla et al. 2020) of two views per identity; the head is thrown away."""
     pixels = torch.from_numpy(make_views(folder, "identity", subjects, views)).to(device())
-    both = nn.ModuleDict({
-        "vit": identity_model(),
-        "head": nn.Sequential(nn.Linear(192, 384), nn.GELU(), nn.Linear(384, 128)),
-    })  # fmt: skip
+    both = nn.ModuleDict(
+        {
+            "vit": identity_model(),
+            "head": nn.Sequential(nn.Linear(192, 384), nn.GELU(), nn.Linear(384, 128)),
+        }
+    )
 
     def loss(network: nn.Module, indices: Tensor) -> Tensor:
         first = torch.randint(views, indices.shape, device=indices.device)
@@ -159,7 +200,9 @@ def save(model: Any, out: Path, facts: dict[str, float], tokenizer: Any = None) 
     kind = "CLIPImageProcessor" if tokenizer is not None else "ViTImageProcessor"
     settings = PROCESSOR | {"image_processor_type": kind}
     if tokenizer is None:
-        settings = {k: v for k, v in settings.items() if "crop" not in k} | {"size": {"height": 64, "width": 64}}
+        settings = {k: v for k, v in settings.items() if "crop" not in k} | {
+            "size": {"height": 64, "width": 64}
+        }
     (out / "preprocessor_config.json").write_text(json.dumps(settings, indent=2) + "\n")
     (out / "training.json").write_text(json.dumps(facts, indent=2) + "\n")
 
@@ -180,10 +223,14 @@ def main() -> None:
         return recipe._replace(steps=max(2, round(recipe.steps * options.scale)))
 
     if "clip" in options.which:
-        clip, tokenizer, facts = train_clip(options.work, max(200, round(options.images * options.scale)), scaled(CLIP))
+        clip, tokenizer, facts = train_clip(
+            options.work, max(200, round(options.images * options.scale)), scaled(CLIP)
+        )
         save(clip, options.out / "clip", facts, tokenizer)
     if "identity" in options.which:
-        vit, facts = train_identity(options.work, max(100, round(options.subjects * options.scale)), scaled(IDENTITY))
+        vit, facts = train_identity(
+            options.work, max(100, round(options.subjects * options.scale)), scaled(IDENTITY)
+        )
         save(vit, options.out / "identity", facts)
 
 

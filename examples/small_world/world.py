@@ -159,7 +159,9 @@ def describe(rng: random.Random, identity: Identity, scene: Scene, keep: float =
     start = rng.choice(("a photo of ", "a photo of ", "a picture of ", ""))
     text = f"{start}{article} {noun}"
     if tell_accessory:
-        text += f" wearing {_article(scene.accessory_color)} {scene.accessory_color} {scene.accessory}"
+        text += (
+            f" wearing {_article(scene.accessory_color)} {scene.accessory_color} {scene.accessory}"
+        )
     if tell_background:
         text += f" {BACKGROUNDS[scene.background]}"
     return Caption(

@@ -1,0 +1,40 @@
+.DEFAULT_GOAL := help
+PYTHON ?= python3
+VENV ?= .venv
+BIN := $(VENV)/bin
+
+# Nothing calls outside, and two libraries with a thread pool each do not fight for the cores.
+export DO_NOT_TRACK := 1
+export PREFECT_SERVER_ANALYTICS_ENABLED := false
+export MLFLOW_DISABLE_TELEMETRY := true
+
+.PHONY: help install demo test test-fast check clean
+
+help: ## Show this list
+	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | awk -F ':.*## ' '{printf "  make %-10s %s\n", $$1, $$2}'
+
+install: $(VENV)/.installed ## Make .venv and install everything from constraints.txt
+
+$(VENV)/.installed: pyproject.toml constraints.txt
+	$(PYTHON) -m venv $(VENV)
+	$(BIN)/python -m pip install --quiet --upgrade "pip>=24"
+	$(BIN)/python -m pip install --quiet --constraint constraints.txt --editable ".[local,heic,dev]"
+	@touch $@
+
+demo: install ## Learn the small world's dog: photos to report, in minutes
+	$(BIN)/dreambooth run examples/small_world/config.yaml
+
+test: install ## Run every test
+	$(BIN)/python -m pytest
+
+test-fast: install ## Run the tests that take seconds
+	$(BIN)/python -m pytest -m "not slow"
+
+check: install ## Ruff, format, mypy, and the layer test
+	$(BIN)/ruff check .
+	$(BIN)/ruff format --check .
+	$(BIN)/mypy
+	$(BIN)/python -m pytest --quiet tests/test_layers.py
+
+clean: ## Forget all local state: stores, databases, checkpoints, reports
+	rm -rf .dreambooth
