@@ -148,7 +148,7 @@ def check(
     from diffusers import DPMSolverMultistepScheduler, StableDiffusionPipeline
 
     encoders = Encoders(encoder_folder)
-    pipeline = StableDiffusionPipeline.from_pretrained(base, torch_dtype=torch.float32)
+    pipeline = StableDiffusionPipeline.from_pretrained(base, dtype=torch.float32)
     pipeline.scheduler = DPMSolverMultistepScheduler.from_config(pipeline.scheduler.config)
     pipeline.set_progress_bar_config(disable=True)
     nouns = [noun for noun in CLASSES for _ in range(each)]

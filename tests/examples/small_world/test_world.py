@@ -1,0 +1,120 @@
+import random
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from examples.small_world import make_photos
+from examples.small_world.corpus import example, make_corpus, truth
+from examples.small_world.render import SIZE, render, render_array
+from examples.small_world.shapes import CLASSES
+from examples.small_world.tokenizer import learn_merges, make_tokenizer
+from examples.small_world.world import BACKGROUNDS, COLORS, describe, random_identity, random_scene
+
+SHIPPED = Path(make_photos.HERE) / "photos"
+
+
+def test_world_is_as_rich_as_promised() -> None:
+    assert len(CLASSES) >= 12
+    assert len(BACKGROUNDS) >= 12
+
+
+@pytest.mark.parametrize("class_noun", CLASSES)
+def test_render_is_a_function_of_its_arguments(class_noun: str) -> None:
+    rng = random.Random(class_noun)
+    identity, scene = random_identity(rng, class_noun), random_scene(rng)
+    first, second = render_array(identity, scene), render_array(identity, scene)
+    assert first.shape == (SIZE, SIZE, 3)
+    assert np.array_equal(first, second)
+
+
+@pytest.mark.parametrize("background", BACKGROUNDS)
+def test_every_background_is_another_picture(background: str) -> None:
+    rng = random.Random(1)
+    identity, scene = random_identity(rng, "mug"), random_scene(rng, background="white")
+    plain = render_array(identity, scene).astype(int)
+    other = render_array(identity, scene._replace(background=background)).astype(int)
+    assert (np.abs(plain - other).mean() > 5) == (background != "white")
+
+
+def test_mirror_mirrors_the_subject() -> None:
+    identity = random_identity(random.Random(2), "teapot")
+    scene = random_scene(random.Random(2), "white", accessory_share=0)
+    scene = scene._replace(x=0.0, rotation=0.0, mirror=False)
+    upright = render_array(identity, scene).astype(int)
+    mirrored = render_array(identity, scene._replace(mirror=True)).astype(int)
+    straight = np.abs(mirrored - upright).mean()
+    assert np.abs(mirrored[:, ::-1] - upright).mean() < 0.3 * straight
+
+
+def test_accessory_is_seen_in_its_colour() -> None:
+    identity = random_identity(random.Random(3), "dog")
+    scene = random_scene(random.Random(3), "white")._replace(accessory="hat", accessory_color="red")
+    bare = render_array(identity, scene._replace(accessory=None)).astype(int)
+    dressed = render_array(identity, scene).astype(int)
+    changed = np.abs(dressed - bare).sum(-1) > 60
+    assert changed.sum() > 20
+    reds = np.abs(dressed[changed] - np.array(COLORS["red"])).sum(-1) < 60
+    assert reds.mean() > 0.3
+
+
+def test_captions_say_only_what_is_true() -> None:
+    for index in range(300):
+        identity, scene, captions = example("test", index)
+        facts = truth(identity, scene)
+        for caption in captions[1:]:
+            claims = zip(caption[1:], facts[1:], strict=True)
+            assert all(said in (None, true) for said, true in claims)
+            assert all(said is None or said in _words(caption.text) for said in caption[1:3])
+
+
+def _words(text: str) -> list[str]:
+    return text.split()
+
+
+def test_captions_drop_attributes() -> None:
+    rng = random.Random(5)
+    identity, scene = random_identity(rng, "cat"), random_scene(rng)
+    colors = [describe(rng, identity, scene).color for _ in range(200)]
+    assert 50 < sum(color is None for color in colors) < 150
+
+
+def test_splits_share_nothing() -> None:
+    assert example("base", 0)[0] != example("clip", 0)[0]
+
+
+def test_corpus_is_the_same_when_read_back(tmp_path: Path) -> None:
+    made = make_corpus(tmp_path, "test", 12)
+    read = make_corpus(tmp_path, "test", 12)
+    assert np.array_equal(made.images, read.images)
+    assert made.captions == read.captions
+    assert np.array_equal(made.images[7], render_array(*example("test", 7)[:2]))
+
+
+def test_shipped_photos_are_what_the_renderer_makes(tmp_path: Path) -> None:
+    make_photos.make_photos(tmp_path)
+    made = {p.relative_to(tmp_path): p.read_bytes() for p in tmp_path.rglob("*.*")}
+    shipped = {p.relative_to(SHIPPED): p.read_bytes() for p in SHIPPED.rglob("*.*")}
+    assert made == shipped
+    assert len(made) == 30
+
+
+def test_tokenizer_keeps_frequent_words_whole_and_knows_every_printable_character() -> None:
+    texts = ["a photo of a robot on the beach"] * 50
+    tokenizer = make_tokenizer(texts)
+    assert tokenizer.tokenize("a robot") == ["a</w>", "robot</w>"]
+    printable = "".join(chr(c) for c in range(33, 127))
+    ids = tokenizer(printable).input_ids[1:-1]
+    assert tokenizer.eos_token_id not in ids
+    assert "sks" not in tokenizer.get_vocab()
+    assert tokenizer("sks").input_ids != tokenizer("skt").input_ids
+
+
+def test_rare_words_take_no_part_in_merges() -> None:
+    merges = learn_merges(["robot"] * 999 + ["zyx"])
+    assert all("z" not in a + b for a, b in merges)
+
+
+def test_image_size_can_be_chosen() -> None:
+    rng = random.Random(6)
+    assert render(random_identity(rng, "car"), random_scene(rng), 128).size == (128, 128)
