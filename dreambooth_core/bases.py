@@ -7,28 +7,34 @@ from pathlib import Path
 
 from dreambooth_core import config
 from dreambooth_core.blobs import digest_json, digest_of_file
-from dreambooth_core.errors import ModelError
+from dreambooth_core.errors import ConfigError, ModelError
 
 _COMMIT = re.compile(r"[0-9a-f]{40}")
 _READ = ("*.json", "*.txt", "*.model", "*.safetensors")
 
 
-def base_folder(model: config.Model) -> Path:
-    """The base's local folder; a Hub id is fetched once, at its pinned commit, safetensors only.
-
-    Raises `ModelError` when there is neither such a folder nor such a repository, or when a Hub id
-    comes without the commit that pins it.
-    """
-    folder = Path(model.base)
-    if folder.is_dir():
-        return folder.resolve()
+def check_base(model: config.Model) -> None:
+    """Raises `ConfigError` unless the base is a folder that exists or a Hub id with its commit."""
+    if Path(model.base).is_dir():
+        return
     if not re.fullmatch(r"[\w.-]+/[\w.-]+", model.base) or model.base.startswith("."):
-        raise ModelError(f"there is no folder {model.base}; set model.base to one, or to a Hub id")
+        raise ConfigError(f"there is no folder {model.base}; set model.base to one, or to a Hub id")
     if not _COMMIT.fullmatch(model.revision or ""):
-        raise ModelError(
+        raise ConfigError(
             f"there is no folder {model.base}, and as a Hub id it needs model.revision, "
             "the 40 hex digits of a commit, so that the same config means the same weights"
         )
+
+
+def base_folder(model: config.Model) -> Path:
+    """The base's local folder; a Hub id is fetched once, at its pinned commit, safetensors only.
+
+    Raises `ConfigError` as `check_base` does, and `ModelError` for what cannot be fetched.
+    """
+    check_base(model)
+    folder = Path(model.base)
+    if folder.is_dir():
+        return folder.resolve()
     return _snapshot(model.base, str(model.revision))
 
 

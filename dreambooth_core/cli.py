@@ -72,10 +72,11 @@ def run(
 
     Finished stages are reused; a run that was stopped goes on with the same command.
     """
-    from dreambooth_core import screens
+    from dreambooth_core import bases, screens
     from dreambooth_core.config import load_config
 
     settings = load_config(config, tuple(overrides or ()))
+    bases.check_base(settings.model)
     if dry_run:
         screens.show_plan(settings, as_json)
         return

@@ -225,8 +225,8 @@ def main() -> None:
             "images": len(images),
             "split": SPLIT,
             "device": str(device()),
-            "autoencoder": vae_facts | first._asdict(),
-            "denoiser": facts | second._asdict(),
+            "autoencoder": vae_facts | {"recipe": first._asdict()},
+            "denoiser": facts | {"recipe": second._asdict()},
         },
     )
 

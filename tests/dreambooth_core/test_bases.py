@@ -7,7 +7,7 @@ import pytest
 
 from dreambooth_core.bases import base_digest, base_folder
 from dreambooth_core.config import Model
-from dreambooth_core.errors import ModelError
+from dreambooth_core.errors import ConfigError, ModelError
 
 
 def test_digest_is_of_the_content(tiny_base: Path, tmp_path: Path) -> None:
@@ -31,10 +31,10 @@ def test_a_folder_without_a_model_is_refused(tmp_path: Path) -> None:
 
 @pytest.mark.parametrize("revision", [None, "main", "abc123"])
 def test_a_hub_id_needs_its_commit(revision: str | None) -> None:
-    with pytest.raises(ModelError, match="40 hex digits"):
+    with pytest.raises(ConfigError, match="40 hex digits"):
         base_folder(Model(base="somebody/something", revision=revision))
 
 
 def test_a_missing_folder_is_not_taken_for_a_hub_id() -> None:
-    with pytest.raises(ModelError, match="no folder"):
+    with pytest.raises(ConfigError, match="no folder"):
         base_folder(Model(base="./somewhere/model"))

@@ -44,7 +44,9 @@ def test_loop_goes_on_where_it_was_cut_off(tmp_path: Path) -> None:
     again = fresh()
     train("line", again, cut_off, 10, RECIPE, tmp_path)
     assert calls == 40
-    assert all(torch.equal(a, b) for a, b in zip(whole.parameters(), again.parameters(), strict=True))
+    assert all(
+        torch.equal(a, b) for a, b in zip(whole.parameters(), again.parameters(), strict=True)
+    )
 
 
 def test_time_budget_ends_a_training() -> None:
