@@ -4,7 +4,7 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from examples.small_world import train_base, train_encoders
+from examples.small_world import loop, train_base, train_encoders
 from examples.small_world.loop import Recipe, lr_scale, progress, train
 
 RECIPE = Recipe(steps=40, batch=4, learning_rate=1e-2, warmup=1)
@@ -27,23 +27,24 @@ def test_loop_learns_and_says_so(tmp_path: Path) -> None:
     assert square(network, torch.arange(64)) < 0.05
 
 
-def test_loop_goes_on_where_it_was_cut_off(tmp_path: Path) -> None:
-    whole = fresh()
-    train("line", whole, square, 10, RECIPE, tmp_path / "..")
-    (tmp_path / "../line.pt").unlink()
-
+def test_loop_goes_on_where_it_was_cut_off(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(loop, "SAVE_EVERY_SECONDS", 0)
+    (tmp_path / "whole").mkdir()
+    whole, again = fresh(), fresh()
+    train("line", whole, square, 10, RECIPE, tmp_path / "whole")
     calls = 0
 
     def cut_off(network: nn.Module, indices: Tensor) -> Tensor:
         nonlocal calls
         calls += 1
+        if calls == 21:
+            raise KeyboardInterrupt
         return square(network, indices)
 
-    train("line", fresh(), cut_off, 10, RECIPE, tmp_path)
-    assert calls == 40
-    again = fresh()
+    with pytest.raises(KeyboardInterrupt):
+        train("line", fresh(), cut_off, 10, RECIPE, tmp_path)
     train("line", again, cut_off, 10, RECIPE, tmp_path)
-    assert calls == 40
+    assert calls == 41
     assert all(
         torch.equal(a, b) for a, b in zip(whole.parameters(), again.parameters(), strict=True)
     )
