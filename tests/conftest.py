@@ -1,8 +1,9 @@
 """What several tests stand on: a tiny model with random weights, and a store in a folder."""
 
-import json
+import importlib
 import os
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -11,84 +12,17 @@ os.environ.setdefault("MLFLOW_DISABLE_TELEMETRY", "true")
 os.environ.setdefault("PREFECT_SERVER_ANALYTICS_ENABLED", "false")
 
 
-def _tokenizer_files(folder: Path) -> None:
-    """Byte-level BPE without merges: every character is a token, so any prompt can be read."""
-    printable = [*range(33, 127), *range(161, 173), *range(174, 256)]
-    others = [chr(256 + place) for place in range(256 - len(printable))]
-    letters = [chr(code) for code in printable] + others
-    words = [*letters, *(letter + "</w>" for letter in letters), "<|startoftext|>", "<|endoftext|>"]
-    folder.mkdir(parents=True)
-    (folder / "vocab.json").write_text(json.dumps({word: i for i, word in enumerate(words)}))
-    (folder / "merges.txt").write_text("#version: 0.2\n")
-    (folder / "tokenizer_config.json").write_text(
-        json.dumps({"tokenizer_class": "CLIPTokenizer", "model_max_length": 24})
-    )
+def build_tiny_base(
+    folder: Path, pipeline_class: str = "StableDiffusionPipeline", **options: Any
+) -> Path:
+    """A tiny base with random weights, by `build` of `tests/tiny_bases/<pipeline_class>.py`.
 
-
-def build_tiny_base(folder: Path, prediction_type: str = "epsilon") -> Path:
-    """A StableDiffusionPipeline folder of about 1 MB: 32x32 pixels, 16x16x4 latents."""
-    import torch
-    from diffusers import (
-        AutoencoderKL,
-        DDPMScheduler,
-        StableDiffusionPipeline,
-        UNet2DConditionModel,
-    )
-    from transformers import CLIPTextConfig, CLIPTextModel, CLIPTokenizer
-
-    _tokenizer_files(folder / "tokenizer")
-    tokenizer = CLIPTokenizer.from_pretrained(folder / "tokenizer")
-    with torch.random.fork_rng():
-        torch.manual_seed(0)
-        text_encoder = CLIPTextModel(
-            CLIPTextConfig(
-                vocab_size=len(tokenizer),
-                hidden_size=32,
-                intermediate_size=64,
-                num_hidden_layers=2,
-                num_attention_heads=2,
-                max_position_embeddings=24,
-                bos_token_id=tokenizer.bos_token_id,
-                eos_token_id=tokenizer.eos_token_id,
-            )
-        )
-        vae = AutoencoderKL(
-            block_out_channels=(16, 32),
-            down_block_types=("DownEncoderBlock2D",) * 2,
-            up_block_types=("UpDecoderBlock2D",) * 2,
-            layers_per_block=1,
-            norm_num_groups=8,
-            sample_size=32,
-        )
-        unet = UNet2DConditionModel(
-            sample_size=16,
-            block_out_channels=(32, 64),
-            down_block_types=("DownBlock2D", "CrossAttnDownBlock2D"),
-            up_block_types=("CrossAttnUpBlock2D", "UpBlock2D"),
-            layers_per_block=1,
-            cross_attention_dim=32,
-            attention_head_dim=4,
-            norm_num_groups=8,
-        )
-    scheduler = DDPMScheduler(
-        beta_schedule="scaled_linear",
-        beta_start=0.00085,
-        beta_end=0.012,
-        clip_sample=False,
-        steps_offset=1,
-        prediction_type=prediction_type,
-    )
-    StableDiffusionPipeline(
-        vae=vae,
-        text_encoder=text_encoder,
-        tokenizer=tokenizer,
-        unet=unet,
-        scheduler=scheduler,
-        safety_checker=None,
-        feature_extractor=None,
-        requires_safety_checker=False,
-    ).save_pretrained(folder, safe_serialization=True)
-    return folder
+    Such a file may have `VARIANTS`, names of other sorts of base and their `options`, which the
+    families' contract test then builds as well.
+    """
+    builder = importlib.import_module(f"tests.tiny_bases.{pipeline_class}")
+    built: Path = builder.build(folder, **options)
+    return built
 
 
 @pytest.fixture(scope="session")
