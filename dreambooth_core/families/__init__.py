@@ -1,4 +1,8 @@
-"""One diffusion model family per file, found by its name; each file has a `FAMILY: Family`."""
+"""One diffusion model family per file, found by its name; each file has a `FAMILY: Family`.
+
+A family's file imports torch, diffusers and transformers inside its functions only: its plain facts
+(which methods it takes, what trains) are read by the command line, which must answer at once.
+"""
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
@@ -9,13 +13,18 @@ from dreambooth_core import plugins
 from dreambooth_core.errors import ModelError
 
 if TYPE_CHECKING:
+    import torch
     from torch import Tensor
 
+    from dreambooth_core.config import Sampler
     from dreambooth_core.latents import LatentDistribution
     from dreambooth_core.objectives import Objective
 
 Tensors = Mapping[str, "Tensor"]
 """Named tensors, first axis = example: token ids, or what the denoiser is conditioned on."""
+
+WEIGHTLESS = ("Scheduler", "Tokenizer", "TokenizerFast", "Processor")
+"""Ends of the names of the classes that are read from JSON alone."""
 
 
 @dataclass(frozen=True)
@@ -37,31 +46,46 @@ class Family(Protocol):
     """What training and sampling need to know of a model family.
 
     Shapes: pixels (batch, 3, height, width) in [-1, 1]; latents (batch, channels, h, w), scaled to
-    about unit variance; timesteps (batch,) integers.
+    about unit variance; timesteps (batch,), as `Objective.timesteps_of` gives them.
     """
 
+    pipeline_class: str
+    """The diffusers pipeline whose folders it reads: `_class_name` of `model_index.json`."""
+    flow: bool
+    """Flow matching rather than a discrete diffusion."""
     denoiser: str
-    """Name of the component that is always trained."""
-    text_encoders: tuple[str, ...]
+    """Name of the component that is always trained, or gets the adapter."""
     autoencoder: str
+    text_encoders: tuple[str, ...]
+    """All of them, whether they can train or not."""
+    tokenizers: Mapping[str, str]
+    """Text encoder -> its tokenizer, for those that can train and learn new tokens."""
     lora_targets: Mapping[str, tuple[str, ...]]
     """Component -> ends of the names of the linear layers that get an adapter."""
+    pixel_multiple: int
+    """The sides of images are multiples of this."""
 
-    def load(self, folder: Path, tuned: Mapping[str, Path] = ...) -> Parts:
-        """Components in float32 from a folder in diffusers' format; `tuned` replaces some of them.
+    def load(
+        self,
+        folder: Path,
+        tuned: Mapping[str, Path] | None = None,
+        dtype: "torch.dtype | None" = None,
+    ) -> Parts:
+        """Frozen components from a folder in diffusers' format; `tuned` replaces some of them.
 
-        Reads safetensors only and runs no code of the model's. Raises `ModelError`.
+        Numbers are of `dtype`, float32 when left out. Reads safetensors only and runs no code of
+        the model's. Raises `ModelError`.
         """
         ...
 
     def objective(self, parts: Parts) -> "Objective": ...
 
     def tokenize(self, parts: Parts, prompts: Sequence[str]) -> Tensors:
-        """Token ids, padded to the encoders' length; pure text work, on the CPU."""
+        """Token ids, padded to one length; pure text work, on the CPU."""
         ...
 
     def encode_prompts(self, parts: Parts, tokens: Tensors) -> Tensors:
-        """The denoiser's conditioning; differentiable in the text encoders."""
+        """The denoiser's conditioning, a row per prompt; differentiable in the text encoders."""
         ...
 
     def encode_images(self, parts: Parts, pixels: "Tensor") -> "LatentDistribution": ...
@@ -69,11 +93,22 @@ class Family(Protocol):
     def predict(
         self, parts: Parts, noisy: "Tensor", timesteps: "Tensor", conditioning: Tensors
     ) -> "Tensor":
-        """What the denoiser answers, in the latents' shape."""
+        """What the denoiser answers, in the latents' shape.
+
+        `conditioning` is what `encode_prompts` gave, a row per example, and `sizes`: (batch, 6)
+        float32 of original height and width, crop top and left, target height and width, in pixels.
+        """
         ...
 
     def pipeline(self, parts: Parts) -> Any:
         """A `DiffusionPipeline` around these very components, with the sampler for inference."""
+        ...
+
+    def guidance(self, sampler: "Sampler") -> Mapping[str, Any]:
+        """The pipeline call's arguments for guidance and, per image, for the negative prompt.
+
+        `negative_prompt` is one string; the caller repeats it for the batch.
+        """
         ...
 
 
@@ -91,6 +126,50 @@ def quiet() -> None:
     for library in (diffusers_logging, transformers_logging):
         library.set_verbosity_error()
         library.disable_progress_bar()
+
+
+def load_parts(
+    folder: Path,
+    pipeline_class: str,
+    kinds: Mapping[str, Any],
+    tuned: Mapping[str, Path] | None = None,
+    dtype: "torch.dtype | None" = None,
+) -> Parts:
+    """The components named in `kinds` (name -> class), from `folder` or from where `tuned` says.
+
+    Models come frozen, in evaluation mode and of `dtype` (float32 when left out). The classes are
+    ours to name: a model's own code is never asked for. Raises `ModelError`.
+    """
+    import torch
+
+    quiet()
+    found = component_classes(folder)["pipeline"]
+    if found != pipeline_class:
+        raise ModelError(
+            f"{folder} holds a {found}, not a {pipeline_class}; "
+            "choose the model.family that fits it"
+        )
+    places = {**{name: folder / name for name in kinds}, **(tuned or {})}
+    numbers = torch.float32 if dtype is None else dtype
+    try:
+        return Parts({name: _load(kind, places[name], numbers) for name, kind in kinds.items()})
+    except (OSError, ValueError, RuntimeError, KeyError) as error:
+        reason = " ".join(str(error).split())
+        raise ModelError(
+            f"{folder} cannot be loaded as a {pipeline_class} ({reason}); "
+            "it must be complete, with safetensors weights"
+        ) from error
+
+
+def _load(kind: Any, folder: Path, dtype: "torch.dtype") -> Any:
+    if not folder.is_dir():
+        raise ModelError(f"{folder} is missing; the model's folder must be complete")
+    if kind.__name__.endswith(WEIGHTLESS):
+        return kind.from_pretrained(folder, local_files_only=True)
+    of_diffusers = kind.__module__.startswith("diffusers")
+    numbers = {"torch_dtype" if of_diffusers else "dtype": dtype}
+    model = kind.from_pretrained(folder, use_safetensors=True, local_files_only=True, **numbers)
+    return model.requires_grad_(False).eval()
 
 
 def component_classes(folder: Path) -> dict[str, str]:

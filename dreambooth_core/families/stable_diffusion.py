@@ -6,56 +6,55 @@ safety checker is neither loaded nor kept.
 
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
-import torch
-from torch import Tensor
+from dreambooth_core.families import Family, Parts, Tensors, load_parts
 
-from dreambooth_core.errors import ModelError
-from dreambooth_core.families import Family, Parts, Tensors, component_classes, quiet
-from dreambooth_core.latents import LatentDistribution
-from dreambooth_core.objectives import Objective, diffusion
+if TYPE_CHECKING:
+    import torch
+    from torch import Tensor
+
+    from dreambooth_core.config import Sampler
+    from dreambooth_core.latents import LatentDistribution
+    from dreambooth_core.objectives import Objective
 
 
 class StableDiffusion:
     """The `stable_diffusion` family."""
 
+    pipeline_class = "StableDiffusionPipeline"
+    flow = False
     denoiser = "unet"
-    text_encoders: tuple[str, ...] = ("text_encoder",)
     autoencoder = "vae"
+    text_encoders: tuple[str, ...] = ("text_encoder",)
+    tokenizers: Mapping[str, str] = {"text_encoder": "tokenizer"}
     lora_targets: Mapping[str, tuple[str, ...]] = {
         "unet": ("to_q", "to_k", "to_v", "to_out.0"),
         "text_encoder": ("q_proj", "k_proj", "v_proj", "out_proj"),
     }
+    pixel_multiple = 8
 
-    def load(self, folder: Path, tuned: Mapping[str, Path] | None = None) -> Parts:
-        """Components in float32 from `folder`, those named in `tuned` from their own folders."""
-        quiet()
+    def load(
+        self,
+        folder: Path,
+        tuned: Mapping[str, Path] | None = None,
+        dtype: "torch.dtype | None" = None,
+    ) -> Parts:
         from diffusers import AutoencoderKL, DDPMScheduler, UNet2DConditionModel
         from transformers import CLIPTextModel, CLIPTokenizer
 
-        found = component_classes(folder)["pipeline"]
-        if found != "StableDiffusionPipeline":
-            raise ModelError(
-                f"{folder} holds a {found}, not a StableDiffusionPipeline; "
-                "choose the model.family that fits it"
-            )
-        places = {**{name: folder / name for name in _COMPONENTS}, **(tuned or {})}
-        kinds = (DDPMScheduler, CLIPTokenizer, CLIPTextModel, AutoencoderKL, UNet2DConditionModel)
-        try:
-            loaded = {
-                name: _load(kind, places[name])
-                for name, kind in zip(_COMPONENTS, kinds, strict=True)
-            }
-        except (OSError, ValueError, RuntimeError, KeyError) as error:
-            reason = " ".join(str(error).split())
-            raise ModelError(
-                f"{folder} cannot be loaded as Stable Diffusion ({reason}); "
-                "it must be complete, with safetensors weights"
-            ) from error
-        return Parts(loaded)
+        kinds = {
+            "scheduler": DDPMScheduler,
+            "tokenizer": CLIPTokenizer,
+            "text_encoder": CLIPTextModel,
+            "vae": AutoencoderKL,
+            "unet": UNet2DConditionModel,
+        }
+        return load_parts(folder, self.pipeline_class, kinds, tuned, dtype)
 
-    def objective(self, parts: Parts) -> Objective:
+    def objective(self, parts: Parts) -> "Objective":
+        from dreambooth_core.objectives import diffusion
+
         scheduler = parts["scheduler"]
         return diffusion(scheduler.config.prediction_type, scheduler.alphas_cumprod)
 
@@ -79,14 +78,16 @@ class StableDiffusion:
         states = parts["text_encoder"](tokens["input_ids"], tokens.get("attention_mask"))[0]
         return {"hidden_states": states}
 
-    def encode_images(self, parts: Parts, pixels: Tensor) -> LatentDistribution:
+    def encode_images(self, parts: Parts, pixels: "Tensor") -> "LatentDistribution":
+        from dreambooth_core.latents import LatentDistribution
+
         vae = parts["vae"]
         found = vae.encode(pixels).latent_dist
         return LatentDistribution(found.mean, found.logvar).scaled(vae.config.scaling_factor)
 
     def predict(
-        self, parts: Parts, noisy: Tensor, timesteps: Tensor, conditioning: Tensors
-    ) -> Tensor:
+        self, parts: Parts, noisy: "Tensor", timesteps: "Tensor", conditioning: Tensors
+    ) -> "Tensor":
         answer = parts["unet"](noisy, timesteps, conditioning["hidden_states"], return_dict=False)
         found: Tensor = answer[0]
         return found
@@ -107,19 +108,11 @@ class StableDiffusion:
         pipeline.set_progress_bar_config(disable=True)
         return pipeline
 
-
-_COMPONENTS = ("scheduler", "tokenizer", "text_encoder", "vae", "unet")
-
-
-def _load(kind: Any, folder: Path) -> Any:
-    """Any component of a class that we name: a model's own code is never asked for."""
-    if not folder.is_dir():
-        raise ModelError(f"{folder} is missing; the model's folder must be complete")
-    if not hasattr(kind, "parameters"):
-        return kind.from_pretrained(folder, local_files_only=True)
-    dtype = {"dtype" if kind.__name__ == "CLIPTextModel" else "torch_dtype": torch.float32}
-    model = kind.from_pretrained(folder, use_safetensors=True, local_files_only=True, **dtype)
-    return model.requires_grad_(False).eval()
+    def guidance(self, sampler: "Sampler") -> Mapping[str, Any]:
+        return {
+            "guidance_scale": sampler.guidance_scale,
+            "negative_prompt": sampler.negative_prompt,
+        }
 
 
 FAMILY: Family = StableDiffusion()

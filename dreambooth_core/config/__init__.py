@@ -8,24 +8,52 @@ from pathlib import Path
 from typing import Annotated, Any, Literal, Self
 
 import yaml
-from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
+from pydantic import Field, ValidationError, model_validator
 
 from dreambooth_core import plugins
+from dreambooth_core.config.sections import NAME, Fraction, Positive, Prompts, Section
+from dreambooth_core.config.training import (
+    ADAPTERS,
+    INVERSIONS,
+    Adapter,
+    Checkpoints,
+    Choosing,
+    Inversion,
+    Loss,
+    Memory,
+    Method,
+    Optimizer,
+    Prior,
+    Train,
+)
 from dreambooth_core.errors import ConfigError
 
-NAME = r"^[A-Za-z0-9][A-Za-z0-9._-]{0,63}$"
-Fraction = Annotated[float, Field(ge=0, le=1)]
-Positive = Annotated[int, Field(ge=1)]
-Prompts = Annotated[tuple[str, ...], Field(min_length=1)]
-
-
-class Section(BaseModel):
-    """Base of all sections."""
-
-    model_config = ConfigDict(
-        frozen=True, extra="forbid", use_attribute_docstrings=True, validate_default=True
-    )
-
+__all__ = [
+    "ADAPTERS",
+    "INVERSIONS",
+    "Adapter",
+    "Checkpoints",
+    "Choosing",
+    "Config",
+    "Dataset",
+    "Evaluation",
+    "Inversion",
+    "Loss",
+    "Memory",
+    "Method",
+    "Model",
+    "Optimizer",
+    "Paths",
+    "Prior",
+    "Sample",
+    "Sampler",
+    "Section",
+    "Storage",
+    "Subject",
+    "Tracking",
+    "Train",
+    "load_config",
+]
 
 class Paths(Section):
     """Where local state lives."""
@@ -61,7 +89,9 @@ class Model(Section):
     revision: str | None = None
     """Commit of the Hub repository; required for a Hub id, so that the same config means the same weights."""
     resolution: Annotated[int, Field(ge=32, le=2048, multiple_of=8)] = 512
-    """Side of the square training images and samples, in pixels."""
+    """Side of the square training images and samples, in pixels; with buckets, the root of their area."""
+    quantize: Literal["none", "int8", "nf4"] = "none"
+    """Hold the frozen denoiser in 8 or 4 bits; for adapters only."""
 
     @model_validator(mode="after")
     def _exists(self) -> Self:
@@ -75,7 +105,8 @@ class Subject(Section):
     """What is to be learned."""
 
     images: Path
-    """Folder with 3-6 photos of the subject."""
+    """Folder with 3-6 photos of the subject; captions in `<photo>.txt` or `metadata.jsonl`, if any, are
+    the photos' prompts, and masks are in `<photo>.mask.png` or in the photos' alpha."""
     class_noun: str
     """The plain word for it: dog, backpack, robot."""
     identifier: str = "sks"
@@ -113,6 +144,12 @@ class Dataset(Section):
     """Soft: two photos whose aligned edges correlate above this are near duplicates."""
     blur_ratio: Fraction = 0.05
     """Soft: a photo whose sharpness is below this share of the set's median warns."""
+    buckets: bool = False
+    """Keep the photos' aspect ratios, each near one of some sizes of about `model.resolution` squared."""
+    bucket_step: Annotated[int, Field(ge=8, multiple_of=8)] = 64
+    """The sizes' sides are multiples of this."""
+    bucket_ratio: Annotated[float, Field(ge=1, le=4)] = 2.0
+    """The longest side over the shortest, at most; what is longer is cropped."""
 
 
 class Sampler(Section):
@@ -123,57 +160,6 @@ class Sampler(Section):
     negative_prompt: str = ""
     batch_size: Positive = 4
     """Images per forward; always full, since a batch's size decides the last bit."""
-
-
-class Prior(Section):
-    """Prior preservation (DreamBooth, equation 2): class images keep the class noun's meaning."""
-
-    enabled: bool = True
-    images: Positive = 100
-    """Class images to generate from the base, or to find there."""
-    weight: Annotated[float, Field(ge=0, le=100)] = 1.0
-    """`prior_loss_weight`, lambda in the paper."""
-
-
-class Lora(Section):
-    """Low-rank adapter (peft)."""
-
-    rank: Positive = 16
-    alpha: Positive = 16
-    """Scale of the adapter is alpha / rank."""
-
-
-class Train(Section):
-    """How the weights move."""
-
-    method: Literal["full", "lora"] = "full"
-    steps: Positive = 800
-    batch_size: Positive = 1
-    """Instance images per step; as many class images go with them when the prior is on."""
-    learning_rate: Annotated[float, Field(gt=0, le=1)] = 5e-6
-    text_encoder: bool = True
-    """Train the text encoder as well."""
-    text_encoder_learning_rate: Annotated[float, Field(gt=0, le=1)] | None = None
-    """`learning_rate` when left out."""
-    lr_schedule: Literal["constant", "linear", "cosine"] = "constant"
-    lr_warmup_steps: Annotated[int, Field(ge=0)] = 0
-    weight_decay: Annotated[float, Field(ge=0, le=1)] = 0.01
-    max_grad_norm: Annotated[float, Field(gt=0)] = 1.0
-    precision: Literal["auto", "fp32", "bf16"] = "auto"
-    """`auto`: bf16 where the device computes it natively on a GPU, fp32 elsewhere."""
-    flip: bool = False
-    """Mirror half of the images at random; leave off for subjects with writing or a handedness."""
-    checkpoint_every: Positive = 100
-    """Steps between checkpoints."""
-    keep_checkpoints: Positive = 2
-    processes: Positive = 1
-    """Ranks on this machine."""
-
-    @model_validator(mode="after")
-    def _warmup_fits(self) -> Self:
-        if self.lr_warmup_steps >= self.steps:
-            raise ValueError("train.lr_warmup_steps must be below train.steps")
-        return self
 
 
 class Evaluation(Section):
@@ -212,6 +198,8 @@ class Tracking(Section):
     uri: str | None = None
     """Tracking server; a sqlite file under `paths.work` when left out."""
     experiment: str = "dreambooth"
+    also: tuple[Literal["tensorboard", "wandb"], ...] = ()
+    """Further places for the learning curves: TensorBoard files under `paths.work`, Weights & Biases."""
 
 
 class Config(Section):
@@ -223,11 +211,19 @@ class Config(Section):
     seed: Annotated[int, Field(ge=0, lt=2**31)] = 0
     """Every random number of the run follows from this one."""
     subject: Subject
+    more_subjects: tuple[Subject, ...] = ()
+    """Others to learn in the same run, each as often as the first."""
     model: Model = Model()
     dataset: Dataset = Dataset()
     prior: Prior = Prior()
     train: Train = Train()
-    lora: Lora = Lora()
+    adapter: Adapter = Adapter()
+    inversion: Inversion = Inversion()
+    loss: Loss = Loss()
+    optimizer: Optimizer = Optimizer()
+    checkpoints: Checkpoints = Checkpoints()
+    memory: Memory = Memory()
+    choosing: Choosing = Choosing()
     sampler: Sampler = Sampler()
     evaluation: Evaluation = Evaluation()
     sample: Sample = Sample()
@@ -235,22 +231,100 @@ class Config(Section):
     tracking: Tracking = Tracking()
     paths: Paths = Paths()
 
+    @property
+    def subjects(self) -> tuple[Subject, ...]:
+        """All that are learned, the main one first."""
+        return (self.subject, *self.more_subjects)
+
     @model_validator(mode="after")
     def _prompts_fill(self) -> Self:
-        subject = self.subject
-        templates = (subject.instance_prompt, subject.class_prompt)
-        for template in templates + self.evaluation.prompts + self.sample.prompts:
-            try:
-                subject.fill(template)
-            except (KeyError, IndexError, ValueError) as error:
-                raise ValueError(
-                    f"prompt {template!r} may only hold {{subject}}, {{identifier}} and {{class_noun}}"
-                ) from error
-        if subject.identifier not in subject.fill(subject.instance_prompt).split():
-            raise ValueError("subject.instance_prompt must contain {identifier} or {subject}")
-        if self.prior.enabled and subject.identifier in subject.fill(subject.class_prompt).split():
-            raise ValueError("subject.class_prompt must not contain the identifier token")
+        for subject in self.subjects:
+            templates = (subject.instance_prompt, subject.class_prompt, *self.choosing.prompts)
+            for template in templates + self.evaluation.prompts + self.sample.prompts:
+                try:
+                    subject.fill(template)
+                except (KeyError, IndexError, ValueError) as error:
+                    raise ValueError(
+                        f"prompt {template!r} may only hold {{subject}}, {{identifier}} and {{class_noun}}"
+                    ) from error
+            if subject.identifier not in subject.fill(subject.instance_prompt).split():
+                raise ValueError("subject.instance_prompt must contain {identifier} or {subject}")
+            words = subject.fill(subject.class_prompt).split()
+            if self.prior.enabled and subject.identifier in words:
+                raise ValueError("subject.class_prompt must not contain the identifier token")
+        if len({subject.identifier for subject in self.subjects}) < len(self.subjects):
+            raise ValueError("each subject needs an identifier of its own: set more_subjects' too")
         return self
+
+    @model_validator(mode="after")
+    def _options_agree(self) -> Self:
+        for wrong, sentence in _disagreements(self):
+            if wrong:
+                raise ValueError(sentence)
+        return self
+
+
+def _disagreements(config: Config) -> list[tuple[bool, str]]:
+    """Combinations without a meaning: whether the config has one, and what to say."""
+    train, prior, optimizer = config.train, config.prior, config.optimizer
+    adapter, inverts = train.method in ADAPTERS, train.method in INVERSIONS
+    predicts = prior.enabled and prior.target == "prediction"
+    fused, free = optimizer.fused_backward, optimizer.name == "schedule_free"
+    late = train.text_encoder_until < 1
+    return [
+        (
+            predicts and not adapter,
+            f"prior.target: prediction needs an adapter to switch off, which train.method "
+            f"{train.method} has not: use lora, dora, lokr or pivotal, or prior.target: images",
+        ),
+        (
+            prior.enabled and train.method == "textual_inversion",
+            "textual inversion moves nothing but new tokens, so the class noun is safe: "
+            "set prior.enabled: false",
+        ),
+        (
+            prior.alongside and not (prior.enabled and prior.target == "images"),
+            "prior.alongside needs class images to make: prior.enabled and prior.target: images",
+        ),
+        (
+            config.model.quantize != "none" and not adapter,
+            f"model.quantize freezes the denoiser, which train.method {train.method} trains: "
+            "use lora, dora, lokr or pivotal",
+        ),
+        (
+            config.model.quantize != "none" and train.method == "lokr",
+            "lokr has no layers for a quantized denoiser: use lora, dora or pivotal",
+        ),
+        (
+            fused and (train.accumulate > 1 or train.max_grad_norm is not None),
+            "optimizer.fused_backward frees each gradient at once: it needs train.accumulate: 1 "
+            "and train.max_grad_norm: null",
+        ),
+        (
+            fused and (train.processes > 1 or train.precision == "fp16"),
+            "optimizer.fused_backward works in one process, and without fp16's loss scaling",
+        ),
+        (
+            free and (train.lr_schedule != "constant" or train.ema is not None),
+            "schedule_free averages by itself: it needs train.lr_schedule: constant and no train.ema",
+        ),
+        (
+            train.text_encoder is False and train.text_encoder_learning_rate is not None,
+            "train.text_encoder_learning_rate has no effect with train.text_encoder: false",
+        ),
+        (
+            late and not inverts and train.text_encoder is False,
+            "train.text_encoder_until has no effect with train.text_encoder: false",
+        ),
+        (
+            train.strategy == "fsdp2" and optimizer.name != "adamw",
+            "train.strategy fsdp2 goes with optimizer.name: adamw",
+        ),
+        (
+            config.choosing.every is None and config.choosing.model_fields_set != set(),
+            "choosing.* has no effect without choosing.every",
+        ),
+    ]
 
 
 def load_config(path: Path, overrides: tuple[str, ...] = ()) -> Config:
