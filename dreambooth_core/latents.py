@@ -39,6 +39,10 @@ class LatentDistribution:
             self.mean * factor, self.log_variance + 2 * torch.log(torch.tensor(factor)).item()
         )
 
+    def shifted(self, offset: float) -> "LatentDistribution":
+        """The distribution of the latents plus `offset`."""
+        return LatentDistribution(self.mean + offset, self.log_variance)
+
     def draw(self, noise: Tensor) -> Tensor:
         """Latents for standard normal `noise`, in the same shape."""
         return self.mean + (0.5 * self.log_variance).exp() * noise
