@@ -1,65 +1,131 @@
-"""What moves in training: all weights of a component, or low-rank adapters (Hu et al. 2021,
-arXiv:2106.09685) on its attention; and how the result is written for others to load.
+"""What moves in training, by `train.method`, and how the result is written and put in again.
+
+`full`: all weights of a component. `lora`, `dora`, `lokr`: an adapter on some of its layers.
+`textual_inversion`: new tokens only. `pivotal`: new tokens and LoRA together.
 """
 
 import json
 from collections.abc import Mapping
+from contextlib import AbstractContextManager
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any, TypeVar
 
 import torch
+from torch import Tensor
+from torch.nn import Module, Parameter
 
-from dreambooth_core.config import Lora, Train
+from dreambooth_core import adapter_layers, inversion, tensor_files
+from dreambooth_core.adapter_layers import Setting
+from dreambooth_core.config import ADAPTERS, INVERSIONS, Config
+from dreambooth_core.errors import ConfigError, ModelError
 from dreambooth_core.families import Family, Parts
+from dreambooth_core.inversion import is_new_token
 from dreambooth_core.randomness import seed_for
 
-if TYPE_CHECKING:
-    from torch.nn import Parameter
+__all__ = [
+    "LORA_FILE",
+    "Trained",
+    "apply",
+    "export",
+    "is_new_token",
+    "prepare",
+    "stored_dtype",
+    "switched_off",
+    "trained_components",
+]
 
 LORA_FILE = "pytorch_lora_weights.safetensors"
+LOKR_ENDING = "_lokr.safetensors"
+SETTINGS = "lora_adapter_metadata"
+"""Where diffusers keeps an adapter's setting in a file: JSON."""
 
-Trained = Mapping[str, Mapping[str, "Parameter"]]
+Value = TypeVar("Value")
+Trained = Mapping[str, Mapping[str, Parameter]]
 """Component -> parameter name -> parameter that moves."""
 
 
-def trained_components(family: Family, train: Train) -> tuple[str, ...]:
-    """The components that training touches, the denoiser first."""
-    return (family.denoiser, *(family.text_encoders if train.text_encoder else ()))
+def trained_components(family: Family, config: Config) -> tuple[str, ...]:
+    """The components with anything that moves, the denoiser first.
 
-
-def prepare(family: Family, parts: Parts, train: Train, lora: Lora, run_seed: int) -> Trained:
-    """Choose what moves, or add fresh adapters; everything else stays frozen.
-
-    An adapter starts as the identity, its first factor drawn from the run seed.
+    Raises `ConfigError` for a family that cannot do what is asked.
     """
-    trained = {}
-    for index, name in enumerate(trained_components(family, train)):
-        component = parts[name]
-        if train.method == "full":
-            component.requires_grad_(True)
-        else:
-            _add_adapter(
-                component, family.lora_targets[name], lora, seed_for(run_seed, "lora", index)
-            )
-        found = component.named_parameters()
-        trained[name] = {key: weight for key, weight in found if weight.requires_grad}
-    return trained
+    method = config.train.method
+    inverts = method in INVERSIONS
+    if method == "textual_inversion" and config.train.text_encoder:
+        raise ConfigError(
+            "train.text_encoder: true moves the encoders' weights, which textual_inversion leaves "
+            "alone: use train.method pivotal"
+        )
+    if inverts and not family.tokenizers:
+        raise ConfigError(
+            f"train.method {method} needs text encoders that learn new tokens, and "
+            f"model.family {config.model.family} has none: use lora"
+        )
+    of_denoiser = () if method == "textual_inversion" else (family.denoiser,)
+    of_text = tuple(family.tokenizers) if inverts else _moving_encoders(family, config)
+    return of_denoiser + of_text
 
 
-def export(family: Family, parts: Parts, train: Train, base: Path, folder: Path) -> None:
-    """Write the trained weights below `folder`; the parts are of no use for training afterwards.
+def prepare(family: Family, parts: Parts, config: Config) -> Trained:
+    """Choose what moves, or add a fresh adapter that changes nothing yet; the rest is frozen.
 
-    Full: one folder per component in diffusers' format, in the base's own number type, so that a
-    half-precision base gives half-precision weights. LoRA: one file that diffusers'
-    `load_lora_weights` reads.
+    What moves is float32, whatever the frozen parts are; an adapter's first factors are drawn from
+    the run seed. Changes the parts in place, tokenizers included. Raises `ConfigError`.
     """
-    names = trained_components(family, train)
-    if train.method == "lora":
-        _save_lora(family, {name: parts[name] for name in names}, folder)
-        return
-    for name in names:
-        component = parts[name].to(stored_dtype(base / name))
-        component.save_pretrained(folder / name, safe_serialization=True)
+    names = trained_components(family, config)
+    for part in parts.components.values():
+        if isinstance(part, Module):
+            part.requires_grad_(False)
+    if config.train.method == "full":
+        for name in names:
+            parts[name].float().requires_grad_(True)
+    if config.train.method in ADAPTERS:
+        _add_adapters(family, parts, config)
+    if config.train.method in INVERSIONS:
+        inversion.prepare(family, parts, config)
+    return {name: _moving(parts[name]) for name in names}
+
+
+def export(family: Family, parts: Parts, config: Config, base: Path, folder: Path) -> None:
+    """Write the trained weights below `folder`; the same weights are always the same bytes.
+
+    Full: one folder per component in diffusers' format, in the base's own number type; the parts
+    are of no use for training afterwards. LoRA and DoRA: one file that the `load_lora_weights` of
+    the family's pipeline reads. LoKr: one file per component, with peft's names and setting. New
+    tokens: see `inversion.export`.
+    """
+    method = config.train.method
+    if method == "full":
+        for name in trained_components(family, config):
+            component = parts[name].to(stored_dtype(base / name))
+            component.save_pretrained(folder / name, safe_serialization=True)
+    if method in ADAPTERS:
+        adapted = {name: parts[name] for name in _adapted_components(family, config)}
+        save = _save_lokr if method == "lokr" else _save_lora
+        save(family, adapted, folder)
+    if method in INVERSIONS:
+        inversion.export(family, parts, config, folder)
+
+
+def apply(family: Family, parts: Parts, folder: Path) -> Parts:
+    """Put exported weights into freshly loaded parts, in place: adapters merged, tokens added.
+
+    The files that are there decide. Full weights are none of them: they are for `Family.load` to
+    read. Raises `ModelError` for weights of another base.
+    """
+    for name, (setting, state) in _saved_adapters(folder).items():
+        if name not in parts.components:
+            raise ModelError(f"{folder} has an adapter for a {name}, which the base has not")
+        adapter_layers.merge(parts[name], setting, state)
+    if (folder / inversion.FILE).is_file():
+        inversion.apply(family, parts, folder)
+    return parts
+
+
+def switched_off(family: Family, parts: Parts) -> AbstractContextManager[None]:
+    """Within it the parts are the frozen base, bit by bit, for prompts without new tokens."""
+    names = (family.denoiser, *family.text_encoders)
+    return adapter_layers.switched_off([parts[name] for name in names if name in parts.components])
 
 
 def stored_dtype(folder: Path) -> torch.dtype:
@@ -74,40 +140,84 @@ def stored_dtype(folder: Path) -> torch.dtype:
     return known.get(found.pop(), torch.float32) if len(found) == 1 else torch.float32
 
 
-def _add_adapter(component: Any, targets: tuple[str, ...], lora: Lora, seed: int) -> None:
-    from peft import LoraConfig
+def _moving_encoders(family: Family, config: Config) -> tuple[str, ...]:
+    """The text encoders whose weights move: those that can, when asked for or by default."""
+    asked, method = config.train.text_encoder, config.train.method
+    able = [name for name in family.tokenizers if method == "full" or name in family.lora_targets]
+    if asked and not able:
+        raise ConfigError(
+            f"train.text_encoder: true, but model.family {config.model.family} has no text encoder "
+            f"that trains with {method}: set it to false"
+        )
+    wanted = method not in INVERSIONS if asked is None else asked
+    return tuple(able) if wanted else ()
 
-    setting = LoraConfig(
-        r=lora.rank, lora_alpha=lora.alpha, target_modules=list(targets), init_lora_weights=True
-    )
-    with torch.random.fork_rng(devices=[]):
-        torch.manual_seed(seed)  # peft draws from the global generator
-        component.add_adapter(setting)
+
+def _adapted_components(family: Family, config: Config) -> tuple[str, ...]:
+    return (family.denoiser, *_moving_encoders(family, config))
 
 
-def _save_lora(family: Family, components: Mapping[str, Any], folder: Path) -> None:
-    from diffusers import StableDiffusionPipeline
-    from diffusers.utils import convert_state_dict_to_diffusers
-    from peft import get_peft_model_state_dict
+def _moving(component: Module) -> dict[str, Parameter]:
+    return {key: weight for key, weight in component.named_parameters() if weight.requires_grad}
 
-    arguments = {}
+
+def _add_adapters(family: Family, parts: Parts, config: Config) -> None:
+    adapter, names = config.adapter, _adapted_components(family, config)
+    ends = {name: family.lora_targets[name] for name in names}
+    ends[family.denoiser] = adapter.targets or ends[family.denoiser]
+    layers = {name: adapter_layers.layers_at(parts[name], ends[name]) for name in names}
+    ranks = adapter_layers.own_ranks(adapter, [layer for name in names for layer in layers[name]])
+    for index, name in enumerate(names):
+        own = {layer: ranks[layer] for layer in layers[name] if layer in ranks}
+        setting = adapter_layers.setting_for(config.train.method, adapter, ends[name], own)
+        adapter_layers.add(parts[name], setting, seed_for(config.seed, "adapter", index))
+
+
+def _save_lora(family: Family, components: Mapping[str, Module], folder: Path) -> None:
+    import diffusers
+
+    arguments: dict[str, Any] = {}
     for name, component in components.items():
-        state = {key: value.cpu() for key, value in get_peft_model_state_dict(component).items()}
-        arguments[f"{name}_lora_layers"] = convert_state_dict_to_diffusers(state)
-        setting = component.peft_config["default"].to_dict()
-        # a set, whose order would differ from process to process, and with it the file's bytes
-        setting["target_modules"] = sorted(setting["target_modules"])
-        arguments[f"{name}_lora_adapter_metadata"] = setting
-    StableDiffusionPipeline.save_lora_weights(folder, weight_name=LORA_FILE, **arguments)
-    _sort_header(folder / LORA_FILE)
+        state, setting = adapter_layers.read_out(component)
+        arguments[f"{name}_lora_layers"] = state
+        arguments[f"{name}_lora_adapter_metadata"] = dict(setting)
+    pipeline = getattr(diffusers, family.pipeline_class)
+    pipeline.save_lora_weights(folder, weight_name=LORA_FILE, **arguments)
+    tensor_files.sort_header(folder / LORA_FILE)
 
 
-def _sort_header(path: Path) -> None:
-    """Write a safetensors file's header again with sorted metadata, which come in random order."""
-    data = path.read_bytes()
-    end = 8 + int.from_bytes(data[:8], "little")
-    header = json.loads(data[8:end])
-    header["__metadata__"] = dict(sorted(header["__metadata__"].items()))
-    text = json.dumps(header, separators=(",", ":")).encode()
-    text += b" " * (-len(text) % 8)  # the tensors behind it stay aligned
-    path.write_bytes(len(text).to_bytes(8, "little") + text + data[end:])
+def _save_lokr(_family: Family, components: Mapping[str, Module], folder: Path) -> None:
+    for name, component in components.items():
+        state, setting = adapter_layers.read_out(component)
+        texts = {SETTINGS: json.dumps(setting, sort_keys=True)}
+        tensor_files.write(folder / f"{name}{LOKR_ENDING}", state, texts)
+
+
+def _saved_adapters(folder: Path) -> dict[str, tuple[Setting, dict[str, Tensor]]]:
+    """Component -> setting and weights of its adapter, of all adapter files in a folder."""
+    found: dict[str, tuple[Setting, dict[str, Tensor]]] = {}
+    for path in sorted(folder.glob("*.safetensors")):
+        if path.name == LORA_FILE:
+            state, settings = _read(path)
+            for name in sorted({key.split(".")[0] for key in state}):
+                found[name] = _below(name, settings), _below(name, state)
+        elif path.name.endswith(LOKR_ENDING):
+            state, setting = _read(path)
+            found[path.name.removesuffix(LOKR_ENDING)] = setting, state
+    return found
+
+
+def _read(path: Path) -> tuple[dict[str, Tensor], Setting]:
+    state, texts = tensor_files.read(path)
+    try:
+        setting: Setting = json.loads(texts[SETTINGS])
+    except (KeyError, ValueError) as error:
+        raise ModelError(
+            f"{path} does not say how its adapter is built; export the weights again"
+        ) from error
+    return state, setting
+
+
+def _below(prefix: str, named: Mapping[str, Value]) -> dict[str, Value]:
+    start = f"{prefix}."
+    return {name[len(start) :]: value for name, value in named.items() if name.startswith(start)}

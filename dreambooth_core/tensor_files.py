@@ -1,0 +1,40 @@
+"""Files of named tensors (safetensors) with texts beside them: the same content, the same bytes."""
+
+import json
+from collections.abc import Mapping
+from pathlib import Path
+
+from safetensors import SafetensorError, safe_open
+from safetensors.torch import save_file
+from torch import Tensor
+
+from dreambooth_core.errors import ModelError
+
+
+def write(path: Path, tensors: Mapping[str, Tensor], texts: Mapping[str, str]) -> None:
+    """Write tensors, from whatever device, and texts; the folder is made."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    of_cpu = {name: tensor.detach().cpu().contiguous() for name, tensor in tensors.items()}
+    save_file(of_cpu, path, metadata={"format": "pt", **texts})
+    sort_header(path)
+
+
+def read(path: Path) -> tuple[dict[str, Tensor], dict[str, str]]:
+    """Tensors by name, on the CPU, and texts; raises `ModelError` for a file that is none."""
+    try:
+        with safe_open(path, framework="pt") as file:
+            tensors = {name: file.get_tensor(name) for name in sorted(file.keys())}
+            return tensors, dict(file.metadata() or {})
+    except (OSError, SafetensorError) as error:
+        raise ModelError(f"{path} is not readable ({error}); export the weights again") from error
+
+
+def sort_header(path: Path) -> None:
+    """Write the file's header again with its texts sorted: the library leaves them to chance."""
+    data = path.read_bytes()
+    end = 8 + int.from_bytes(data[:8], "little")
+    header = json.loads(data[8:end])
+    header["__metadata__"] = dict(sorted(header["__metadata__"].items()))
+    text = json.dumps(header, separators=(",", ":")).encode()
+    text += b" " * (-len(text) % 8)  # the tensors behind it stay aligned
+    path.write_bytes(len(text).to_bytes(8, "little") + text + data[end:])
