@@ -2,7 +2,7 @@
 
 from pathlib import Path
 
-from tests.tiny_bases import tokenizers_of_bytes
+from tests.tiny_bases import clip_parts, tokenizers_of_bytes
 
 VARIANTS = {"v_prediction": {"prediction_type": "v_prediction"}}
 
@@ -10,36 +10,17 @@ VARIANTS = {"v_prediction": {"prediction_type": "v_prediction"}}
 def build(folder: Path, prediction_type: str = "epsilon") -> Path:
     import torch
     from diffusers import (
-        AutoencoderKL,
         DDPMScheduler,
         StableDiffusionPipeline,
         UNet2DConditionModel,
     )
-    from transformers import CLIPTextConfig, CLIPTextModel
+    from transformers import CLIPTextModel
 
     tokenizer = tokenizers_of_bytes.clip(folder / "tokenizer")
     with torch.random.fork_rng():
         torch.manual_seed(0)
-        text_encoder = CLIPTextModel(
-            CLIPTextConfig(
-                vocab_size=len(tokenizer),
-                hidden_size=32,
-                intermediate_size=64,
-                num_hidden_layers=2,
-                num_attention_heads=2,
-                max_position_embeddings=24,
-                bos_token_id=tokenizer.bos_token_id,
-                eos_token_id=tokenizer.eos_token_id,
-            )
-        )
-        vae = AutoencoderKL(
-            block_out_channels=(16, 32),
-            down_block_types=("DownEncoderBlock2D",) * 2,
-            up_block_types=("UpDecoderBlock2D",) * 2,
-            layers_per_block=1,
-            norm_num_groups=8,
-            sample_size=32,
-        )
+        text_encoder = CLIPTextModel(clip_parts.text_config(tokenizer))
+        vae = clip_parts.autoencoder()
         unet = UNet2DConditionModel(
             sample_size=16,
             block_out_channels=(32, 64),
