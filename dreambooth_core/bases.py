@@ -3,6 +3,7 @@
 import functools
 import json
 import re
+from collections.abc import Iterable
 from pathlib import Path
 
 from dreambooth_core import config
@@ -46,6 +47,19 @@ def base_digest(model: config.Model) -> str:
         raise ModelError(
             f"{folder} holds no model; set model.base to a folder in diffusers' format"
         )
+    return _digest_all(folder, files)
+
+
+def component_digest(folder: Path, names: Iterable[str]) -> str:
+    """SHA-256 over the files of some components in a base's folder; raises `ModelError`."""
+    parts = tuple(names)
+    files = [path for part in parts for kind in _READ for path in (folder / part).glob(kind)]
+    if not files:
+        raise ModelError(f"{folder} holds no {' or '.join(parts)}; the model must be complete")
+    return _digest_all(folder, sorted(files))
+
+
+def _digest_all(folder: Path, files: Iterable[Path]) -> str:
     return digest_json(
         {path.relative_to(folder).as_posix(): _digest(path, *_version(path)) for path in files}
     )

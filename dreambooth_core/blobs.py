@@ -117,16 +117,25 @@ def image_set(
 ) -> ImageSet:
     """Bind images to a set and write its manifest once, at `<prefix>/<digest>.json`.
 
-    The digest covers names, contents and prompts in this order; `ValueError` for a name used twice.
+    The digest covers names, contents, prompts, subjects and masks in this order; `ValueError` for
+    a name used twice.
     """
     members = tuple(images)
     if len({image.name for image in members}) != len(members):
         raise ValueError("the names of an image set must be unique")
-    digest = digest_json([[image.name, image.blob.sha256, image.prompt] for image in members])
+    digest = digest_json([_identity(image) for image in members])
     key = f"{prefix}/{digest}.json"
     made = kind(uri=f"{store.uri}/{key}", digest=digest, images=members)
     put_record(store, key, made)
     return made
+
+
+def _identity(image: Image) -> list[object]:
+    """Short for an image of the first subject without a mask: sets of old keep their digests."""
+    short: list[object] = [image.name, image.blob.sha256, image.prompt]
+    if image.subject == 0 and image.mask is None:
+        return short
+    return [*short, image.subject, image.mask.sha256 if image.mask else None]
 
 
 def _verify(store: Store, blob: Blob, found: str) -> None:

@@ -8,11 +8,12 @@ import hashlib
 import os
 from collections.abc import Callable, Iterable, Sequence
 from concurrent.futures import ThreadPoolExecutor
+from functools import partial
 from pathlib import Path
 from statistics import median
 from typing import TYPE_CHECKING, NamedTuple, TypeVar
 
-from dreambooth_core import config
+from dreambooth_core import captions, config, masks
 from dreambooth_core.errors import ConfigError, DatasetRefused
 from dreambooth_core.findings import (
     FOLDER,
@@ -20,6 +21,7 @@ from dreambooth_core.findings import (
     Level,
     Validation,
     findings_table,
+    merged,
     printable,
     refusal,
 )
@@ -60,44 +62,78 @@ class _Photo(NamedTuple):
     print: "Print"
     centre: "Pixels"
     """Grey central square, at most BLUR_SIDE wide."""
+    mask: Path | None
+    """The file beside it."""
 
 
-def validate(folder: Path, rules: config.Dataset, resolution: int) -> Validation:
+class _Found(NamedTuple):
+    validation: Validation
+    photos: list[_Photo]
+    captions: dict[Path, str]
+
+
+def validate(
+    folder: Path, rules: config.Dataset, resolution: int, subject: config.Subject | None = None
+) -> Validation:
     """Decode and compare every photo of `folder`; nothing in it is changed.
 
     `resolution` is the training side in pixels, the least side of a photo unless `rules.min_side`
-    says otherwise. Raises `ConfigError` when there is no such folder.
+    says otherwise. Captions are looked at when their subject is known. Raises `ConfigError` when
+    there is no such folder.
     """
-    return _survey(folder, rules, resolution)[0]
+    return _survey(folder, rules, resolution, subject).validation
 
 
 def collect(store: "Store", config: config.Config) -> tuple[ImageSet, Validation]:
-    """Validate the subject's photos and store normalised copies: upright sRGB PNGs, no metadata.
+    """Validate all subjects' photos and store normalised copies: upright sRGB PNGs, no metadata.
 
-    Ordered by content, so that renaming the files changes nothing. Raises `ConfigError` for a
-    missing folder, `DatasetRefused` with the hard findings.
+    Ordered by subject and content, so that renaming the files changes nothing. Raises `ConfigError`
+    for a missing folder, `DatasetRefused` with the hard findings.
     """
-    from dreambooth_core import blobs, images
+    from dreambooth_core import blobs
 
-    rules, folder = config.dataset, config.subject.images
-    validation, photos = _survey(folder, rules, config.model.resolution)
+    rules, resolution = config.dataset, config.model.resolution
+    surveys = [_survey(subject.images, rules, resolution, subject) for subject in config.subjects]
+    validation = merged([found.validation for found in surveys])
     if validation.refused:
         raise DatasetRefused(refusal(validation))
+    members = [
+        member
+        for number, found in enumerate(surveys)
+        for member in _in_threads(
+            partial(_member, store, rules, number, found.captions),
+            sorted(found.photos, key=lambda photo: photo.pixel_digest),
+        )
+    ]
+    return blobs.image_set(store, "datasets", members), validation
 
-    def member(photo: _Photo) -> Image:
-        image = images.decode(photo.path.read_bytes(), rules.max_pixels).image
-        if images.pixel_digest(image) != photo.pixel_digest:
-            raise DatasetRefused(f"{photo.name} changed while it was read: run again")
-        blob = blobs.put_blob(store, images.encode_png(image))
-        return Image(name=f"{blob.sha256[:16]}.png", blob=blob)
 
-    made = _in_threads(member, sorted(photos, key=lambda photo: photo.pixel_digest))
-    return blobs.image_set(store, "datasets", made), validation
+def _member(
+    store: "Store", rules: config.Dataset, subject: int, captions: dict[Path, str], photo: _Photo
+) -> Image:
+    """The photo's normalised copy and its mask, stored."""
+    from dreambooth_core import blobs, images
+
+    decoded = images.decode(photo.path.read_bytes(), rules.max_pixels)
+    image = decoded.image
+    if images.pixel_digest(image) != photo.pixel_digest:
+        raise DatasetRefused(f"{photo.name} changed while it was read: run again")
+    blob = blobs.put_blob(store, images.encode_png(image))
+    sidecar = None if photo.mask is None else photo.mask.read_bytes()
+    mask = masks.of_photo(decoded, sidecar, rules.max_pixels)
+    return Image(
+        name=f"{blob.sha256[:16]}{f'-{subject}' if subject else ''}.png",
+        blob=blob,
+        prompt=captions.get(photo.path, ""),
+        subject=subject,
+        mask=None if mask is None else blobs.put_blob(store, images.encode_png(mask)),
+        size=(image.height, image.width),
+    )
 
 
 def _survey(
-    folder: Path, rules: config.Dataset, resolution: int
-) -> tuple[Validation, list[_Photo]]:
+    folder: Path, rules: config.Dataset, resolution: int, subject: config.Subject | None
+) -> _Found:
     if not folder.is_dir():
         what = "is not a folder" if folder.exists() else "does not exist"
         raise ConfigError(
@@ -105,19 +141,23 @@ def _survey(
             f"{rules.min_images} or more photos"
         )
     findings: list[Finding] = []
-    paths = _candidates(folder, findings)
+    paths, drawn = _candidates(folder, findings)
     if len(paths) > rules.max_images:
         findings.append(_count("hard", len(paths), f"at most {rules.max_images}", "remove some"))
-        return _validation(folder, findings, []), []
+        return _Found(_validation(folder, findings, []), [], {})
     side = rules.min_side or resolution
-    read = _in_threads(lambda path: _read(path, rules, side), paths)
+    read = _in_threads(lambda path: _read(path, drawn.get(path.stem), rules, side), paths)
     photos = [photo for photo, _ in read if photo is not None]
     findings.extend(finding for _, found in read for finding in found)
     photos = _distinct(photos, findings)
     findings.extend(_lookalikes(photos, rules))
     findings.extend(_blurred(photos, rules))
     findings.extend(_counted(len(photos), rules))
-    return _validation(folder, findings, photos), photos
+    given: dict[Path, str] = {}
+    if subject is not None:
+        given, remarks = captions.beside(folder, paths, subject)
+        findings.extend(remarks)
+    return _Found(_validation(folder, findings, photos), photos, given)
 
 
 def _validation(folder: Path, findings: Sequence[Finding], photos: Sequence[_Photo]) -> Validation:
@@ -130,9 +170,13 @@ def _validation(folder: Path, findings: Sequence[Finding], photos: Sequence[_Pho
     )
 
 
-def _candidates(folder: Path, findings: list[Finding]) -> list[Path]:
-    """The files that are photos or claim to be, by name; says what is left aside."""
+def _candidates(folder: Path, findings: list[Finding]) -> tuple[list[Path], dict[str, Path]]:
+    """The files that are photos or claim to be, by name, and masks by the stems of their photos.
+
+    Says what is left aside.
+    """
     root, photos = Path(os.path.realpath(folder)), []
+    drawn: dict[str, Path] = {}
     try:
         entries = sorted(folder.iterdir(), key=lambda path: os.fsencode(path.name))
     except OSError as error:
@@ -153,11 +197,15 @@ def _candidates(folder: Path, findings: list[Finding]) -> list[Path]:
                     "copy the file itself into the folder",
                 )
             )
+        elif masks.is_mask(path):
+            drawn[masks.stem(path)] = path
         elif _is_photo(path):
             photos.append(path)
         elif not _is_sidecar(path):
             findings.append(_left_aside(path))
-    return photos
+    stems = {path.stem for path in photos}
+    findings.extend(_lonely(path) for stem, path in drawn.items() if stem not in stems)
+    return photos, drawn
 
 
 def _is_photo(path: Path) -> bool:
@@ -181,6 +229,11 @@ def _is_sidecar(path: Path) -> bool:
     return not path.is_dir() and bool(words & SIDECARS)
 
 
+def _lonely(mask: Path) -> Finding:
+    what, limit = "a mask without its photo", "a photo of the same stem beside it"
+    return _finding("soft", mask, "ignored", what, limit, "rename it, or remove it")
+
+
 def _left_aside(path: Path) -> Finding:
     what, remedy = "not an image", "remove it from the folder"
     if path.is_dir():
@@ -190,15 +243,21 @@ def _left_aside(path: Path) -> Finding:
     return _finding("soft", path, "ignored", what, "photos only", remedy)
 
 
-def _read(path: Path, rules: config.Dataset, min_side: int) -> tuple[_Photo | None, list[Finding]]:
-    """Decode and measure one file, and say what is wrong with it alone."""
+def _read(
+    path: Path, mask: Path | None, rules: config.Dataset, min_side: int
+) -> tuple[_Photo | None, list[Finding]]:
+    """Decode and measure one file and its mask, and say what is wrong with them alone."""
     from dreambooth_core import images, likeness
 
+    at = path
     try:
         data = _bytes(path, rules.max_bytes)
         decoded = images.decode(data, rules.max_pixels, min_side)
+        at = mask or path
+        sidecar = None if mask is None else _bytes(mask, rules.max_bytes)
+        masks.of_photo(decoded, sidecar, rules.max_pixels)
     except images.ImageRefused as no:
-        return None, [_finding("hard", path, no.check, no.measure, no.limit, no.remedy)]
+        return None, [_finding("hard", at, no.check, no.measure, no.limit, no.remedy)]
     image = decoded.image
     photo = _Photo(
         path=path,
@@ -207,8 +266,9 @@ def _read(path: Path, rules: config.Dataset, min_side: int) -> tuple[_Photo | No
         pixel_digest=images.pixel_digest(image),
         print=likeness.fingerprint(image),
         centre=images.square(image.convert("L"), min(BLUR_SIDE, *image.size)),
+        mask=mask,
     )
-    return photo, _remarks(path, decoded)
+    return photo, _remarks(path, decoded, rules)
 
 
 def _bytes(path: Path, max_bytes: int) -> bytes:
@@ -236,7 +296,7 @@ def _bytes(path: Path, max_bytes: int) -> bytes:
     )
 
 
-def _remarks(path: Path, photo: "images.Photo") -> list[Finding]:
+def _remarks(path: Path, photo: "images.Photo", rules: config.Dataset) -> list[Finding]:
     """Soft findings about one decoded photo."""
     from dreambooth_core.images import EXTENSIONS
 
@@ -251,8 +311,9 @@ def _remarks(path: Path, photo: "images.Photo") -> list[Finding]:
         found.append(
             _finding("soft", path, "transparency", what, "none: they become white", remedy)
         )
-    if max(width, height) > ASPECT * min(width, height):
-        limit, remedy = f"at most {ASPECT:g} : 1", "crop it around the subject: the centre is used"
+    aspect = rules.bucket_ratio if rules.buckets else ASPECT
+    if max(width, height) > aspect * min(width, height):
+        limit, remedy = f"at most {aspect:g} : 1", "crop it around the subject: the centre is used"
         found.append(_finding("soft", path, "aspect", f"{width} x {height} pixels", limit, remedy))
     return found
 

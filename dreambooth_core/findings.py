@@ -1,5 +1,8 @@
 """What a check of the photos says, to people and to machines."""
 
+import hashlib
+from collections.abc import Sequence
+from pathlib import Path
 from typing import TYPE_CHECKING, Literal
 
 from dreambooth_core.records import Record
@@ -41,6 +44,27 @@ class Validation(Record):
     @property
     def refused(self) -> bool:
         return any(finding.level == "hard" for finding in self.findings)
+
+
+def merged(validations: Sequence[Validation]) -> Validation:
+    """One validation of several folders, whose names then stand before their files'."""
+    if len(validations) == 1:
+        return validations[0]
+    findings, accepted = [], []
+    for found in validations:
+        place = Path(found.folder).name
+        findings += [
+            finding.model_copy(update={"file": f"{place}/{finding.file}"})
+            for finding in found.findings
+        ]
+        accepted += [f"{place}/{name}" for name in found.accepted]
+    digests = "".join(found.digest for found in validations)
+    return Validation(
+        folder=", ".join(found.folder for found in validations),
+        findings=tuple(findings),
+        accepted=tuple(accepted),
+        digest=hashlib.sha256(digests.encode()).hexdigest(),
+    )
 
 
 def refusal(validation: Validation) -> str:

@@ -54,8 +54,12 @@ class Photo(NamedTuple):
     """RGB, sRGB, upright, full size, no metadata."""
     format: str
     """Pillow's name of the file's format."""
-    transparent: bool
-    """Whether anything shone through; it stands on white now."""
+    alpha: Image | None
+    """Opacity as grey levels, where anything shone through; the image stands on white now."""
+
+    @property
+    def transparent(self) -> bool:
+        return self.alpha is not None
 
 
 def looks_like_image(head: bytes) -> bool:
@@ -93,17 +97,18 @@ def decode(data: bytes, max_pixels: int, min_side: int = 1) -> Photo:
             _verify(data, str(image.format))
             image.load()
             upright = _turn(image)
-            pixels, transparent = _to_srgb(upright)
+            pixels, alpha = _to_srgb(upright)
         except ImageRefused:
             raise
         except Exception as error:  # decoders raise whatever they like over damaged bytes
             raise _corrupt(error) from error
-        return Photo(pixels, str(image.format), transparent)
+        return Photo(pixels, str(image.format), alpha)
 
 
 def encode_png(image: Image) -> bytes:
-    """RGB pixels as a PNG without any metadata; the same pixels give the same bytes."""
-    bare = pil.frombytes("RGB", image.size, image.convert("RGB").tobytes())
+    """Grey or else RGB pixels as a PNG without any metadata; equal pixels give equal bytes."""
+    mode = "L" if image.mode == "L" else "RGB"
+    bare = pil.frombytes(mode, image.size, image.convert(mode).tobytes())
     buffer = io.BytesIO()
     bare.save(buffer, "PNG", compress_level=1)  # half the time of level 6 for a tenth more bytes
     return buffer.getvalue()
@@ -221,8 +226,8 @@ def _turn(image: Image) -> Image:
         return image
 
 
-def _to_srgb(image: Image) -> tuple[Image, bool]:
-    """RGB in sRGB on white, and whether the image was transparent anywhere."""
+def _to_srgb(image: Image) -> tuple[Image, Image | None]:
+    """RGB in sRGB on white, and the opacity of an image that was transparent anywhere."""
     profile = image.info.get("icc_profile")
     if image.mode.startswith("I"):
         image = _from_sixteen_bits(image)
@@ -239,10 +244,10 @@ def _to_srgb(image: Image) -> tuple[Image, bool]:
         image = image.convert("RGB")
     colours = _through_profile(image, profile)
     if alpha is None or alpha.getextrema() == (255, 255):
-        return colours, False
+        return colours, None
     white = pil.new("RGB", colours.size, "white")
     white.paste(colours, mask=alpha)
-    return white, True
+    return white, alpha
 
 
 def _from_sixteen_bits(image: Image) -> Image:

@@ -2,8 +2,9 @@
 
 from dreambooth_core import dataset
 from dreambooth_core.blobs import digest_of_file
-from dreambooth_core.config import Config
+from dreambooth_core.config import Config, Subject
 from dreambooth_core.dataset import Validation
+from dreambooth_core.errors import ConfigError
 from dreambooth_core.records import ImageSet, Record
 from dreambooth_core.stages import once
 from dreambooth_core.storage import Store
@@ -17,24 +18,39 @@ class Intake(Record):
 
 
 def take_in(config: Config, store: Store) -> tuple[Intake, bool]:
-    """The instance images, and whether these very files had been taken in before.
+    """The instance images of all subjects, and whether these very files had been taken in before.
 
-    Raises `DatasetRefused` naming the hard findings; nothing is kept then.
+    Raises `DatasetRefused` naming the hard findings; nothing is kept then. Raises `ConfigError`
+    for `loss.masks` without a mask.
     """
 
     def make(_: str) -> Intake:
         images, validation = dataset.collect(store, config)
         return Intake(images=images, validation=validation)
 
-    return once(store, "validate", _inputs(config), Intake, make)
+    taken, reused = once(store, "validate", _inputs(config), Intake, make)
+    if config.loss.masks and not any(image.mask for image in taken.images.images):
+        folders = ", ".join(str(subject.images) for subject in config.subjects)
+        raise ConfigError(
+            f"loss.masks is on and no photo in {folders} has a mask: put <photo>.mask.png beside "
+            "one, white on the subject, or set loss.masks: false"
+        )
+    return taken, reused
 
 
 def _inputs(config: Config) -> dict[str, object]:
-    folder = config.subject.images
+    return {
+        "subjects": [_files(subject) for subject in config.subjects],
+        "rules": config.dataset,
+        "resolution": config.model.resolution,
+    }
+
+
+def _files(subject: Subject) -> dict[str, object]:
+    folder = subject.images
     files = sorted(path for path in folder.iterdir() if path.is_file()) if folder.is_dir() else []
     return {
         "folder": folder,
         "files": [[path.name, digest_of_file(path)] for path in files],
-        "rules": config.dataset,
-        "resolution": config.model.resolution,
+        "words": [subject.identifier, subject.class_noun],
     }

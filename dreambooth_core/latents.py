@@ -102,9 +102,9 @@ def encoded(
 ) -> Encoded:
     """All views of `images`, each scaled and cut to its size; only missing ones are encoded.
 
-    Masks are read with `loss.masks` only. Views 0 ... crops - 1 are upright, then with `train.flip` the same come mirrored. An image whose
-    own size is not known has to be of the size that it trains at. One forward per view, so that an
-    image's bits do not hang on its neighbours.
+    Views 0 ... crops - 1 are upright, with `train.flip` the same follow mirrored; masks are read
+    with `loss.masks` only. An image whose own size is not known has to be of the size that it
+    trains at. One forward per view, so that an image's bits do not hang on its neighbours.
     """
     opened = lru_cache(maxsize=1)(lambda blob: _opened(store, blob))
     cuts = _cuts(images, sizes, config.train)

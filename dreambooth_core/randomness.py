@@ -4,9 +4,11 @@ So a draw is the same for any number of processes, after any restart, and in any
 """
 
 import hashlib
+from typing import TYPE_CHECKING
 
-import torch
-from torch import Tensor
+if TYPE_CHECKING:
+    import torch
+    from torch import Tensor
 
 
 def seed_for(run_seed: int, stream: str, index: int) -> int:
@@ -18,13 +20,17 @@ def seed_for(run_seed: int, stream: str, index: int) -> int:
     return int.from_bytes(digest[:8], "big") >> 1
 
 
-def generator(run_seed: int, stream: str, index: int) -> torch.Generator:
+def generator(run_seed: int, stream: str, index: int) -> "torch.Generator":
     """A CPU generator seeded with `seed_for`, so that a GPU run draws the same numbers."""
+    import torch
+
     return torch.Generator().manual_seed(seed_for(run_seed, stream, index))
 
 
-def normal(run_seed: int, stream: str, index: int, shape: tuple[int, ...]) -> Tensor:
+def normal(run_seed: int, stream: str, index: int, shape: tuple[int, ...]) -> "Tensor":
     """Standard normal float32 numbers of `shape`, on the CPU."""
+    import torch
+
     return torch.randn(shape, generator=generator(run_seed, stream, index))
 
 
@@ -33,11 +39,23 @@ def integer(run_seed: int, stream: str, index: int, below: int) -> int:
     return seed_for(run_seed, stream, index) % below
 
 
+def uniform(run_seed: int, stream: str, index: int) -> float:
+    """A uniform number in [0, 1), with all 53 bits that a float has there."""
+    return (seed_for(run_seed, stream, index) >> 10) / 2**53
+
+
+def order(run_seed: int, stream: str, epoch: int, count: int) -> list[int]:
+    """All of [0, count), shuffled: the walk of `shuffled` through one epoch."""
+    import torch
+
+    found: list[int] = torch.randperm(count, generator=generator(run_seed, stream, epoch)).tolist()
+    return found
+
+
 def shuffled(run_seed: int, stream: str, position: int, count: int) -> int:
     """Item of an endless walk over `count` items: each once per epoch, each epoch shuffled anew.
 
     `position` is the place in the walk, from 0; the result is in [0, count).
     """
     epoch, place = divmod(position, count)
-    order = torch.randperm(count, generator=generator(run_seed, stream, epoch))
-    return int(order[place])
+    return order(run_seed, stream, epoch, count)[place]

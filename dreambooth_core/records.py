@@ -5,6 +5,8 @@ from typing import Literal
 
 from pydantic import BaseModel, ConfigDict
 
+from dreambooth_core.config import Method
+
 Progress = Callable[[int, int, str], None]
 """Told how far a stage is: done, total, and a word for people."""
 
@@ -30,7 +32,14 @@ class Image(Record):
     """File name inside its set, unique there."""
     blob: Blob
     prompt: str = ""
+    """What it was made from, or a photo's caption; a photo without one goes by the instance prompt."""
     seed: int | None = None
+    subject: int = 0
+    """Place in `Config.subjects`."""
+    mask: Blob | None = None
+    """Where the subject is: a grey PNG of the image's own size, white inside."""
+    size: tuple[int, int] | None = None
+    """Height and width in pixels; photos always have it."""
 
 
 class ImageSet(Record):
@@ -39,7 +48,7 @@ class ImageSet(Record):
     uri: str
     """Where its manifest lies in the store."""
     digest: str
-    """SHA-256 over the images' names, digests and prompts."""
+    """SHA-256 over the images' names, digests, prompts, subjects and masks."""
     images: tuple[Image, ...]
 
     @property
@@ -51,20 +60,41 @@ class SampleSet(ImageSet):
     """Generated images: a grid of prompts x seeds."""
 
 
+class Look(Record):
+    """What the model was worth after some steps."""
+
+    step: int
+    stable_loss: float
+    """Mean loss over fixed photos, noises and times: falls and rises with the model alone."""
+    subject_fidelity: float | None = None
+    prompt_fidelity: float | None = None
+
+
 class Weights(Record):
     """What training leaves behind: the files of a model or of an adapter."""
 
     uri: str
     digest: str
     """SHA-256 over the files' names and digests."""
-    method: Literal["full", "lora"]
+    method: Method
     files: dict[str, Blob]
     """Path inside the model folder -> blob."""
     steps: int
+    """Steps that were taken."""
+    chosen_step: int | None = None
+    """The step whose weights these are; the last one when left out."""
     losses: tuple[tuple[int, float, float | None], ...] = ()
     """(step, instance loss, class loss), thinned for plotting."""
     resumed_from: int = 0
     """Step of the checkpoint that the last attempt went on from; 0 for none."""
+    looks: tuple[Look, ...] = ()
+    stalls: tuple[tuple[int, float], ...] = ()
+    """(step, seconds that its checkpoint held up the training), of the last attempt."""
+    class_images_used: int = 0
+    steps_per_second: float = 0.0
+    """Of the last attempt."""
+    peak_memory_bytes: int = 0
+    """Most that the device held in the last attempt; without a GPU, that its process held."""
 
 
 class Scores(Record):

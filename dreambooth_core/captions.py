@@ -1,0 +1,151 @@
+"""What the photos show, in words: captions beside them, and the prompts of a whole run.
+
+`<photo stem>.txt`, or a line {"file_name": ..., "text": ...} of `metadata.jsonl`; the former counts.
+"""
+
+import json
+import re
+from collections.abc import Sequence
+from pathlib import Path
+from typing import NamedTuple
+
+from dreambooth_core.config import Config, Subject
+from dreambooth_core.findings import Finding, Level, printable
+from dreambooth_core.records import ImageSet
+
+TABLE = "metadata.jsonl"
+MAX_BYTES = 1_000_000
+"""Of a file with captions: a larger one is something else."""
+
+
+class Prompts(NamedTuple):
+    """All prompts of a run, each once, and who goes by which."""
+
+    table: tuple[str, ...]
+    instance: tuple[int, ...]
+    """Photo -> row."""
+    classes: tuple[int, ...]
+    """Subject -> row of its class prompt; empty without a prior."""
+    empty: int | None
+    """Row of the empty prompt, for `train.caption_dropout`."""
+
+
+def prompts(config: Config, instance: ImageSet) -> Prompts:
+    """The prompts of a run: captions, instance prompts where there is none, class prompts."""
+    subjects = config.subjects
+    shown = [
+        image.prompt or subjects[image.subject].fill(subjects[image.subject].instance_prompt)
+        for image in instance.images
+    ]
+    classes = [subject.fill(subject.class_prompt) for subject in subjects if config.prior.enabled]
+    blank = [""] if config.train.caption_dropout else []
+    table = tuple(dict.fromkeys([*shown, *classes, *blank]))
+    return Prompts(
+        table=table,
+        instance=tuple(map(table.index, shown)),
+        classes=tuple(map(table.index, classes)),
+        empty=table.index("") if blank else None,
+    )
+
+
+def beside(
+    folder: Path, photos: Sequence[Path], subject: Subject
+) -> tuple[dict[Path, str], list[Finding]]:
+    """The filled captions of those photos that have one, and what is wrong with any."""
+    lines, findings = _table(folder, {path.name for path in photos})
+    captions = {}
+    for photo in photos:
+        source, text = folder / TABLE, lines.get(photo.name, "")
+        sidecar = photo.with_suffix(".txt")
+        if sidecar != photo and sidecar.is_file():
+            source, text = sidecar, _words(sidecar, findings) or text
+        if not text:
+            continue
+        try:
+            captions[photo] = subject.fill(text)
+        except (AttributeError, KeyError, IndexError, ValueError):
+            findings.append(_braces(source, text))
+            continue
+        if not _names(captions[photo], subject.identifier):
+            findings.append(_nameless(source, captions[photo], subject))
+    return captions, findings
+
+
+def _table(folder: Path, names: set[str]) -> tuple[dict[str, str], list[Finding]]:
+    """File name -> caption, as `metadata.jsonl` has them."""
+    path = folder / TABLE
+    found: dict[str, str] = {}
+    findings: list[Finding] = []
+    if not path.is_file():
+        return found, findings
+    for number, line in enumerate(_text(path, findings).splitlines(), 1):
+        if not line.strip():
+            continue
+        try:
+            entry = json.loads(line)
+            name, text = entry["file_name"], " ".join(entry["text"].split())
+        except (ValueError, KeyError, TypeError, AttributeError):
+            limit = '{"file_name": ..., "text": ...} on each line'
+            measure = f"line {number} has not both"
+            findings.append(_finding("hard", path, measure, limit, "write it so"))
+            continue
+        if name not in names:
+            measure = f"line {number} is for {printable(str(name))[:80]}"
+            remedy = "correct the name; it is left aside"
+            findings.append(_finding("soft", path, measure, "a photo of this folder", remedy))
+        elif found.setdefault(name, text) != text:
+            measure = f"line {number} has another caption for {printable(name)}"
+            findings.append(_finding("hard", path, measure, "one each", "remove one"))
+    return found, findings
+
+
+def _words(path: Path, findings: list[Finding]) -> str:
+    """A caption file's text on one line; a photo under such a name has none."""
+    from dreambooth_core.images import looks_like_image
+
+    with path.open("rb") as file:
+        if looks_like_image(file.read(16)):
+            return ""
+    return " ".join(_text(path, findings).split())
+
+
+def _text(path: Path, findings: list[Finding]) -> str:
+    try:
+        if path.stat().st_size <= MAX_BYTES:
+            return path.read_text(encoding="utf-8-sig")
+        what = f"{path.stat().st_size:,} bytes"
+    except UnicodeDecodeError:
+        what = "not UTF-8"
+    limit = f"text in UTF-8 of at most {MAX_BYTES:,} bytes"
+    findings.append(_finding("hard", path, what, limit, "save it anew, or remove it"))
+    return ""
+
+
+def _names(caption: str, identifier: str) -> bool:
+    return re.search(rf"(?<!\w){re.escape(identifier)}(?!\w)", caption) is not None
+
+
+def _braces(source: Path, text: str) -> Finding:
+    limit = "{subject}, {identifier} and {class_noun} alone in braces"
+    return _finding("hard", source, f"the caption {_short(text)}", limit, "correct its braces")
+
+
+def _nameless(source: Path, caption: str, subject: Subject) -> Finding:
+    measure = f"the caption {_short(caption)} without {subject.identifier}"
+    remedy = "write {subject} where it names the subject; it is used as it is"
+    return _finding("soft", source, measure, "the identifier token in every caption", remedy)
+
+
+def _short(text: str) -> str:
+    return f"{printable(text[:60])!r}{'...' if len(text) > 60 else ''}"
+
+
+def _finding(level: Level, path: Path, measure: str, limit: str, remedy: str) -> Finding:
+    return Finding(
+        level=level,
+        file=printable(path.name),
+        check="caption",
+        measure=measure,
+        limit=limit,
+        remedy=remedy,
+    )
