@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import NamedTuple
 
 from dreambooth_core.config import Config, Subject
-from dreambooth_core.findings import Finding, Level, printable
+from dreambooth_core.findings import Finding, about, printable
 from dreambooth_core.records import ImageSet
 
 TABLE = "metadata.jsonl"
@@ -58,7 +58,8 @@ def beside(
         source, text = folder / TABLE, lines.get(photo.name, "")
         sidecar = photo.with_suffix(".txt")
         if sidecar != photo and sidecar.is_file():
-            source, text = sidecar, _words(sidecar, findings) or text
+            own = " ".join(_text(sidecar, findings).split())
+            source, text = (sidecar, own) if own else (source, text)
         if not text:
             continue
         try:
@@ -87,37 +88,35 @@ def _table(folder: Path, names: set[str]) -> tuple[dict[str, str], list[Finding]
         except (ValueError, KeyError, TypeError, AttributeError):
             limit = '{"file_name": ..., "text": ...} on each line'
             measure = f"line {number} has not both"
-            findings.append(_finding("hard", path, measure, limit, "write it so"))
+            findings.append(about("hard", path, "caption", measure, limit, "write it so"))
             continue
         if name not in names:
             measure = f"line {number} is for {printable(str(name))[:80]}"
             remedy = "correct the name; it is left aside"
-            findings.append(_finding("soft", path, measure, "a photo of this folder", remedy))
+            findings.append(
+                about("soft", path, "caption", measure, "a photo of this folder", remedy)
+            )
         elif found.setdefault(name, text) != text:
             measure = f"line {number} has another caption for {printable(name)}"
-            findings.append(_finding("hard", path, measure, "one each", "remove one"))
+            findings.append(about("hard", path, "caption", measure, "one each", "remove one"))
     return found, findings
 
 
-def _words(path: Path, findings: list[Finding]) -> str:
-    """A caption file's text on one line; a photo under such a name has none."""
+def _text(path: Path, findings: list[Finding]) -> str:
+    """A caption file's text; a photo under such a name has none."""
     from dreambooth_core.images import looks_like_image
 
-    with path.open("rb") as file:
-        if looks_like_image(file.read(16)):
-            return ""
-    return " ".join(_text(path, findings).split())
-
-
-def _text(path: Path, findings: list[Finding]) -> str:
     try:
         if path.stat().st_size <= MAX_BYTES:
-            return path.read_text(encoding="utf-8-sig")
+            data = path.read_bytes()
+            return "" if looks_like_image(data[:16]) else data.decode("utf-8-sig")
         what = f"{path.stat().st_size:,} bytes"
+    except OSError as error:
+        what = f"cannot be read ({error.strerror})"
     except UnicodeDecodeError:
         what = "not UTF-8"
     limit = f"text in UTF-8 of at most {MAX_BYTES:,} bytes"
-    findings.append(_finding("hard", path, what, limit, "save it anew, or remove it"))
+    findings.append(about("hard", path, "caption", what, limit, "save it anew, or remove it"))
     return ""
 
 
@@ -127,25 +126,18 @@ def _names(caption: str, identifier: str) -> bool:
 
 def _braces(source: Path, text: str) -> Finding:
     limit = "{subject}, {identifier} and {class_noun} alone in braces"
-    return _finding("hard", source, f"the caption {_short(text)}", limit, "correct its braces")
+    return about(
+        "hard", source, "caption", f"the caption {_short(text)}", limit, "correct its braces"
+    )
 
 
 def _nameless(source: Path, caption: str, subject: Subject) -> Finding:
     measure = f"the caption {_short(caption)} without {subject.identifier}"
     remedy = "write {subject} where it names the subject; it is used as it is"
-    return _finding("soft", source, measure, "the identifier token in every caption", remedy)
+    return about(
+        "soft", source, "caption", measure, "the identifier token in every caption", remedy
+    )
 
 
 def _short(text: str) -> str:
     return f"{printable(text[:60])!r}{'...' if len(text) > 60 else ''}"
-
-
-def _finding(level: Level, path: Path, measure: str, limit: str, remedy: str) -> Finding:
-    return Finding(
-        level=level,
-        file=printable(path.name),
-        check="caption",
-        measure=measure,
-        limit=limit,
-        remedy=remedy,
-    )

@@ -5,33 +5,29 @@ folder -> read (names, sizes, links) -> decode -> compare -> Validation     noth
 """
 
 import hashlib
-import os
 from collections.abc import Callable, Iterable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from functools import partial
 from pathlib import Path
-from statistics import median
 from typing import TYPE_CHECKING, NamedTuple, TypeVar
 
 from dreambooth_core import captions, config, masks
+from dreambooth_core.candidates import candidates
 from dreambooth_core.errors import ConfigError, DatasetRefused
 from dreambooth_core.findings import (
-    FOLDER,
     Finding,
-    Level,
     Validation,
+    about,
     findings_table,
     merged,
     printable,
     refusal,
 )
+from dreambooth_core.photo_sets import BLUR_SIDE, Photo, compared, too_many_or_few
 from dreambooth_core.records import Image, ImageSet
 
 if TYPE_CHECKING:
-    from PIL.Image import Image as Pixels
-
     from dreambooth_core import images
-    from dreambooth_core.likeness import Likeness, Print
     from dreambooth_core.storage import Store
 
 __all__ = ["Finding", "Validation", "collect", "findings_table", "validate"]
@@ -39,36 +35,15 @@ __all__ = ["Finding", "Validation", "collect", "findings_table", "validate"]
 T = TypeVar("T")
 R = TypeVar("R")
 
-# fmt: off
-SIDECARS = frozenset({
-    "txt", "caption", "json", "jsonl", "csv", "md", "yaml", "yml", "xml", "xmp", "aae", "ini", "db",
-    "lnk", "url", "license", "licence", "licenses", "readme",
-})
-RAW = frozenset({"dng", "cr2", "cr3", "nef", "arw", "orf", "rw2", "raf", "pef", "srw"})
-# fmt: on
 ASPECT = 2.0
 """Longer side over shorter side from which the central square leaves most of the photo out."""
-BLUR_SIDE = 512
-"""Side at which sharpness is compared; less where a photo of the set is smaller."""
 WORKERS = 2
 """Photos decoded at once: Pillow works outside the interpreter lock, and each may take 100 MP."""
 
 
-class _Photo(NamedTuple):
-    path: Path
-    name: str
-    bytes_digest: str
-    pixel_digest: str
-    print: "Print"
-    centre: "Pixels"
-    """Grey central square, at most BLUR_SIDE wide."""
-    mask: Path | None
-    """The file beside it."""
-
-
 class _Found(NamedTuple):
     validation: Validation
-    photos: list[_Photo]
+    photos: list[Photo]
     captions: dict[Path, str]
 
 
@@ -109,7 +84,7 @@ def collect(store: "Store", config: config.Config) -> tuple[ImageSet, Validation
 
 
 def _member(
-    store: "Store", rules: config.Dataset, subject: int, captions: dict[Path, str], photo: _Photo
+    store: "Store", rules: config.Dataset, subject: int, captions: dict[Path, str], photo: Photo
 ) -> Image:
     """The photo's normalised copy and its mask, stored."""
     from dreambooth_core import blobs, images
@@ -141,18 +116,18 @@ def _survey(
             f"{rules.min_images} or more photos"
         )
     findings: list[Finding] = []
-    paths, drawn = _candidates(folder, findings)
+    paths, drawn = candidates(folder, findings)
     if len(paths) > rules.max_images:
-        findings.append(_count("hard", len(paths), f"at most {rules.max_images}", "remove some"))
+        findings.append(
+            too_many_or_few("hard", len(paths), f"at most {rules.max_images}", "remove some")
+        )
         return _Found(_validation(folder, findings, []), [], {})
     side = rules.min_side or resolution
     read = _in_threads(lambda path: _read(path, drawn.get(path.stem), rules, side), paths)
     photos = [photo for photo, _ in read if photo is not None]
     findings.extend(finding for _, found in read for finding in found)
-    photos = _distinct(photos, findings)
-    findings.extend(_lookalikes(photos, rules))
-    findings.extend(_blurred(photos, rules))
-    findings.extend(_counted(len(photos), rules))
+    photos, remarks = compared(photos, rules)
+    findings.extend(remarks)
     given: dict[Path, str] = {}
     if subject is not None:
         given, remarks = captions.beside(folder, paths, subject)
@@ -160,7 +135,7 @@ def _survey(
     return _Found(_validation(folder, findings, photos), photos, given)
 
 
-def _validation(folder: Path, findings: Sequence[Finding], photos: Sequence[_Photo]) -> Validation:
+def _validation(folder: Path, findings: Sequence[Finding], photos: Sequence[Photo]) -> Validation:
     digest = hashlib.sha256("".join(sorted(photo.pixel_digest for photo in photos)).encode())
     return Validation(
         folder=printable(str(folder)),
@@ -170,82 +145,9 @@ def _validation(folder: Path, findings: Sequence[Finding], photos: Sequence[_Pho
     )
 
 
-def _candidates(folder: Path, findings: list[Finding]) -> tuple[list[Path], dict[str, Path]]:
-    """The files that are photos or claim to be, by name, and masks by the stems of their photos.
-
-    Says what is left aside.
-    """
-    root, photos = Path(os.path.realpath(folder)), []
-    drawn: dict[str, Path] = {}
-    try:
-        entries = sorted(folder.iterdir(), key=lambda path: os.fsencode(path.name))
-    except OSError as error:
-        raise ConfigError(
-            f"the photo folder {folder} cannot be listed: {error.strerror}"
-        ) from error
-    for path in entries:
-        if path.name.startswith("."):
-            continue
-        if path.is_symlink() and not Path(os.path.realpath(path)).is_relative_to(root):
-            findings.append(
-                _finding(
-                    "hard",
-                    path,
-                    "link",
-                    "a link that leaves the folder",
-                    "links inside the folder",
-                    "copy the file itself into the folder",
-                )
-            )
-        elif masks.is_mask(path):
-            drawn[masks.stem(path)] = path
-        elif _is_photo(path):
-            photos.append(path)
-        elif not _is_sidecar(path):
-            findings.append(_left_aside(path))
-    stems = {path.stem for path in photos}
-    findings.extend(_lonely(path) for stem, path in drawn.items() if stem not in stems)
-    return photos, drawn
-
-
-def _is_photo(path: Path) -> bool:
-    """By extension or, whatever its name, by its first bytes."""
-    from dreambooth_core.images import EXTENSIONS, looks_like_image
-
-    extension = path.suffix[1:].lower()
-    if path.is_dir() or extension in RAW:
-        return False
-    if any(extension in extensions for extensions in EXTENSIONS.values()):
-        return True
-    try:
-        with path.open("rb") if path.is_file() else open(os.devnull, "rb") as file:
-            return looks_like_image(file.read(16))
-    except OSError:
-        return False
-
-
-def _is_sidecar(path: Path) -> bool:
-    words = {path.suffix[1:].lower(), path.stem.lower()}
-    return not path.is_dir() and bool(words & SIDECARS)
-
-
-def _lonely(mask: Path) -> Finding:
-    what, limit = "a mask without its photo", "a photo of the same stem beside it"
-    return _finding("soft", mask, "ignored", what, limit, "rename it, or remove it")
-
-
-def _left_aside(path: Path) -> Finding:
-    what, remedy = "not an image", "remove it from the folder"
-    if path.is_dir():
-        what, remedy = "a folder inside the folder", "move its photos up if they belong to the set"
-    elif path.suffix[1:].lower() in RAW:
-        what, remedy = "a camera's raw file", "export it as JPEG or PNG"
-    return _finding("soft", path, "ignored", what, "photos only", remedy)
-
-
 def _read(
     path: Path, mask: Path | None, rules: config.Dataset, min_side: int
-) -> tuple[_Photo | None, list[Finding]]:
+) -> tuple[Photo | None, list[Finding]]:
     """Decode and measure one file and its mask, and say what is wrong with them alone."""
     from dreambooth_core import images, likeness
 
@@ -257,9 +159,9 @@ def _read(
         sidecar = None if mask is None else _bytes(mask, rules.max_bytes)
         masks.of_photo(decoded, sidecar, rules.max_pixels)
     except images.ImageRefused as no:
-        return None, [_finding("hard", at, no.check, no.measure, no.limit, no.remedy)]
+        return None, [about("hard", at, no.check, no.measure, no.limit, no.remedy)]
     image = decoded.image
-    photo = _Photo(
+    photo = Photo(
         path=path,
         name=printable(path.name),
         bytes_digest=hashlib.sha256(data).hexdigest(),
@@ -305,114 +207,15 @@ def _remarks(path: Path, photo: "images.Photo", rules: config.Dataset) -> list[F
     if path.suffix[1:].lower() not in fitting:
         what = f"{photo.format} content under the name {path.suffix or 'of no extension'}"
         remedy = f"rename it to .{fitting[0]}"
-        found.append(_finding("soft", path, "extension", what, f".{' .'.join(fitting)}", remedy))
+        found.append(about("soft", path, "extension", what, f".{' .'.join(fitting)}", remedy))
     if photo.transparent:
         what, remedy = "transparent pixels", "flatten it on a background of your choice"
-        found.append(
-            _finding("soft", path, "transparency", what, "none: they become white", remedy)
-        )
+        found.append(about("soft", path, "transparency", what, "none: they become white", remedy))
     aspect = rules.bucket_ratio if rules.buckets else ASPECT
     if max(width, height) > aspect * min(width, height):
         limit, remedy = f"at most {aspect:g} : 1", "crop it around the subject: the centre is used"
-        found.append(_finding("soft", path, "aspect", f"{width} x {height} pixels", limit, remedy))
+        found.append(about("soft", path, "aspect", f"{width} x {height} pixels", limit, remedy))
     return found
-
-
-def _distinct(photos: Iterable[_Photo], findings: list[Finding]) -> list[_Photo]:
-    """The photos without exact copies, the first by name staying."""
-    first: dict[str, _Photo] = {}
-    for photo in photos:
-        same = first.setdefault(photo.pixel_digest, photo)
-        if same is photo:
-            continue
-        what = "file" if same.bytes_digest == photo.bytes_digest else "pixels"
-        measure, remedy = f"the same {what} as {same.name}", "remove one; it is counted once"
-        findings.append(
-            _finding("soft", photo.path, "exact duplicate", measure, "each photo once", remedy)
-        )
-    return list(first.values())
-
-
-def _lookalikes(photos: Sequence[_Photo], rules: config.Dataset) -> list[Finding]:
-    """Each photo's closest match among those before it, where that is too close."""
-    from dreambooth_core.likeness import alike
-
-    findings = []
-    for index, photo in enumerate(photos[1:], 1):
-        matches = [(alike(other.print, photo.print), other) for other in photos[:index]]
-        match, other = max(matches, key=lambda pair: pair[0].score)
-        if match.score <= rules.near_duplicate:
-            continue
-        check = _kind(match)
-        measure = f"{match.score:.3f} alike with {other.name}"
-        limit, remedy = f"at most {rules.near_duplicate:g}", "keep one, add another view instead"
-        findings.append(_finding("soft", photo.path, check, measure, limit, remedy))
-    return findings
-
-
-def _kind(match: "Likeness") -> str:
-    if match.mirrored:
-        return "mirrored duplicate"
-    return "shifted duplicate" if match.moved else "near duplicate"
-
-
-def _blurred(photos: Sequence[_Photo], rules: config.Dataset) -> list[Finding]:
-    """Photos far less sharp than the set's median; two have no median to speak of."""
-    from dreambooth_core.likeness import sharpness
-
-    if len(photos) < 3:
-        return []
-    side = min(photo.centre.width for photo in photos)
-    measures = [sharpness(photo.centre, side) for photo in photos]
-    limit = rules.blur_ratio * median(measures)
-    return [
-        _finding(
-            "soft",
-            photo.path,
-            "blur",
-            f"sharpness {measure:.1f}",
-            f"at least {limit:.1f}, {rules.blur_ratio:g} of the set's median",
-            "use a sharper photo",
-        )
-        for photo, measure in zip(photos, measures, strict=True)
-        if measure < limit
-    ]
-
-
-def _counted(count: int, rules: config.Dataset) -> list[Finding]:
-    if count < rules.min_images:
-        return [_count("hard", count, f"at least {rules.min_images}", "add more photos")]
-    if count < rules.few_images:
-        return [_count("soft", count, f"better {rules.few_images} or more", "add another view")]
-    if count > rules.many_images:
-        remedy = "keep the most different ones: a subject is bound best from a handful"
-        return [_count("soft", count, f"better {rules.many_images} or fewer", remedy)]
-    return []
-
-
-def _count(level: Level, count: int, limit: str, remedy: str) -> Finding:
-    check = "too many" if "most" in limit or "fewer" in limit else "too few"
-    return Finding(
-        level=level,
-        file=FOLDER,
-        check=check,
-        measure=f"{count} distinct usable photos",
-        limit=limit,
-        remedy=remedy,
-    )
-
-
-def _finding(
-    level: Level, path: Path, check: str, measure: str, limit: str, remedy: str
-) -> Finding:
-    return Finding(
-        level=level,
-        file=printable(path.name),
-        check=check,
-        measure=measure,
-        limit=limit,
-        remedy=remedy,
-    )
 
 
 def _in_threads(work: Callable[[T], R], items: Iterable[T]) -> list[R]:

@@ -46,6 +46,18 @@ class Validation(Record):
         return any(finding.level == "hard" for finding in self.findings)
 
 
+def about(level: Level, path: Path, check: str, measure: str, limit: str, remedy: str) -> Finding:
+    """A finding about one file."""
+    return Finding(
+        level=level,
+        file=printable(path.name),
+        check=check,
+        measure=measure,
+        limit=limit,
+        remedy=remedy,
+    )
+
+
 def merged(validations: Sequence[Validation]) -> Validation:
     """One validation of several folders, whose names then stand before their files'."""
     if len(validations) == 1:
