@@ -1,0 +1,54 @@
+"""New tokens as files of their own, one per identifier: the file's name is the word to write."""
+
+import re
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from dreambooth_core.config.sections import NAME
+from dreambooth_core.errors import ConfigError
+from dreambooth_core.exports import Source, _modelspec
+from dreambooth_core.exports._base import base_of
+
+if TYPE_CHECKING:
+    from torch import Tensor
+
+_KEYS = {"text_encoder": "clip_l", "text_encoder_2": "clip_g"}
+
+
+def write(source: Source, out: Path) -> list[Path]:
+    """Write `<title>-<identifier>.safetensors` for each identifier; none without new tokens.
+
+    A1111 and ComfyUI read them for SD 1.x, 2.x and SDXL, diffusers by `load_textual_inversion`.
+    """
+    from dreambooth_core import inversion, tensor_files
+
+    if not (source.weights / inversion.FILE).is_file():
+        return []
+    rows, _ = tensor_files.read(source.weights / inversion.FILE)
+    base, first, written = base_of(source.base), 0, []
+    texts = _modelspec.texts(source, base, "diffusers", "textual-inversion")
+    for identifier, tokens in inversion.exported_tokens(source.weights).items():
+        word = _word(source, identifier)
+        own = {name: tensor[first : first + len(tokens)] for name, tensor in rows.items()}
+        told = {"usage_hint": f"Trigger word: {word}", "trigger_phrase": word}
+        named = {**texts, **{f"modelspec.{key}": text for key, text in told.items()}}
+        written.append(_modelspec.write(out / f"{word}.safetensors", _named(own), named))
+        first += len(tokens)
+    return written
+
+
+def _word(source: Source, identifier: str) -> str:
+    word = f"{source.about.title}-{identifier.strip('<>')}"
+    if not re.fullmatch(NAME, word):
+        raise ConfigError(
+            f"{word!r} cannot name a file, which its trigger word has to: train with a "
+            "subject.identifier of letters, digits, dot, dash and underscore"
+        )
+    return word
+
+
+def _named(rows: dict[str, "Tensor"]) -> dict[str, "Tensor"]:
+    """One encoder: the key that A1111 asks for; SDXL's two: the keys that everyone has."""
+    if len(rows) == 1:
+        return dict(zip(("emb_params",), rows.values(), strict=True))
+    return {_KEYS[name]: tensor for name, tensor in rows.items()}
