@@ -1,186 +1,192 @@
 """One attempt at training: `python -m dreambooth_core.attempt SPEC.json`, a process per rank.
 
-Asked to stop (SIGTERM), it finishes the step, saves, and says so in the result file.
+Asked to stop (see `stopping`), it finishes the step, saves, and says so in the result file.
 """
 
-import io
 import os
+import resource
 import signal
 import sys
 import traceback
-from collections.abc import Iterator, Mapping
+from collections.abc import Mapping
 from pathlib import Path
-from types import FrameType
 from typing import TYPE_CHECKING
 
 from dreambooth_core.errors import DreamBoothError, Preempted
-from dreambooth_core.fit import Outcome, Spec, Standing, read_record, write_record
+from dreambooth_core.fit import Outcome, Spec, Told, read_record, write_record
+from dreambooth_core.stopping import Stop, Watchdog
 
 if TYPE_CHECKING:
-    from PIL import Image as Pillow
-
-    from dreambooth_core.batches import Steps
-    from dreambooth_core.families import Family, Parts
+    from dreambooth_core.checkpoints import Snapshot
     from dreambooth_core.keeper import Keeper
-    from dreambooth_core.latents import LatentDistribution
-    from dreambooth_core.records import ImageSet
-    from dreambooth_core.storage import Store
+    from dreambooth_core.supply import Place, Supply
     from dreambooth_core.training import DreamBooth
 
 POINTS = 200
 """Points of the loss curves that are kept, about."""
 
 
-class Stop:
-    """A flag that SIGTERM and SIGINT raise; nothing else is done inside the handler."""
-
-    def __init__(self) -> None:
-        self.asked = False
-        self.install()
-
-    def __call__(self) -> bool:
-        return self.asked
-
-    def install(self) -> None:
-        """Take the signals, from Lightning too, whose own handler ends the process midway."""
-        for number in (signal.SIGTERM, signal.SIGINT):
-            signal.signal(number, self._raise_flag)
-
-    def _raise_flag(self, _number: int, _frame: FrameType | None) -> None:
-        self.asked = True
-
-
 def main(arguments: list[str]) -> int:
     """Train what the spec says; 0 done, 75 preempted, 1 failed. Rank 0 writes the result file."""
-    stop = Stop()
     spec = read_record(Path(arguments[0]), Spec) if len(arguments) == 1 else None
     if spec is None:
         print("usage: python -m dreambooth_core.attempt SPEC.json", file=sys.stderr)
         return 2
+    rules = spec.config.checkpoints
+    stop = Stop(spec.folder / "stop", rules.max_minutes)
     try:
-        outcome = _attempt(spec, stop)
+        outcome = _attempt(spec, stop, Watchdog(rules.stall_minutes))
     except DreamBoothError as error:
         outcome = _failed(spec, str(error))
     except Exception as error:
         traceback.print_exc()
-        outcome = _failed(spec, _sentence(spec, error))
+        outcome = _failed(spec, _sentence(spec, error), out_of_memory=_is_out_of_memory(error))
     if _rank() == 0:
         write_record(spec.folder / "result.json", outcome)
-    return {"done": 0, "preempted": Preempted.exit_code, "failed": 1}[outcome.status]
+    codes = {"done": 0, "preempted": Preempted.exit_code}
+    return codes.get(outcome.status, 1)
 
 
-def _attempt(spec: Spec, stop: Stop) -> Outcome:
-    import torch
+def _attempt(spec: Spec, stop: Stop, watchdog: Watchdog) -> Outcome:
+    from dreambooth_core import checkpoints, keeper
 
-    from dreambooth_core import adapters, bases, checkpoints, keeper, training
-    from dreambooth_core.families import load_family
-    from dreambooth_core.storage import open_store
-
-    config, total, first = spec.config, spec.config.train.steps, _rank() == 0
-    store = open_store(config.storage)
-    family, base = load_family(config.model.family), bases.base_folder(config.model)
-    parts = family.load(base, {})
-    data, prompts = _data(spec, store, family, parts)
-    tokens = family.tokenize(parts, prompts)
-    parts = parts.without(family.autoencoder)
-    parts[family.denoiser].to(memory_format=torch.channels_last)
-    trained = adapters.prepare(family, parts, config.train, config.lora, config.seed)
-    module = training.DreamBooth(family, parts, trained, config.train, config.prior.weight)
-    module.set_prompts(tokens)
-    place = f"{spec.prefix}/checkpoints"
+    place, module, supply = _prepared(spec, watchdog)
+    prefix, folder = f"{spec.prefix}/checkpoints", spec.folder / "checkpoints"
+    rules = spec.config.checkpoints
+    retention = checkpoints.Retention(rules.keep, rules.keep_every)
     behind = checkpoints.Background(
-        lambda path: checkpoints.upload(store, place, path, config.train.keep_checkpoints)
+        lambda: checkpoints.mirror(place.store, prefix, folder, retention), "uploading checkpoints"
     )
+
+    def write(snapshot: "Snapshot") -> None:
+        checkpoints.save(folder, snapshot, run=folder.parent.name, code=spec.code)
+        checkpoints.prune(folder, retention, snapshot.best)
+        behind.ask()
+
+    writer = checkpoints.Writer(write)
     keeping = keeper.Keeper(
-        folder=spec.folder / "checkpoints",
-        resume=spec.resume,
-        stop=stop,
-        say=lambda step, figures: _say(spec, step, figures),
-        saved=behind.submit,
+        keeper.Orders(
+            stop=stop,
+            say=lambda step, figures: _say(spec, step, figures),
+            save=writer.submit,
+            beat=watchdog.beat,
+            resume=spec.resume,
+        )
     )
-    _run(module, data, keeping, spec, stop)
-    if keeping.stopped_at is not None:
-        outcome = Outcome(attempt=spec.attempt, status="preempted", step=keeping.stopped_at)
-    else:
-        losses = thinned(module.losses.tolist(), with_classes=spec.classes is not None)
-        outcome = Outcome(attempt=spec.attempt, status="done", step=total, losses=losses)
-    if first and outcome.status == "done":
-        adapters.export(family, parts, config.train, base, spec.folder / "weights")
-    elif first:
+    _run(spec, module, supply, keeping, stop)
+    writer.wait()
+    watchdog.close()
+    outcome = _outcome(spec, module, supply, keeping)
+    if _rank() == 0 and outcome.status == "done":
+        _export(spec, place, module, outcome.chosen_step)
+    elif _rank() == 0:
         # said before the upload ends, for which whoever stops us may not wait
         write_record(spec.folder / "result.json", outcome)
     behind.close()
     return outcome
 
 
-def _run(module: "DreamBooth", data: "Steps", keeping: "Keeper", spec: Spec, stop: Stop) -> None:
-    """Take the steps that are left; signals wait until our handler stands over Lightning's."""
-    from dreambooth_core import training
-    from dreambooth_core.keeper import restore
+def _prepared(spec: Spec, watchdog: Watchdog) -> tuple["Place", "DreamBooth", "Supply"]:
+    """Everything in memory that the steps need, and nothing more."""
+    import torch
 
-    if spec.resume is not None and spec.resume_step >= spec.config.train.steps:
-        restore(spec.resume, module, None)
+    from dreambooth_core import adapters, bases, quantization, supply, training
+    from dreambooth_core.families import load_family, only
+    from dreambooth_core.storage import open_store
+
+    config, device = spec.config, torch.device("cpu")
+    if torch.cuda.is_available():
+        device = torch.device("cuda", int(os.environ.get("LOCAL_RANK", 0)))
+    family, base = load_family(config.model.family), bases.base_folder(config.model)
+    place = supply.Place(base, open_store(config.storage), device, _rank(), watchdog.beat)
+    names = adapters.trained_components(family, config)
+    moving_text = any(name in family.text_encoders for name in names)
+    gathered = supply.gather(config, family, place, (spec.instance, spec.classes), moving_text)
+    kept = (family.denoiser, *(family.text_encoders if moving_text else ()))
+    numbers = training.frozen_numbers(config)
+    parts = family.load(base, only(base, *kept), numbers)
+    parts[family.denoiser].to(memory_format=torch.channels_last)
+    if config.model.quantize != "none":
+        parts = quantization.quantize(parts, family, config.model.quantize)
+    trained = adapters.prepare(family, parts, config)
+    module = training.DreamBooth(family, parts, trained, config)
+    if gathered.conditioning is None:
+        module.set_prompts(family.tokenize(parts, gathered.prompts), encodes=True)
+    else:
+        module.set_prompts(gathered.conditioning, encodes=False)
+    return place, module, gathered
+
+
+def _run(spec: Spec, module: "DreamBooth", supply: "Supply", keeping: "Keeper", stop: Stop) -> None:
+    """Take the steps that are left; signals wait until our handler stands over Lightning's."""
+    from dreambooth_core import keeper, training
+
+    if spec.resume is not None and spec.resume_ends:
+        module.configure_optimizers()
+        keeping.standing.looks = keeper.restore(spec.resume, module)
         return
-    signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGTERM, signal.SIGINT})
+    signal.pthread_sigmask(signal.SIG_BLOCK, stop.signals)
 
     def ready() -> None:
         stop.install()
-        signal.pthread_sigmask(signal.SIG_UNBLOCK, {signal.SIGTERM, signal.SIGINT})
+        signal.pthread_sigmask(signal.SIG_UNBLOCK, stop.signals)
 
-    keeping.ready = ready
+    keeping.orders.ready = ready
     try:
-        training.fit(module, data, keeping, spec.resume_step)
+        training.fit(module, supply.steps, keeping, spec.resume_step)
     finally:
         ready()
 
 
-def _data(
-    spec: Spec, store: "Store", family: "Family", parts: "Parts"
-) -> tuple["Steps", tuple[str, ...]]:
-    """All images as latents, and the table of the prompts that they point to."""
+def _outcome(spec: Spec, module: "DreamBooth", supply: "Supply", keeping: "Keeper") -> Outcome:
+    from dreambooth_core.choosing import best_of
+
+    standing, total = keeping.standing, spec.config.train.steps
+    if standing.stopped_at is not None:
+        return Outcome(
+            attempt=spec.attempt,
+            status="preempted",
+            step=standing.stopped_at,
+            message=standing.reason,
+        )
+    taken = standing.over_at or (spec.resume_step if spec.resume_ends else total)
+    best = best_of(standing.looks, spec.config.choosing)
+    losses = module.losses[:taken].tolist()
+    drawn = {index for micro in range(len(supply.steps)) for index in supply.steps.needed(micro)}
+    return Outcome(
+        attempt=spec.attempt,
+        status="done",
+        step=taken,
+        chosen_step=best.step if best else taken,
+        losses=thinned(losses, with_classes=spec.config.prior.enabled),
+        looks=tuple(standing.looks),
+        stalls=tuple(standing.stalls),
+        class_images_used=len(drawn),
+        steps_per_second=standing.steps_per_second,
+        peak_memory_bytes=peak_memory_bytes(),
+    )
+
+
+def _export(spec: Spec, place: "Place", module: "DreamBooth", step: int) -> None:
+    """Write the weights of the chosen step, as they are served."""
+    from dreambooth_core import adapters, keeper
+
+    chosen = spec.folder / "checkpoints" / f"{step:08d}"
+    if chosen.is_dir():
+        keeper.restore(chosen, module)
+    with module.served():
+        arguments = (module.family, module.parts, spec.config, place.base)
+        adapters.export(*arguments, spec.folder / "weights")
+
+
+def peak_memory_bytes() -> int:
+    """The most that the device held for us; without a GPU, the most that this process held."""
     import torch
 
-    from dreambooth_core import batches, latents
-
-    config = spec.config
     if torch.cuda.is_available():
-        parts[family.autoencoder].to(f"cuda:{int(os.environ.get('LOCAL_RANK', 0))}")
-
-    def encode(images: "ImageSet") -> "LatentDistribution":
-        files = _decoded(store, images)
-        return latents.encode(family, parts, files, config.model.resolution, config.train.flip)
-
-    subject = config.subject
-    captions = _captions(spec.instance, subject.fill(subject.instance_prompt))
-    of_class: tuple[str, ...] = ()
-    if spec.classes is not None:
-        of_class = _captions(spec.classes, subject.fill(subject.class_prompt))
-    table = tuple(dict.fromkeys(captions + of_class))
-    instance = batches.Images(encode(spec.instance), tuple(map(table.index, captions)))
-    classes = None
-    if spec.classes is not None:
-        classes = batches.Images(encode(spec.classes), tuple(map(table.index, of_class)))
-    plan = batches.Plan(
-        run_seed=config.seed,
-        train=config.train,
-        timesteps=family.objective(parts).timesteps,
-        rank=_rank(),
-        ranks=config.train.processes,
-    )
-    return batches.Steps(plan, instance, classes), table
-
-
-def _captions(images: "ImageSet", usual: str) -> tuple[str, ...]:
-    return tuple(image.prompt or usual for image in images.images)
-
-
-def _decoded(store: "Store", images: "ImageSet") -> Iterator["Pillow.Image"]:
-    from PIL import Image as Pillow
-
-    from dreambooth_core.blobs import get_blob
-
-    for image in images.images:
-        yield Pillow.open(io.BytesIO(get_blob(store, image.blob)))
+        return int(torch.cuda.max_memory_allocated())
+    unit = 1 if sys.platform == "darwin" else 1024
+    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * unit
 
 
 def thinned(
@@ -198,21 +204,30 @@ def thinned(
 
 def _say(spec: Spec, step: int, figures: Mapping[str, float]) -> None:
     parts = [f"loss {figures['instance']:.4f}"]
-    if spec.classes is not None:
+    if spec.config.prior.enabled:
         parts.append(f"class {figures['class']:.4f}")
     parts.append(f"{figures['steps_per_second']:.1f} steps/s")
-    standing = Standing(step=step, total=spec.config.train.steps, label=", ".join(parts))
+    standing = Told(step=step, total=spec.config.train.steps, label=", ".join(parts))
     write_record(spec.folder / "progress.json", standing)
 
 
-def _failed(spec: Spec, message: str) -> Outcome:
-    return Outcome(attempt=spec.attempt, status="failed", message=message)
+def _failed(spec: Spec, message: str, out_of_memory: bool = False) -> Outcome:
+    status = "out_of_memory" if out_of_memory else "failed"
+    return Outcome(attempt=spec.attempt, status=status, message=message)  # type: ignore[arg-type]
+
+
+def _is_out_of_memory(error: Exception) -> bool:
+    """The GPU's own error, and what the CPU's allocator says."""
+    return type(error).__name__ == "OutOfMemoryError" or "can't allocate memory" in str(error)
 
 
 def _sentence(spec: Spec, error: Exception) -> str:
     log = spec.folder / "train.log"
-    if type(error).__name__ == "OutOfMemoryError":
-        return f"the GPU's memory is full; lower train.batch_size or use train.method: lora ({log})"
+    if _is_out_of_memory(error):
+        return (
+            "the device's memory is full; set memory.fit: auto, lower train.batch_size or use "
+            f"train.method: lora ({log})"
+        )
     return f"training broke with {type(error).__name__}: {' '.join(str(error).split())} ({log})"
 
 

@@ -3,72 +3,114 @@
 A checkpoint is a folder named by its step:
 
     00000100/
-        <group>.safetensors     tensors by name: parameters, optimizer moments, losses
-        manifest.json           step, and each file's size and SHA-256; written last
+        <group>.safetensors     tensors by name: parameters, optimizer, average, losses
+        scalars.json            what is no tensor: optimizer, loss scaling, looks
+        manifest.json           step, run, code, and each file's size and SHA-256; written last
 
 Locally the folder is filled beside, flushed and renamed. In the store its files come first and its
 manifest last; they are not blobs, so that a checkpoint that is no longer kept can be deleted.
 """
 
-import os
+import json
 import shutil
 import threading
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Collection, Iterator, Mapping
 from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import suppress
+from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from pydantic import ValidationError
 
 from dreambooth_core.blobs import digest_of_file
 from dreambooth_core.errors import NotFound, StageFailed, StorageError
 from dreambooth_core.records import Blob, Record
-from dreambooth_core.storage import Store
+from dreambooth_core.storage import Store, flushed
 
 if TYPE_CHECKING:
     from torch import Tensor
 
-Groups = Mapping[str, Mapping[str, "Tensor"]]
-"""File name without its end -> tensor name -> tensor."""
-
 MANIFEST = "manifest.json"
+SCALARS = "scalars.json"
+
+
+@dataclass(frozen=True)
+class Snapshot:
+    """Everything that the next step hangs on, out of the training's way on the CPU."""
+
+    step: int
+    groups: Mapping[str, Mapping[str, "Tensor"]]
+    """File name without its end -> tensor name -> tensor."""
+    scalars: Mapping[str, Any]
+    """What is no tensor, as JSON."""
+    best: int | None = None
+    """The best step so far, if that is looked at."""
+    over: bool = False
+    """Whether training ends here."""
 
 
 class Checkpoint(Record):
-    """The manifest: what a checkpoint consists of."""
+    """The manifest: what a checkpoint consists of, and what wrote it."""
 
     step: int
     """Optimizer steps that are done."""
+    run: str
+    """Key of the training: digest of the config and of everything else that decides the weights."""
+    code: str
+    """Digest of the source that wrote it."""
+    best: int | None = None
+    over: bool = False
     files: dict[str, Blob]
     """File name -> size and digest."""
 
 
-def save(folder: Path, step: int, groups: Groups) -> Path:
+@dataclass(frozen=True)
+class Retention:
+    """Which checkpoints stay: the newest, every n-th, and the best."""
+
+    newest: int
+    every: int | None = None
+
+    def kept(self, steps: Collection[int], best: int | None) -> set[int]:
+        last = sorted(steps)[-self.newest :]
+        marked = [step for step in steps if self.every and step % self.every == 0]
+        return {*last, *marked, *([best] if best in steps else [])}  # type: ignore[list-item]
+
+
+def save(folder: Path, snapshot: Snapshot, run: str = "", code: str = "") -> Path:
     """Write `folder/<step>`, complete or not at all; one that is there already is replaced.
 
     Raises `StageFailed` when the disk does not take it.
     """
     from safetensors.torch import save_file
 
-    final = folder / f"{step:08d}"
-    beside = folder / f"{step:08d}.partial"
+    final = folder / f"{snapshot.step:08d}"
+    beside = folder / f"{snapshot.step:08d}.partial"
     try:
         shutil.rmtree(beside, ignore_errors=True)
         beside.mkdir(parents=True)
+        for group, tensors in snapshot.groups.items():
+            save_file(dict(tensors), beside / f"{group}.safetensors")
+        (beside / SCALARS).write_text(json.dumps(snapshot.scalars, sort_keys=True), "utf-8")
         files = {}
-        for group, tensors in groups.items():
-            path = beside / f"{group}.safetensors"
-            save_file(dict(tensors), path)
-            _flush(path)
+        for path in sorted(beside.iterdir()):
+            flushed(path)
             files[path.name] = Blob(sha256=digest_of_file(path), size=path.stat().st_size)
-        manifest = Checkpoint(step=step, files=files)
+        manifest = Checkpoint(
+            step=snapshot.step,
+            run=run,
+            code=code,
+            best=snapshot.best,
+            over=snapshot.over,
+            files=files,
+        )
         (beside / MANIFEST).write_text(manifest.model_dump_json(indent=1), encoding="utf-8")
-        _flush(beside / MANIFEST)
-        _flush(beside)
+        flushed(beside / MANIFEST)
+        flushed(beside)
         shutil.rmtree(final, ignore_errors=True)
         beside.rename(final)
-        _flush(folder)
+        flushed(folder)
     except OSError as error:
         raise StageFailed(
             f"cannot write the checkpoint {final} ({error.strerror}); free the disk, then run again"
@@ -89,12 +131,15 @@ def verify(path: Path) -> Checkpoint | None:
     return manifest
 
 
-def newest(folder: Path) -> tuple[Path, Checkpoint] | None:
-    """The true checkpoint with the highest step; damaged ones are passed over."""
+def newest(
+    folder: Path, warn: Callable[[str], None] = lambda sentence: None
+) -> tuple[Path, Checkpoint] | None:
+    """The true checkpoint with the highest step; damaged ones are passed over with a warning."""
     for path in reversed(_steps(folder)):
         manifest = verify(path)
         if manifest is not None:
             return path, manifest
+        warn(f"the checkpoint {path} is damaged and is passed over")
     return None
 
 
@@ -106,26 +151,50 @@ def load(path: Path, group: str) -> dict[str, "Tensor"]:
     return found
 
 
-def prune(folder: Path, keep: int) -> None:
-    """Delete all but the `keep` newest checkpoints, and what a killed writer left behind."""
-    for path in _steps(folder)[:-keep]:
-        (path / MANIFEST).unlink(missing_ok=True)
-        shutil.rmtree(path, ignore_errors=True)
+def scalars(path: Path) -> dict[str, Any]:
+    """What of a verified checkpoint is no tensor."""
+    found: dict[str, Any] = json.loads((path / SCALARS).read_text(encoding="utf-8"))
+    return found
+
+
+def prune(folder: Path, retention: Retention, best: int | None) -> None:
+    """Delete what `retention` does not keep, and what a killed writer left behind."""
+    paths = _steps(folder)
+    kept = retention.kept([int(path.name) for path in paths], best)
+    for path in paths:
+        if int(path.name) not in kept:
+            (path / MANIFEST).unlink(missing_ok=True)
+            shutil.rmtree(path, ignore_errors=True)
     for path in folder.glob("*.partial"):
         shutil.rmtree(path, ignore_errors=True)
 
 
-def upload(store: Store, prefix: str, path: Path, keep: int) -> None:
-    """Copy a local checkpoint to `<prefix>/<step>/`, manifest last, and drop the old ones there."""
-    place = f"{prefix}/{path.name}"
-    manifest = Checkpoint.model_validate_json((path / MANIFEST).read_text(encoding="utf-8"))
-    for name in manifest.files:
+def mirror(store: Store, prefix: str, folder: Path, retention: Retention) -> None:
+    """Bring the store's `<prefix>/<step>/` up to date with the folder, the newest first.
+
+    Each manifest comes last. What `retention` does not keep, of both, is deleted there.
+    """
+    stored, best = set(_stored_steps(store, prefix)), None
+    for path in reversed(_steps(folder)):
+        manifest = verify(path)
+        if manifest is None:
+            continue  # pruned or replaced meanwhile
+        best = manifest.best if best is None else best
+        if path.name not in stored:
+            with suppress(FileNotFoundError):
+                _upload(store, f"{prefix}/{path.name}", path, manifest)
+                stored.add(path.name)
+    kept = retention.kept([int(step) for step in stored], best)
+    for step in stored:
+        if int(step) not in kept:
+            store.delete(f"{prefix}/{step}/{MANIFEST}")
+            for key in list(store.keys(f"{prefix}/{step}/")):
+                store.delete(key)
+
+
+def _upload(store: Store, place: str, path: Path, manifest: Checkpoint) -> None:
+    for name in (*manifest.files, MANIFEST):
         store.put_file(f"{place}/{name}", path / name)
-    store.put_file(f"{place}/{MANIFEST}", path / MANIFEST)
-    for step in _stored_steps(store, prefix)[:-keep]:
-        store.delete(f"{prefix}/{step}/{MANIFEST}")
-        for key in list(store.keys(f"{prefix}/{step}/")):
-            store.delete(key)
 
 
 def download(store: Store, prefix: str, folder: Path) -> tuple[Path, Checkpoint] | None:
@@ -149,41 +218,64 @@ def download(store: Store, prefix: str, folder: Path) -> tuple[Path, Checkpoint]
 
 
 class Background:
-    """Runs jobs one by one behind the training; a newer job replaces one that still waits."""
+    """Does one job again and again behind the training; asked twice while it waits, it does it once.
 
-    def __init__(self, job: Callable[[Path], None]) -> None:
-        self._job = job
+    Errors are printed, since the training goes on without what the job is for.
+    """
+
+    def __init__(self, job: Callable[[], None], name: str) -> None:
+        self._job, self._name = job, name
         self._pool = ThreadPoolExecutor(max_workers=1)
-        self._waiting: Path | None = None
         self._lock = threading.Lock()
+        self._asked = False
         self._running: Future[None] | None = None
 
-    def submit(self, path: Path) -> None:
-        """Hand over a path; the errors of earlier jobs are printed, since training goes on."""
+    def ask(self) -> None:
+        """Let the job be done soon, once more if it is being done."""
         with self._lock:
-            self._waiting = path
+            self._asked = True
             if self._running is None or self._running.done():
                 self._running = self._pool.submit(self._drain)
 
     def close(self) -> None:
-        """Wait until everything that was handed over is done."""
+        """Wait until everything that was asked for is done."""
         self._pool.shutdown(wait=True)
 
     def _drain(self) -> None:
-        for path in self._taken():
+        for _ in self._taken():
             try:
-                self._job(path)
+                self._job()
             except (StageFailed, OSError) as error:
-                print(f"checkpoint {path.name} was not uploaded: {error}", flush=True)
+                print(f"{self._name} failed: {error}", flush=True)
 
-    def _taken(self) -> Iterator[Path]:
+    def _taken(self) -> Iterator[None]:
         while True:
             with self._lock:
-                path, self._waiting = self._waiting, None
-                if path is None:
+                if not self._asked:
                     self._running = None
                     return
-            yield path
+                self._asked = False
+            yield
+
+
+class Writer:
+    """Writes snapshots behind the training, in order, none left out; at most one waits."""
+
+    def __init__(self, write: Callable[[Snapshot], None]) -> None:
+        self._write = write
+        self._pool = ThreadPoolExecutor(max_workers=1)
+        self._last: Future[None] | None = None
+
+    def submit(self, snapshot: Snapshot) -> None:
+        """Hand over a snapshot, after the one before is on disk; raises what that one's writing did."""
+        self.wait()
+        self._last = self._pool.submit(self._write, snapshot)
+
+    def wait(self) -> None:
+        """Until everything is on disk; raises `StageFailed` when the disk did not take it."""
+        if self._last is not None:
+            last, self._last = self._last, None
+            last.result()
 
 
 def _steps(folder: Path) -> list[Path]:
@@ -195,12 +287,3 @@ def _steps(folder: Path) -> list[Path]:
 def _stored_steps(store: Store, prefix: str) -> list[str]:
     keys = store.keys(f"{prefix}/")
     return sorted({key.split("/")[-2] for key in keys if key.endswith(f"/{MANIFEST}")})
-
-
-def _flush(path: Path) -> None:
-    """Ask the disk to keep a file or a folder's entries."""
-    descriptor = os.open(path, os.O_RDONLY)
-    try:
-        os.fsync(descriptor)
-    finally:
-        os.close(descriptor)

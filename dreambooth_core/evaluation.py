@@ -12,7 +12,7 @@ from dreambooth_core.config import Config
 from dreambooth_core.metrics import Evidence, measure_all, measure_photos
 from dreambooth_core.randomness import seed_for
 from dreambooth_core.records import Image, ImageSet, Progress, SampleSet, Scores, Weights
-from dreambooth_core.sampling import Request, base_digest, grid, load_pipeline, sample_set
+from dreambooth_core.sampling import Request, base_digest, drawing_of, grid, sample_set
 from dreambooth_core.stages import once, stage_key
 from dreambooth_core.storage import Store
 
@@ -98,13 +98,7 @@ def _draw(
     config: Config, store: Store, weights: Weights | None, progress: Progress | None
 ) -> tuple[SampleSet, SampleSet]:
     """The grid and the class images of one model, which is loaded once, and only if needed."""
-    loaded: list[Any] = []
-
-    def load() -> Any:
-        if not loaded:
-            loaded.append(load_pipeline(config, store, weights))
-        return loaded[0]
-
+    drawing = drawing_of(config, store, weights)
     plan = _plan(config, weights)
     grid_key, class_key = (
         stage_key("images", {**plan, "grid": None, "classes": None, "requests": plan[part]})
@@ -113,8 +107,7 @@ def _draw(
     who = "tuned" if weights else "base"
 
     def draw(key: str, requests: Sequence[Request], told: Progress | None) -> SampleSet:
-        resolution = config.model.resolution
-        return sample_set(store, f"images/{key}", load, requests, config.sampler, resolution, told)
+        return sample_set(store, f"images/{key}", drawing, requests, told)
 
     return (
         draw(grid_key, plan["grid"], _labelled(progress, f"{who}: prompts")),

@@ -3,9 +3,11 @@
 runs/<key>/         below paths.work
     spec.json           what the child is to do; no secrets, those stay in the environment
     progress.json       how far it is
-    result.json         how the attempt ended: done, preempted or failed
+    result.json         how the attempt ended: done, preempted, failed or out of memory
     train.log           what it printed
+    priors.log          what the process printed that makes class images alongside
     checkpoints/        see checkpoints.py; copied to the store under the same key
+    stop                made by a person: save, and end as preempted
     weights/            the result, before it is stored
 """
 
@@ -17,19 +19,22 @@ import sys
 import time
 import uuid
 from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
 from pathlib import Path
+from subprocess import Popen
 from typing import Literal, TypeVar
 
 from pydantic import ValidationError
 
-from dreambooth_core import bases, checkpoints
+from dreambooth_core import bases, checkpoints, console
 from dreambooth_core.blobs import digest_json, put_blob
-from dreambooth_core.config import Config
-from dreambooth_core.errors import ConfigError, Preempted, StageFailed
+from dreambooth_core.config import ADAPTERS, INVERSIONS, Config
+from dreambooth_core.errors import Preempted, StageFailed
+from dreambooth_core.priors import ClassImage, class_images
 from dreambooth_core.processes import last_lines, supervised
-from dreambooth_core.records import ImageSet, Progress, Record, Weights
-from dreambooth_core.stages import once
+from dreambooth_core.records import ImageSet, Look, Progress, Record, Weights
+from dreambooth_core.stages import code_digest, once
+from dreambooth_core.stopping import STALLED
 from dreambooth_core.storage import Store
 
 LOOK_SECONDS = 0.1
@@ -49,24 +54,34 @@ class Spec(Record):
     prefix: str
     """The run's place in the store, `runs/<key>`."""
     attempt: str
+    code: str
+    """Digest of the source."""
     instance: ImageSet
-    classes: ImageSet | None
+    classes: tuple[ClassImage, ...]
     resume: Path | None
     """A verified checkpoint to go on from."""
     resume_step: int = 0
+    resume_ends: bool = False
+    """Whether training is over there, and only the weights are to be written."""
 
 
 class Outcome(Record):
     """How an attempt ended."""
 
     attempt: str
-    status: Literal["done", "preempted", "failed"]
+    status: Literal["done", "preempted", "failed", "out_of_memory"]
     message: str = ""
     step: int = 0
+    chosen_step: int = 0
     losses: tuple[tuple[int, float, float | None], ...] = ()
+    looks: tuple[Look, ...] = ()
+    stalls: tuple[tuple[int, float], ...] = ()
+    class_images_used: int = 0
+    steps_per_second: float = 0.0
+    peak_memory_bytes: int = 0
 
 
-class Standing(Record):
+class Told(Record):
     """How far an attempt is."""
 
     step: int
@@ -75,55 +90,89 @@ class Standing(Record):
 
 
 def train(
-    config: Config,
-    store: Store,
-    instance: ImageSet,
-    classes: ImageSet | None,
-    progress: Progress | None = None,
+    config: Config, store: Store, instance: ImageSet, progress: Progress | None = None
 ) -> tuple[Weights, bool]:
     """Train, or take the weights that the same inputs gave before; and whether they were there.
 
-    Goes on from the newest true checkpoint, of the work folder or else of the store. Raises
-    `Preempted` when the training was asked to stop and has saved its state, `ConfigError` for a
-    batch that cannot be shared among the processes, else `StageFailed` with the log's last lines.
+    Goes on from the newest true checkpoint, of the work folder or else of the store. The class
+    images must be in the store, or come with `prior.alongside`. Raises `Preempted` when the
+    training was asked to stop and has saved its state, else `StageFailed` with the log's last lines.
     """
-    options = config.train
-    if options.batch_size % options.processes:
-        raise ConfigError(
-            f"train.batch_size {options.batch_size} cannot be shared among train.processes "
-            f"{options.processes}: make it a multiple"
-        )
+    planned = class_images(config, instance)
 
     def make(key: str) -> Weights:
         folder = (config.paths.work / "runs" / key).resolve()
         folder.mkdir(parents=True, exist_ok=True)
         with _locked(folder) as lock:
-            spec = _prepare(config, store, folder, instance, classes)
-            outcome = _watch(spec, lock, progress)
-            return _stored(store, spec, outcome)
+            settings = planned_to_fit(config)
+            while True:
+                spec = _prepare(settings, store, folder, instance, planned)
+                outcome = _watch(spec, lock, progress)
+                if outcome.status != "out_of_memory":
+                    return _stored(store, spec, outcome)
+                settings = _smaller(settings, outcome.message)
 
-    return once(store, "runs", _inputs(config, instance, classes), Weights, make)
+    return once(store, "runs", _inputs(config, instance, planned), Weights, make)
 
 
-def _inputs(config: Config, instance: ImageSet, classes: ImageSet | None) -> dict[str, object]:
+def _inputs(config: Config, instance: ImageSet, planned: Sequence[ClassImage]) -> dict[str, object]:
     """Everything that decides the weights; what only decides speed or safety is left out."""
-    passing = {"checkpoint_every", "keep_checkpoints", "processes"}
-    lora = config.lora if config.train.method == "lora" else None
+    method = config.train.method
     return {
         "family": config.model.family,
         "base": bases.base_digest(config.model),
-        "resolution": config.model.resolution,
-        "instance": instance.digest,
-        "classes": None if classes is None else classes.digest,
-        "prior_weight": None if classes is None else config.prior.weight,
-        "prompts": [
-            config.subject.fill(config.subject.instance_prompt),
-            config.subject.fill(config.subject.class_prompt),
+        "model": [config.model.resolution, config.model.quantize],
+        "buckets": [
+            config.dataset.buckets,
+            config.dataset.bucket_step,
+            config.dataset.bucket_ratio,
         ],
-        "train": config.train.model_dump(mode="json", exclude=passing),
-        "lora": lora,
+        "instance": instance.digest,
+        "classes": planned,
+        "prior": [config.prior.enabled, config.prior.target, config.prior.weight],
+        "prompts": [
+            [subject.identifier, subject.fill(subject.instance_prompt)]
+            for subject in config.subjects
+        ]
+        + [[subject.class_noun, subject.fill(subject.class_prompt)] for subject in config.subjects],
+        "train": config.train,
+        "adapter": config.adapter if method in ADAPTERS else None,
+        "inversion": config.inversion if method in INVERSIONS else None,
+        "loss": config.loss,
+        "optimizer": config.optimizer,
+        "choosing": config.choosing if config.choosing.every else None,
         "seed": config.seed,
     }
+
+
+def planned_to_fit(config: Config) -> Config:
+    """With `memory.fit: auto`, the first plan that fits the device, else the config as it is."""
+    if config.memory.fit != "auto":
+        return config
+    from dreambooth_core import memory
+    from dreambooth_core.training import precision
+
+    limit = memory.device_limit(config.memory)
+    if limit is None:
+        return config
+    base = bases.base_folder(config.model)
+    number = {"32-true": "fp32", "bf16-mixed": "bf16", "16-mixed": "fp16"}
+    return memory.fit(config, base, number[precision(config.train.precision)], limit)
+
+
+def _smaller(config: Config, message: str) -> Config:
+    """The next plan after the device's memory was full; raises `StageFailed` when there is none."""
+    from dreambooth_core import memory
+
+    smaller = memory.next_smaller(config) if config.memory.fit == "auto" else None
+    if smaller is None:
+        raise StageFailed(message)
+    train = smaller.train
+    console.say(
+        f"the device's memory was full: going on with batch {train.batch_size} x "
+        f"{train.accumulate}, gradient checkpointing {train.gradient_checkpointing}"
+    )
+    return smaller
 
 
 @contextmanager
@@ -152,20 +201,31 @@ def _try_lock(descriptor: int) -> bool:
 
 
 def _prepare(
-    config: Config, store: Store, folder: Path, instance: ImageSet, classes: ImageSet | None
+    config: Config,
+    store: Store,
+    folder: Path,
+    instance: ImageSet,
+    planned: Sequence[ClassImage],
 ) -> Spec:
     """Find the place to go on from and write the spec; nothing of an earlier attempt misleads."""
     prefix, saved = f"runs/{folder.name}", folder / "checkpoints"
-    found = checkpoints.newest(saved) or checkpoints.download(store, f"{prefix}/checkpoints", saved)
+    found = checkpoints.newest(saved, console.say) or checkpoints.download(
+        store, f"{prefix}/checkpoints", saved
+    )
+    code = code_digest()
+    if found and found[1].code != code:
+        console.say(f"{found[0]} was written by other source: going on from it all the same")
     spec = Spec(
         config=config,
         folder=folder,
         prefix=prefix,
         attempt=uuid.uuid4().hex,
+        code=code,
         instance=instance,
-        classes=classes,
+        classes=tuple(planned),
         resume=found[0] if found else None,
         resume_step=found[1].step if found else 0,
+        resume_ends=found is not None and (found[1].over or found[1].step >= config.train.steps),
     )
     for name in ("progress.json", "result.json"):
         (folder / name).unlink(missing_ok=True)
@@ -177,30 +237,64 @@ def _prepare(
 def _watch(spec: Spec, lock: int, progress: Progress | None) -> Outcome:
     """Run the child to its end; what it says about itself counts, not its exit status."""
     log = spec.folder / "train.log"
-    with supervised(
-        _command(spec), env=_environment(spec), log=log, grace=GRACE_SECONDS, hold=(lock,)
-    ) as child:
-        shown: Standing | None = None
+    before = log.stat().st_size if log.exists() else 0
+    with ExitStack() as children:
+        maker = children.enter_context(_class_images_alongside(spec))
+        child = children.enter_context(
+            supervised(
+                _command(spec), env=_environment(spec), log=log, grace=GRACE_SECONDS, hold=(lock,)
+            )
+        )
+        shown: Told | None = None
         while child.poll() is None:
             time.sleep(LOOK_SECONDS)
-            standing = read_record(spec.folder / "progress.json", Standing)
-            if progress is not None and standing is not None and standing != shown:
-                progress(standing.step, standing.total, standing.label)
-                shown = standing
+            if maker is not None and maker.poll() not in (None, 0):
+                raise StageFailed(
+                    "making class images alongside broke; its log ends: "
+                    f"{last_lines(spec.folder / 'priors.log')}"
+                )
+            told = read_record(spec.folder / "progress.json", Told)
+            if progress is not None and told is not None and told != shown:
+                progress(told.step, told.total, told.label)
+                shown = told
+    return _verdict(spec, child.returncode, log, before)
+
+
+def _verdict(spec: Spec, status: int, log: Path, before: int) -> Outcome:
+    """The outcome that the child left; raises for one that is no end of the training."""
     outcome = read_record(spec.folder / "result.json", Outcome)
     if outcome is None or outcome.attempt != spec.attempt:
+        printed = log.read_bytes()[before:].decode(errors="replace")
+        if STALLED in printed:
+            minutes = spec.config.checkpoints.stall_minutes
+            raise StageFailed(
+                f"training stalled: no step for checkpoints.stall_minutes {minutes:g}; the stacks "
+                f"are in {log}; the same command goes on from the last checkpoint"
+            )
         raise StageFailed(
-            f"the training process ended with status {child.returncode} and left no result; "
+            f"the training process ended with status {status} and left no result; "
             f"its log {log} ends: {last_lines(log)}"
         )
     if outcome.status == "failed":
         raise StageFailed(outcome.message)
     if outcome.status == "preempted":
         raise Preempted(
-            f"training was asked to stop and is saved at step {outcome.step} of "
+            f"training was stopped, as {outcome.message}, and is saved at step {outcome.step} of "
             f"{spec.config.train.steps}; the same command goes on from there"
         )
     return outcome
+
+
+@contextmanager
+def _class_images_alongside(spec: Spec) -> Iterator["Popen[bytes] | None"]:
+    """A process that makes the class images, for as long as the block runs; None without."""
+    if not spec.config.prior.alongside:
+        yield None
+        return
+    command = [sys.executable, "-m", "dreambooth_core.alongside", str(spec.folder / "spec.json")]
+    log = spec.folder / "priors.log"
+    with supervised(command, env=_environment(spec), log=log) as maker:
+        yield maker
 
 
 def _command(spec: Spec) -> Sequence[str]:
@@ -247,9 +341,15 @@ def _stored(store: Store, spec: Spec, outcome: Outcome) -> Weights:
         digest=digest,
         method=spec.config.train.method,
         files=files,
-        steps=spec.config.train.steps,
+        steps=outcome.step,
+        chosen_step=outcome.chosen_step,
         losses=outcome.losses,
         resumed_from=spec.resume_step,
+        looks=outcome.looks,
+        stalls=outcome.stalls,
+        class_images_used=outcome.class_images_used,
+        steps_per_second=outcome.steps_per_second,
+        peak_memory_bytes=outcome.peak_memory_bytes,
     )
 
 

@@ -1,7 +1,8 @@
-"""What stands by the training loop: saves, tells, stops in order, and puts back."""
+"""What stands by the training loop: saves, looks, tells, stops in order, and puts back."""
 
 import time
 from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -9,138 +10,206 @@ import pytorch_lightning as lightning
 import torch
 from torch import Tensor
 
-from dreambooth_core import checkpoints
+from dreambooth_core import checkpoints, optimizers
 from dreambooth_core.batches import Batch
+from dreambooth_core.checkpoints import Snapshot
+from dreambooth_core.choosing import best_of, is_over
 from dreambooth_core.errors import StageFailed
+from dreambooth_core.records import Look
 
 if TYPE_CHECKING:
     from dreambooth_core.training import DreamBooth
 
 SAY_SECONDS = 0.5
+ASK_EVERY = 4
+"""Steps between two times that several ranks ask one another whether to stop: asking waits."""
+
+
+@dataclass
+class Orders:
+    """What the keeper is told, and whom it tells."""
+
+    stop: Callable[[], str]
+    """Why to stop; empty while there is no reason."""
+    say: Callable[[int, Mapping[str, float]], None]
+    save: Callable[[Snapshot], None]
+    """Takes a snapshot behind the training, on the first rank."""
+    look: Callable[["DreamBooth", int], Look] | None = None
+    """Looks at the model as it is, on the first rank."""
+    beat: Callable[[], None] = lambda: None
+    """Told that there is progress."""
+    ready: Callable[[], None] = lambda: None
+    """Called when the first step is about to be taken."""
+    resume: Path | None = None
+
+
+@dataclass
+class Standing:
+    """How the training stands; what a result is made of."""
+
+    stopped_at: int | None = None
+    reason: str = ""
+    over_at: int | None = None
+    """Where it ended early, since it got no better."""
+    looks: list[Look] = field(default_factory=list)
+    stalls: list[tuple[int, float]] = field(default_factory=list)
+    """(step, seconds that a checkpoint held up the training)."""
+    steps_per_second: float = 0.0
 
 
 class Keeper(lightning.Callback):  # type: ignore[misc]
     """Saves checkpoints, says how far training is, and stops it in order when asked to."""
 
-    def __init__(
-        self,
-        folder: Path,
-        stop: Callable[[], bool],
-        say: Callable[[int, Mapping[str, float]], None],
-        saved: Callable[[Path], None],
-        resume: Path | None = None,
-    ) -> None:
-        self.folder, self.stop, self.say, self.saved = folder, stop, say, saved
-        self.resume = resume
-        self.ready: Callable[[], None] = _nothing
-        """Called when the first step is about to be taken."""
-        self.stopped_at: int | None = None
-        self._said, self._said_step = time.monotonic(), -1
+    def __init__(self, orders: Orders) -> None:
+        self.orders, self.standing = orders, Standing()
+        self._said = self._began = time.monotonic()
+        self._said_step = self._first_step = -1
 
     def on_train_start(self, trainer: Any, module: Any) -> None:
-        if self.resume is not None:
-            restore(self.resume, module, trainer.optimizers[0])
-        self.ready()
-        self._said = time.monotonic()
+        if self.orders.resume is not None:
+            self.standing.looks = restore(self.orders.resume, module, _scaler(trainer))
+        if not self.standing.looks:
+            self._look(trainer, module, 0)
+        self.orders.ready()
+        self._said = self._began = time.monotonic()
 
     def on_train_batch_end(
         self, trainer: Any, module: Any, _outputs: Any, batch: Batch, _index: int
     ) -> None:
-        done, train = batch["step"] + 1, module.train_options
-        if self._said_step < 0:
-            self._said_step = batch["step"]
-        last = done == train.steps
-        stopping = not last and self._asked(trainer, done)
-        if last or stopping or done % train.checkpoint_every == 0:
-            self._save(trainer, module, done)
+        train = module.config.train
+        self.orders.beat()
+        if (batch["micro"] + 1) % train.accumulate:
+            return
+        done = batch["step"] + 1
+        if self._first_step < 0:
+            self._said_step = self._first_step = batch["step"]
+        self._decide(trainer, module, done)
         if trainer.is_global_zero:
-            self._report(module, done, last or stopping)
-        if stopping:
-            self.stopped_at = done
-            trainer.should_stop = True
+            self._report(module, done)
 
-    def _asked(self, trainer: Any, done: int) -> bool:
-        """All ranks must answer alike; across ranks only every few steps, since asking waits."""
+    def _decide(self, trainer: Any, module: Any, done: int) -> None:
+        config, standing = module.config, self.standing
+        last = done == config.train.steps
+        if config.choosing.every and (done % config.choosing.every == 0 or last):
+            self._look(trainer, module, done)
+            if not last and self._agreed(trainer, is_over(standing.looks, config.choosing)):
+                standing.over_at = done
+        reason = "" if last or standing.over_at else self._asked(trainer, done)
+        if reason:
+            standing.stopped_at, standing.reason = done, reason
+        ends = last or bool(reason) or standing.over_at is not None
+        best = best_of(standing.looks, config.choosing)
+        just_found = best is not None and best.step == done
+        if ends or just_found or done % config.checkpoints.every == 0:
+            self._save(trainer, module, done)
+        trainer.should_stop = ends
+
+    def _asked(self, trainer: Any, done: int) -> str:
+        """All ranks must answer alike."""
+        reason = self.orders.stop()
         if trainer.world_size == 1:
-            return self.stop()
-        if done % 4:
-            return False
-        asked = torch.tensor(float(self.stop()), device=trainer.strategy.root_device)
+            return reason
+        if done % ASK_EVERY:
+            return ""
+        return (reason or "another rank was asked") if self._agreed(trainer, bool(reason)) else ""
+
+    def _agreed(self, trainer: Any, ours: bool) -> bool:
+        """Whether any rank says yes."""
+        if trainer.world_size == 1:
+            return ours
+        asked = torch.tensor(float(ours), device=trainer.strategy.root_device)
         return bool(trainer.strategy.reduce(asked, reduce_op="sum") > 0)
 
+    def _look(self, trainer: Any, module: Any, done: int) -> None:
+        if self.orders.look is not None and trainer.is_global_zero:
+            self.standing.looks.append(self.orders.look(module, done))
+        self.orders.beat()
+
     def _save(self, trainer: Any, module: Any, done: int) -> None:
+        started = time.monotonic()
         if trainer.world_size > 1:
-            module.losses = trainer.strategy.reduce(module.losses, reduce_op="mean")
+            # each rank keeps what it has seen; a step's number is summed up when it is saved
+            module.losses[:done] = trainer.strategy.reduce(module.losses[:done], reduce_op="mean")
+        snapshot = state(module, trainer, done, self.standing)
         if not trainer.is_global_zero:
             return
-        if not bool(torch.isfinite(module.losses[:done]).all()):
-            first = int((~torch.isfinite(module.losses[:done])).any(1).nonzero()[0])
+        losses = module.losses[:done]
+        if not bool(torch.isfinite(losses).all()):
+            first = int((~torch.isfinite(losses)).any(1).nonzero()[0])
             raise StageFailed(
                 f"the loss is not a number from step {first} on; lower train.learning_rate"
             )
-        path = checkpoints.save(self.folder, done, state(module, trainer.optimizers[0], done))
-        checkpoints.prune(self.folder, module.train_options.keep_checkpoints)
-        self.saved(path)
+        self.orders.save(snapshot)
+        self.standing.stalls.append((done, round(time.monotonic() - started, 4)))
 
-    def _report(self, module: Any, done: int, always: bool) -> None:
+    def _report(self, module: Any, done: int) -> None:
         now = time.monotonic()
-        if not always and now - self._said < SAY_SECONDS:
+        taken = done - self._first_step
+        self.standing.steps_per_second = taken / max(1e-9, now - self._began)
+        ends = done == module.config.train.steps or self.standing.stopped_at is not None
+        if not ends and now - self._said < SAY_SECONDS:
             return
         recent = module.losses[self._said_step : done].mean(0).tolist()
         speed = (done - self._said_step) / max(1e-9, now - self._said)
         self._said, self._said_step = now, done
-        self.say(done, {"instance": recent[0], "class": recent[1], "steps_per_second": speed})
+        self.orders.say(
+            done, {"instance": recent[0], "class": recent[1], "steps_per_second": speed}
+        )
 
 
-def _nothing() -> None: ...
-
-
-def state(
-    module: "DreamBooth", optimizer: torch.optim.Optimizer, done: int
-) -> dict[str, dict[str, Tensor]]:
+def state(module: "DreamBooth", trainer: Any, done: int, standing: Standing) -> Snapshot:
     """Everything that the next step hangs on, as named tensors on the CPU."""
-    parameters, moments = {}, {}
-    for component, weights in module.trained.items():
-        for name, weight in weights.items():
-            parameters[f"{component}/{name}"] = _plain(weight)
-            for moment, value in optimizer.state.get(weight, {}).items():
-                moments[f"{component}/{name}/{moment}"] = _plain(value)
-    losses = {"losses": _plain(module.losses[:done])}
-    return {"parameters": parameters, "moments": moments, "losses": losses}
+    names = {weight: name for name, weight in module.weights.items()}
+    tensors, scalars = optimizers.state_of(module.optimizer, names)
+    groups = {
+        "parameters": {name: _plain(weight) for name, weight in module.weights.items()},
+        "optimizer": tensors,
+        "losses": {"losses": _plain(module.losses[:done])},
+    }
+    if module.average is not None:
+        groups["average"] = {name: _plain(value) for name, value in module.average.state().items()}
+    best = best_of(standing.looks, module.config.choosing)
+    return Snapshot(
+        step=done,
+        groups={name: group for name, group in groups.items() if group},
+        scalars={
+            "optimizer": scalars,
+            "scaler": scaler.state_dict() if (scaler := _scaler(trainer)) else {},
+            "looks": [look.model_dump(mode="json") for look in standing.looks],
+        },
+        best=None if best is None else best.step,
+        over=standing.over_at is not None or done == module.config.train.steps,
+    )
 
 
-def restore(path: Path, module: "DreamBooth", optimizer: torch.optim.Optimizer | None) -> None:
-    """Put a verified checkpoint back, with the optimizer's state if there is one.
+def restore(path: Path, module: "DreamBooth", scaler: Any = None) -> list[Look]:
+    """Put a verified checkpoint back into module, optimizer and loss scaling; its looks.
 
     Memory layouts stay the model's own, since the order of sums hangs on them. Raises
     `StageFailed` when the checkpoint is of another model.
     """
     parameters = checkpoints.load(path, "parameters")
-    moments = checkpoints.load(path, "moments")
-    losses = checkpoints.load(path, "losses")["losses"]
-    names = {f"{part}/{name}" for part, weights in module.trained.items() for name in weights}
-    if names != set(parameters):
+    if set(module.weights) != set(parameters):
         raise StageFailed(f"the checkpoint {path} is of another model; delete it and run again")
+    losses, scalars = checkpoints.load(path, "losses")["losses"], checkpoints.scalars(path)
     with torch.no_grad():
         module.losses[: len(losses)] = losses.to(module.losses.device)
-        for component, weights in module.trained.items():
-            for name, weight in weights.items():
-                place = f"{component}/{name}"
-                weight.copy_(parameters[place])
-                if optimizer is not None:
-                    _restore_moments(optimizer, weight, place, moments)
+        for name, weight in module.weights.items():
+            weight.copy_(parameters[name])
+    if module.average is not None:
+        module.average.put_back(checkpoints.load(path, "average"))
+    names = {weight: name for name, weight in module.weights.items()}
+    optimizers.put_back(
+        module.optimizer, names, checkpoints.load(path, "optimizer"), scalars["optimizer"]
+    )
+    if scaler is not None and scalars["scaler"]:
+        scaler.load_state_dict(scalars["scaler"])
+    return [Look.model_validate(look) for look in scalars["looks"]]
 
 
-def _restore_moments(
-    optimizer: torch.optim.Optimizer, weight: Tensor, place: str, moments: dict[str, Tensor]
-) -> None:
-    if f"{place}/step" not in moments:
-        return
-    found = optimizer.state[weight]
-    found["step"] = moments[f"{place}/step"].to(weight.device)
-    for moment in ("exp_avg", "exp_avg_sq"):
-        found[moment] = torch.empty_like(weight, memory_format=torch.preserve_format)
-        found[moment].copy_(moments[f"{place}/{moment}"])
+def _scaler(trainer: Any) -> Any:
+    """fp16's loss scaling, where there is one."""
+    return getattr(trainer.precision_plugin, "scaler", None)
 
 
 def _plain(value: Tensor) -> Tensor:

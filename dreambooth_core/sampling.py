@@ -2,9 +2,9 @@
 
 import hashlib
 import io
-import types
-from collections.abc import Callable, Iterator, Sequence
-from functools import partial
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from functools import cache, partial
 from pathlib import Path
 from typing import Any
 
@@ -24,12 +24,30 @@ Request = tuple[str, int]
 """A prompt and a seed."""
 
 
+@dataclass(frozen=True)
+class Painter:
+    """A loaded model, ready to draw."""
+
+    pipeline: Any
+    guidance: Mapping[str, Any]
+    """The family's arguments for guidance; its negative prompt is repeated for every image."""
+    spell: Callable[[str], str] = str
+    """How a prompt is written for this model, whose identifier may have tokens of its own."""
+
+
+@dataclass(frozen=True)
+class Drawing:
+    """How images are drawn, and by whom."""
+
+    load: Callable[[], Painter]
+    """Called when, and only when, an image is missing; it may be called again and again."""
+    sampler: Sampler
+    size: tuple[int, int]
+    """Height and width in pixels."""
+
+
 def generate(
-    pipeline: Any,
-    requests: Sequence[Request],
-    sampler: Sampler,
-    resolution: int,
-    progress: Progress | None = None,
+    painter: Painter, drawing: Drawing, requests: Sequence[Request], progress: Progress | None
 ) -> Iterator[Pillow.Image]:
     """One image per request, in order.
 
@@ -39,18 +57,20 @@ def generate(
     """
     import torch
 
-    size = sampler.batch_size
+    size, (height, width) = drawing.sampler.batch_size, drawing.size
+    guidance = dict(painter.guidance)
+    if "negative_prompt" in guidance:
+        guidance["negative_prompt"] = [guidance["negative_prompt"]] * size
     for start in range(0, len(requests), size):
         batch = list(requests[start : start + size])
         padded = batch + [batch[-1]] * (size - len(batch))
-        made = pipeline(
-            prompt=[prompt for prompt, _ in padded],
-            negative_prompt=[sampler.negative_prompt] * size,
+        made = painter.pipeline(
+            prompt=[painter.spell(prompt) for prompt, _ in padded],
             generator=[torch.Generator().manual_seed(seed) for _, seed in padded],
-            num_inference_steps=sampler.inference_steps,
-            guidance_scale=sampler.guidance_scale,
-            height=resolution,
-            width=resolution,
+            num_inference_steps=drawing.sampler.inference_steps,
+            height=height,
+            width=width,
+            **guidance,
         ).images
         yield from made[: len(batch)]
         if progress is not None:
@@ -78,29 +98,26 @@ def encode_png(
 def make_images(
     store: Store,
     prefix: str,
-    pipeline: Any,
+    drawing: Drawing,
     requests: Sequence[Request],
-    sampler: Sampler,
-    resolution: int,
     progress: Progress | None = None,
 ) -> tuple[tuple[Image, ...], int]:
     """The images of `requests`, and how many had to be made; the others were there.
 
     Image i is the record `<prefix>/<i as 6 digits>.json`, created once, after its blob: any process
-    can make any index at any time. `pipeline` may be a function without arguments that loads one;
-    it is called only when an image is missing.
+    can make any index at any time.
     """
     keys = [f"{prefix}/{index:06d}.json" for index in range(len(requests))]
     stored = set(store.keys(f"{prefix}/"))
     missing = [index for index, key in enumerate(keys) if key not in stored]
-    if missing and isinstance(pipeline, types.FunctionType | types.MethodType | partial):
-        pipeline = pipeline()
     wanted = [requests[index] for index in missing]
-    images = generate(pipeline, wanted, sampler, resolution, progress)
+    images = generate(drawing.load(), drawing, wanted, progress) if missing else iter(())
     for index, image in zip(missing, images, strict=True):
         prompt, seed = requests[index]
         blob = put_blob(store, encode_png(image, prompt, seed))
-        record = Image(name=f"{index:06d}.png", blob=blob, prompt=prompt, seed=seed)
+        record = Image(
+            name=f"{index:06d}.png", blob=blob, prompt=prompt, seed=seed, size=drawing.size
+        )
         put_record(store, keys[index], record)
     records = [get_record(store, key, Image) for key in keys]
     return tuple(record for record in records if record is not None), len(missing)
@@ -109,14 +126,12 @@ def make_images(
 def sample_set(
     store: Store,
     prefix: str,
-    pipeline: Any,
+    drawing: Drawing,
     requests: Sequence[Request],
-    sampler: Sampler,
-    resolution: int,
     progress: Progress | None = None,
 ) -> SampleSet:
     """The requests' images as one set; only the missing ones are made (see `make_images`)."""
-    images, _ = make_images(store, prefix, pipeline, requests, sampler, resolution, progress)
+    images, _ = make_images(store, prefix, drawing, requests, progress)
     return image_set(store, f"{prefix}/sets", images, SampleSet)
 
 
@@ -125,30 +140,47 @@ def base_digest(config: Config) -> str:
     return bases.base_digest(config.model)
 
 
-def load_pipeline(config: Config, store: Store, weights: Weights | None) -> Any:
+def drawing_of(
+    config: Config, store: Store, weights: Weights | None, size: tuple[int, int] | None = None
+) -> Drawing:
+    """How the base, or the base with trained weights, draws; loaded once at most.
+
+    Squares of `model.resolution` when no size is given.
+    """
+    side = config.model.resolution
+    load = cache(partial(load_painter, config, store, weights))
+    return Drawing(load, config.sampler, size or (side, side))
+
+
+def load_painter(config: Config, store: Store, weights: Weights | None) -> Painter:
     """The base's pipeline with trained weights put in, or untouched for None, on the best device.
 
     Adapters are merged into the weights. Raises `ModelError`, or `StorageError` for weights that
     are not what their digests say.
     """
+    folder = None if weights is None else fetch_weights(config.paths, store, weights)
+    return painter_of(config, bases.base_folder(config.model), folder)
+
+
+def painter_of(config: Config, base: Path, folder: Path | None) -> Painter:
+    """The model of a base and, maybe, of a folder with trained weights, on the best device."""
     import torch
 
+    from dreambooth_core import adapters
+
     family = load_family(config.model.family)
-    base = bases.base_folder(config.model)
-    folder = None if weights is None else fetch_weights(config.paths, store, weights)
-    if folder is None or weights is None or weights.method == "lora":
-        parts = family.load(base, {})
-    else:
-        names = {name.split("/")[0] for name in weights.files}
-        parts = family.load(base, {name: folder / name for name in names})
+    whole = () if folder is None else [path for path in folder.iterdir() if path.is_dir()]
+    parts = family.load(base, {path.name: path for path in whole})
+    spell: Callable[[str], str] = str
+    if folder is not None and not whole:
+        parts, spell = adapters.apply(family, parts, folder)
     pipeline = family.pipeline(parts)
-    if folder is not None and weights is not None and weights.method == "lora":
-        pipeline.load_lora_weights(folder, weight_name=next(iter(weights.files)))
-        pipeline.fuse_lora()
-        pipeline.unload_lora_weights()
     for name in (family.denoiser, family.autoencoder):
         getattr(pipeline, name).to(memory_format=torch.channels_last)
-    return pipeline.to("cuda", torch.float16) if torch.cuda.is_available() else pipeline
+    if torch.cuda.is_available():
+        # a flow's transformers overflow in half precision, as their authors say
+        pipeline = pipeline.to("cuda", torch.bfloat16 if family.flow else torch.float16)
+    return Painter(pipeline, family.guidance(config.sampler), spell)
 
 
 def fetch_weights(paths: config.Paths, store: Store, weights: Weights) -> Path:
@@ -182,14 +214,7 @@ def sample(
     }
 
     def make(key: str) -> SampleSet:
-        load = partial(load_pipeline, config, store, weights)
-        place = f"samples/{key}"
-        resolution = config.model.resolution
-        return sample_set(store, place, load, requests, config.sampler, resolution, progress)
+        drawing = drawing_of(config, store, weights)
+        return sample_set(store, f"samples/{key}", drawing, requests, progress)
 
     return once(store, "samples", inputs, SampleSet, make)
-
-
-def loader(config: Config, store: Store, weights: Weights | None) -> Callable[[], Any]:
-    """A function that loads the pipeline when, and only when, it is called."""
-    return partial(load_pipeline, config, store, weights)

@@ -76,7 +76,7 @@ def _plan(config: Config, found: dataset.Validation) -> dict[str, str]:
         "validate": f"{len(found.accepted)} photos accepted, {len(found.findings)} findings",
         "priors": prior if config.prior.enabled else "off",
         "train": f"{train.method}, denoiser{text}, {train.steps} steps of {train.batch_size}, "
-        f"a checkpoint every {train.checkpoint_every}",
+        f"a checkpoint every {config.checkpoints.every}",
         "evaluate": f"{drawn} images each of the tuned model and of the base",
         "register": f"{config.name}@candidate in {tracking}",
         "sample": f"{len(batch.prompts)} prompts x {batch.seeds} seeds",

@@ -1,13 +1,15 @@
 """A stage is made once: what decides its result decides its key, and what is stored is taken."""
 
+import functools
 from collections.abc import Callable, Mapping
+from pathlib import Path
 from typing import TypeVar
 
-from dreambooth_core.blobs import digest_json, get_record, put_record
+from dreambooth_core.blobs import digest_json, digest_of_file, get_record, put_record
 from dreambooth_core.records import Record
 from dreambooth_core.storage import Store
 
-CODE_EPOCH = 1
+CODE_EPOCH = 2
 """Raised by hand when the same inputs would give other results than before."""
 
 R = TypeVar("R", bound=Record)
@@ -40,3 +42,12 @@ def once(
 def stage_key(stage: str, inputs: Mapping[str, object]) -> str:
     """Digest of the stage's name, its inputs and the code's epoch."""
     return digest_json({"stage": stage, "epoch": CODE_EPOCH, "inputs": dict(inputs)})
+
+
+@functools.cache
+def code_digest() -> str:
+    """Digest of the core's source, which a checkpoint keeps to say what wrote it."""
+    home = Path(__file__).parent
+    return digest_json(
+        {path.relative_to(home).as_posix(): digest_of_file(path) for path in home.rglob("*.py")}
+    )

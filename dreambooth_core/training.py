@@ -1,16 +1,20 @@
 """The training step: one concatenated forward, one loss per example, DreamBooth's sum."""
 
-from typing import Literal
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager, nullcontext
+from typing import TYPE_CHECKING, Any, Literal
 
 import pytorch_lightning as lightning
 import torch
 from torch import Tensor
 
+from dreambooth_core import adapters, optimizers
 from dreambooth_core.adapters import Trained
+from dreambooth_core.averages import Average
 from dreambooth_core.batches import Batch, Steps
-from dreambooth_core.config import Train
+from dreambooth_core.config import Config
+from dreambooth_core.errors import ConfigError
 from dreambooth_core.families import Family, Parts, Tensors
-from dreambooth_core.keeper import Keeper
 from dreambooth_core.objectives import (
     Objective,
     add_noise,
@@ -20,27 +24,40 @@ from dreambooth_core.objectives import (
 )
 from dreambooth_core.randomness import seed_for
 
+if TYPE_CHECKING:
+    from dreambooth_core.keeper import Keeper
+
 
 class DreamBooth(lightning.LightningModule):  # type: ignore[misc]  # Lightning is untyped here
     """Noise in, one loss per example out, DreamBooth's sum of both kinds down."""
 
-    def __init__(
-        self, family: Family, parts: Parts, trained: Trained, train: Train, prior_weight: float
-    ) -> None:
+    def __init__(self, family: Family, parts: Parts, trained: Trained, config: Config) -> None:
         super().__init__()
-        self.family, self.parts, self.trained, self.train_options = family, parts, trained, train
+        self.family, self.parts, self.trained, self.config = family, parts, trained, config
         self.components = torch.nn.ModuleDict({name: parts[name] for name in trained})
-        self.prior_weight = prior_weight
+        self.components[family.denoiser] = parts[family.denoiser]
         self.objective: Objective = family.objective(parts)
+        self.weights = {
+            f"{component}/{name}": weight
+            for component, weights in trained.items()
+            for name, weight in weights.items()
+        }
+        """Everything that moves, by its name in a checkpoint."""
+        decay = config.train.ema
+        self.average = Average(decay, self.weights) if decay is not None else None
         self.table: Tensors = {}
-        self.register_buffer("losses", torch.zeros(train.steps, 2), persistent=False)
+        self.encodes = False
+        """Whether the table holds token ids, which the moving text encoders read at every step."""
+        self.step = 0
+        self.register_buffer("losses", torch.zeros(config.train.steps, 2), persistent=False)
+        if config.train.gradient_checkpointing:
+            from dreambooth_core.memory import checkpoint_activations
 
-    def set_prompts(self, tokens: Tensors) -> None:
-        """Token ids of all prompts; encoded here once when the text encoder does not train."""
-        moves = any(name in self.trained for name in self.family.text_encoders)
-        with torch.no_grad():
-            self.table = tokens if moves else self.family.encode_prompts(self.parts, tokens)
-        self.encodes = moves
+            checkpoint_activations(parts, (family.denoiser,))
+
+    def set_prompts(self, table: Tensors, encodes: bool) -> None:
+        """A row per prompt: token ids when `encodes`, else conditioning."""
+        self.table, self.encodes = table, encodes
 
     def on_fit_start(self) -> None:
         self.objective = self.objective.to(self.device)
@@ -48,81 +65,152 @@ class DreamBooth(lightning.LightningModule):  # type: ignore[misc]  # Lightning 
 
     def training_step(self, batch: Batch, _index: int) -> Tensor:
         """The total loss of a batch of `Steps`; both kinds go through one forward."""
+        loss, answer = self.config.loss, self.answer(batch)
+        wanted, mask = self._wanted(batch), batch.get("mask")
+        losses = example_losses(loss, self.objective, answer, wanted, batch["times"], mask)
+        weight = self.config.prior.weight
+        total, instance, classes = prior_preservation(losses, batch["is_class"], weight)
+        shares = torch.stack([instance, classes]).detach() / self.config.train.accumulate
+        self.losses[batch["step"]] += shares
+        return total
+
+    def answer(self, batch: Batch, rows: Tensor | slice = slice(None)) -> Tensor:
+        """What the denoiser says to some examples of a batch."""
         prompts = {name: value[batch["prompts"]] for name, value in self.table.items()}
         if self.encodes:
             prompts = dict(self.family.encode_prompts(self.parts, prompts))
-        conditioning = {name: value[batch["prompt_of"]] for name, value in prompts.items()}
-        latents, noise, timesteps = batch["latents"], batch["noise"], batch["timesteps"]
-        noisy = add_noise(self.objective, latents, noise, timesteps)
-        answer = self.family.predict(self.parts, noisy, timesteps, conditioning)
-        losses = example_losses(answer, target(self.objective, latents, noise, timesteps))
-        total, instance, classes = prior_preservation(losses, batch["is_class"], self.prior_weight)
-        self.losses[batch["step"]] = torch.stack([instance, classes]).detach()
-        return total
+        prompt_of = batch["prompt_of"][rows]
+        conditioning = {name: value[prompt_of] for name, value in prompts.items()}
+        conditioning["sizes"] = batch["sizes"][rows]
+        times, latents = batch["times"][rows], batch["latents"][rows]
+        noisy = add_noise(self.objective, latents, batch["noise"][rows], times)
+        timesteps = self.objective.timesteps_of(times)
+        return self.family.predict(self.parts, noisy, timesteps, conditioning)
+
+    def _wanted(self, batch: Batch) -> Tensor:
+        """The objective's target; for class examples perhaps what the frozen base answers."""
+        wanted = target(self.objective, batch["latents"], batch["noise"], batch["times"])
+        prior = self.config.prior
+        if not (prior.enabled and prior.target == "prediction"):
+            return wanted
+        rows = batch["is_class"]
+        with torch.no_grad(), adapters.switched_off(self.family, self.parts):
+            of_base = self.answer(batch, rows)
+        wanted = wanted.clone()
+        wanted[rows] = of_base.to(wanted.dtype)
+        return wanted
 
     def configure_optimizers(self) -> torch.optim.Optimizer:
-        options = self.train_options
-        text_rate = options.text_encoder_learning_rate or options.learning_rate
-        groups = [
-            {
-                "params": list(weights.values()),
-                "lr": options.learning_rate if name == self.family.denoiser else text_rate,
-            }
-            for name, weights in self.trained.items()
-        ]
-        for group in groups:
-            group["full_lr"] = group["lr"]
-        return torch.optim.AdamW(groups, weight_decay=options.weight_decay, fused=True)
+        groups = learning_groups(self.family, self.trained, self.config)
+        self.optimizer = optimizers.make(self.config.optimizer, groups)
+        return self.optimizer
 
-    def on_before_optimizer_step(self, optimizer: torch.optim.Optimizer) -> None:
-        """Clip the norm of all gradients together; Lightning refuses to for a fused optimizer."""
-        weights = [weight for group in optimizer.param_groups for weight in group["params"]]
-        torch.nn.utils.clip_grad_norm_(weights, self.train_options.max_grad_norm)
+    @contextmanager
+    def served(self) -> Iterator[None]:
+        """Within it the weights are those that are served: averaged, where the options say so."""
+        average = nullcontext() if self.average is None else self.average.swapped()
+        with average, optimizers.served(self.optimizer):
+            yield
 
     def on_train_batch_start(self, batch: Batch, _index: int) -> None:
         """The learning rate is a function of the step, and so is any dropout a base may have."""
-        factor = lr_factor(self.train_options, batch["step"])
-        for group in self.trainer.optimizers[0].param_groups:
+        self.step = batch["step"]
+        factor = optimizers.lr_factor(self.config.train, self.step)
+        for group in self.optimizer.param_groups:
             group["lr"] = group["full_lr"] * factor
-        torch.manual_seed(seed_for(self.trainer.global_rank, "dropout", batch["step"]))
+        number = self.step * self.config.train.accumulate + batch["micro"]
+        torch.manual_seed(seed_for(self.trainer.global_rank, "dropout", number))
+
+    def on_before_optimizer_step(self, _optimizer: torch.optim.Optimizer) -> None:
+        """Leave text alone after its share; clip all gradients together, also of a fused optimizer.
+
+        Lightning refuses to clip for fused optimizers in mixed precision, which have been unscaled
+        by now.
+        """
+        train = self.config.train
+        if self.step >= train.text_encoder_until * train.steps:
+            for group in self.optimizer.param_groups:
+                if group["is_text"]:
+                    for weight in group["params"]:
+                        weight.grad = None
+        if train.max_grad_norm is not None:
+            torch.nn.utils.clip_grad_norm_(list(self.weights.values()), train.max_grad_norm)
+
+    def optimizer_step(
+        self, epoch: int, index: int, optimizer: Any, closure: Callable[[], Any] | None = None
+    ) -> None:
+        super().optimizer_step(epoch, index, optimizer, closure)
+        if self.average is not None:
+            self.average.update(self.step)
 
 
-def lr_factor(train: Train, step: int) -> float:
-    """Share of the learning rate at a step: a linear warm-up, then the lr schedule to the end."""
-    if step < train.lr_warmup_steps:
-        return (step + 1) / train.lr_warmup_steps
-    done = (step - train.lr_warmup_steps) / max(1, train.steps - train.lr_warmup_steps)
-    if train.lr_schedule == "linear":
-        return 1 - done
-    if train.lr_schedule == "cosine":
-        return 0.5 * (1 + float(torch.cos(torch.tensor(done * torch.pi, dtype=torch.float64))))
-    return 1.0
+def learning_groups(family: Family, trained: Trained, config: Config) -> list[dict[str, Any]]:
+    """The optimizer's groups: denoiser, each text encoder, new tokens; each with its own rate."""
+    train = config.train
+    text_rate = train.text_encoder_learning_rate or train.learning_rate
+    groups = []
+    for component, weights in trained.items():
+        is_text = component != family.denoiser
+        for tokens in (False, True):
+            chosen = {k: w for k, w in weights.items() if adapters.is_new_token(k) == tokens}
+            rate = train.learning_rate if not is_text else text_rate
+            rate = config.inversion.learning_rate if tokens else rate
+            if chosen:
+                groups.append(
+                    {
+                        "params": list(chosen.values()),
+                        "names": [f"{component}/{name}" for name in chosen],
+                        "lr": rate,
+                        "full_lr": rate,
+                        "is_text": is_text,
+                    }
+                )
+    return groups
 
 
-Precision = Literal["32-true", "bf16-mixed"]
+Precision = Literal["32-true", "bf16-mixed", "16-mixed"]
 
 
-def precision(train: Train) -> Precision:
-    """Lightning's word for the number type of the forward; master weights are always float32."""
-    if train.precision == "auto":
+def precision(wanted: str) -> Precision:
+    """Lightning's word for the number type of the forward; what trains is always float32.
+
+    Raises `ConfigError` for fp16 without a GPU.
+    """
+    if wanted == "fp16" and not torch.cuda.is_available():
+        raise ConfigError("train.precision fp16 needs a GPU: use fp32 or bf16 here")
+    if wanted == "auto":
         native = torch.cuda.is_available() and torch.cuda.is_bf16_supported(
             including_emulation=False
         )
         return "bf16-mixed" if native else "32-true"
-    return "bf16-mixed" if train.precision == "bf16" else "32-true"
+    names: Mapping[str, Precision] = {"fp32": "32-true", "bf16": "bf16-mixed", "fp16": "16-mixed"}
+    return names[wanted]
 
 
-def fit(module: DreamBooth, data: Steps, keeper: Keeper, start: int) -> None:
+def frozen_numbers(config: Config) -> torch.dtype:
+    """The number type of what does not train: the forward's own, since nothing is summed up in it.
+
+    Full training keeps float32 weights, and so does whatever has no GPU.
+    """
+    kinds = {"bf16-mixed": torch.bfloat16, "16-mixed": torch.float16}
+    if config.train.method == "full" or not torch.cuda.is_available():
+        return torch.float32
+    return kinds.get(precision(config.train.precision), torch.float32)
+
+
+def fit(module: DreamBooth, data: Steps, keeper: "Keeper", start: int) -> None:
     """Take the steps from `start` to the end, or to where the keeper stops."""
-    train = module.train_options
+    train = module.config.train
     loader = torch.utils.data.DataLoader(
-        data, batch_size=None, sampler=range(start, train.steps), num_workers=0
+        data, batch_size=None, sampler=range(start * train.accumulate, len(data)), num_workers=0
     )
     trainer = lightning.Trainer(
         accelerator="auto",
         devices=train.processes,
+        strategy="auto" if train.processes == 1 else "ddp_find_unused_parameters_true",
         max_epochs=1,
-        precision=precision(train),
+        accumulate_grad_batches=train.accumulate,
+        precision=precision(train.precision),
         callbacks=[keeper],
         logger=False,
         enable_checkpointing=False,

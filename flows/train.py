@@ -16,8 +16,11 @@ def train_flow(config: Config) -> Summary:
     with local_services(config):
         with Run(config) as run:
             photos = run.stage("validate", collect_instance_images, config).images
-            classes = run.stage("priors", ensure_class_images, config)
-            weights = run.stage("train", train_model, config, photos, classes)
+            if not config.prior.alongside:
+                classes = run.stage("priors", ensure_class_images, config, photos)
+            weights = run.stage("train", train_model, config, photos)
+            if config.prior.alongside:
+                classes = run.stage("priors", ensure_class_images, config, photos)
             scores = run.stage("evaluate", evaluate_samples, config, photos, weights)
             found = (photos, classes, weights, scores)
             run.stage("register", register_version, config, *found)

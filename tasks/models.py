@@ -7,14 +7,15 @@ from tasks.stages import progress_shown, stage
 
 
 @stage("train")
-def train_model(
-    config: Config, instance: ImageSet, classes: ImageSet | None
-) -> tuple[Weights, bool]:
-    """Train in a process of its own; goes on from the last checkpoint. Raises `Preempted`."""
+def train_model(config: Config, instance: ImageSet) -> tuple[Weights, bool]:
+    """Train in a process of its own; goes on from the last checkpoint. Raises `Preempted`.
+
+    The class images lie in the store, where they are looked for by what decides them.
+    """
     from dreambooth_core import fit
 
     with progress_shown("train") as progress:
-        return fit.train(config, open_store(config.storage), instance, classes, progress)
+        return fit.train(config, open_store(config.storage), instance, progress)
 
 
 @stage("evaluate")

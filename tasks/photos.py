@@ -16,9 +16,9 @@ def collect_instance_images(config: Config) -> tuple[Intake, bool]:
 
 
 @stage("priors")
-def ensure_class_images(config: Config) -> tuple[ImageSet | None, bool]:
-    """Make the class images that are missing; None without prior preservation."""
+def ensure_class_images(config: Config, instance: ImageSet) -> tuple[ImageSet | None, bool]:
+    """Make the class images that are missing; None where there are to be none."""
     from dreambooth_core import priors
 
     with progress_shown("priors") as progress:
-        return priors.ensure_class_images(config, open_store(config.storage), progress)
+        return priors.ensure_class_images(config, open_store(config.storage), instance, progress)

@@ -321,7 +321,7 @@ def _disagreements(config: Config) -> list[tuple[bool, str]]:
             "train.strategy fsdp2 goes with optimizer.name: adamw",
         ),
         (
-            config.choosing.every is None and config.choosing.model_fields_set != set(),
+            config.choosing.every is None and config.choosing != Choosing(),
             "choosing.* has no effect without choosing.every",
         ),
     ]

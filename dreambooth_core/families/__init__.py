@@ -68,13 +68,13 @@ class Family(Protocol):
     def load(
         self,
         folder: Path,
-        tuned: Mapping[str, Path] | None = None,
+        tuned: Mapping[str, Path | None] | None = None,
         dtype: "torch.dtype | None" = None,
     ) -> Parts:
         """Frozen components from a folder in diffusers' format; `tuned` replaces some of them.
 
-        Numbers are of `dtype`, float32 when left out. Reads safetensors only and runs no code of
-        the model's. Raises `ModelError`.
+        A component that is None in `tuned` is left out. Numbers are of `dtype`, float32 when left
+        out. Reads safetensors only and runs no code of the model's. Raises `ModelError`.
         """
         ...
 
@@ -132,13 +132,16 @@ def load_parts(
     folder: Path,
     pipeline_class: str,
     kinds: Mapping[str, Any],
-    tuned: Mapping[str, Path] | None = None,
+    tuned: Mapping[str, Path | None] | None = None,
     dtype: "torch.dtype | None" = None,
 ) -> Parts:
     """The components named in `kinds` (name -> class), from `folder` or from where `tuned` says.
 
-    Models come frozen, in evaluation mode and of `dtype` (float32 when left out). The classes are
-    ours to name: a model's own code is never asked for. Raises `ModelError`.
+    Those that are None in `tuned` are left out.
+
+    Models come frozen, in evaluation mode and of `dtype` (float32 when left out); inside
+    `with torch.device("meta")` as shapes, for which only configs are read. The classes are ours to
+    name: a model's own code is never asked for. Raises `ModelError`.
     """
     import torch
 
@@ -150,9 +153,10 @@ def load_parts(
             "choose the model.family that fits it"
         )
     places = {**{name: folder / name for name in kinds}, **(tuned or {})}
+    wanted = {name: (kind, place) for name, kind in kinds.items() if (place := places[name])}
     numbers = torch.float32 if dtype is None else dtype
     try:
-        return Parts({name: _load(kind, places[name], numbers) for name, kind in kinds.items()})
+        return Parts({name: _load(*found, numbers) for name, found in wanted.items()})
     except (OSError, ValueError, RuntimeError, KeyError) as error:
         reason = " ".join(str(error).split())
         raise ModelError(
@@ -162,14 +166,33 @@ def load_parts(
 
 
 def _load(kind: Any, folder: Path, dtype: "torch.dtype") -> Any:
+    import torch
+
     if not folder.is_dir():
         raise ModelError(f"{folder} is missing; the model's folder must be complete")
     if kind.__name__.endswith(WEIGHTLESS):
-        return kind.from_pretrained(folder, local_files_only=True)
+        with torch.device("cpu"):
+            return kind.from_pretrained(folder, local_files_only=True)
+    if torch.empty(0).is_meta:
+        return _outline(kind, folder).to(dtype).requires_grad_(False).eval()
     of_diffusers = kind.__module__.startswith("diffusers")
     numbers = {"torch_dtype" if of_diffusers else "dtype": dtype}
     model = kind.from_pretrained(folder, use_safetensors=True, local_files_only=True, **numbers)
     return model.requires_grad_(False).eval()
+
+
+def _outline(kind: Any, folder: Path) -> Any:
+    """A model as its config draws it, on the default device, its weights not read."""
+    if kind.__module__.startswith("diffusers"):
+        return kind.from_config(kind.load_config(folder, local_files_only=True))
+    return kind(kind.config_class.from_pretrained(folder, local_files_only=True))
+
+
+def only(folder: Path, *names: str) -> dict[str, None]:
+    """What `Family.load` takes as `tuned` to load nothing but `names` and what has no weights."""
+    classes = component_classes(folder)
+    weightless = {name for name, kind in classes.items() if str(kind).endswith(WEIGHTLESS)}
+    return dict.fromkeys(classes.keys() - weightless - {"pipeline", *names})
 
 
 def component_classes(folder: Path) -> dict[str, str]:

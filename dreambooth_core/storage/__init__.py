@@ -106,14 +106,15 @@ def written_beside(path: Path) -> Iterator[Path]:
     temporary = path.parent / f"~{secrets.token_hex(8)}"
     try:
         yield temporary
-        _flush(temporary)
+        flushed(temporary)
         os.replace(temporary, path)
-        _flush(path.parent)
+        flushed(path.parent)
     finally:
         temporary.unlink(missing_ok=True)
 
 
-def _flush(path: Path) -> None:
+def flushed(path: Path) -> None:
+    """Ask the disk to keep a file or a folder's entries."""
     descriptor = os.open(path, os.O_RDONLY)
     try:
         os.fsync(descriptor)

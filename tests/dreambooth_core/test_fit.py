@@ -21,14 +21,18 @@ STEPS = 24
 
 
 def _config(base: Path, work: Path, **train: object) -> Config:
-    options = {"steps": STEPS, "learning_rate": 1e-3, "checkpoint_every": 4, **train}
+    every = train.pop("every", 4)
+    options = {"steps": STEPS, "learning_rate": 1e-3, **train}
     return Config.model_validate(
         {
             "name": "test",
             "subject": {"images": work, "class_noun": "dog"},
             "model": {"base": str(base), "resolution": 32},
             "train": options,
-            "lora": {"rank": 4, "alpha": 4},
+            "adapter": {"rank": 4, "alpha": 4},
+            "checkpoints": {"every": every},
+            "prior": {"images": 4},
+            "sampler": {"inference_steps": 2, "batch_size": 2},
             "storage": {"uri": f"file://{work / 'store'}", "endpoint": None},
             "paths": {"work": work},
         }
@@ -86,7 +90,7 @@ def test_killed_stopped_and_resumed_gives_the_same_bytes(
     monkeypatch.setattr(fit, "LOOK_SECONDS", 0.02)
     whole = _train(_config(tiny_base, tmp_path / "whole", method=method))
     # a different rhythm of checkpoints does not change the weights
-    config = _config(tiny_base, tmp_path / "parts", method=method, checkpoint_every=3)
+    config = _config(tiny_base, tmp_path / "parts", method=method, every=3)
     with pytest.raises(StageFailed, match="left no result"):
         _train(config, _signal_at(tmp_path / "parts", 5, signal.SIGKILL))
     with pytest.raises(Preempted, match="the same command goes on"):

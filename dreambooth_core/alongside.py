@@ -1,0 +1,22 @@
+"""Makes a training's class images while it runs: `python -m dreambooth_core.alongside SPEC.json`."""
+
+import sys
+from pathlib import Path
+
+from dreambooth_core.fit import Spec, read_record
+from dreambooth_core.priors import ensure_class_images
+from dreambooth_core.storage import open_store
+
+
+def main(arguments: list[str]) -> int:
+    """Make what is missing; 0 done, 2 without a spec, and 1 with a traceback when it breaks."""
+    spec = read_record(Path(arguments[0]), Spec) if len(arguments) == 1 else None
+    if spec is None:
+        print("usage: python -m dreambooth_core.alongside SPEC.json", file=sys.stderr)
+        return 2
+    ensure_class_images(spec.config, open_store(spec.config.storage), spec.instance)
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main(sys.argv[1:]))

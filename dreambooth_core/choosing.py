@@ -1,0 +1,37 @@
+"""Which step of a training comes out: looks at the model on the way, and the choice among them."""
+
+from collections.abc import Sequence
+
+from dreambooth_core.config import Choosing
+from dreambooth_core.records import Look
+
+
+def best_of(looks: Sequence[Look], rules: Choosing) -> Look | None:
+    """The look whose step should come out, the earliest of equals; None before the first.
+
+    The highest subject fidelity among those that keep `prompt_floor` of the prompt fidelity of the
+    look at step 0, the untouched base; without any such, the highest prompt fidelity. Without
+    images, the lowest stable loss. Step 0 itself never comes out.
+    """
+    trained = [look for look in looks if look.step > 0]
+    if not trained:
+        return None
+    if trained[0].subject_fidelity is None:
+        return min(trained, key=lambda look: look.stable_loss)
+    floor = rules.prompt_floor * max(0.0, _prompts(looks[0]))
+    faithful = [look for look in trained if _prompts(look) >= floor]
+    if not faithful:
+        return max(trained, key=_prompts)
+    return max(faithful, key=lambda look: look.subject_fidelity or 0.0)
+
+
+def is_over(looks: Sequence[Look], rules: Choosing) -> bool:
+    """Whether the last `patience` looks have brought nothing better."""
+    best = best_of(looks, rules)
+    if rules.patience is None or best is None:
+        return False
+    return sum(look.step > best.step for look in looks) >= rules.patience
+
+
+def _prompts(look: Look) -> float:
+    return look.prompt_fidelity if look.prompt_fidelity is not None else 0.0
