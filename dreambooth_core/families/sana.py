@@ -42,7 +42,7 @@ class Sana:
     def load(
         self,
         folder: Path,
-        tuned: Mapping[str, Path] | None = None,
+        tuned: Mapping[str, Path | None] | None = None,
         dtype: "torch.dtype | None" = None,
     ) -> Parts:
         from diffusers import AutoencoderDC, DPMSolverMultistepScheduler, SanaTransformer2DModel

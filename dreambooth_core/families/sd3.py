@@ -46,7 +46,7 @@ class StableDiffusion3:
     def load(
         self,
         folder: Path,
-        tuned: Mapping[str, Path] | None = None,
+        tuned: Mapping[str, Path | None] | None = None,
         dtype: "torch.dtype | None" = None,
     ) -> Parts:
         from diffusers import (

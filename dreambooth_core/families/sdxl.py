@@ -41,7 +41,7 @@ class StableDiffusionXL:
     def load(
         self,
         folder: Path,
-        tuned: Mapping[str, Path] | None = None,
+        tuned: Mapping[str, Path | None] | None = None,
         dtype: "torch.dtype | None" = None,
     ) -> Parts:
         from diffusers import AutoencoderKL, DDPMScheduler, UNet2DConditionModel
