@@ -79,19 +79,19 @@ def _table(folder: Path, names: set[str]) -> tuple[dict[str, str], list[Finding]
     findings: list[Finding] = []
     if not path.is_file():
         return found, findings
-    for number, line in enumerate(_text(path, findings).splitlines(), 1):
+    for number, line in enumerate(_text(path, findings).split("\n"), 1):
         if not line.strip():
             continue
         try:
             entry = json.loads(line)
-            name, text = entry["file_name"], " ".join(entry["text"].split())
+            name, text = str(entry["file_name"]), " ".join(entry["text"].split())
         except (ValueError, KeyError, TypeError, AttributeError):
             limit = '{"file_name": ..., "text": ...} on each line'
             measure = f"line {number} has not both"
             findings.append(about("hard", path, "caption", measure, limit, "write it so"))
             continue
         if name not in names:
-            measure = f"line {number} is for {printable(str(name))[:80]}"
+            measure = f"line {number} is for {printable(name)[:80]}"
             remedy = "correct the name; it is left aside"
             findings.append(
                 about("soft", path, "caption", measure, "a photo of this folder", remedy)
