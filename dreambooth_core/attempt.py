@@ -10,7 +10,7 @@ import sys
 import traceback
 from collections.abc import Mapping
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Literal
 
 from dreambooth_core.errors import DreamBoothError, Preempted
 from dreambooth_core.fit import Outcome, Spec, Told, read_record, write_record
@@ -212,8 +212,8 @@ def _say(spec: Spec, step: int, figures: Mapping[str, float]) -> None:
 
 
 def _failed(spec: Spec, message: str, out_of_memory: bool = False) -> Outcome:
-    status = "out_of_memory" if out_of_memory else "failed"
-    return Outcome(attempt=spec.attempt, status=status, message=message)  # type: ignore[arg-type]
+    status: Literal["out_of_memory", "failed"] = "out_of_memory" if out_of_memory else "failed"
+    return Outcome(attempt=spec.attempt, status=status, message=message)
 
 
 def _is_out_of_memory(error: Exception) -> bool:

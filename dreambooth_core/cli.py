@@ -9,6 +9,8 @@ import signal
 import sys
 import time
 import warnings
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, NoReturn
 
@@ -81,18 +83,73 @@ def run(
         screens.show_plan(settings, as_json)
         return
     started = time.time()
-    try:
-        summary = _perform(settings)
-    except (Exception, KeyboardInterrupt) as error:
-        if as_json:
-            print(_left_behind(settings, started, error).model_dump_json(indent=2))
-        if isinstance(error, KeyboardInterrupt):
-            raise Preempted("stopped: what is done is kept, the same command goes on") from error
-        raise
+    with _interruptible():
+        try:
+            summary = _perform(settings)
+        except (Exception, KeyboardInterrupt) as error:
+            if as_json:
+                print(_left_behind(settings, started, error).model_dump_json(indent=2))
+            raise
     if as_json:
         print(summary.model_dump_json(indent=2))
     else:
         screens.show_summary(summary)
+
+
+@app.command()
+def train(
+    config: ConfigFile,
+    overrides: Overrides = None,
+    as_json: AsJson = False,
+    dry_run: Annotated[
+        bool, typer.Option("--dry-run", help="Print the resolved config and the memory plan.")
+    ] = False,
+) -> None:
+    """Photos, class images and training; no evaluation, no registration.
+
+    Goes on from its last checkpoint; what was trained before with the same inputs is found again.
+    """
+    from dreambooth_core import bases, screens, training_alone
+    from dreambooth_core.config import load_config
+
+    settings = load_config(config, tuple(overrides or ()))
+    bases.check_base(settings.model)
+    if dry_run:
+        screens.show_training_plan(training_alone.plan(settings), as_json)
+        return
+    with _interruptible():
+        screens.show_trained(training_alone.train_alone(settings), as_json)
+
+
+@app.command()
+def families(as_json: AsJson = False) -> None:
+    """The model families, what each can be trained by, and how that is tested."""
+    from dreambooth_core import screens
+
+    screens.show_families(as_json)
+
+
+@app.command()
+def export(
+    model: Annotated[
+        str,
+        typer.Argument(
+            help="NAME, NAME@alias or NAME/version; or the config of a finished training."
+        ),
+    ],
+    form: Annotated[str, typer.Option("--format", help="One of the formats above.")],
+    out: Annotated[Path, typer.Option(help="Folder for the files.")] = Path("exports"),
+    work: Annotated[Path, typer.Option(help="Folder of the local state.")] = Path(".dreambooth"),
+    overrides: Overrides = None,
+) -> None:
+    """Hand a trained model to other programs; prints the paths.
+
+    Formats: diffusers, single_file (A1111, ComfyUI), lora_diffusers, lora_kohya, lora_comfy, embedding.
+    """
+    from dreambooth_core import draw
+
+    for path in draw.exported(model, form, out, work, tuple(overrides or ())):
+        print(path)
 
 
 @app.command()
@@ -169,18 +226,27 @@ def show(config: ConfigFile, overrides: Overrides = None, as_json: AsJson = Fals
 
 
 def _perform(config: "Config") -> "Summary":
-    """The flow, with a Prefect server that ends with it; SIGTERM and SIGHUP interrupt it.
+    """The flow, with a Prefect server that ends with it.
 
     While the flow runs, Prefect takes SIGTERM for itself and passes it on to ours afterwards.
     """
     from dreambooth_core.services import prefect_api
 
-    for number in (signal.SIGTERM, signal.SIGHUP):
-        signal.signal(number, signal.default_int_handler)
     with prefect_api(config.paths.work, _import_flow):
         from flows.train import train_flow
 
         return train_flow(config)
+
+
+@contextmanager
+def _interruptible() -> Iterator[None]:
+    """Any order to stop interrupts the block, which then ends as preempted."""
+    for number in (signal.SIGTERM, signal.SIGHUP, signal.SIGUSR1):
+        signal.signal(number, signal.default_int_handler)
+    try:
+        yield
+    except KeyboardInterrupt as error:
+        raise Preempted("stopped: what is done is kept, the same command goes on") from error
 
 
 def _import_flow() -> None:

@@ -1,18 +1,19 @@
-"""Images from a registered model, into a folder."""
+"""Out of a registered model: images, or files for other programs, into a folder."""
 
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
-from dreambooth_core import console
+from dreambooth_core import console, exports
 from dreambooth_core.blobs import get_blob, get_record
-from dreambooth_core.config import Config, Sample
+from dreambooth_core.config import Config, Sample, load_config
 from dreambooth_core.errors import ConfigError
 from dreambooth_core.records import Weights
 from dreambooth_core.registry import find_version
-from dreambooth_core.sampling import sample
+from dreambooth_core.sampling import fetch_weights, sample
 from dreambooth_core.services import local_services
 from dreambooth_core.storage import open_store
+from dreambooth_core.training_alone import weights_of
 
 
 @dataclass(frozen=True)
@@ -49,6 +50,26 @@ def from_registry(config: Config | None, work: Path, model: str, wish: Wish) -> 
             path = wish.out / f"{found.name}-v{found.version}-{image.name}"
             path.write_bytes(get_blob(store, image.blob))
             yield path
+
+
+def exported(
+    model: str, form: str, out: Path, work: Path, overrides: tuple[str, ...]
+) -> list[Path]:
+    """Write a registered model, or what training a config has left, in a format of `exports/`.
+
+    Raises `ConfigError` for a model that is unknown or was not trained, and for a format that
+    cannot hold it.
+    """
+    is_config = Path(model).suffix in (".yaml", ".yml")
+    found = None if is_config else find_version(None, work, model)
+    config = found.config if found else load_config(Path(model), overrides)
+    with local_services(config):
+        store = open_store(config.storage)
+        weights = get_record(store, found.weights_record, Weights) if found else weights_of(config)
+        if weights is None:
+            raise ConfigError(f"the weights of {model} are no longer in {store.uri}: train again")
+        folder = fetch_weights(config.paths, store, weights)
+        return exports.export(form, exports.source_of(config, weights, folder), out)
 
 
 def _check(config: Config, template: str) -> None:

@@ -27,13 +27,13 @@ from typing import Literal, TypeVar
 from pydantic import ValidationError
 
 from dreambooth_core import bases, checkpoints, console
-from dreambooth_core.blobs import digest_json, put_blob
+from dreambooth_core.blobs import digest_json, get_record, put_blob
 from dreambooth_core.config import ADAPTERS, INVERSIONS, Config
 from dreambooth_core.errors import Preempted, StageFailed
 from dreambooth_core.priors import ClassImage, class_images
 from dreambooth_core.processes import last_lines, supervised
 from dreambooth_core.records import ImageSet, Look, Progress, Record, Weights
-from dreambooth_core.stages import code_digest, once
+from dreambooth_core.stages import code_digest, once, stage_key
 from dreambooth_core.stopping import STALLED
 from dreambooth_core.storage import Store
 
@@ -115,6 +115,12 @@ def train(
     return once(store, "runs", _inputs(config, instance, planned), Weights, make)
 
 
+def find(config: Config, store: Store, instance: ImageSet) -> Weights | None:
+    """The weights that these inputs gave before; None when they were not trained on."""
+    inputs = _inputs(config, instance, class_images(config, instance))
+    return get_record(store, f"runs/{stage_key('runs', inputs)}/result.json", Weights)
+
+
 def _inputs(config: Config, instance: ImageSet, planned: Sequence[ClassImage]) -> dict[str, object]:
     """Everything that decides the weights; what only decides speed or safety is left out."""
     method = config.train.method
@@ -150,14 +156,13 @@ def planned_to_fit(config: Config) -> Config:
     if config.memory.fit != "auto":
         return config
     from dreambooth_core import memory
-    from dreambooth_core.training import precision
+    from dreambooth_core.training import resolved_precision
 
     limit = memory.device_limit(config.memory)
     if limit is None:
         return config
     base = bases.base_folder(config.model)
-    number = {"32-true": "fp32", "bf16-mixed": "bf16", "16-mixed": "fp16"}
-    return memory.fit(config, base, number[precision(config.train.precision)], limit)
+    return memory.fit(config, base, resolved_precision(config.train.precision), limit)
 
 
 def _smaller(config: Config, message: str) -> Config:

@@ -159,7 +159,7 @@ class Keeper(lightning.Callback):  # type: ignore[misc]
 
 def state(module: "DreamBooth", trainer: Any, done: int, standing: Standing) -> Snapshot:
     """Everything that the next step hangs on, as named tensors on the CPU."""
-    names = {weight: name for name, weight in module.weights.items()}
+    names: dict[Tensor, str] = {weight: name for name, weight in module.weights.items()}
     tensors, scalars = optimizers.state_of(module.optimizer, names)
     groups = {
         "parameters": {name: _plain(weight) for name, weight in module.weights.items()},
@@ -198,7 +198,7 @@ def restore(path: Path, module: "DreamBooth", scaler: Any = None) -> list[Look]:
             weight.copy_(parameters[name])
     if module.average is not None:
         module.average.put_back(checkpoints.load(path, "average"))
-    names = {weight: name for name, weight in module.weights.items()}
+    names: dict[Tensor, str] = {weight: name for name, weight in module.weights.items()}
     optimizers.put_back(
         module.optimizer, names, checkpoints.load(path, "optimizer"), scalars["optimizer"]
     )

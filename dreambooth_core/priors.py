@@ -6,7 +6,7 @@ from dreambooth_core.blobs import image_set
 from dreambooth_core.buckets import assigned, class_sizes
 from dreambooth_core.config import Config
 from dreambooth_core.randomness import seed_for
-from dreambooth_core.records import ImageSet, Progress, Record
+from dreambooth_core.records import Image, ImageSet, Progress, Record
 from dreambooth_core.sampling import base_digest, drawing_of, make_images
 from dreambooth_core.stages import stage_key
 from dreambooth_core.storage import Store
@@ -63,7 +63,8 @@ def ensure_class_images(
     planned = class_images(config, instance)
     if not planned:
         return None, True
-    images, made = {}, 0
+    images: dict[tuple[str, int], Image] = {}
+    made = 0
     for (prefix, size), group in groupby(sorted(planned, key=_place), key=_place):
         prompt, count = next(group).prompt, 1 + sum(1 for _ in group)
         requests = [(prompt, seed_for(0, "class", index)) for index in range(count)]

@@ -166,21 +166,24 @@ def painter_of(config: Config, base: Path, folder: Path | None) -> Painter:
     """The model of a base and, maybe, of a folder with trained weights, on the best device."""
     import torch
 
-    from dreambooth_core import adapters
+    from dreambooth_core import adapters, inversion
 
     family = load_family(config.model.family)
     whole = () if folder is None else [path for path in folder.iterdir() if path.is_dir()]
     parts = family.load(base, {path.name: path for path in whole})
-    spell: Callable[[str], str] = str
+    tokens: inversion.Tokens = {}
     if folder is not None and not whole:
-        parts, spell = adapters.apply(family, parts, folder)
+        parts = adapters.apply(family, parts, folder)
+        tokens = inversion.exported_tokens(folder)
     pipeline = family.pipeline(parts)
     for name in (family.denoiser, family.autoencoder):
         getattr(pipeline, name).to(memory_format=torch.channels_last)
     if torch.cuda.is_available():
         # a flow's transformers overflow in half precision, as their authors say
         pipeline = pipeline.to("cuda", torch.bfloat16 if family.flow else torch.float16)
-    return Painter(pipeline, family.guidance(config.sampler), spell)
+    return Painter(
+        pipeline, family.guidance(config.sampler), partial(inversion.spell, tokens)
+    )
 
 
 def fetch_weights(paths: config.Paths, store: Store, weights: Weights) -> Path:

@@ -10,6 +10,10 @@ from dreambooth_core import dataset
 from dreambooth_core.config import Config
 from dreambooth_core.errors import DatasetRefused
 from dreambooth_core.summary import Summary
+from dreambooth_core.training_alone import Planned, Trained
+
+TESTED = "trained, exported and put in again with tiny random weights"
+"""What tests/dreambooth_core/test_methods.py does for every family and method."""
 
 
 def show_summary(summary: Summary) -> None:
@@ -62,6 +66,53 @@ def show_plan(config: Config, as_json: bool) -> None:
     if found.refused:
         hard = next(finding for finding in found.findings if finding.level == "hard")
         raise DatasetRefused(f"{hard.file}: {hard.check}: {hard.measure}; {hard.remedy}")
+
+
+def show_training_plan(planned: Planned, as_json: bool) -> None:
+    """The config as it would be trained, and what the device would hold."""
+    document, memory = planned.config.model_dump(mode="json"), planned.memory
+    if as_json:
+        _json({"config": document, "memory": memory.as_json()})
+        return
+    show_config(planned.config, as_json=False)
+    _table("Memory plan", ("what", "bytes"), [list(row) for row in memory.as_table()])
+
+
+def show_trained(trained: Trained, as_json: bool) -> None:
+    """How a training went; JSON is one line."""
+    document = trained.model_dump(mode="json")
+    if as_json:
+        print(json.dumps(document))
+        return
+    digests = document.pop("digests")
+    rows = {**document, **{f"{name} digest": value for name, value in digests.items()}}
+    shown = [[name.replace("_", " "), str(value)] for name, value in rows.items()]
+    _table("Trained", ("what", "value"), shown)
+
+
+def show_families(as_json: bool) -> None:
+    """Family -> what it reads -> by which methods it trains, and on what each was tested."""
+    from dreambooth_core import families, plugins
+
+    found = {name: families.load_family(name) for name in plugins.names(families.__name__)}
+    document = {
+        name: {
+            "pipeline": family.pipeline_class,
+            "objective": "flow matching" if family.flow else "diffusion",
+            "trainable_text_encoders": list(family.tokenizers),
+            "methods": {method: {"tested": TESTED} for method in families.methods(family)},
+        }
+        for name, family in found.items()
+    }
+    if as_json:
+        _json(document)
+        return
+    rows = [
+        [name, str(facts["pipeline"]), str(facts["objective"]), " ".join(facts["methods"])]
+        for name, facts in document.items()
+    ]
+    _table("", ("family", "pipeline", "objective", "methods"), rows)
+    print(f"Tested, every method of every family: {TESTED}")
 
 
 def _plan(config: Config, found: dataset.Validation) -> dict[str, str]:

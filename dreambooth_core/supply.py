@@ -11,10 +11,10 @@ from pathlib import Path
 
 import torch
 
-from dreambooth_core import batches, bases, captions, embeddings, inversion, latents
+from dreambooth_core import bases, batches, captions, embeddings, inversion, latents
+from dreambooth_core.blobs import get_record
 from dreambooth_core.buckets import assigned
 from dreambooth_core.caches import Cache
-from dreambooth_core.blobs import get_record
 from dreambooth_core.config import INVERSIONS, Config
 from dreambooth_core.errors import StageFailed
 from dreambooth_core.families import Family, Tensors, only
@@ -157,7 +157,7 @@ def _split(instance: ImageSet, held_out: int) -> tuple[list[int], list[int]]:
 
 def _stable(config: Config, photos: batches.Photos) -> batches.Steps:
     """Fixed photos, noises and times: a walk that shows every photo equally often."""
-    plain = {"accumulate": 1, "batch_size": 1, "processes": 1, "flip": False, "crops": 1}
+    plain: dict[str, float] = {"accumulate": 1, "batch_size": 1, "processes": 1, "flip": False, "crops": 1}
     plain |= {"caption_dropout": 0.0, "steps": len(photos.prompts) * config.choosing.draws}
     plan = batches.Plan(
         seed=seed_for(config.seed, "stable loss", 0),

@@ -168,23 +168,25 @@ def learning_groups(family: Family, trained: Trained, config: Config) -> list[di
     return groups
 
 
-Precision = Literal["32-true", "bf16-mixed", "16-mixed"]
+Precision = Literal["fp32", "bf16", "fp16"]
+OF_LIGHTNING: Mapping[Precision, Literal["32-true", "bf16-mixed", "16-mixed"]] = {
+    "fp32": "32-true",
+    "bf16": "bf16-mixed",
+    "fp16": "16-mixed",
+}
 
 
-def precision(wanted: str) -> Precision:
-    """Lightning's word for the number type of the forward; what trains is always float32.
+def resolved_precision(wanted: Literal["auto", "fp32", "bf16", "fp16"]) -> Precision:
+    """The number type of the forward on this device; what trains is always float32.
 
     Raises `ConfigError` for fp16 without a GPU.
     """
     if wanted == "fp16" and not torch.cuda.is_available():
         raise ConfigError("train.precision fp16 needs a GPU: use fp32 or bf16 here")
-    if wanted == "auto":
-        native = torch.cuda.is_available() and torch.cuda.is_bf16_supported(
-            including_emulation=False
-        )
-        return "bf16-mixed" if native else "32-true"
-    names: Mapping[str, Precision] = {"fp32": "32-true", "bf16": "bf16-mixed", "fp16": "16-mixed"}
-    return names[wanted]
+    if wanted != "auto":
+        return wanted
+    native = torch.cuda.is_available() and torch.cuda.is_bf16_supported(including_emulation=False)
+    return "bf16" if native else "fp32"
 
 
 def frozen_numbers(config: Config) -> torch.dtype:
@@ -192,10 +194,10 @@ def frozen_numbers(config: Config) -> torch.dtype:
 
     Full training keeps float32 weights, and so does whatever has no GPU.
     """
-    kinds = {"bf16-mixed": torch.bfloat16, "16-mixed": torch.float16}
+    kinds = {"fp32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}
     if config.train.method == "full" or not torch.cuda.is_available():
         return torch.float32
-    return kinds.get(precision(config.train.precision), torch.float32)
+    return kinds[resolved_precision(config.train.precision)]
 
 
 def fit(module: DreamBooth, data: Steps, keeper: "Keeper", start: int) -> None:
@@ -210,7 +212,7 @@ def fit(module: DreamBooth, data: Steps, keeper: "Keeper", start: int) -> None:
         strategy="auto" if train.processes == 1 else "ddp_find_unused_parameters_true",
         max_epochs=1,
         accumulate_grad_batches=train.accumulate,
-        precision=precision(train.precision),
+        precision=OF_LIGHTNING[resolved_precision(train.precision)],
         callbacks=[keeper],
         logger=False,
         enable_checkpointing=False,

@@ -11,12 +11,14 @@ ROOT = Path(__file__).parent.parent
 CORE = ROOT / "dreambooth_core"
 
 LEVELS = [
-    "config records errors plugins objectives prompts randomness processes console charts guard",
-    "storage blobs stages images likeness servers services",
-    "dataset findings latents adapters families bases metrics sheets intake encoders",
-    "checkpoints training sampling summary batches keeper",
-    "fit priors evaluation tracking registry report draw comparison screens",
-    "cli attempt",
+    "config records errors plugins objectives prompts randomness processes console charts guard stopping",
+    "storage blobs stages images likeness servers services buckets masks tensor_files",
+    "dataset findings latents adapters families bases metrics sheets intake encoders captions "
+    "candidates photo_sets caches embeddings walks inversion adapter_layers quantization",
+    "checkpoints optimizers averages memory rehearsal training sampling summary batches keeper choosing exports",
+    "priors supply",
+    "fit training_alone evaluation tracking registry report draw comparison screens",
+    "cli attempt alongside",
 ]
 LEVEL = {name: level for level, line in enumerate(LEVELS) for name in line.split()}
 HEAVY = {"torch", "diffusers", "transformers", "peft", "mlflow", "boto3", "botocore", "lightning"}

@@ -7,9 +7,10 @@ A family's file imports torch, diffusers and transformers inside its functions o
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Protocol
+from typing import TYPE_CHECKING, Any, Protocol, get_args
 
 from dreambooth_core import plugins
+from dreambooth_core.config import INVERSIONS, Method
 from dreambooth_core.errors import ModelError
 
 if TYPE_CHECKING:
@@ -116,6 +117,12 @@ def load_family(name: str) -> Family:
     """The family of `families/<name>.py`; raises `ConfigError` for a name without a file."""
     family: Family = plugins.load(__name__, name).FAMILY
     return family
+
+
+def methods(family: Family) -> tuple[Method, ...]:
+    """The values of `train.method` that a family takes."""
+    inverts = bool(family.tokenizers)
+    return tuple(name for name in get_args(Method) if inverts or name not in INVERSIONS)
 
 
 def quiet() -> None:

@@ -49,7 +49,7 @@ class Flux2:
     def load(
         self,
         folder: Path,
-        tuned: Mapping[str, Path] | None = None,
+        tuned: Mapping[str, Path | None] | None = None,
         dtype: "torch.dtype | None" = None,
     ) -> Parts:
         """The components, and as `is_distilled` whether the base is a step-distilled one."""

@@ -48,7 +48,7 @@ class QwenImage:
     def load(
         self,
         folder: Path,
-        tuned: Mapping[str, Path] | None = None,
+        tuned: Mapping[str, Path | None] | None = None,
         dtype: "torch.dtype | None" = None,
     ) -> Parts:
         from diffusers import (
