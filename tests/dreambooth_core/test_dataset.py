@@ -290,6 +290,131 @@ def test_a_refused_set_stores_nothing(folder, file_store):
     assert list(file_store.keys("")) == []
 
 
+def mask_of(photo, box=(20, 20, 100, 100)):
+    mask = Image.new("L", photo.size)
+    mask.paste(255, box)
+    return mask
+
+
+def test_captions_and_masks_are_no_photos_and_no_strangers(folder):
+    (folder / "0.txt").write_text("{subject} in the snow")
+    mask_of(photograph(1)).save(folder / "1.mask.png")
+    mask_of(photograph(2)).save(folder / "2.MASK.PNG")
+    assert found(folder) == set()
+    subject = config_of(folder).subject
+    validation = validate(folder, RULES, SIDE, subject)
+    assert validation.findings == ()
+    assert len(validation.accepted) == 5
+
+
+def test_wrong_captions_and_masks_are_named(folder):
+    (folder / "0.txt").write_text("a robot in the snow")
+    (folder / "1.txt").write_text("{colour} sks robot")
+    mask_of(photograph(2)).resize((160, 100)).save(folder / "2.mask.png")
+    Image.new("L", (160, 160)).save(folder / "3.mask.png")
+    mask_of(photograph(4)).save(folder / "9.mask.png")
+    validation = validate(folder, RULES, SIDE, config_of(folder).subject)
+    assert {(f.level, f.file, f.check) for f in validation.findings} == {
+        ("soft", "0.txt", "caption"),
+        ("hard", "1.txt", "caption"),
+        ("hard", "2.mask.png", "mask"),
+        ("hard", "3.mask.png", "mask"),
+        ("soft", "9.mask.png", "ignored"),
+        ("soft", ".", "too few"),
+    }
+
+
+def test_captions_and_masks_travel_with_their_photo(folder, file_store):
+    (folder / "0.txt").write_text("{subject} in the snow")
+    mask_of(photograph(1)).save(folder / "1.mask.png")
+    glass = photograph(7, (200, 160))
+    glass.putalpha(mask_of(glass))
+    glass.save(folder / "7.png")
+    images, _ = collect(file_store, config_of(folder))
+    by_pixels = {
+        Image.open(io.BytesIO(blobs.get_blob(file_store, image.blob))).tobytes(): image
+        for image in images.images
+    }
+    captioned, masked = (by_pixels[photograph(seed).tobytes()] for seed in (0, 1))
+    assert captioned.prompt == "sks robot in the snow"
+    assert captioned.mask is None
+    assert masked.prompt == ""
+    stored = Image.open(io.BytesIO(blobs.get_blob(file_store, masked.mask)))
+    assert (stored.mode, stored.tobytes()) == ("L", mask_of(photograph(1)).tobytes())
+    transparent = next(image for image in images.images if image.size == (160, 200))
+    stored = Image.open(io.BytesIO(blobs.get_blob(file_store, transparent.mask)))
+    assert stored.tobytes() == mask_of(glass).tobytes()
+    assert {image.size for image in images.images} == {(160, 160), (160, 200)}
+
+
+def test_what_stands_beside_the_photos_is_part_of_the_set(folder, file_store):
+    plain = collect(file_store, config_of(folder))[0]
+    old = [[image.name, image.blob.sha256, image.prompt] for image in plain.images]
+    assert plain.digest == blobs.digest_json(old)  # as before there were masks and subjects
+    digests = {plain.digest}
+    (folder / "0.txt").write_text("sks robot in the snow")
+    digests.add(collect(file_store, config_of(folder))[0].digest)
+    mask_of(photograph(1)).save(folder / "1.mask.png")
+    digests.add(collect(file_store, config_of(folder))[0].digest)
+    mask_of(photograph(1), (0, 0, 9, 9)).save(folder / "1.mask.png")
+    digests.add(collect(file_store, config_of(folder))[0].digest)
+    assert len(digests) == 4
+
+
+@pytest.fixture
+def two_subjects(folder, tmp_path):
+    """A config of two subjects that share one photo."""
+    other = tmp_path / "others"
+    other.mkdir()
+    for index in (4, 20, 21):
+        photograph(index).save(other / f"{index}.png")
+    (other / "20.txt").write_text("{subject} asleep")
+    more = [{"images": other, "class_noun": "cat", "identifier": "ohwx"}]
+    return Config.model_validate(
+        {
+            "name": "both",
+            "subject": {"images": folder, "class_noun": "robot"},
+            "more_subjects": more,
+            "model": {"resolution": SIDE},
+        }
+    )
+
+
+def test_several_subjects_make_one_set(two_subjects, file_store):
+    images, validation = collect(file_store, two_subjects)
+    assert [image.subject for image in images.images] == [0] * 5 + [1] * 3
+    assert [image.prompt for image in images.images if image.prompt] == ["ohwx cat asleep"]
+    assert len({image.name for image in images.images}) == 8
+    assert validation.accepted[0] == "photos/0.png"
+    assert validation.accepted[-1] == "others/4.png"
+    assert [(f.file, f.check) for f in validation.findings] == [("others/.", "too few")]
+    alone, _ = collect(file_store, two_subjects.model_copy(update={"more_subjects": ()}))
+    assert images.images[:5] == alone.images
+    assert images.digest != alone.digest
+
+
+def test_a_photo_of_both_subjects_is_a_member_twice(two_subjects, file_store):
+    images, _ = collect(file_store, two_subjects)
+    digests = [image.blob.sha256 for image in images.images]
+    twice = [image for image in images.images if digests.count(image.blob.sha256) == 2]
+    assert [image.subject for image in twice] == [0, 1]
+
+
+def test_one_refused_subject_refuses_all(two_subjects, file_store):
+    (two_subjects.more_subjects[0].images / "bad.png").write_text("hello")
+    with pytest.raises(DatasetRefused, match=r"others/bad\.png"):
+        collect(file_store, two_subjects)
+    assert list(file_store.keys("")) == []
+
+
+def test_with_buckets_a_photo_may_be_as_long_as_they_are(folder):
+    photograph(7, (330, 160)).save(folder / "wide.png")
+    assert found(folder, Dataset(buckets=True, bucket_ratio=2.5)) == set()
+    assert found(folder, Dataset(buckets=True, bucket_ratio=1.5)) == {
+        ("soft", "wide.png", "aspect")
+    }
+
+
 BESIDE = Path(__file__).parents[3] / "shared" / "dreambench"
 REAL = Path(os.environ.get("DREAMBENCH_DIR", BESIDE))
 
