@@ -108,8 +108,15 @@ def setting_for(
 
 
 def read_out(component: nn.Module) -> tuple[dict[str, Tensor], Setting]:
-    """The adapter's weights by peft's names, on the CPU, and its setting."""
-    state = get_peft_model_state_dict(component)
+    """The adapter's weights by peft's names, on the CPU, and its setting.
+
+    DoRA's lengths are called as the parameter is: by peft's own short name for them, transformers 5
+    drops them from a text encoder's adapter without a word.
+    """
+    state = {
+        f"{name}.weight" if name.endswith("lora_magnitude_vector") else name: weight
+        for name, weight in get_peft_model_state_dict(component).items()
+    }
     setting: dict[str, Any] = component.peft_config["default"].to_dict()  # type: ignore[union-attr, index]
     setting["target_modules"] = sorted(setting["target_modules"])
     kept = {key: setting[key] for key in SETTING if key in setting}

@@ -120,8 +120,14 @@ def apply(family: Family, parts: Parts, folder: Path) -> None:
             f"{folder / FILE} has embeddings for {', '.join(rows)}, but the base reads prompts "
             f"with {', '.join(family.tokenizers) or 'no encoder that learns'}; use its own base"
         )
-    first = _add_tokens(family, parts, _names(folder, texts))
+    tokens = _names(folder, texts)
+    first = _add_tokens(family, parts, tokens)
     for name, new in rows.items():
+        if len(new) != sum(map(len, tokens.values())):
+            raise ModelError(
+                f"{folder / FILE} has {len(new)} embeddings for {name}, not one for each of its "
+                "tokens; export the weights again"
+            )
         encoder = parts[name]
         table = encoder.get_input_embeddings()
         encoder.set_input_embeddings(_with_rows(table, new, first[family.tokenizers[name]]))
@@ -152,13 +158,13 @@ def _add_tokens(family: Family, parts: Parts, tokens: Tokens) -> dict[str, int]:
     first = {}
     for part in dict.fromkeys(family.tokenizers.values()):
         tokenizer: Any = parts[part]
-        known = len(tokenizer)
-        if tokenizer.add_tokens(added) != len(names):
+        if not tokenizer.get_vocab().keys().isdisjoint(names):
             raise ConfigError(
                 f"the base's {part} has tokens like {names[0]} already: "
                 "choose another subject.identifier"
             )
-        first[part] = known
+        tokenizer.add_tokens(added)
+        first[part] = tokenizer.convert_tokens_to_ids(names[0])
     return first
 
 
