@@ -13,7 +13,6 @@ from dreambooth_core import adapters, sampling
 from dreambooth_core.blobs import digest_json, get_blob, put_blob
 from dreambooth_core.config import Config, Sampler
 from dreambooth_core.families import load_family
-from dreambooth_core.priors import ensure_class_images
 from dreambooth_core.records import Weights
 from dreambooth_core.storage import open_store
 
@@ -37,28 +36,48 @@ def _config(base: Path, work: Path, **changes: Any) -> Config:
 
 
 @pytest.fixture(scope="module")
-def pipeline(tiny_base: Path) -> Any:
+def painter(tiny_base: Path) -> sampling.Painter:
     family = load_family("stable_diffusion")
-    return family.pipeline(family.load(tiny_base, {}))
+    return sampling.Painter(family.pipeline(family.load(tiny_base)), family.guidance(SAMPLER))
+
+
+def _drawing(painter: sampling.Painter) -> sampling.Drawing:
+    return sampling.Drawing(lambda: painter, SAMPLER, (32, 32))
+
+
+def _drawn(painter: sampling.Painter, requests: list[tuple[str, int]]) -> list[bytes]:
+    return _bytes(sampling.generate(painter, _drawing(painter), requests, None))
 
 
 def _bytes(images: Any) -> list[bytes]:
     return [image.tobytes() for image in images]
 
 
-def test_neighbours_and_number_do_not_change_an_image(pipeline: Any) -> None:
-    together = _bytes(sampling.generate(pipeline, REQUESTS, SAMPLER, 32))
+def test_neighbours_and_number_do_not_change_an_image(painter: sampling.Painter) -> None:
+    together = _drawn(painter, REQUESTS)
     assert len(set(together)) == len(REQUESTS)
     for index, request in enumerate(REQUESTS):
-        assert _bytes(sampling.generate(pipeline, [request], SAMPLER, 32)) == [together[index]]
-    reverse = _bytes(sampling.generate(pipeline, REQUESTS[::-1], SAMPLER, 32))
+        assert _drawn(painter, [request]) == [together[index]]
+    reverse = _drawn(painter, REQUESTS[::-1])
     assert reverse == together[::-1]
 
 
-def test_the_guidance_scale_counts(pipeline: Any) -> None:
+def test_the_guidance_scale_counts(painter: sampling.Painter) -> None:
     other = SAMPLER.model_copy(update={"guidance_scale": 9.0})
-    first = _bytes(sampling.generate(pipeline, REQUESTS[:1], SAMPLER, 32))
-    assert first != _bytes(sampling.generate(pipeline, REQUESTS[:1], other, 32))
+    guided = sampling.Painter(painter.pipeline, load_family("stable_diffusion").guidance(other))
+    assert _drawn(painter, REQUESTS[:1]) != _drawn(guided, REQUESTS[:1])
+
+
+def test_prompts_are_spelled_for_the_model(painter: sampling.Painter) -> None:
+    words = {"a dog": "a cat"}
+    speller = sampling.Painter(painter.pipeline, painter.guidance, lambda text: words[text])
+    assert _drawn(speller, [("a dog", 2)]) == _drawn(painter, [("a cat", 2)])
+
+
+def test_images_have_the_size_that_is_asked_for(painter: sampling.Painter) -> None:
+    wide = sampling.Drawing(lambda: painter, SAMPLER, (32, 48))
+    (image,) = sampling.generate(painter, wide, REQUESTS[:1], None)
+    assert image.size == (48, 32)
 
 
 def test_png_is_deterministic_and_says_what_it_is() -> None:
@@ -75,16 +94,14 @@ def test_png_is_deterministic_and_says_what_it_is() -> None:
     }
 
 
-def test_only_the_missing_images_are_made(pipeline: Any, file_store) -> None:
+def test_only_the_missing_images_are_made(painter: sampling.Painter, file_store) -> None:
     reports: list[tuple[int, int]] = []
 
     def progress(done: int, total: int, label: str) -> None:
         reports.append((done, total))
 
     def make(requests: list[tuple[str, int]]) -> Any:
-        return sampling.sample_set(
-            file_store, "samples/x", pipeline, requests, SAMPLER, 32, progress
-        )
+        return sampling.sample_set(file_store, "samples/x", _drawing(painter), requests, progress)
 
     whole = make(REQUESTS)
     assert reports == [(3, 4), (4, 4)]
@@ -100,68 +117,53 @@ def test_only_the_missing_images_are_made(pipeline: Any, file_store) -> None:
     assert shorter.images == whole.images[:2]
 
 
-def test_a_complete_set_loads_no_model(pipeline: Any, file_store) -> None:
-    sampling.sample_set(file_store, "samples/x", pipeline, REQUESTS[:1], SAMPLER, 32)
+def test_a_complete_set_loads_no_model(painter: sampling.Painter, file_store) -> None:
+    sampling.sample_set(file_store, "samples/x", _drawing(painter), REQUESTS[:1])
 
-    def refuse() -> Any:
+    def refuse() -> sampling.Painter:
         raise AssertionError("loaded")
 
-    found = sampling.sample_set(file_store, "samples/x", refuse, REQUESTS[:1], SAMPLER, 32)
-    assert found.count == 1
+    refusing = sampling.Drawing(refuse, SAMPLER, (32, 32))
+    assert sampling.sample_set(file_store, "samples/x", refusing, REQUESTS[:1]).count == 1
     with pytest.raises(AssertionError, match="loaded"):
-        sampling.sample_set(file_store, "samples/x", refuse, REQUESTS[:2], SAMPLER, 32)
+        sampling.sample_set(file_store, "samples/x", refusing, REQUESTS[:2])
 
 
-def _weights(config: Config, method: str, work: Path) -> Weights:
+def _weights(config: Config, work: Path) -> Weights:
     """Stored weights that were moved by hand."""
     import torch
 
     family, base = load_family("stable_diffusion"), Path(config.model.base)
-    train = config.train.model_copy(update={"method": method})
-    parts = family.load(base, {})
-    moving = adapters.prepare(family, parts, train, config.lora, 0)
+    parts = family.load(base)
+    moving = adapters.prepare(family, parts, config)
     with torch.no_grad():
-        for weight in moving["unet"].values():
-            weight += 0.05 * torch.randn(weight.shape, generator=torch.Generator().manual_seed(0))
-    adapters.export(family, parts, train, base, work / method)
+        for weights in moving.values():
+            for weight in weights.values():
+                noise = torch.randn(weight.shape, generator=torch.Generator().manual_seed(0))
+                weight += 0.05 * noise
+    adapters.export(family, parts, config, base, work / "weights")
     store = open_store(config.storage)
-    paths = [path for path in (work / method).rglob("*") if path.is_file()]
-    files = {str(path.relative_to(work / method)): put_blob(store, path) for path in paths}
+    paths = [path for path in (work / "weights").rglob("*") if path.is_file()]
+    files = {str(path.relative_to(work / "weights")): put_blob(store, path) for path in paths}
     digest = digest_json({name: blob.sha256 for name, blob in files.items()})
-    return Weights(uri="u", digest=digest, method=train.method, files=files, steps=1)
+    return Weights(uri="u", digest=digest, method=config.train.method, files=files, steps=1)
 
 
-@pytest.mark.parametrize("method", ["full", "lora"])
+@pytest.mark.parametrize("method", ["full", "lora", "lokr", "pivotal"])
 def test_samples_come_from_the_trained_weights(
     tiny_base: Path, tmp_path: Path, method: str
 ) -> None:
-    config = _config(tiny_base, tmp_path)
+    config = _config(tiny_base, tmp_path, train={"method": method})
     store = open_store(config.storage)
-    weights = _weights(config, method, tmp_path)
+    weights = _weights(config, tmp_path)
     tuned, reused = sampling.sample(config, store, weights)
     assert not reused
     assert sampling.sample(config, store, weights) == (tuned, True)
     assert {image.prompt for image in tuned.images} == {"a photo of sks dog"}
     requests = [(image.prompt, image.seed or 0) for image in tuned.images]
-    base = sampling.load_pipeline(config, store, None)
-    plain = list(sampling.generate(base, requests, config.sampler, 32))
+    drawing = sampling.drawing_of(config, store, None)
+    plain = list(sampling.generate(drawing.load(), drawing, requests, None))
     for image, untouched in zip(tuned.images, plain, strict=True):
         made = Pillow.open(io.BytesIO(get_blob(store, image.blob)))
         assert made.size == (32, 32)
         assert made.tobytes() != untouched.tobytes()
-
-
-def test_class_images_are_extended_and_shared(tiny_base: Path, tmp_path: Path) -> None:
-    config = _config(tiny_base, tmp_path, prior={"images": 2})
-    store = open_store(config.storage)
-    two, reused = ensure_class_images(config, store)
-    assert two is not None
-    assert (two.count, reused) == (2, False)
-    more = _config(tiny_base, tmp_path, prior={"images": 4}, seed=9)
-    four, reused = ensure_class_images(more, store)
-    assert four is not None
-    assert (four.images[:2], reused) == (two.images, False)
-    assert ensure_class_images(config, store) == (two, True)
-    assert {image.prompt for image in four.images} == {"a photo of a dog"}
-    off = _config(tiny_base, tmp_path, prior={"enabled": False})
-    assert ensure_class_images(off, store) == (None, True)

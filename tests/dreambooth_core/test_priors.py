@@ -1,0 +1,84 @@
+"""Class images: shared among runs, of the photos' shapes, for every class noun."""
+
+from pathlib import Path
+from typing import Any
+
+from dreambooth_core.blobs import image_set
+from dreambooth_core.config import Config
+from dreambooth_core.priors import class_images, ensure_class_images
+from dreambooth_core.records import Blob, Image, ImageSet
+from dreambooth_core.storage import Store, open_store
+
+
+def _config(base: Path, work: Path, **changes: Any) -> Config:
+    document = {
+        "name": "test",
+        "subject": {"images": work, "class_noun": "dog"},
+        "model": {"base": str(base), "resolution": 32},
+        "sampler": {"inference_steps": 2, "batch_size": 2},
+        "prior": {"images": 2},
+        "storage": {"uri": f"file://{work / 'store'}", "endpoint": None},
+        "paths": {"work": work},
+        **changes,
+    }
+    return Config.model_validate(document)
+
+
+def _photos(store: Store, *sizes: tuple[int, int], subjects: tuple[int, ...] = ()) -> ImageSet:
+    """Photos whose contents nobody looks at."""
+    subjects = subjects or (0,) * len(sizes)
+    members = [
+        Image(name=f"{place}.png", blob=Blob(sha256=f"{place:064d}", size=1), size=size, subject=who)
+        for place, (size, who) in enumerate(zip(sizes, subjects, strict=True))
+    ]
+    return image_set(store, "datasets/test", members)
+
+
+def test_class_images_are_extended_and_shared(tiny_base: Path, tmp_path: Path) -> None:
+    config = _config(tiny_base, tmp_path)
+    store = open_store(config.storage)
+    photos = _photos(store, (64, 64))
+    two, reused = ensure_class_images(config, store, photos)
+    assert two is not None
+    assert (two.count, reused) == (2, False)
+    more = _config(tiny_base, tmp_path, prior={"images": 4}, seed=9)
+    four, reused = ensure_class_images(more, store, photos)
+    assert four is not None
+    assert (four.images[:2], reused) == (two.images, False)
+    assert ensure_class_images(config, store, photos) == (two, True)
+    assert {image.prompt for image in four.images} == {"a photo of a dog"}
+
+
+def test_there_are_none_where_none_are_asked_for(tiny_base: Path, tmp_path: Path) -> None:
+    off = _config(tiny_base, tmp_path, prior={"enabled": False})
+    predicted = _config(
+        tiny_base, tmp_path, prior={"target": "prediction"}, train={"method": "lora"}
+    )
+    store = open_store(off.storage)
+    for config in (off, predicted):
+        assert class_images(config, _photos(store, (64, 64))) == ()
+        assert ensure_class_images(config, store, _photos(store, (64, 64))) == (None, True)
+
+
+def test_they_have_the_shapes_of_the_photos(tiny_base: Path, tmp_path: Path) -> None:
+    buckets = {"buckets": True, "bucket_step": 8}
+    config = _config(tiny_base, tmp_path, dataset=buckets, prior={"images": 3})
+    store = open_store(config.storage)
+    made, _ = ensure_class_images(config, store, _photos(store, (64, 64), (100, 50), (101, 50)))
+    assert made is not None
+    sizes = [image.size for image in made.images]
+    assert sizes.count((32, 32)) == 1
+    assert len(set(sizes)) == 2
+    assert all(height >= width for height, width in sizes if height and width)
+
+
+def test_each_class_noun_has_its_own(tiny_base: Path, tmp_path: Path) -> None:
+    others = [
+        {"images": tmp_path, "class_noun": "cat", "identifier": "zwx"},
+        {"images": tmp_path, "class_noun": "dog", "identifier": "ohwx"},
+    ]
+    config = _config(tiny_base, tmp_path, more_subjects=others)
+    store = open_store(config.storage)
+    photos = _photos(store, (64, 64), (64, 64), (64, 64), subjects=(0, 1, 2))
+    prompts = [item.prompt for item in class_images(config, photos)]
+    assert prompts == ["a photo of a dog"] * 2 + ["a photo of a cat"] * 2
