@@ -21,8 +21,8 @@ if TYPE_CHECKING:
 
 Kind = Literal["epsilon", "v_prediction", "flow"]
 
-SNR_RANGE = (1e-4, 1e3)
-"""Signal-to-noise ratios are cut to this: both ends of a schedule would give endless weights."""
+LEAST_SNR = 1e-4
+"""Signal-to-noise ratios below count as this: a schedule's noisy end would give endless weights."""
 
 
 @dataclass(frozen=True)
@@ -75,7 +75,7 @@ def flow(levels: int = 1000) -> Objective:
 def draw_times(loss: "Loss", uniform: Tensor) -> Tensor:
     """Times in [0, 1) for uniform draws in [0, 1), (batch,), by the distribution of `loss`.
 
-    `logit_normal` and `mode` as in Esser et al. 2024 (arXiv:2403.03206), sections 3.1; `shift`, of
+    `logit_normal` and `mode` as in Esser et al. 2024 (arXiv:2403.03206), section 3.1; `shift`, of
     section 5.3.2, comes after either: time * s / (1 + (s - 1) * time).
     """
     draws = uniform.double()
@@ -113,17 +113,17 @@ def loss_weights(loss: "Loss", objective: Objective, times: Tensor) -> Tensor:
     """Weight of each example, (batch,), by its own noise level; all ones for a flow.
 
     `min_snr`: min(SNR, gamma) / SNR for epsilon, / (SNR + 1) for v (Hang et al. 2023,
-    arXiv:2303.09556). `debiased`: 1 / sqrt(SNR) for epsilon, 1 / (SNR + 1) for v, that is the same
-    error of the noise (Yu et al. 2023, arXiv:2310.08442).
+    arXiv:2303.09556). `debiased`: 1 / sqrt(SNR) for epsilon (Yu et al. 2023, arXiv:2310.08442),
+    sqrt(SNR) / (SNR + 1) for v, whose error is 1 / signal times that of the noise it implies.
     """
     if loss.weighting == "none" or objective.kind == "flow":
         return torch.ones_like(times)
     signal, sigma = objective.signal_and_sigma(times)
-    snr = ((signal / sigma.clamp(min=1e-6)) ** 2).clamp(*SNR_RANGE)
+    snr = ((signal / sigma.clamp(min=1e-6)) ** 2).clamp(min=LEAST_SNR)
     of_v = objective.kind == "v_prediction"
     if loss.weighting == "min_snr":
         return snr.clamp(max=loss.min_snr_gamma) / (snr + 1 if of_v else snr)
-    return 1 / (snr + 1) if of_v else snr.rsqrt()
+    return snr.sqrt() / (snr + 1) if of_v else snr.rsqrt()
 
 
 def example_losses(

@@ -70,7 +70,7 @@ def _nf4(layer: nn.Linear) -> nn.Linear:
     from bitsandbytes.nn import Linear4bit, Params4bit
 
     weight, bias = layer.weight, layer.bias
-    quantized: nn.Linear = Linear4bit(
+    quantized: Any = Linear4bit(
         layer.in_features,
         layer.out_features,
         bias=bias is not None,
@@ -82,7 +82,8 @@ def _nf4(layer: nn.Linear) -> nn.Linear:
     quantized.bias = bias
     # some CPUs would pack the weights anew in a forward without gradients, which no backward reads
     quantized.support_avx512bf16_for_cpu = False
-    return quantized.to(weight.device)  # this is what rounds
+    rounded: nn.Linear = quantized.to(weight.device)
+    return rounded
 
 
 def _stored(tensor: torch.Tensor) -> list[torch.Tensor]:
