@@ -1,106 +1,83 @@
-"""The loop: its data, its exactness over interruptions, its answers to trouble."""
+"""The loop: its exactness over interruptions with every option that has a state, and its answers."""
 
-from collections.abc import Mapping
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
 
-from dreambooth_core import adapters, batches, checkpoints, keeper, training
-from dreambooth_core.config import Lora, Train
+from dreambooth_core import checkpoints
+from dreambooth_core.batches import Steps
+from dreambooth_core.config import Config
 from dreambooth_core.errors import StageFailed
-from dreambooth_core.families import load_family
-from dreambooth_core.latents import LatentDistribution
+from dreambooth_core.latents import View
+from tests.training_by_hand import FAMILY, Attempt, Drawn, config_of, steps_of
 
-FAMILY = load_family("stable_diffusion")
-PROMPTS = ("a photo of sks dog", "a photo of a dog")
-
-
-def _images(count: int, row: int, mirrored: bool = False) -> batches.Images:
-    shape = (count * (2 if mirrored else 1), 4, 16, 16)
-    mean = torch.randn(shape, generator=torch.Generator().manual_seed(row))
-    return batches.Images(LatentDistribution(mean, torch.full(shape, -6.0)), (row,) * count)
-
-
-def _steps(train: Train, rank: int = 0, ranks: int = 1, prior: bool = True) -> batches.Steps:
-    plan = batches.Plan(run_seed=5, train=train, timesteps=1000, rank=rank, ranks=ranks)
-    return batches.Steps(plan, _images(3, 0), _images(4, 1) if prior else None)
-
-
-class Attempt:
-    """One process' worth of training, from the base or from a checkpoint, perhaps stopped early."""
-
-    def __init__(self, base: Path, folder: Path, train: Train, stop_after: int = 10**6) -> None:
-        self.said: list[tuple[int, Mapping[str, float]]] = []
-        parts = FAMILY.load(base, {})
-        tokens = FAMILY.tokenize(parts, PROMPTS)
-        parts = parts.without("vae")
-        trained = adapters.prepare(FAMILY, parts, train, Lora(rank=4, alpha=8), run_seed=5)
-        self.parts = parts
-        self.module = training.DreamBooth(FAMILY, parts, trained, train, prior_weight=1.0)
-        self.module.set_prompts(tokens)
-        found = checkpoints.newest(folder)
-        self.start = found[1].step if found else 0
-        self.keeper = keeper.Keeper(
-            folder=folder,
-            resume=found[0] if found else None,
-            stop=lambda: self._taken() >= stop_after,
-            say=lambda step, figures: self.said.append((step, figures)),
-            saved=lambda path: None,
-        )
-
-    def _taken(self) -> int:
-        return int((self.module.losses.abs().sum(1) > 0).sum())
-
-    def run(self, data: batches.Steps) -> dict[str, torch.Tensor]:
-        training.fit(self.module, data, self.keeper, self.start)
-        weights = {
-            f"{part}/{name}": weight.detach().clone()
-            for part, found in self.module.trained.items()
-            for name, weight in found.items()
-        }
-        return {**weights, "losses": self.module.losses.clone()}
+CASES: dict[str, dict[str, Any]] = {
+    "full": {},
+    "full without text": {"train": {"text_encoder": False}},
+    "lora": {"train": {"method": "lora"}},
+    "lora without text": {"train": {"method": "lora", "text_encoder": False}},
+    "dora": {"train": {"method": "dora"}},
+    "lokr": {"train": {"method": "lokr"}},
+    "textual inversion": {
+        "train": {"method": "textual_inversion"},
+        "prior": {"enabled": False},
+    },
+    "pivotal until half": {"train": {"method": "pivotal", "text_encoder_until": 0.5}},
+    "accumulation": {"train": {"accumulate": 3}},
+    "average": {"train": {"ema": 0.9}},
+    "prediction": {"train": {"method": "lora"}, "prior": {"target": "prediction"}},
+    "recomputed": {"train": {"gradient_checkpointing": True}},
+    "prodigy": {"optimizer": {"name": "prodigy"}, "train": {"learning_rate": 1.0}},
+    "schedule free": {"optimizer": {"name": "schedule_free"}, "train": {"lr_schedule": "constant"}},
+    "fused": {"optimizer": {"fused_backward": True}, "train": {"max_grad_norm": None}},
+    "everything drawn": {
+        "train": {"method": "lora", "flip": True, "crops": 2, "caption_dropout": 0.3},
+        "loss": {
+            "kind": "huber",
+            "weighting": "min_snr",
+            "times": "logit_normal",
+            "offset_noise": 0.1,
+            "masks": True,
+        },
+    },
+}
 
 
-def _train(**options: Any) -> Train:
-    defaults = {"steps": 6, "batch_size": 2, "learning_rate": 1e-3, "lr_schedule": "cosine"}
-    return Train.model_validate({**defaults, "checkpoint_every": 100, **options})
-
-
-@pytest.mark.parametrize("method", ["full", "lora"])
-@pytest.mark.parametrize("text_encoder", [True, False])
-def test_stopped_and_resumed_is_bitwise_equal(
-    tiny_base: Path, tmp_path: Path, method: str, text_encoder: bool
+@pytest.mark.parametrize("case", CASES)
+def test_stopped_twice_and_resumed_is_bitwise_equal(
+    tiny_base: Path, tmp_path: Path, case: str
 ) -> None:
-    train = _train(method=method, text_encoder=text_encoder)
-    whole = Attempt(tiny_base, tmp_path / "whole", train).run(_steps(train))
-    first = Attempt(tiny_base, tmp_path / "parts", train, stop_after=2)
-    first.run(_steps(train))
-    assert first.keeper.stopped_at == 2
-    second = Attempt(tiny_base, tmp_path / "parts", train, stop_after=3)
-    second.run(_steps(train))
-    assert (second.start, second.keeper.stopped_at) == (2, 3)
-    third = Attempt(tiny_base, tmp_path / "parts", train)
-    found = third.run(_steps(train))
-    assert third.keeper.stopped_at is None
+    config = config_of(tiny_base, **{name: dict(part) for name, part in CASES[case].items()})
+    whole = Attempt(config, tmp_path / "whole").run()
+    first = Attempt(config, tmp_path / "parts", stop_after=2)
+    first.run()
+    assert (first.keeper.standing.stopped_at, first.keeper.standing.reason) == (2, "enough")
+    second = Attempt(config, tmp_path / "parts", stop_after=3)
+    second.run()
+    assert (second.start, second.keeper.standing.stopped_at) == (2, 3)
+    third = Attempt(config, tmp_path / "parts")
+    found = third.run()
+    assert third.keeper.standing.stopped_at is None
     assert found.keys() == whole.keys()
     assert [name for name in whole if not torch.equal(whole[name], found[name])] == []
 
 
-@pytest.mark.parametrize("method", ["full", "lora"])
+@pytest.mark.parametrize("method", ["full", "lora", "dora", "lokr", "pivotal"])
 def test_every_trained_weight_moves_and_no_other(
     tiny_base: Path, tmp_path: Path, method: str
 ) -> None:
-    attempt = Attempt(tiny_base, tmp_path, _train(method=method, steps=3))
+    attempt = Attempt(config_of(tiny_base, train={"method": method, "steps": 3}), tmp_path)
     components = {name: attempt.parts[name] for name in ("unet", "text_encoder")}
     before = {
         f"{part}/{name}": weight.detach().clone()
         for part, component in components.items()
         for name, weight in component.named_parameters()
     }
-    trained = {f"{part}/{name}" for part, found in attempt.module.trained.items() for name in found}
-    attempt.run(_steps(attempt.module.train_options))
+    trained = set(attempt.module.weights)
+    attempt.run()
     moved = {
         f"{part}/{name}"
         for part, component in components.items()
@@ -112,96 +89,91 @@ def test_every_trained_weight_moves_and_no_other(
     assert all(name.endswith("bias") for name in trained - moved)
 
 
+def test_text_stays_as_it_is_after_its_share(tiny_base: Path, tmp_path: Path) -> None:
+    config = config_of(tiny_base, train={"text_encoder_until": 0.5})
+    Attempt(config, tmp_path, stop_after=3).run()
+    (after_half,) = [checkpoints.load(path, "parameters") for path in tmp_path.iterdir()]
+    end = Attempt(config, tmp_path).run()
+    same = {name for name, weight in after_half.items() if torch.equal(weight, end[name])}
+    assert {name.split("/")[0] for name in same} == {"text_encoder"}
+    assert all(name in same for name in end if name.startswith("text_encoder"))
+
+
+def test_accumulating_is_one_larger_batch(tiny_base: Path, tmp_path: Path) -> None:
+    one = {"steps": 2, "learning_rate": 1e-3}
+    large = config_of(tiny_base, train={**one, "batch_size": 4})
+    small = config_of(tiny_base, train={**one, "batch_size": 1, "accumulate": 4})
+    ours = Attempt(small, tmp_path / "a").run()["losses"]
+    assert torch.allclose(ours, Attempt(large, tmp_path / "b").run()["losses"], rtol=1e-3)
+
+
+def test_recomputing_activations_changes_nothing(tiny_base: Path, tmp_path: Path) -> None:
+    kept = Attempt(config_of(tiny_base), tmp_path / "a").run()
+    config = config_of(tiny_base, train={"gradient_checkpointing": True})
+    again = Attempt(config, tmp_path / "b").run()
+    assert [name for name in kept if not torch.equal(kept[name], again[name])] == []
+
+
+def test_prediction_asks_nothing_of_an_adapter_that_does_nothing(
+    tiny_base: Path, tmp_path: Path
+) -> None:
+    """At the first step base and adapter agree, and later they come apart."""
+    config = config_of(tiny_base, train={"method": "lora"}, prior={"target": "prediction"})
+    losses = Attempt(config, tmp_path).run()["losses"]
+    assert losses[0, 1] < 1e-10
+    assert losses[-1, 1] > 1e-6
+
+
+def test_prediction_holds_the_class_noun(tiny_base: Path, tmp_path: Path) -> None:
+    """The more it weighs, the nearer the adapter stays to the base where it must not change."""
+    train = {"method": "lora", "steps": 30, "lr_schedule": "constant", "learning_rate": 3e-3}
+
+    def drift(weight: float) -> float:
+        config = config_of(tiny_base, train=train, prior={"target": "prediction", "weight": weight})
+        return float(Attempt(config, tmp_path / str(weight)).run()["losses"][-5:, 1].mean())
+
+    assert drift(10.0) < 0.5 * drift(0.0)
+
+
 def test_loss_goes_down(tiny_base: Path, tmp_path: Path) -> None:
-    train = _train(steps=30, lr_schedule="constant", learning_rate=2e-3)
-    losses = Attempt(tiny_base, tmp_path, train).run(_steps(train))["losses"]
+    train = {"steps": 30, "lr_schedule": "constant", "learning_rate": 2e-3}
+    losses = Attempt(config_of(tiny_base, train=train), tmp_path).run()["losses"]
     assert losses[-6:].mean() < 0.8 * losses[:6].mean()
 
 
 def test_learning_rates_are_their_own(tiny_base: Path, tmp_path: Path) -> None:
-    train = _train(text_encoder_learning_rate=1e-5, lr_warmup_steps=2)
-    groups = Attempt(tiny_base, tmp_path, train).module.configure_optimizers().param_groups
-    assert [group["lr"] for group in groups] == [1e-3, 1e-5]
-
-
-def test_a_batch_is_a_function_of_its_step() -> None:
-    train = _train()
-    first, again = _steps(train)[4], _steps(train)[4]
-    assert first["latents"].shape == (4, 4, 16, 16)
-    assert first["is_class"].tolist() == [False, False, True, True]
-    assert first["prompts"][first["prompt_of"]].tolist() == [0, 0, 1, 1]
-    assert all(torch.equal(first[key], again[key]) for key in first if key != "step")
-    other = _steps(train)[5]
-    assert not torch.equal(first["noise"], other["noise"])
-    assert first["noise"].unique().numel() == first["noise"].numel()
-
-
-def test_ranks_share_the_very_same_batch() -> None:
-    train = _train()
-    whole, shares = _steps(train)[3], [_steps(train, rank, 2)[3] for rank in (0, 1)]
-    for key in ("latents", "noise", "timesteps"):
-        by_kind = [part[key].chunk(2) for part in shares]
-        joined = torch.cat([kinds[kind] for kind in (0, 1) for kinds in by_kind])
-        assert torch.equal(joined, whole[key])
-
-
-def test_the_prior_does_not_change_the_instance_draws() -> None:
-    train = _train()
-    with_prior, without = _steps(train)[2], _steps(train, prior=False)[2]
-    for key in ("latents", "noise", "timesteps"):
-        assert torch.equal(with_prior[key][:2], without[key])
-
-
-def test_each_photo_is_used_equally() -> None:
-    train = _train(steps=6, batch_size=1)
-    data = _steps(train)
-    means = data.instance.latents.mean
-    used = [
-        int((means - data[step]["latents"][:1]).flatten(1).norm(dim=1).argmin())
-        for step in range(6)
-    ]
-    assert sorted(used[:3]) == sorted(used[3:]) == [0, 1, 2]
-
-
-def test_flip_draws_mirror_images_half_of_the_time() -> None:
-    train = _train(steps=200, batch_size=1, flip=True)
-    plan = batches.Plan(run_seed=0, train=train, timesteps=10)
-    images = _images(1, 0, mirrored=True)
-    upright = images.latents.mean[:1]
-    data = batches.Steps(plan, images, None)
-    far = [bool((data[step]["latents"] - upright).abs().mean() > 0.5) for step in range(200)]
-    assert 70 < sum(far) < 130
-
-
-@pytest.mark.parametrize(
-    ("schedule", "step", "factor"),
-    [
-        ("constant", 9, 1.0),
-        ("constant", 0, 0.25),
-        ("linear", 7, 0.5),
-        ("cosine", 7, 0.5),
-        ("cosine", 4, 1.0),
-    ],
-)
-def test_lr_factor(schedule: str, step: int, factor: float) -> None:
-    train = _train(steps=10, lr_warmup_steps=4, lr_schedule=schedule)
-    assert training.lr_factor(train, step) == pytest.approx(factor)
+    config = config_of(
+        tiny_base,
+        train={"method": "pivotal", "text_encoder": True, "text_encoder_learning_rate": 1e-5},
+        inversion={"learning_rate": 0.01},
+    )
+    groups = Attempt(config, tmp_path).module.configure_optimizers().param_groups
+    assert [group["lr"] for group in groups] == [1e-3, 1e-5, 0.01]
+    assert [group["is_text"] for group in groups] == [False, True, True]
 
 
 def test_a_loss_that_is_not_a_number_stops_and_is_not_saved(
     tiny_base: Path, tmp_path: Path
 ) -> None:
-    train = _train(steps=3)
-    data = _steps(train)
-    data.instance.latents.mean[:] = float("nan")
+    class Poison(Drawn):
+        def get(self, index: int, view: int) -> View:
+            found = super().get(index, view)
+            found.latents.mean.fill_(float("nan"))
+            return found
+
+    def poisoned(config: Config) -> Steps:
+        data = steps_of(config)
+        return Steps(data.plan, replace(data.photos, source=Poison(0)), data.classes)
+
     with pytest.raises(StageFailed, match="step 0"):
-        Attempt(tiny_base, tmp_path, train).run(data)
+        Attempt(config_of(tiny_base, train={"steps": 3}), tmp_path).run(poisoned)
     assert checkpoints.newest(tmp_path) is None
 
 
 def test_says_how_far_it_is(tiny_base: Path, tmp_path: Path) -> None:
-    train = _train(steps=3)
-    attempt = Attempt(tiny_base, tmp_path, train)
-    attempt.run(_steps(train))
+    attempt = Attempt(config_of(tiny_base, train={"steps": 3}), tmp_path)
+    attempt.run()
     assert attempt.said[-1][0] == 3
     assert attempt.said[-1][1]["steps_per_second"] > 0
+    assert attempt.keeper.standing.stalls[-1][0] == 3
+    assert FAMILY.denoiser in attempt.module.components

@@ -1,0 +1,109 @@
+"""A training in this process, without store and caches: what tests of the loop and the keeper share."""
+
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from dreambooth_core import adapters, checkpoints, inversion, training
+from dreambooth_core.batches import Classes, Photos, Plan, Steps
+from dreambooth_core.config import INVERSIONS, Config
+from dreambooth_core.families import load_family
+from dreambooth_core.keeper import Keeper, Orders
+from dreambooth_core.latents import LatentDistribution, View
+
+FAMILY = load_family("stable_diffusion")
+PROMPTS = ("a photo of sks dog", "a photo of a dog", "")
+SIDE = (32, 32)
+
+
+def config_of(base: Path, **sections: Any) -> Config:
+    """Six steps of two examples of each kind on a tiny base."""
+    document: dict[str, Any] = {
+        "name": "test",
+        "seed": 5,
+        "subject": {"images": "photos", "class_noun": "dog"},
+        "model": {"base": str(base), "resolution": 32},
+        "adapter": {"rank": 4, "alpha": 8},
+        "checkpoints": {"every": 100},
+    }
+    train = {"steps": 6, "batch_size": 2, "learning_rate": 1e-3, "lr_schedule": "cosine"}
+    document["train"] = {**train, **sections.pop("train", {})}
+    return Config.model_validate({**document, **sections})
+
+
+@dataclass(frozen=True)
+class Drawn:
+    """Images that are nothing but numbers from a seed."""
+
+    seed: int
+    masked: bool = False
+
+    def get(self, index: int, view: int) -> View:
+        generator = torch.Generator().manual_seed(1000 * self.seed + 10 * index + view)
+        mean = torch.randn(4, 16, 16, generator=generator)
+        mask = torch.zeros(1, 16, 16) if self.masked else None
+        if mask is not None:
+            mask[:, :8] = 1
+        return View(
+            LatentDistribution(mean, torch.full_like(mean, -6.0)), mask, (32, 32, 0, 0, 32, 32)
+        )
+
+
+def steps_of(config: Config, rank: int = 0, ranks: int = 1) -> Steps:
+    """Three photos and four class images, or what the config's prior wants instead."""
+    plan = Plan(config.seed, config.train, config.loss, empty=2, rank=rank, ranks=ranks)
+    photos = Photos(Drawn(0, config.loss.masks), (0,) * 3, (SIDE,) * 3, (0,) * 3)
+    if not config.prior.enabled:
+        return Steps(plan, photos, None)
+    if config.prior.target == "prediction":
+        return Steps(plan, photos, Classes((1,)))
+    return Steps(plan, photos, Classes((1,), Drawn(1), (1,) * 4, (SIDE,) * 4))
+
+
+class Attempt:
+    """One process' worth of training, from the base or from a checkpoint, perhaps stopped early."""
+
+    def __init__(self, config: Config, folder: Path, stop_after: int = 10**6) -> None:
+        self.config, self.folder = config, folder
+        self.said: list[tuple[int, Mapping[str, float]]] = []
+        self.parts = FAMILY.load(Path(config.model.base)).without("vae")
+        names = adapters.trained_components(FAMILY, config)
+        trained = adapters.prepare(FAMILY, self.parts, config)
+        self.module = training.DreamBooth(FAMILY, self.parts, trained, config)
+        self._read(encodes="text_encoder" in names)
+        found = checkpoints.newest(folder)
+        self.start = found[1].step if found else 0
+        taken = self._taken
+        self.keeper = Keeper(
+            Orders(
+                stop=lambda: "enough" if taken() >= stop_after else "",
+                say=lambda step, figures: self.said.append((step, figures)),
+                save=self._save,
+                resume=found[0] if found else None,
+            )
+        )
+
+    def run(self, data: Callable[[Config], Steps] = steps_of) -> dict[str, torch.Tensor]:
+        """Train; everything that moved, and the losses of all steps."""
+        training.fit(self.module, data(self.config), self.keeper, self.start)
+        with self.module.served():
+            weights = {k: w.detach().clone() for k, w in self.module.weights.items()}
+        return {**weights, "losses": self.module.losses.clone()}
+
+    def _read(self, encodes: bool) -> None:
+        tokens = inversion.tokens_of(self.config) if self.config.train.method in INVERSIONS else {}
+        spelled = [inversion.spell(tokens, prompt) for prompt in PROMPTS]
+        table = FAMILY.tokenize(self.parts, spelled)
+        if not encodes:
+            with torch.no_grad():
+                table = FAMILY.encode_prompts(self.parts, table)
+        self.module.set_prompts(table, encodes)
+
+    def _save(self, snapshot: checkpoints.Snapshot) -> None:
+        checkpoints.save(self.folder, snapshot)
+
+    def _taken(self) -> int:
+        return int((self.module.losses.abs().sum(1) > 0).sum())
