@@ -52,9 +52,10 @@ class Cache:
         It gives their entries in that order, each of which is kept as soon as it comes: whoever is
         interrupted goes on from there. A key that stands twice is computed once.
         """
-        first = {key: place for place, key in reversed(list(enumerate(keys)))}
-        entries = {key: entry for key in first if (entry := self._read(key)) is not None}
-        found, missing = len(entries), sorted(first[key] for key in first if key not in entries)
+        place_of = {key: place for place, key in enumerate(keys)}
+        entries = {key: entry for key in place_of if (entry := self._read(key)) is not None}
+        found = len(entries)
+        missing = sorted(place for key, place in place_of.items() if key not in entries)
         if missing:
             for place, entry in zip(missing, compute(missing), strict=True):
                 entries[keys[place]] = self._write(keys[place], entry)

@@ -167,6 +167,9 @@ def test_another_size_crop_or_autoencoder_is_another_entry(world: World) -> None
     assert world.encoded(photos, size=(32, 48)).made == 1
     assert world.encoded(photos, train={"crops": 2}).made == 1
     assert world.encoded(photos, train={"flip": True}).made == 1
+    assert world.encoded([world.photo(1, (63, 32))], size=(32, 32)).made == 1
+    # cut at the same place of the same scaled photo, and only wider
+    assert world.encoded([world.photo(1, (63, 32))], size=(32, 33)).made == 1
     cache, other = Cache("latents", world.folder, world.store), world.encoder()
     for changed in (
         Encoder("another", "float32", other.load),

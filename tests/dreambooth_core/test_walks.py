@@ -18,8 +18,8 @@ def _two_subjects(**changes: object) -> Walks:
         "subjects": (0,) * 5 + (1,) * 3 + (2,) * 4,
         "sizes": (A, A, B, A, B, A, A, A, C, A, C, C),
         "class_prompts": (7, 7, 9),
-        "class_rows": (7, 9, 7, 9, 7, 7, 9),
-        "class_sizes": (A, A, B, C, A, B, C),
+        "class_rows": (7, 9, 7, 9, 7, 7, 9, 7, 9, 7, 7, 7),
+        "class_sizes": (A, A, B, C, A, B, C, A, C, B, A, A),
     }
     return Walks(**{**options, **changes})  # type: ignore[arg-type]
 
@@ -80,7 +80,7 @@ def test_class_images_fit_and_come_in_order_first() -> None:
     for (prompt, size), indices in met.items():
         own = [
             index
-            for index in range(7)
+            for index in range(12)
             if (walks.class_rows[index], walks.class_sizes[index]) == (prompt, size)
         ]
         assert indices[: len(own)] == own
