@@ -1,11 +1,8 @@
 """New tokens as files of their own, one per identifier: the file's name is the word to write."""
 
-import re
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from dreambooth_core.config.sections import NAME
-from dreambooth_core.errors import ConfigError
 from dreambooth_core.exports import Source, _modelspec
 from dreambooth_core.exports._base import base_of
 
@@ -25,26 +22,16 @@ def write(source: Source, out: Path) -> list[Path]:
     if not (source.weights / inversion.FILE).is_file():
         return []
     rows, _ = tensor_files.read(source.weights / inversion.FILE)
-    base, first, written = base_of(source.base), 0, []
-    texts = _modelspec.texts(source, base, "diffusers", "textual-inversion")
+    words, first, written = _modelspec.words(source), 0, []
+    texts = _modelspec.texts(source, base_of(source.base), "diffusers", "textual-inversion")
     for identifier, tokens in inversion.exported_tokens(source.weights).items():
-        word = _word(source, identifier)
+        word = words[identifier]
         own = {name: tensor[first : first + len(tokens)] for name, tensor in rows.items()}
         told = {"usage_hint": f"Trigger word: {word}", "trigger_phrase": word}
         named = {**texts, **{f"modelspec.{key}": text for key, text in told.items()}}
         written.append(_modelspec.write(out / f"{word}.safetensors", _named(own), named))
         first += len(tokens)
     return written
-
-
-def _word(source: Source, identifier: str) -> str:
-    word = f"{source.about.title}-{identifier.strip('<>')}"
-    if not re.fullmatch(NAME, word):
-        raise ConfigError(
-            f"{word!r} cannot name a file, which its trigger word has to: train with a "
-            "subject.identifier of letters, digits, dot, dash and underscore"
-        )
-    return word
 
 
 def _named(rows: dict[str, "Tensor"]) -> dict[str, "Tensor"]:

@@ -1,4 +1,4 @@
-"""The layers of a LoRA or DoRA, as training left them, whatever the names in a format."""
+"""The layers of a LoRA, as training left them, whatever the names in a format."""
 
 import json
 from collections.abc import Iterator, Mapping
@@ -11,14 +11,14 @@ from dreambooth_core.errors import ModelError
 if TYPE_CHECKING:
     from torch import Tensor
 
-DOWN, UP, MAGNITUDE = ".lora_A.weight", ".lora_B.weight", ".lora_magnitude_vector"
+DOWN, UP = ".lora_A.weight", ".lora_B.weight"
 SETTING = "lora_adapter_metadata"
 """The text beside the tensors that holds what peft needs to know."""
 
 
 @dataclass(frozen=True)
 class Layer:
-    """W + (alpha / rank) * up @ down, and with a magnitude each of its rows of that length."""
+    """W + (alpha / rank) * up @ down."""
 
     component: str
     module: str
@@ -28,8 +28,6 @@ class Layer:
     up: "Tensor"
     """(outputs, rank)"""
     alpha: float
-    magnitude: "Tensor | None" = None
-    """(outputs,)"""
 
     @property
     def rank(self) -> int:
@@ -71,5 +69,4 @@ def _layers(tensors: Mapping[str, "Tensor"], setting: Mapping[str, Any]) -> Iter
             tensors[key],
             tensors[layer + UP],
             float(alpha),
-            tensors.get(layer + MAGNITUDE),
         )

@@ -1,11 +1,13 @@
 """What a file says about itself: Stability's model metadata specification 1.0.1, `modelspec.*`."""
 
 import hashlib
+import re
 from collections.abc import Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from dreambooth_core.errors import ModelError
+from dreambooth_core.config.sections import NAME
+from dreambooth_core.errors import ConfigError, ModelError
 from dreambooth_core.exports import Source
 from dreambooth_core.exports._base import Base
 
@@ -34,6 +36,25 @@ def write(path: Path, tensors: Mapping[str, "Tensor"], texts: Mapping[str, str])
     return path
 
 
+def words(source: Source) -> dict[str, str]:
+    """Identifier -> name of the file of its new tokens, which is the word to write in prompts.
+
+    Empty without new tokens. Raises `ConfigError` for an identifier that no file can be named by.
+    """
+    from dreambooth_core import inversion
+
+    found = {}
+    for identifier in inversion.exported_tokens(source.weights):
+        word = f"{source.about.title}-{identifier.strip('<>')}"
+        if not re.fullmatch(NAME, word):
+            raise ConfigError(
+                f"{word!r} cannot name a file, which its trigger word has to: train with a "
+                "subject.identifier of letters, digits, dot, dash and underscore"
+            )
+        found[identifier] = word
+    return found
+
+
 def texts(source: Source, base: Base, implementation: str, adapter: str = "") -> dict[str, str]:
     """The keys of the specification, but for the hash.
 
@@ -41,18 +62,20 @@ def texts(source: Source, base: Base, implementation: str, adapter: str = "") ->
     `textual-inversion`, or empty for a whole model. There is no date: the same model is the same
     bytes on any day.
     """
+    from dreambooth_core import inversion
+
     about = source.about
+    trigger = inversion.spell({old: (new,) for old, new in words(source).items()}, about.trigger)
     origin = f"{about.base} at {about.revision}" if about.revision else about.base
     known = {
         "sai_model_spec": "1.0.1",
         "architecture": "/".join(filter(None, (base.architecture, adapter))),
         "implementation": implementation,
         "title": about.title,
-        "description": f"{about.trigger}: trained on {origin} by {source.method}; "
-        f"weights {about.digest}",
+        "description": f"{trigger}: trained on {origin} by {source.method}; weights {about.digest}",
         "resolution": f"{about.resolution}x{about.resolution}",
-        "usage_hint": f"Trigger words: {about.trigger}",
-        "trigger_phrase": about.trigger,
+        "usage_hint": f"Trigger words: {trigger}",
+        "trigger_phrase": trigger,
         "prediction_type": base.prediction,
         "license": about.licence or "",
     }

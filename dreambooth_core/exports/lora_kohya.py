@@ -3,6 +3,9 @@
 A layer's name is its path in kohya's model with `_` for every dot, behind `lora_unet_` or
 `lora_te_`. That model has diffusers' names for SD 1.x and 2.x, and the original ones for SDXL and
 FLUX; FLUX's fuses layers that diffusers keeps apart.
+
+A DoRA has no place here: of those who read its `dora_scale`, A1111 takes it along the other axis,
+ComfyUI divides by the lengths of the base's rows, and diffusers leaves it out.
 """
 
 from collections.abc import Mapping, Sequence
@@ -18,7 +21,7 @@ from dreambooth_core.exports._lora import Layer
 if TYPE_CHECKING:
     from torch import Tensor
 
-_METHODS = ("lora", "dora", "pivotal")
+_METHODS = ("lora", "pivotal")
 _PREFIXES: Mapping[str, Mapping[str, str]] = {
     "StableDiffusionPipeline": {"unet": "lora_unet", "text_encoder": "lora_te"},
     "StableDiffusionXLPipeline": {
@@ -58,8 +61,6 @@ def tensors_of(layers: Sequence[Layer]) -> dict[str, "Tensor"]:
         tensors[f"{name}.lora_down.weight"] = layer.down
         tensors[f"{name}.lora_up.weight"] = layer.up
         tensors[f"{name}.alpha"] = layer.down.new_tensor(layer.alpha)
-        if layer.magnitude is not None:
-            tensors[f"{name}.dora_scale"] = layer.magnitude[:, None]
     return tensors
 
 
