@@ -58,12 +58,12 @@ def test_a_table_of_captions_gives_way_to_a_photos_own(photos: list[Path]) -> No
     assert _found(photos) == (captions, [])
 
 
-def test_a_caption_without_the_identifier_warns_and_is_used(photos: list[Path]) -> None:
-    photos[0].with_suffix(".txt").write_text("a robot with asksed wheels")
+@pytest.mark.parametrize("text", ["a robot asks", "a sksy robot", "a robot"])
+def test_a_caption_without_the_identifier_warns_and_is_used(photos: list[Path], text: str) -> None:
+    photos[0].with_suffix(".txt").write_text(text)
     captions, findings = _found(photos)
-    assert captions == {"a.png": "a robot with asksed wheels"}
-    measure = "the caption 'a robot with asksed wheels' without sks"
-    assert findings == [("soft", "a.txt", measure)]
+    assert captions == {"a.png": text}
+    assert findings == [("soft", "a.txt", f"the caption {text!r} without sks")]
 
 
 @pytest.mark.parametrize(
