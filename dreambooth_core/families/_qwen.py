@@ -22,30 +22,20 @@ def chats(tokenizer: Any, prompts: Sequence[str], thinking: bool) -> list[str]:
     ]
 
 
-def token_table(tokenizer: Any, texts: Sequence[str], length: int) -> Tensors:
+def token_table(
+    tokenizer: Any, texts: Sequence[str], length: int, padding_side: str | None = "right"
+) -> Tensors:
     """`input_ids` and `attention_mask`, (texts, length): always of this length, so that a row
-    does not tell which texts stand beside it."""
+    does not tell which texts stand beside it. None pads on the tokenizer's own side."""
     tokens = tokenizer(
-        list(texts), padding="max_length", max_length=length, truncation=True, return_tensors="pt"
+        list(texts),
+        padding="max_length",
+        padding_side=padding_side,
+        max_length=length,
+        truncation=True,
+        return_tensors="pt",
     )
     return {name: tokens[name] for name in ("input_ids", "attention_mask")}
-
-
-def hidden_states(
-    model: Any, input_ids: "Tensor", attention_mask: "Tensor"
-) -> tuple["Tensor", ...]:
-    """(texts, tokens, width) before the first layer and after each; the last one normalised.
-
-    `model` comes without its language head, whose logits over all words nobody looks at.
-    """
-    found = model(
-        input_ids=input_ids,
-        attention_mask=attention_mask,
-        output_hidden_states=True,
-        use_cache=False,
-    )
-    states: tuple[Tensor, ...] = found.hidden_states
-    return states
 
 
 def one_by_one(tokens: Tensors) -> Iterator[tuple["Tensor", "Tensor"]]:
@@ -57,15 +47,38 @@ def one_by_one(tokens: Tensors) -> Iterator[tuple["Tensor", "Tensor"]]:
     return zip(ids.unsqueeze(1), masks.unsqueeze(1), strict=True)
 
 
-def padded(rows: Sequence["Tensor"], length: int) -> Tensors:
-    """Rows of (tokens, width) as `hidden_states` (rows, length, width) and bool `mask`
-    (rows, length), zeros and False behind each row's end."""
-    import torch
-    from torch.nn.functional import pad
+def hidden_states(
+    model: Any, input_ids: "Tensor", mask: "Tensor | None" = None
+) -> tuple["Tensor", ...]:
+    """(1, tokens, width) before the first layer and after each; the last one normalised.
 
-    states = torch.stack([pad(row, (0, 0, 0, length - len(row))) for row in rows])
-    ends = torch.tensor([[len(row)] for row in rows], device=states.device)
-    return {
-        "hidden_states": states,
-        "mask": torch.arange(length, device=states.device) < ends,
-    }
+    Every token sees those ahead of it that are not padding. `model` comes without its language
+    head, whose logits over all words nobody looks at.
+    """
+    import torch
+
+    sees = None
+    if mask is not None:
+        # spelled out, for the library would look into the mask to choose a shorter way
+        length = mask.shape[1]
+        ahead = torch.ones(length, length, dtype=torch.bool, device=mask.device).tril()
+        sees = ahead & mask[:, None, None, :]
+    found = model(
+        input_ids=input_ids, attention_mask=sees, output_hidden_states=True, use_cache=False
+    )
+    states: tuple[Tensor, ...] = found.hidden_states
+    return states
+
+
+def lengths(mask: "Tensor") -> list[int]:
+    """How many are True in each row of (rows, tokens).
+
+    All of them where there is nothing to count, as in a rehearsal of shapes alone: no prompt is
+    longer.
+    """
+    from torch._subclasses import FakeTensor
+
+    if mask.is_meta or isinstance(mask, FakeTensor):
+        return [mask.shape[1]] * len(mask)
+    counted: list[int] = mask.bool().sum(1).tolist()
+    return counted

@@ -81,7 +81,7 @@ class Flux2:
     def tokenize(self, parts: Parts, prompts: Sequence[str]) -> Tensors:
         """`input_ids` and `attention_mask`: (prompts, 512)."""
         texts = _qwen.chats(parts["tokenizer"], prompts, thinking=False)
-        return _qwen.token_table(parts["tokenizer"], texts, PROMPT_TOKENS)
+        return _qwen.token_table(parts["tokenizer"], texts, PROMPT_TOKENS, padding_side=None)
 
     def encode_prompts(self, parts: Parts, tokens: Tensors) -> Tensors:
         """`hidden_states`: (prompts, 512, 3 * width), as Flux2KleinPipeline computes them."""

@@ -78,15 +78,19 @@ class QwenImage:
         return _qwen.token_table(parts["tokenizer"], texts, SYSTEM_TOKENS + PROMPT_TOKENS)
 
     def encode_prompts(self, parts: Parts, tokens: Tensors) -> Tensors:
-        """`hidden_states` (prompts, 512, width) and bool `mask` (prompts, 512), as
-        QwenImagePipeline computes them for each prompt alone."""
-        language_model = parts["text_encoder"].model
+        """`hidden_states` (prompts, 512, width), zeros behind a prompt's end, and bool `mask`
+        (prompts, 512), as QwenImagePipeline computes them for each prompt alone."""
+        import torch
+        from torch.nn.functional import pad
+
+        language_model = parts["text_encoder"].model.language_model
         found = []
         for ids, mask in _qwen.one_by_one(tokens):
-            real = ids[mask][None]
-            states = _qwen.hidden_states(language_model, real, real.new_ones(real.shape))[-1]
-            found.append(states[0, SYSTEM_TOKENS:])
-        return _qwen.padded(found, PROMPT_TOKENS)
+            length = _qwen.lengths(mask)[0]
+            states = _qwen.hidden_states(language_model, ids[:, :length])[-1]
+            found.append(pad(states[:, SYSTEM_TOKENS:], (0, 0, 0, ids.shape[1] - length)))
+        kept = tokens["attention_mask"][:, SYSTEM_TOKENS:].bool()
+        return {"hidden_states": torch.cat(found), "mask": kept}
 
     def encode_images(self, parts: Parts, pixels: "Tensor") -> "LatentDistribution":
         from dreambooth_core.latents import LatentDistribution
@@ -136,7 +140,7 @@ class QwenImage:
 def _cut(conditioning: Tensors) -> dict[str, Any]:
     """The transformer's text arguments, as long as the batch's longest prompt."""
     mask = conditioning["mask"].bool()
-    lengths = mask.sum(1).tolist()
+    lengths = _qwen.lengths(mask)
     longest = max(lengths)
     return {
         "encoder_hidden_states": conditioning["hidden_states"][:, :longest],

@@ -68,13 +68,15 @@ class ZImage:
         return _qwen.token_table(parts["tokenizer"], texts, PROMPT_TOKENS)
 
     def encode_prompts(self, parts: Parts, tokens: Tensors) -> Tensors:
-        """`hidden_states` (prompts, 512, width) ahead of the last layer and bool `mask`
-        (prompts, 512), as ZImagePipeline computes them."""
+        """`hidden_states` (prompts, 512, width) ahead of the last layer, zeros behind a prompt's
+        end, and bool `mask` (prompts, 512), as ZImagePipeline computes them."""
+        import torch
+
         found = []
         for ids, mask in _qwen.one_by_one(tokens):
             states = _qwen.hidden_states(parts["text_encoder"], ids, mask)[-2]
-            found.append(states[mask])
-        return _qwen.padded(found, PROMPT_TOKENS)
+            found.append(states * mask.unsqueeze(2))
+        return {"hidden_states": torch.cat(found), "mask": tokens["attention_mask"].bool()}
 
     def encode_images(self, parts: Parts, pixels: "Tensor") -> "LatentDistribution":
         from dreambooth_core.latents import LatentDistribution
@@ -89,7 +91,7 @@ class ZImage:
     ) -> "Tensor":
         import torch
 
-        lengths = conditioning["mask"].bool().sum(1).tolist()
+        lengths = _qwen.lengths(conditioning["mask"])
         rows = zip(conditioning["hidden_states"], lengths, strict=True)
         towards_image = parts["transformer"](
             list(noisy.unsqueeze(2)),
