@@ -8,6 +8,7 @@ from typing import Any
 
 import torch
 
+from dreambooth_core import families
 from dreambooth_core.config import Sampler
 from dreambooth_core.families import Family, Parts, load_family
 
@@ -17,7 +18,7 @@ def drawn(family: Family, parts: Parts, sampler: Sampler | None = None) -> str:
     guidance = dict(family.guidance(sampler or Sampler()))
     if "negative_prompt" in guidance:
         guidance["negative_prompt"] = [guidance["negative_prompt"]]
-    side = max(32, family.pixel_multiple)
+    side = max(16, family.pixel_multiple)
     found = family.pipeline(parts)(
         prompt=["a dog"],
         num_inference_steps=2,
@@ -46,5 +47,6 @@ def redrawn(told: dict[str, Any]) -> dict[str, Any]:
 
 
 if __name__ == "__main__":
-    torch.set_num_threads(int(sys.argv[1]))
+    families.__path__.append(sys.argv[1])
+    torch.set_num_threads(int(sys.argv[2]))
     print(json.dumps({label: redrawn(told) for label, told in json.load(sys.stdin).items()}))
