@@ -63,7 +63,7 @@ def spell(tokens: Tokens, prompt: str) -> str:
     if not tokens:
         return prompt
     words = "|".join(map(re.escape, sorted(tokens, key=len, reverse=True)))
-    alone = rf"(?<![\w<])(?:{words})(?!\w|-\d+>)"
+    alone = rf"(?<!\w)(?:{words})(?!\w|-\d+>)"
     return re.sub(alone, lambda found: "".join(tokens[found[0]]), prompt)
 
 
