@@ -17,8 +17,8 @@ from torch.nn import Module, Parameter
 from dreambooth_core import adapter_layers, inversion, tensor_files
 from dreambooth_core.adapter_layers import Setting
 from dreambooth_core.config import ADAPTERS, INVERSIONS, Config
-from dreambooth_core.errors import ConfigError, ModelError
-from dreambooth_core.families import Family, Parts
+from dreambooth_core.errors import ModelError
+from dreambooth_core.families import Family, Parts, check, moving_encoders
 from dreambooth_core.inversion import is_new_token
 from dreambooth_core.randomness import seed_for
 
@@ -49,21 +49,11 @@ def trained_components(family: Family, config: Config) -> tuple[str, ...]:
 
     Raises `ConfigError` for a family that cannot do what is asked.
     """
+    check(family, config)
     method = config.train.method
-    inverts = method in INVERSIONS
-    if method == "textual_inversion" and config.train.text_encoder:
-        raise ConfigError(
-            "train.text_encoder: true moves the encoders' weights, which textual_inversion leaves "
-            "alone: use train.method pivotal"
-        )
-    if inverts and not family.tokenizers:
-        raise ConfigError(
-            f"train.method {method} needs text encoders that learn new tokens, and "
-            f"model.family {config.model.family} has none: use lora"
-        )
     of_denoiser = () if method == "textual_inversion" else (family.denoiser,)
-    of_text = tuple(family.tokenizers) if inverts else _moving_encoders(family, config)
-    return of_denoiser + of_text
+    moving = family.tokenizers if method in INVERSIONS else moving_encoders(family, config)
+    return of_denoiser + tuple(moving)
 
 
 def prepare(family: Family, parts: Parts, config: Config) -> Trained:
@@ -140,21 +130,8 @@ def stored_dtype(folder: Path) -> torch.dtype:
     return known.get(found.pop(), torch.float32) if len(found) == 1 else torch.float32
 
 
-def _moving_encoders(family: Family, config: Config) -> tuple[str, ...]:
-    """The text encoders whose weights move: those that can, when asked for or by default."""
-    asked, method = config.train.text_encoder, config.train.method
-    able = [name for name in family.tokenizers if method == "full" or name in family.lora_targets]
-    if asked and not able:
-        raise ConfigError(
-            f"train.text_encoder: true, but model.family {config.model.family} has no text encoder "
-            f"that trains with {method}: set it to false"
-        )
-    wanted = method not in INVERSIONS if asked is None else asked
-    return tuple(able) if wanted else ()
-
-
 def _adapted_components(family: Family, config: Config) -> tuple[str, ...]:
-    return (family.denoiser, *_moving_encoders(family, config))
+    return (family.denoiser, *moving_encoders(family, config))
 
 
 def _moving(component: Module) -> dict[str, Parameter]:

@@ -74,11 +74,12 @@ def run(
 
     Finished stages are reused; a run that was stopped goes on with the same command.
     """
-    from dreambooth_core import bases, screens
+    from dreambooth_core import bases, families, screens
     from dreambooth_core.config import load_config
 
     settings = load_config(config, tuple(overrides or ()))
     bases.check_base(settings.model)
+    families.check(families.load_family(settings.model.family), settings)
     if dry_run:
         screens.show_plan(settings, as_json)
         return
@@ -109,11 +110,12 @@ def train(
 
     Goes on from its last checkpoint; what was trained before with the same inputs is found again.
     """
-    from dreambooth_core import bases, screens, training_alone
+    from dreambooth_core import bases, families, screens, training_alone
     from dreambooth_core.config import load_config
 
     settings = load_config(config, tuple(overrides or ()))
     bases.check_base(settings.model)
+    families.check(families.load_family(settings.model.family), settings)
     if dry_run:
         screens.show_training_plan(training_alone.plan(settings), as_json)
         return
@@ -121,8 +123,8 @@ def train(
         screens.show_trained(training_alone.train_alone(settings), as_json)
 
 
-@app.command()
-def families(as_json: AsJson = False) -> None:
+@app.command("families")
+def show_families(as_json: AsJson = False) -> None:
     """The model families, what each can be trained by, and how that is tested."""
     from dreambooth_core import screens
 

@@ -1,6 +1,6 @@
 """The first stage: photos checked and taken in, once for the same files under the same rules."""
 
-from dreambooth_core import dataset
+from dreambooth_core import dataset, families
 from dreambooth_core.blobs import digest_of_file
 from dreambooth_core.config import Config, Subject
 from dreambooth_core.dataset import Validation
@@ -21,8 +21,10 @@ def take_in(config: Config, store: Store) -> tuple[Intake, bool]:
     """The instance images of all subjects, and whether these very files had been taken in before.
 
     Raises `DatasetRefused` naming the hard findings; nothing is kept then. Raises `ConfigError`
-    for `loss.masks` without a mask.
+    for `loss.masks` without a mask, and, as the first stage of every run, for what the family
+    cannot do.
     """
+    families.check(families.load_family(config.model.family), config)
 
     def make(_: str) -> Intake:
         images, validation = dataset.collect(store, config)

@@ -14,7 +14,7 @@ from PIL.PngImagePlugin import PngInfo
 from dreambooth_core import bases, config
 from dreambooth_core.blobs import fetch_blob, get_record, image_set, put_blob, put_record
 from dreambooth_core.config import Config, Sampler
-from dreambooth_core.families import load_family
+from dreambooth_core.families import channels_last, load_family
 from dreambooth_core.randomness import seed_for
 from dreambooth_core.records import Image, Progress, SampleSet, Weights
 from dreambooth_core.stages import once
@@ -177,7 +177,7 @@ def painter_of(config: Config, base: Path, folder: Path | None) -> Painter:
         tokens = inversion.exported_tokens(folder)
     pipeline = family.pipeline(parts)
     for name in (family.denoiser, family.autoencoder):
-        getattr(pipeline, name).to(memory_format=torch.channels_last)
+        channels_last(getattr(pipeline, name))
     if torch.cuda.is_available():
         # a flow's transformers overflow in half precision, as their authors say
         pipeline = pipeline.to("cuda", torch.bfloat16 if family.flow else torch.float16)

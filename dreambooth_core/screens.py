@@ -6,7 +6,7 @@ from typing import Any
 
 import yaml
 
-from dreambooth_core import dataset
+from dreambooth_core import dataset, families, plugins
 from dreambooth_core.config import Config
 from dreambooth_core.errors import DatasetRefused
 from dreambooth_core.summary import Summary
@@ -56,15 +56,17 @@ def show_config(config: Config, as_json: bool) -> None:
 
 def show_plan(config: Config, as_json: bool) -> None:
     """What a run would do; the photos are checked for it. Raises `DatasetRefused`, `ModelError`."""
-    found = dataset.validate(config.subject.images, config.dataset, config.model.resolution)
-    plan = _plan(config, found)
+    checked = [
+        dataset.validate(subject.images, config.dataset, config.model.resolution, subject)
+        for subject in config.subjects
+    ]
+    plan = _plan(config, checked)
     if as_json:
         _json({"config": config.model_dump(mode="json"), "plan": plan})
     else:
         show_config(config, as_json=False)
         _table("Plan", ("stage", "what"), [[name, what] for name, what in plan.items()])
-    if found.refused:
-        hard = next(finding for finding in found.findings if finding.level == "hard")
+    for hard in (item for found in checked for item in found.findings if item.level == "hard"):
         raise DatasetRefused(f"{hard.file}: {hard.check}: {hard.measure}; {hard.remedy}")
 
 
@@ -92,8 +94,6 @@ def show_trained(trained: Trained, as_json: bool) -> None:
 
 def show_families(as_json: bool) -> None:
     """Family -> what it reads -> by which methods it trains, and on what each was tested."""
-    from dreambooth_core import families, plugins
-
     found = {name: families.load_family(name) for name in plugins.names(families.__name__)}
     document = {
         name: {
@@ -115,18 +115,21 @@ def show_families(as_json: bool) -> None:
     print(f"Tested, every method of every family: {TESTED}")
 
 
-def _plan(config: Config, found: dataset.Validation) -> dict[str, str]:
+def _plan(config: Config, checked: list[dataset.Validation]) -> dict[str, str]:
     from dreambooth_core.sampling import base_digest
 
     train, rules, batch = config.train, config.evaluation, config.sample
-    text = " and text encoder" if train.text_encoder else ""
+    family = families.load_family(config.model.family)
+    text = "".join(f", {name}" for name in families.moving_encoders(family, config))
     tracking = config.tracking.uri or "MLflow below paths.work"
+    accepted = sum(len(found.accepted) for found in checked)
+    findings = sum(len(found.findings) for found in checked)
     drawn = len(rules.prompts) * rules.seeds + rules.class_images
     prior = f"{config.prior.images} class images of base {base_digest(config)[:12]}"
     return {
-        "validate": f"{len(found.accepted)} photos accepted, {len(found.findings)} findings",
+        "validate": f"{accepted} photos accepted, {findings} findings",
         "priors": prior if config.prior.enabled else "off",
-        "train": f"{train.method}, denoiser{text}, {train.steps} steps of {train.batch_size}, "
+        "train": f"{train.method}, {family.denoiser}{text}, {train.steps} steps of {train.batch_size}, "
         f"a checkpoint every {config.checkpoints.every}",
         "evaluate": f"{drawn} images each of the tuned model and of the base",
         "register": f"{config.name}@candidate in {tracking}",

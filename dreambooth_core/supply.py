@@ -6,7 +6,8 @@ the first step.
 
 import time
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
+from functools import cache as once
 from pathlib import Path
 
 import torch
@@ -17,7 +18,7 @@ from dreambooth_core.buckets import assigned
 from dreambooth_core.caches import Cache
 from dreambooth_core.config import INVERSIONS, Config
 from dreambooth_core.errors import StageFailed
-from dreambooth_core.families import Family, Tensors, only
+from dreambooth_core.families import Family, Tensors, component_classes, only
 from dreambooth_core.latents import View
 from dreambooth_core.priors import ClassImage
 from dreambooth_core.randomness import seed_for
@@ -46,7 +47,7 @@ class Supply:
 
     steps: batches.Steps
     stable: batches.Steps
-    """The photos for the stable loss: the held out ones, or all; each `choosing.draws` times."""
+    """The photos for the stable loss: the held out ones, or all; `choosing.draws` times their number."""
     prompts: tuple[str, ...]
     """The table's prompts, spelled with the new tokens if there are any."""
     conditioning: Tensors | None
@@ -85,10 +86,9 @@ def gather(
     learned = photos(trained)
     classes = None
     if config.prior.enabled:
-        waiting = Arriving(place, planned, config, cache, encoder)
         classes = batches.Classes(
             prompts=table.classes,
-            source=waiting if planned else None,
+            source=_class_source(place, planned, config, cache, encoder) if planned else None,
             rows=tuple(table.table.index(item.prompt) for item in planned),
             sizes=tuple(item.size for item in planned),
         )
@@ -108,6 +108,25 @@ def gather(
         prompts=prompts,
         conditioning=None if moving_text else _conditioning(config, family, place, prompts),
     )
+
+
+def _class_source(
+    place: Place,
+    planned: Sequence[ClassImage],
+    config: Config,
+    cache: Cache,
+    encoder: latents.Encoder,
+) -> batches.Source:
+    """All class images encoded at once, or with `prior.alongside` one by one as they arrive."""
+    if config.prior.alongside:
+        return Arriving(place, planned, config, cache, replace(encoder, load=once(encoder.load)))
+    images = [get_record(place.store, item.key, Image) for item in planned]
+    missing = [item.key for item, image in zip(planned, images, strict=True) if image is None]
+    if missing:
+        raise StageFailed(f"the class image {missing[0]} is missing: run again to make it")
+    there = [image for image in images if image is not None]
+    sizes = [item.size for item in planned]
+    return latents.encoded(place.store, there, sizes, config, cache, encoder)
 
 
 @dataclass
@@ -133,8 +152,6 @@ class Arriving:
 
     def _awaited(self, item: ClassImage) -> Image:
         while (image := get_record(self.place.store, item.key, Image)) is None:
-            if not self.config.prior.alongside:
-                raise StageFailed(f"the class image {item.key} is missing: run again to make it")
             self.place.beat()
             time.sleep(WAIT_SECONDS)
         return image
@@ -156,8 +173,14 @@ def _split(instance: ImageSet, held_out: int) -> tuple[list[int], list[int]]:
 
 
 def _stable(config: Config, photos: batches.Photos) -> batches.Steps:
-    """Fixed photos, noises and times: a walk that shows every photo equally often."""
-    plain: dict[str, float] = {"accumulate": 1, "batch_size": 1, "processes": 1, "flip": False, "crops": 1}
+    """Fixed photos, noises and times: a walk that shows every subject equally often."""
+    plain: dict[str, float] = {
+        "accumulate": 1,
+        "batch_size": 1,
+        "processes": 1,
+        "flip": False,
+        "crops": 1,
+    }
     plain |= {"caption_dropout": 0.0, "steps": len(photos.prompts) * config.choosing.draws}
     plan = batches.Plan(
         seed=seed_for(config.seed, "stable loss", 0),
@@ -191,7 +214,9 @@ def _conditioning(config: Config, family: Family, place: Place, prompts: Sequenc
 
         return encode
 
-    read = [*family.text_encoders, *family.tokenizers.values()]
-    digest = bases.component_digest(place.base, read)
+    unread = {"pipeline", "scheduler", family.denoiser, family.autoencoder}
+    read = component_classes(place.base).keys() - unread
+    # two families may read one text encoder, each in its own way
+    digest = f"{config.model.family} {bases.component_digest(place.base, sorted(read))}"
     cache = Cache("embeddings", config.paths.work / "caches", place.store)
     return embeddings.embedded(prompts, cache, embeddings.Encoder(digest, "float32", load)).rows

@@ -283,6 +283,11 @@ def _disagreements(config: Config) -> list[tuple[bool, str]]:
             "set prior.enabled: false",
         ),
         (
+            train.method == "textual_inversion" and bool(train.text_encoder),
+            "train.text_encoder: true moves the encoders' weights, which textual_inversion leaves "
+            "alone: use train.method pivotal",
+        ),
+        (
             prior.alongside and not (prior.enabled and prior.target == "images"),
             "prior.alongside needs class images to make: prior.enabled and prior.target: images",
         ),

@@ -10,14 +10,14 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, Protocol, get_args
 
 from dreambooth_core import plugins
-from dreambooth_core.config import INVERSIONS, Method
-from dreambooth_core.errors import ModelError
+from dreambooth_core.config.training import INVERSIONS, Method
+from dreambooth_core.errors import ConfigError, ModelError
 
 if TYPE_CHECKING:
     import torch
     from torch import Tensor
 
-    from dreambooth_core.config import Sampler
+    from dreambooth_core.config import Config, Sampler
     from dreambooth_core.latents import LatentDistribution
     from dreambooth_core.objectives import Objective
 
@@ -125,6 +125,47 @@ def methods(family: Family) -> tuple[Method, ...]:
     return tuple(name for name in get_args(Method) if inverts or name not in INVERSIONS)
 
 
+def moving_encoders(family: Family, config: "Config") -> tuple[str, ...]:
+    """The text encoders whose weights move, all or by an adapter.
+
+    Left to the family's usual, that is none when new tokens are learned, or when one of its
+    encoders cannot train: that one would have to read the prompts at every step for the others.
+    """
+    asked, method = config.train.text_encoder, config.train.method
+    all_can = set(family.tokenizers) == set(family.text_encoders)
+    wanted = (method not in INVERSIONS and all_can) if asked is None else asked
+    return tuple(family.tokenizers) if wanted else ()
+
+
+def check(family: Family, config: "Config") -> None:
+    """Raises `ConfigError` for what the config asks of the family in vain."""
+    name, train = config.model.family, config.train
+    family.guidance(config.sampler)
+    step = family.pixel_multiple
+    inverts = train.method in INVERSIONS
+    sizes = {"model.resolution": config.model.resolution}
+    if config.dataset.buckets:
+        sizes["dataset.bucket_step"] = config.dataset.bucket_step
+    for option, value in sizes.items():
+        if value % step:
+            raise ConfigError(f"{option} {value} must be a multiple of {step} for {name}")
+    if inverts and not family.tokenizers:
+        raise ConfigError(
+            f"train.method {train.method} needs text encoders that learn new tokens, and "
+            f"model.family {name} has none: use lora"
+        )
+    if train.text_encoder and not family.tokenizers:
+        raise ConfigError(
+            f"train.text_encoder: true, but model.family {name} has no text encoder that trains: "
+            "set it to false"
+        )
+    if family.flow and config.loss.weighting != "none":
+        raise ConfigError(
+            f"loss.weighting {config.loss.weighting} goes by the signal-to-noise ratio of a "
+            f"diffusion, and {name} is trained by flow matching: use loss.times instead"
+        )
+
+
 def quiet() -> None:
     """Let the model libraries speak of errors only, and draw no bars of their own."""
     from diffusers.utils import logging as diffusers_logging
@@ -200,6 +241,14 @@ def only(folder: Path, *names: str) -> dict[str, None]:
     classes = component_classes(folder)
     weightless = {name for name, kind in classes.items() if str(kind).endswith(WEIGHTLESS)}
     return dict.fromkeys(classes.keys() - weightless - {"pipeline", *names})
+
+
+def channels_last(model: Any) -> None:
+    """Lay a model's weights out as convolutions are fastest on; not one for videos, which cannot."""
+    import torch
+
+    if all(weight.ndim < 5 for weight in model.parameters()):
+        model.to(memory_format=torch.channels_last)
 
 
 def component_classes(folder: Path) -> dict[str, str]:
