@@ -12,8 +12,9 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Literal
 
-from dreambooth_core.errors import DreamBoothError, Preempted
+from dreambooth_core.errors import DreamBoothError, Preempted, StageFailed
 from dreambooth_core.fit import Outcome, Spec, Told, read_record, write_record
+from dreambooth_core.records import Course
 from dreambooth_core.stopping import Stop, Watchdog
 
 if TYPE_CHECKING:
@@ -21,9 +22,6 @@ if TYPE_CHECKING:
     from dreambooth_core.keeper import Keeper
     from dreambooth_core.supply import Place, Supply
     from dreambooth_core.training import DreamBooth
-
-POINTS = 200
-"""Points of the loss curves that are kept, about."""
 
 
 def main(arguments: list[str]) -> int:
@@ -48,7 +46,8 @@ def main(arguments: list[str]) -> int:
 
 
 def _attempt(spec: Spec, stop: Stop, watchdog: Watchdog) -> Outcome:
-    from dreambooth_core import checkpoints, keeper
+    from dreambooth_core import checkpoints, keeper, looking
+    from dreambooth_core.loggers import Loggers
 
     place, module, supply = _prepared(spec, watchdog)
     prefix, folder = f"{spec.prefix}/checkpoints", spec.folder / "checkpoints"
@@ -63,12 +62,24 @@ def _attempt(spec: Spec, stop: Stop, watchdog: Watchdog) -> Outcome:
         checkpoints.prune(folder, retention, snapshot.best)
         behind.ask()
 
+    loggers = Loggers(spec.config, spec.folder.name if _rank() == 0 else None)
+
+    def show(course: Course) -> None:
+        write_record(spec.folder / "course.json", course)
+        loggers.show(course)
+
     writer = checkpoints.Writer(write)
+    looks = spec.config.choosing.every is not None
     keeping = keeper.Keeper(
         keeper.Orders(
             stop=stop,
             say=lambda step, figures: _say(spec, step, figures),
             save=writer.submit,
+            settle=writer.wait,
+            show=show,
+            look=looking.Looker(spec.config, place, supply.stable, spec.instance)
+            if looks
+            else None,
             beat=watchdog.beat,
             resume=spec.resume,
         )
@@ -77,8 +88,11 @@ def _attempt(spec: Spec, stop: Stop, watchdog: Watchdog) -> Outcome:
     writer.wait()
     watchdog.close()
     outcome = _outcome(spec, module, supply, keeping)
+    if _rank() == 0:
+        show(outcome.course)
+        loggers.close(over=outcome.status == "done")
     if _rank() == 0 and outcome.status == "done":
-        _export(spec, place, module, outcome.chosen_step)
+        _export(spec, place, module, outcome)
     elif _rank() == 0:
         # said before the upload ends, for which whoever stops us may not wait
         write_record(spec.folder / "result.json", outcome)
@@ -91,7 +105,7 @@ def _prepared(spec: Spec, watchdog: Watchdog) -> tuple["Place", "DreamBooth", "S
     import torch
 
     from dreambooth_core import adapters, bases, quantization, supply, training
-    from dreambooth_core.families import load_family, only
+    from dreambooth_core.families import channels_last, load_family, only
     from dreambooth_core.storage import open_store
 
     config, device = spec.config, torch.device("cpu")
@@ -105,7 +119,7 @@ def _prepared(spec: Spec, watchdog: Watchdog) -> tuple["Place", "DreamBooth", "S
     kept = (family.denoiser, *(family.text_encoders if moving_text else ()))
     numbers = training.frozen_numbers(config)
     parts = family.load(base, only(base, *kept), numbers)
-    parts[family.denoiser].to(memory_format=torch.channels_last)
+    channels_last(parts[family.denoiser])
     if config.model.quantize != "none":
         parts = quantization.quantize(parts, family, config.model.quantize)
     trained = adapters.prepare(family, parts, config)
@@ -123,7 +137,7 @@ def _run(spec: Spec, module: "DreamBooth", supply: "Supply", keeping: "Keeper", 
 
     if spec.resume is not None and spec.resume_ends:
         module.configure_optimizers()
-        keeping.standing.looks = keeper.restore(spec.resume, module)
+        keeping.standing.go_on_from(keeper.restore(spec.resume, module))
         return
     signal.pthread_sigmask(signal.SIG_BLOCK, stop.signals)
 
@@ -148,31 +162,36 @@ def _outcome(spec: Spec, module: "DreamBooth", supply: "Supply", keeping: "Keepe
             status="preempted",
             step=standing.stopped_at,
             message=standing.reason,
+            course=keeping.course(module, standing.stopped_at, ended=False),
         )
     taken = standing.over_at or (spec.resume_step if spec.resume_ends else total)
     best = best_of(standing.looks, spec.config.choosing)
-    losses = module.losses[:taken].tolist()
     drawn = {index for micro in range(len(supply.steps)) for index in supply.steps.needed(micro)}
     return Outcome(
         attempt=spec.attempt,
         status="done",
         step=taken,
         chosen_step=best.step if best else taken,
-        losses=thinned(losses, with_classes=spec.config.prior.enabled),
-        looks=tuple(standing.looks),
-        stalls=tuple(standing.stalls),
+        course=keeping.course(module, taken, ended=True),
         class_images_used=len(drawn),
         steps_per_second=standing.steps_per_second,
         peak_memory_bytes=peak_memory_bytes(),
     )
 
 
-def _export(spec: Spec, place: "Place", module: "DreamBooth", step: int) -> None:
+def _export(spec: Spec, place: "Place", module: "DreamBooth", outcome: Outcome) -> None:
     """Write the weights of the chosen step, as they are served."""
-    from dreambooth_core import adapters, keeper
+    from dreambooth_core import adapters, checkpoints, keeper
 
-    chosen = spec.folder / "checkpoints" / f"{step:08d}"
-    if chosen.is_dir():
+    step = outcome.chosen_step
+    if step != outcome.step:
+        prefix, folder = f"{spec.prefix}/checkpoints", spec.folder / "checkpoints"
+        chosen = checkpoints.bring(place.store, prefix, folder, step)
+        if chosen is None:
+            raise StageFailed(
+                f"the checkpoint of the best step {step} is in neither {folder} nor {prefix} of "
+                "the store: delete both, then run again"
+            )
         keeper.restore(chosen, module)
     with module.served():
         arguments = (module.family, module.parts, spec.config, place.base)
@@ -187,19 +206,6 @@ def peak_memory_bytes() -> int:
         return int(torch.cuda.max_memory_allocated())
     unit = 1 if sys.platform == "darwin" else 1024
     return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * unit
-
-
-def thinned(
-    losses: list[list[float]], *, with_classes: bool
-) -> tuple[tuple[int, float, float | None], ...]:
-    """(last step, instance loss, class loss) of about `POINTS` windows, each averaged."""
-    width = max(1, len(losses) // POINTS)
-    points = []
-    for start in range(0, len(losses), width):
-        window = losses[start : start + width]
-        instance, classes = (sum(column) / len(window) for column in zip(*window, strict=True))
-        points.append((start + len(window), instance, classes if with_classes else None))
-    return tuple(points)
 
 
 def _say(spec: Spec, step: int, figures: Mapping[str, float]) -> None:

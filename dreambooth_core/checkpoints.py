@@ -75,7 +75,7 @@ class Retention:
     def kept(self, steps: Collection[int], best: int | None) -> set[int]:
         last = sorted(steps)[-self.newest :]
         marked = [step for step in steps if self.every and step % self.every == 0]
-        return {*last, *marked, *([best] if best in steps else [])}  # type: ignore[list-item]
+        return {*last, *marked, *(step for step in steps if step == best)}
 
 
 def save(folder: Path, snapshot: Snapshot, run: str = "", code: str = "") -> Path:
@@ -200,21 +200,34 @@ def _upload(store: Store, place: str, path: Path, manifest: Checkpoint) -> None:
 def download(store: Store, prefix: str, folder: Path) -> tuple[Path, Checkpoint] | None:
     """Bring the newest true checkpoint of the store to `folder`; None when there is none."""
     for step in reversed(_stored_steps(store, prefix)):
-        beside = folder / f"{step}.partial"
-        shutil.rmtree(beside, ignore_errors=True)
-        beside.mkdir(parents=True)
-        with suppress(NotFound):
-            for key in store.keys(f"{prefix}/{step}/"):
-                store.get_file(key, beside / key.rsplit("/", 1)[-1])
-        manifest = verify(beside)
-        if manifest is None:
-            shutil.rmtree(beside, ignore_errors=True)
-            continue
-        final = folder / step
-        shutil.rmtree(final, ignore_errors=True)
-        beside.rename(final)
-        return final, manifest
+        manifest = _brought(store, prefix, folder, step)
+        if manifest is not None:
+            return folder / step, manifest
     return None
+
+
+def bring(store: Store, prefix: str, folder: Path, step: int) -> Path | None:
+    """The true checkpoint of one step, from the folder or else from the store; None without one."""
+    name = f"{step:08d}"
+    here = verify(folder / name) or _brought(store, prefix, folder, name)
+    return folder / name if here else None
+
+
+def _brought(store: Store, prefix: str, folder: Path, step: str) -> Checkpoint | None:
+    beside = folder / f"{step}.partial"
+    shutil.rmtree(beside, ignore_errors=True)
+    beside.mkdir(parents=True)
+    with suppress(NotFound):
+        for key in store.keys(f"{prefix}/{step}/"):
+            store.get_file(key, beside / key.rsplit("/", 1)[-1])
+    manifest = verify(beside)
+    if manifest is None:
+        shutil.rmtree(beside, ignore_errors=True)
+        return None
+    final = folder / step
+    shutil.rmtree(final, ignore_errors=True)
+    beside.rename(final)
+    return manifest
 
 
 class Background:

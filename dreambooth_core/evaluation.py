@@ -8,7 +8,7 @@ from typing import Any
 from PIL import Image as Pillow
 
 from dreambooth_core.blobs import digest_json, get_blob
-from dreambooth_core.config import Config
+from dreambooth_core.config import Config, Subject
 from dreambooth_core.metrics import Evidence, measure_all, measure_photos
 from dreambooth_core.randomness import seed_for
 from dreambooth_core.records import Image, ImageSet, Progress, SampleSet, Scores, Weights
@@ -88,10 +88,14 @@ def _classes(config: Config) -> list[Request]:
 
 
 def _texts(config: Config) -> list[str]:
-    """The grid's prompts without the identifier token, one per image."""
-    subject = config.subject.model_copy(update={"identifier": ""})
-    bare = [" ".join(subject.fill(prompt).split()) for prompt in config.evaluation.prompts]
-    return [text for text in bare for _ in range(config.evaluation.seeds)]
+    rules = config.evaluation
+    return without_identifier(config.subject, rules.prompts, rules.seeds)
+
+
+def without_identifier(subject: Subject, prompts: Sequence[str], seeds: int) -> list[str]:
+    """A grid's prompts as CLIP is to read them, one per image."""
+    plain = subject.model_copy(update={"identifier": ""})
+    return [" ".join(plain.fill(prompt).split()) for prompt in prompts for _ in range(seeds)]
 
 
 def _draw(
@@ -125,7 +129,8 @@ def _evidence(
     from dreambooth_core.encoders import Encoder
 
     rules = config.evaluation
-    instance, tuned, classes, base, base_classes = (_pixels(store, made.images) for made in sets)
+    tuned, classes, base, base_classes = (_pixels(store, made.images) for made in sets[1:])
+    instance = photos_of(store, sets[0])
     told = _labelled(progress, "encoders") or (lambda done, total, label: None)
     told(0, 2, "")
     clip = Encoder(rules.clip, rules.clip_revision)
@@ -151,6 +156,11 @@ def _evidence(
     )
     told(2, 2, "")
     return ours, theirs
+
+
+def photos_of(store: Store, instance: ImageSet, subject: int = 0) -> list[Pillow.Image]:
+    """The photos of one subject, opened as RGB; the config's main one is 0."""
+    return _pixels(store, [image for image in instance.images if image.subject == subject])
 
 
 def _pixels(store: Store, images: Sequence[Image]) -> list[Pillow.Image]:

@@ -3,6 +3,7 @@
 runs/<key>/         below paths.work
     spec.json           what the child is to do; no secrets, those stay in the environment
     progress.json       how far it is
+    course.json         how it went so far; MLflow is told (see `live`)
     result.json         how the attempt ended: done, preempted, failed or out of memory
     train.log           what it printed
     priors.log          what the process printed that makes class images alongside
@@ -26,13 +27,13 @@ from typing import Literal, TypeVar
 
 from pydantic import ValidationError
 
-from dreambooth_core import bases, checkpoints, console
+from dreambooth_core import bases, checkpoints, console, live
 from dreambooth_core.blobs import digest_json, get_record, put_blob
 from dreambooth_core.config import ADAPTERS, INVERSIONS, Config
 from dreambooth_core.errors import Preempted, StageFailed
 from dreambooth_core.priors import ClassImage, class_images
 from dreambooth_core.processes import last_lines, supervised
-from dreambooth_core.records import ImageSet, Look, Progress, Record, Weights
+from dreambooth_core.records import Course, ImageSet, Progress, Record, Weights
 from dreambooth_core.stages import code_digest, once, stage_key
 from dreambooth_core.stopping import STALLED
 from dreambooth_core.storage import Store
@@ -73,9 +74,7 @@ class Outcome(Record):
     message: str = ""
     step: int = 0
     chosen_step: int = 0
-    losses: tuple[tuple[int, float, float | None], ...] = ()
-    looks: tuple[Look, ...] = ()
-    stalls: tuple[tuple[int, float], ...] = ()
+    course: Course = Course()
     class_images_used: int = 0
     steps_per_second: float = 0.0
     peak_memory_bytes: int = 0
@@ -103,7 +102,11 @@ def train(
     def make(key: str) -> Weights:
         folder = (config.paths.work / "runs" / key).resolve()
         folder.mkdir(parents=True, exist_ok=True)
-        with _locked(folder) as lock:
+
+        def course() -> Course | None:
+            return read_record(folder / "course.json", Course)
+
+        with _locked(folder) as lock, live.in_mlflow(config, key, course):
             settings = planned_to_fit(config)
             while True:
                 spec = _prepare(settings, store, folder, instance, planned)
@@ -146,9 +149,22 @@ def _inputs(config: Config, instance: ImageSet, planned: Sequence[ClassImage]) -
         "inversion": config.inversion if method in INVERSIONS else None,
         "loss": config.loss,
         "optimizer": config.optimizer,
-        "choosing": config.choosing if config.choosing.every else None,
+        "choosing": _what_looks_decide(config),
         "seed": config.seed,
     }
+
+
+def _what_looks_decide(config: Config) -> list[object] | None:
+    """What makes one step the best: for a look at images also how they are drawn and measured."""
+    rules, eyes = config.choosing, config.evaluation
+    if rules.every is None:
+        return None
+    if not rules.prompts:
+        return [rules]
+    from dreambooth_core.encoders import encoder_digest
+
+    clip = encoder_digest(eyes.clip, eyes.clip_revision)
+    return [rules, config.sampler, clip, encoder_digest(eyes.identity, eyes.identity_revision)]
 
 
 def planned_to_fit(config: Config) -> Config:
@@ -232,7 +248,7 @@ def _prepare(
         resume_step=found[1].step if found else 0,
         resume_ends=found is not None and (found[1].over or found[1].step >= config.train.steps),
     )
-    for name in ("progress.json", "result.json"):
+    for name in ("progress.json", "course.json", "result.json"):
         (folder / name).unlink(missing_ok=True)
     shutil.rmtree(folder / "weights", ignore_errors=True)
     write_record(folder / "spec.json", spec)
@@ -344,17 +360,16 @@ def _stored(store: Store, spec: Spec, outcome: Outcome) -> Weights:
     return Weights(
         uri=f"{store.uri}/{spec.prefix}/result.json",
         digest=digest,
+        key=spec.folder.name,
         method=spec.config.train.method,
         files=files,
         steps=outcome.step,
         chosen_step=outcome.chosen_step,
-        losses=outcome.losses,
         resumed_from=spec.resume_step,
-        looks=outcome.looks,
-        stalls=outcome.stalls,
         class_images_used=outcome.class_images_used,
         steps_per_second=outcome.steps_per_second,
         peak_memory_bytes=outcome.peak_memory_bytes,
+        **dict(outcome.course),
     )
 
 

@@ -2,20 +2,20 @@
 
 import time
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 import pytorch_lightning as lightning
 import torch
 from torch import Tensor
 
-from dreambooth_core import checkpoints, optimizers
+from dreambooth_core import checkpoints, curves, optimizers
 from dreambooth_core.batches import Batch
 from dreambooth_core.checkpoints import Snapshot
 from dreambooth_core.choosing import best_of, is_over
 from dreambooth_core.errors import StageFailed
-from dreambooth_core.records import Look
+from dreambooth_core.records import Course, Look
 
 if TYPE_CHECKING:
     from dreambooth_core.training import DreamBooth
@@ -34,6 +34,10 @@ class Orders:
     say: Callable[[int, Mapping[str, float]], None]
     save: Callable[[Snapshot], None]
     """Takes a snapshot behind the training, on the first rank."""
+    settle: Callable[[], None] = lambda: None
+    """Waits until the snapshot before is on disk."""
+    show: Callable[[Course], None] = lambda course: None
+    """Takes how training went so far, on the first rank."""
     look: Callable[["DreamBooth", int], Look] | None = None
     """Looks at the model as it is, on the first rank."""
     beat: Callable[[], None] = lambda: None
@@ -52,9 +56,36 @@ class Standing:
     over_at: int | None = None
     """Where it ended early, since it got no better."""
     looks: list[Look] = field(default_factory=list)
+    rates: dict[str, list[tuple[int, float]]] = field(default_factory=dict)
+    speeds: list[tuple[int, float]] = field(default_factory=list)
     stalls: list[tuple[int, float]] = field(default_factory=list)
-    """(step, seconds that a checkpoint held up the training)."""
     steps_per_second: float = 0.0
+
+    def course(self) -> Course:
+        """All that is no loss."""
+        return Course(
+            looks=tuple(self.looks),
+            rates={name: tuple(points) for name, points in self.rates.items()},
+            speeds=tuple(self.speeds),
+            stalls=tuple(self.stalls),
+        )
+
+    def go_on_from(self, course: Course) -> None:
+        """Take up what `course` gave."""
+        self.looks, self.speeds = [*course.looks], [*course.speeds]
+        self.rates = {name: [*points] for name, points in course.rates.items()}
+        self.stalls = [*course.stalls]
+
+
+class Mark(NamedTuple):
+    """A step, and the time at which it was about to be taken."""
+
+    step: int
+    at: float
+
+    def speed(self, step: int, now: float) -> float:
+        """Steps per second since then."""
+        return (step - self.step) / max(1e-9, now - self.at)
 
 
 class Keeper(lightning.Callback):  # type: ignore[misc]
@@ -62,16 +93,21 @@ class Keeper(lightning.Callback):  # type: ignore[misc]
 
     def __init__(self, orders: Orders) -> None:
         self.orders, self.standing = orders, Standing()
-        self._said = self._began = time.monotonic()
-        self._said_step = self._first_step = -1
+        self._began: Mark | None = None
+        self._said = self._drawn = Mark(0, 0.0)
+        self._summed_up = 0
 
     def on_train_start(self, trainer: Any, module: Any) -> None:
         if self.orders.resume is not None:
-            self.standing.looks = restore(self.orders.resume, module, _scaler(trainer))
+            self.standing.go_on_from(restore(self.orders.resume, module, _scaler(trainer)))
         if not self.standing.looks:
             self._look(trainer, module, 0)
         self.orders.ready()
-        self._said = self._began = time.monotonic()
+
+    def on_train_batch_start(self, trainer: Any, module: Any, batch: Batch, _index: int) -> None:
+        if self._began is None:
+            self._began = self._said = self._drawn = Mark(batch["step"], time.monotonic())
+            self._summed_up = batch["step"]
 
     def on_train_batch_end(
         self, trainer: Any, module: Any, _outputs: Any, batch: Batch, _index: int
@@ -81,18 +117,46 @@ class Keeper(lightning.Callback):  # type: ignore[misc]
         if (batch["micro"] + 1) % train.accumulate:
             return
         done = batch["step"] + 1
-        if self._first_step < 0:
-            self._said_step = self._first_step = batch["step"]
+        if done % curves.width(train.steps) == 0 or done == train.steps:
+            self._draw(trainer, module, done)
         self._decide(trainer, module, done)
         if trainer.is_global_zero:
-            self._report(module, done)
+            self._report(trainer, module, done)
+
+    def course(self, module: "DreamBooth", done: int, *, ended: bool) -> Course:
+        """How training went until now, or in all."""
+        config = module.config
+        losses = curves.windows(
+            module.losses[:done].tolist(),
+            config.train.steps,
+            with_classes=config.prior.enabled,
+            ended=ended,
+        )
+        return self.standing.course().model_copy(update={"losses": losses})
+
+    def _draw(self, trainer: Any, module: Any, done: int) -> None:
+        """Add a point to each curve that is of one moment."""
+        self._sum_up(trainer, module, done)
+        now, standing = time.monotonic(), self.standing
+        standing.speeds.append((done, round(self._drawn.speed(done, now), 4)))
+        self._drawn = Mark(done, now)
+        groups = module.optimizer.param_groups
+        for name, rate in curves.rates(groups, text_rests=module.text_rests).items():
+            standing.rates.setdefault(name, []).append((done, rate))
+
+    def _sum_up(self, trainer: Any, module: Any, done: int) -> None:
+        """Give all ranks the losses of the latest steps, of which each has seen its own share."""
+        if trainer.world_size > 1 and done > self._summed_up:
+            fresh = slice(self._summed_up, done)
+            module.losses[fresh] = trainer.strategy.reduce(module.losses[fresh], reduce_op="mean")
+        self._summed_up = done
 
     def _decide(self, trainer: Any, module: Any, done: int) -> None:
         config, standing = module.config, self.standing
         last = done == config.train.steps
         if config.choosing.every and (done % config.choosing.every == 0 or last):
             self._look(trainer, module, done)
-            if not last and self._agreed(trainer, is_over(standing.looks, config.choosing)):
+            if not last and is_over(standing.looks, config.choosing):
                 standing.over_at = done
         reason = "" if last or standing.over_at else self._asked(trainer, done)
         if reason:
@@ -121,16 +185,18 @@ class Keeper(lightning.Callback):  # type: ignore[misc]
         return bool(trainer.strategy.reduce(asked, reduce_op="sum") > 0)
 
     def _look(self, trainer: Any, module: Any, done: int) -> None:
-        if self.orders.look is not None and trainer.is_global_zero:
-            self.standing.looks.append(self.orders.look(module, done))
+        """The first rank looks, and all know what it saw: they decide by it."""
+        if self.orders.look is None:
+            return
+        seen = self.orders.look(module, done) if trainer.is_global_zero else None
+        self.standing.looks.append(trainer.strategy.broadcast(seen))
         self.orders.beat()
 
     def _save(self, trainer: Any, module: Any, done: int) -> None:
-        started = time.monotonic()
-        if trainer.world_size > 1:
-            # each rank keeps what it has seen; a step's number is summed up when it is saved
-            module.losses[:done] = trainer.strategy.reduce(module.losses[:done], reduce_op="mean")
-        snapshot = state(module, trainer, done, self.standing)
+        started, standing = time.monotonic(), self.standing
+        self._sum_up(trainer, module, done)
+        self.orders.settle()
+        snapshot = state(module, trainer, done, standing)
         if not trainer.is_global_zero:
             return
         losses = module.losses[:done]
@@ -139,26 +205,27 @@ class Keeper(lightning.Callback):  # type: ignore[misc]
             raise StageFailed(
                 f"the loss is not a number from step {first} on; lower train.learning_rate"
             )
-        self.orders.save(snapshot)
-        self.standing.stalls.append((done, round(time.monotonic() - started, 4)))
+        standing.stalls.append((done, round(time.monotonic() - started, 4)))
+        course = standing.course().model_dump(mode="json")
+        self.orders.save(replace(snapshot, scalars={**snapshot.scalars, "course": course}))
 
-    def _report(self, module: Any, done: int) -> None:
+    def _report(self, trainer: Any, module: Any, done: int) -> None:
         now = time.monotonic()
-        taken = done - self._first_step
-        self.standing.steps_per_second = taken / max(1e-9, now - self._began)
-        ends = done == module.config.train.steps or self.standing.stopped_at is not None
-        if not ends and now - self._said < SAY_SECONDS:
+        if self._began is not None:
+            self.standing.steps_per_second = self._began.speed(done, now)
+        if not trainer.should_stop and now - self._said.at < SAY_SECONDS:
             return
-        recent = module.losses[self._said_step : done].mean(0).tolist()
-        speed = (done - self._said_step) / max(1e-9, now - self._said)
-        self._said, self._said_step = now, done
+        recent = module.losses[self._said.step : done].mean(0).tolist()
+        speed = self._said.speed(done, now)
+        self._said = Mark(done, now)
         self.orders.say(
             done, {"instance": recent[0], "class": recent[1], "steps_per_second": speed}
         )
+        self.orders.show(self.course(module, done, ended=False))
 
 
 def state(module: "DreamBooth", trainer: Any, done: int, standing: Standing) -> Snapshot:
-    """Everything that the next step hangs on, as named tensors on the CPU."""
+    """Everything that the next step hangs on, as named tensors on the CPU; not yet the course."""
     names: dict[Tensor, str] = {weight: name for name, weight in module.weights.items()}
     tensors, scalars = optimizers.state_of(module.optimizer, names)
     groups = {
@@ -175,15 +242,14 @@ def state(module: "DreamBooth", trainer: Any, done: int, standing: Standing) -> 
         scalars={
             "optimizer": scalars,
             "scaler": scaler.state_dict() if (scaler := _scaler(trainer)) else {},
-            "looks": [look.model_dump(mode="json") for look in standing.looks],
         },
         best=None if best is None else best.step,
         over=standing.over_at is not None or done == module.config.train.steps,
     )
 
 
-def restore(path: Path, module: "DreamBooth", scaler: Any = None) -> list[Look]:
-    """Put a verified checkpoint back into module, optimizer and loss scaling; its looks.
+def restore(path: Path, module: "DreamBooth", scaler: Any = None) -> Course:
+    """Put a verified checkpoint back into module, optimizer and loss scaling; its course.
 
     Memory layouts stay the model's own, since the order of sums hangs on them. Raises
     `StageFailed` when the checkpoint is of another model.
@@ -204,7 +270,7 @@ def restore(path: Path, module: "DreamBooth", scaler: Any = None) -> list[Look]:
     )
     if scaler is not None and scalars["scaler"]:
         scaler.load_state_dict(scalars["scaler"])
-    return [Look.model_validate(look) for look in scalars["looks"]]
+    return Course.model_validate(scalars["course"])
 
 
 def _scaler(trainer: Any) -> Any:

@@ -70,12 +70,28 @@ class Look(Record):
     prompt_fidelity: float | None = None
 
 
-class Weights(Record):
-    """What training leaves behind: the files of a model or of an adapter."""
+class Course(Record):
+    """How a training went: what its learning curves are drawn from (see `curves`)."""
+
+    losses: tuple[tuple[int, float, float | None], ...] = ()
+    """(last step of a window, instance loss, class loss), each the window's mean."""
+    looks: tuple[Look, ...] = ()
+    rates: dict[str, tuple[tuple[int, float], ...]] = {}
+    """Component, or `<component>/new_tokens` -> (step, learning rate)."""
+    speeds: tuple[tuple[int, float], ...] = ()
+    """(step, steps per second since the point before), with everything that held training up."""
+    stalls: tuple[tuple[int, float], ...] = ()
+    """(step, seconds that its checkpoint held up the training)."""
+
+
+class Weights(Course):
+    """What training leaves behind: the files of a model or of an adapter, and how it went."""
 
     uri: str
     digest: str
     """SHA-256 over the files' names and digests."""
+    key: str = ""
+    """The training's: digest of all that decides it, and its place `runs/<key>` in the store."""
     method: Method
     files: dict[str, Blob]
     """Path inside the model folder -> blob."""
@@ -83,13 +99,8 @@ class Weights(Record):
     """Steps that were taken."""
     chosen_step: int | None = None
     """The step whose weights these are; the last one when left out."""
-    losses: tuple[tuple[int, float, float | None], ...] = ()
-    """(step, instance loss, class loss), thinned for plotting."""
     resumed_from: int = 0
     """Step of the checkpoint that the last attempt went on from; 0 for none."""
-    looks: tuple[Look, ...] = ()
-    stalls: tuple[tuple[int, float], ...] = ()
-    """(step, seconds that its checkpoint held up the training), of the last attempt."""
     class_images_used: int = 0
     steps_per_second: float = 0.0
     """Of the last attempt."""

@@ -1,6 +1,7 @@
-"""MLflow: one run per trained model, with parameters, losses, images, data sets and metrics.
+"""MLflow: one run per trained model, with parameters, curves, images, data sets and metrics.
 
-MLflow points to what the store holds; the images in its own artifacts are thumbnails for people.
+The run is there while training goes on (see `live`), and registering the model completes it. MLflow
+points to what the store holds; the images in its own artifacts are thumbnails for people.
 Importing it takes seconds, so it is imported only where a run is written or read.
 """
 
@@ -18,11 +19,19 @@ from typing import Any
 
 from dreambooth_core.blobs import digest_of
 from dreambooth_core.config import Config
+from dreambooth_core.curves import Curves, beyond, curves_of, last_steps
 from dreambooth_core.errors import StageFailed
 from dreambooth_core.records import ImageSet, Scores, Weights
 
+TRAINING = "dreambooth.training"
+"""Tag with the training's key; what resumes the training finds its run by it."""
 KEY = "dreambooth.key"
-"""Tag with the digest of what decides a run; the same key finds the same run again."""
+"""Tag with the digest of what was registered, set last: what has it is complete."""
+PARAMS = {
+    *("seed", "subject", "more_subjects", "model", "dataset", "prior", "train", "adapter"),
+    *("inversion", "loss", "optimizer", "choosing"),
+}
+"""Sections of a config that training hangs on; MLflow never lets a parameter change."""
 
 
 def tracking_uri(config: Config) -> str:
@@ -88,26 +97,78 @@ class Entry:
     """PNGs by file name."""
 
 
-def log_run(client: Any, config: Config, entry: Entry) -> str:
-    """Write a finished run, or find the one with this key; returns its id.
+def training_run(client: Any, config: Config, training: str) -> str:
+    """The run of the training with this key, found or made, as one that is running; its id."""
+    experiment = _experiment(client, config)
+    found = _runs(client, experiment, TRAINING, training)
+    if found:
+        run = str(found[0].info.run_id)
+        set_status(client, run, "RUNNING")
+    else:
+        run = _created(client, experiment, config, training)
+    _log_params(client, run, config.model_dump(mode="json", include=PARAMS))
+    return run
 
-    A run that was cut off is removed and written anew.
+
+def set_status(client: Any, run: str, status: str) -> None:
+    """RUNNING, SCHEDULED for what was stopped and will go on, FINISHED or FAILED."""
+    if status in ("FINISHED", "FAILED"):
+        client.set_terminated(run, status)
+    else:
+        client.update_run(run, status=status)
+
+
+def known_curves(client: Any, run: str) -> dict[str, int]:
+    """Curve -> its last step in the run."""
+    names = client.get_run(run).data.metrics
+    return {
+        name: max(point.step for point in client.get_metric_history(run, name)) for name in names
+    }
+
+
+def log_curves(client: Any, run: str, curves: Curves, told: Mapping[str, int]) -> dict[str, int]:
+    """Log what is beyond `told`, since MLflow takes no point back; what is told afterwards."""
+    from mlflow.entities import Metric
+
+    now = int(time.time() * 1000)
+    metrics = [
+        Metric(name, value, now, step)
+        for step, values in beyond(curves, told).items()
+        for name, value in values.items()
+    ]
+    for start in range(0, len(metrics), 1000):
+        client.log_batch(run, metrics=metrics[start : start + 1000])
+    return {**told, **last_steps(curves)}
+
+
+def log_run(client: Any, config: Config, entry: Entry) -> str:
+    """Complete the run of a trained model, or find the one with this key; returns its id.
+
+    It is the training's own run, unless that one is of another registration already (another name,
+    other scores): then it is a new one. What was cut off is completed.
     """
     experiment = _experiment(client, config)
-    for found in client.search_runs([experiment], f"tags.`{KEY}` = '{entry.key}'"):
-        if found.info.status == "FINISHED":
-            return str(found.info.run_id)
-        client.delete_run(found.info.run_id)
-    tags = {**entry.tags, KEY: entry.key}
-    run = client.create_run(experiment, tags=tags, run_name=config.name).info.run_id
-    _log_numbers(client, run, config, entry.weights, entry.scores)
+    for found in _runs(client, experiment, KEY, entry.key):
+        return str(found.info.run_id)
+    training = entry.weights.key or entry.weights.digest
+    free = [
+        found.info.run_id
+        for found in _runs(client, experiment, TRAINING, training)
+        if KEY not in found.data.tags
+    ]
+    run = str(free[0]) if free else _created(client, experiment, config, training)
+    _log_params(client, run, config.model_dump(mode="json"))
+    log_curves(client, run, curves_of(entry.weights), known_curves(client, run))
+    _log_scores(client, run, entry)
     _log_inputs(client, run, entry.sets)
     with tempfile.TemporaryDirectory() as folder:
         for name, png in entry.images.items():
             (Path(folder) / name).write_bytes(png)
         client.log_artifacts(run, folder, "images")
-    client.set_terminated(run, "FINISHED")
-    return str(run)
+    for name, value in {**entry.tags, "mlflow.runName": config.name, KEY: entry.key}.items():
+        client.set_tag(run, name, value)
+    set_status(client, run, "FINISHED")
+    return run
 
 
 def link_report(config: Config, run: str, uri: str, path: str) -> None:
@@ -133,25 +194,42 @@ def without_password(uri: str) -> str:
     return re.sub(r"(?<=://)[^/@\s]+@", "", uri)
 
 
-def _log_numbers(client: Any, run: str, config: Config, weights: Weights, scores: Scores) -> None:
-    from mlflow.entities import Metric, Param
+def _runs(client: Any, experiment: str, tag: str, value: str) -> list[Any]:
+    """The runs with a tag, the oldest first."""
+    order = ["attributes.start_time ASC"]
+    return [*client.search_runs([experiment], f"tags.`{tag}` = '{value}'", order_by=order)]
 
-    params = [Param(k, v) for k, v in flat(config.model_dump(mode="json")).items()]
-    now = int(time.time() * 1000)
-    named = {
-        **scores.metrics,
-        **{f"base.{k}": v for k, v in scores.base_metrics.items()},
-        **{f"photos.{k}": v for k, v in scores.reference.items()},
-    }
-    metrics = [Metric(k, v, now, weights.steps) for k, v in named.items()]
-    for step, instance_loss, class_loss in weights.losses:
-        metrics.append(Metric("loss.instance", instance_loss, now, step))
-        if class_loss is not None:
-            metrics.append(Metric("loss.class", class_loss, now, step))
+
+def _created(client: Any, experiment: str, config: Config, training: str) -> str:
+    tags = {TRAINING: training}
+    return str(client.create_run(experiment, tags=tags, run_name=config.name).info.run_id)
+
+
+def _log_params(client: Any, run: str, document: Mapping[str, Any]) -> None:
+    """Those that are not there: a run keeps what it began with, such as where its photos lay."""
+    from mlflow.entities import Param
+
+    known = client.get_run(run).data.params
+    params = [Param(name, value) for name, value in flat(document).items() if name not in known]
     for start in range(0, len(params), 100):
         client.log_batch(run, params=params[start : start + 100])
-    for start in range(0, len(metrics), 1000):
-        client.log_batch(run, metrics=metrics[start : start + 1000])
+
+
+def _log_scores(client: Any, run: str, entry: Entry) -> None:
+    from mlflow.entities import Metric
+
+    scores, now = entry.scores, int(time.time() * 1000)
+    named = {
+        **scores.metrics,
+        **{f"base.{name}": value for name, value in scores.base_metrics.items()},
+        **{f"photos.{name}": value for name, value in scores.reference.items()},
+    }
+    known = client.get_run(run).data.metrics
+    steps = entry.weights.steps
+    metrics = [
+        Metric(name, value, now, steps) for name, value in named.items() if name not in known
+    ]
+    client.log_batch(run, metrics=metrics)
 
 
 def _log_inputs(client: Any, run: str, sets: Mapping[str, ImageSet]) -> None:

@@ -105,6 +105,12 @@ class DreamBooth(lightning.LightningModule):  # type: ignore[misc]  # Lightning 
         self.optimizer = optimizers.make(self.config.optimizer, groups)
         return self.optimizer
 
+    @property
+    def text_rests(self) -> bool:
+        """Whether text encoders and new tokens stay as they are at this step."""
+        train = self.config.train
+        return self.step >= train.text_encoder_until * train.steps
+
     @contextmanager
     def served(self) -> Iterator[None]:
         """Within it the weights are those that are served: averaged, where the options say so."""
@@ -128,7 +134,7 @@ class DreamBooth(lightning.LightningModule):  # type: ignore[misc]  # Lightning 
         by now.
         """
         train = self.config.train
-        if self.step >= train.text_encoder_until * train.steps:
+        if self.text_rests:
             for group in self.optimizer.param_groups:
                 if group["is_text"]:
                     for weight in group["params"]:
@@ -160,6 +166,7 @@ def learning_groups(family: Family, trained: Trained, config: Config) -> list[di
                     {
                         "params": list(chosen.values()),
                         "names": [f"{component}/{name}" for name in chosen],
+                        "curve": f"{component}/new_tokens" if tokens else component,
                         "lr": rate,
                         "full_lr": rate,
                         "is_text": is_text,

@@ -11,13 +11,13 @@ ROOT = Path(__file__).parent.parent
 CORE = ROOT / "dreambooth_core"
 
 LEVELS = [
-    "config records errors plugins objectives prompts randomness processes console charts guard stopping",
+    "config records errors plugins objectives prompts randomness processes console charts guard stopping curves",
     "storage blobs stages images likeness servers services buckets masks tensor_files",
     "dataset findings latents adapters families bases metrics sheets intake encoders captions "
     "candidates photo_sets caches embeddings walks inversion adapter_layers quantization",
-    "checkpoints optimizers averages memory rehearsal training sampling summary batches keeper choosing exports",
+    "checkpoints optimizers averages memory rehearsal training sampling summary batches keeper choosing loggers exports",
     "priors supply",
-    "fit training_alone evaluation tracking registry report draw comparison screens",
+    "fit training_alone evaluation looking tracking live registry report draw comparison screens",
     "cli attempt alongside",
 ]
 LEVEL = {name: level for level, line in enumerate(LEVELS) for name in line.split()}

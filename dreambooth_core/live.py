@@ -1,0 +1,94 @@
+"""MLflow sees a training while it runs: its curves are brought there from behind the training.
+
+The parent of the training does it, in a thread of its own, since importing and opening MLflow takes
+seconds; and whatever MLflow does, the training goes on.
+"""
+
+import threading
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from typing import Any, Literal
+
+from dreambooth_core import console, tracking
+from dreambooth_core.config import Config
+from dreambooth_core.curves import curves_of
+from dreambooth_core.errors import Preempted
+from dreambooth_core.records import Course
+
+LIVE_SECONDS = 2.0
+"""Between two times that the curves are brought over."""
+END_SECONDS = 60.0
+"""Waited for MLflow after the training."""
+STOP_SECONDS = 3.0
+"""The same when the training was cut off: whoever stops us does not wait for long."""
+
+Status = Literal["RUNNING", "SCHEDULED", "FINISHED", "FAILED"]
+
+
+@contextmanager
+def in_mlflow(config: Config, key: str, course: Callable[[], Course | None]) -> Iterator[None]:
+    """While it lasts, the training's run in MLflow gets what `course` gives, every few seconds.
+
+    The run is found by the training's key, or made; a resumed training goes on in it. Afterwards it
+    is FINISHED, FAILED, or SCHEDULED when the training was stopped and waits to go on.
+    """
+    live = _Live(config, key, course)
+    try:
+        yield
+    except BaseException as error:
+        stopped = isinstance(error, Preempted) or not isinstance(error, Exception)
+        live.end("SCHEDULED" if stopped else "FAILED", STOP_SECONDS)
+        raise
+    live.end("FINISHED", END_SECONDS)
+
+
+class _Live:
+    def __init__(self, config: Config, key: str, course: Callable[[], Course | None]) -> None:
+        self._config, self._key, self._course = config, key, course
+        self._client: Any = None
+        self._run, self._told = "", dict[str, int]()
+        self._status: Status = "RUNNING"
+        self._trouble = ""
+        self._ends = threading.Event()
+        # a daemon: a server that does not answer must not keep the program from ending
+        self._thread = threading.Thread(target=self._work, name="mlflow", daemon=True)
+        self._thread.start()
+
+    def end(self, status: Status, seconds: float) -> None:
+        """Bring over what is left, in so many seconds at the most, and say so if that failed."""
+        self._status = status
+        self._ends.set()
+        self._thread.join(seconds)
+        if self._thread.is_alive():
+            self._trouble = f"no answer in {seconds:g} seconds"
+        if self._trouble:
+            place = tracking.without_password(tracking.tracking_uri(self._config))
+            console.say(
+                f"MLflow at {place} lacks some of the learning curves ({self._trouble}); "
+                "registering the model brings them there"
+            )
+
+    def _work(self) -> None:
+        ends = False
+        while not ends:
+            ends = self._ends.wait(LIVE_SECONDS)
+            try:
+                self._bring(ends)
+                self._trouble = ""
+            except Exception as error:
+                # whatever it is, no training hangs on it, and the next round begins anew: what of
+                # this one has arrived is for MLflow to say
+                self._run, self._trouble = "", " ".join(str(error).split())[:300]
+
+    def _bring(self, ends: bool) -> None:
+        if not self._run:
+            self._client = tracking.open_client(self._config)
+            run = tracking.training_run(self._client, self._config, self._key)
+            self._told = tracking.known_curves(self._client, run)
+            self._run = run
+        course = self._course()
+        if course is not None:
+            curves = curves_of(course)
+            self._told = tracking.log_curves(self._client, self._run, curves, self._told)
+        if ends:
+            tracking.set_status(self._client, self._run, self._status)

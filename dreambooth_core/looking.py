@@ -1,0 +1,184 @@
+"""Looks at the model while it trains: its loss on fixed draws, and a small grid, measured.
+
+A look hangs on the weights alone and leaves no trace in them, so that a training with looks takes
+the very steps of one without. What only a look needs, as autoencoder and frozen text encoders, is
+loaded for it and dropped after it.
+"""
+
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import AbstractContextManager, contextmanager, nullcontext
+from dataclasses import dataclass
+from functools import cached_property, partial
+from typing import Any
+
+import numpy as np
+import torch
+from PIL import Image as Pillow
+
+from dreambooth_core import inversion
+from dreambooth_core.batches import Batch, Steps
+from dreambooth_core.config import INVERSIONS, Config
+from dreambooth_core.encoders import Encoder
+from dreambooth_core.evaluation import photos_of, without_identifier
+from dreambooth_core.families import Parts, only
+from dreambooth_core.metrics import Embeddings, Evidence, prompt_fidelity, subject_fidelity
+from dreambooth_core.objectives import example_losses, target
+from dreambooth_core.records import ImageSet, Look
+from dreambooth_core.sampling import Drawing, Painter, generate, grid
+from dreambooth_core.supply import Place
+from dreambooth_core.training import DreamBooth, frozen_numbers, resolved_precision
+
+Picture = Pillow.Image
+
+
+@dataclass
+class Looker:
+    """Looks, by the options of `choosing`; the grid and its encoders by those of the evaluation."""
+
+    config: Config
+    place: Place
+    stable: Steps
+    """See `Supply.stable`."""
+    instance: ImageSet
+
+    def __call__(self, module: DreamBooth, step: int) -> Look:
+        """Raises `ModelError` when an encoder is missing."""
+        rules = self.config.choosing
+        with untouched(module), module.served(), _forward(self.config, module.device):
+            loss = stable_loss(module, self.stable, self.place.beat)
+            drawn = self._draw(module) if rules.prompts else None
+        if drawn is None:
+            return Look(step=step, stable_loss=loss)
+        subject, prompt = self._measured(drawn)
+        return Look(step=step, stable_loss=loss, subject_fidelity=subject, prompt_fidelity=prompt)
+
+    def _draw(self, module: DreamBooth) -> list[list[Picture]]:
+        """Prompts x seeds for each subject, whose seeds are the same at every look."""
+        config, side = self.config, self.config.model.resolution
+        painter = painter_of(module, self.place)
+        drawing = Drawing(lambda: painter, config.sampler, (side, side))
+        found = []
+        for subject in config.subjects:
+            own = config.model_copy(update={"subject": subject})
+            requests = grid(own, config.choosing.prompts, config.choosing.seeds, "look")
+            images = generate(painter, drawing, requests, lambda *_: self.place.beat())
+            found.append(list(images))
+        return found
+
+    def _measured(self, drawn: Sequence[Sequence[Picture]]) -> tuple[float, float]:
+        """Subject and prompt fidelity, each the mean over the subjects."""
+        clip, rules = self._clip(), self.config.choosing
+        texts = [
+            clip.clip_texts(without_identifier(subject, rules.prompts, rules.seeds))
+            for subject in self.config.subjects
+        ]
+        seen = [clip.clip_images(images) for images in drawn]
+        del clip
+        photos, eye = self._photos, self._eye()
+        evidence = [
+            _evidence(eye.identity_images(images), photos[index], seen[index], texts[index])
+            for index, images in enumerate(drawn)
+        ]
+        return (
+            float(np.mean([subject_fidelity.measure(one) for one in evidence])),
+            float(np.mean([prompt_fidelity.measure(one) for one in evidence])),
+        )
+
+    @cached_property
+    def _photos(self) -> list[Embeddings]:
+        """Each subject's photos, as the identity encoder sees them."""
+        eye, subjects = self._eye(), range(len(self.config.subjects))
+        photos = (photos_of(self.place.store, self.instance, subject) for subject in subjects)
+        return [eye.identity_images(theirs) for theirs in photos]
+
+    def _clip(self) -> Encoder:
+        rules = self.config.evaluation
+        return Encoder(rules.clip, rules.clip_revision)
+
+    def _eye(self) -> Encoder:
+        rules = self.config.evaluation
+        return Encoder(rules.identity, rules.identity_revision)
+
+
+@torch.no_grad()
+def stable_loss(module: DreamBooth, steps: Steps, beat: Callable[[], None] = lambda: None) -> float:
+    """Mean loss over all batches of `steps`, of instance images alone."""
+    loss, objective, losses = module.config.loss, module.objective, []
+    for number in range(len(steps)):
+        batch = _placed(steps[number], module.device)
+        wanted = target(objective, batch["latents"], batch["noise"], batch["times"])
+        answer, mask = module.answer(batch), batch.get("mask")
+        losses.append(example_losses(loss, objective, answer, wanted, batch["times"], mask))
+        beat()
+    return float(torch.cat(losses).double().mean())
+
+
+def painter_of(module: DreamBooth, place: Place) -> Painter:
+    """A pipeline around the very parts in training, adapters and new tokens included."""
+    family, config, here = module.family, module.config, module.parts
+    absent = [name for name in family.text_encoders if name not in here.components]
+    text = family.load(place.base, only(place.base, *absent), frozen_numbers(config))
+    autoencoder = family.load(place.base, only(place.base, family.autoencoder))[family.autoencoder]
+    _decode_in_float32(autoencoder)
+    parts = {**text.components, **here.components, family.autoencoder: autoencoder}
+    for name in (family.autoencoder, *absent):
+        if name in parts:
+            parts[name].to(module.device)
+    tokens = inversion.tokens_of(config) if config.train.method in INVERSIONS else {}
+    pipeline = family.pipeline(Parts(parts))
+    return Painter(pipeline, family.guidance(config.sampler), partial(inversion.spell, tokens))
+
+
+@contextmanager
+def untouched(module: DreamBooth) -> Iterator[None]:
+    """Evaluation while it lasts; modes and random numbers are afterwards what they were."""
+    modes = [(part, part.training) for part in module.modules()]
+    devices = [module.device] if module.device.type == "cuda" else []
+    module.eval()
+    try:
+        with torch.random.fork_rng(devices=devices):
+            yield
+    finally:
+        for part, mode in modes:
+            part.training = mode
+
+
+def _forward(config: Config, device: torch.device) -> AbstractContextManager[Any]:
+    """The number type in which the model computes while it trains."""
+    kinds = {"bf16": torch.bfloat16, "fp16": torch.float16}
+    kind = kinds.get(resolved_precision(config.train.precision))
+    return nullcontext() if kind is None else torch.autocast(device.type, dtype=kind)
+
+
+def _decode_in_float32(autoencoder: Any) -> None:
+    """Whatever the number type around it: many an autoencoder overflows in fp16."""
+    decode = autoencoder.decode
+
+    def exact(latents: torch.Tensor, *arguments: Any, **named: Any) -> Any:
+        with torch.autocast(latents.device.type, enabled=False):
+            return decode(latents.float(), *arguments, **named)
+
+    autoencoder.decode = exact
+
+
+def _evidence(
+    generated: Embeddings, photos: Embeddings, seen: Embeddings, texts: Embeddings
+) -> Evidence:
+    """What subject and prompt fidelity look at; the rest stays empty."""
+    nothing = np.empty((0, 1))
+    return Evidence(
+        identity_generated=generated,
+        identity_instance=photos,
+        clip_generated=seen,
+        clip_instance=nothing,
+        clip_texts=texts,
+        identity_class=nothing,
+        identity_base_class=nothing,
+    )
+
+
+def _placed(batch: Batch, device: torch.device) -> Batch:
+    return {
+        name: value.to(device) if isinstance(value, torch.Tensor) else value
+        for name, value in batch.items()
+    }
