@@ -19,7 +19,7 @@ from dreambooth_core.bases import base_folder
 from dreambooth_core.config import Config
 from dreambooth_core.config.sections import NAME
 from dreambooth_core.errors import ConfigError
-from dreambooth_core.families import load_family
+from dreambooth_core.families import load_family, methods
 from dreambooth_core.records import Weights
 
 ANY = "*"
@@ -133,8 +133,9 @@ def export(name: str, source: Source, out: Path) -> list[Path]:
 
 
 def _takes(found: Export, family: str, method: str) -> bool:
-    pipeline = load_family(family).pipeline_class
-    return method in found.takes.get(pipeline, found.takes.get(ANY, ()))
+    of = load_family(family)
+    taken = found.takes.get(of.pipeline_class, found.takes.get(ANY, ()))
+    return method in taken and method in methods(of)
 
 
 def _put(new: Path, place: Path, old: Path) -> Path:

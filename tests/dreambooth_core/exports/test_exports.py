@@ -15,6 +15,7 @@ from dreambooth_core.errors import ConfigError
 from dreambooth_core.exports import Source
 from dreambooth_core.records import Weights
 from tests.dreambooth_core.exports.trained import ABOUT, config_of, trained
+from tests.tiny_bases import StableDiffusionXLPipeline
 
 NAMES = plugins.names("dreambooth_core.exports")
 
@@ -59,6 +60,7 @@ def test_contract(name: str) -> None:
         ("flux", "full", ["diffusers"]),
         ("flux", "lora", ["diffusers", "lora_comfy", "lora_diffusers", "lora_kohya"]),
         ("sana", "lora", ["diffusers", "lora_diffusers"]),
+        ("sana", "pivotal", []),
         ("stable_diffusion", "textual_inversion", ["diffusers", "embedding"]),
     ],
 )
@@ -206,3 +208,23 @@ def test_source_of_a_registered_model(tiny_base: Path, tmp_path: Path) -> None:
     source = exports.source_of(config, weights, tmp_path)
     assert (source.base, source.weights, source.method) == (tiny_base, tmp_path, "lora")
     assert (source.about.title, source.about.trigger) == ("toy", "sks robot")
+
+
+def test_a_file_says_v_prediction_and_has_the_bases_number_types(tmp_path: Path) -> None:
+    import torch
+    from diffusers import UNet2DConditionModel
+
+    base = StableDiffusionXLPipeline.build(tmp_path / "base", "v_prediction")
+    unet = UNet2DConditionModel.from_pretrained(base / "unet").to(torch.float16)
+    unet.save_pretrained(base / "unet")
+    source = trained("sdxl", base, "full", tmp_path / "weights")
+    path = exports.export("single_file", source, tmp_path / "out")[0]
+    with safe_open(path, framework="pt") as file:
+        types = {name: file.get_slice(name).get_dtype() for name in file.keys()}  # noqa: SIM118
+    assert "v_pred" in types
+    assert "ztsnr" not in types
+    of_unet = {kind for name, kind in types.items() if name.startswith("model.diffusion_model.")}
+    of_vae = {kind for name, kind in types.items() if name.startswith("first_stage_model.")}
+    assert (of_unet, of_vae) == ({"F16"}, {"F32"})
+    assert _texts(path)["modelspec.prediction_type"] == "v"
+    assert _texts(path)["modelspec.architecture"] == "stable-diffusion-xl-v1-base"
