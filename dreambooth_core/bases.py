@@ -11,7 +11,7 @@ from dreambooth_core.blobs import digest_json, digest_of_file
 from dreambooth_core.errors import ConfigError, ModelError
 
 _COMMIT = re.compile(r"[0-9a-f]{40}")
-_READ = ("*.json", "*.txt", "*.model", "*.safetensors")
+_READ = ("*.json", "*.txt", "*.model", "*.jinja", "*.safetensors")
 
 
 def check_base(model: config.Model) -> None:
