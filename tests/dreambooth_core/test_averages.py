@@ -49,9 +49,8 @@ def test_it_stands_in_for_the_weights_and_leaves_no_trace() -> None:
     average.update(0)
     before = {name: weight.detach().clone() for name, weight in weights.items()}
     told = average.state()
-    with pytest.raises(KeyboardInterrupt), average.swapped():
+    with average.swapped():
         assert all(torch.equal(weights[name], told[name]) for name in weights)
-        raise KeyboardInterrupt
     assert all(torch.equal(weights[name], before[name]) for name in weights)
     assert all(torch.equal(average.state()[name], told[name]) for name in weights)
 
