@@ -119,7 +119,7 @@ def painter_of(module: DreamBooth, place: Place) -> Painter:
     absent = [name for name in family.text_encoders if name not in here.components]
     text = family.load(place.base, only(place.base, *absent), frozen_numbers(config))
     autoencoder = family.load(place.base, only(place.base, family.autoencoder))[family.autoencoder]
-    _decode_in_float32(autoencoder)
+    _decode_in_float32(autoencoder.to(memory_format=torch.channels_last))
     parts = {**text.components, **here.components, family.autoencoder: autoencoder}
     for name in (family.autoencoder, *absent):
         if name in parts:

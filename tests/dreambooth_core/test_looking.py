@@ -1,0 +1,206 @@
+"""Looks at a model in training: what they see, and that they leave no trace."""
+
+from collections.abc import Callable
+from itertools import count
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from PIL import Image as Pillow
+
+from dreambooth_core import adapters, sampling
+from dreambooth_core.batches import Photos, Plan, Steps
+from dreambooth_core.blobs import image_set, put_blob
+from dreambooth_core.config import Config
+from dreambooth_core.encoders import Encoder
+from dreambooth_core.looking import Looker, stable_loss
+from dreambooth_core.records import Image, ImageSet
+from dreambooth_core.sampling import encode_png
+from dreambooth_core.storage import Store
+from dreambooth_core.supply import Place
+from tests.training_by_hand import FAMILY, SIDE, Attempt, Drawn, config_of
+
+Make = Callable[..., tuple[Attempt, Looker]]
+
+
+def _pictures(seed: int) -> list[Pillow.Image]:
+    draw = np.random.default_rng(seed)
+    return [Pillow.fromarray(draw.integers(0, 256, (32, 32, 3), dtype=np.uint8)) for _ in range(2)]
+
+
+def _photos(store: Store, subjects: int) -> ImageSet:
+    members = [
+        Image(
+            name=f"{subject}-{index}.png",
+            blob=put_blob(store, encode_png(picture, "", 0)),
+            subject=subject,
+        )
+        for subject in range(subjects)
+        for index, picture in enumerate(_pictures(subject))
+    ]
+    return image_set(store, "photos", members)
+
+
+def _stable(config: Config) -> Steps:
+    """Three photos, each with the same two noises and times at every look."""
+    train = config.train.model_copy(update={"steps": 6, "batch_size": 1, "accumulate": 1})
+    photos = Photos(Drawn(0), (0,) * 3, (SIDE,) * 3, (0,) * 3)
+    return Steps(Plan(9, train, config.loss), photos, None)
+
+
+@pytest.fixture
+def make(
+    tiny_base: Path, tiny_encoders: tuple[Path, Path], tmp_path: Path, file_store: Store
+) -> Make:
+    """An attempt at training and one who looks at it."""
+    clip, identity = map(str, tiny_encoders)
+    runs = count()
+
+    def made(**sections: Any) -> tuple[Attempt, Looker]:
+        plain = {"every": 1, "seeds": 1, "prompts": ["a photo of {subject}"]}
+        choosing = {**plain, **sections.pop("choosing", {})}
+        config = config_of(
+            tiny_base,
+            choosing=choosing,
+            sampler={"inference_steps": 2, "batch_size": 1},
+            evaluation={"clip": clip, "identity": identity},
+            **sections,
+        )
+        attempt = Attempt(config, tmp_path / f"run-{next(runs)}")
+        place = Place(tiny_base, file_store, torch.device("cpu"))
+        photos = _photos(file_store, len(config.subjects))
+        return attempt, Looker(config, place, _stable(config), photos)
+
+    return made
+
+
+CASES: dict[str, dict[str, Any]] = {
+    "full with an average": {"train": {"steps": 2, "ema": 0.9}},
+    "lora in bf16": {
+        "train": {"steps": 2, "method": "lora", "text_encoder": False, "precision": "bf16"}
+    },
+    "pivotal, schedule free": {
+        "train": {"steps": 2, "method": "pivotal", "lr_schedule": "constant"},
+        "optimizer": {"name": "schedule_free"},
+    },
+}
+
+
+@pytest.mark.parametrize("case", CASES)
+def test_a_training_with_looks_takes_the_steps_of_one_without(make: Make, case: str) -> None:
+    plain = make(**CASES[case])[0].run()
+    attempt, looker = make(**CASES[case])
+    attempt.keeper.orders.look = looker
+    found = attempt.run()
+    assert [name for name in plain if not torch.equal(plain[name], found[name])] == []
+    looks = attempt.keeper.standing.looks
+    assert [look.step for look in looks] == [0, 1, 2]
+    assert len({look.stable_loss for look in looks}) == 3
+
+
+def test_a_look_leaves_everything_as_it_was(make: Make) -> None:
+    attempt, looker = make(train={"steps": 2, "ema": 0.9})
+    attempt.run()
+    module = attempt.module
+    module.components["unet"].train()
+
+    def state() -> dict[str, Any]:
+        return {
+            "weights": {name: w.detach().clone() for name, w in module.weights.items()},
+            "grads": {name: w.grad for name, w in module.weights.items()},
+            "moves": [w.requires_grad for w in module.parameters()],
+            "modes": [part.training for part in module.modules()],
+            "random": torch.get_rng_state(),
+            "parts": dict.fromkeys(module.parts.components, 0),
+        }
+
+    before = state()
+    assert any(before["modes"])
+    assert not all(before["modes"])
+    first, again = looker(module, 2), looker(module, 2)
+    assert first == again
+    torch.testing.assert_close(state(), before, rtol=0, atol=0)
+
+
+def test_the_stable_loss_is_the_papers_on_instance_images_alone(make: Make) -> None:
+    attempt, _ = make(train={"text_encoder": False})
+    module, steps = attempt.module, _stable(attempt.config)
+    alpha = attempt.parts["scheduler"].alphas_cumprod
+    losses = []
+    for number in range(len(steps)):
+        batch = steps[number]
+        level = int(batch["times"][0] * 1000)
+        noisy = alpha[level] ** 0.5 * batch["latents"] + (1 - alpha[level]) ** 0.5 * batch["noise"]
+        tokens = FAMILY.tokenize(attempt.parts, ["a photo of sks dog"])
+        with torch.no_grad():
+            text = FAMILY.encode_prompts(attempt.parts, tokens)["hidden_states"]
+            answer = attempt.parts["unet"](noisy, torch.tensor(level), text).sample
+        losses.append(((answer - batch["noise"]) ** 2).mean())
+    assert stable_loss(module, steps) == pytest.approx(float(torch.stack(losses).mean()), rel=1e-5)
+
+
+def test_what_is_served_is_looked_at(make: Make) -> None:
+    attempt, looker = make(train={"steps": 3, "ema": 0.5}, choosing={"prompts": ()})
+    attempt.run()
+    with attempt.module.served():
+        served = stable_loss(attempt.module, looker.stable)
+    look = looker(attempt.module, 3)
+    assert (look.stable_loss, look.subject_fidelity, look.prompt_fidelity) == (served, None, None)
+    assert served != stable_loss(attempt.module, looker.stable)
+
+
+def test_before_the_first_step_it_is_the_base_that_is_drawn_and_measured(make: Make) -> None:
+    prompts = ["a photo of {subject}", "{subject} on the beach"]
+    attempt, looker = make(train={"method": "lora"}, choosing={"prompts": prompts})
+    config = attempt.config
+    attempt.module.configure_optimizers()
+    attempt.parts["unet"].to(memory_format=torch.channels_last)  # as it trains and samples
+    look = looker(attempt.module, 0)
+    requests = sampling.grid(config, config.choosing.prompts, 1, "look")
+    drawing = sampling.Drawing(list, config.sampler, SIDE)
+    painter = sampling.painter_of(config, Path(config.model.base), None)
+    drawn = list(sampling.generate(painter, drawing, requests, None))
+    clip, eye = (Encoder(str(getattr(config.evaluation, n)), None) for n in ("clip", "identity"))
+    texts = clip.clip_texts(["a photo of dog", "dog on the beach"])
+    expected = (clip.clip_images(drawn) * texts).sum(axis=1).mean()
+    assert look.prompt_fidelity == pytest.approx(expected, abs=1e-9)
+    pairs = eye.identity_images(drawn) @ eye.identity_images(_pictures(0)).T
+    assert look.subject_fidelity == pytest.approx(pairs.mean(), abs=1e-9)
+
+
+def test_each_subject_is_held_against_its_own_photos(make: Make) -> None:
+    other = {"images": "photos", "class_noun": "cat", "identifier": "zwx"}
+    attempt, looker = make(more_subjects=[other], train={"text_encoder": False})
+    attempt.module.configure_optimizers()
+    first, second = looker._draw(attempt.module)
+    assert np.asarray(first[0]).tobytes() != np.asarray(second[0]).tobytes()
+    eye = Encoder(str(attempt.config.evaluation.identity), None)
+    own = [
+        (eye.identity_images(drawn) @ eye.identity_images(_pictures(subject)).T).mean()
+        for subject, drawn in enumerate((first, second))
+    ]
+    assert looker(attempt.module, 0).subject_fidelity == pytest.approx(np.mean(own), abs=1e-9)
+
+
+def test_adapters_and_new_tokens_are_drawn_as_they_will_be_served(
+    make: Make, tmp_path: Path
+) -> None:
+    options = {"method": "pivotal", "learning_rate": 0.05, "steps": 3, "lr_schedule": "constant"}
+    attempt, looker = make(train=options)
+    config, base = attempt.config, Path(attempt.config.model.base)
+    attempt.run()
+    with attempt.module.served():
+        (ours,) = looker._draw(attempt.module)
+        adapters.export(FAMILY, attempt.parts, config, base, tmp_path / "weights")
+    requests = sampling.grid(config, config.choosing.prompts, 1, "look")
+    drawing = sampling.Drawing(list, config.sampler, SIDE)
+
+    def distance(folder: Path | None) -> float:
+        painter = sampling.painter_of(config, base, folder)
+        theirs = list(sampling.generate(painter, drawing, requests, None))
+        return float(np.abs(np.float32(ours[0]) - np.float32(theirs[0])).mean())
+
+    assert distance(tmp_path / "weights") < 1
+    assert distance(None) > 5
