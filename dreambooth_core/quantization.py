@@ -49,7 +49,7 @@ def _try(kind: Kind, like: torch.Tensor) -> None:
     except ImportError as error:
         raise ConfigError(
             f"model.quantize {kind} needs {LIBRARIES[kind]}, which cannot be imported ({error}): "
-            "install dreambooth-factory[quantize], or set it to none"
+            "install dreambooth-factory[gpu], or set it to none"
         ) from error
     except (RuntimeError, NotImplementedError, ValueError, AttributeError) as error:
         reason = " ".join(str(error).split())

@@ -3,17 +3,21 @@
 import io
 import os
 import signal
+import threading
+import time
 from collections.abc import Callable
 from pathlib import Path
 
 import numpy as np
 import pytest
 from PIL import Image as Pillow
+from pydantic import ValidationError
 
-from dreambooth_core import fit
-from dreambooth_core.blobs import get_blob, image_set, put_blob
+from dreambooth_core import checkpoints, fit
+from dreambooth_core.blobs import blob_key, get_blob, image_set, put_blob
 from dreambooth_core.config import Config
-from dreambooth_core.errors import ConfigError, Preempted, StageFailed
+from dreambooth_core.errors import Preempted, StageFailed
+from dreambooth_core.priors import class_images, ensure_class_images
 from dreambooth_core.records import Image, ImageSet, Weights
 from dreambooth_core.storage import Store, open_store
 
@@ -21,7 +25,9 @@ STEPS = 24
 
 
 def _config(base: Path, work: Path, **train: object) -> Config:
-    every = train.pop("every", 4)
+    every, alongside = train.pop("every", 4), train.pop("alongside", False)
+    prior = {"images": 4, "alongside": alongside, "enabled": train.pop("prior", True)}
+    rules = {"every": every, **train.pop("checkpoints", {})}  # type: ignore[dict-item]
     options = {"steps": STEPS, "learning_rate": 1e-3, **train}
     return Config.model_validate(
         {
@@ -30,8 +36,8 @@ def _config(base: Path, work: Path, **train: object) -> Config:
             "model": {"base": str(base), "resolution": 32},
             "train": options,
             "adapter": {"rank": 4, "alpha": 4},
-            "checkpoints": {"every": every},
-            "prior": {"images": 4},
+            "checkpoints": rules,
+            "prior": prior,
             "sampler": {"inference_steps": 2, "batch_size": 2},
             "storage": {"uri": f"file://{work / 'store'}", "endpoint": None},
             "paths": {"work": work},
@@ -39,44 +45,53 @@ def _config(base: Path, work: Path, **train: object) -> Config:
     )
 
 
-def _images(store: Store, count: int, seed: int) -> ImageSet:
+def _photos(store: Store, count: int = 3, seed: int = 0) -> ImageSet:
     draws = np.random.default_rng(seed)
     members = []
     for index in range(count):
         file = io.BytesIO()
         Pillow.fromarray(draws.integers(0, 256, (32, 32, 3), dtype=np.uint8)).save(file, "PNG")
         blob = put_blob(store, file.getvalue())
-        members.append(Image(name=f"{index}.png", blob=blob))
+        members.append(Image(name=f"{index}.png", blob=blob, size=(32, 32)))
     return image_set(store, "datasets/test", members)
 
 
 def _train(config: Config, progress: Callable[[int, int, str], None] | None = None) -> Weights:
     store = open_store(config.storage)
-    weights, _ = fit.train(config, store, _images(store, 3, 0), _images(store, 4, 1), progress)
-    return weights
+    photos = _photos(store)
+    if not config.prior.alongside:
+        ensure_class_images(config, store, photos)
+    return fit.train(config, store, photos, progress)[0]
 
 
-def _signal_child(work: Path, number: signal.Signals) -> None:
+def _signal_child(
+    work: Path, number: signal.Signals, module: bytes = b"dreambooth_core.attempt"
+) -> bool:
     """To the training process itself, found by the spec file among its arguments."""
+    found = False
     specs = [str(path).encode() for path in work.resolve().glob("runs/*/spec.json")]
     for process in filter(str.isdigit, os.listdir("/proc")):
         try:
             arguments = Path("/proc", process, "cmdline").read_bytes().split(b"\0")
         except OSError:
             continue
-        if b"dreambooth_core.attempt" in arguments[:4] and any(s in arguments for s in specs):
+        if module in arguments[:4] and any(spec in arguments for spec in specs):
             os.kill(int(process), number)
+            found = True
+    return found
 
 
-def _signal_at(work: Path, step: int, number: signal.Signals) -> Callable[[int, int, str], None]:
-    sent = []
+def _signal_at(work: Path, step: int, *numbers: signal.Signals) -> Callable[[int, int, str], None]:
+    """A progress that sends the signals, one right after the other, when that step is reached."""
+    sent: list[int] = []
 
     def progress(done: int, total: int, label: str) -> None:
         assert total == STEPS
         assert "steps/s" in label
         if done >= step and not sent:
             sent.append(done)
-            _signal_child(work, number)
+            for number in numbers:
+                _signal_child(work, number)
 
     return progress
 
@@ -93,8 +108,8 @@ def test_killed_stopped_and_resumed_gives_the_same_bytes(
     config = _config(tiny_base, tmp_path / "parts", method=method, every=3)
     with pytest.raises(StageFailed, match="left no result"):
         _train(config, _signal_at(tmp_path / "parts", 5, signal.SIGKILL))
-    with pytest.raises(Preempted, match="the same command goes on"):
-        _train(config, _signal_at(tmp_path / "parts", 6, signal.SIGTERM))
+    with pytest.raises(Preempted, match=r"SIGTERM was received.* the same command goes on"):
+        _train(config, _signal_at(tmp_path / "parts", 6, signal.SIGTERM, signal.SIGINT))
     (run,) = (tmp_path / "parts" / "runs").iterdir()
     for path in run.iterdir():  # the machine is lost, the store is not
         if path.name == "checkpoints":
@@ -104,14 +119,8 @@ def test_killed_stopped_and_resumed_gives_the_same_bytes(
     assert len(whole.losses) == STEPS
     assert parts.losses == whole.losses
     assert (parts.digest, parts.files) == (whole.digest, whole.files)
-    again, reused = fit.train(
-        config,
-        open_store(config.storage),
-        _images(open_store(config.storage), 3, 0),
-        _images(open_store(config.storage), 4, 1),
-    )
-    assert reused
-    assert again == parts
+    store = open_store(config.storage)
+    assert fit.train(config, store, _photos(store)) == (parts, True)
 
 
 def test_a_broken_base_is_said_by_the_child(tiny_base: Path, tmp_path: Path) -> None:
@@ -125,8 +134,8 @@ def test_a_broken_base_is_said_by_the_child(tiny_base: Path, tmp_path: Path) -> 
 
 
 def test_a_batch_must_be_shared_evenly(tiny_base: Path, tmp_path: Path) -> None:
-    with pytest.raises(ConfigError, match="multiple"):
-        _train(_config(tiny_base, tmp_path, batch_size=3, processes=2))
+    with pytest.raises(ValidationError, match="multiple"):
+        _config(tiny_base, tmp_path, batch_size=3, processes=2)
 
 
 def test_one_training_per_run_folder(
@@ -139,16 +148,18 @@ def test_one_training_per_run_folder(
 
 def test_the_key_covers_what_decides_the_weights(tiny_base: Path, tmp_path: Path) -> None:
     store = open_store(_config(tiny_base, tmp_path).storage)
-    instance, classes = _images(store, 3, 0), _images(store, 4, 1)
+    photos = _photos(store)
 
-    def inputs(**changed: object) -> dict[str, object]:
-        config = _config(tiny_base, tmp_path, **changed)
-        return fit._inputs(config, instance, classes)
+    def inputs(images: ImageSet = photos, prior: bool = True, **changed: object) -> object:
+        config = _config(tiny_base, tmp_path, prior=prior, **changed)
+        return fit._inputs(config, images, class_images(config, images))
 
-    assert inputs() == inputs(checkpoint_every=9, keep_checkpoints=5, processes=2)
+    assert inputs() == inputs(every=9)
+    assert inputs() == inputs(alongside=True)
     for change in ({"steps": 5}, {"learning_rate": 1e-4}, {"method": "lora"}, {"flip": True}):
         assert inputs(**change) != inputs()
-    assert fit._inputs(_config(tiny_base, tmp_path), classes, None) != inputs()
+    assert inputs(_photos(store, seed=1)) != inputs()
+    assert inputs(prior=False) != inputs()
 
 
 def test_no_secret_reaches_the_spec(tiny_base: Path, tmp_path: Path) -> None:
@@ -158,8 +169,69 @@ def test_no_secret_reaches_the_spec(tiny_base: Path, tmp_path: Path) -> None:
     folder.mkdir(parents=True)
     os.environ["AWS_SECRET_ACCESS_KEY"] = "very-secret-value"
     try:
-        fit._prepare(config, store, folder, _images(store, 3, 0), None)
+        fit._prepare(config, store, folder, _photos(store), ())
     finally:
         del os.environ["AWS_SECRET_ACCESS_KEY"]
     assert "very-secret-value" not in (folder / "spec.json").read_text()
-    assert get_blob(store, _images(store, 3, 0).images[0].blob)
+    assert get_blob(store, _photos(store).images[0].blob)
+
+
+def test_class_images_made_alongside_give_the_same_bytes(tiny_base: Path, tmp_path: Path) -> None:
+    ahead = _train(_config(tiny_base, tmp_path / "ahead", steps=4))
+    late = _config(tiny_base, tmp_path / "late", steps=4, alongside=True)
+    found = _train(late)
+    assert (found.digest, found.losses) == (ahead.digest, ahead.losses)
+    assert found.class_images_used == ahead.class_images_used == 4
+
+
+def test_what_makes_class_images_alongside_may_not_break_unnoticed(
+    tiny_base: Path, tmp_path: Path
+) -> None:
+    config = _config(tiny_base, tmp_path, steps=4, alongside=True)
+
+    def kill() -> None:
+        while not _signal_child(tmp_path, signal.SIGKILL, b"dreambooth_core.alongside"):
+            time.sleep(0.02)
+
+    killer = threading.Thread(target=kill, daemon=True)
+    killer.start()
+    with pytest.raises(StageFailed, match="alongside broke"):
+        _train(config)
+    killer.join(10)
+
+
+@pytest.mark.parametrize("order", ["file", "time", "SIGUSR1"])
+def test_other_orders_to_stop_say_why(tiny_base: Path, tmp_path: Path, order: str) -> None:
+    limit = {"max_minutes": 0.0001} if order == "time" else {}
+    config = _config(tiny_base, tmp_path, prior=False, checkpoints=limit)
+
+    told: list[int] = []
+
+    def progress(done: int, total: int, label: str) -> None:
+        told.append(done)
+        (run,) = (tmp_path / "runs").iterdir()
+        if order == "file" and len(told) == 1:
+            (run / "stop").touch()
+        elif order == "SIGUSR1":
+            _signal_child(tmp_path, signal.SIGUSR1)
+
+    words = {"file": "stop asked", "time": "max_minutes", "SIGUSR1": "SIGUSR1"}
+    with pytest.raises(Preempted, match=words[order]):
+        _train(config, progress)
+    (run,) = (tmp_path / "runs").iterdir()
+    assert not (run / "stop").exists()
+    assert checkpoints.newest(run / "checkpoints") is not None
+
+
+@pytest.mark.slow
+def test_a_training_that_hangs_is_ended_with_its_stacks(tiny_base: Path, tmp_path: Path) -> None:
+    config = _config(tiny_base, tmp_path, prior=False, checkpoints={"stall_minutes": 0.3})
+    store = open_store(config.storage)
+    photos = _photos(store)
+    photo = tmp_path / "store" / blob_key(photos.images[0].blob)
+    photo.unlink()
+    os.mkfifo(photo)  # whoever reads it waits for ever
+    with pytest.raises(StageFailed, match=r"stalled.* stall_minutes 0\.3"):
+        fit.train(config, store, photos)
+    (log,) = tmp_path.glob("runs/*/train.log")
+    assert "get_blob" in log.read_text()
