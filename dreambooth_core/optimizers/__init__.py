@@ -7,7 +7,6 @@ et al. 2024, arXiv:2405.15682.
 """
 
 import math
-from collections import defaultdict
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from functools import cache
@@ -18,7 +17,20 @@ from torch import Tensor
 from torch.nn import Parameter
 
 from dreambooth_core.config import Optimizer, Train
-from dreambooth_core.errors import ConfigError, StageFailed
+from dreambooth_core.errors import ConfigError
+from dreambooth_core.optimizers.state import put_back, state_of
+from dreambooth_core.optimizers.together import InBackward, Together
+
+__all__ = [
+    "lr_factor",
+    "make",
+    "put_back",
+    "served",
+    "state_bytes",
+    "state_of",
+    "step_in_backward",
+    "training_mode",
+]
 
 Group = Mapping[str, Any]
 """`params`: parameters, `lr`: their full learning rate, `names`: their names, in the same order."""
@@ -27,50 +39,6 @@ RESTARTS = 3
 """Descents of `cosine_with_restarts`; with one it would be `cosine`."""
 POWER = 2.0
 """Exponent of `polynomial`; with one it would be `linear`."""
-
-
-class Together(torch.optim.Optimizer):
-    """Several optimizers that look like one: their groups in a row, and one state."""
-
-    def __init__(self, parts: Sequence[torch.optim.Optimizer]) -> None:
-        super().__init__([group for part in parts for group in part.param_groups], {})
-        self.parts = tuple(parts)
-        for part in parts:
-            part.state = self.state
-
-    def step(self, closure: Callable[[], Any] | None = None) -> Any:
-        loss = _called(closure)
-        for part in self.parts:
-            part.step()
-        return loss
-
-
-class InBackward(Together):
-    """Has stepped when the backward pass ends: a parameter as soon as its gradient is complete."""
-
-    def __init__(self, parts: Sequence[torch.optim.Optimizer]) -> None:
-        super().__init__(parts)
-        for part in parts:
-            (weight,) = part.param_groups[0]["params"]
-            weight.register_post_accumulate_grad_hook(_stepper(part))
-
-    def step(self, closure: Callable[[], Any] | None = None) -> Any:
-        return _called(closure)
-
-
-def _called(closure: Callable[[], Any] | None) -> Any:
-    if closure is None:
-        return None
-    with torch.enable_grad():
-        return closure()
-
-
-def _stepper(part: torch.optim.Optimizer) -> Callable[[Tensor], None]:
-    def step(weight: Tensor) -> None:
-        part.step()
-        weight.grad = None
-
-    return step
 
 
 def make(options: Optimizer, groups: Sequence[Group]) -> torch.optim.Optimizer:
@@ -231,86 +199,6 @@ def _schedule(name: str, warmup: int, steps: int) -> Callable[[int], float]:
     )
     factor: Callable[[int], float] = made.lr_lambdas[0]
     return factor
-
-
-Scalars = Mapping[str, int | float | str]
-
-
-def state_of(
-    optimizer: torch.optim.Optimizer, names: Mapping[Tensor, str]
-) -> tuple[dict[str, Tensor], dict[str, int | float | str]]:
-    """Everything that the next step hangs on: tensors, contiguous on the CPU, and JSON's scalars.
-
-    Keys are `<weight's name>/<entry>` and `groups/<index>/<entry>`; `kind` is the optimizer's.
-    """
-    tensors: dict[str, Tensor] = {}
-    scalars: dict[str, int | float | str] = {"kind": _kind(optimizer)}
-    for place, entries in _entries(optimizer, names):
-        for key, value in entries.items():
-            if isinstance(value, Tensor):
-                tensors[f"{place}/{key}"] = _plain(value)
-            elif isinstance(value, int | float) and math.isfinite(value):
-                # not Prodigy's growth_rate: it is endless, which JSON does not know
-                scalars[f"{place}/{key}"] = value
-    return tensors, scalars
-
-
-def put_back(
-    optimizer: torch.optim.Optimizer,
-    names: Mapping[Tensor, str],
-    tensors: Mapping[str, Tensor],
-    scalars: Scalars,
-) -> None:
-    """Make the optimizer's state what `state_of` gave, so that the next step is the same bitwise.
-
-    A tensor of its weight's shape gets the weight's own memory layout: the order of sums hangs on
-    it. Raises `StageFailed` when the state is of another optimizer or of other weights.
-    """
-    found: dict[str, dict[str, Any]] = defaultdict(dict)
-    for full, value in {**tensors, **scalars}.items():
-        place, _, key = full.rpartition("/")
-        found[place][key] = value
-    kind = found.pop("", {}).get("kind")
-    groups = {f"groups/{index}": group for index, group in enumerate(optimizer.param_groups)}
-    weights = {name: weight for weight, name in names.items()}
-    if kind != _kind(optimizer) or not found.keys() <= groups.keys() | weights.keys():
-        raise StageFailed(
-            f"the saved optimizer state is of {kind} over other weights than this "
-            f"{_kind(optimizer)}'s; delete the checkpoint and run again"
-        )
-    optimizer.state.clear()
-    for place, entries in found.items():
-        weight = weights[place] if place in weights else groups[place]["params"][0]
-        target = optimizer.state[weight] if place in weights else groups[place]
-        target.update({key: _placed(value, weight) for key, value in entries.items()})
-
-
-def _entries(
-    optimizer: torch.optim.Optimizer, names: Mapping[Tensor, str]
-) -> Iterator[tuple[str, Mapping[str, Any]]]:
-    for index, group in enumerate(optimizer.param_groups):
-        yield f"groups/{index}", group
-    for weight, entries in optimizer.state.items():
-        yield names[weight], entries
-
-
-def _kind(optimizer: torch.optim.Optimizer) -> str:
-    if not isinstance(optimizer, Together):
-        return type(optimizer).__name__
-    return f"{type(optimizer).__name__} {type(optimizer.parts[0]).__name__}"
-
-
-def _plain(value: Tensor) -> Tensor:
-    return value.detach().to("cpu", memory_format=torch.contiguous_format, copy=True)
-
-
-def _placed(value: Any, weight: Tensor) -> Any:
-    if not isinstance(value, Tensor):
-        return value
-    if value.shape != weight.shape:
-        return value.to(weight.device, copy=True)
-    like = torch.empty_like(weight.detach(), dtype=value.dtype, memory_format=torch.preserve_format)
-    return like.copy_(value)
 
 
 def state_bytes(name: str, weight: Tensor) -> int:
