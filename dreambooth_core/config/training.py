@@ -36,7 +36,7 @@ class Adapter(Section):
     """The adapter's scale is alpha / rank, for every layer, whatever its own rank."""
     targets: tuple[str, ...] | None = None
     """Ends of the names of the denoiser's layers that get one; the family's attention when left out."""
-    ranks: dict[str, Positive] = {}
+    ranks: dict[str, Positive] = Field(default_factory=dict)
     """Regular expression over layer names -> their own rank."""
 
 

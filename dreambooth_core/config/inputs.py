@@ -1,0 +1,82 @@
+"""What is learned, from which photos, on which base."""
+
+from pathlib import Path
+from typing import Annotated, Literal, Self
+
+from pydantic import Field, model_validator
+
+from dreambooth_core import plugins
+from dreambooth_core.config.sections import Fraction, Positive, Section
+
+
+class Model(Section):
+    """The base text-to-image model."""
+
+    family: str = "stable_diffusion"
+    """A file of `dreambooth_core/families/`."""
+    base: str = "examples/small_world/base"
+    """A local folder in diffusers' format, or a Hub id: `stable-diffusion-v1-5/stable-diffusion-v1-5`."""
+    revision: str | None = None
+    """Commit of the Hub repository; required for a Hub id, so that the same config means the same weights."""
+    resolution: Annotated[int, Field(ge=32, le=2048, multiple_of=8)] = 512
+    """Side of the square training images and samples, in pixels; with buckets, the root of their area."""
+    quantize: Literal["none", "int8", "nf4"] = "none"
+    """Hold the frozen denoiser in 8 or 4 bits; for adapters only."""
+
+    @model_validator(mode="after")
+    def _exists(self) -> Self:
+        if self.family not in plugins.names("dreambooth_core.families"):
+            known = ", ".join(plugins.names("dreambooth_core.families"))
+            raise ValueError(f"model.family is unknown: {self.family}; there is: {known}")
+        return self
+
+
+class Subject(Section):
+    """What is to be learned."""
+
+    images: Path
+    """Folder with 3-6 photos of the subject; captions in `<photo>.txt` or `metadata.jsonl`, if any, are
+    the photos' prompts, and masks are in `<photo>.mask.png` or in the photos' alpha."""
+    class_noun: str
+    """The plain word for it: dog, backpack, robot."""
+    identifier: str = "sks"
+    """A rare token that will come to mean the subject."""
+    instance_prompt: str = "a photo of {identifier} {class_noun}"
+    class_prompt: str = "a photo of a {class_noun}"
+
+    def fill(self, template: str) -> str:
+        """Put the identifier token and the class noun into a prompt template."""
+        return template.format(
+            identifier=self.identifier,
+            class_noun=self.class_noun,
+            subject=f"{self.identifier} {self.class_noun}",
+        )
+
+
+class Dataset(Section):
+    """What counts as a usable set of photos; `hard` limits stop, the others warn."""
+
+    min_images: Positive = 3
+    """Hard: fewer stop."""
+    few_images: Positive = 4
+    """Soft: fewer warn."""
+    many_images: Positive = 30
+    """Soft: more warn, since DreamBooth binds a subject best from a handful."""
+    max_images: Positive = 200
+    """Hard: more stop."""
+    min_side: Positive | None = None
+    """Hard: shorter side in pixels below which a photo is refused; `model.resolution` when left out."""
+    max_pixels: Positive = 100_000_000
+    """Hard: a photo that declares more is refused before it is decoded."""
+    max_bytes: Positive = 100_000_000
+    """Hard: a larger file is refused before it is read."""
+    near_duplicate: Fraction = 0.95
+    """Soft: two photos whose aligned edges correlate above this are near duplicates."""
+    blur_ratio: Fraction = 0.05
+    """Soft: a photo whose sharpness is below this share of the set's median warns."""
+    buckets: bool = False
+    """Keep the photos' aspect ratios, each near one of some sizes of about `model.resolution` squared."""
+    bucket_step: Annotated[int, Field(ge=8, multiple_of=8)] = 64
+    """The sizes' sides are multiples of this."""
+    bucket_ratio: Annotated[float, Field(ge=1, le=4)] = 2.0
+    """The longest side over the shortest, at most; what is longer is cropped."""

@@ -1,0 +1,64 @@
+"""Configs from YAML files and `--set`."""
+
+import re
+from pathlib import Path
+from typing import Any
+
+import yaml
+from pydantic import ValidationError
+
+from dreambooth_core.config.run import Config
+from dreambooth_core.errors import ConfigError
+
+
+def load_config(path: Path, overrides: tuple[str, ...] = ()) -> Config:
+    """Read a YAML config and apply `a.b=value` overrides; relative paths count from the working directory.
+
+    Raises `ConfigError` with one line per wrong field.
+    """
+    try:
+        document = yaml.safe_load(path.read_text(encoding="utf-8")) or {}
+    except FileNotFoundError:
+        raise ConfigError(f"no config at {path}: name an existing YAML file") from None
+    except (OSError, UnicodeDecodeError, yaml.YAMLError) as error:
+        raise ConfigError(f"{path} is not readable YAML: {_one_line(error)}") from error
+    if not isinstance(document, dict):
+        raise ConfigError(
+            f"{path} must hold a mapping of sections, not a {type(document).__name__}"
+        )
+    for override in overrides:
+        _apply(document, override)
+    try:
+        return Config.model_validate(document)
+    except ValidationError as error:
+        raise ConfigError(f"{path}: {_fields(error)}") from error
+
+
+def _apply(document: dict[str, Any], override: str) -> None:
+    dotted, separator, text = override.partition("=")
+    if not separator or not re.fullmatch(r"[a-z_]+(\.[a-z_]+)*", dotted):
+        raise ConfigError(f"--set takes a.b=value, not {override!r}")
+    *parents, last = dotted.split(".")
+    place: Any = document
+    for key in parents:
+        place = place.setdefault(key, {})
+        if not isinstance(place, dict):
+            raise ConfigError(f"--set {dotted}: {key} is a value, not a section")
+    try:
+        place[last] = yaml.safe_load(text)
+    except yaml.YAMLError as error:
+        raise ConfigError(f"--set {dotted}: {_one_line(error)}") from error
+
+
+def _fields(error: ValidationError) -> str:
+    """One clause per wrong field: `train.steps: Input should be ... (got 0)`."""
+    clauses = []
+    for item in error.errors():
+        where = ".".join(str(part) for part in item["loc"]) or "config"
+        got = "" if item["type"] in ("missing", "value_error") else f" (got {item['input']!r})"
+        clauses.append(f"{where}: {item['msg'].removeprefix('Value error, ')}{got}")
+    return "; ".join(clauses)
+
+
+def _one_line(error: Exception) -> str:
+    return " ".join(str(error).split())

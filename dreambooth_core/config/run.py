@@ -1,0 +1,153 @@
+"""A whole run, and what in it cannot go together."""
+
+from typing import Annotated, Literal, Self
+
+from pydantic import Field, model_validator
+
+from dreambooth_core.config.inputs import Dataset, Model, Subject
+from dreambooth_core.config.places import Paths, Storage
+from dreambooth_core.config.results import Evaluation, Sample, Sampler, Tracking
+from dreambooth_core.config.sections import NAME, Section
+from dreambooth_core.config.training import (
+    ADAPTERS,
+    INVERSIONS,
+    Adapter,
+    Checkpoints,
+    Choosing,
+    Inversion,
+    Loss,
+    Memory,
+    Optimizer,
+    Prior,
+    Train,
+)
+
+
+class Config(Section):
+    """A whole run."""
+
+    version: Literal[1] = 1
+    name: Annotated[str, Field(pattern=NAME)]
+    """Name of the registered model."""
+    seed: Annotated[int, Field(ge=0, lt=2**31)] = 0
+    """Every random number of the run follows from this one."""
+    subject: Subject
+    more_subjects: tuple[Subject, ...] = ()
+    """Others to learn in the same run, each as often as the first."""
+    model: Model = Model()
+    dataset: Dataset = Dataset()
+    prior: Prior = Prior()
+    train: Train = Train()
+    adapter: Adapter = Adapter()
+    inversion: Inversion = Inversion()
+    loss: Loss = Loss()
+    optimizer: Optimizer = Optimizer()
+    checkpoints: Checkpoints = Checkpoints()
+    memory: Memory = Memory()
+    choosing: Choosing = Choosing()
+    sampler: Sampler = Sampler()
+    evaluation: Evaluation = Evaluation()
+    sample: Sample = Sample()
+    storage: Storage = Storage()
+    tracking: Tracking = Tracking()
+    paths: Paths = Paths()
+
+    @property
+    def subjects(self) -> tuple[Subject, ...]:
+        """All that are learned, the main one first."""
+        return (self.subject, *self.more_subjects)
+
+    @model_validator(mode="after")
+    def _prompts_fill(self) -> Self:
+        for subject in self.subjects:
+            templates = (subject.instance_prompt, subject.class_prompt, *self.choosing.prompts)
+            for template in templates + self.evaluation.prompts + self.sample.prompts:
+                try:
+                    subject.fill(template)
+                except (KeyError, IndexError, ValueError) as error:
+                    raise ValueError(
+                        f"prompt {template!r} may only hold {{subject}}, {{identifier}} and {{class_noun}}"
+                    ) from error
+            if subject.identifier not in subject.fill(subject.instance_prompt).split():
+                raise ValueError("subject.instance_prompt must contain {identifier} or {subject}")
+            words = subject.fill(subject.class_prompt).split()
+            if self.prior.enabled and subject.identifier in words:
+                raise ValueError("subject.class_prompt must not contain the identifier token")
+        if len({subject.identifier for subject in self.subjects}) < len(self.subjects):
+            raise ValueError("each subject needs an identifier of its own: set more_subjects' too")
+        return self
+
+    @model_validator(mode="after")
+    def _options_agree(self) -> Self:
+        for wrong, sentence in _disagreements(self):
+            if wrong:
+                raise ValueError(sentence)
+        return self
+
+
+def _disagreements(config: Config) -> list[tuple[bool, str]]:
+    """Combinations without a meaning: whether the config has one, and what to say."""
+    train, prior, optimizer = config.train, config.prior, config.optimizer
+    adapter, inverts = train.method in ADAPTERS, train.method in INVERSIONS
+    predicts = prior.enabled and prior.target == "prediction"
+    fused, free = optimizer.fused_backward, optimizer.name == "schedule_free"
+    late = train.text_encoder_until < 1
+    return [
+        (
+            predicts and not adapter,
+            f"prior.target: prediction needs an adapter to switch off, which train.method "
+            f"{train.method} has not: use lora, dora, lokr or pivotal, or prior.target: images",
+        ),
+        (
+            prior.enabled and train.method == "textual_inversion",
+            "textual inversion moves nothing but new tokens, so the class noun is safe: "
+            "set prior.enabled: false",
+        ),
+        (
+            train.method == "textual_inversion" and bool(train.text_encoder),
+            "train.text_encoder: true moves the encoders' weights, which textual_inversion leaves "
+            "alone: use train.method pivotal",
+        ),
+        (
+            prior.alongside and not (prior.enabled and prior.target == "images"),
+            "prior.alongside needs class images to make: prior.enabled and prior.target: images",
+        ),
+        (
+            config.model.quantize != "none" and not adapter,
+            f"model.quantize freezes the denoiser, which train.method {train.method} trains: "
+            "use lora, dora, lokr or pivotal",
+        ),
+        (
+            config.model.quantize != "none" and train.method == "lokr",
+            "lokr has no layers for a quantized denoiser: use lora, dora or pivotal",
+        ),
+        (
+            fused and (train.accumulate > 1 or train.max_grad_norm is not None),
+            "optimizer.fused_backward frees each gradient at once: it needs train.accumulate: 1 "
+            "and train.max_grad_norm: null",
+        ),
+        (
+            fused and (train.processes > 1 or train.precision == "fp16"),
+            "optimizer.fused_backward works in one process, and without fp16's loss scaling",
+        ),
+        (
+            free and (train.lr_schedule != "constant" or train.ema is not None),
+            "schedule_free averages by itself: it needs train.lr_schedule: constant and no train.ema",
+        ),
+        (
+            train.text_encoder is False and train.text_encoder_learning_rate is not None,
+            "train.text_encoder_learning_rate has no effect with train.text_encoder: false",
+        ),
+        (
+            late and not inverts and train.text_encoder is False,
+            "train.text_encoder_until has no effect with train.text_encoder: false",
+        ),
+        (
+            train.strategy == "fsdp2" and optimizer.name != "adamw",
+            "train.strategy fsdp2 goes with optimizer.name: adamw",
+        ),
+        (
+            config.choosing.every is None and config.choosing != Choosing(),
+            "choosing.* has no effect without choosing.every",
+        ),
+    ]
