@@ -85,6 +85,7 @@ def beyond(curves: Curves, told: Mapping[str, int]) -> dict[int, dict[str, float
     return dict(sorted(rows.items()))
 
 
-def last_steps(curves: Curves) -> dict[str, int]:
-    """Curve -> its last step."""
-    return {name: points[-1][0] for name, points in curves.items()}
+def advanced(told: Mapping[str, int], curves: Curves) -> dict[str, int]:
+    """`told` after `curves` were told as well, which may end earlier than what was."""
+    ends = {name: max(points[-1][0], told.get(name, -1)) for name, points in curves.items()}
+    return {**told, **ends}

@@ -78,17 +78,20 @@ class _Live:
             except Exception as error:
                 # whatever it is, no training hangs on it, and the next round begins anew: what of
                 # this one has arrived is for MLflow to say
-                self._run, self._trouble = "", " ".join(str(error).split())[:300]
+                self._run, self._trouble = "", tracking.without_password(_one_line(error))
 
     def _bring(self, ends: bool) -> None:
         if not self._run:
             self._client = tracking.open_client(self._config)
-            run = tracking.training_run(self._client, self._config, self._key)
-            self._told = tracking.known_curves(self._client, run)
-            self._run = run
+            self._run = tracking.training_run(self._client, self._config, self._key)
+            self._told = {}
         course = self._course()
         if course is not None:
             curves = curves_of(course)
             self._told = tracking.log_curves(self._client, self._run, curves, self._told)
         if ends:
             tracking.set_status(self._client, self._run, self._status)
+
+
+def _one_line(error: Exception) -> str:
+    return " ".join(str(error).split())[:300]

@@ -7,7 +7,7 @@ from importlib.util import find_spec
 from typing import Any
 
 from dreambooth_core.config import Config
-from dreambooth_core.curves import beyond, curves_of, last_steps
+from dreambooth_core.curves import advanced, beyond, curves_of
 from dreambooth_core.errors import ConfigError, Preempted, StageFailed
 from dreambooth_core.records import Course
 
@@ -52,7 +52,7 @@ class Loggers:
             for step, values in beyond(curves, place.told).items():
                 if step > place.known_to:
                     place.logger.log_metrics(values, step)
-            place.told = last_steps(curves)
+            place.told = advanced(place.told, curves)
 
     def close(self, *, over: bool) -> None:
         """Write out what waits; `over` unless the training will go on some time."""

@@ -19,7 +19,7 @@ from typing import Any
 
 from dreambooth_core.blobs import digest_of
 from dreambooth_core.config import Config
-from dreambooth_core.curves import Curves, beyond, curves_of, last_steps
+from dreambooth_core.curves import Curves, advanced, beyond, curves_of
 from dreambooth_core.errors import StageFailed
 from dreambooth_core.records import ImageSet, Scores, Weights
 
@@ -76,8 +76,9 @@ def open_client(config: Config) -> Any:
             client.search_experiments(max_results=1)
             client.search_registered_models(max_results=1)
     except MlflowException as error:
+        reason = without_password(str(error))
         raise StageFailed(
-            f"MLflow at {without_password(uri)} does not answer: check tracking.uri ({error})"
+            f"MLflow at {without_password(uri)} does not answer: check tracking.uri ({reason})"
         ) from error
     return client
 
@@ -118,27 +119,26 @@ def set_status(client: Any, run: str, status: str) -> None:
         client.update_run(run, status=status)
 
 
-def known_curves(client: Any, run: str) -> dict[str, int]:
-    """Curve -> its last step in the run."""
-    names = client.get_run(run).data.metrics
-    return {
-        name: max(point.step for point in client.get_metric_history(run, name)) for name in names
-    }
-
-
 def log_curves(client: Any, run: str, curves: Curves, told: Mapping[str, int]) -> dict[str, int]:
-    """Log what is beyond `told`, since MLflow takes no point back; what is told afterwards."""
+    """Log what is beyond `told`, since MLflow takes no point back; what is told afterwards.
+
+    What the run has of a curve that is not in `told` is asked for.
+    """
     from mlflow.entities import Metric
 
+    known = {
+        **{name: _last_step(client, run, name) for name in curves.keys() - told.keys()},
+        **told,
+    }
     now = int(time.time() * 1000)
     metrics = [
         Metric(name, value, now, step)
-        for step, values in beyond(curves, told).items()
+        for step, values in beyond(curves, known).items()
         for name, value in values.items()
     ]
     for start in range(0, len(metrics), 1000):
         client.log_batch(run, metrics=metrics[start : start + 1000])
-    return {**told, **last_steps(curves)}
+    return advanced(known, curves)
 
 
 def log_run(client: Any, config: Config, entry: Entry) -> str:
@@ -158,7 +158,7 @@ def log_run(client: Any, config: Config, entry: Entry) -> str:
     ]
     run = str(free[0]) if free else _created(client, experiment, config, training)
     _log_params(client, run, config.model_dump(mode="json"))
-    log_curves(client, run, curves_of(entry.weights), known_curves(client, run))
+    log_curves(client, run, curves_of(entry.weights), {})
     _log_scores(client, run, entry)
     _log_inputs(client, run, entry.sets)
     with tempfile.TemporaryDirectory() as folder:
@@ -198,6 +198,11 @@ def _runs(client: Any, experiment: str, tag: str, value: str) -> list[Any]:
     """The runs with a tag, the oldest first."""
     order = ["attributes.start_time ASC"]
     return [*client.search_runs([experiment], f"tags.`{tag}` = '{value}'", order_by=order)]
+
+
+def _last_step(client: Any, run: str, name: str) -> int:
+    """The last step that the run has of a curve; -1 before the first."""
+    return max((point.step for point in client.get_metric_history(run, name)), default=-1)
 
 
 def _created(client: Any, experiment: str, config: Config, training: str) -> str:

@@ -116,6 +116,29 @@ def tiny_config(tiny_base: Path, tiny_encoders: tuple[Path, Path], tmp_path: Pat
     )
 
 
+@pytest.fixture(scope="session")
+def mlflow_tables(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A sqlite file with MLflow's tables and nothing in them; making them takes many seconds."""
+    from mlflow import MlflowClient
+
+    path = tmp_path_factory.mktemp("mlflow") / "mlflow.db"
+    uri = f"sqlite:///{path}"
+    client = MlflowClient(tracking_uri=uri, registry_uri=uri)
+    client.search_experiments(max_results=1)
+    client.search_registered_models(max_results=1)
+    return path
+
+
+@pytest.fixture
+def tracked_config(tiny_config, mlflow_tables: Path):  # type: ignore[no-untyped-def]
+    """`tiny_config`, whose MLflow has its tables already."""
+    import shutil
+
+    tiny_config.paths.work.mkdir()
+    shutil.copy(mlflow_tables, tiny_config.paths.work / "mlflow.db")
+    return tiny_config
+
+
 def _photos(folder: Path) -> Path:
     """Four photos that no check takes for one another."""
     import numpy as np

@@ -1,6 +1,6 @@
 """Learning curves as points."""
 
-from dreambooth_core.curves import beyond, curves_of, last_steps, rates, width, windows
+from dreambooth_core.curves import advanced, beyond, curves_of, rates, width, windows
 from dreambooth_core.records import Course, Look
 
 LOSSES = [[float(step), 10.0 * step] for step in range(10)]
@@ -47,4 +47,7 @@ def test_only_curves_with_points_are_drawn_and_each_point_is_told_once() -> None
     told = {"loss/instance": 1, "look/stable_loss": 0}
     assert list(beyond(curves, told)) == [1, 2]
     assert beyond(curves, told)[1] == {"learning_rate/unet": 1e-3}
-    assert beyond(curves, last_steps(curves)) == {}
+    assert beyond(curves, advanced(told, curves)) == {}
+    later = {"loss/instance": 7, "loss/class": 7}
+    after = {**later, "look/stable_loss": 2, "learning_rate/unet": 2}
+    assert advanced(later, curves) == {**after, "speed/checkpoint_stall_seconds": 2}

@@ -1,0 +1,101 @@
+"""MLflow beside a training: a real store in a file, and none that answers."""
+
+import time
+from collections.abc import Callable
+
+import pytest
+
+from dreambooth_core import live, tracking
+from dreambooth_core.config import Config
+from dreambooth_core.errors import Preempted, StageFailed
+from dreambooth_core.records import Course, Look
+
+KEY = "k" * 64
+
+
+def _course(steps: int) -> Course:
+    """Of a training of so many steps, with a look at every second one."""
+    taken = range(1, steps + 1)
+    return Course(
+        losses=tuple((step, 1 / step, 2 / step) for step in taken),
+        looks=tuple(Look(step=step, stable_loss=1 / (step + 1)) for step in range(0, steps + 1, 2)),
+        rates={"unet": tuple((step, 1e-3) for step in taken)},
+    )
+
+
+@pytest.fixture(autouse=True)
+def _often(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(live, "LIVE_SECONDS", 0.05)
+
+
+def _soon(there: Callable[[], bool]) -> None:
+    deadline = time.monotonic() + 60
+    while not there():
+        assert time.monotonic() < deadline
+        time.sleep(0.05)
+
+
+def test_a_stopped_and_resumed_training_is_one_run_with_each_point_once(
+    tracked_config: Config,
+) -> None:
+    client = tracking.open_client(tracked_config)
+    courses = [_course(1)]
+
+    def runs() -> list[tuple[str, str]]:
+        found = client.search_runs([e.experiment_id for e in client.search_experiments()])
+        return [(run.info.run_id, run.info.status) for run in found]
+
+    def points(name: str) -> list[tuple[int, float]]:
+        history = client.get_metric_history(runs()[0][0], name)
+        return sorted((point.step, point.value) for point in history)
+
+    def first_attempt() -> None:
+        with live.in_mlflow(tracked_config, KEY, lambda: courses[-1]):
+            _soon(lambda: bool(runs()) and len(points("loss/instance")) == 1)
+            courses.append(_course(3))
+            _soon(lambda: len(points("loss/instance")) == 3)
+            assert [status for _, status in runs()] == ["RUNNING"]
+            raise Preempted("stopped")
+
+    with pytest.raises(Preempted):
+        first_attempt()
+    ((run, status),) = runs()
+    assert status == "SCHEDULED"
+    # the checkpoint to go on from was older than what had been told
+    courses.append(_course(2))
+    with live.in_mlflow(tracked_config, KEY, lambda: courses[-1]):
+        _soon(lambda: runs()[0][1] == "RUNNING")
+        courses.append(_course(4))
+    assert runs() == [(run, "FINISHED")]
+    assert points("loss/instance") == [(step, 1 / step) for step in range(1, 5)]
+    assert points("loss/class") == [(step, 2 / step) for step in range(1, 5)]
+    assert points("look/stable_loss") == [(0, 1.0), (2, 1 / 3), (4, 1 / 5)]
+    assert points("learning_rate/unet") == [(step, 1e-3) for step in range(1, 5)]
+    params = client.get_run(run).data.params
+    assert params["train.steps"] == "6"
+    assert "evaluation.seeds" not in params, "which may be another one when it is registered"
+
+
+def test_what_broke_has_failed(tracked_config: Config) -> None:
+    with (
+        pytest.raises(StageFailed),
+        live.in_mlflow(tracked_config, KEY, lambda: None),
+    ):
+        raise StageFailed("broken")
+    client = tracking.open_client(tracked_config)
+    ((run,),) = [client.search_runs([e.experiment_id for e in client.search_experiments()])]
+    assert run.info.status == "FAILED"
+
+
+def test_no_training_waits_for_an_mlflow_that_does_not_answer(
+    tiny_config: Config, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setenv("MLFLOW_HTTP_REQUEST_MAX_RETRIES", "0")
+    monkeypatch.setattr(live, "END_SECONDS", 5.0)
+    address = "http://me:secret@127.0.0.1:9"
+    rules = tiny_config.tracking.model_copy(update={"uri": address})
+    with live.in_mlflow(tiny_config.model_copy(update={"tracking": rules}), KEY, lambda: None):
+        pass
+    said = capsys.readouterr().err
+    assert "MLflow at http://127.0.0.1:9 lacks some of the learning curves" in said
+    assert "secret" not in said
