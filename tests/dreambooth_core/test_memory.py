@@ -119,7 +119,7 @@ def test_the_plan_is_what_the_allocator_gives_out(tiny_base: Path, case: str) ->
     config = _config(**CASES[case])
     real = Real(config, tiny_base, "cpu", torch.float32)
     measured = real.held + _allocated_peak(real)
-    assert memory.plan(config, tiny_base, "fp32").total == pytest.approx(measured, rel=0.05)
+    assert memory.plan(config, tiny_base, "fp32").total == pytest.approx(measured, rel=0.1)
 
 
 @pytest.mark.slow
