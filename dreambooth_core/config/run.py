@@ -131,6 +131,16 @@ def _disagreements(config: Config) -> list[tuple[bool, str]]:
             "optimizer.fused_backward works in one process, and without fp16's loss scaling",
         ),
         (
+            fused and (late or optimizer.name == "prodigy"),
+            "optimizer.fused_backward steps each weight alone and at once: it goes neither with "
+            "prodigy, which looks at all together, nor with train.text_encoder_until",
+        ),
+        (
+            optimizer.name == "prodigy" and train.learning_rate < 0.1,
+            f"prodigy finds its own rate and multiplies it by train.learning_rate "
+            f"{train.learning_rate:g}: set that to 1",
+        ),
+        (
             free and (train.lr_schedule != "constant" or train.ema is not None),
             "schedule_free averages by itself: it needs train.lr_schedule: constant and no train.ema",
         ),

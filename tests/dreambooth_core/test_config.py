@@ -1,0 +1,98 @@
+"""What a config may not say, and that it says so in one sentence."""
+
+from typing import Any
+
+import pytest
+from pydantic import ValidationError
+
+from dreambooth_core import families
+from dreambooth_core.config import Config
+from dreambooth_core.errors import ConfigError
+from dreambooth_core.families import load_family
+
+SUBJECT = {"images": "photos", "class_noun": "dog"}
+LORA = {"method": "lora"}
+FREE = {"name": "schedule_free"}
+FUSED = {"fused_backward": True}
+UNCLIPPED = {"max_grad_norm": None}
+
+
+def _config(**sections: Any) -> Config:
+    return Config.model_validate({"name": "test", "subject": SUBJECT, **sections})
+
+
+@pytest.mark.parametrize(
+    ("sections", "words"),
+    [
+        ({"prior": {"target": "prediction"}}, "needs an adapter to switch off"),
+        ({"train": {"method": "textual_inversion"}}, "prior.enabled: false"),
+        (
+            {
+                "train": {"method": "textual_inversion", "text_encoder": True},
+                "prior": {"enabled": False},
+            },
+            "textual_inversion leaves alone",
+        ),
+        (
+            {"prior": {"alongside": True, "target": "prediction"}, "train": LORA},
+            "needs class images",
+        ),
+        ({"model": {"quantize": "nf4"}}, "which train.method full trains"),
+        ({"model": {"quantize": "int8"}, "train": {"method": "lokr"}}, "lokr has no layers"),
+        ({"optimizer": FUSED}, "train.max_grad_norm: null"),
+        ({"optimizer": FUSED, "train": {**UNCLIPPED, "accumulate": 2}}, "accumulate: 1"),
+        ({"optimizer": FUSED, "train": {**UNCLIPPED, "precision": "fp16"}}, "fp16"),
+        (
+            {"optimizer": FUSED, "train": {**UNCLIPPED, "text_encoder_until": 0.5}},
+            "train.text_encoder_until",
+        ),
+        ({"optimizer": {"name": "prodigy"}}, "set that to 1"),
+        ({"optimizer": FREE, "train": {"ema": 0.9}}, "averages by itself"),
+        ({"optimizer": FREE, "train": {"lr_schedule": "cosine"}}, "averages by itself"),
+        (
+            {"train": {"text_encoder": False, "text_encoder_learning_rate": 1e-5}},
+            "no effect with train.text_encoder: false",
+        ),
+        (
+            {"train": {"text_encoder": False, "text_encoder_until": 0.5}},
+            "no effect with train.text_encoder: false",
+        ),
+        ({"train": {"strategy": "fsdp2"}}, "at least 2"),
+        ({"train": {"batch_size": 3, "processes": 2}}, "make it a multiple"),
+        ({"train": {"steps": 5, "lr_warmup_steps": 5}}, "below train.steps"),
+        ({"choosing": {"patience": 3}}, "without choosing.every"),
+        ({"loss": {"min_snr_gamma": 3}}, "without loss.weighting: min_snr"),
+        ({"loss": {"huber_border": 0.5}}, "without loss.kind: huber"),
+        ({"loss": {"times_mean": 1}}, "without loss.times: logit_normal"),
+        ({"loss": {"unmasked_weight": 0.5}}, "without loss.masks"),
+        ({"more_subjects": [SUBJECT]}, "identifier of its own"),
+    ],
+)
+def test_what_makes_no_sense_is_refused(sections: dict[str, Any], words: str) -> None:
+    with pytest.raises(ValidationError, match=words):
+        _config(**sections)
+
+
+@pytest.mark.parametrize(
+    ("family", "sections", "words"),
+    [
+        ("z_image", {"train": {"text_encoder": True}}, "has no text encoder that trains"),
+        ("z_image", {"train": {"method": "pivotal"}}, "learn new tokens"),
+        ("flux", {"loss": {"weighting": "min_snr"}}, "trained by flow matching"),
+        ("flux", {"model": {"family": "flux", "resolution": 520}}, "multiple of 16"),
+        ("flux", {"dataset": {"buckets": True, "bucket_step": 8}}, "dataset.bucket_step 8"),
+        ("flux2", {"sampler": {"negative_prompt": "ugly"}}, "negative"),
+    ],
+)
+def test_what_a_family_cannot_do_is_refused(
+    family: str, sections: dict[str, Any], words: str
+) -> None:
+    config = _config(**{"model": {"family": family}, **sections})
+    with pytest.raises(ConfigError, match=words):
+        families.check(load_family(family), config)
+
+
+def test_what_is_left_out_is_read_back_from_a_written_config() -> None:
+    config = _config(train=LORA, choosing={"every": 10}, loss={"times": "mode"})
+    assert Config.model_validate_json(config.model_dump_json()) == config
+    assert Config.model_validate_json(_config().model_dump_json()) == _config()
