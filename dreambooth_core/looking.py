@@ -20,7 +20,7 @@ from dreambooth_core.batches import Batch, Steps
 from dreambooth_core.config import INVERSIONS, Config
 from dreambooth_core.encoders import Encoder
 from dreambooth_core.evaluation import photos_of, without_identifier
-from dreambooth_core.families import Parts, only
+from dreambooth_core.families import Parts, channels_last, only
 from dreambooth_core.metrics import Embeddings, Evidence, prompt_fidelity, subject_fidelity
 from dreambooth_core.objectives import example_losses, target
 from dreambooth_core.records import ImageSet, Look
@@ -119,7 +119,8 @@ def painter_of(module: DreamBooth, place: Place) -> Painter:
     absent = [name for name in family.text_encoders if name not in here.components]
     text = family.load(place.base, only(place.base, *absent), frozen_numbers(config))
     autoencoder = family.load(place.base, only(place.base, family.autoencoder))[family.autoencoder]
-    _decode_in_float32(autoencoder.to(memory_format=torch.channels_last))
+    channels_last(autoencoder)
+    _decode_in_float32(autoencoder)
     parts = {**text.components, **here.components, family.autoencoder: autoencoder}
     for name in (family.autoencoder, *absent):
         if name in parts:

@@ -50,12 +50,12 @@ def made(file_store):
     return drawn(file_store, ImageSet, 8), drawn(file_store, ImageSet, 9), weights, scores
 
 
-def test_a_version_carries_all_that_it_came_from(tiny_config, file_store, made):
+def test_a_version_carries_all_that_it_came_from(tracked_config, file_store, made):
     instance, classes, weights, scores = made
-    version, reused = registry.register(tiny_config, file_store, *made)
+    version, reused = registry.register(tracked_config, file_store, *made)
     assert not reused
     assert (version.name, version.version, version.aliases) == ("tiny", "1", ("candidate",))
-    client = tracking.open_client(tiny_config)
+    client = tracking.open_client(tracked_config)
     found = client.get_model_version_by_alias("tiny", "candidate")
     assert found.version in ("1", 1)
     assert found.source == weights.uri
@@ -64,99 +64,88 @@ def test_a_version_carries_all_that_it_came_from(tiny_config, file_store, made):
     assert tags["class_images_digest"] == classes.digest
     assert tags["weights_digest"] == weights.digest
     assert tags["scores_digest"] == scores.digest
-    assert tags["base"] == tiny_config.model.base
+    assert tags["base"] == tracked_config.model.base
     assert len(tags["base_digest"]) == 64
     assert tags["metric.clip_i"] == "0.750000"
     assert get_record(file_store, tags["weights_record"], Weights) == weights
     trained = Config.model_validate_json(tags["config"])
-    assert trained.model_copy(update={"paths": tiny_config.paths}) == tiny_config
+    assert trained.model_copy(update={"paths": tracked_config.paths}) == tracked_config
 
 
-def test_the_run_holds_numbers_losses_images_and_inputs(tiny_config, file_store, made):
-    version, _ = registry.register(tiny_config, file_store, *made)
-    client = tracking.open_client(tiny_config)
+def test_the_run_holds_numbers_losses_images_and_inputs(tracked_config, file_store, made):
+    version, _ = registry.register(tracked_config, file_store, *made)
+    client = tracking.open_client(tracked_config)
     run = client.get_run(version.run_id)
     assert run.info.status == "FINISHED"
     assert run.data.params["train.steps"] == "6"
     assert run.data.metrics["clip_i"] == 0.75
     assert run.data.metrics["base.clip_i"] == 0.5
     assert run.data.metrics["photos.clip_i"] == 0.875
-    history = client.get_metric_history(version.run_id, "loss.instance")
+    history = client.get_metric_history(version.run_id, "loss/instance")
     assert [(point.step, point.value) for point in history] == [(1, 0.5), (3, 0.4)]
-    assert len(client.get_metric_history(version.run_id, "loss.class")) == 1
+    assert len(client.get_metric_history(version.run_id, "loss/class")) == 1
     inputs = {each.dataset.name: each.dataset.digest for each in run.inputs.dataset_inputs}
     assert inputs == {"instance_images": made[0].digest[:36], "class_images": made[1].digest[:36]}
     sheets = {artifact.path for artifact in client.list_artifacts(version.run_id, "images")}
     assert "images/tuned.png" in sheets
-    assert run.info.artifact_uri.startswith(f"{tiny_config.storage.uri}/mlflow/")
+    assert run.info.artifact_uri.startswith(f"{tracked_config.storage.uri}/mlflow/")
 
 
-def test_the_same_weights_and_scores_find_the_same_version(tiny_config, file_store, made):
-    first, _ = registry.register(tiny_config, file_store, *made)
-    assert registry.register(tiny_config, file_store, *made) == (first, True)
+def test_the_same_weights_and_scores_find_the_same_version(tracked_config, file_store, made):
+    first, _ = registry.register(tracked_config, file_store, *made)
+    assert registry.register(tracked_config, file_store, *made) == (first, True)
     # even when the store forgot, or a kill came between MLflow and the store
     for key in list(file_store.keys("register/")):
         file_store.delete(key)
-    assert registry.register(tiny_config, file_store, *made) == (first, False)
-    client = tracking.open_client(tiny_config)
+    assert registry.register(tracked_config, file_store, *made) == (first, False)
+    client = tracking.open_client(tracked_config)
     assert len(client.search_model_versions("name = 'tiny'")) == 1
 
 
-def test_the_last_asked_for_is_the_candidate(tiny_config, file_store, made):
+def test_the_last_asked_for_is_the_candidate(tracked_config, file_store, made):
     instance, classes, weights, scores = made
     other = scores.model_copy(update={"digest": "c" * 64})
-    registry.register(tiny_config, file_store, *made)
-    registry.register(tiny_config, file_store, instance, classes, weights, other)
-    client = tracking.open_client(tiny_config)
+    registry.register(tracked_config, file_store, *made)
+    registry.register(tracked_config, file_store, instance, classes, weights, other)
+    client = tracking.open_client(tracked_config)
     assert str(client.get_model_version_by_alias("tiny", "candidate").version) == "2"
-    _, reused = registry.register(tiny_config, file_store, *made)
+    _, reused = registry.register(tracked_config, file_store, *made)
     assert reused
     assert str(client.get_model_version_by_alias("tiny", "candidate").version) == "1"
 
 
-def test_another_database_is_not_believed_to_hold_it(tiny_config, file_store, made, tmp_path):
-    registry.register(tiny_config, file_store, *made)
-    other = tiny_config.model_copy(
-        update={"paths": tiny_config.paths.model_copy(update={"work": tmp_path / "other"})}
+def test_another_database_is_not_believed_to_hold_it(tracked_config, file_store, made, tmp_path):
+    registry.register(tracked_config, file_store, *made)
+    other = tracked_config.model_copy(
+        update={"paths": tracked_config.paths.model_copy(update={"work": tmp_path / "other"})}
     )
     version, reused = registry.register(other, file_store, *made)
     assert not reused
     assert registry.find_version(None, tmp_path / "other", "tiny").version == version.version
 
 
-def test_a_deleted_database_is_another_one(tiny_config):
-    before = tracking.identity(tiny_config)
-    assert tracking.identity(tiny_config) == before
-    (tiny_config.paths.work / "mlflow.db").unlink()
-    assert tracking.identity(tiny_config) != before
+def test_a_deleted_database_is_another_one(tracked_config):
+    before = tracking.identity(tracked_config)
+    assert tracking.identity(tracked_config) == before
+    (tracked_config.paths.work / "mlflow.db").unlink()
+    assert tracking.identity(tracked_config) != before
 
 
-def test_a_run_that_was_cut_off_is_written_anew(tiny_config, file_store, made):
-    _, _, weights, scores = made
-    client = tracking.open_client(tiny_config)
-    entry = tracking.Entry("k" * 64, {}, weights, scores, {}, {})
-    first = tracking.log_run(client, tiny_config, entry)
-    client.set_terminated(first, "RUNNING")
-    second = tracking.log_run(client, tiny_config, entry)
-    assert second != first
-    assert tracking.log_run(client, tiny_config, entry) == second
-
-
-def test_without_class_images(tiny_config, file_store, made):
+def test_without_class_images(tracked_config, file_store, made):
     instance, _, weights, scores = made
-    version, _ = registry.register(tiny_config, file_store, instance, None, weights, scores)
-    run = tracking.open_client(tiny_config).get_run(version.run_id)
+    version, _ = registry.register(tracked_config, file_store, instance, None, weights, scores)
+    run = tracking.open_client(tracked_config).get_run(version.run_id)
     assert [each.dataset.name for each in run.inputs.dataset_inputs] == ["instance_images"]
 
 
-def test_a_version_is_found_by_name_alias_and_number(tiny_config, file_store, made):
-    registry.register(tiny_config, file_store, *made)
-    moved = shutil.move(tiny_config.paths.work, tiny_config.paths.work.with_name("moved"))
+def test_a_version_is_found_by_name_alias_and_number(tracked_config, file_store, made):
+    registry.register(tracked_config, file_store, *made)
+    moved = shutil.move(tracked_config.paths.work, tracked_config.paths.work.with_name("moved"))
     for wanted in ("tiny", "tiny@candidate", "tiny/1"):
         found = registry.find_version(None, moved, wanted)
         assert (found.name, found.version) == ("tiny", "1")
         assert found.config.paths.work == moved
-        assert found.config.model == tiny_config.model
+        assert found.config.model == tracked_config.model
     for wanted in ("nobody", "tiny@champion", "tiny/7", "tiny/x"):
         with pytest.raises(ConfigError, match="there is: tiny"):
             registry.find_version(None, moved, wanted)

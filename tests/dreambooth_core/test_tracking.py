@@ -1,0 +1,98 @@
+"""MLflow's runs: one per training, which registering its model completes."""
+
+from typing import Any
+
+import pytest
+
+from dreambooth_core import tracking
+from dreambooth_core.config import Config
+from dreambooth_core.curves import curves_of
+from dreambooth_core.errors import StageFailed
+from dreambooth_core.records import SampleSet, Scores, Weights
+from dreambooth_core.tracking import Entry
+
+TRAINING = "t" * 64
+NOTHING = SampleSet(uri="x", digest="x", images=())
+
+
+def _entry(key: str, score: float = 0.5, losses: int = 3) -> Entry:
+    weights = Weights(
+        uri="file:///runs",
+        digest="d" * 64,
+        key=TRAINING,
+        method="lora",
+        files={},
+        steps=3,
+        losses=tuple((step, 1 / step, None) for step in range(1, losses + 1)),
+        speeds=((3, 2.0),),
+    )
+    scores = Scores(
+        uri="file:///scores",
+        digest="s",
+        metrics={"clip_i": score},
+        base_metrics={"clip_i": 0.25},
+        samples=NOTHING,
+        base_samples=NOTHING,
+        class_samples=NOTHING,
+        base_class_samples=NOTHING,
+    )
+    return Entry(key * 64, {"dreambooth.family": "x"}, weights, scores, {}, {"a.png": b"png"})
+
+
+def _points(client: Any, run: str, name: str) -> list[tuple[int, float]]:
+    return sorted((p.step, p.value) for p in client.get_metric_history(run, name))
+
+
+def test_registering_completes_the_trainings_own_run(tracked_config: Config) -> None:
+    client, entry = tracking.open_client(tracked_config), _entry("a")
+    run = tracking.training_run(client, tracked_config, TRAINING)
+    told = tracking.log_curves(client, run, curves_of(_entry("a", losses=2).weights), {})
+    assert told == {"loss/instance": 2, "speed/steps_per_second": 3}
+    assert tracking.log_run(client, tracked_config, entry) == run
+    found = client.get_run(run)
+    assert found.info.status == "FINISHED"
+    assert found.data.tags["dreambooth.family"] == "x"
+    assert found.data.params["train.steps"] == "6"
+    assert found.data.params["evaluation.seeds"] == "2"
+    assert found.data.metrics["clip_i"] == 0.5
+    assert _points(client, run, "loss/instance") == [(1, 1.0), (2, 0.5), (3, 1 / 3)]
+    assert _points(client, run, "speed/steps_per_second") == [(3, 2.0)]
+    assert [made.path for made in client.list_artifacts(run, "images")] == ["images/a.png"]
+    # a second time nothing is there to do
+    assert tracking.log_run(client, tracked_config, entry) == run
+    assert len(_points(client, run, "clip_i")) == 1
+
+
+def test_what_was_cut_off_is_completed_in_the_same_run(tracked_config: Config) -> None:
+    client, entry = tracking.open_client(tracked_config), _entry("a")
+    run = tracking.log_run(client, tracked_config, entry)
+    client.delete_tag(run, tracking.KEY)  # the last thing that is written
+    client.update_run(run, status="RUNNING")
+    assert tracking.log_run(client, tracked_config, entry) == run
+    assert client.get_run(run).info.status == "FINISHED"
+    assert _points(client, run, "loss/instance") == [(1, 1.0), (2, 0.5), (3, 1 / 3)]
+    assert len(_points(client, run, "clip_i")) == 1
+
+
+def test_other_scores_of_the_same_training_get_a_run_of_their_own(tracked_config: Config) -> None:
+    client = tracking.open_client(tracked_config)
+    first = tracking.log_run(client, tracked_config, _entry("a"))
+    rules = tracked_config.evaluation.model_copy(update={"seeds": 7})
+    other = tracked_config.model_copy(update={"name": "other", "evaluation": rules})
+    second = tracking.log_run(client, other, _entry("b", score=0.75))
+    assert second != first
+    assert _points(client, first, "clip_i") == [(3, 0.5)]
+    assert _points(client, second, "clip_i") == [(3, 0.75)]
+    assert _points(client, second, "loss/instance") == _points(client, first, "loss/instance")
+    found = client.get_run(second)
+    assert (found.info.run_name, found.data.params["evaluation.seeds"]) == ("other", "7")
+
+
+def test_a_password_in_the_address_is_not_said(
+    tiny_config: Config, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("MLFLOW_HTTP_REQUEST_MAX_RETRIES", "0")
+    rules = tiny_config.tracking.model_copy(update={"uri": "http://me:secret@127.0.0.1:9"})
+    with pytest.raises(StageFailed, match="does not answer") as caught:
+        tracking.open_client(tiny_config.model_copy(update={"tracking": rules}))
+    assert "secret" not in str(caught.value)
