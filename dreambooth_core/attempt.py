@@ -13,7 +13,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Literal
 
 from dreambooth_core.errors import DreamBoothError, Preempted, StageFailed
-from dreambooth_core.fit import Outcome, Spec, Told, read_record, write_record
+from dreambooth_core.fit import MEETING, Outcome, Spec, Told, read_record, write_record
 from dreambooth_core.records import Course
 from dreambooth_core.stopping import Stop, Watchdog
 
@@ -25,7 +25,10 @@ if TYPE_CHECKING:
 
 
 def main(arguments: list[str]) -> int:
-    """Train what the spec says; 0 done, 75 preempted, 1 failed. Rank 0 writes the result file."""
+    """Train what the spec says; 0 done, 75 preempted, 1 failed. Rank 0 writes the result file.
+
+    The other ranks answer 0 when preempted, since torchrun ends all once one answers otherwise.
+    """
     spec = read_record(Path(arguments[0]), Spec) if len(arguments) == 1 else None
     if spec is None:
         print("usage: python -m dreambooth_core.attempt SPEC.json", file=sys.stderr)
@@ -41,14 +44,15 @@ def main(arguments: list[str]) -> int:
         outcome = _failed(spec, _sentence(spec, error), out_of_memory=_is_out_of_memory(error))
     if _rank() == 0:
         write_record(spec.folder / "result.json", outcome)
-    codes = {"done": 0, "preempted": Preempted.exit_code}
+    codes = {"done": 0, "preempted": Preempted.exit_code if _rank() == 0 else 0}
     return codes.get(outcome.status, 1)
 
 
 def _attempt(spec: Spec, stop: Stop, watchdog: Watchdog) -> Outcome:
-    from dreambooth_core import checkpoints, keeper, looking
+    from dreambooth_core import checkpoints, keeper, looking, ranks
     from dreambooth_core.loggers import Loggers
 
+    ranks.join(spec.folder / MEETING / "ranks", spec.config.checkpoints.stall_minutes)
     place, module, supply = _prepared(spec, watchdog)
     prefix, folder = f"{spec.prefix}/checkpoints", spec.folder / "checkpoints"
     rules = spec.config.checkpoints
@@ -85,6 +89,7 @@ def _attempt(spec: Spec, stop: Stop, watchdog: Watchdog) -> Outcome:
         )
     )
     _run(spec, module, supply, keeping, stop)
+    ranks.leave()
     writer.wait()
     watchdog.close()
     outcome = _outcome(spec, module, supply, keeping)
@@ -104,7 +109,7 @@ def _prepared(spec: Spec, watchdog: Watchdog) -> tuple["Place", "DreamBooth", "S
     """Everything in memory that the steps need, and nothing more."""
     import torch
 
-    from dreambooth_core import adapters, bases, quantization, supply, training
+    from dreambooth_core import adapters, bases, quantization, ranks, supply, training
     from dreambooth_core.families import channels_last, load_family, only
     from dreambooth_core.storage import open_store
 
@@ -115,7 +120,9 @@ def _prepared(spec: Spec, watchdog: Watchdog) -> tuple["Place", "DreamBooth", "S
     place = supply.Place(base, open_store(config.storage), device, _rank(), watchdog.beat)
     names = adapters.trained_components(family, config)
     moving_text = any(name in family.text_encoders for name in names)
-    gathered = supply.gather(config, family, place, (spec.instance, spec.classes), moving_text)
+    with ranks.first_ahead():
+        images = (spec.instance, spec.classes)
+        gathered = supply.gather(config, family, place, images, moving_text)
     kept = (family.denoiser, *(family.text_encoders if moving_text else ()))
     numbers = training.frozen_numbers(config)
     parts = family.load(base, only(base, *kept), numbers)

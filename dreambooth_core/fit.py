@@ -9,6 +9,7 @@ runs/<key>/         below paths.work
     priors.log          what the process printed that makes class images alongside
     checkpoints/        see checkpoints.py; copied to the store under the same key
     stop                made by a person: save, and end as preempted
+    meeting/            where several ranks find one another; gone when they are
     weights/            the result, before it is stored
 """
 
@@ -42,6 +43,7 @@ LOOK_SECONDS = 0.1
 GRACE_SECONDS = 25.0
 """Between the order to stop and the end by force: Prefect gives a cancelled flow 30 s in all."""
 LOCK_SECONDS = 60.0
+MEETING = "meeting"
 
 
 R = TypeVar("R", bound=Record)
@@ -260,6 +262,7 @@ def _watch(spec: Spec, lock: int, progress: Progress | None) -> Outcome:
     log = spec.folder / "train.log"
     before = log.stat().st_size if log.exists() else 0
     with ExitStack() as children:
+        children.enter_context(_meeting(spec.folder / MEETING))
         maker = children.enter_context(_class_images_alongside(spec))
         child = children.enter_context(
             supervised(
@@ -307,6 +310,17 @@ def _verdict(spec: Spec, status: int, log: Path, before: int) -> Outcome:
 
 
 @contextmanager
+def _meeting(folder: Path) -> Iterator[None]:
+    """An empty folder while the ranks live; one of an earlier attempt would mislead them."""
+    shutil.rmtree(folder, ignore_errors=True)
+    folder.mkdir()
+    try:
+        yield
+    finally:
+        shutil.rmtree(folder, ignore_errors=True)
+
+
+@contextmanager
 def _class_images_alongside(spec: Spec) -> Iterator["Popen[bytes] | None"]:
     """A process that makes the class images, for as long as the block runs; None without."""
     if not spec.config.prior.alongside:
@@ -324,19 +338,27 @@ def _command(spec: Spec) -> Sequence[str]:
     ranks = spec.config.train.processes
     if ranks == 1:
         return [sys.executable, *module]
-    meeting = spec.folder / f"meeting-{spec.attempt}"
     return [
         *(sys.executable, "-m", "torch.distributed.run", "--nproc-per-node", str(ranks)),
-        *("--rdzv-backend", "c10d", "--rdzv-endpoint", str(meeting), "--rdzv-conf"),
-        *("store_type=file", "--rdzv-id", spec.attempt, "--local-addr", "127.0.0.1", *module),
+        *("--rdzv-backend", "c10d", "--rdzv-endpoint", str(spec.folder / MEETING / "launcher")),
+        *("--rdzv-conf", "store_type=file", "--rdzv-id", spec.attempt),
+        *("--local-addr", "127.0.0.1", *module),
     ]
 
 
 def _environment(spec: Spec) -> dict[str, str]:
-    """Ours, with the cores shared among the ranks and the libraries kept quiet and at home."""
+    """Ours, with the cores shared among the ranks and the libraries kept quiet and at home.
+
+    Left alone, torchrun offers its ranks a store on all interfaces, which they do not use, and the
+    ranks talk over whatever the machine's name stands for.
+    """
     cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count()
     threads = max(1, (cores or 1) // spec.config.train.processes)
+    loopback = "lo" if sys.platform.startswith("linux") else "lo0"
     defaults = {
+        "TORCH_DISABLE_SHARE_RDZV_TCP_STORE": "1",
+        "GLOO_SOCKET_IFNAME": loopback,
+        "NCCL_SOCKET_IFNAME": loopback,
         "OMP_NUM_THREADS": str(threads),
         "TRANSFORMERS_VERBOSITY": "error",
         "DIFFUSERS_VERBOSITY": "error",

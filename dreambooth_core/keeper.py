@@ -10,7 +10,7 @@ import pytorch_lightning as lightning
 import torch
 from torch import Tensor
 
-from dreambooth_core import checkpoints, curves, optimizers
+from dreambooth_core import checkpoints, curves, optimizers, ranks
 from dreambooth_core.batches import Batch
 from dreambooth_core.checkpoints import Snapshot
 from dreambooth_core.choosing import best_of, is_over
@@ -21,8 +21,6 @@ if TYPE_CHECKING:
     from dreambooth_core.training import DreamBooth
 
 SAY_SECONDS = 0.5
-ASK_EVERY = 4
-"""Steps between two times that several ranks ask one another whether to stop: asking waits."""
 
 
 @dataclass
@@ -96,6 +94,7 @@ class Keeper(lightning.Callback):  # type: ignore[misc]
         self._began: Mark | None = None
         self._said = self._drawn = Mark(0, 0.0)
         self._summed_up = 0
+        self._question = ranks.Question()
 
     def on_train_start(self, trainer: Any, module: Any) -> None:
         if self.orders.resume is not None:
@@ -158,7 +157,7 @@ class Keeper(lightning.Callback):  # type: ignore[misc]
             self._look(trainer, module, done)
             if not last and is_over(standing.looks, config.choosing):
                 standing.over_at = done
-        reason = "" if last or standing.over_at else self._asked(trainer, done)
+        reason = "" if last or standing.over_at else self._asked()
         if reason:
             standing.stopped_at, standing.reason = done, reason
         ends = last or bool(reason) or standing.over_at is not None
@@ -168,21 +167,10 @@ class Keeper(lightning.Callback):  # type: ignore[misc]
             self._save(trainer, module, done)
         trainer.should_stop = ends
 
-    def _asked(self, trainer: Any, done: int) -> str:
-        """All ranks must answer alike."""
+    def _asked(self) -> str:
+        """Why to stop; all ranks answer alike, also when only one of them was asked to."""
         reason = self.orders.stop()
-        if trainer.world_size == 1:
-            return reason
-        if done % ASK_EVERY:
-            return ""
-        return (reason or "another rank was asked") if self._agreed(trainer, bool(reason)) else ""
-
-    def _agreed(self, trainer: Any, ours: bool) -> bool:
-        """Whether any rank says yes."""
-        if trainer.world_size == 1:
-            return ours
-        asked = torch.tensor(float(ours), device=trainer.strategy.root_device)
-        return bool(trainer.strategy.reduce(asked, reduce_op="sum") > 0)
+        return ranks.first_word(reason) if self._question.ask(bool(reason)) else ""
 
     def _look(self, trainer: Any, module: Any, done: int) -> None:
         """The first rank looks, and all know what it saw: they decide by it."""

@@ -6,13 +6,14 @@ from typing import TYPE_CHECKING, Any, Literal
 
 import pytorch_lightning as lightning
 import torch
+from pytorch_lightning.strategies import DDPStrategy, Strategy
 from torch import Tensor
 
 from dreambooth_core import adapters, optimizers
 from dreambooth_core.adapters import Trained
 from dreambooth_core.averages import Average
 from dreambooth_core.batches import Batch, Steps
-from dreambooth_core.config import Config
+from dreambooth_core.config import Config, Train
 from dreambooth_core.errors import ConfigError
 from dreambooth_core.families import Family, Parts, Tensors
 from dreambooth_core.objectives import (
@@ -49,7 +50,8 @@ class DreamBooth(lightning.LightningModule):  # type: ignore[misc]  # Lightning 
         self.encodes = False
         """Whether the table holds token ids, which the moving text encoders read at every step."""
         self.step = 0
-        self.register_buffer("losses", torch.zeros(config.train.steps, 2), persistent=False)
+        self.losses = torch.zeros(config.train.steps, 2)
+        """Of each step, instance and class; no buffer, which ranks would take from the first one."""
         if config.train.gradient_checkpointing:
             from dreambooth_core.memory import checkpoint_activations
 
@@ -60,7 +62,7 @@ class DreamBooth(lightning.LightningModule):  # type: ignore[misc]  # Lightning 
         self.table, self.encodes = table, encodes
 
     def on_fit_start(self) -> None:
-        self.objective = self.objective.to(self.device)
+        self.objective, self.losses = self.objective.to(self.device), self.losses.to(self.device)
         self.table = {name: value.to(self.device) for name, value in self.table.items()}
 
     def training_step(self, batch: Batch, _index: int) -> Tensor:
@@ -207,6 +209,17 @@ def frozen_numbers(config: Config) -> torch.dtype:
     return kinds[resolved_precision(config.train.precision)]
 
 
+def _strategy(train: Train) -> "Strategy | str":
+    """How ranks share the work: each holds all weights, and gradients are averaged."""
+    if train.processes == 1:
+        return "auto"
+    return DDPStrategy(
+        # beside what its name says it keeps the buckets of the first step, and with them the order
+        # of sums: a resumed training has no later ones
+        find_unused_parameters=True
+    )
+
+
 def fit(module: DreamBooth, data: Steps, keeper: "Keeper", start: int) -> None:
     """Take the steps from `start` to the end, or to where the keeper stops."""
     train = module.config.train
@@ -216,7 +229,7 @@ def fit(module: DreamBooth, data: Steps, keeper: "Keeper", start: int) -> None:
     trainer = lightning.Trainer(
         accelerator="auto",
         devices=train.processes,
-        strategy="auto" if train.processes == 1 else "ddp_find_unused_parameters_true",
+        strategy=_strategy(train),
         max_epochs=1,
         accumulate_grad_batches=train.accumulate,
         precision=OF_LIGHTNING[resolved_precision(train.precision)],

@@ -1,0 +1,132 @@
+"""Trainings through the real path, with store, caches and processes: what tests of ends share."""
+
+import io
+import os
+import signal
+import socket
+import struct
+from collections.abc import Callable, Iterable
+from contextlib import suppress
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from PIL import Image as Pillow
+
+from dreambooth_core import fit
+from dreambooth_core.blobs import image_set, put_blob
+from dreambooth_core.config import Config
+from dreambooth_core.priors import ensure_class_images
+from dreambooth_core.records import Image, ImageSet, Weights
+from dreambooth_core.storage import Store, open_store
+
+LISTEN = "0A"
+"""How the kernel's table of sockets says it."""
+
+
+@dataclass
+class Run:
+    """One run's folder, in which every attempt goes on from the one before."""
+
+    base: Path
+    work: Path
+    steps: int
+    train: dict[str, Any] = field(default_factory=dict)
+    checkpoints: dict[str, Any] = field(default_factory=dict)
+
+    @property
+    def config(self) -> Config:
+        train = {"steps": self.steps, "learning_rate": 1e-3, "lr_schedule": "cosine", **self.train}
+        return Config.model_validate(
+            {
+                "name": "test",
+                "seed": 7,
+                "subject": {"images": self.work, "class_noun": "dog"},
+                "model": {"base": str(self.base), "resolution": 32},
+                "train": train,
+                "adapter": {"rank": 4, "alpha": 4},
+                "checkpoints": self.checkpoints,
+                "prior": {"images": 4},
+                "sampler": {"inference_steps": 2, "batch_size": 2},
+                "storage": {"uri": f"file://{self.work / 'store'}", "endpoint": None},
+                "paths": {"work": self.work},
+            }
+        )
+
+    @property
+    def folder(self) -> Path:
+        (found,) = self.work.resolve().glob("runs/*")
+        return found
+
+    @property
+    def saved(self) -> Path:
+        return self.folder / "checkpoints"
+
+    def attempt(self, progress: Callable[[int, int, str], None] | None = None) -> Weights:
+        """Train to the end, or to where something happens."""
+        store = open_store(self.config.storage)
+        photos = _photos(store)
+        ensure_class_images(self.config, store, photos)
+        return fit.train(self.config, store, photos, progress)[0]
+
+    def processes(self) -> list[int]:
+        """Everything alive that was started for this run: guards, launchers, ranks."""
+        return [pid for pid, words in _living() if any(self._is_ours(word) for word in words)]
+
+    def ranks(self) -> list[int]:
+        """The processes that train, the first started first."""
+        module = b"dreambooth_core.attempt"
+        ours = set(self.processes())
+        return sorted(pid for pid, words in _living() if pid in ours and module in words[:4])
+
+    def kill(self, number: signal.Signals, which: slice = slice(None)) -> None:
+        """Send a signal to the ranks themselves, not to what started them."""
+        for pid in self.ranks()[which]:
+            os.kill(pid, number)
+
+    def _is_ours(self, word: bytes) -> bool:
+        return bytes(self.work.resolve()) in word
+
+
+def _living() -> list[tuple[int, list[bytes]]]:
+    found = []
+    for name in filter(str.isdigit, os.listdir("/proc")):
+        try:
+            words = Path("/proc", name, "cmdline").read_bytes().split(b"\0")
+        except OSError:
+            continue
+        found.append((int(name), words))
+    return found
+
+
+def _photos(store: Store) -> ImageSet:
+    draws = np.random.default_rng(0)
+    members = []
+    for index in range(3):
+        file = io.BytesIO()
+        Pillow.fromarray(draws.integers(0, 256, (32, 32, 3), dtype=np.uint8)).save(file, "PNG")
+        blob = put_blob(store, file.getvalue())
+        members.append(Image(name=f"{index}.png", blob=blob, size=(32, 32)))
+    return image_set(store, "datasets/test", members)
+
+
+def listening(processes: Iterable[int]) -> list[str]:
+    """The addresses at which any of the processes awaits connections."""
+    open_files = set()
+    for pid in processes:
+        with suppress(OSError):
+            open_files |= {os.readlink(path) for path in Path(f"/proc/{pid}/fd").iterdir()}
+    found = []
+    for table, family in (("tcp", socket.AF_INET), ("tcp6", socket.AF_INET6)):
+        for line in Path(f"/proc/net/{table}").read_text().splitlines()[1:]:
+            words = line.split()
+            if words[3] == LISTEN and f"socket:[{words[9]}]" in open_files:
+                found.append(_address(family, words[1].split(":")[0]))
+    return found
+
+
+def _address(family: socket.AddressFamily, hexadecimal: str) -> str:
+    """The kernel writes 32-bit words, each in the machine's own order of bytes."""
+    words = [hexadecimal[at : at + 8] for at in range(0, len(hexadecimal), 8)]
+    return socket.inet_ntop(family, b"".join(struct.pack("=I", int(word, 16)) for word in words))
