@@ -1,20 +1,46 @@
-"""What the README tells people to type and to read is there."""
+"""What README and docs/ tell people to type, to read and to believe is there."""
 
+import ast
 import re
 import shlex
+from functools import cache
 from pathlib import Path
+from typing import Any, get_args
 
 import pytest
 import yaml
 
-from dreambooth_core.config import Config, load_config
+from dreambooth_core import families, plugins
+from dreambooth_core.config import ADAPTERS, INVERSIONS, Config, Method, load_config
+from dreambooth_core.families import load_family
 
 ROOT = Path(__file__).parent.parent
-README = (ROOT / "README.md").read_text(encoding="utf-8")
+README = ROOT / "README.md"
+PAGES = [README, ROOT / "CONTRIBUTING.md", *sorted((ROOT / "docs").glob("*.md"))]
+FEATURES, RECIPES = ROOT / "docs/features.md", ROOT / "docs/recipes.md"
+LEAST: dict[str, Any] = {"name": "docs", "subject": {"images": "photos", "class_noun": "dog"}}
+"""What a part of a config is laid over."""
+
+
+def text(page: Path) -> str:
+    return page.read_text(encoding="utf-8")
+
+
+def blocks(language: str, *pages: Path) -> list[Any]:
+    """The fenced blocks of a language, each named by its page and place."""
+    return [
+        pytest.param(block, id=f"{page.stem}-{place}")
+        for page in pages
+        for place, block in enumerate(
+            re.findall(rf"```{language}\n(.*?)```", text(page), re.DOTALL)
+        )
+    ]
+
+
 COMMANDS = [
     shlex.split(line, comments=True)
-    for block in re.findall(r"```sh\n(.*?)```", README, re.DOTALL)
-    for line in block.splitlines()
+    for block in blocks("sh", README, *PAGES[2:])
+    for line in block.values[0].splitlines()
     if line.strip()
 ]
 
@@ -23,7 +49,7 @@ COMMANDS = [
 def test_command_exists_with_its_options(words: list[str]) -> None:
     program, *arguments = words
     if program == "make":
-        makefile = (ROOT / "Makefile").read_text(encoding="utf-8")
+        makefile = text(ROOT / "Makefile")
         assert re.search(rf"^{arguments[0]}:.*##", makefile, re.MULTILINE)
         return
     assert program.endswith("dreambooth")
@@ -38,17 +64,123 @@ def test_command_exists_with_its_options(words: list[str]) -> None:
     assert {word for word in arguments if word.startswith("-")} <= known
 
 
-@pytest.mark.parametrize("block", re.findall(r"```yaml\n(.*?)```", README, re.DOTALL))
-def test_example_is_a_config(block: str) -> None:
-    assert Config.model_validate(yaml.safe_load(block)).subject.class_noun == "dog"
+def laid_over(document: dict[str, Any], part: dict[str, Any]) -> dict[str, Any]:
+    both = {
+        name: laid_over(document[name], value)
+        for name, value in part.items()
+        if isinstance(value, dict) and isinstance(document.get(name), dict)
+    }
+    return {**document, **part, **both}
+
+
+def config_of(block: str) -> Config:
+    return Config.model_validate(laid_over(LEAST, yaml.safe_load(block)))
+
+
+@pytest.mark.parametrize("block", blocks("yaml", *PAGES))
+def test_config_is_one_that_its_family_takes(block: str) -> None:
+    config = config_of(block)
+    families.check(load_family(config.model.family), config)
 
 
 def test_shipped_config_is_one() -> None:
     load_config(ROOT / "examples/small_world/config.yaml")
 
 
+def rows(page: Path) -> list[list[str]]:
+    """The cells of all tables' rows, heads included."""
+    lines = [line for line in text(page).splitlines() if line.startswith("|")]
+    return [
+        [cell.strip() for cell in line.strip("|").split("|")] for line in lines if "---" not in line
+    ]
+
+
+def recipes() -> list[Config]:
+    return [config_of(block.values[0]) for block in blocks("yaml", RECIPES)]
+
+
+def as_row(config: Config) -> list[str]:
+    """A recipe as the table of recipes tells it."""
+    train, prior, method = config.train, config.prior, config.train.method
+    kind = "prediction" if prior.target == "prediction" else f"{prior.images} images"
+    moves = "yes" if families.moving_encoders(load_family(config.model.family), config) else "no"
+    until = f" until {train.text_encoder_until}" if train.text_encoder_until < 1 else ""
+    shift = f", shift {config.loss.times_shift:g}" if config.loss.times_shift != 1 else ""
+    only_tokens = method == "textual_inversion"
+    rate = config.inversion.learning_rate if only_tokens else train.learning_rate
+    return [
+        f"`{config.model.family}`",
+        method,
+        f"{rate:g}",
+        str(train.steps),
+        f"{train.batch_size} x {train.accumulate}",
+        f"{config.adapter.rank} / {config.adapter.alpha:g}" if method in ADAPTERS else "-",
+        f"{kind}, weight {prior.weight:g}" if prior.enabled else "off",
+        f"tokens{until}" if method in INVERSIONS else moves,
+        f"{config.loss.times}{shift}",
+        f"{config.sampler.guidance_scale:g}",
+    ]
+
+
+def test_table_of_recipes_is_read_off_them() -> None:
+    told = [row[:-1] for row in rows(RECIPES) if row[0].startswith("`")]
+    assert sorted(told) == sorted(as_row(config) for config in recipes())
+
+
+def test_every_family_and_every_method_has_a_recipe() -> None:
+    found = {(config.model.family, config.train.method) for config in recipes()}
+    for family in plugins.names(families.__name__):
+        assert {(family, "full"), (family, "lora")} <= found
+    assert {method for _, method in found} == set(get_args(Method))
+
+
+def test_the_recipe_that_was_run_is_the_shipped_one() -> None:
+    shipped = load_config(ROOT / "examples/small_world/config.yaml")
+    assert as_row(recipes()[0]) == as_row(shipped)
+    assert [row for row in rows(RECIPES) if "run here" in row[-1]] == [
+        [*as_row(shipped), "**run here**"]
+    ]
+
+
+@cache
+def functions_of(file: Path) -> frozenset[str]:
+    """Names of the test functions in a file, those of its classes included."""
+    found = ast.walk(ast.parse(text(file)))
+    return frozenset(node.name for node in found if isinstance(node, ast.FunctionDef))
+
+
+PROOFS = dict[str, tuple[str, str]](
+    (label, (file, name))
+    for label, file, name in re.findall(
+        r'^\[([\w-]+)\]: \.\./(tests/\S+\.py) "::(\w+)"$', text(FEATURES), re.MULTILINE
+    )
+)
+"""Label of a link -> file and name of a test."""
+NAMED = sorted(
+    {*PROOFS.values()}
+    | {found for page in PAGES for found in re.findall(r"(tests/[\w/]+\.py)::(\w+)", text(page))}
+)
+
+
+@pytest.mark.parametrize(("file", "name"), NAMED)
+def test_named_test_is_there(file: str, name: str) -> None:
+    assert name.startswith("test_")
+    assert name in functions_of(ROOT / file)
+
+
+def test_every_yes_leads_to_its_test_and_no_other_cell_does() -> None:
+    ours = [row[-1] for row in rows(FEATURES) if row[-1] != "here"]
+    assert len(ours) > 50
+    for cell in ours:
+        labels = re.findall(r"\]\[([\w-]+)\]", cell)
+        assert bool(labels) == (cell.split(":")[0] != "no"), cell
+        assert set(labels) <= PROOFS.keys()
+    used = re.findall(r"\]\[([\w-]+)\]", text(FEATURES))
+    assert PROOFS.keys() == set(used)
+
+
 def test_tree_names_what_is_there() -> None:
-    tree = README.split("## The tree")[1].split("```")[1]
+    tree = text(README).split("## The tree")[1].split("```")[1]
     parent, named = Path(), []
     for line in tree.strip().splitlines():
         name, _, phrase = line.strip().partition("  ")
@@ -57,15 +189,22 @@ def test_tree_names_what_is_there() -> None:
         if indent == 0:
             parent = Path(name) if name.endswith("/") else Path()
         named += [parent / part if indent else Path(part) for part in files]
-        named += [parent / part for part in re.findall(r"\b[a-z_]+\.py\b", phrase) if indent]
+        named += [parent / part for part in re.findall(r"\b[a-z_0-9]+\.py\b", phrase) if indent]
     missing = [path for path in named if not list(ROOT.glob(f"{path}")) and not _deeper(path)]
     assert missing == []
+    core = {
+        path for path in (ROOT / "dreambooth_core").glob("[a-z]*") if path.suffix in ("", ".py")
+    }
+    assert {path.name for path in core} - {path.name for path in named} == set()
 
 
 def _deeper(path: Path) -> bool:
     return any(ROOT.glob(f"{path.parent}/*/{path.name}"))
 
 
-def test_links_lead_somewhere() -> None:
-    targets = re.findall(r"\]\(([^)#]+)\)", README)
-    assert [t for t in targets if "://" not in t and not (ROOT / t).exists()] == []
+@pytest.mark.parametrize("page", PAGES, ids=lambda page: page.stem)
+def test_links_lead_somewhere(page: Path) -> None:
+    inline = re.findall(r"\]\(([^)#]+)(?:#[^)]*)?\)", text(page))
+    defined = re.findall(r"^\[[^\]]+\]: (\S+)", text(page), re.MULTILINE)
+    targets = [target for target in inline + defined if "://" not in target]
+    assert [target for target in targets if not (page.parent / target).exists()] == []
