@@ -1,9 +1,9 @@
 """The command line as a user's shell sees it: its own process, two streams, an exit code."""
 
 import json
+import resource
 import subprocess
 import sys
-import time
 
 import pytest
 import yaml
@@ -28,14 +28,13 @@ def is_one_sentence(text: str) -> bool:
 
 
 def test_help_is_there_at_once():
-    def seconds() -> float:
-        started = time.perf_counter()
-        done = dreambooth("--help")
-        assert done.returncode == 0
-        assert "validate" in done.stdout
-        return time.perf_counter() - started
-
-    assert min(seconds() for _ in range(5)) < 0.5 * 2  # twice the promise: tests share the machine
+    """In processor time, which a busy machine does not stretch as it does the clock's."""
+    before = resource.getrusage(resource.RUSAGE_CHILDREN)
+    done = dreambooth("--help")
+    after = resource.getrusage(resource.RUSAGE_CHILDREN)
+    assert done.returncode == 0
+    assert "validate" in done.stdout
+    assert after.ru_utime + after.ru_stime - before.ru_utime - before.ru_stime < 0.8
 
 
 def test_help_imports_nothing_heavy():
