@@ -44,7 +44,7 @@ class Looker:
     def __call__(self, module: DreamBooth, step: int) -> Look:
         """Raises `ModelError` when an encoder is missing."""
         rules = self.config.choosing
-        with untouched(module), module.served(), _forward(self.config, module.device):
+        with _evaluating(module), module.served(), _forward(self.config, module.device):
             loss = stable_loss(module, self.stable, self.place.beat)
             drawn = self._draw(module) if rules.prompts else None
         if drawn is None:
@@ -131,14 +131,12 @@ def painter_of(module: DreamBooth, place: Place) -> Painter:
 
 
 @contextmanager
-def untouched(module: DreamBooth) -> Iterator[None]:
-    """Evaluation while it lasts; modes and random numbers are afterwards what they were."""
+def _evaluating(module: DreamBooth) -> Iterator[None]:
+    """Without dropout while it lasts; every part is afterwards in the mode that it was in."""
     modes = [(part, part.training) for part in module.modules()]
-    devices = [module.device] if module.device.type == "cuda" else []
     module.eval()
     try:
-        with torch.random.fork_rng(devices=devices):
-            yield
+        yield
     finally:
         for part, mode in modes:
             part.training = mode
