@@ -2,6 +2,8 @@
 
 import io
 import os
+import re
+import resource
 import signal
 import threading
 import time
@@ -15,7 +17,7 @@ from pydantic import ValidationError
 
 from dreambooth_core import checkpoints, fit
 from dreambooth_core.blobs import blob_key, get_blob, image_set, put_blob
-from dreambooth_core.config import Config
+from dreambooth_core.config import Config, Memory
 from dreambooth_core.errors import Preempted, StageFailed
 from dreambooth_core.priors import class_images, ensure_class_images
 from dreambooth_core.records import Image, ImageSet, Weights
@@ -64,11 +66,9 @@ def _train(config: Config, progress: Callable[[int, int, str], None] | None = No
     return fit.train(config, store, photos, progress)[0]
 
 
-def _signal_child(
-    work: Path, number: signal.Signals, module: bytes = b"dreambooth_core.attempt"
-) -> bool:
-    """To the training process itself, found by the spec file among its arguments."""
-    found = False
+def _trainers(work: Path, module: bytes = b"dreambooth_core.attempt") -> list[str]:
+    """Ids of the training processes themselves, found by the spec file among their arguments."""
+    found = []
     specs = [str(path).encode() for path in work.resolve().glob("runs/*/spec.json")]
     for process in filter(str.isdigit, os.listdir("/proc")):
         try:
@@ -76,9 +76,16 @@ def _signal_child(
         except OSError:
             continue
         if module in arguments[:4] and any(spec in arguments for spec in specs):
-            os.kill(int(process), number)
-            found = True
+            found.append(process)
     return found
+
+
+def _signal_child(work: Path, number: signal.Signals, *module: bytes) -> bool:
+    """Whether there was one to send it to."""
+    processes = _trainers(work, *module)
+    for process in processes:
+        os.kill(int(process), number)
+    return bool(processes)
 
 
 def _signal_at(work: Path, step: int, *numbers: signal.Signals) -> Callable[[int, int, str], None]:
@@ -235,3 +242,41 @@ def test_a_training_that_hangs_is_ended_with_its_stacks(tiny_base: Path, tmp_pat
         fit.train(config, store, photos)
     (log,) = tmp_path.glob("runs/*/train.log")
     assert "get_blob" in log.read_text()
+
+
+@pytest.mark.slow
+@pytest.mark.skipif(not hasattr(resource, "prlimit"), reason="limits another process: Linux")
+def test_a_full_memory_is_answered_by_the_next_plan(
+    tiny_base: Path, tmp_path: Path, capfd: pytest.CaptureFixture[str]
+) -> None:
+    """The trainers get little more address space than one with a batch of 1 has used."""
+    used: list[int] = []
+
+    def look(_done: int, _total: int, _label: str) -> None:
+        for process in _trainers(tmp_path / "small"):
+            status = Path("/proc", process, "status").read_text()
+            used.append(1024 * int(re.findall(r"VmPeak:\s+(\d+)", status)[0]))
+
+    _train(_config(tiny_base, tmp_path / "small", steps=2, prior=False), look)
+    limit = max(used) + 300 * 2**20
+    ends, limited = threading.Event(), set[str]()
+
+    def squeeze() -> None:
+        while not ends.wait(0.02):
+            for process in _trainers(tmp_path / "large"):
+                if process not in limited:
+                    resource.prlimit(int(process), resource.RLIMIT_AS, (limit, limit))
+                    limited.add(process)
+
+    large = _config(tiny_base, tmp_path / "large", steps=2, prior=False, batch_size=512)
+    squeezing = threading.Thread(target=squeeze, daemon=True)
+    squeezing.start()
+    try:
+        weights = _train(large.model_copy(update={"memory": Memory(fit="auto")}))
+    finally:
+        ends.set()
+        squeezing.join()
+    said = capfd.readouterr().err
+    assert "memory was full: going on with batch 512 x 1, gradient checkpointing True" in said
+    assert len(limited) > 1
+    assert weights.steps == 2
