@@ -72,7 +72,7 @@ def _tensorboard(config: Config, key: str) -> Place:
 
 
 def _wandb(config: Config, key: str) -> Place:
-    """A run that is called as the training's key, with its files in `<work>/wandb`.
+    """A run that is called as the training's key begins, with its files in `<work>/wandb`.
 
     Its server takes no point back: a resumed run goes on behind the last it has. Offline, each
     attempt leaves the whole curves in a folder of its own.
@@ -85,7 +85,7 @@ def _wandb(config: Config, key: str) -> Place:
     settings = wandb.Settings(**quiet, disable_code=True, x_disable_stats=True)
     logger = WandbLogger(
         name=config.name,
-        id=key,
+        id=key[:32],
         project=config.tracking.experiment,
         save_dir=config.paths.work.resolve(),
         settings=settings,
