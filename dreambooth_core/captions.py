@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import NamedTuple
 
 from dreambooth_core.config import Config, Subject
-from dreambooth_core.findings import Finding, about, printable
+from dreambooth_core.findings import FOLDER, Finding, about, printable
 from dreambooth_core.records import ImageSet
 
 TABLE = "metadata.jsonl"
@@ -69,6 +69,9 @@ def beside(
             continue
         if not _names(captions[photo], subject.identifier):
             findings.append(_nameless(source, captions[photo], subject))
+    named = any(_names(caption, subject.identifier) for caption in captions.values())
+    if captions.keys() == set(photos) and not named:
+        findings.append(_unnamed(folder, subject))
     return captions, findings
 
 
@@ -136,6 +139,18 @@ def _nameless(source: Path, caption: str, subject: Subject) -> Finding:
     remedy = "write {subject} where it names the subject; it is used as it is"
     return about(
         "soft", source, "caption", measure, "the identifier token in every caption", remedy
+    )
+
+
+def _unnamed(folder: Path, subject: Subject) -> Finding:
+    """What such captions teach, they teach the plain words in them."""
+    return Finding(
+        level="hard",
+        file=FOLDER,
+        check="caption",
+        measure=f"every photo has a caption, and none says {subject.identifier}",
+        limit="the identifier token in at least one",
+        remedy=f"write {{subject}} into the captions in {folder.name}, or remove them",
     )
 
 

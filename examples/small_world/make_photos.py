@@ -25,7 +25,7 @@ def make_photos(out: Path) -> None:
             rng = random.Random(f"photos/{seed}/{number}")
             scene = random_scene(rng, background, accessory_share=0)
             render(identity, scene).save(folder / f"{number:02d}.png")
-            caption = f"a photo of a {class_noun} {BACKGROUNDS[background]}\n"
+            caption = f"a photo of {{subject}} {BACKGROUNDS[background]}\n"
             (folder / f"{number:02d}.txt").write_text(caption)
 
 

@@ -66,6 +66,18 @@ def test_a_caption_without_the_identifier_warns_and_is_used(photos: list[Path], 
     assert findings == [("soft", "a.txt", f"the caption {text!r} without sks")]
 
 
+def test_captions_that_never_say_the_identifier_stop(photos: list[Path]) -> None:
+    """Such a training would teach the plain words, and the identifier nothing."""
+    two = photos[:2]
+    for photo in two:
+        photo.with_suffix(".txt").write_text("a robot on the grass")
+    assert _found(two)[1][-1] == ("hard", ".", "every photo has a caption, and none says sks")
+    two[1].with_suffix(".txt").write_text("a {subject} on the grass")
+    assert [level for level, _, _ in _found(two)[1]] == ["soft"]
+    two[1].with_suffix(".txt").unlink()
+    assert [level for level, _, _ in _found(two)[1]] == ["soft"]
+
+
 @pytest.mark.parametrize(
     "text", ["{colour} sks robot", "sks {", "sks {0}", "sks {subject.nothing}"]
 )
