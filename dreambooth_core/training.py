@@ -35,8 +35,11 @@ class DreamBooth(lightning.LightningModule):  # type: ignore[misc]  # Lightning 
     def __init__(self, family: Family, parts: Parts, trained: Trained, config: Config) -> None:
         super().__init__()
         self.family, self.parts, self.trained, self.config = family, parts, trained, config
-        self.components = torch.nn.ModuleDict({name: parts[name] for name in trained})
-        self.components[family.denoiser] = parts[family.denoiser]
+        # text encoders that stand still are there when others move, and must be on the device too
+        read = {name for name in family.text_encoders if name in parts.components}
+        self.components = torch.nn.ModuleDict(
+            {name: parts[name] for name in sorted({family.denoiser, *read, *trained})}
+        )
         self.objective: Objective = family.objective(parts)
         self.weights = {
             f"{component}/{name}": weight

@@ -24,6 +24,13 @@ from dreambooth_core.records import Image, ImageSet, Weights
 from dreambooth_core.storage import Store, open_store
 
 STEPS = 24
+TRACKING: dict[str, str] = {}
+
+
+@pytest.fixture(autouse=True)
+def _tables(mlflow_tables: Path) -> None:
+    """One database for all: making the tables of one takes many seconds."""
+    TRACKING["uri"] = f"sqlite:///{mlflow_tables}"
 
 
 def _config(base: Path, work: Path, **train: object) -> Config:
@@ -42,6 +49,7 @@ def _config(base: Path, work: Path, **train: object) -> Config:
             "prior": prior,
             "sampler": {"inference_steps": 2, "batch_size": 2},
             "storage": {"uri": f"file://{work / 'store'}", "endpoint": None},
+            "tracking": TRACKING,
             "paths": {"work": work},
         }
     )
