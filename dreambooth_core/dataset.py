@@ -129,7 +129,7 @@ def _survey(
     photos, remarks = compared(photos, rules)
     findings.extend(remarks)
     given: dict[Path, str] = {}
-    if subject is not None:
+    if subject is not None and subject.captions:
         given, remarks = captions.beside(folder, paths, subject)
         findings.extend(remarks)
     return _Found(_validation(folder, findings, photos), photos, given)

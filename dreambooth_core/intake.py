@@ -54,5 +54,5 @@ def _files(subject: Subject) -> dict[str, object]:
     return {
         "folder": folder,
         "files": [[path.name, digest_of_file(path)] for path in files],
-        "words": [subject.identifier, subject.class_noun],
+        "words": [subject.captions, subject.identifier, subject.class_noun],
     }

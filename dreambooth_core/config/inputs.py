@@ -43,6 +43,8 @@ class Subject(Section):
     """A rare token that will come to mean the subject."""
     instance_prompt: str = "a photo of {identifier} {class_noun}"
     class_prompt: str = "a photo of a {class_noun}"
+    captions: bool = True
+    """Take the captions beside the photos for their prompts; without, all go by `instance_prompt`."""
 
     def fill(self, template: str) -> str:
         """Put the identifier token and the class noun into a prompt template."""

@@ -51,3 +51,15 @@ def test_captions_are_part_of_what_is_taken_in(config, file_store):
     again, reused = take_in(other, file_store)
     assert not reused
     assert "sks toy at sea" in {image.prompt for image in again.images.images}
+
+
+def test_captions_can_be_left_aside(config, file_store):
+    (config.subject.images / "0.txt").write_text("{subject} at sea")
+    changed = {
+        "loss": {"masks": False},
+        "subject": {**config.subject.model_dump(), "captions": False},
+    }
+    plain = Config.model_validate({**config.model_dump(), **changed})
+    taken, _ = take_in(plain, file_store)
+    assert {image.prompt for image in taken.images.images} == {""}
+    assert [found.check for found in taken.validation.findings] == ["too few"]
