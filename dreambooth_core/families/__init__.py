@@ -7,6 +7,7 @@ A family's file imports torch, diffusers and transformers inside its functions o
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
+from types import MappingProxyType
 from typing import TYPE_CHECKING, Any, Protocol, get_args
 
 from dreambooth_core import plugins
@@ -111,6 +112,54 @@ class Family(Protocol):
         `negative_prompt` is one string; the caller repeats it for the batch.
         """
         ...
+
+
+class FromDiffusers:
+    """What families have in common: components, objective and pipeline as diffusers knows them.
+
+    A family says `pipeline_class`, `flow` and `classes`; and `sampler` and `extras` where the
+    pipeline wants more than its folder's components.
+    """
+
+    pipeline_class: str
+    flow: bool
+    extras: Mapping[str, Any] = MappingProxyType({})
+    """Further arguments of the pipeline's class."""
+
+    def classes(self) -> Mapping[str, Any]:
+        """Component -> its class; what reads it is ours to name, never the model's own code."""
+        raise NotImplementedError
+
+    def load(
+        self,
+        folder: Path,
+        tuned: Mapping[str, Path | None] | None = None,
+        dtype: "torch.dtype | None" = None,
+    ) -> Parts:
+        """See `Family.load`."""
+        return load_parts(folder, self.pipeline_class, self.classes(), tuned, dtype)
+
+    def objective(self, parts: Parts) -> "Objective":
+        """As the folder's noise scheduler says; raises `ModelError` for what it cannot be."""
+        from dreambooth_core import objectives
+
+        scheduler = parts["scheduler"]
+        if self.flow:
+            return objectives.flow(scheduler.config.num_train_timesteps)
+        return objectives.diffusion(scheduler.config.prediction_type, scheduler.alphas_cumprod)
+
+    def sampler(self, parts: Parts) -> Any:
+        """The noise scheduler to draw images with; the base's own."""
+        return parts["scheduler"]
+
+    def pipeline(self, parts: Parts) -> Any:
+        """See `Family.pipeline`."""
+        import diffusers
+
+        components = {**parts.components, "scheduler": self.sampler(parts)}
+        pipeline = getattr(diffusers, self.pipeline_class)(**components, **self.extras)
+        pipeline.set_progress_bar_config(disable=True)
+        return pipeline
 
 
 def load_family(name: str) -> Family:

@@ -5,25 +5,22 @@ latents packed in 2x2 places. [dev] has guidance distilled into it, and is told 
 """
 
 from collections.abc import Mapping, Sequence
-from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from dreambooth_core.families import Family, Parts, Tensors, load_parts
+from dreambooth_core.families import Family, FromDiffusers, Parts, Tensors
 from dreambooth_core.families._text import token_ids
 
 if TYPE_CHECKING:
-    import torch
     from torch import Tensor
 
     from dreambooth_core.config import Sampler
     from dreambooth_core.latents import LatentDistribution
-    from dreambooth_core.objectives import Objective
 
 T5_TOKENS = 512
 """What the pipeline reads of a prompt unless told otherwise."""
 
 
-class Flux:
+class Flux(FromDiffusers):
     """The `flux` family."""
 
     pipeline_class = "FluxPipeline"
@@ -41,12 +38,7 @@ class Flux:
     }
     pixel_multiple = 16
 
-    def load(
-        self,
-        folder: Path,
-        tuned: Mapping[str, Path | None] | None = None,
-        dtype: "torch.dtype | None" = None,
-    ) -> Parts:
+    def classes(self) -> Mapping[str, Any]:
         from diffusers import (
             AutoencoderKL,
             FlowMatchEulerDiscreteScheduler,
@@ -54,7 +46,7 @@ class Flux:
         )
         from transformers import CLIPTextModel, CLIPTokenizer, T5EncoderModel, T5Tokenizer
 
-        kinds = {
+        return {
             "scheduler": FlowMatchEulerDiscreteScheduler,
             "tokenizer": CLIPTokenizer,
             "tokenizer_2": T5Tokenizer,
@@ -63,12 +55,6 @@ class Flux:
             "vae": AutoencoderKL,
             "transformer": FluxTransformer2DModel,
         }
-        return load_parts(folder, self.pipeline_class, kinds, tuned, dtype)
-
-    def objective(self, parts: Parts) -> "Objective":
-        from dreambooth_core.objectives import flow
-
-        return flow(parts["scheduler"].config.num_train_timesteps)
 
     def tokenize(self, parts: Parts, prompts: Sequence[str]) -> Tensors:
         """`input_ids`, (prompts, 77), and `input_ids_2`, (prompts, 512)."""
@@ -116,15 +102,6 @@ class Flux:
             return_dict=False,
         )
         return pixel_shuffle(answer[0].transpose(1, 2).unflatten(2, (height, width)), 2)
-
-    def pipeline(self, parts: Parts) -> Any:
-        """With Euler steps along the flow, shifted by the image's size as the base says."""
-        from diffusers import FlowMatchEulerDiscreteScheduler, FluxPipeline
-
-        sampler = FlowMatchEulerDiscreteScheduler.from_config(parts["scheduler"].config)
-        pipeline = FluxPipeline(**{**parts.components, "scheduler": sampler})
-        pipeline.set_progress_bar_config(disable=True)
-        return pipeline
 
     def guidance(self, sampler: "Sampler") -> Mapping[str, Any]:
         """The distilled scale; with a negative prompt true guidance instead, not one on the other."""

@@ -12,7 +12,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from dreambooth_core.errors import ConfigError
-from dreambooth_core.families import Family, Parts, Tensors, _qwen, load_parts
+from dreambooth_core.families import Family, FromDiffusers, Parts, Tensors, _qwen
 
 if TYPE_CHECKING:
     import torch
@@ -20,7 +20,6 @@ if TYPE_CHECKING:
 
     from dreambooth_core.config import Sampler
     from dreambooth_core.latents import LatentDistribution
-    from dreambooth_core.objectives import Objective
 
 PROMPT_TOKENS = 512
 """The denoiser sees all of them, padding too: no mask leaves any out."""
@@ -28,7 +27,7 @@ READ_BEHIND = (9, 18, 27)
 """The language model's layers whose states are the conditioning."""
 
 
-class Flux2:
+class Flux2(FromDiffusers):
     """The `flux2` family."""
 
     pipeline_class = "Flux2KleinPipeline"
@@ -46,6 +45,22 @@ class Flux2:
     }
     pixel_multiple = 16
 
+    def classes(self) -> Mapping[str, Any]:
+        from diffusers import (
+            AutoencoderKLFlux2,
+            FlowMatchEulerDiscreteScheduler,
+            Flux2Transformer2DModel,
+        )
+        from transformers import Qwen2Tokenizer, Qwen3ForCausalLM
+
+        return {
+            "scheduler": FlowMatchEulerDiscreteScheduler,
+            "tokenizer": Qwen2Tokenizer,
+            "text_encoder": Qwen3ForCausalLM,
+            "vae": AutoencoderKLFlux2,
+            "transformer": Flux2Transformer2DModel,
+        }
+
     def load(
         self,
         folder: Path,
@@ -53,30 +68,12 @@ class Flux2:
         dtype: "torch.dtype | None" = None,
     ) -> Parts:
         """The components, and as `is_distilled` whether the base is a step-distilled one."""
-        from diffusers import (
-            AutoencoderKLFlux2,
-            FlowMatchEulerDiscreteScheduler,
-            Flux2KleinPipeline,
-            Flux2Transformer2DModel,
-        )
-        from transformers import Qwen2Tokenizer, Qwen3ForCausalLM
+        from diffusers import Flux2KleinPipeline
 
-        kinds = {
-            "scheduler": FlowMatchEulerDiscreteScheduler,
-            "tokenizer": Qwen2Tokenizer,
-            "text_encoder": Qwen3ForCausalLM,
-            "vae": AutoencoderKLFlux2,
-            "transformer": Flux2Transformer2DModel,
-        }
-        parts = load_parts(folder, self.pipeline_class, kinds, tuned, dtype)
+        parts = super().load(folder, tuned, dtype)
         index = Flux2KleinPipeline.load_config(folder, local_files_only=True)
         distilled = bool(index.get("is_distilled", False))
         return replace(parts, components={**parts.components, "is_distilled": distilled})
-
-    def objective(self, parts: Parts) -> "Objective":
-        from dreambooth_core.objectives import flow
-
-        return flow()
 
     def tokenize(self, parts: Parts, prompts: Sequence[str]) -> Tensors:
         """`input_ids` and `attention_mask`: (prompts, 512)."""
@@ -126,13 +123,6 @@ class Flux2:
         )
         found: Tensor = answer[0].transpose(1, 2).unflatten(2, (height, width))
         return found
-
-    def pipeline(self, parts: Parts) -> Any:
-        from diffusers import Flux2KleinPipeline
-
-        pipeline = Flux2KleinPipeline(**parts.components)
-        pipeline.set_progress_bar_config(disable=True)
-        return pipeline
 
     def guidance(self, sampler: "Sampler") -> Mapping[str, Any]:
         """Raises `ConfigError` for a negative prompt, which this pipeline does not take."""

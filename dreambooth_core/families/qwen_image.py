@@ -6,18 +6,15 @@ video of one frame.
 """
 
 from collections.abc import Mapping, Sequence
-from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from dreambooth_core.families import Family, Parts, Tensors, _qwen, load_parts
+from dreambooth_core.families import Family, FromDiffusers, Parts, Tensors, _qwen
 
 if TYPE_CHECKING:
-    import torch
     from torch import Tensor
 
     from dreambooth_core.config import Sampler
     from dreambooth_core.latents import LatentDistribution
-    from dreambooth_core.objectives import Objective
 
 TEMPLATE = (
     "<|im_start|>system\nDescribe the image by detailing the color, shape, size, texture, quantity,"
@@ -30,7 +27,7 @@ PROMPT_TOKENS = 512
 """What the pipeline's call keeps of a prompt, with the template's end."""
 
 
-class QwenImage:
+class QwenImage(FromDiffusers):
     """The `qwen_image` family."""
 
     pipeline_class = "QwenImagePipeline"
@@ -45,12 +42,7 @@ class QwenImage:
     """Not the text's own way through a block: behind the last one it leads nowhere."""
     pixel_multiple = 16
 
-    def load(
-        self,
-        folder: Path,
-        tuned: Mapping[str, Path | None] | None = None,
-        dtype: "torch.dtype | None" = None,
-    ) -> Parts:
+    def classes(self) -> Mapping[str, Any]:
         from diffusers import (
             AutoencoderKLQwenImage,
             FlowMatchEulerDiscreteScheduler,
@@ -58,19 +50,13 @@ class QwenImage:
         )
         from transformers import Qwen2_5_VLForConditionalGeneration, Qwen2Tokenizer
 
-        kinds = {
+        return {
             "scheduler": FlowMatchEulerDiscreteScheduler,
             "tokenizer": Qwen2Tokenizer,
             "text_encoder": Qwen2_5_VLForConditionalGeneration,
             "vae": AutoencoderKLQwenImage,
             "transformer": QwenImageTransformer2DModel,
         }
-        return load_parts(folder, self.pipeline_class, kinds, tuned, dtype)
-
-    def objective(self, parts: Parts) -> "Objective":
-        from dreambooth_core.objectives import flow
-
-        return flow()
 
     def tokenize(self, parts: Parts, prompts: Sequence[str]) -> Tensors:
         """`input_ids` and `attention_mask`: (prompts, 34 + 512)."""
@@ -122,13 +108,6 @@ class QwenImage:
         )
         found: Tensor = pixel_shuffle(answer[0].transpose(1, 2).unflatten(2, (height, width)), 2)
         return found
-
-    def pipeline(self, parts: Parts) -> Any:
-        from diffusers import QwenImagePipeline
-
-        pipeline = QwenImagePipeline(**parts.components)
-        pipeline.set_progress_bar_config(disable=True)
-        return pipeline
 
     def guidance(self, sampler: "Sampler") -> Mapping[str, Any]:
         return {

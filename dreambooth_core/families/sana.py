@@ -5,14 +5,12 @@ an autoencoder that makes images 32 times smaller and whose latents are certain,
 """
 
 from collections.abc import Mapping, Sequence
-from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from dreambooth_core.errors import ModelError
-from dreambooth_core.families import Family, Parts, Tensors, load_parts
+from dreambooth_core.families import Family, FromDiffusers, Parts, Tensors
 
 if TYPE_CHECKING:
-    import torch
     from torch import Tensor
 
     from dreambooth_core.config import Sampler
@@ -25,7 +23,7 @@ CERTAIN = -1e4
 """A log variance whose standard deviation is 0 in every format of numbers."""
 
 
-class Sana:
+class Sana(FromDiffusers):
     """The `sana` family."""
 
     pipeline_class = "SanaPipeline"
@@ -39,35 +37,27 @@ class Sana:
     }
     pixel_multiple = 32
 
-    def load(
-        self,
-        folder: Path,
-        tuned: Mapping[str, Path | None] | None = None,
-        dtype: "torch.dtype | None" = None,
-    ) -> Parts:
+    def classes(self) -> Mapping[str, Any]:
         from diffusers import AutoencoderDC, DPMSolverMultistepScheduler, SanaTransformer2DModel
         from transformers import Gemma2Model, GemmaTokenizer
 
-        kinds = {
+        return {
             "scheduler": DPMSolverMultistepScheduler,
             "tokenizer": GemmaTokenizer,
             "text_encoder": Gemma2Model,
             "vae": AutoencoderDC,
             "transformer": SanaTransformer2DModel,
         }
-        return load_parts(folder, self.pipeline_class, kinds, tuned, dtype)
 
     def objective(self, parts: Parts) -> "Objective":
         """Raises `ModelError` for a base that does not predict a flow."""
-        from dreambooth_core.objectives import flow
-
-        config = parts["scheduler"].config
-        if config.prediction_type != "flow_prediction":
+        found = parts["scheduler"].config.prediction_type
+        if found != "flow_prediction":
             raise ModelError(
-                f"the base predicts {config.prediction_type!r}, but a Sana that can be trained "
-                "here predicts 'flow_prediction'; choose one whose scheduler_config.json says so"
+                f"the base predicts {found!r}, but a Sana that can be trained here predicts "
+                "'flow_prediction'; choose one whose scheduler_config.json says so"
             )
-        return flow(config.num_train_timesteps)
+        return super().objective(parts)
 
     def tokenize(self, parts: Parts, prompts: Sequence[str]) -> Tensors:
         """`input_ids` and `attention_mask`, (prompts, 300), of the prompts in small letters.
@@ -114,15 +104,6 @@ class Sana:
         )
         found: Tensor = answer[0]
         return found
-
-    def pipeline(self, parts: Parts) -> Any:
-        """With DPM-Solver++ along the flow, which Sana is published with."""
-        from diffusers import DPMSolverMultistepScheduler, SanaPipeline
-
-        sampler = DPMSolverMultistepScheduler.from_config(parts["scheduler"].config)
-        pipeline = SanaPipeline(**{**parts.components, "scheduler": sampler})
-        pipeline.set_progress_bar_config(disable=True)
-        return pipeline
 
     def guidance(self, sampler: "Sampler") -> Mapping[str, Any]:
         """Also what makes the pipeline read prompts and sizes as they were trained."""

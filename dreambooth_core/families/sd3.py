@@ -5,26 +5,23 @@ folder; it stays frozen.
 """
 
 from collections.abc import Mapping, Sequence
-from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from dreambooth_core.families import Family, Parts, Tensors, load_parts
+from dreambooth_core.families import Family, FromDiffusers, Parts, Tensors
 from dreambooth_core.families._text import penultimate_and_pooled, token_ids
 
 if TYPE_CHECKING:
-    import torch
     from torch import Tensor
 
     from dreambooth_core.config import Sampler
     from dreambooth_core.latents import LatentDistribution
-    from dreambooth_core.objectives import Objective
 
 CLIP_TARGETS = ("q_proj", "k_proj", "v_proj", "out_proj")
 T5_TOKENS = 256
 """What the pipeline reads of a prompt unless told otherwise."""
 
 
-class StableDiffusion3:
+class StableDiffusion3(FromDiffusers):
     """The `sd3` family."""
 
     pipeline_class = "StableDiffusion3Pipeline"
@@ -43,12 +40,7 @@ class StableDiffusion3:
     }
     pixel_multiple = 16
 
-    def load(
-        self,
-        folder: Path,
-        tuned: Mapping[str, Path | None] | None = None,
-        dtype: "torch.dtype | None" = None,
-    ) -> Parts:
+    def classes(self) -> Mapping[str, Any]:
         from diffusers import (
             AutoencoderKL,
             FlowMatchEulerDiscreteScheduler,
@@ -61,7 +53,7 @@ class StableDiffusion3:
             T5Tokenizer,
         )
 
-        kinds = {
+        return {
             "scheduler": FlowMatchEulerDiscreteScheduler,
             "tokenizer": CLIPTokenizer,
             "tokenizer_2": CLIPTokenizer,
@@ -72,12 +64,6 @@ class StableDiffusion3:
             "vae": AutoencoderKL,
             "transformer": SD3Transformer2DModel,
         }
-        return load_parts(folder, self.pipeline_class, kinds, tuned, dtype)
-
-    def objective(self, parts: Parts) -> "Objective":
-        from dreambooth_core.objectives import flow
-
-        return flow(parts["scheduler"].config.num_train_timesteps)
 
     def tokenize(self, parts: Parts, prompts: Sequence[str]) -> Tensors:
         """`input_ids` and `input_ids_2`, (prompts, 77); `input_ids_3`, (prompts, 256)."""
@@ -126,15 +112,6 @@ class StableDiffusion3:
         )
         found: Tensor = answer[0]
         return found
-
-    def pipeline(self, parts: Parts) -> Any:
-        """With Euler steps along the flow, shifted as the base says."""
-        from diffusers import FlowMatchEulerDiscreteScheduler, StableDiffusion3Pipeline
-
-        sampler = FlowMatchEulerDiscreteScheduler.from_config(parts["scheduler"].config)
-        pipeline = StableDiffusion3Pipeline(**{**parts.components, "scheduler": sampler})
-        pipeline.set_progress_bar_config(disable=True)
-        return pipeline
 
     def guidance(self, sampler: "Sampler") -> Mapping[str, Any]:
         return {

@@ -5,24 +5,22 @@ the base's noise scheduler says.
 """
 
 from collections.abc import Mapping, Sequence
-from pathlib import Path
+from types import MappingProxyType
 from typing import TYPE_CHECKING, Any
 
-from dreambooth_core.families import Family, Parts, Tensors, load_parts
+from dreambooth_core.families import Family, FromDiffusers, Parts, Tensors
 from dreambooth_core.families._text import penultimate_and_pooled, token_ids
 
 if TYPE_CHECKING:
-    import torch
     from torch import Tensor
 
     from dreambooth_core.config import Sampler
     from dreambooth_core.latents import LatentDistribution
-    from dreambooth_core.objectives import Objective
 
 CLIP_TARGETS = ("q_proj", "k_proj", "v_proj", "out_proj")
 
 
-class StableDiffusionXL:
+class StableDiffusionXL(FromDiffusers):
     """The `sdxl` family."""
 
     pipeline_class = "StableDiffusionXLPipeline"
@@ -37,17 +35,14 @@ class StableDiffusionXL:
         "text_encoder_2": CLIP_TARGETS,
     }
     pixel_multiple = 8
+    extras: Mapping[str, Any] = MappingProxyType({"add_watermarker": False})
+    """Off whatever is installed: an image must not hang on what else is there."""
 
-    def load(
-        self,
-        folder: Path,
-        tuned: Mapping[str, Path | None] | None = None,
-        dtype: "torch.dtype | None" = None,
-    ) -> Parts:
+    def classes(self) -> Mapping[str, Any]:
         from diffusers import AutoencoderKL, DDPMScheduler, UNet2DConditionModel
         from transformers import CLIPTextModel, CLIPTextModelWithProjection, CLIPTokenizer
 
-        kinds = {
+        return {
             "scheduler": DDPMScheduler,
             "tokenizer": CLIPTokenizer,
             "tokenizer_2": CLIPTokenizer,
@@ -56,13 +51,6 @@ class StableDiffusionXL:
             "vae": AutoencoderKL,
             "unet": UNet2DConditionModel,
         }
-        return load_parts(folder, self.pipeline_class, kinds, tuned, dtype)
-
-    def objective(self, parts: Parts) -> "Objective":
-        from dreambooth_core.objectives import diffusion
-
-        scheduler = parts["scheduler"]
-        return diffusion(scheduler.config.prediction_type, scheduler.alphas_cumprod)
 
     def tokenize(self, parts: Parts, prompts: Sequence[str]) -> Tensors:
         """`input_ids` and `input_ids_2`, (prompts, 77) each: the two CLIPs pad differently."""
@@ -97,19 +85,11 @@ class StableDiffusionXL:
         found: Tensor = answer[0]
         return found
 
-    def pipeline(self, parts: Parts) -> Any:
-        """With Euler steps, which SDXL is published with.
+    def sampler(self, parts: Parts) -> Any:
+        """Euler steps, which SDXL is published with."""
+        from diffusers import EulerDiscreteScheduler
 
-        Its watermark is off whatever is installed: an image must not hang on what else is there.
-        """
-        from diffusers import EulerDiscreteScheduler, StableDiffusionXLPipeline
-
-        sampler = EulerDiscreteScheduler.from_config(parts["scheduler"].config)
-        pipeline = StableDiffusionXLPipeline(
-            **{**parts.components, "scheduler": sampler}, add_watermarker=False
-        )
-        pipeline.set_progress_bar_config(disable=True)
-        return pipeline
+        return EulerDiscreteScheduler.from_config(parts["scheduler"].config)
 
     def guidance(self, sampler: "Sampler") -> Mapping[str, Any]:
         """An empty negative prompt is left out: SDXL then guides away from zeros, as it learned to."""

@@ -5,21 +5,19 @@ safety checker is neither loaded nor kept.
 """
 
 from collections.abc import Mapping, Sequence
-from pathlib import Path
+from types import MappingProxyType
 from typing import TYPE_CHECKING, Any
 
-from dreambooth_core.families import Family, Parts, Tensors, load_parts
+from dreambooth_core.families import Family, FromDiffusers, Parts, Tensors
 
 if TYPE_CHECKING:
-    import torch
     from torch import Tensor
 
     from dreambooth_core.config import Sampler
     from dreambooth_core.latents import LatentDistribution
-    from dreambooth_core.objectives import Objective
 
 
-class StableDiffusion:
+class StableDiffusion(FromDiffusers):
     """The `stable_diffusion` family."""
 
     pipeline_class = "StableDiffusionPipeline"
@@ -33,30 +31,21 @@ class StableDiffusion:
         "text_encoder": ("q_proj", "k_proj", "v_proj", "out_proj"),
     }
     pixel_multiple = 8
+    extras: Mapping[str, Any] = MappingProxyType(
+        {"safety_checker": None, "feature_extractor": None, "requires_safety_checker": False}
+    )
 
-    def load(
-        self,
-        folder: Path,
-        tuned: Mapping[str, Path | None] | None = None,
-        dtype: "torch.dtype | None" = None,
-    ) -> Parts:
+    def classes(self) -> Mapping[str, Any]:
         from diffusers import AutoencoderKL, DDPMScheduler, UNet2DConditionModel
         from transformers import CLIPTextModel, CLIPTokenizer
 
-        kinds = {
+        return {
             "scheduler": DDPMScheduler,
             "tokenizer": CLIPTokenizer,
             "text_encoder": CLIPTextModel,
             "vae": AutoencoderKL,
             "unet": UNet2DConditionModel,
         }
-        return load_parts(folder, self.pipeline_class, kinds, tuned, dtype)
-
-    def objective(self, parts: Parts) -> "Objective":
-        from dreambooth_core.objectives import diffusion
-
-        scheduler = parts["scheduler"]
-        return diffusion(scheduler.config.prediction_type, scheduler.alphas_cumprod)
 
     def tokenize(self, parts: Parts, prompts: Sequence[str]) -> Tensors:
         """`input_ids` and, for encoders that use one, `attention_mask`: (prompts, 77 or so)."""
@@ -92,21 +81,13 @@ class StableDiffusion:
         found: Tensor = answer[0]
         return found
 
-    def pipeline(self, parts: Parts) -> Any:
-        """With DPM-Solver++ (2M): about 20 steps do what DDIM needs 50 for (arXiv:2211.01095)."""
-        from diffusers import DPMSolverMultistepScheduler, StableDiffusionPipeline
+    def sampler(self, parts: Parts) -> Any:
+        """DPM-Solver++ (2M): about 20 steps do what DDIM needs 50 for (arXiv:2211.01095)."""
+        from diffusers import DPMSolverMultistepScheduler
 
-        sampler = DPMSolverMultistepScheduler.from_config(
+        return DPMSolverMultistepScheduler.from_config(
             parts["scheduler"].config, algorithm_type="dpmsolver++", solver_order=2
         )
-        pipeline = StableDiffusionPipeline(
-            **{**parts.components, "scheduler": sampler},
-            safety_checker=None,
-            feature_extractor=None,
-            requires_safety_checker=False,
-        )
-        pipeline.set_progress_bar_config(disable=True)
-        return pipeline
 
     def guidance(self, sampler: "Sampler") -> Mapping[str, Any]:
         return {

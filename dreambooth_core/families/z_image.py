@@ -5,23 +5,20 @@ other way, from 0 in noise to 1 in the image, and so does its velocity.
 """
 
 from collections.abc import Mapping, Sequence
-from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from dreambooth_core.families import Family, Parts, Tensors, _qwen, load_parts
+from dreambooth_core.families import Family, FromDiffusers, Parts, Tensors, _qwen
 
 if TYPE_CHECKING:
-    import torch
     from torch import Tensor
 
     from dreambooth_core.config import Sampler
     from dreambooth_core.latents import LatentDistribution
-    from dreambooth_core.objectives import Objective
 
 PROMPT_TOKENS = 512
 
 
-class ZImage:
+class ZImage(FromDiffusers):
     """The `z_image` family."""
 
     pipeline_class = "ZImagePipeline"
@@ -35,12 +32,7 @@ class ZImage:
     }
     pixel_multiple = 16
 
-    def load(
-        self,
-        folder: Path,
-        tuned: Mapping[str, Path | None] | None = None,
-        dtype: "torch.dtype | None" = None,
-    ) -> Parts:
+    def classes(self) -> Mapping[str, Any]:
         from diffusers import (
             AutoencoderKL,
             FlowMatchEulerDiscreteScheduler,
@@ -48,19 +40,13 @@ class ZImage:
         )
         from transformers import Qwen2Tokenizer, Qwen3Model
 
-        kinds = {
+        return {
             "scheduler": FlowMatchEulerDiscreteScheduler,
             "tokenizer": Qwen2Tokenizer,
             "text_encoder": Qwen3Model,
             "vae": AutoencoderKL,
             "transformer": ZImageTransformer2DModel,
         }
-        return load_parts(folder, self.pipeline_class, kinds, tuned, dtype)
-
-    def objective(self, parts: Parts) -> "Objective":
-        from dreambooth_core.objectives import flow
-
-        return flow()
 
     def tokenize(self, parts: Parts, prompts: Sequence[str]) -> Tensors:
         """`input_ids` and `attention_mask`: (prompts, 512)."""
@@ -100,13 +86,6 @@ class ZImage:
             return_dict=False,
         )[0]
         return -torch.stack(towards_image).squeeze(2)
-
-    def pipeline(self, parts: Parts) -> Any:
-        from diffusers import ZImagePipeline
-
-        pipeline = ZImagePipeline(**parts.components)
-        pipeline.set_progress_bar_config(disable=True)
-        return pipeline
 
     def guidance(self, sampler: "Sampler") -> Mapping[str, Any]:
         """This pipeline adds its scale times the difference: 0 is what others call 1."""
