@@ -17,7 +17,7 @@ from PIL import Image as Pillow
 from dreambooth_core import fit
 from dreambooth_core.blobs import image_set, put_blob
 from dreambooth_core.config import Config
-from dreambooth_core.priors import ensure_class_images
+from dreambooth_core.priors import class_images, ensure_class_images
 from dreambooth_core.records import Image, ImageSet, Weights
 from dreambooth_core.storage import Store, open_store
 
@@ -69,6 +69,15 @@ class Run:
         photos = _photos(store)
         ensure_class_images(self.config, store, photos)
         return fit.train(self.config, store, photos, progress)[0]
+
+    def prepared(self) -> fit.Spec:
+        """What `attempt` works on, without a parent that watches it."""
+        store, folder = open_store(self.config.storage), self.work / "runs" / "by_hand"
+        folder.mkdir(parents=True, exist_ok=True)
+        photos = _photos(store)
+        ensure_class_images(self.config, store, photos)
+        planned = class_images(self.config, photos)
+        return fit._prepare(self.config, store, folder.resolve(), photos, planned)
 
     def processes(self) -> list[int]:
         """Everything alive that was started for this run: guards, launchers, ranks."""
