@@ -11,11 +11,13 @@ ROOT = Path(__file__).parent.parent
 CORE = ROOT / "dreambooth_core"
 
 LEVELS = [
-    "config records errors plugins objectives prompts randomness processes console charts guard stopping curves",
+    "config records errors plugins objectives prompts randomness processes console charts guard "
+    "stopping curves",
     "storage blobs stages images likeness servers services buckets masks tensor_files",
     "dataset findings latents adapters families bases metrics sheets intake encoders captions "
     "candidates photo_sets caches embeddings walks inversion adapter_layers quantization",
-    "checkpoints optimizers averages memory rehearsal ranks training sampling summary batches keeper choosing loggers exports",
+    "checkpoints optimizers averages memory rehearsal ranks training sampling summary batches keeper "
+    "choosing loggers exports",
     "priors supply",
     "fit training_alone evaluation looking tracking live registry report draw comparison screens",
     "cli attempt alongside",
