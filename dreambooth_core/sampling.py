@@ -181,9 +181,7 @@ def painter_of(config: Config, base: Path, folder: Path | None) -> Painter:
     if torch.cuda.is_available():
         # a flow's transformers overflow in half precision, as their authors say
         pipeline = pipeline.to("cuda", torch.bfloat16 if family.flow else torch.float16)
-    return Painter(
-        pipeline, family.guidance(config.sampler), partial(inversion.spell, tokens)
-    )
+    return Painter(pipeline, family.guidance(config.sampler), partial(inversion.spell, tokens))
 
 
 def fetch_weights(paths: config.Paths, store: Store, weights: Weights) -> Path:

@@ -28,7 +28,9 @@ def _photos(store: Store, *sizes: tuple[int, int], subjects: tuple[int, ...] = (
     """Photos whose contents nobody looks at."""
     subjects = subjects or (0,) * len(sizes)
     members = [
-        Image(name=f"{place}.png", blob=Blob(sha256=f"{place:064d}", size=1), size=size, subject=who)
+        Image(
+            name=f"{place}.png", blob=Blob(sha256=f"{place:064d}", size=1), size=size, subject=who
+        )
         for place, (size, who) in enumerate(zip(sizes, subjects, strict=True))
     ]
     return image_set(store, "datasets/test", members)
