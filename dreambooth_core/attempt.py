@@ -109,8 +109,8 @@ def _prepared(spec: Spec, watchdog: Watchdog) -> tuple["Place", "DreamBooth", "S
     """Everything in memory that the steps need, and nothing more."""
     import torch
 
-    from dreambooth_core import adapters, bases, quantization, ranks, supply, training
-    from dreambooth_core.families import channels_last, load_family, only
+    from dreambooth_core import adapters, bases, ranks, supply
+    from dreambooth_core.families import load_family
     from dreambooth_core.storage import open_store
 
     config, device = spec.config, torch.device("cpu")
@@ -123,19 +123,33 @@ def _prepared(spec: Spec, watchdog: Watchdog) -> tuple["Place", "DreamBooth", "S
     with ranks.first_ahead():
         images = (spec.instance, spec.classes)
         gathered = supply.gather(config, family, place, images, moving_text)
-    kept = (family.denoiser, *(family.text_encoders if moving_text else ()))
-    numbers = training.frozen_numbers(config)
-    parts = family.load(base, only(base, *kept), numbers)
-    channels_last(parts[family.denoiser])
-    if config.model.quantize != "none":
-        parts = quantization.quantize(parts, family, config.model.quantize)
-    trained = adapters.prepare(family, parts, config)
-    module = training.DreamBooth(family, parts, trained, config)
+    module = _loaded(spec, place, sharded=config.train.strategy == "fsdp2")
     if gathered.conditioning is None:
-        module.set_prompts(family.tokenize(parts, gathered.prompts), encodes=True)
+        module.set_prompts(family.tokenize(module.parts, gathered.prompts), encodes=True)
     else:
         module.set_prompts(gathered.conditioning, encodes=False)
     return place, module, gathered
+
+
+def _loaded(spec: Spec, place: "Place", *, sharded: bool) -> "DreamBooth":
+    """The base with what moves, on the CPU; in shards on the device."""
+    from dreambooth_core import adapters, quantization, shards, training
+    from dreambooth_core.families import channels_last, load_family, only
+
+    config, base = spec.config, place.base
+    family = load_family(config.model.family)
+    moving = {*adapters.trained_components(family, config)}
+    text = family.text_encoders if moving & {*family.text_encoders} else ()
+    numbers = training.frozen_numbers(config)
+    parts = family.load(base, only(base, family.denoiser, *text), numbers)
+    if not sharded:  # which have no layout but the plain one
+        channels_last(parts[family.denoiser])
+    if config.model.quantize != "none":
+        parts = quantization.quantize(parts, family, config.model.quantize)
+    trained = adapters.prepare(family, parts, config)
+    if sharded:
+        trained = shards.shard(parts, trained, place.device)
+    return training.DreamBooth(family, parts, trained, config)
 
 
 def _run(spec: Spec, module: "DreamBooth", supply: "Supply", keeping: "Keeper", stop: Stop) -> None:
@@ -190,8 +204,11 @@ def _export(spec: Spec, place: "Place", module: "DreamBooth", outcome: Outcome) 
     """Write the weights of the chosen step, as they are served."""
     from dreambooth_core import adapters, checkpoints, keeper
 
-    step = outcome.chosen_step
-    if step != outcome.step:
+    step, sharded = outcome.chosen_step, spec.config.train.strategy == "fsdp2"
+    if sharded:
+        module = _loaded(spec, place, sharded=False)
+        module.configure_optimizers()
+    if sharded or step != outcome.step:
         prefix, folder = f"{spec.prefix}/checkpoints", spec.folder / "checkpoints"
         chosen = checkpoints.bring(place.store, prefix, folder, step)
         if chosen is None:

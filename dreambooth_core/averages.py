@@ -11,6 +11,7 @@ import torch
 from torch import Tensor
 from torch.optim.swa_utils import get_ema_multi_avg_fn
 
+from dreambooth_core import shards
 from dreambooth_core.errors import StageFailed
 
 
@@ -52,16 +53,12 @@ class Average:
             self.averages[name].copy_(kept)
 
     def state(self) -> dict[str, Tensor]:
-        """The averages by name, contiguous copies on the CPU."""
-        layout = torch.contiguous_format
-        return {
-            name: average.to("cpu", memory_format=layout, copy=True)
-            for name, average in self.averages.items()
-        }
+        """The averages by name, whole, contiguous and on the CPU."""
+        return {name: shards.whole(average) for name, average in self.averages.items()}
 
     def put_back(self, tensors: Mapping[str, Tensor]) -> None:
         """Go on from what `state` gave; raises `StageFailed` when it is of other weights."""
         if tensors.keys() != self.averages.keys():
             raise StageFailed("the saved averages are of other weights; delete the checkpoint")
         for name, average in self.averages.items():
-            average.copy_(tensors[name])
+            average.copy_(shards.piece(tensors[name], average))

@@ -140,7 +140,9 @@ def export(
         ),
     ],
     form: Annotated[str, typer.Option("--format", help="One of the formats above.")],
-    out: Annotated[Path, typer.Option(help="Folder for the files.")] = Path("exports"),
+    out: Annotated[
+        Path | None, typer.Option(help="Folder for the files; exports/FORMAT when left out.")
+    ] = None,
     work: Annotated[Path, typer.Option(help="Folder of the local state.")] = Path(".dreambooth"),
     overrides: Overrides = None,
 ) -> None:
@@ -150,7 +152,9 @@ def export(
     """
     from dreambooth_core import draw
 
-    for path in draw.exported(model, form, out, work, tuple(overrides or ())):
+    for path in draw.exported(
+        model, form, out or Path("exports") / form, work, tuple(overrides or ())
+    ):
         print(path)
 
 

@@ -10,7 +10,7 @@ import pytorch_lightning as lightning
 import torch
 from torch import Tensor
 
-from dreambooth_core import checkpoints, curves, optimizers, ranks
+from dreambooth_core import checkpoints, curves, optimizers, ranks, shards
 from dreambooth_core.batches import Batch
 from dreambooth_core.checkpoints import Snapshot
 from dreambooth_core.choosing import best_of, is_over
@@ -217,12 +217,12 @@ def state(module: "DreamBooth", trainer: Any, done: int, standing: Standing) -> 
     names: dict[Tensor, str] = {weight: name for name, weight in module.weights.items()}
     tensors, scalars = optimizers.state_of(module.optimizer, names)
     groups = {
-        "parameters": {name: _plain(weight) for name, weight in module.weights.items()},
+        "parameters": {name: shards.whole(weight) for name, weight in module.weights.items()},
         "optimizer": tensors,
-        "losses": {"losses": _plain(module.losses[:done])},
+        "losses": {"losses": shards.whole(module.losses[:done])},
     }
     if module.average is not None:
-        groups["average"] = {name: _plain(value) for name, value in module.average.state().items()}
+        groups["average"] = module.average.state()
     best = best_of(standing.looks, module.config.choosing)
     return Snapshot(
         step=done,
@@ -249,7 +249,7 @@ def restore(path: Path, module: "DreamBooth", scaler: Any = None) -> Course:
     with torch.no_grad():
         module.losses[: len(losses)] = losses.to(module.losses.device)
         for name, weight in module.weights.items():
-            weight.copy_(parameters[name])
+            weight.copy_(shards.piece(parameters[name], weight))
     if module.average is not None:
         module.average.put_back(checkpoints.load(path, "average"))
     names: dict[Tensor, str] = {weight: name for name, weight in module.weights.items()}
@@ -264,7 +264,3 @@ def restore(path: Path, module: "DreamBooth", scaler: Any = None) -> Course:
 def _scaler(trainer: Any) -> Any:
     """fp16's loss scaling, where there is one."""
     return getattr(trainer.precision_plugin, "scaler", None)
-
-
-def _plain(value: Tensor) -> Tensor:
-    return value.detach().to("cpu", memory_format=torch.contiguous_format, copy=True)

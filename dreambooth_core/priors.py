@@ -66,8 +66,7 @@ def ensure_class_images(
     images: dict[tuple[str, int], Image] = {}
     made = 0
     for (prefix, size), group in groupby(sorted(planned, key=_place), key=_place):
-        prompt, count = next(group).prompt, 1 + sum(1 for _ in group)
-        requests = [(prompt, seed_for(0, "class", index)) for index in range(count)]
+        requests = [(item.prompt, seed_for(0, "class", index)) for index, item in enumerate(group)]
         drawing = drawing_of(config, store, None, size)
         found, missing = make_images(store, prefix, drawing, requests, progress)
         images |= {(prefix, index): image for index, image in enumerate(found)}

@@ -6,7 +6,7 @@ from typing import TYPE_CHECKING, Any, Literal
 
 import pytorch_lightning as lightning
 import torch
-from pytorch_lightning.strategies import DDPStrategy, Strategy
+from pytorch_lightning.strategies import DDPStrategy, ModelParallelStrategy, Strategy
 from torch import Tensor
 
 from dreambooth_core import adapters, optimizers
@@ -104,6 +104,9 @@ class DreamBooth(lightning.LightningModule):  # type: ignore[misc]  # Lightning 
         wanted = wanted.clone()
         wanted[rows] = of_base.to(wanted.dtype)
         return wanted
+
+    def configure_model(self) -> None:
+        """What Lightning asks for with shards; `shards.shard` has been here."""
 
     def configure_optimizers(self) -> torch.optim.Optimizer:
         groups = learning_groups(self.family, self.trained, self.config)
@@ -213,9 +216,11 @@ def frozen_numbers(config: Config) -> torch.dtype:
 
 
 def _strategy(train: Train) -> "Strategy | str":
-    """How ranks share the work: each holds all weights, and gradients are averaged."""
+    """How ranks share the work: copies of the model, or shards, which are there by now."""
     if train.processes == 1:
         return "auto"
+    if train.strategy == "fsdp2":
+        return ModelParallelStrategy()
     return DDPStrategy(
         # beside what its name says it keeps the buckets of the first step, and with them the order
         # of sums: a resumed training has no later ones

@@ -16,7 +16,7 @@ LEVELS = [
     "storage blobs stages images likeness servers services buckets masks tensor_files",
     "dataset findings latents adapters families bases metrics sheets intake encoders captions "
     "candidates photo_sets caches embeddings walks inversion adapter_layers quantization",
-    "checkpoints optimizers averages memory rehearsal ranks training sampling summary batches keeper "
+    "checkpoints optimizers averages memory rehearsal ranks shards training sampling summary batches keeper "
     "choosing loggers exports",
     "priors supply",
     "fit training_alone evaluation looking tracking live registry report draw comparison screens",

@@ -7,6 +7,7 @@ The files here import torch and the model libraries inside their functions only:
 is read by the command line, which must answer at once.
 """
 
+import os
 import re
 import tempfile
 from collections.abc import Mapping
@@ -129,7 +130,15 @@ def export(name: str, source: Source, out: Path) -> list[Path]:
         fresh.mkdir()
         old.mkdir()
         written = found.write(source, fresh)
+        _open_up(fresh)
         return [_put(path, out / path.name, old) for path in written]
+
+
+def _open_up(folder: Path) -> None:
+    """Give files the usual rights: safetensors makes them for their owner alone."""
+    os.umask(mask := os.umask(0))
+    for path in folder.rglob("*"):
+        path.chmod((0o777 if path.is_dir() else 0o666) & ~mask)
 
 
 def _takes(found: Export, family: str, method: str) -> bool:

@@ -8,6 +8,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from dreambooth_core import shards
 from dreambooth_core.errors import StageFailed
 from dreambooth_core.optimizers.together import Together
 
@@ -26,7 +27,7 @@ def state_of(
     for place, entries in _entries(optimizer, names):
         for key, value in entries.items():
             if isinstance(value, Tensor):
-                tensors[f"{place}/{key}"] = _plain(value)
+                tensors[f"{place}/{key}"] = shards.whole(value)
             elif isinstance(value, int | float) and math.isfinite(value):
                 # not Prodigy's growth_rate: it is endless, which JSON does not know
                 scalars[f"{place}/{key}"] = value
@@ -78,14 +79,10 @@ def _kind(optimizer: torch.optim.Optimizer) -> str:
     return f"{type(optimizer).__name__} {type(optimizer.parts[0]).__name__}"
 
 
-def _plain(value: Tensor) -> Tensor:
-    return value.detach().to("cpu", memory_format=torch.contiguous_format, copy=True)
-
-
 def _placed(value: Any, weight: Tensor) -> Any:
     if not isinstance(value, Tensor):
         return value
     if value.shape != weight.shape:
         return value.to(weight.device, copy=True)
     like = torch.empty_like(weight.detach(), dtype=value.dtype, memory_format=torch.preserve_format)
-    return like.copy_(value)
+    return like.copy_(shards.piece(value, weight))

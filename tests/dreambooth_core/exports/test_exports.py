@@ -3,6 +3,7 @@
 import dataclasses
 import hashlib
 import json
+import os
 import subprocess
 import sys
 from pathlib import Path
@@ -104,6 +105,15 @@ def test_same_bytes_and_nothing_left_beside(pivotal: Source, tmp_path: Path, nam
     (tmp_path / "out" / "kept.txt").write_text("not ours")
     assert exports.export(name, pivotal, tmp_path / "out") == first
     assert _files(tmp_path / "out") == {**before, "kept.txt": b"not ours"}
+
+
+def test_others_may_read_what_was_written(lora: Source, tmp_path: Path) -> None:
+    before = os.umask(0o022)
+    try:
+        (path,) = export("lora_kohya", lora, tmp_path)
+    finally:
+        os.umask(before)
+    assert path.stat().st_mode & 0o777 == 0o644
 
 
 def test_a_failed_export_leaves_the_old_one(lora: Source, tmp_path: Path) -> None:
