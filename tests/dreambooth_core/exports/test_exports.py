@@ -110,7 +110,7 @@ def test_same_bytes_and_nothing_left_beside(pivotal: Source, tmp_path: Path, nam
 def test_others_may_read_what_was_written(lora: Source, tmp_path: Path) -> None:
     before = os.umask(0o022)
     try:
-        (path,) = export("lora_kohya", lora, tmp_path)
+        (path,) = exports.export("lora_kohya", lora, tmp_path)
     finally:
         os.umask(before)
     assert path.stat().st_mode & 0o777 == 0o644
