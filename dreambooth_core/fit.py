@@ -44,6 +44,7 @@ GRACE_SECONDS = 25.0
 """Between the order to stop and the end by force: Prefect gives a cancelled flow 30 s in all."""
 LOCK_SECONDS = 60.0
 MEETING = "meeting"
+LOOPBACK = "lo" if sys.platform.startswith("linux") else "lo0"
 
 
 R = TypeVar("R", bound=Record)
@@ -354,11 +355,10 @@ def _environment(spec: Spec) -> dict[str, str]:
     """
     cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count()
     threads = max(1, (cores or 1) // spec.config.train.processes)
-    loopback = "lo" if sys.platform.startswith("linux") else "lo0"
     defaults = {
         "TORCH_DISABLE_SHARE_RDZV_TCP_STORE": "1",
-        "GLOO_SOCKET_IFNAME": loopback,
-        "NCCL_SOCKET_IFNAME": loopback,
+        "GLOO_SOCKET_IFNAME": LOOPBACK,
+        "NCCL_SOCKET_IFNAME": LOOPBACK,
         "OMP_NUM_THREADS": str(threads),
         "TRANSFORMERS_VERBOSITY": "error",
         "DIFFUSERS_VERBOSITY": "error",
