@@ -157,6 +157,11 @@ def _disagreements(config: Config) -> list[tuple[bool, str]]:
             "train.strategy fsdp2 goes with optimizer.name: adamw",
         ),
         (
+            train.strategy == "fsdp2" and config.choosing.every is not None,
+            "choosing.every looks at a whole model, which train.strategy fsdp2 leaves to no rank: "
+            "use ddp, or leave choosing.every out",
+        ),
+        (
             config.choosing.every is None and config.choosing != Choosing(),
             "choosing.* has no effect without choosing.every",
         ),
