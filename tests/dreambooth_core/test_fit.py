@@ -250,7 +250,8 @@ def test_a_training_that_hangs_is_ended_with_its_stacks(tiny_base: Path, tmp_pat
     with pytest.raises(StageFailed, match=r"stalled.*stall_minutes 0\.3"):
         fit.train(config, store, photos)
     (log,) = tmp_path.glob("runs/*/train.log")
-    assert "get_blob" in log.read_text()
+    # on a busy machine its imports alone may take as long: wherever it was, it says so
+    assert "most recent call first" in log.read_text()
 
 
 @pytest.mark.slow
