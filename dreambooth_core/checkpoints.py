@@ -159,14 +159,14 @@ def scalars(path: Path) -> dict[str, Any]:
 
 def prune(folder: Path, retention: Retention, best: int | None) -> None:
     """Delete what `retention` does not keep, and what a killed writer left behind."""
+    for path in folder.glob("*.partial"):
+        shutil.rmtree(path, ignore_errors=True)
     paths = _steps(folder)
     kept = retention.kept([int(path.name) for path in paths], best)
     for path in paths:
         if int(path.name) not in kept:
-            (path / MANIFEST).unlink(missing_ok=True)
-            shutil.rmtree(path, ignore_errors=True)
-    for path in folder.glob("*.partial"):
-        shutil.rmtree(path, ignore_errors=True)
+            # whoever is killed here leaves nothing that looks like a damaged checkpoint
+            shutil.rmtree(path.rename(path.with_suffix(".partial")), ignore_errors=True)
 
 
 def mirror(store: Store, prefix: str, folder: Path, retention: Retention) -> None:
