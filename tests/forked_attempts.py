@@ -42,9 +42,11 @@ def starts(spec: fit.Spec) -> bool:
     return spec.folder.exists()
 
 
-def steps(spec: fit.Spec) -> bool:
-    """Whether a step was taken."""
-    return (spec.folder / "progress.json").exists()
+def goes_on(spec: fit.Spec) -> bool:
+    """Whether there is a true checkpoint of this attempt's own."""
+    found = [path for path in spec.folder.glob("checkpoints/*") if path.name.isdigit()]
+    fresh = [path for path in found if int(path.name) > spec.resume_step]
+    return any(checkpoints.verify(path) for path in fresh)
 
 
 def saves(spec: fit.Spec) -> bool:
@@ -111,11 +113,11 @@ class Attempts:
         assert any(self.run.saved.glob("*.partial"))
 
     def told(self, *signals: signal.Signals) -> int:
-        """Signal the last rank as soon as a step was taken; where they stopped."""
+        """Signal the last rank as soon as it goes on; where they stopped."""
         with self.one() as (spec, ranks):
             pid = ranks[-1].pid
             assert pid is not None
-            until(lambda: steps(spec))
+            until(lambda: goes_on(spec))
             for number in signals:
                 os.kill(pid, number)
         assert [rank.exitcode for rank in ranks] == [Preempted.exit_code] + [0] * (len(ranks) - 1)

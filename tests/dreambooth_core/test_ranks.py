@@ -1,7 +1,7 @@
 """Several ranks are one training: they stop together, survive together, and end in the same bytes."""
 
 import signal
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -11,48 +11,48 @@ import torch
 from dreambooth_core import fit
 from dreambooth_core.blobs import digest_of_file
 from dreambooth_core.errors import Preempted, StageFailed
-from tests.forked_attempts import Attempts, differ, steps
+from tests.forked_attempts import Attempts, differ, goes_on
 from tests.training_for_real import Run, listening
 
-STEPS = 12
-RECOMPUTED = {"strategy": "fsdp2", "ema": 0.9, "gradient_checkpointing": True}
-CASES: dict[str, dict[str, Any]] = {
-    "copies, full": {"method": "full"},
-    "copies, lora": {"method": "lora", "ema": 0.9},
-    "shards, full": {"method": "full", **RECOMPUTED},
-    "shards, lora": {"method": "lora", **RECOMPUTED},
+FIRST, ALL = slice(1), slice(None)
+"""Ranks to kill."""
+SHARDED = {"strategy": "fsdp2", "ema": 0.9, "gradient_checkpointing": True}
+CASES: dict[str, tuple[slice, dict[str, Any]]] = {
+    "copies, full": (FIRST, {"method": "full"}),
+    "copies, lora": (ALL, {"method": "lora", "ema": 0.9}),
+    "shards, full": (ALL, {"method": "full", **SHARDED}),
+    "shards, lora": (FIRST, {"method": "lora", **SHARDED}),
 }
 pytestmark = pytest.mark.slow
 
 
-def _run(base: Path, work: Path, **train: Any) -> Run:
+def _run(base: Path, work: Path, steps: int = 8, **train: Any) -> Run:
     shared = {"processes": 2, "batch_size": 2, "accumulate": 2, "max_grad_norm": 0.1}
-    return Run(base, work, STEPS, {**shared, **train}, {"every": 3})
+    return Run(base, work, steps, {**shared, **train}, {"every": 2})
 
 
 @pytest.mark.parametrize("case", CASES)
-def test_stopped_killed_and_resumed_is_bitwise_equal(
+def test_ranks_stop_and_survive_together_and_do_what_one_does(
     tiny_base: Path, tmp_path: Path, case: str
 ) -> None:
-    whole = Attempts(_run(tiny_base, tmp_path / "whole", **CASES[case]))
-    parts = Attempts(_run(tiny_base, tmp_path / "parts", **CASES[case]))
+    killed, train = CASES[case]
+    whole = Attempts(_run(tiny_base, tmp_path / "whole", **train))
+    parts = Attempts(_run(tiny_base, tmp_path / "parts", **train))
+    alone = {**train, "strategy": "ddp", "processes": 1}
+    one = Attempts(_run(tiny_base, tmp_path / "one", **alone))
+
     expected = whole.finished()
-    reached = parts.told(signal.SIGTERM)  # which only the second rank hears
-    assert 0 < reached < STEPS
-    assert parts.killed(steps, which=slice(1))  # the other cannot go on, and does not stay
-    assert parts.killed(steps)
+    _nearly(expected, one.finished())
+
+    assert 0 < parts.told(signal.SIGTERM) < 8  # which only the second rank hears
+    assert parts.killed(goes_on, which=killed)  # whoever is left cannot go on, and does not stay
     assert differ(parts.finished(), expected) == []
     assert parts.weights() == whole.weights()
     assert parts.outcome().course.losses == whole.outcome().course.losses
 
 
-@pytest.mark.parametrize("case", CASES)
-def test_two_ranks_do_what_one_does(tiny_base: Path, tmp_path: Path, case: str) -> None:
+def _nearly(found: Mapping[str, torch.Tensor], expected: Mapping[str, torch.Tensor]) -> None:
     """The same examples make a step, so that only the order of sums is another."""
-    two = Attempts(_run(tiny_base, tmp_path / "two", **CASES[case]))
-    plain = {**CASES[case], "strategy": "ddp", "processes": 1}
-    one = Attempts(_run(tiny_base, tmp_path / "one", **plain))
-    found, expected = two.finished(), one.finished()
     assert found.keys() == expected.keys()
     assert torch.allclose(found["losses/losses"], expected["losses/losses"], rtol=1e-3)
     for name, value in expected.items():
@@ -78,9 +78,9 @@ def test_ranks_by_torchrun_end_together_and_speak_to_nobody_else(
 ) -> None:
     monkeypatch.setenv("OMP_NUM_THREADS", "1")
     monkeypatch.setattr(fit, "LOOK_SECONDS", 0.02)
-    whole = Attempts(_run(tiny_base, tmp_path / "whole"))
+    whole = Attempts(_run(tiny_base, tmp_path / "whole", 30))
     whole.finished()
-    run, heard = _run(tiny_base, tmp_path / "run"), []
+    run, heard = _run(tiny_base, tmp_path / "run", 30), []
 
     def stop_the_second() -> None:
         heard.extend(listening(run.processes()))
