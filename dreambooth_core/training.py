@@ -224,7 +224,9 @@ def _strategy(train: Train) -> "Strategy | str":
     return DDPStrategy(
         # beside what its name says it keeps the buckets of the first step, and with them the order
         # of sums: a resumed training has no later ones
-        find_unused_parameters=True
+        find_unused_parameters=True,
+        # all start from the same files and seeds; and quantized weights cannot be sent
+        init_sync=False,
     )
 
 

@@ -157,6 +157,15 @@ def _disagreements(config: Config) -> list[tuple[bool, str]]:
             "train.strategy fsdp2 goes with optimizer.name: adamw",
         ),
         (
+            train.strategy == "fsdp2" and train.precision == "fp16",
+            "train.strategy fsdp2 has no loss scaling for fp16: set train.precision: bf16 or fp32",
+        ),
+        (
+            train.strategy == "fsdp2" and config.model.quantize == "int8",
+            "model.quantize int8 makes weights that train.strategy fsdp2 cannot cut into pieces: "
+            "use nf4, or ddp",
+        ),
+        (
             train.strategy == "fsdp2" and config.choosing.every is not None,
             "choosing.every looks at a whole model, which train.strategy fsdp2 leaves to no rank: "
             "use ddp, or leave choosing.every out",

@@ -15,6 +15,7 @@ LORA = {"method": "lora"}
 FREE = {"name": "schedule_free"}
 FUSED = {"fused_backward": True}
 UNCLIPPED = {"max_grad_norm": None}
+SHARDS = {"strategy": "fsdp2", "processes": 2, "batch_size": 2}
 
 
 def _config(**sections: Any) -> Config:
@@ -58,13 +59,9 @@ def _config(**sections: Any) -> Config:
             "no effect with train.text_encoder: false",
         ),
         ({"train": {"strategy": "fsdp2"}}, "at least 2"),
-        (
-            {
-                "train": {"strategy": "fsdp2", "processes": 2, "batch_size": 2},
-                "choosing": {"every": 5},
-            },
-            "looks at a whole model",
-        ),
+        ({"train": SHARDS, "choosing": {"every": 5}}, "looks at a whole model"),
+        ({"train": {**SHARDS, "precision": "fp16"}}, "no loss scaling"),
+        ({"train": {**SHARDS, "method": "lora"}, "model": {"quantize": "int8"}}, "into pieces"),
         ({"train": {"batch_size": 3, "processes": 2}}, "make it a multiple"),
         ({"train": {"steps": 5, "lr_warmup_steps": 5}}, "below train.steps"),
         ({"choosing": {"patience": 3}}, "without choosing.every"),
