@@ -5,7 +5,7 @@ from typing import Literal
 
 from pydantic import BaseModel, ConfigDict
 
-from dreambooth_core.config import Method
+from dreambooth_core.config import Kind, Method
 
 Progress = Callable[[int, int, str], None]
 """Told how far a stage is: done, total, and a word for people."""
@@ -108,19 +108,116 @@ class Weights(Course):
     """Most that the device held in the last attempt; without a GPU, that its process held."""
 
 
+SeedSet = Literal["dev", "confirm"]
+"""Seeds for choosing among steps and recipes, and those that only the gate's candidates meet."""
+
+
+class Row(Record):
+    """What one generated image scores, beside the untouched base's of the same prompt and seed."""
+
+    prompt: str
+    """The template, or the class prompt's."""
+    kind: Kind | Literal["class"]
+    seed: int
+    image: str
+    """SHA-256 of the PNG."""
+    base_image: str
+    scores: dict[str, float]
+    """Metric -> value; a metric that has nothing to say of this image is not there."""
+    base_scores: dict[str, float]
+
+
+class Table(Record):
+    """Every score of an evaluation, image by image: prompts x seeds, then class images."""
+
+    rows: tuple[Row, ...]
+
+
+class Estimate(Record):
+    """A mean over prompts."""
+
+    value: float
+    low: float | None = None
+    """Ends of its 95 % interval over prompts and seeds; None with a single prompt."""
+    high: float | None = None
+
+
 class Scores(Record):
     """A model's metrics; the keys are the files' names in `metrics/`."""
 
     uri: str
     digest: str
+    plan: str = ""
+    """Digest of the evaluation plan: prompts, seeds, sampler, size, encoders. Only what was measured
+    by the same plan may be compared."""
+    seed_set: SeedSet = "confirm"
     metrics: dict[str, float]
     base_metrics: dict[str, float]
     reference: dict[str, float] = {}
     """What the instance images score among themselves, where that is defined."""
+    estimates: dict[str, Estimate] = {}
+    """The metrics again, with their intervals."""
+    table: Blob | None = None
+    """The `Table` of all images."""
+    warnings: tuple[str, ...] = ()
+    """What the self-check found wrong with the measuring itself."""
     samples: SampleSet
     base_samples: SampleSet
     class_samples: SampleSet
     base_class_samples: SampleSet
+
+
+class Comparison(Record):
+    """A metric of a challenger against a champion's, on the same prompts and seeds."""
+
+    metric: str
+    higher_is_better: bool
+    challenger: float
+    champion: float
+    difference: float
+    """Challenger minus champion: the mean over prompts of the means over seeds."""
+    low: float | None
+    high: float | None
+    level: float
+    """Of the interval, in (0, 1), two-sided."""
+    win_rate: float
+    """Share of images on which the challenger is better, in [0, 1]; a tie counts half."""
+    p: float
+    """Of a two-sided sign-flip permutation test over prompts."""
+    smallest_effect: float | None
+    """The difference that this plan would find in four of five cases."""
+    prompts: int
+    images: int
+
+
+class Reason(Record):
+    """One line of a decision."""
+
+    rule: Literal["integrity", "absolute", "non-inferiority", "superiority", "override"]
+    metric: str
+    outcome: Literal["passed", "failed", "open"]
+    sentence: str
+    """What was measured, against which limit."""
+
+
+class Verdict(Record):
+    """Whether a candidate goes into service, and why."""
+
+    uri: str
+    digest: str
+    outcome: Literal["promote", "keep", "inconclusive"]
+    sentence: str
+    """The decision in one sentence, for people."""
+    reasons: tuple[Reason, ...]
+    comparisons: tuple[Comparison, ...]
+    against: str
+    """`base`, or the champion as NAME/version."""
+    rounds: int
+    """How often seeds were added, plus 1."""
+    candidate: Scores
+    """Of the last round."""
+    champion: Scores | None
+    """By the same plan; None when there was none, and the base in the scores is the rival."""
 
 
 class ModelVersion(Record):

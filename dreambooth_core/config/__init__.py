@@ -6,7 +6,7 @@ Nothing heavy is imported here: the command line and `prefect deploy` read confi
 from dreambooth_core.config.inputs import Dataset, Model, Subject
 from dreambooth_core.config.places import Paths, Storage
 from dreambooth_core.config.reading import load_config
-from dreambooth_core.config.results import Evaluation, Sample, Sampler, Tracking
+from dreambooth_core.config.results import Evaluation, Finder, Gate, Kind, Sample, Sampler, Tracking
 from dreambooth_core.config.run import Config
 from dreambooth_core.config.sections import Section
 from dreambooth_core.config.training import (
@@ -33,7 +33,10 @@ __all__ = [
     "Config",
     "Dataset",
     "Evaluation",
+    "Finder",
+    "Gate",
     "Inversion",
+    "Kind",
     "Loss",
     "Memory",
     "Method",

@@ -1,10 +1,14 @@
 """What is drawn, measured and told."""
 
-from typing import Annotated, Literal
+from typing import Annotated, Literal, Self
 
-from pydantic import Field
+from pydantic import Field, model_validator
 
+from dreambooth_core import plugins
 from dreambooth_core.config.sections import Positive, Prompts, Section
+
+Kind = Literal["scene", "accessory", "property"]
+"""What an evaluation prompt asks for."""
 
 
 class Sampler(Section):
@@ -17,6 +21,25 @@ class Sampler(Section):
     """Images per forward; always full, since a batch's size decides the last bit."""
 
 
+class Finder(Section):
+    """Who finds the subject in a picture, for scores that must not count its surroundings."""
+
+    kind: str | None = None
+    """A file of `dreambooth_core/finders/`; without one nothing is cropped and such scores are left out."""
+    model: str = ""
+    """Local folder or Hub id."""
+    revision: str | None = None
+
+    @model_validator(mode="after")
+    def _exists(self) -> Self:
+        if self.kind is None:
+            return self
+        known = plugins.names("dreambooth_core.finders")
+        if self.kind not in known:
+            raise ValueError(f"finder.kind is unknown: {self.kind}; there is: {', '.join(known)}")
+        return self
+
+
 class Evaluation(Section):
     """What the tuned model and the untouched base are measured on, with the same seeds."""
 
@@ -25,11 +48,19 @@ class Evaluation(Section):
         "{subject} on the beach",
         "{subject} in the snow",
         "{subject} in the jungle",
-        "{subject} wearing a red hat",
     )
-    """Templates; `{subject}` is the identifier token and the class noun."""
+    """New scenes; `{subject}` is the identifier token and the class noun."""
+    accessories: tuple[str, ...] = ("{subject} wearing a red hat",)
+    """Prompts that put something on the subject."""
+    properties: tuple[str, ...] = ()
+    """Prompts that change the subject itself, so that its identity is not asked of their images."""
+    choices: tuple[tuple[str, ...], ...] = ()
+    """Groups of phrases of which a picture can show one: `[[on the beach, in the snow]]`. CLIP is to
+    tell which one a prompt asked for."""
     seeds: Positive = 4
     """Images per prompt."""
+    seed: Annotated[int, Field(ge=0, lt=2**31)] = 0
+    """The images' seeds follow from this one, not from the run's: all models are drawn alike."""
     class_images: Positive = 16
     """Images of the class prompt, for the prior drift."""
     clip: str = "openai/clip-vit-base-patch32"
@@ -38,6 +69,24 @@ class Evaluation(Section):
     """Identity encoder in DINO's role: local folder or Hub id."""
     clip_revision: str | None = None
     identity_revision: str | None = None
+    finder: Finder = Finder()
+
+    @property
+    def kinds(self) -> dict[str, Kind]:
+        """All prompt templates, in their order -> what each asks for."""
+        groups: dict[Kind, tuple[str, ...]] = {
+            "scene": self.prompts,
+            "accessory": self.accessories,
+            "property": self.properties,
+        }
+        return {prompt: kind for kind, prompts in groups.items() for prompt in prompts}
+
+
+class Gate(Section):
+    """What a candidate must show before it is put into service."""
+
+    automatic: bool = True
+    """Make a candidate that passes the champion at once; without, a person does (`dreambooth promote`)."""
 
 
 class Sample(Section):

@@ -6,7 +6,7 @@ from pydantic import Field, model_validator
 
 from dreambooth_core.config.inputs import Dataset, Model, Subject
 from dreambooth_core.config.places import Paths, Storage
-from dreambooth_core.config.results import Evaluation, Sample, Sampler, Tracking
+from dreambooth_core.config.results import Evaluation, Gate, Sample, Sampler, Tracking
 from dreambooth_core.config.sections import NAME, Section
 from dreambooth_core.config.training import (
     ADAPTERS,
@@ -47,6 +47,7 @@ class Config(Section):
     choosing: Choosing = Choosing()
     sampler: Sampler = Sampler()
     evaluation: Evaluation = Evaluation()
+    gate: Gate = Gate()
     sample: Sample = Sample()
     storage: Storage = Storage()
     tracking: Tracking = Tracking()
@@ -61,7 +62,7 @@ class Config(Section):
     def _prompts_fill(self) -> Self:
         for subject in self.subjects:
             templates = (subject.instance_prompt, subject.class_prompt, *self.choosing.prompts)
-            for template in templates + self.evaluation.prompts + self.sample.prompts:
+            for template in (*templates, *self.evaluation.kinds, *self.sample.prompts):
                 try:
                     subject.fill(template)
                 except (KeyError, IndexError, ValueError) as error:

@@ -1,0 +1,1 @@
+"""Published protocols, one file each, found by its name."""

@@ -1,0 +1,71 @@
+"""`dreambooth`: what a person types. stdout holds what was asked for, stderr everything else.
+
+`--help` must answer at once, so nothing heavy is imported before a command needs it. A new group of
+commands is one file here with an `app`, named below.
+"""
+
+import os
+import sys
+import warnings
+from typing import Annotated, NoReturn
+
+import typer
+
+from dreambooth_core.cli import configs, models, pictures, training
+from dreambooth_core.errors import DreamBoothError
+
+app = typer.Typer(
+    no_args_is_help=True,
+    pretty_exceptions_enable=False,
+    help="A few photos of a subject in, a measured and registered image model out.",
+    epilog="Exit codes: 0 done, 2 bad config or arguments, 3 photos refused, 4 a stage failed, "
+    "75 stopped and resumable.",
+)
+for commands in (training, models, pictures):
+    app.add_typer(commands.app)
+app.add_typer(configs.app, name="config")
+
+
+def main() -> NoReturn:
+    """Entry point: turns errors into one sentence on stderr and an exit code."""
+    debug = "--debug" in sys.argv
+    arguments = [word for word in sys.argv[1:] if word != "--debug"]
+    if not debug:
+        _quiet()
+    try:
+        app(arguments, prog_name="dreambooth")
+    except Exception as error:
+        if debug:
+            raise
+        print(f"Error: {_sentence(error)}", file=sys.stderr)
+        sys.exit(error.exit_code if isinstance(error, DreamBoothError) else 4)
+    sys.exit(0)
+
+
+@app.callback()
+def _options(
+    debug: Annotated[bool, typer.Option("--debug", help="Tracebacks and all logs.")] = False,
+) -> None:
+    """`main` has taken it out of the arguments already: it may stand anywhere."""
+
+
+def _sentence(error: Exception) -> str:
+    text = " ".join(str(error).split())
+    if isinstance(error, DreamBoothError):
+        return text
+    kind = type(error).__name__
+    return f"{kind}: {text[:400]} (not foreseen; --debug shows where)" if text else kind
+
+
+def _quiet() -> None:
+    """Libraries' logs and warnings are for --debug; Prefect still keeps its own in its database."""
+    warnings.filterwarnings("ignore")
+    for name, value in {
+        "PYTHONWARNINGS": "ignore",
+        "PREFECT_LOGGING_HANDLERS_CONSOLE_LEVEL": "CRITICAL",
+        "TRANSFORMERS_VERBOSITY": "error",
+        "DIFFUSERS_VERBOSITY": "error",
+        "HF_HUB_DISABLE_PROGRESS_BARS": "1",
+        "MLFLOW_LOGGING_LEVEL": "ERROR",
+    }.items():
+        os.environ.setdefault(name, value)

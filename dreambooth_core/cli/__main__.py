@@ -1,0 +1,3 @@
+from dreambooth_core.cli import main
+
+main()

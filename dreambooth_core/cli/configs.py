@@ -1,0 +1,26 @@
+"""`dreambooth config`: what a config may hold, and what it comes to."""
+
+import typer
+
+from dreambooth_core.cli.arguments import AsJson, ConfigFile, Overrides
+
+app = typer.Typer(no_args_is_help=True, help="What a config may hold, and what it comes to.")
+
+
+@app.command()
+def schema() -> None:
+    """JSON schema of a config, for editors."""
+    import json
+
+    from dreambooth_core.config import Config
+
+    print(json.dumps(Config.model_json_schema(), indent=2))
+
+
+@app.command()
+def show(config: ConfigFile, overrides: Overrides = None, as_json: AsJson = False) -> None:
+    """The config with every default filled in."""
+    from dreambooth_core import screens
+    from dreambooth_core.config import load_config
+
+    screens.show_config(load_config(config, tuple(overrides or ())), as_json)

@@ -1,0 +1,18 @@
+"""Orders to stop, for commands that can go on later."""
+
+import signal
+from collections.abc import Iterator
+from contextlib import contextmanager
+
+from dreambooth_core.errors import Preempted
+
+
+@contextmanager
+def interruptible() -> Iterator[None]:
+    """Any order to stop interrupts the block, which then ends as preempted."""
+    for number in (signal.SIGTERM, signal.SIGHUP, signal.SIGUSR1):
+        signal.signal(number, signal.default_int_handler)
+    try:
+        yield
+    except KeyboardInterrupt as error:
+        raise Preempted("stopped: what is done is kept, the same command goes on") from error

@@ -1,0 +1,45 @@
+"""Who finds the subject in a picture: one file each, found by its name.
+
+A new one is one new file here with
+
+    def load(rules: config.Finder) -> Finder      # raises ModelError when its model is missing
+"""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Protocol
+
+import numpy as np
+from numpy.typing import NDArray
+from PIL.Image import Image
+
+from dreambooth_core import plugins
+
+if TYPE_CHECKING:
+    from dreambooth_core import config
+
+
+@dataclass(frozen=True)
+class Spot:
+    """Where a subject is in a picture."""
+
+    box: tuple[int, int, int, int]
+    """Left, top, right, bottom in pixels; right and bottom are outside."""
+    mask: NDArray[np.bool_] | None = None
+    """(height, width) of the picture, true on the subject; None when only the box is known."""
+
+
+class Finder(Protocol):
+    """Looks for one subject in each picture."""
+
+    def find(self, images: Sequence[Image], noun: str) -> list[Spot | None]:
+        """Where something called `noun` is in each picture; None where it is not found."""
+        ...
+
+
+def load_finder(rules: "config.Finder") -> Finder | None:
+    """The finder of a config, None without one; raises `ModelError` when its model is missing."""
+    if rules.kind is None:
+        return None
+    found: Finder = plugins.load(__name__, rules.kind).load(rules)
+    return found

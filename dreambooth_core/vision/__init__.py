@@ -1,0 +1,1 @@
+"""Vision-language models: pictures and a question in, a checked answer out."""
