@@ -5,7 +5,7 @@ from typing import Literal
 
 from pydantic import BaseModel, ConfigDict
 
-from dreambooth_core.config import Kind, Method
+from dreambooth_core.config import Config, Kind, Method
 
 Progress = Callable[[int, int, str], None]
 """Told how far a stage is: done, total, and a word for people."""
@@ -106,6 +106,16 @@ class Weights(Course):
     """Of the last attempt."""
     peak_memory_bytes: int = 0
     """Most that the device held in the last attempt; without a GPU, that its process held."""
+
+
+class Contender(Record):
+    """A model version in service, with all that it takes to draw from it again."""
+
+    name: str
+    """NAME/version in the registry."""
+    config: Config
+    """What it was trained by."""
+    weights: Weights
 
 
 SeedSet = Literal["dev", "confirm"]
