@@ -19,6 +19,7 @@ from dreambooth_core.records import (
     Scores,
     Stage,
     StageStatus,
+    Verdict,
     Weights,
 )
 from dreambooth_core.storage import open_store, written_beside
@@ -29,6 +30,8 @@ STAGES = {
     "train": "weights",
     "evaluate": "scores",
     "register": "version",
+    "gate": "verdict",
+    "promote": "version",
     "sample": "samples",
     "report": "report",
 }
@@ -47,6 +50,15 @@ class Model(Record):
     aliases: tuple[str, ...]
 
 
+class Gate(Record):
+    """What the gate said of the version."""
+
+    outcome: str
+    """promote, keep or inconclusive."""
+    sentence: str
+    against: str
+
+
 class Summary(Record):
     """What `dreambooth run --json` prints, and what lies beside the report as `summary.json`."""
 
@@ -57,6 +69,7 @@ class Summary(Record):
     metrics: dict[str, float]
     base_metrics: dict[str, float]
     model: Model | None
+    gate: Gate | None = None
     artifacts: dict[str, str]
     """Name -> URI."""
     digests: dict[str, str | None]
@@ -71,6 +84,7 @@ class Results(Record):
     weights: Weights | None = None
     scores: Scores | None = None
     version: ModelVersion | None = None
+    verdict: Verdict | None = None
     samples: SampleSet | None = None
     report: Document | None = None
 
@@ -139,7 +153,7 @@ def summarise(
 ) -> Summary:
     """The run as it stands; anything that is no plain error (a signal) counts as preempted."""
     stopped = isinstance(error, Preempted) or not isinstance(error, Exception)
-    scores, version = results.scores, results.version
+    scores, version, verdict = results.scores, results.version, results.verdict
     return Summary(
         run_id=run_id(config, results),
         status="done" if error is None else "preempted" if stopped else "failed",
@@ -148,6 +162,9 @@ def summarise(
         base_metrics=scores.base_metrics if scores else {},
         model=Model(name=version.name, version=version.version, aliases=version.aliases)
         if version
+        else None,
+        gate=Gate(outcome=verdict.outcome, sentence=verdict.sentence, against=verdict.against)
+        if verdict
         else None,
         artifacts=_artifacts(config, results),
         digests={
