@@ -15,7 +15,8 @@ LEVELS = [
     "stopping curves",
     "storage blobs stages images likeness servers services buckets masks tensor_files",
     "dataset findings latents adapters families bases metrics sheets intake encoders captions "
-    "candidates photo_sets caches embeddings walks inversion adapter_layers quantization",
+    "candidates photo_sets caches embeddings walks inversion adapter_layers quantization finders "
+    "crops",
     "checkpoints optimizers averages memory rehearsal ranks shards training sampling summary batches keeper "
     "choosing loggers exports",
     "priors supply",

@@ -28,6 +28,15 @@ class Spot:
     mask: NDArray[np.bool_] | None = None
     """(height, width) of the picture, true on the subject; None when only the box is known."""
 
+    @classmethod
+    def around(cls, mask: NDArray[np.bool_]) -> "Spot | None":
+        """The spot of a (height, width) mask; None where nothing is marked."""
+        rows, columns = np.flatnonzero(mask.any(axis=1)), np.flatnonzero(mask.any(axis=0))
+        if not len(rows):
+            return None
+        left, top, right, bottom = columns[0], rows[0], columns[-1] + 1, rows[-1] + 1
+        return cls((int(left), int(top), int(right), int(bottom)), mask)
+
 
 class Finder(Protocol):
     """Looks for one subject in each picture."""
