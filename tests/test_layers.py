@@ -16,11 +16,11 @@ LEVELS = [
     "storage blobs stages images likeness servers services buckets masks tensor_files",
     "dataset findings latents adapters families bases metrics sheets intake encoders captions "
     "candidates photo_sets caches embeddings walks inversion adapter_layers quantization finders "
-    "crops",
+    "crops vision perceptual",
     "checkpoints optimizers averages memory rehearsal ranks shards training sampling summary batches keeper "
     "choosing loggers exports",
     "priors supply",
-    "fit training_alone evaluation looking tracking live registry report draw comparison screens",
+    "fit training_alone evaluation looking tracking live registry report draw comparison screens benches",
     "cli attempt alongside",
 ]
 LEVEL = {name: level for level, line in enumerate(LEVELS) for name in line.split()}

@@ -6,7 +6,7 @@ Nothing heavy is imported here: the command line and `prefect deploy` read confi
 from dreambooth_core.config.inputs import Dataset, Model, Subject
 from dreambooth_core.config.places import Paths, Storage
 from dreambooth_core.config.reading import load_config
-from dreambooth_core.config.results import Evaluation, Finder, Gate, Kind, Sample, Sampler, Tracking
+from dreambooth_core.config.results import Evaluation, Finder, Gate, Sample, Sampler, Tracking
 from dreambooth_core.config.run import Config
 from dreambooth_core.config.sections import Section
 from dreambooth_core.config.training import (
@@ -23,6 +23,8 @@ from dreambooth_core.config.training import (
     Prior,
     Train,
 )
+from dreambooth_core.config.vision import Endpoint, Judge
+from dreambooth_core.prompts import Kind
 
 __all__ = [
     "ADAPTERS",
@@ -32,10 +34,12 @@ __all__ = [
     "Choosing",
     "Config",
     "Dataset",
+    "Endpoint",
     "Evaluation",
     "Finder",
     "Gate",
     "Inversion",
+    "Judge",
     "Kind",
     "Loss",
     "Memory",

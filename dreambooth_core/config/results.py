@@ -1,14 +1,14 @@
 """What is drawn, measured and told."""
 
+from collections.abc import Mapping
 from typing import Annotated, Literal, Self
 
 from pydantic import Field, model_validator
 
 from dreambooth_core import plugins
 from dreambooth_core.config.sections import Positive, Prompts, Section
-
-Kind = Literal["scene", "accessory", "property"]
-"""What an evaluation prompt asks for."""
+from dreambooth_core.config.vision import Judge
+from dreambooth_core.prompts import SETS, Kind, PromptSet
 
 
 class Sampler(Section):
@@ -17,6 +17,9 @@ class Sampler(Section):
     inference_steps: Positive = 30
     guidance_scale: Annotated[float, Field(ge=1, le=30)] = 7.5
     negative_prompt: str = ""
+    noise_scheduler: Annotated[str, Field(pattern=r"^[A-Za-z0-9_]+$")] | None = None
+    """A noise scheduler of diffusers by its class's name: DDIMScheduler, EulerDiscreteScheduler; the
+    family's usual one when left out."""
     batch_size: Positive = 4
     """Images per forward; always full, since a batch's size decides the last bit."""
 
@@ -54,6 +57,8 @@ class Evaluation(Section):
     """Prompts that put something on the subject."""
     properties: tuple[str, ...] = ()
     """Prompts that change the subject itself, so that its identity is not asked of their images."""
+    prompt_set: PromptSet | None = None
+    """The DreamBooth paper's 25 prompts for `objects` or `live` subjects in the place of all three."""
     choices: tuple[tuple[str, ...], ...] = ()
     """Groups of phrases of which a picture can show one: `[[on the beach, in the snow]]`. CLIP is to
     tell which one a prompt asked for."""
@@ -69,16 +74,24 @@ class Evaluation(Section):
     """Identity encoder in DINO's role: local folder or Hub id."""
     clip_revision: str | None = None
     identity_revision: str | None = None
+    lpips: str | None = None
+    """Backbone of LPIPS: folder or Hub id of torchvision's VGG-16 or AlexNet as safetensors, such as
+    `timm/vgg16.tv_in1k`; without one LPIPS is left out."""
+    lpips_revision: str | None = None
     finder: Finder = Finder()
+    judge: Judge | None = None
+    """Nobody is asked when left out."""
 
     @property
     def kinds(self) -> dict[str, Kind]:
         """All prompt templates, in their order -> what each asks for."""
-        groups: dict[Kind, tuple[str, ...]] = {
+        groups: Mapping[Kind, tuple[str, ...]] = {
             "scene": self.prompts,
             "accessory": self.accessories,
             "property": self.properties,
         }
+        if self.prompt_set is not None:
+            groups = SETS[self.prompt_set]
         return {prompt: kind for kind, prompts in groups.items() for prompt in prompts}
 
 

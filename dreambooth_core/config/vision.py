@@ -1,0 +1,51 @@
+"""Vision-language models that are asked about images."""
+
+from typing import Annotated, Literal, Self
+from urllib.parse import urlsplit
+
+from pydantic import Field, model_validator
+
+from dreambooth_core.config.sections import Positive, Section
+
+
+class Endpoint(Section):
+    """A server with OpenAI's chat interface; images leave this machine for it and for nobody else."""
+
+    url: str
+    """Up to the part before `/chat/completions`: `https://api.z.ai/api/paas/v4`, `http://localhost:8000/v1`."""
+    model: Annotated[str, Field(min_length=1)]
+    """What the server calls the model: `glm-4.5v`, `zai-org/GLM-4.5V`."""
+    key: Annotated[str, Field(pattern=r"^[A-Z_][A-Z0-9_]*$")] | None = None
+    """NAME of the environment variable that holds the key; never the key itself."""
+    thinking: Literal["unsaid", "zai", "chat_template"] = "unsaid"
+    """How the server is told to answer without thinking first: not at all, as Z.ai's, or as vLLM's,
+    SGLang's and transformers' are."""
+    answers: Literal["text", "json_object", "json_schema"] = "text"
+    """What the server can promise of its answers (`response_format`); they are checked all the same."""
+    temperature: Annotated[float, Field(ge=0.01, le=0.99)] = 0.01
+    """Neither 0 nor 1, which Z.ai's models do not take."""
+    max_side: Annotated[int, Field(ge=64, le=4096)] = 512
+    """Longer side in pixels to which images are brought down before they are sent."""
+    timeout: Annotated[float, Field(gt=0, le=3600)] = 300.0
+    """Seconds to wait for an answer."""
+    attempts: Annotated[int, Field(ge=1, le=10)] = 4
+    """Requests per question while the server is busy, broken or out of reach."""
+
+    @model_validator(mode="after")
+    def _public(self) -> Self:
+        parts = urlsplit(self.url)
+        if parts.scheme not in ("http", "https") or not parts.hostname:
+            raise ValueError(f"url must be http:// or https:// and a host, not {parts.scheme!r}")
+        if parts.username or parts.password or parts.query or parts.fragment:
+            raise ValueError(
+                "url is stored with the run and must hold no credentials: name the environment "
+                "variable with the key in `key`"
+            )
+        return self
+
+
+class Judge(Endpoint):
+    """Who is asked how well each image shows the subject, and what its prompt asked for."""
+
+    photos: Positive = 3
+    """Instance images shown beside each generated one, the first by name."""
