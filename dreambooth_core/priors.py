@@ -1,5 +1,6 @@
 """Class images: what the base makes of the class noun, so that training does not forget it."""
 
+from collections import Counter
 from itertools import groupby
 
 from dreambooth_core.blobs import image_set
@@ -7,8 +8,7 @@ from dreambooth_core.buckets import assigned, class_sizes
 from dreambooth_core.config import Config
 from dreambooth_core.randomness import seed_for
 from dreambooth_core.records import Image, ImageSet, Progress, Record
-from dreambooth_core.sampling import base_digest, drawing_of, make_images
-from dreambooth_core.stages import stage_key
+from dreambooth_core.sampling import drawing_of, image_key, images_prefix, make_images
 from dreambooth_core.storage import Store
 
 
@@ -16,23 +16,23 @@ class ClassImage(Record):
     """A class image as it is planned, whether it has been made or not."""
 
     prefix: str
-    """Where the images of its base, prompt, sampler and size lie in the store."""
-    index: int
-    """Its number there; it is the record `<prefix>/<index as 6 digits>.json`."""
+    """Where the images of its base, sampler and size lie in the store."""
     prompt: str
+    seed: int
     size: tuple[int, int]
     """Height and width in pixels."""
 
     @property
     def key(self) -> str:
-        return f"{self.prefix}/{self.index:06d}.json"
+        """Of its record in the store."""
+        return image_key(self.prefix, (self.prompt, self.seed))
 
 
 def class_images(config: Config, instance: ImageSet) -> tuple[ClassImage, ...]:
     """`prior.images` for every class prompt, of the sizes of its subjects' photos; () without any.
 
-    Their places cover base, prompt, sampler and size, but neither their number nor the run's seed:
-    every run shares them, and a longer set extends a shorter one.
+    Their seeds count up from 0 for each prompt and size, and depend neither on their number nor on
+    the run's seed: every run shares them, and a longer set extends a shorter one.
     """
     prior, resolution = config.prior, config.model.resolution
     if not (prior.enabled and prior.target == "images"):
@@ -40,7 +40,6 @@ def class_images(config: Config, instance: ImageSet) -> tuple[ClassImage, ...]:
     photos = [image.size or (resolution, resolution) for image in instance.images]
     buckets = assigned(photos, resolution, config.dataset)
     prompts = [subject.fill(subject.class_prompt) for subject in config.subjects]
-    made: dict[str, int] = {}
     found = []
     for prompt in dict.fromkeys(prompts):
         theirs = [
@@ -48,11 +47,12 @@ def class_images(config: Config, instance: ImageSet) -> tuple[ClassImage, ...]:
             for image, bucket in zip(instance.images, buckets, strict=True)
             if prompts[image.subject] == prompt
         ]
+        drawn: Counter[tuple[int, int]] = Counter()
         for size in class_sizes(theirs, prior.images):
-            prefix = _prefix(config, prompt, size)
-            index = made.get(prefix, 0)
-            made[prefix] = index + 1
-            found.append(ClassImage(prefix=prefix, index=index, prompt=prompt, size=size))
+            seed = seed_for(0, "class", drawn[size])
+            drawn[size] += 1
+            prefix = images_prefix(config, None, size)
+            found.append(ClassImage(prefix=prefix, prompt=prompt, seed=seed, size=size))
     return tuple(found)
 
 
@@ -63,16 +63,17 @@ def ensure_class_images(
     planned = class_images(config, instance)
     if not planned:
         return None, True
-    images: dict[tuple[str, int], Image] = {}
+    images: dict[str, Image] = {}
     made = 0
     for (prefix, size), group in groupby(sorted(planned, key=_place), key=_place):
-        requests = [(item.prompt, seed_for(0, "class", index)) for index, item in enumerate(group)]
+        items = list(group)
+        requests = [(item.prompt, item.seed) for item in items]
         drawing = drawing_of(config, store, None, size)
         found, missing = make_images(store, prefix, drawing, requests, progress)
-        images |= {(prefix, index): image for index, image in enumerate(found)}
+        images |= {item.key: image for item, image in zip(items, found, strict=True)}
         made += missing
     members = [
-        images[item.prefix, item.index].model_copy(update={"name": f"{number:06d}.png"})
+        images[item.key].model_copy(update={"name": f"{number:06d}.png"})
         for number, item in enumerate(planned)
     ]
     return image_set(store, f"{planned[0].prefix}/sets", members), made == 0
@@ -80,13 +81,3 @@ def ensure_class_images(
 
 def _place(item: ClassImage) -> tuple[str, tuple[int, int]]:
     return item.prefix, item.size
-
-
-def _prefix(config: Config, prompt: str, size: tuple[int, int]) -> str:
-    inputs = {
-        "base": base_digest(config),
-        "prompt": prompt,
-        "sampler": config.sampler,
-        "size": size,
-    }
-    return f"priors/{stage_key('priors', inputs)}"

@@ -12,12 +12,19 @@ from PIL import Image as Pillow
 from PIL.PngImagePlugin import PngInfo
 
 from dreambooth_core import bases, config
-from dreambooth_core.blobs import fetch_blob, get_record, image_set, put_blob, put_record
+from dreambooth_core.blobs import (
+    digest_json,
+    fetch_blob,
+    get_record,
+    image_set,
+    put_blob,
+    put_record,
+)
 from dreambooth_core.config import Config, Sampler
 from dreambooth_core.families import channels_last, load_family
 from dreambooth_core.randomness import seed_for
 from dreambooth_core.records import Image, Progress, SampleSet, Weights
-from dreambooth_core.stages import once
+from dreambooth_core.stages import once, stage_key
 from dreambooth_core.storage import Store
 
 Request = tuple[str, int]
@@ -102,25 +109,39 @@ def make_images(
     requests: Sequence[Request],
     progress: Progress | None = None,
 ) -> tuple[tuple[Image, ...], int]:
-    """The images of `requests`, and how many had to be made; the others were there.
+    """The images of `requests`, named by their places, and how many had to be made.
 
-    Image i is the record `<prefix>/<i as 6 digits>.json`, created once, after its blob: any process
-    can make any index at any time.
+    `prefix` stands for model, sampler and size. An image is the record `image_key(prefix, request)`,
+    created once, after its blob: any process can make any image at any time, and every list of
+    requests finds those that another one has had made.
     """
-    keys = [f"{prefix}/{index:06d}.json" for index in range(len(requests))]
-    stored = set(store.keys(f"{prefix}/"))
-    missing = [index for index, key in enumerate(keys) if key not in stored]
-    wanted = [requests[index] for index in missing]
-    images = generate(drawing.load(), drawing, wanted, progress) if missing else iter(())
-    for index, image in zip(missing, images, strict=True):
-        prompt, seed = requests[index]
-        blob = put_blob(store, encode_png(image, prompt, seed))
-        record = Image(
-            name=f"{index:06d}.png", blob=blob, prompt=prompt, seed=seed, size=drawing.size
-        )
-        put_record(store, keys[index], record)
-    records = [get_record(store, key, Image) for key in keys]
-    return tuple(record for record in records if record is not None), len(missing)
+    keys = {request: image_key(prefix, request) for request in requests}
+    found = {request: get_record(store, key, Image) for request, key in keys.items()}
+    missing = [request for request, record in found.items() if record is None]
+    images = generate(drawing.load(), drawing, missing, progress) if missing else iter(())
+    for request, image in zip(missing, images, strict=True):
+        record = _recorded(store, image, request)
+        first = put_record(store, keys[request], record)
+        found[request] = record if first else get_record(store, keys[request], Image)
+    in_order = (found[request] for request in requests)
+    named = [
+        image.model_copy(update={"name": f"{place:06d}.png"})
+        for place, image in enumerate(in_order)
+        if image is not None
+    ]
+    return tuple(named), len(missing)
+
+
+def image_key(prefix: str, request: Request) -> str:
+    """Where an image's record lies below a prefix: by what was asked for, whatever the list."""
+    return f"{prefix}/{digest_json(request)}.json"
+
+
+def _recorded(store: Store, image: Pillow.Image, request: Request) -> Image:
+    prompt, seed = request
+    blob = put_blob(store, encode_png(image, prompt, seed))
+    size = (image.height, image.width)
+    return Image(name=f"{blob.sha256}.png", blob=blob, prompt=prompt, seed=seed, size=size)
 
 
 def sample_set(
@@ -138,6 +159,25 @@ def sample_set(
 def base_digest(config: Config) -> str:
     """SHA-256 over the base's files (see `bases`)."""
     return bases.base_digest(config.model)
+
+
+def images_prefix(
+    config: Config, weights: Weights | None, size: tuple[int, int] | None = None
+) -> str:
+    """Where the images of a model, a sampler and a size lie in the store.
+
+    Whatever is drawn with `drawing_of(config, store, weights, size)` belongs there: a run's samples,
+    an evaluation's images and somebody's order find each other's.
+    """
+    side = config.model.resolution
+    inputs = {
+        "family": config.model.family,
+        "base": base_digest(config),
+        "weights": weights.digest if weights else None,
+        "sampler": config.sampler,
+        "size": size or (side, side),
+    }
+    return f"images/{stage_key('images', inputs)}"
 
 
 def drawing_of(
@@ -206,16 +246,9 @@ def sample(
 ) -> tuple[SampleSet, bool]:
     """The batch of images that a run ends with, and whether it was there already."""
     requests = grid(config, config.sample.prompts, config.sample.seeds, "sample")
-    inputs = {
-        "base": base_digest(config),
-        "weights": weights.digest,
-        "requests": requests,
-        "sampler": config.sampler,
-        "resolution": config.model.resolution,
-    }
+    prefix = images_prefix(config, weights)
 
-    def make(key: str) -> SampleSet:
-        drawing = drawing_of(config, store, weights)
-        return sample_set(store, f"samples/{key}", drawing, requests, progress)
+    def make(_: str) -> SampleSet:
+        return sample_set(store, prefix, drawing_of(config, store, weights), requests, progress)
 
-    return once(store, "samples", inputs, SampleSet, make)
+    return once(store, "samples", {"images": prefix, "requests": requests}, SampleSet, make)

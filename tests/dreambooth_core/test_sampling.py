@@ -106,15 +106,29 @@ def test_only_the_missing_images_are_made(painter: sampling.Painter, file_store)
     whole = make(REQUESTS)
     assert reports == [(3, 4), (4, 4)]
     reports.clear()
-    file_store.delete("samples/x/000001.json")
+    file_store.delete(sampling.image_key("samples/x", REQUESTS[1]))
     assert make(REQUESTS) == whole
     assert reports == [(1, 1)]
     reports.clear()
     assert make(REQUESTS) == whole
     assert reports == []
     assert [image.seed for image in whole.images] == [1, 2, 3, 4]
-    shorter = make(REQUESTS[:2])
-    assert shorter.images == whole.images[:2]
+    assert make(REQUESTS[:2]).images == whole.images[:2]
+
+
+def test_another_list_finds_the_images_of_the_first(painter: sampling.Painter, file_store) -> None:
+    def make(requests: list[tuple[str, int]]) -> tuple[Any, int]:
+        return sampling.make_images(file_store, "images/x", _drawing(painter), requests)
+
+    first, made = make(REQUESTS)
+    assert made == 4
+    turned, made = make([("a cow", 1), *REQUESTS[::-1], REQUESTS[0]])
+    assert made == 1
+    assert [image.blob for image in turned[1:]] == [
+        image.blob for image in (*first[::-1], first[0])
+    ]
+    assert [image.name for image in turned] == [f"{place:06d}.png" for place in range(6)]
+    assert make([REQUESTS[0], ("a dog", 9), ("a dog", 9)])[1] == 1
 
 
 def test_a_complete_set_loads_no_model(painter: sampling.Painter, file_store) -> None:
@@ -160,6 +174,7 @@ def test_samples_come_from_the_trained_weights(
     assert not reused
     assert sampling.sample(config, store, weights) == (tuned, True)
     assert {image.prompt for image in tuned.images} == {"a photo of sks dog"}
+    assert sampling.images_prefix(config, weights) != sampling.images_prefix(config, None)
     requests = [(image.prompt, image.seed or 0) for image in tuned.images]
     drawing = sampling.drawing_of(config, store, None)
     plain = list(sampling.generate(drawing.load(), drawing, requests, None))
