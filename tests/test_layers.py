@@ -61,7 +61,7 @@ def packages(path: Path, at_top_only: bool = False) -> set[str]:
 
 def place(name: str) -> str:
     """`dreambooth_core.storage.s3` -> `storage`."""
-    return name.split(".")[1]
+    return name.split(".")[1] if "." in name else ""
 
 
 def name_of(path: Path) -> str:
