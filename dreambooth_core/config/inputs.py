@@ -22,6 +22,8 @@ class Model(Section):
     """Side of the square training images and samples, in pixels; with buckets, the root of their area."""
     quantize: Literal["none", "int8", "nf4"] = "none"
     """Hold the frozen denoiser in 8 or 4 bits; for adapters only."""
+    licence: str = ""
+    """The base's licence, for the model card and the exports: a name or a link."""
 
     @model_validator(mode="after")
     def _exists(self) -> Self:
@@ -43,6 +45,10 @@ class Subject(Section):
     """A rare token that will come to mean the subject."""
     instance_prompt: str = "a photo of {identifier} {class_noun}"
     class_prompt: str = "a photo of a {class_noun}"
+    provenance: str = ""
+    """Where the photos come from, in words, for the model card."""
+    consent: str = ""
+    """Who agreed to the photos being learned from, and how, for the model card."""
     captions: bool = True
     """Take the captions beside the photos for their prompts; without, all go by `instance_prompt`."""
 

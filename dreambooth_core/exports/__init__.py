@@ -101,6 +101,7 @@ def source_of(config: Config, weights: Weights, folder: Path) -> Source:
         resolution=config.model.resolution,
         base=config.model.base,
         revision=config.model.revision,
+        licence=config.model.licence or None,
     )
     return Source(config.model.family, base_folder(config.model), folder, weights.method, about)
 
