@@ -24,14 +24,16 @@ $(VENV)/.installed: pyproject.toml constraints.txt
 demo: install ## Learn the small world's dog: photos to report, in minutes
 	$(BIN)/dreambooth run examples/small_world/config.yaml
 
-# A process per core, each with the files it is given and one thread for the small tensors in them.
+# A process per core, each with a file at a time and one thread for the small tensors in it.
+PYTEST := $(BIN)/python -m pytest -n auto --dist loadfile --no-loadscope-reorder
+
 test: export OMP_NUM_THREADS := 1
 test: install ## Run every test
-	$(BIN)/python -m pytest -n auto --dist loadfile
+	$(PYTEST)
 
 test-fast: export OMP_NUM_THREADS := 1
 test-fast: install ## Run the tests that take seconds
-	$(BIN)/python -m pytest -n auto --dist loadfile -m "not slow"
+	$(PYTEST) -m "not slow"
 
 check: install ## Ruff, format, mypy, and the layer test
 	$(BIN)/ruff check .
