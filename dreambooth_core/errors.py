@@ -6,7 +6,8 @@
     ├── StageFailed          4   a stage of the run broke
     │   ├── StorageError         the store could not be reached, or its content is not what was put
     │   │   └── NotFound             there is no such object
-    │   └── ModelError           a model folder is missing, incomplete or of another family
+    │   ├── ModelError           a model folder is missing, incomplete or of another family
+    │   └── Unanswered           a vision-language model had no usable answer to one question
     └── Preempted           75   asked to stop: everything is saved, the same command goes on
 
 Every message is one sentence: what, where, which limit, and the remedy.
@@ -45,6 +46,10 @@ class NotFound(StorageError):
 
 class ModelError(StageFailed):
     """A model folder is missing, incomplete or of another family."""
+
+
+class Unanswered(StageFailed):
+    """A vision-language model had no usable answer to one question; others may be answered."""
 
 
 class Preempted(DreamBoothError):

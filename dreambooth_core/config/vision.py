@@ -24,6 +24,8 @@ class Endpoint(Section):
     """What the server can promise of its answers (`response_format`); they are checked all the same."""
     temperature: Annotated[float, Field(ge=0.01, le=0.99)] = 0.01
     """Neither 0 nor 1, which Z.ai's models do not take."""
+    max_tokens: Annotated[int, Field(ge=64)] = 2048
+    """Length of an answer, thoughts included, after which the server cuts it off."""
     max_side: Annotated[int, Field(ge=64, le=4096)] = 512
     """Longer side in pixels to which images are brought down before they are sent."""
     timeout: Annotated[float, Field(gt=0, le=3600)] = 300.0

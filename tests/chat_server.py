@@ -1,0 +1,86 @@
+"""A real HTTP server with OpenAI's chat interface, which answers, or misbehaves, as it is told."""
+
+import json
+import threading
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+from typing import Any
+
+Request = dict[str, Any]
+
+
+@dataclass(frozen=True)
+class Reply:
+    """What is sent back for one request."""
+
+    content: str | None = ""
+    """The model's words."""
+    status: int = 200
+    headers: dict[str, str] = field(default_factory=dict)
+    body: str | None = None
+    """In the place of a chat completion."""
+    wait: threading.Event | None = None
+    """Nothing is sent before it is set."""
+    hang_up: bool = False
+    """Close the connection without a word."""
+
+
+@dataclass
+class ChatServer:
+    """Where it listens, and what came in."""
+
+    url: str
+    requests: list[Request] = field(default_factory=list)
+    keys: list[str] = field(default_factory=list)
+    paths: list[str] = field(default_factory=list)
+
+
+@contextmanager
+def serving(answer: Callable[[int, Request], Reply]) -> Iterator[ChatServer]:
+    """Serve on loopback; `answer` gets the request's number, from 0, and its JSON."""
+    lock = threading.Lock()
+
+    class Handler(BaseHTTPRequestHandler):
+        protocol_version = "HTTP/1.1"
+
+        def do_POST(self) -> None:
+            document = json.loads(self.rfile.read(int(self.headers["Content-Length"])))
+            with lock:
+                number = len(server.requests)
+                server.requests.append(document)
+                server.keys.append(self.headers.get("Authorization", ""))
+                server.paths.append(self.path)
+            reply = answer(number, document)
+            if reply.wait is not None:
+                reply.wait.wait(30)
+            if reply.hang_up:
+                self.close_connection = True
+                return
+            self._send(reply)
+
+        def _send(self, reply: Reply) -> None:
+            message = {"role": "assistant", "content": reply.content}
+            chat = json.dumps({"choices": [{"index": 0, "message": message}]})
+            body = (chat if reply.body is None else reply.body).encode()
+            self.send_response(reply.status)
+            for name, value in {**reply.headers, "Content-Length": str(len(body))}.items():
+                self.send_header(name, value)
+            self.end_headers()
+            self.wfile.write(body)
+
+        def log_message(self, *_: Any) -> None:
+            """Quiet."""
+
+    http = ThreadingHTTPServer(("127.0.0.1", 0), Handler)
+    http.daemon_threads = True
+    server = ChatServer(f"http://127.0.0.1:{http.server_address[1]}/v1")
+    thread = threading.Thread(target=http.serve_forever, args=(0.01,))
+    thread.start()
+    try:
+        yield server
+    finally:
+        http.shutdown()
+        http.server_close()
+        thread.join()
