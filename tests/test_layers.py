@@ -15,12 +15,13 @@ LEVELS = [
     "stopping curves",
     "storage blobs stages images likeness servers services buckets masks tensor_files",
     "dataset findings latents adapters families bases metrics sheets intake encoders captions "
-    "candidates photo_sets caches embeddings walks inversion adapter_layers quantization finders "
+    "candidates statistics gate photo_sets caches embeddings walks inversion adapter_layers quantization finders "
     "crops vision perceptual",
     "checkpoints optimizers averages memory rehearsal ranks shards training sampling summary batches keeper "
-    "choosing loggers exports",
+    "choosing loggers exports aliases",
     "priors supply",
-    "fit training_alone evaluation looking tracking live registry report draw comparison screens benches",
+    "fit training_alone evaluation judging looking tracking live registry report draw comparison screens benches "
+    "entries serving served flavours promotion lineage cards differences",
     "cli attempt alongside",
 ]
 LEVEL = {name: level for level, line in enumerate(LEVELS) for name in line.split()}
