@@ -20,14 +20,17 @@ def show_summary(summary: Summary) -> None:
     """Stages, metrics beside the base's, and where the report lies."""
     stages = [[name, s.status, f"{s.seconds:.1f} s"] for name, s in summary.stages.items()]
     _table(f"Run {summary.run_id}", ("stage", "status", "time"), stages)
+    base = {name: f"{value:.3f}" for name, value in summary.base_metrics.items()}
     rows = [
-        [name.replace("_", " "), f"{value:.3f}", f"{summary.base_metrics[name]:.3f}"]
+        [name.replace("_", " "), f"{value:.3f}", base.get(name, "")]
         for name, value in summary.metrics.items()
     ]
     _table("", ("metric", "tuned", "base"), rows)
     if summary.model:
         aliases = "".join(f" @{alias}" for alias in summary.model.aliases)
         print(f"Model   {summary.model.name}, version {summary.model.version}{aliases}")
+    if summary.gate:
+        print(f"Gate    {summary.gate.outcome}: {summary.gate.sentence}")
     if all(stage.status == "reused" for stage in summary.stages.values()):
         print("Reused  every stage: nothing has changed since")
     print(f"Report  {summary.artifacts.get('report', '').removeprefix('file://')}")
