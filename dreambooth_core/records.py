@@ -135,6 +135,8 @@ class Row(Record):
     scores: dict[str, float]
     """Metric -> value; a metric that has nothing to say of this image is not there."""
     base_scores: dict[str, float]
+    resembles: str | None = None
+    """SHA-256 of the photo that the image is a near copy of."""
 
 
 class Table(Record):
@@ -158,9 +160,11 @@ class Scores(Record):
     uri: str
     digest: str
     plan: str = ""
-    """Digest of the evaluation plan: prompts, seeds, sampler, size, encoders. Only what was measured
-    by the same plan may be compared."""
+    """Digest of the evaluation plan: prompts, seeds, sampler, size, encoders, finder, photos. Only what
+    was measured by the same plan may be compared."""
     seed_set: SeedSet = "confirm"
+    ids: dict[str, str] = {}
+    """Metric -> `name@encoder@preprocessing@view`: what exactly was measured."""
     metrics: dict[str, float]
     base_metrics: dict[str, float]
     reference: dict[str, float] = {}
@@ -252,8 +256,20 @@ class Document(Record):
 StageStatus = Literal["done", "reused", "failed"]
 
 
-class Stage(Record):
-    """How one stage of a run went."""
+class Cost(Record):
+    """What was spent on something."""
+
+    seconds: float
+    """By the clock."""
+    cpu_seconds: float = 0.0
+    """Of processors, those of ended child processes included."""
+    gpu_seconds: float = 0.0
+    """Seconds by the clock times the GPUs that were held for it."""
+
+
+class Stage(Cost):
+    """How one stage of a run went, and what it cost."""
 
     status: StageStatus
-    seconds: float
+    saved: Cost | None = None
+    """What making the result had cost, when it was found again instead."""

@@ -1,6 +1,5 @@
 """A run as one document: how each stage went, what came out, where it lies."""
 
-import time
 from collections.abc import Callable
 from types import TracebackType
 from typing import Any, Literal, Self, TypeVar
@@ -8,9 +7,11 @@ from typing import Any, Literal, Self, TypeVar
 from dreambooth_core import console
 from dreambooth_core.blobs import digest_json
 from dreambooth_core.config import Config
-from dreambooth_core.errors import Preempted
+from dreambooth_core.costs import Meter, gpus_here, remember, remembered
+from dreambooth_core.errors import Preempted, StorageError
 from dreambooth_core.intake import Intake
 from dreambooth_core.records import (
+    Cost,
     Document,
     ImageSet,
     ModelVersion,
@@ -36,6 +37,7 @@ STAGES = {
     "report": "report",
 }
 """Stages in their order -> the field of `Results` that holds what they leave."""
+ON_GPU = {"priors", "train", "evaluate", "gate", "sample"}
 LAST_RUN = "last_run.json"
 """Summary of the latest run below `paths.work`, whatever way it ended."""
 
@@ -104,13 +106,15 @@ class Run:
 
     def stage(self, name: str, act: Callable[..., tuple[T, bool]], *arguments: Any) -> T:
         """Run one stage; `act` gives its record and whether it was reused."""
-        started = time.monotonic()
+        meter = Meter(_gpus_held(self.config, name))
         try:
             record, reused = act(*arguments)
         except BaseException:
-            self._note(name, "failed", started)
+            self._note(name, "failed", meter.read())
             raise
-        self._note(name, "reused" if reused else "done", started)
+        cost = meter.read()
+        saved = _booked(self.config, record, cost, reused)
+        self._note(name, "reused" if reused else "done", cost, saved)
         self.results = self.results.model_copy(update={STAGES[name]: record})
         return record
 
@@ -131,10 +135,9 @@ class Run:
         self._left = summarise(self.config, self.results, self.stages, error)
         _save(self.config, self._left)
 
-    def _note(self, name: str, status: StageStatus, started: float) -> None:
-        seconds = round(time.monotonic() - started, 3)
-        self.stages[name] = Stage(status=status, seconds=seconds)
-        console.say(f"{name:>9}  {status} in {seconds:.1f} s")
+    def _note(self, name: str, status: StageStatus, cost: Cost, saved: Cost | None = None) -> None:
+        self.stages[name] = Stage(status=status, saved=saved, **cost.model_dump())
+        console.say(f"{name:>9}  {status} in {cost.seconds:.1f} s")
 
 
 def run_id(config: Config, results: Results) -> str:
@@ -178,6 +181,27 @@ def summarise(
 def failed(config: Config) -> Summary:
     """The summary of a run that ended before its first stage."""
     return summarise(config, Results(), {}, RuntimeError())
+
+
+def _gpus_held(config: Config, stage: str) -> int:
+    if stage not in ON_GPU:
+        return 0
+    return min(gpus_here(), config.train.processes if stage == "train" else 1)
+
+
+def _booked(config: Config, result: object, cost: Cost, reused: bool) -> Cost | None:
+    """What was saved; a new result's cost is written down for those who will find it again."""
+    if not isinstance(result, Record):
+        return None
+    try:
+        store = open_store(config.storage)
+        if reused:
+            return remembered(store, result)
+        remember(store, result, cost)
+    except StorageError as error:
+        # a stage that is done does not fail for its bill
+        console.say(f"what this cost was not written down: {error}")
+    return None
 
 
 def _artifacts(config: Config, results: Results) -> dict[str, str]:

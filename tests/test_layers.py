@@ -13,7 +13,7 @@ CORE = ROOT / "dreambooth_core"
 LEVELS = [
     "config records errors plugins objectives prompts randomness processes console charts guard "
     "stopping curves",
-    "storage blobs stages images likeness servers services buckets masks tensor_files",
+    "storage blobs stages costs images likeness servers services buckets masks tensor_files",
     "dataset findings latents adapters families bases metrics sheets intake encoders captions "
     "candidates statistics gate photo_sets caches embeddings walks inversion adapter_layers quantization finders "
     "crops vision perceptual",

@@ -7,16 +7,30 @@ from dreambooth_core.dataset import Validation
 from dreambooth_core.errors import DatasetRefused, Preempted
 from dreambooth_core.intake import Intake
 from dreambooth_core.records import (
+    Cost,
     Document,
     ImageSet,
     ModelVersion,
     SampleSet,
     Scores,
+    Verdict,
     Weights,
 )
 from dreambooth_core.summary import LAST_RUN, STAGES, Run, Summary
 
 DIGEST = "0" * 64
+SAMPLES = SampleSet(uri="file:///x", digest=DIGEST, images=())
+VERSION = ModelVersion(name="robot", version="3", aliases=("candidate",), run_id="r")
+SCORES = Scores(
+    uri="file:///s",
+    digest="2" * 64,
+    metrics={"clip_i": 0.5},
+    base_metrics={"clip_i": 0.25},
+    samples=SAMPLES,
+    base_samples=SAMPLES,
+    class_samples=SAMPLES,
+    base_class_samples=SAMPLES,
+)
 
 
 @pytest.fixture
@@ -33,24 +47,27 @@ def config(tmp_path):
 
 def left(name: str):
     images = {"uri": "file:///x", "digest": DIGEST, "images": ()}
-    samples = SampleSet(**images)
     found = Validation(folder="x", findings=(), accepted=(), digest=DIGEST)
     return {
         "validate": Intake(images=ImageSet(**images), validation=found),
         "priors": ImageSet(**images),
         "train": Weights(uri="file:///w", digest="1" * 64, method="full", files={}, steps=3),
-        "evaluate": Scores(
-            uri="file:///s",
-            digest="2" * 64,
-            metrics={"clip_i": 0.5},
-            base_metrics={"clip_i": 0.25},
-            samples=samples,
-            base_samples=samples,
-            class_samples=samples,
-            base_class_samples=samples,
+        "evaluate": SCORES,
+        "register": VERSION,
+        "gate": Verdict(
+            uri="file:///v",
+            digest="3" * 64,
+            outcome="promote",
+            sentence="It is better than the base.",
+            reasons=(),
+            comparisons=(),
+            against="base",
+            rounds=1,
+            candidate=SCORES,
+            champion=None,
         ),
-        "register": ModelVersion(name="robot", version="3", aliases=("candidate",), run_id="r"),
-        "sample": samples,
+        "promote": VERSION.model_copy(update={"aliases": ("candidate", "champion")}),
+        "sample": SAMPLES,
         "report": Document(uri="file:///r", digest=DIGEST, path="/r"),
     }[name]
 
@@ -65,15 +82,20 @@ def walk(config, reused=False) -> Summary:
 def test_a_finished_run_is_told_as_the_issue_says(config, capsys):
     told = json.loads(walk(config).model_dump_json())
     assert list(told) == [
-        *("run_id", "status", "stages", "metrics", "base_metrics", "model"),
+        *("run_id", "status", "stages", "metrics", "base_metrics", "model", "gate"),
         *("artifacts", "digests"),
     ]
     assert told["status"] == "done"
     assert list(told["stages"]) == list(STAGES)
-    assert set(told["stages"]["train"]) == {"status", "seconds"}
+    assert {"status", "seconds"} <= set(told["stages"]["train"])
     assert told["metrics"] == {"clip_i": 0.5}
     assert told["base_metrics"] == {"clip_i": 0.25}
-    assert told["model"] == {"name": "robot", "version": "3", "aliases": ["candidate"]}
+    assert told["model"] == {"name": "robot", "version": "3", "aliases": ["candidate", "champion"]}
+    assert told["gate"] == {
+        "outcome": "promote",
+        "sentence": "It is better than the base.",
+        "against": "base",
+    }
     assert told["digests"] == {"dataset": DIGEST, "class_images": DIGEST, "weights": "1" * 64}
     assert capsys.readouterr().out == ""
 
@@ -124,3 +146,29 @@ def test_a_run_that_breaks_leaves_what_it_got_to(config, error, status):
     }
     assert told.digests == {"dataset": DIGEST, "class_images": None, "weights": None}
     assert not (config.paths.work / "reports").exists()
+
+
+def test_what_reuse_saves_is_what_making_had_cost(config):
+    def slowly():
+        sum(range(2_000_000))
+        return SCORES, False
+
+    with Run(config) as first:
+        first.stage("evaluate", slowly)
+    spent = first.stages["evaluate"]
+    assert spent.cpu_seconds > 0
+    assert spent.saved is None
+    with Run(config) as again:
+        again.stage("evaluate", lambda: (SCORES, True))
+    assert again.stages["evaluate"].saved == Cost(
+        seconds=spent.seconds, cpu_seconds=spent.cpu_seconds, gpu_seconds=spent.gpu_seconds
+    )
+
+
+def test_a_gpu_is_paid_for_by_the_stages_that_hold_it(config, monkeypatch):
+    monkeypatch.setenv("CUDA_VISIBLE_DEVICES", "0,1")
+    with Run(config) as run:
+        run.stage("evaluate", lambda: (SCORES, False))
+        run.stage("register", lambda: (VERSION, False))
+    assert run.stages["evaluate"].gpu_seconds == pytest.approx(run.stages["evaluate"].seconds)
+    assert run.stages["register"].gpu_seconds == 0
