@@ -15,9 +15,9 @@ LEVELS = [
     "stopping curves",
     "storage blobs stages costs images likeness servers services buckets masks tensor_files",
     "dataset findings latents adapters families bases metrics sheets intake encoders captions "
-    "candidates statistics gate photo_sets caches embeddings walks inversion adapter_layers quantization finders "
-    "crops vision perceptual",
-    "checkpoints optimizers averages memory rehearsal ranks shards training sampling summary batches keeper "
+    "candidates statistics integrity gate photo_sets caches embeddings walks inversion adapter_layers quantization finders "
+    "crops vision perceptual noise_schedulers",
+    "checkpoints optimizers averages memory rehearsal ranks shards training painters sampling summary batches keeper "
     "choosing loggers exports aliases",
     "priors supply",
     "fit training_alone evaluation judging looking tracking live registry report draw comparison screens benches "

@@ -3,10 +3,10 @@
 from collections.abc import Mapping
 from typing import Annotated, Literal, Self
 
-from pydantic import Field, model_validator
+from pydantic import Field, field_validator, model_validator
 
 from dreambooth_core import plugins
-from dreambooth_core.config.sections import Positive, Prompts, Section
+from dreambooth_core.config.sections import Fraction, Positive, Prompts, Section
 from dreambooth_core.config.vision import Judge
 from dreambooth_core.prompts import SETS, Kind, PromptSet
 
@@ -74,6 +74,9 @@ class Evaluation(Section):
     """Identity encoder in DINO's role: local folder or Hub id."""
     clip_revision: str | None = None
     identity_revision: str | None = None
+    preprocessing: Literal["paper", "own"] = "paper"
+    """How encoders are shown a picture: as CLIP's and DINO's authors evaluate them, bicubic and the middle
+    square, DINO's after resizing to 256/224 of it; or as the encoder's own folder says."""
     lpips: str | None = None
     """Backbone of LPIPS: folder or Hub id of torchvision's VGG-16 or AlexNet as safetensors, such as
     `timm/vgg16.tv_in1k`; without one LPIPS is left out."""
@@ -81,6 +84,17 @@ class Evaluation(Section):
     finder: Finder = Finder()
     judge: Judge | None = None
     """Nobody is asked when left out."""
+
+    @model_validator(mode="after")
+    def _can_be_chosen(self) -> Self:
+        for group in self.choices:
+            if len({*group, ""}) < max(3, len(group) + 1):
+                raise ValueError(
+                    f"evaluation.choices: {list(group)} must be two or more different phrases"
+                )
+            if not any(phrase in prompt for phrase in group for prompt in self.kinds):
+                raise ValueError(f"evaluation.choices: no prompt holds any of {list(group)}")
+        return self
 
     @property
     def kinds(self) -> dict[str, Kind]:
@@ -95,11 +109,61 @@ class Evaluation(Section):
         return {prompt: kind for kind, prompts in groups.items() for prompt in prompts}
 
 
+PRIMARY = ("identity", "subject_fidelity_crop", "subject_fidelity")
+LIMITS: dict[str, float | None] = {
+    "identity": 0.25,
+    "prompt_gain": -0.03,
+    "memorisation": 0.05,
+    "prior_drift": 0.25,
+}
+MARGINS: dict[str, float | None] = {
+    "prompt_fidelity": 0.01,
+    "prompt_rank": 0.05,
+    "diversity": 0.02,
+    "prior_drift": 0.03,
+    "memorisation": 0.02,
+}
+
+
 class Gate(Section):
     """What a candidate must show before it is put into service."""
 
     automatic: bool = True
     """Make a candidate that passes the champion at once; without, a person does (`dreambooth promote`)."""
+    primary: Annotated[tuple[str, ...], Field(min_length=1)] = PRIMARY
+    """What a candidate must be better in: the first of these metrics that was measured."""
+    limits: dict[str, float | None] = LIMITS
+    """Metric -> what no model in service may be worse than, whatever its rival is worth. What is given
+    here is added to the defaults; null takes one away."""
+    margins: dict[str, float | None] = MARGINS
+    """Metric -> how much worse than the champion's a candidate's may be. Where the champion differs
+    by more from itself, drawn with other seeds, that counts instead. Added to the defaults; null
+    takes one away."""
+    alpha: Annotated[float, Field(gt=0, le=0.2)] = 0.05
+    """How often a candidate that is no better, or worse than a margin, may pass in spite of it."""
+    rounds: Annotated[int, Field(ge=1, le=6)] = 3
+    """How often to look: with `evaluation.seeds`, and while that decides nothing with twice as many."""
+    measured: Fraction = 0.8
+    """Share of a candidate's images that a metric must have something to say of; a subject that is
+    not found in its pictures has no identity."""
+
+    @field_validator("limits", mode="before")
+    @classmethod
+    def _added_to_limits(cls, given: object) -> object:
+        return {**LIMITS, **given} if isinstance(given, dict) else given
+
+    @field_validator("margins", mode="before")
+    @classmethod
+    def _added_to_margins(cls, given: object) -> object:
+        return {**MARGINS, **given} if isinstance(given, dict) else given
+
+    @model_validator(mode="after")
+    def _metrics_exist(self) -> Self:
+        unusual = {*self.primary, *self.limits, *self.margins} - {*PRIMARY, *LIMITS, *MARGINS}
+        known = plugins.names("dreambooth_core.metrics") if unusual else []
+        if missing := sorted(unusual - {*known}):
+            raise ValueError(f"gate: there is no metric {missing[0]}; there is: {', '.join(known)}")
+        return self
 
 
 class Sample(Section):
