@@ -123,9 +123,12 @@ def read_out(component: nn.Module) -> tuple[dict[str, Tensor], Setting]:
     return {name: weight.detach().cpu() for name, weight in state.items()}, kept
 
 
-def merge(component: nn.Module, setting: Setting, state: Mapping[str, Tensor]) -> None:
-    """Add an adapter's change to the component's own weights; no adapter layer remains.
+def merge(
+    component: nn.Module, setting: Setting, state: Mapping[str, Tensor], strength: float = 1.0
+) -> None:
+    """Add an adapter's change, times `strength`, to the component's own weights.
 
+    No adapter layer remains. Of every kind of adapter, 0 leaves the component bit by bit as it was.
     Raises `ModelError` when the adapter was made for another component.
     """
     try:  # without drawing any numbers: the layers come empty and take the given weights
@@ -140,8 +143,12 @@ def merge(component: nn.Module, setting: Setting, state: Mapping[str, Tensor]) -
         raise ModelError(f"the adapter does not fit the base's layers, first {first}")
     for name, layer in [*_named(component)]:
         if isinstance(layer, BaseTunerLayer):
+            own = layer.get_base_layer()
+            before = None if strength == 1 else own.weight.detach().clone()
             layer.merge()
-            component.set_submodule(name, layer.get_base_layer())
+            if before is not None:
+                own.weight.data = torch.lerp(before, own.weight.data, strength)
+            component.set_submodule(name, own)
     del component.peft_config
     component.requires_grad_(False)
 

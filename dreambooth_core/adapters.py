@@ -97,16 +97,17 @@ def export(family: Family, parts: Parts, config: Config, base: Path, folder: Pat
         inversion.export(family, parts, config, folder)
 
 
-def apply(family: Family, parts: Parts, folder: Path) -> Parts:
-    """Put exported weights into freshly loaded parts, in place: adapters merged, tokens added.
+def apply(family: Family, parts: Parts, folder: Path, strength: float = 1.0) -> Parts:
+    """Put exported weights into loaded parts, in place: adapters merged, tokens added.
 
-    The files that are there decide. Full weights are none of them: they are for `Family.load` to
-    read. Raises `ModelError` for weights of another base.
+    `strength` multiplies an adapter's change; new tokens are there or not. The files that are there
+    decide. Full weights are none of them: they are for `Family.load` to read. Raises `ModelError`
+    for weights of another base.
     """
     for name, (setting, state) in _saved_adapters(folder).items():
         if name not in parts.components:
             raise ModelError(f"{folder} has an adapter for a {name}, which the base has not")
-        adapter_layers.merge(parts[name], setting, state)
+        adapter_layers.merge(parts[name], setting, state, strength)
     if (folder / inversion.FILE).is_file():
         inversion.apply(family, parts, folder)
     return parts

@@ -2,44 +2,58 @@
 
 import hashlib
 import io
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from functools import cache, partial
-from pathlib import Path
-from typing import Any
 
 from PIL import Image as Pillow
 from PIL.PngImagePlugin import PngInfo
 
-from dreambooth_core import bases, config
+from dreambooth_core import bases
 from dreambooth_core.blobs import (
     digest_json,
-    fetch_blob,
     get_record,
     image_set,
     put_blob,
     put_record,
 )
 from dreambooth_core.config import Config, Sampler
-from dreambooth_core.families import channels_last, load_family
+from dreambooth_core.painters import (
+    Blend,
+    Painter,
+    blend_of,
+    fetch_weights,
+    load_painter,
+    painter_of,
+)
 from dreambooth_core.randomness import seed_for
 from dreambooth_core.records import Image, Progress, SampleSet, Weights
 from dreambooth_core.stages import once, stage_key
 from dreambooth_core.storage import Store
 
+__all__ = [
+    "Blend",
+    "Drawing",
+    "Painter",
+    "Request",
+    "base_digest",
+    "drawing_of",
+    "each_image",
+    "encode_png",
+    "fetch_weights",
+    "generate",
+    "grid",
+    "image_key",
+    "images_prefix",
+    "load_painter",
+    "make_images",
+    "painter_of",
+    "sample",
+    "sample_set",
+]
+
 Request = tuple[str, int]
 """A prompt and a seed."""
-
-
-@dataclass(frozen=True)
-class Painter:
-    """A loaded model, ready to draw."""
-
-    pipeline: Any
-    guidance: Mapping[str, Any]
-    """The family's arguments for guidance; its negative prompt is repeated for every image."""
-    spell: Callable[[str], str] = str
-    """How a prompt is written for this model, whose identifier may have tokens of its own."""
 
 
 @dataclass(frozen=True)
@@ -109,27 +123,41 @@ def make_images(
     requests: Sequence[Request],
     progress: Progress | None = None,
 ) -> tuple[tuple[Image, ...], int]:
-    """The images of `requests`, named by their places, and how many had to be made.
+    """The images of `requests`, named by their places, and how many had to be made."""
+    drawn = {
+        request: (image, made)
+        for request, image, made in each_image(store, prefix, drawing, requests, progress)
+    }
+    named = [
+        drawn[request][0].model_copy(update={"name": f"{place:06d}.png"})
+        for place, request in enumerate(requests)
+    ]
+    return tuple(named), sum(made for _, made in drawn.values())
+
+
+def each_image(
+    store: Store,
+    prefix: str,
+    drawing: Drawing,
+    requests: Sequence[Request],
+    progress: Progress | None = None,
+) -> Iterator[tuple[Request, Image, bool]]:
+    """Every different request with its image, and whether that had to be made; found ones first.
 
     `prefix` stands for model, sampler and size. An image is the record `image_key(prefix, request)`,
     created once, after its blob: any process can make any image at any time, and every list of
     requests finds those that another one has had made.
     """
-    keys = {request: image_key(prefix, request) for request in requests}
-    found = {request: get_record(store, key, Image) for request, key in keys.items()}
-    missing = [request for request, record in found.items() if record is None]
+    missing = []
+    for request in dict.fromkeys(requests):
+        found = get_record(store, image_key(prefix, request), Image)
+        if found is None:
+            missing.append(request)
+        else:
+            yield request, found, False
     images = generate(drawing.load(), drawing, missing, progress) if missing else iter(())
     for request, image in zip(missing, images, strict=True):
-        record = _recorded(store, image, request)
-        first = put_record(store, keys[request], record)
-        found[request] = record if first else get_record(store, keys[request], Image)
-    in_order = (found[request] for request in requests)
-    named = [
-        image.model_copy(update={"name": f"{place:06d}.png"})
-        for place, image in enumerate(in_order)
-        if image is not None
-    ]
-    return tuple(named), len(missing)
+        yield request, _committed(store, image_key(prefix, request), request, image), True
 
 
 def image_key(prefix: str, request: Request) -> str:
@@ -137,11 +165,15 @@ def image_key(prefix: str, request: Request) -> str:
     return f"{prefix}/{digest_json(request)}.json"
 
 
-def _recorded(store: Store, image: Pillow.Image, request: Request) -> Image:
+def _committed(store: Store, key: str, request: Request, image: Pillow.Image) -> Image:
+    """The image's record; the first one's, when several processes made it at once."""
     prompt, seed = request
     blob = put_blob(store, encode_png(image, prompt, seed))
     size = (image.height, image.width)
-    return Image(name=f"{blob.sha256}.png", blob=blob, prompt=prompt, seed=seed, size=size)
+    record = Image(name=f"{blob.sha256}.png", blob=blob, prompt=prompt, seed=seed, size=size)
+    if put_record(store, key, record):
+        return record
+    return get_record(store, key, Image) or record
 
 
 def sample_set(
@@ -162,7 +194,7 @@ def base_digest(config: Config) -> str:
 
 
 def images_prefix(
-    config: Config, weights: Weights | None, size: tuple[int, int] | None = None
+    config: Config, weights: Weights | Blend | None, size: tuple[int, int] | None = None
 ) -> str:
     """Where the images of a model, a sampler and a size lie in the store.
 
@@ -173,7 +205,7 @@ def images_prefix(
     inputs = {
         "family": config.model.family,
         "base": base_digest(config),
-        "weights": weights.digest if weights else None,
+        "weights": [[share.weights.digest, share.strength] for share in blend_of(weights)],
         "sampler": config.sampler,
         "size": size or (side, side),
     }
@@ -181,7 +213,10 @@ def images_prefix(
 
 
 def drawing_of(
-    config: Config, store: Store, weights: Weights | None, size: tuple[int, int] | None = None
+    config: Config,
+    store: Store,
+    weights: Weights | Blend | None,
+    size: tuple[int, int] | None = None,
 ) -> Drawing:
     """How the base, or the base with trained weights, draws; loaded once at most.
 
@@ -190,46 +225,6 @@ def drawing_of(
     side = config.model.resolution
     load = cache(partial(load_painter, config, store, weights))
     return Drawing(load, config.sampler, size or (side, side))
-
-
-def load_painter(config: Config, store: Store, weights: Weights | None) -> Painter:
-    """The base's pipeline with trained weights put in, or untouched for None, on the best device.
-
-    Adapters are merged into the weights. Raises `ModelError`, or `StorageError` for weights that
-    are not what their digests say.
-    """
-    folder = None if weights is None else fetch_weights(config.paths, store, weights)
-    return painter_of(config, bases.base_folder(config.model), folder)
-
-
-def painter_of(config: Config, base: Path, folder: Path | None) -> Painter:
-    """The model of a base and, maybe, of a folder with trained weights, on the best device."""
-    import torch
-
-    from dreambooth_core import adapters, inversion
-
-    family = load_family(config.model.family)
-    whole = () if folder is None else [path for path in folder.iterdir() if path.is_dir()]
-    parts = family.load(base, {path.name: path for path in whole})
-    tokens: inversion.Tokens = {}
-    if folder is not None and not whole:
-        parts = adapters.apply(family, parts, folder)
-        tokens = inversion.exported_tokens(folder)
-    pipeline = family.pipeline(parts)
-    for name in (family.denoiser, family.autoencoder):
-        channels_last(getattr(pipeline, name))
-    if torch.cuda.is_available():
-        # a flow's transformers overflow in half precision, as their authors say
-        pipeline = pipeline.to("cuda", torch.bfloat16 if family.flow else torch.float16)
-    return Painter(pipeline, family.guidance(config.sampler), partial(inversion.spell, tokens))
-
-
-def fetch_weights(paths: config.Paths, store: Store, weights: Weights) -> Path:
-    """The local folder with the weights' files, each verified: `<work>/models/<digest>`."""
-    folder = paths.work / "models" / weights.digest
-    for name, blob in weights.files.items():
-        fetch_blob(store, blob, folder / name)
-    return folder
 
 
 def grid(config: Config, prompts: Sequence[str], seeds: int, stream: str) -> list[Request]:

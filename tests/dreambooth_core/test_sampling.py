@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 from PIL import Image as Pillow
 
-from dreambooth_core import adapters, sampling
+from dreambooth_core import adapters, painters, sampling
 from dreambooth_core.blobs import digest_json, get_blob, put_blob
 from dreambooth_core.config import Config, Sampler
 from dreambooth_core.families import load_family
@@ -182,3 +182,52 @@ def test_samples_come_from_the_trained_weights(
         made = Pillow.open(io.BytesIO(get_blob(store, image.blob)))
         assert made.size == (32, 32)
         assert made.tobytes() != untouched.tobytes()
+
+
+def test_the_noise_scheduler_is_chosen_by_name(tiny_base: Path, tmp_path: Path) -> None:
+    config = _config(tiny_base, tmp_path)
+    euler = config.model_copy(
+        update={"sampler": SAMPLER.model_copy(update={"noise_scheduler": "EulerDiscreteScheduler"})}
+    )
+    store = open_store(config.storage)
+    usual, other = (sampling.drawing_of(c, store, None) for c in (config, euler))
+    assert type(other.load().pipeline.scheduler).__name__ == "EulerDiscreteScheduler"
+    drawn = [_bytes(sampling.generate(d.load(), d, REQUESTS[:1], None)) for d in (usual, other)]
+    assert drawn[0] != drawn[1]
+    assert sampling.images_prefix(config, None) != sampling.images_prefix(euler, None)
+
+
+@pytest.mark.parametrize("method", ["lora", "dora", "lokr"])
+def test_an_adapter_is_put_in_as_strongly_as_one_says(
+    tiny_base: Path, tmp_path: Path, method: str
+) -> None:
+    config = _config(tiny_base, tmp_path, train={"method": method})
+    store = open_store(config.storage)
+    weights = _weights(config, tmp_path)
+
+    def unet(*strengths: float) -> dict[str, Any]:
+        blend = tuple(painters.Share(weights, strength) for strength in strengths)
+        return painters.load_model(config, store, blend).parts["unet"].state_dict()
+
+    base, whole, half, none = unet(), unet(1.0), unet(0.5), unet(0.0)
+    moved = [name for name in base if not base[name].equal(whole[name])]
+    assert moved
+    for name in base:
+        assert none[name].equal(base[name])
+        assert half[name].sub((base[name] + whole[name]) / 2).abs().max() < 1e-6
+    twice = unet(0.5, 0.5)
+    if method != "dora":  # whose change hangs on the weights that it meets
+        for name in moved:
+            assert twice[name].sub(whole[name]).abs().max() < 1e-6
+
+
+def test_samplers_share_a_loaded_model_and_do_not_meet(tiny_base: Path, tmp_path: Path) -> None:
+    config = _config(tiny_base, tmp_path)
+    model = painters.load_model(config, open_store(config.storage), None)
+    euler = SAMPLER.model_copy(update={"noise_scheduler": "EulerDiscreteScheduler"})
+    first = painters.painter_for(config, model)
+    alone = _drawn(first, REQUESTS[:2])
+    second = painters.painter_for(config.model_copy(update={"sampler": euler}), model)
+    assert second.pipeline.unet is first.pipeline.unet
+    assert _drawn(second, REQUESTS[:2]) != alone
+    assert _drawn(first, REQUESTS[:2]) == alone
