@@ -1,27 +1,23 @@
-"""MLflow: one run per trained model, with parameters, curves, images, data sets and metrics.
+"""MLflow: where it is, and one run per training in it, with parameters and curves.
 
-The run is there while training goes on (see `live`), and registering the model completes it. MLflow
-points to what the store holds; the images in its own artifacts are thumbnails for people.
-Importing it takes seconds, so it is imported only where a run is written or read.
+The run is there while training goes on (see `live`), and registering the model completes it (see
+`entries`). Importing MLflow takes seconds, so it is imported only where a run is written or read.
 """
 
 import fcntl
 import os
 import re
 import secrets
-import tempfile
 import time
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 from dreambooth_core.blobs import digest_of
 from dreambooth_core.config import Config
-from dreambooth_core.curves import Curves, advanced, beyond, curves_of
+from dreambooth_core.curves import Curves, advanced, beyond
 from dreambooth_core.errors import StageFailed
-from dreambooth_core.records import ImageSet, Scores, Weights
 
 TRAINING = "dreambooth.training"
 """Tag with the training's key; what resumes the training finds its run by it."""
@@ -83,31 +79,16 @@ def open_client(config: Config) -> Any:
     return client
 
 
-@dataclass(frozen=True)
-class Entry:
-    """What one run says."""
-
-    key: str
-    """The same key finds the same run again."""
-    tags: Mapping[str, str]
-    weights: Weights
-    scores: Scores
-    sets: Mapping[str, ImageSet]
-    """Its inputs, by name."""
-    images: Mapping[str, bytes]
-    """PNGs by file name."""
-
-
 def training_run(client: Any, config: Config, training: str) -> str:
     """The run of the training with this key, found or made, as one that is running; its id."""
-    experiment = _experiment(client, config)
-    found = _runs(client, experiment, TRAINING, training)
+    experiment = experiment_of(client, config)
+    found = runs_with(client, experiment, TRAINING, training)
     if found:
         run = str(found[0].info.run_id)
         set_status(client, run, "RUNNING")
     else:
-        run = _created(client, experiment, config, training)
-    _log_params(client, run, config.model_dump(mode="json", include=PARAMS))
+        run = create_run(client, experiment, config, training)
+    log_params(client, run, config.model_dump(mode="json", include=PARAMS))
     return run
 
 
@@ -141,36 +122,6 @@ def log_curves(client: Any, run: str, curves: Curves, told: Mapping[str, int]) -
     return advanced(known, curves)
 
 
-def log_run(client: Any, config: Config, entry: Entry) -> str:
-    """Complete the run of a trained model, or find the one with this key; returns its id.
-
-    It is the training's own run, unless that one is of another registration already (another name,
-    other scores): then it is a new one. What was cut off is completed.
-    """
-    experiment = _experiment(client, config)
-    for found in _runs(client, experiment, KEY, entry.key):
-        return str(found.info.run_id)
-    training = entry.weights.key or entry.weights.digest
-    free = [
-        found.info.run_id
-        for found in _runs(client, experiment, TRAINING, training)
-        if KEY not in found.data.tags
-    ]
-    run = str(free[0]) if free else _created(client, experiment, config, training)
-    _log_params(client, run, config.model_dump(mode="json"))
-    log_curves(client, run, curves_of(entry.weights), {})
-    _log_scores(client, run, entry)
-    _log_inputs(client, run, entry.sets)
-    with tempfile.TemporaryDirectory() as folder:
-        for name, png in entry.images.items():
-            (Path(folder) / name).write_bytes(png)
-        client.log_artifacts(run, folder, "images")
-    for name, value in {**entry.tags, "mlflow.runName": config.name, KEY: entry.key}.items():
-        client.set_tag(run, name, value)
-    set_status(client, run, "FINISHED")
-    return run
-
-
 def link_report(config: Config, run: str, uri: str, path: str) -> None:
     """Let the run point to its report, in its tags and in its description."""
     client = open_client(config)
@@ -194,7 +145,7 @@ def without_password(uri: str) -> str:
     return re.sub(r"(?<=://)[^/@\s]+@", "", uri)
 
 
-def _runs(client: Any, experiment: str, tag: str, value: str) -> list[Any]:
+def runs_with(client: Any, experiment: str, tag: str, value: str) -> list[Any]:
     """The runs with a tag, the oldest first."""
     order = ["attributes.start_time ASC"]
     return [*client.search_runs([experiment], f"tags.`{tag}` = '{value}'", order_by=order)]
@@ -205,12 +156,13 @@ def _last_step(client: Any, run: str, name: str) -> int:
     return max((point.step for point in client.get_metric_history(run, name)), default=-1)
 
 
-def _created(client: Any, experiment: str, config: Config, training: str) -> str:
+def create_run(client: Any, experiment: str, config: Config, training: str) -> str:
+    """A new run of the training with this key; its id."""
     tags = {TRAINING: training}
     return str(client.create_run(experiment, tags=tags, run_name=config.name).info.run_id)
 
 
-def _log_params(client: Any, run: str, document: Mapping[str, Any]) -> None:
+def log_params(client: Any, run: str, document: Mapping[str, Any]) -> None:
     """Those that are not there: a run keeps what it began with, such as where its photos lay."""
     from mlflow.entities import Param
 
@@ -220,38 +172,7 @@ def _log_params(client: Any, run: str, document: Mapping[str, Any]) -> None:
         client.log_batch(run, params=params[start : start + 100])
 
 
-def _log_scores(client: Any, run: str, entry: Entry) -> None:
-    from mlflow.entities import Metric
-
-    scores, now = entry.scores, int(time.time() * 1000)
-    named = {
-        **scores.metrics,
-        **{f"base.{name}": value for name, value in scores.base_metrics.items()},
-        **{f"photos.{name}": value for name, value in scores.reference.items()},
-    }
-    known = client.get_run(run).data.metrics
-    steps = entry.weights.steps
-    metrics = [
-        Metric(name, value, now, steps) for name, value in named.items() if name not in known
-    ]
-    client.log_batch(run, metrics=metrics)
-
-
-def _log_inputs(client: Any, run: str, sets: Mapping[str, ImageSet]) -> None:
-    from mlflow.entities import Dataset, DatasetInput, InputTag
-
-    inputs = [
-        DatasetInput(
-            # MLflow takes 36 characters of a digest; the whole one stands in the run's tags
-            Dataset(name, made.digest[:36], "uri", made.uri, profile=f'{{"images": {made.count}}}'),
-            [InputTag("mlflow.data.context", name)],
-        )
-        for name, made in sets.items()
-    ]
-    client.log_inputs(run, inputs)
-
-
-def _experiment(client: Any, config: Config) -> str:
+def experiment_of(client: Any, config: Config) -> str:
     """Its id; an experiment keeps its artifact folder for ever, so another store gets its own."""
     place = f"{config.storage.uri}/mlflow"
     name = config.tracking.experiment

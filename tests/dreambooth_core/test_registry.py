@@ -1,5 +1,6 @@
 """Tracking and registry on a real MLflow store in a file."""
 
+import json
 import shutil
 
 import numpy as np
@@ -7,10 +8,10 @@ import pytest
 from PIL import Image
 
 from dreambooth_core import records, registry, tracking
-from dreambooth_core.blobs import get_record, image_set, put_blob
+from dreambooth_core.blobs import get_blob, get_record, image_set, put_blob
 from dreambooth_core.config import Config
 from dreambooth_core.errors import ConfigError
-from dreambooth_core.records import ImageSet, SampleSet, Scores, Weights
+from dreambooth_core.records import Blob, ImageSet, SampleSet, Scores, Weights
 from dreambooth_core.sampling import encode_png
 
 
@@ -58,7 +59,6 @@ def test_a_version_carries_all_that_it_came_from(tracked_config, file_store, mad
     client = tracking.open_client(tracked_config)
     found = client.get_model_version_by_alias("tiny", "candidate")
     assert found.version in ("1", 1)
-    assert found.source == weights.uri
     tags = {key.removeprefix("dreambooth."): value for key, value in found.tags.items()}
     assert tags["instance_images_digest"] == instance.digest
     assert tags["class_images_digest"] == classes.digest
@@ -85,9 +85,24 @@ def test_the_run_holds_numbers_losses_images_and_inputs(tracked_config, file_sto
     assert [(point.step, point.value) for point in history] == [(1, 0.5), (3, 0.4)]
     assert len(client.get_metric_history(version.run_id, "loss/class")) == 1
     inputs = {each.dataset.name: each.dataset.digest for each in run.inputs.dataset_inputs}
+    asked = inputs.pop("evaluation_prompts")
     assert inputs == {"instance_images": made[0].digest[:36], "class_images": made[1].digest[:36]}
+    tags = [{tag.key: tag.value for tag in each.tags} for each in run.inputs.dataset_inputs]
+    whole = {tag["mlflow.data.context"]: tag["dreambooth.digest"] for tag in tags}
+    assert whole["instance_images"] == made[0].digest
+    prompts = json.loads(get_blob(file_store, Blob(sha256=whole["evaluation_prompts"], size=0)))
+    assert whole["evaluation_prompts"].startswith(asked)
+    assert prompts["prompts"]["sks robot on the beach"] == "scene"
     sheets = {artifact.path for artifact in client.list_artifacts(version.run_id, "images")}
-    assert "images/tuned.png" in sheets
+    names = {path.split("+timestamp")[0] for path in sheets}
+    assert names == {
+        "images/instance images+step+0",
+        *(
+            f"images/{name}+step+{step}"
+            for name in ("evaluation", "class images")
+            for step in (0, 3)
+        ),
+    }
     assert run.info.artifact_uri.startswith(f"{tracked_config.storage.uri}/mlflow/")
 
 
@@ -135,7 +150,8 @@ def test_without_class_images(tracked_config, file_store, made):
     instance, _, weights, scores = made
     version, _ = registry.register(tracked_config, file_store, instance, None, weights, scores)
     run = tracking.open_client(tracked_config).get_run(version.run_id)
-    assert [each.dataset.name for each in run.inputs.dataset_inputs] == ["instance_images"]
+    names = [each.dataset.name for each in run.inputs.dataset_inputs]
+    assert sorted(names) == ["evaluation_prompts", "instance_images"]
 
 
 def test_a_version_is_found_by_name_alias_and_number(tracked_config, file_store, made):

@@ -1,21 +1,23 @@
 """MLflow's runs: one per training, which registering its model completes."""
 
+import io
 from typing import Any
 
 import pytest
+from PIL import Image
 
 from dreambooth_core import tracking
 from dreambooth_core.config import Config
 from dreambooth_core.curves import curves_of
+from dreambooth_core.entries import Entry, Grid, Input, log_run
 from dreambooth_core.errors import StageFailed
 from dreambooth_core.records import SampleSet, Scores, Weights
-from dreambooth_core.tracking import Entry
 
 TRAINING = "t" * 64
 NOTHING = SampleSet(uri="x", digest="x", images=())
 
 
-def _entry(key: str, score: float = 0.5, losses: int = 3) -> Entry:
+def _entry(client: Any, key: str, score: float = 0.5, losses: int = 3) -> Entry:
     weights = Weights(
         uri="file:///runs",
         digest="d" * 64,
@@ -36,7 +38,38 @@ def _entry(key: str, score: float = 0.5, losses: int = 3) -> Entry:
         class_samples=NOTHING,
         base_class_samples=NOTHING,
     )
-    return Entry(key * 64, {"dreambooth.family": "x"}, weights, scores, {}, {"a.png": b"png"})
+    photos = Input("instance_images", "file:///photos.json", "e" * 64, {"images": 4})
+    return Entry(
+        key=key * 64,
+        tags={"dreambooth.family": "x"},
+        weights=weights,
+        scores=scores,
+        inputs=(photos,),
+        grids=lambda: [Grid("evaluation", step, _png()) for step in (0, 3)],
+        model=lambda run: _model(client, run),
+    )
+
+
+def _model(client: Any, run: str) -> str:
+    """The run's logged model with nothing in it, found or made."""
+    experiment = client.get_run(run).info.experiment_id
+    found = client.search_logged_models([experiment], f"source_run_id = '{run}'")
+    made = found[0] if found else client.create_logged_model(experiment, source_run_id=run)
+    return str(made.model_id)
+
+
+def _png() -> bytes:
+    file = io.BytesIO()
+    Image.new("RGB", (4, 4)).save(file, "PNG")
+    return file.getvalue()
+
+
+def _sliders(client: Any, run: str) -> list[str]:
+    """Name and step of each image, as MLflow's page takes them from the files' names."""
+    paths = [made.path for made in client.list_artifacts(run, "images")]
+    names = [path.removeprefix("images/").split("+") for path in paths if path.endswith(".png")]
+    assert all(parts[1] == "step" for parts in names)
+    return sorted(f"{parts[0]} {parts[2]}" for parts in names)
 
 
 def _points(client: Any, run: str, name: str) -> list[tuple[int, float]]:
@@ -44,11 +77,12 @@ def _points(client: Any, run: str, name: str) -> list[tuple[int, float]]:
 
 
 def test_registering_completes_the_trainings_own_run(tracked_config: Config) -> None:
-    client, entry = tracking.open_client(tracked_config), _entry("a")
+    client = tracking.open_client(tracked_config)
+    entry = _entry(client, "a")
     run = tracking.training_run(client, tracked_config, TRAINING)
-    told = tracking.log_curves(client, run, curves_of(_entry("a", losses=2).weights), {})
+    told = tracking.log_curves(client, run, curves_of(_entry(client, "a", losses=2).weights), {})
     assert told == {"loss/instance": 2, "speed/steps_per_second": 3}
-    assert tracking.log_run(client, tracked_config, entry) == run
+    assert log_run(client, tracked_config, entry) == (run, _model(client, run))
     found = client.get_run(run)
     assert found.info.status == "FINISHED"
     assert found.data.tags["dreambooth.family"] == "x"
@@ -57,29 +91,36 @@ def test_registering_completes_the_trainings_own_run(tracked_config: Config) -> 
     assert found.data.metrics["clip_i"] == 0.5
     assert _points(client, run, "loss/instance") == [(1, 1.0), (2, 0.5), (3, 1 / 3)]
     assert _points(client, run, "speed/steps_per_second") == [(3, 2.0)]
-    assert [made.path for made in client.list_artifacts(run, "images")] == ["images/a.png"]
+    assert _sliders(client, run) == ["evaluation 0", "evaluation 3"]
+    logged = client.get_logged_model(_model(client, run))
+    assert {metric.key: metric.value for metric in logged.metrics} == {
+        "clip_i": 0.5,
+        "base.clip_i": 0.25,
+    }
     # a second time nothing is there to do
-    assert tracking.log_run(client, tracked_config, entry) == run
+    assert log_run(client, tracked_config, entry) == (run, _model(client, run))
     assert len(_points(client, run, "clip_i")) == 1
 
 
 def test_what_was_cut_off_is_completed_in_the_same_run(tracked_config: Config) -> None:
-    client, entry = tracking.open_client(tracked_config), _entry("a")
-    run = tracking.log_run(client, tracked_config, entry)
+    client = tracking.open_client(tracked_config)
+    entry = _entry(client, "a")
+    run, _ = log_run(client, tracked_config, entry)
     client.delete_tag(run, tracking.KEY)  # the last thing that is written
     client.update_run(run, status="RUNNING")
-    assert tracking.log_run(client, tracked_config, entry) == run
+    assert log_run(client, tracked_config, entry) == (run, _model(client, run))
     assert client.get_run(run).info.status == "FINISHED"
     assert _points(client, run, "loss/instance") == [(1, 1.0), (2, 0.5), (3, 1 / 3)]
     assert len(_points(client, run, "clip_i")) == 1
+    assert _sliders(client, run) == ["evaluation 0", "evaluation 3"]
 
 
 def test_other_scores_of_the_same_training_get_a_run_of_their_own(tracked_config: Config) -> None:
     client = tracking.open_client(tracked_config)
-    first = tracking.log_run(client, tracked_config, _entry("a"))
+    first, _ = log_run(client, tracked_config, _entry(client, "a"))
     rules = tracked_config.evaluation.model_copy(update={"seeds": 7})
     other = tracked_config.model_copy(update={"name": "other", "evaluation": rules})
-    second = tracking.log_run(client, other, _entry("b", score=0.75))
+    second, _ = log_run(client, other, _entry(client, "b", score=0.75))
     assert second != first
     assert _points(client, first, "clip_i") == [(3, 0.5)]
     assert _points(client, second, "clip_i") == [(3, 0.75)]
