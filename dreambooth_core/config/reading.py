@@ -16,22 +16,38 @@ def load_config(path: Path, overrides: tuple[str, ...] = ()) -> Config:
 
     Raises `ConfigError` with one line per wrong field.
     """
+    document = read_yaml(path)
+    for override in overrides:
+        _apply(document, override)
+    try:
+        return Config.model_validate(document)
+    except ValidationError as error:
+        raise ConfigError(f"{path}: {wrong_fields(error)}") from error
+
+
+def read_yaml(path: Path, what: str = "config") -> dict[str, Any]:
+    """The mapping in a YAML file; raises `ConfigError`, which calls it `what`."""
     try:
         document = yaml.safe_load(path.read_text(encoding="utf-8")) or {}
     except FileNotFoundError:
-        raise ConfigError(f"no config at {path}: name an existing YAML file") from None
+        raise ConfigError(f"no {what} at {path}: name an existing YAML file") from None
     except (OSError, UnicodeDecodeError, yaml.YAMLError) as error:
         raise ConfigError(f"{path} is not readable YAML: {_one_line(error)}") from error
     if not isinstance(document, dict):
         raise ConfigError(
             f"{path} must hold a mapping of sections, not a {type(document).__name__}"
         )
-    for override in overrides:
-        _apply(document, override)
-    try:
-        return Config.model_validate(document)
-    except ValidationError as error:
-        raise ConfigError(f"{path}: {_fields(error)}") from error
+    return document
+
+
+def wrong_fields(error: ValidationError) -> str:
+    """One clause per wrong field: `train.steps: Input should be ... (got 0)`."""
+    clauses = []
+    for item in error.errors():
+        where = ".".join(str(part) for part in item["loc"]) or "config"
+        got = "" if item["type"] in ("missing", "value_error") else f" (got {item['input']!r})"
+        clauses.append(f"{where}: {item['msg'].removeprefix('Value error, ')}{got}")
+    return "; ".join(clauses)
 
 
 def _apply(document: dict[str, Any], override: str) -> None:
@@ -48,16 +64,6 @@ def _apply(document: dict[str, Any], override: str) -> None:
         place[last] = yaml.safe_load(text)
     except yaml.YAMLError as error:
         raise ConfigError(f"--set {dotted}: {_one_line(error)}") from error
-
-
-def _fields(error: ValidationError) -> str:
-    """One clause per wrong field: `train.steps: Input should be ... (got 0)`."""
-    clauses = []
-    for item in error.errors():
-        where = ".".join(str(part) for part in item["loc"]) or "config"
-        got = "" if item["type"] in ("missing", "value_error") else f" (got {item['input']!r})"
-        clauses.append(f"{where}: {item['msg'].removeprefix('Value error, ')}{got}")
-    return "; ".join(clauses)
 
 
 def _one_line(error: Exception) -> str:
