@@ -2,11 +2,13 @@
 
 import json
 from collections.abc import Sequence
+from pathlib import Path
 from typing import Any
 
 import yaml
 
 from dreambooth_core import dataset, families, plugins
+from dreambooth_core.benches import dreambench
 from dreambooth_core.config import Config
 from dreambooth_core.errors import DatasetRefused
 from dreambooth_core.summary import Summary
@@ -116,6 +118,19 @@ def show_families(as_json: bool) -> None:
     ]
     _table("", ("family", "pipeline", "objective", "methods"), rows)
     print(f"Tested, every method of every family: {TESTED}")
+
+
+def show_bench(bench: dreambench.Bench, path: Path, as_json: bool) -> None:
+    """Ours beside the paper's, what is not as in the paper, and where the table lies."""
+    if as_json:
+        _json(bench.model_dump(mode="json"))
+        return
+    columns, *rows = dreambench.table(bench)
+    _table(f"DreamBench by {bench.recipe}", columns, rows)
+    for sentence in bench.deviations:
+        print(f"Not as in the paper: {sentence}")
+    print(bench.caution)
+    print(f"Results  {path}")
 
 
 def _plan(config: Config, checked: list[dataset.Validation]) -> dict[str, str]:

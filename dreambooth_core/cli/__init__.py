@@ -11,7 +11,7 @@ from typing import Annotated, NoReturn
 
 import typer
 
-from dreambooth_core.cli import configs, models, pictures, training
+from dreambooth_core.cli import bench, configs, models, pictures, training
 from dreambooth_core.errors import DreamBoothError
 
 app = typer.Typer(
@@ -24,6 +24,7 @@ app = typer.Typer(
 for commands in (training, models, pictures):
     app.add_typer(commands.app)
 app.add_typer(configs.app, name="config")
+app.add_typer(bench.app, name="bench")
 
 
 def main() -> NoReturn:

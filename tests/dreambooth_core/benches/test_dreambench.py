@@ -1,0 +1,225 @@
+"""The paper's protocol: the published layout, all of its prompts, its numbers, and a table that adds up."""
+
+import os
+from pathlib import Path
+
+import numpy as np
+import pytest
+from PIL import Image
+
+from dreambooth_core.benches import dreambench
+from dreambooth_core.benches.dreambench import (
+    Bench,
+    Standing,
+    Subject,
+    chosen,
+    config_for,
+    deviations,
+    subjects_in,
+    table,
+)
+from dreambooth_core.config import Config, Evaluation
+from dreambooth_core.errors import ConfigError
+from dreambooth_core.prompts import SETS
+
+BESIDE = Path(__file__).parents[4] / "shared" / "dreambench"
+REAL = Path(os.environ.get("DREAMBENCH_DIR", BESIDE))
+PUBLISHED = """Classes
+
+subject_name,class
+backpack,backpack
+bear_plushie,stuffed animal
+cat2,cat
+
+Prompts
+
+Object Prompts
+
+prompt_list = [
+'a {0} {1} in the jungle'.format(unique_token, class_token),
+]
+"""
+
+
+@pytest.fixture
+def recipe():
+    return Config.model_validate(
+        {"name": "recipe", "subject": {"images": "x", "class_noun": "robot", "identifier": "qxz"}}
+    )
+
+
+@pytest.fixture
+def layout(tmp_path):
+    """The published layout with three subjects, and what lies about in a clone."""
+    for name in ("cat2", "backpack", "bear_plushie", ".git"):
+        (tmp_path / name).mkdir()
+    (tmp_path / "references_and_licenses.txt").write_text("by somebody")
+    (tmp_path / "prompts_and_classes.txt").write_text(PUBLISHED)
+    return tmp_path
+
+
+def test_subjects_and_classes_are_read_from_the_published_layout(layout):
+    found = subjects_in(layout)
+    assert [(one.name, one.class_noun, one.prompts) for one in found] == [
+        ("backpack", "backpack", "objects"),
+        ("bear_plushie", "stuffed animal", "objects"),
+        ("cat2", "cat", "live"),
+    ]
+    assert found[2].folder == layout / "cat2"
+
+
+def test_without_the_list_a_folder_is_called_after_its_class(tmp_path):
+    for name in ("dog6", "robot_toy", "7"):
+        (tmp_path / name).mkdir()
+    found = {one.name: one.class_noun for one in subjects_in(tmp_path)}
+    assert found == {"dog6": "dog", "robot_toy": "robot toy", "7": "7"}
+
+
+def test_what_is_no_data_set_is_refused(layout, tmp_path):
+    with pytest.raises(ConfigError, match="is no folder"):
+        subjects_in(tmp_path / "nowhere")
+    with pytest.raises(ConfigError, match="has no subfolders"):
+        subjects_in(layout / "cat2")
+    (layout / "zebra").mkdir()
+    with pytest.raises(ConfigError, match="names no class for zebra"):
+        subjects_in(layout)
+    (layout / "prompts_and_classes.txt").write_text("Classes\n")
+    with pytest.raises(ConfigError, match="holds no lines"):
+        subjects_in(layout)
+
+
+def test_subjects_are_chosen_by_number_or_by_name(layout):
+    subjects = subjects_in(layout)
+    assert chosen(subjects, None) == subjects
+    assert chosen(subjects, "2") == subjects[:2]
+    assert [one.name for one in chosen(subjects, "cat2, backpack,cat2")] == ["cat2", "backpack"]
+    for wish in ("0", "4", "dog", "cat2,"):
+        with pytest.raises(ConfigError):
+            chosen(subjects, wish)
+
+
+@pytest.mark.parametrize(("noun", "name"), [("dog", "live"), ("toy", "objects")])
+def test_every_published_prompt_counts_as_the_paper_counts_it(recipe, noun, name):
+    subject = Subject("one", Path("photos/one"), noun)
+    made = config_for(recipe, subject)
+    every = [prompt for prompts in SETS[name].values() for prompt in prompts]
+    assert list(made.evaluation.kinds) == every
+    assert set(made.evaluation.kinds.values()) == {"scene"}
+    assert (made.name, made.subject.images) == ("recipe-one", Path("photos/one"))
+    assert (made.subject.class_noun, made.subject.identifier) == (noun, "qxz")
+    unchanged = {"name", "subject", "evaluation"}
+    assert made.model_dump(exclude=unchanged) == recipe.model_dump(exclude=unchanged)
+    assert len(config_for(recipe, subject, 3).evaluation.kinds) == 3
+
+
+def test_a_recipe_that_does_not_fit_a_subject_is_refused(recipe):
+    with pytest.raises(ConfigError, match="a name"):
+        config_for(recipe, Subject("a name", Path("x"), "dog"))
+
+
+def test_what_is_not_as_in_the_paper_is_said():
+    whole = Evaluation(lpips="timm/vgg16.tv_in1k")
+    assert deviations(whole, 30, None) == []
+    said = deviations(Evaluation(seeds=1, clip="my/clip", identity="my/eye"), 2, 5)
+    words = ("2 of the 30", "5 of the 25", "1 images", "my/eye", "my/clip", "no DIV")
+    for sentence, word in zip(said, words, strict=True):
+        assert word in sentence
+
+
+def standing(name: str, **ours: float) -> Standing:
+    return Standing(
+        subject=name,
+        class_noun="dog",
+        photos=4,
+        weights="w",
+        scores="s",
+        ours=ours,
+        base={key: value - 0.2 for key, value in ours.items()},
+        real={"DINO": 0.9},
+    )
+
+
+def test_the_table_has_subjects_means_and_the_papers_numbers():
+    standings = (
+        standing("a", **{"DINO": 0.5, "CLIP-T": 0.3, "PRES": 0.4}),
+        standing("b", **{"DINO": 0.7, "CLIP-T": 0.3}),
+    )
+    ours = dreambench._means(one.ours for one in standings)
+    assert ours.keys() == {"DINO", "CLIP-T"}
+    assert ours["DINO"].value == pytest.approx(0.6)
+    assert ours["DINO"].low < 0.5 < 0.7 < ours["DINO"].high
+    assert (ours["CLIP-T"].low, ours["CLIP-T"].high) == pytest.approx((0.3, 0.3))
+    bench = Bench(
+        recipe="r",
+        subjects=standings,
+        ours=ours,
+        base=dreambench._means(one.base for one in standings),
+        real=dreambench._means(one.real for one in standings),
+        paper={name: dict(values) for name, values in dreambench.PAPER.items()},
+        deviations=(),
+    )
+    columns, *rows = table(bench)
+    assert columns == ["", "DINO ↑", "CLIP-I ↑", "CLIP-T ↑", "PRES ↓", "DIV ↑"]
+    assert all(len(row) == len(columns) for row in rows)
+    cells = {row[0]: row[1:] for row in rows}
+    assert cells["a"] == ["0.500", "", "0.300", "0.400", ""]
+    assert cells["mean over subjects"] == ["0.600", "", "0.300", "", ""]
+    assert cells["the untouched base"] == ["0.400", "", "0.100", "", ""]
+    assert cells["real photos"][0] == "0.900"
+    assert cells["paper: DreamBooth, SD"] == ["0.668", "0.803", "0.305", "", ""]
+    assert cells["paper: Imagen, prior preserved"] == ["0.684", "0.815", "0.308", "0.493", "0.391"]
+
+
+@pytest.mark.skipif(not REAL.is_dir(), reason="set DREAMBENCH_DIR to the published folder")
+def test_the_real_data_set_is_understood(recipe):
+    found = {one.name: one for one in subjects_in(REAL)}
+    nouns = {"can": "can", "cat2": "cat", "dog6": "dog", "rc_car": "toy", "red_cartoon": "cartoon"}
+    assert {name: found[name].class_noun for name in nouns} == nouns
+    assert {name for name, one in found.items() if one.prompts == "live"} >= {"cat2", "dog", "dog6"}
+    for one in found.values():
+        config_for(recipe, one)
+
+
+def photos(folder: Path, seed: int) -> None:
+    draw = np.random.default_rng(seed)
+    folder.mkdir(parents=True)
+    for index in range(3):
+        blots = draw.integers(0, 255, (6, 6, 3), dtype=np.uint8)
+        picture = Image.fromarray(blots).resize((64, 64), Image.Resampling.BICUBIC)
+        picture.save(folder / f"{index:02d}.jpg")
+
+
+@pytest.mark.slow
+def test_a_bench_trains_and_measures_each_subject_once(tiny_config, tmp_path, monkeypatch, capsys):
+    from dreambooth_core.encoders import Encoder
+    from dreambooth_core.evaluation import Pictures, rows_of
+    from dreambooth_core.intake import take_in
+    from dreambooth_core.records import Scores
+    from dreambooth_core.storage import open_store
+
+    for number, name in enumerate(("clock", "dog6")):
+        photos(tmp_path / "set" / name, number)
+    subjects = subjects_in(tmp_path / "set")
+    bench = dreambench.run(tiny_config, subjects, prompts=2)
+    assert [one.subject for one in bench.subjects] == ["clock", "dog6"]
+    assert all(one.ours.keys() >= {"DINO", "CLIP-I", "CLIP-T", "PRES"} for one in bench.subjects)
+    kept = dreambench.results_path(tiny_config)
+    assert Bench.model_validate_json(kept.read_text()) == bench
+
+    store = open_store(tiny_config.storage)
+    before = sorted(store.keys(""))
+    assert dreambench.run(tiny_config, subjects, prompts=2) == bench
+    assert sorted(store.keys("")) == before
+
+    # DINO again, by hand: every generated image against every photo
+    one, config = bench.subjects[1], config_for(tiny_config, subjects[1], 2)
+    key = one.scores.removeprefix(f"{store.uri}/")
+    scores = Scores.model_validate_json(store.get(key))
+    assert {row.prompt for row in rows_of(store, scores) if row.kind == "scene"} == set(
+        SETS["live"]["scene"][:2]
+    )
+    eye = Encoder(config.evaluation.identity, None)
+    made = eye.identity_images(list(Pictures(store, scores.samples.images)))
+    real = eye.identity_images(list(Pictures(store, take_in(config, store)[0].images.images)))
+    cosines = [float(a @ b) for a in made for b in real]
+    assert one.ours["DINO"] == pytest.approx(np.mean(cosines), abs=1e-6)
