@@ -37,6 +37,13 @@ class ChatServer:
     paths: list[str] = field(default_factory=list)
 
 
+class Quiet(ThreadingHTTPServer):
+    daemon_threads = True
+
+    def handle_error(self, *_: Any) -> None:
+        """Who stops waiting hangs up: that is what some tests are about."""
+
+
 @contextmanager
 def serving(answer: Callable[[int, Request], Reply]) -> Iterator[ChatServer]:
     """Serve on loopback; `answer` gets the request's number, from 0, and its JSON."""
@@ -73,8 +80,7 @@ def serving(answer: Callable[[int, Request], Reply]) -> Iterator[ChatServer]:
         def log_message(self, *_: Any) -> None:
             """Quiet."""
 
-    http = ThreadingHTTPServer(("127.0.0.1", 0), Handler)
-    http.daemon_threads = True
+    http = Quiet(("127.0.0.1", 0), Handler)
     server = ChatServer(f"http://127.0.0.1:{http.server_address[1]}/v1")
     thread = threading.Thread(target=http.serve_forever, args=(0.01,))
     thread.start()

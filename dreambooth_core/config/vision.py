@@ -51,3 +51,5 @@ class Judge(Endpoint):
 
     photos: Positive = 3
     """Instance images shown beside each generated one, the first by name."""
+    at_once: Positive = 4
+    """Questions that are under way at the same time."""

@@ -52,7 +52,7 @@ class _Trouble:
     wish: float | None = None
     """Seconds that the server asks to be left alone."""
     away: bool = False
-    """Nobody took the request."""
+    """Nobody took the request, or nobody answered in time."""
 
 
 class OpenAICompatible:
@@ -115,7 +115,7 @@ class OpenAICompatible:
             url = f"{self._endpoint.url.rstrip('/')}/chat/completions"
             answer = self._client.post(url, json=document)
         except httpx.RequestError as error:
-            away = isinstance(error, httpx.ConnectError | httpx.ConnectTimeout)
+            away = isinstance(error, httpx.ConnectError | httpx.TimeoutException)
             return _Trouble(type(error).__name__, away=away)
         if answer.is_success:
             return _written(answer)

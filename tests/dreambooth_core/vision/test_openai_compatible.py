@@ -142,6 +142,14 @@ def test_a_slow_answer_is_given_up_and_asked_for_again():
     assert len(server.requests) == 2
 
 
+def test_nobody_waits_for_a_server_that_never_answers():
+    never = threading.Event()
+    with scripted(Reply(GOOD, wait=never)) as server:
+        with pytest.raises(StageFailed, match="nobody answers at .*ReadTimeout, 2 attempts"):
+            ask(server, timeout=0.2, attempts=2)
+        never.set()
+
+
 @pytest.mark.parametrize("wish", ["0.4", "date"])
 def test_the_server_says_when_to_come_back(wish):
     later = formatdate(time.time() + 2, usegmt=True) if wish == "date" else wish

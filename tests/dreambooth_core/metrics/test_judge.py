@@ -1,0 +1,150 @@
+"""The judge behind a real server: what it is shown and asked, and what becomes of its answers."""
+
+import base64
+import io
+import json
+
+import numpy as np
+import pytest
+from PIL import Image
+
+from dreambooth_core.blobs import digest_of
+from dreambooth_core.config import Config, Judge
+from dreambooth_core.errors import StageFailed
+from dreambooth_core.metrics import Evidence, Seen, judged_prompt, judged_subject
+from dreambooth_core.vision import openai_compatible
+from tests.chat_server import Reply, serving
+
+COLOURS = ["red", "lime", "blue", "yellow", "white", "black"]
+
+
+@pytest.fixture(autouse=True)
+def _no_patience(monkeypatch):
+    monkeypatch.setattr(openai_compatible, "FIRST_DELAY", 0.001)
+
+
+def seen(colours) -> Seen:
+    pictures = [Image.new("RGB", (64, 64), colour) for colour in colours]
+    return Seen(pictures=pictures, digests=tuple(digest_of(p.tobytes()) for p in pictures))
+
+
+def said(score, rationale="seen") -> Reply:
+    return Reply(json.dumps({"rationale": rationale, "score": score}))
+
+
+def shown(request) -> list[tuple[int, int, int]]:
+    """The colours of the pictures of a request."""
+    content = request["messages"][0]["content"]
+    urls = [item["image_url"]["url"] for item in content if item["type"] == "image_url"]
+    files = [io.BytesIO(base64.b64decode(url.split(",", 1)[1])) for url in urls]
+    return [Image.open(file).getpixel((0, 0)) for file in files]
+
+
+def asked(request) -> str:
+    return request["messages"][0]["content"][-1]["text"]
+
+
+@pytest.fixture
+def config():
+    return Config.model_validate({"name": "x", "subject": {"images": "x", "class_noun": "robot"}})
+
+
+@pytest.fixture
+def evidence_of(config, file_store):
+    """Evidence of four images, whose judge is at a url."""
+
+    def make(url, **options) -> Evidence:
+        judge = Judge(url=url, model="glm-4.5v", **options)
+        rules = config.evaluation.model_copy(update={"judge": judge})
+        return Evidence(
+            generated=seen(COLOURS[:4]),
+            photos=seen(COLOURS[4:]),
+            prompts=("{subject} on the beach",) * 2 + ("a red {subject}",) * 2,
+            kinds=("scene", "scene", "property", "property"),
+            texts=("robot on the beach",) * 2 + ("a red robot",) * 2,
+            config=config.model_copy(update={"evaluation": rules}),
+            store=file_store,
+        )
+
+    return make
+
+
+def by_colour(number, request) -> Reply:
+    """As red a picture is, so alike it is."""
+    red, green, _ = shown(request)[-1]
+    return said(4 if red and not green else 1)
+
+
+def test_the_photos_are_shown_before_each_image_whose_subject_was_not_to_change(evidence_of):
+    with serving(by_colour) as server:
+        values = judged_subject.measure(evidence_of(server.url, at_once=1))
+    assert values[:2].tolist() == [1.0, 0.25]
+    assert np.isnan(values[2:]).all()
+    white, black = (255, 255, 255), (0, 0, 0)
+    assert [shown(request) for request in server.requests] == [
+        [white, black, (255, 0, 0)],
+        [white, black, (0, 255, 0)],
+    ]
+    assert asked(server.requests[0]).startswith(
+        "The first 2 pictures are photos of one and the same robot."
+    )
+
+
+def test_every_image_is_held_against_its_own_prompt(evidence_of):
+    def answer(number, request):
+        return said(3 if 'asked for: "a red robot"' in asked(request) else 2)
+
+    with serving(answer) as server:
+        values = judged_prompt.measure(evidence_of(server.url))
+    assert values.tolist() == [0.5, 0.5, 0.75, 0.75]
+    assert all(len(shown(request)) == 1 for request in server.requests)
+
+
+def test_no_question_is_asked_twice(evidence_of):
+    with serving(by_colour) as server:
+        first = judged_subject.measure(evidence_of(server.url))
+        again = judged_subject.measure(evidence_of(server.url, timeout=7, at_once=2))
+        assert len(server.requests) == 2
+        judged_subject.measure(evidence_of(server.url, photos=1))
+        assert len(server.requests) == 4
+        judged_subject.measure(evidence_of(server.url, temperature=0.5))
+        assert len(server.requests) == 6
+    assert np.array_equal(first, again, equal_nan=True)
+
+
+def test_what_was_not_answered_is_missing_counted_and_asked_again(evidence_of, capsys):
+    broken = [True]
+
+    def answer(number, request):
+        first = shown(request)[-1] == (255, 0, 0)
+        return Reply("I would rather not say.") if first and broken[0] else said(4)
+
+    with serving(answer) as server:
+        evidence = evidence_of(server.url)
+        values = judged_prompt.measure(evidence)
+        assert np.isnan(values).tolist() == [True, False, False, False]
+        told = capsys.readouterr().err
+        assert "glm-4.5v left 1 of 4 unanswered" in told
+        assert "no JSON object" in told
+        broken[0] = False
+        assert judged_prompt.measure(evidence).tolist() == [1, 1, 1, 1]
+
+
+def test_a_judge_that_refuses_us_ends_the_measuring(evidence_of):
+    with (
+        serving(lambda *_: Reply(status=401, body="who are you?")) as server,
+        pytest.raises(StageFailed, match="check url, model and key"),
+    ):
+        judged_prompt.measure(evidence_of(server.url, at_once=1))
+    assert len(server.requests) <= 2
+
+
+def test_without_a_judge_nobody_is_asked(config, evidence_of):
+    for metric in (judged_subject, judged_prompt):
+        assert metric.measure(Evidence(Seen(), Seen(), config=config)) is None
+        assert metric.measure(Evidence(Seen(), Seen())) is None
+        assert metric.model(config) is None
+        one, other = (evidence_of("http://h/v1", max_side=side).config for side in (256, 512))
+        assert metric.model(one) != metric.model(other)
+        patient = evidence_of("http://h/v1", max_side=256, timeout=5).config
+        assert metric.model(one) == metric.model(patient)
