@@ -1,0 +1,1 @@
+"""The paper's ablations on the small world, and our defaults against diffusers' own script."""

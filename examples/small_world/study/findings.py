@@ -1,0 +1,134 @@
+"""What the trials' files say: means with intervals, and arms held against one another.
+
+The subjects are the sample: the seeds of a subject are averaged first, since a subject is harder or
+easier than others whatever the seed. Differences are between trials of the same subject and seed.
+"""
+
+from collections import Counter, defaultdict
+from collections.abc import Iterable, Mapping
+from pathlib import Path
+from typing import Literal, NamedTuple
+
+import numpy as np
+
+from dreambooth_core.metrics import catalogue
+from dreambooth_core.records import Estimate
+from dreambooth_core.statistics import interval
+from examples.small_world.study import trials
+from examples.small_world.study.arms import Arm, Question, Trial
+from examples.small_world.study.trials import Result
+
+LEVEL = 0.95
+Place = tuple[str, int]
+"""Subject and seed."""
+Answer = Literal["better", "worse", "no difference shown"]
+
+
+class Found(NamedTuple):
+    """What there is of one arm of a question."""
+
+    arm: Arm
+    results: dict[Place, Result]
+    planned: int
+    """Trials that there would be if none were missing."""
+
+
+def gather(question: Question, folder: Path) -> tuple[Found, ...]:
+    """The question's arms, in their order.
+
+    A trial that was measured by another plan than most of its subject's counts as missing: it has
+    to be measured again.
+    """
+    read = {
+        (arm.name, subject, seed): trials.read(folder, Trial(arm, subject, seed))
+        for arm in question.arms
+        for subject in question.subjects
+        for seed in question.seeds
+    }
+    plans = _plans(result for result in read.values() if result is not None)
+    found = []
+    for arm in question.arms:
+        results = {
+            (subject, seed): result
+            for (name, subject, seed), result in read.items()
+            if name == arm.name and result is not None and result.plan == plans[subject]
+        }
+        found.append(Found(arm, results, len(question.subjects) * len(question.seeds)))
+    return tuple(found)
+
+
+def metrics_of(found: Iterable[Found]) -> list[str]:
+    """Metrics that every result has: those of prompts first, by name."""
+    every = [set(result.metrics) for each in found for result in each.results.values()]
+    known = catalogue()
+    names = set.intersection(*every) & set(known) if every else set()
+    return sorted(names, key=lambda name: (known[name].of != "prompts", name))
+
+
+def estimate(values: Mapping[Place, float]) -> Estimate:
+    """Mean over subjects of the means over seeds, with its interval; raises `ValueError` for none."""
+    if not values:
+        raise ValueError("there is no trial to take a mean over")
+    by_subject = defaultdict(list)
+    for (subject, _), value in sorted(values.items()):
+        by_subject[subject].append(value)
+    means = np.array([np.mean(seeds) for seeds in by_subject.values()])
+    low, high = interval(means, LEVEL)
+    return Estimate(value=float(means.mean()), low=low, high=high)
+
+
+def of_arm(found: Found, metric: str) -> Estimate | None:
+    """The arm's own value; None when all its trials are missing."""
+    values = {place: result.metrics[metric] for place, result in found.results.items()}
+    return estimate(values) if values else None
+
+
+def difference(ours: Found, theirs: Found, metric: str) -> Estimate | None:
+    """Ours minus theirs over the trials that both have; None without any."""
+    gains = {
+        place: ours.results[place].metrics[metric] - theirs.results[place].metrics[metric]
+        for place in both(ours, theirs)
+    }
+    return estimate(gains) if gains else None
+
+
+def both(ours: Found, theirs: Found) -> list[Place]:
+    """Subjects and seeds that neither arm lacks."""
+    return sorted(ours.results.keys() & theirs.results.keys())
+
+
+def answer(gain: Estimate, higher_is_better: bool) -> Answer:
+    """What a difference says of its first side: nothing, unless its interval leaves 0 out."""
+    if gain.low is None or gain.high is None or gain.low <= 0 <= gain.high:
+        return "no difference shown"
+    return "better" if (gain.low > 0) == higher_is_better else "worse"
+
+
+def against(ours: Found, peer: Found) -> dict[str, dict[str, float | bool | None]]:
+    """Metric -> both sides' means over the trials that both have, and the interval of the difference."""
+    shared = both(ours, peer)
+    rows: dict[str, dict[str, float | bool | None]] = {}
+    for metric in metrics_of((ours, peer)):
+        gain = difference(ours, peer, metric)
+        if gain is None:
+            continue
+        sides = (
+            estimate({place: side.results[place].metrics[metric] for place in shared}).value
+            for side in (ours, peer)
+        )
+        rows[metric] = {
+            **dict(zip(("ours", "peer"), sides, strict=True)),
+            "difference": gain.value,
+            "low": gain.low,
+            "high": gain.high,
+            "higher_is_better": catalogue()[metric].higher_is_better,
+        }
+    return rows
+
+
+def _plans(results: Iterable[Result]) -> dict[str, str]:
+    """Subject -> the plan by which most of its trials were measured."""
+    counted: defaultdict[str, Counter[str]] = defaultdict(Counter)
+    for result in results:
+        counted[result.subject][result.plan] += 1
+    return {subject: plans.most_common(1)[0][0] for subject, plans in counted.items()}

@@ -1,0 +1,127 @@
+"""`docs/study.md`: every number in it is computed from the trials' files, and nothing is written by hand."""
+
+import json
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+
+from dreambooth_core.metrics import catalogue
+from dreambooth_core.records import Estimate
+from examples.small_world.study import findings, peer, plots
+from examples.small_world.study.arms import Question
+from examples.small_world.study.findings import Found
+from examples.small_world.study.subjects import SUBJECTS
+
+MARKS = {"better": " ▲", "worse": " ▼", "no difference shown": ""}
+
+
+def write(questions: Sequence[Question], results: Path, page: Path) -> None:
+    """The page, its pictures beside it in `study/`, and the comparisons as JSON in `results`."""
+    sections = []
+    for question in questions:
+        found = findings.gather(question, results)
+        if question.against:
+            _write_json(results / f"{question.name}.json", findings.against(*found))
+        if any(each.results for each in found):
+            plots.write(found, page.parent / "study" / f"{question.name}.svg")
+        sections.append(section(question, found))
+    page.parent.mkdir(parents=True, exist_ok=True)
+    page.write_text("\n".join([_opening(), *sections]), encoding="utf-8")
+
+
+def section(question: Question, found: Sequence[Found]) -> str:
+    """What was asked, what is missing, and what was found."""
+    there = [each for each in found if each.results]
+    lines = [f"## {question.title}", "", question.about, "", *_missing(question, found)]
+    if not there:
+        return "\n".join(lines)
+    picture = f"![{question.title}](study/{question.name}.svg)"
+    lines += [picture, "", *(_pair(found) if question.against else _table(there)), ""]
+    return "\n".join(lines)
+
+
+def _opening() -> str:
+    return f"""# The small world's study
+
+Written by `python -m examples.small_world.study`; nothing here was typed by hand. The base is the small
+world's, 13 million weights at 64 x 64 pixels: **what is better here need not be better for Stable
+Diffusion.** Subjects: one each of {", ".join(SUBJECTS)}, rendered in eight places, none of
+which an evaluation prompt names; five of the photos are trained on, and all trials of a subject are
+measured against these five. The recipe is [`trial.yaml`](../examples/small_world/study/trial.yaml), an arm
+is an entry of [`arms.py`](../examples/small_world/study/arms.py), and a trial is one arm with one subject
+and one seed.
+
+An interval is of {findings.LEVEL:.0%} and over subjects, whose seeds are averaged first. ▲ and ▼
+mark what is better and worse than the first arm on the same subjects and seeds: there the interval of the
+difference leaves out 0. Many differences are looked at and none is corrected for that: a single mark
+among many may be luck.
+
+diffusers' side is `{peer.SCRIPT}` of commit `{peer.COMMIT[:7]}`, run from its own source:
+
+```sh
+git clone https://github.com/huggingface/diffusers && git -C diffusers checkout {peer.COMMIT}
+python -m venv peer && peer/bin/pip install {" ".join(peer.INSTALLED)}
+python -m examples.small_world.study --peer diffusers/{peer.SCRIPT} --peer-python peer/bin/python
+```
+
+What is there is found again; `--plan` says what is missing and how long it takes.
+"""
+
+
+def _missing(question: Question, found: Sequence[Found]) -> Iterator[str]:
+    lacking = [each for each in found if len(each.results) < each.planned]
+    size = f"{len(question.subjects)} subjects x {len(question.seeds)} seeds"
+    if not lacking:
+        yield f"{size} per arm; no trial is missing."
+    else:
+        told = (f"{each.arm.label} {len(each.results)} of {each.planned}" for each in lacking)
+        yield f"{size} per arm were planned. **Trials are missing**; there are: {', '.join(told)}."
+    yield ""
+
+
+def _pair(found: Sequence[Found]) -> Iterator[str]:
+    ours, theirs = found
+    yield f"On the {len(findings.both(ours, theirs))} trials that both have:"
+    yield ""
+    yield f"| metric | {ours.arm.label} | {theirs.arm.label} | difference | ours is |"
+    yield "|---|---|---|---|---|"
+    for metric, row in findings.against(ours, theirs).items():
+        better = bool(row["higher_is_better"])
+        gain = Estimate(value=row["difference"], low=row["low"], high=row["high"])
+        yield (
+            f"| {_titled(metric)} | {row['ours']:.3f} | {row['peer']:.3f} | {_shown(gain, '+')} "
+            f"| {findings.answer(gain, better)} |"
+        )
+
+
+def _table(found: Sequence[Found]) -> Iterator[str]:
+    first = found[0]
+    yield "| metric | " + " | ".join(each.arm.label for each in found) + " |"
+    yield "|---|" + "---|" * len(found)
+    for metric in findings.metrics_of(found):
+        cells = (_cell(each, first, metric) for each in found)
+        yield f"| {_titled(metric)} | " + " | ".join(cells) + " |"
+
+
+def _cell(found: Found, first: Found, metric: str) -> str:
+    mean = findings.of_arm(found, metric)
+    if mean is None:
+        return "missing"
+    gain = None if found is first else findings.difference(found, first, metric)
+    if gain is None:
+        return _shown(mean)
+    return _shown(mean) + MARKS[findings.answer(gain, catalogue()[metric].higher_is_better)]
+
+
+def _titled(metric: str) -> str:
+    known = catalogue()[metric]
+    return f"{known.title} ({'higher' if known.higher_is_better else 'lower'} is better)"
+
+
+def _shown(mean: Estimate, sign: str = "") -> str:
+    ends = "" if mean.low is None else f" [{mean.low:{sign}.3f}, {mean.high:{sign}.3f}]"
+    return f"{mean.value:{sign}.3f}{ends}"
+
+
+def _write_json(path: Path, value: object) -> None:
+    path.parent.mkdir(parents=True, exist_ok=True)
+    path.write_text(json.dumps(value, indent=1) + "\n", encoding="utf-8")

@@ -1,0 +1,165 @@
+"""diffusers' own `train_dreambooth.py`, run from its source in an environment of its own."""
+
+import os
+import shutil
+import subprocess
+import time
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+
+from dreambooth_core.blobs import digest_json, digest_of_file, get_blob, put_blob
+from dreambooth_core.config import Config
+from dreambooth_core.errors import ConfigError, StageFailed
+from dreambooth_core.processes import last_lines, supervised
+from dreambooth_core.records import ImageSet, Weights
+from dreambooth_core.sampling import base_digest
+from dreambooth_core.stages import once
+from dreambooth_core.storage import Store
+
+SCRIPT = "examples/dreambooth/train_dreambooth.py"
+COMMIT = "58eb52c0803ea9af3abec60841c2a093bdf1f951"
+"""Of diffusers, 2026-08-23."""
+INSTALLED = (
+    "torch==2.14.1",
+    "torchvision==0.29.1",
+    "diffusers==0.42.1",
+    "transformers==5.23.0",
+    "accelerate==1.15.0",
+    "peft==0.21.2",
+)
+PACKAGES = ("torch", "diffusers", "transformers", "accelerate")
+_VERSIONS = "import sys; from importlib.metadata import version; print(*map(version, sys.argv[1:]))"
+
+
+@dataclass(frozen=True)
+class Peer:
+    """The script, and whose Python runs it."""
+
+    script: Path
+    """`examples/dreambooth/train_dreambooth.py` of a diffusers checkout."""
+    python: Path
+    """Of an environment with torchvision."""
+
+    def made_by(self) -> dict[str, str]:
+        """The script's SHA-256 and its environment's versions.
+
+        Raises `ConfigError` where there is no such script, Python or package.
+        """
+        if not self.script.is_file():
+            raise ConfigError(f"no script at {self.script}: see docs/study.md on how to get it")
+        try:
+            asked = subprocess.run(
+                [self.python, "-c", _VERSIONS, *PACKAGES],
+                check=True,
+                capture_output=True,
+                text=True,
+            )
+        except (OSError, subprocess.CalledProcessError) as error:
+            raise ConfigError(
+                f"{self.python} has not all of {', '.join(PACKAGES)}: see docs/study.md"
+            ) from error
+        versions = dict(zip(PACKAGES, asked.stdout.split(), strict=True))
+        return {"script": digest_of_file(self.script), **versions}
+
+
+@dataclass(frozen=True)
+class Order:
+    """What the script is to train."""
+
+    config: Config
+    """Base, size, steps, seed, prompts and photos are taken from it, and nothing else."""
+    instance: ImageSet
+    classes: ImageSet | None
+    """Used where `arguments` ask for prior preservation; else the script gets none."""
+    arguments: tuple[str, ...]
+
+
+def train_by_script(peer: Peer, store: Store, order: Order) -> Weights:
+    """The weights that the script leaves, made once; raises `StageFailed` with its log's last lines."""
+    config = order.config
+    inputs = {
+        "made_by": peer.made_by(),
+        "base": base_digest(config),
+        "instance": order.instance.digest,
+        "classes": order.classes.digest if order.classes else None,
+        "arguments": _arguments(order, Path()),
+    }
+
+    def make(key: str) -> Weights:
+        with _folder(config.paths.work / "peer" / key) as folder:
+            _write(store, order.instance, folder / "photos")
+            if order.classes is not None:
+                _write(store, order.classes, folder / "classes")
+            seconds = _run([str(peer.python), str(peer.script), *_arguments(order, folder)], folder)
+            return _stored(store, order, key, seconds)
+
+    return once(store, "peer", inputs, Weights, make)[0]
+
+
+def _arguments(order: Order, folder: Path) -> list[str]:
+    config = order.config
+    subject = config.subject
+    given = {
+        "pretrained_model_name_or_path": config.model.base,
+        "instance_data_dir": folder / "photos",
+        "instance_prompt": subject.fill(subject.instance_prompt),
+        "resolution": config.model.resolution,
+        "max_train_steps": config.train.steps,
+        "checkpointing_steps": config.train.steps + 1,
+        "seed": config.seed,
+        "output_dir": folder / "out",
+    }
+    if order.classes is not None:
+        given |= {
+            "class_data_dir": folder / "classes",
+            "class_prompt": subject.fill(subject.class_prompt),
+            "num_class_images": order.classes.count,
+        }
+    return [*(f"--{name}={value}" for name, value in given.items()), *order.arguments]
+
+
+@contextmanager
+def _folder(path: Path) -> Iterator[Path]:
+    """An empty folder; gone afterwards, unless something broke."""
+    shutil.rmtree(path, ignore_errors=True)
+    path.mkdir(parents=True)
+    yield path.resolve()
+    shutil.rmtree(path)
+
+
+def _write(store: Store, images: ImageSet, folder: Path) -> None:
+    """The images' files alone: the script opens everything in the folder as an image."""
+    folder.mkdir()
+    for image in images.images:
+        (folder / image.name).write_bytes(get_blob(store, image.blob))
+
+
+def _run(command: Sequence[str], folder: Path) -> float:
+    """Seconds that it took."""
+    log = folder.with_suffix(".log")
+    quiet = {"HF_HUB_OFFLINE": "1", "DO_NOT_TRACK": "1", "PYTHONPATH": ""}
+    start = time.monotonic()
+    with supervised(command, env={**os.environ, **quiet}, log=log) as process:
+        process.wait()
+    if process.returncode != 0:
+        raise StageFailed(f"{command[1]} failed; its log {log} ends: {last_lines(log)}")
+    return time.monotonic() - start
+
+
+def _stored(store: Store, order: Order, key: str, seconds: float) -> Weights:
+    parts = ("unet", "text_encoder") if "--train_text_encoder" in order.arguments else ("unet",)
+    out = order.config.paths.work.resolve() / "peer" / key / "out"
+    paths = sorted(path for part in parts for path in (out / part).iterdir())
+    files = {path.relative_to(out).as_posix(): put_blob(store, path) for path in paths}
+    steps = order.config.train.steps
+    return Weights(
+        uri=f"{store.uri}/peer/{key}/result.json",
+        digest=digest_json({name: blob.sha256 for name, blob in files.items()}),
+        key=key,
+        method="full",
+        files=files,
+        steps=steps,
+        steps_per_second=steps / seconds,
+    )

@@ -1,0 +1,117 @@
+"""Means, intervals and differences, on constructed results."""
+
+from pathlib import Path
+
+import pytest
+
+from dreambooth_core.fit import write_record
+from dreambooth_core.records import Estimate
+from examples.small_world.study import findings, trials
+from examples.small_world.study.arms import Arm, Question, Trial
+from examples.small_world.study.trials import Result
+
+OURS, THEIRS = Arm("ours", "ours"), Arm("theirs", "theirs", script=())
+QUESTION = Question(
+    "q", "Q", "Why.", (OURS, THEIRS), subjects=("cat", "mug", "car"), seeds=(0, 1), against=True
+)
+
+
+def put(
+    folder: Path, arm: Arm, subject: str, seed: int, fidelity: float, plan: str = "p", drift: float = 0
+) -> None:
+    result = Result(
+        arm=arm.name,
+        subject=subject,
+        seed=seed,
+        weights="w",
+        plan=plan,
+        metrics={"subject_fidelity": fidelity, "prior_drift": drift},
+        base_metrics={},
+        reference={},
+        steps_per_second=1,
+        seconds=60,
+        made_by={},
+    )
+    path = trials.file_of(folder, Trial(arm, subject, seed))
+    path.parent.mkdir(parents=True, exist_ok=True)
+    write_record(path, result)
+
+
+def test_seeds_are_averaged_before_subjects() -> None:
+    # three seeds of one subject count no more than the one of the other
+    values = {("cat", 0): 0.0, ("cat", 1): 0.3, ("cat", 2): 0.6, ("mug", 0): 0.9}
+    found = findings.estimate(values)
+    assert found.value == pytest.approx(0.6)
+    # Student's t of two means, 0.3 and 0.9: 0.6 -+ 12.706 * 0.3
+    assert found.low == pytest.approx(0.6 - 12.7062 * 0.3, abs=1e-3)
+    assert found.high == pytest.approx(0.6 + 12.7062 * 0.3, abs=1e-3)
+
+
+def test_one_subject_has_no_interval() -> None:
+    found = findings.estimate({("cat", 0): 0.5, ("cat", 1): 0.7})
+    assert (found.low, found.high) == (None, None)
+    assert findings.answer(found, higher_is_better=True) == "no difference shown"
+
+
+def test_nothing_has_no_mean() -> None:
+    with pytest.raises(ValueError, match="no trial"):
+        findings.estimate({})
+
+
+def test_difference_pairs_subjects_and_seeds(tmp_path: Path) -> None:
+    # the subjects lie far apart, the arms always 0.1: only pairing sees it
+    for place, subject in enumerate(QUESTION.subjects):
+        for seed in QUESTION.seeds:
+            put(tmp_path, OURS, subject, seed, 0.3 * place + 0.1 + 0.01 * seed * place)
+            put(tmp_path, THEIRS, subject, seed, 0.3 * place)
+    ours, theirs = findings.gather(QUESTION, tmp_path)
+    gain = findings.difference(ours, theirs, "subject_fidelity")
+    assert gain is not None and gain.value == pytest.approx(0.105)
+    assert gain.low is not None and gain.low > 0.08
+    assert findings.answer(gain, higher_is_better=True) == "better"
+    assert findings.answer(gain, higher_is_better=False) == "worse"
+
+
+def test_trial_that_one_side_lacks_is_left_out_of_both(tmp_path: Path) -> None:
+    put(tmp_path, OURS, "cat", 0, 0.9)
+    put(tmp_path, OURS, "mug", 0, 0.1)
+    put(tmp_path, THEIRS, "cat", 0, 0.5)
+    row = findings.against(*findings.gather(QUESTION, tmp_path))["subject_fidelity"]
+    assert (row["ours"], row["peer"]) == (0.9, 0.5)
+    assert row["difference"] == pytest.approx(0.4)
+
+
+def test_against_says_which_way_is_better(tmp_path: Path) -> None:
+    for subject in QUESTION.subjects:
+        put(tmp_path, OURS, subject, 0, 0.9, drift=0.1)
+        put(tmp_path, THEIRS, subject, 0, 0.8, drift=0.5)
+    rows = findings.against(*findings.gather(QUESTION, tmp_path))
+    keys = ["ours", "peer", "difference", "low", "high", "higher_is_better"]
+    assert {metric: list(row) for metric, row in rows.items()} == {
+        "subject_fidelity": keys,
+        "prior_drift": keys,
+    }
+    assert rows["subject_fidelity"]["higher_is_better"] is True
+    assert rows["prior_drift"]["higher_is_better"] is False
+    assert rows["prior_drift"]["difference"] == pytest.approx(-0.4)
+
+
+def test_trial_measured_by_another_plan_is_missing(tmp_path: Path) -> None:
+    put(tmp_path, OURS, "cat", 0, 0.9, plan="new")
+    put(tmp_path, OURS, "cat", 1, 0.9, plan="new")
+    put(tmp_path, THEIRS, "cat", 0, 0.8, plan="old")
+    ours, theirs = findings.gather(QUESTION, tmp_path)
+    assert len(ours.results) == 2 and not theirs.results
+    assert ours.planned == 6
+
+
+def test_damaged_file_is_a_missing_trial(tmp_path: Path) -> None:
+    put(tmp_path, OURS, "cat", 0, 0.9)
+    trials.file_of(tmp_path, Trial(OURS, "cat", 0)).write_text("{")
+    assert not findings.gather(QUESTION, tmp_path)[0].results
+
+
+def test_interval_that_touches_zero_shows_nothing() -> None:
+    assert findings.answer(Estimate(value=0.1, low=0.0, high=0.2), True) == "no difference shown"
+    assert findings.answer(Estimate(value=-0.1, low=-0.2, high=-0.01), True) == "worse"
+    assert findings.answer(Estimate(value=-0.1, low=-0.2, high=-0.01), False) == "better"

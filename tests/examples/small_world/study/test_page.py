@@ -1,0 +1,114 @@
+"""The page is made of the trials' files, and says which are missing."""
+
+import json
+from pathlib import Path
+
+import pytest
+
+from dreambooth_core.fit import write_record
+from examples.small_world.study import page, trials
+from examples.small_world.study.__main__ import main
+from examples.small_world.study.arms import Arm, Question, Trial
+from examples.small_world.study.trials import Result
+
+OURS, THEIRS, THIRD = Arm("ours", "our defaults"), Arm("theirs", "theirs"), Arm("third", "third")
+SUBJECTS = ("cat", "mug", "car")
+PAIR = Question("pair", "A pair", "About it.", (OURS, THEIRS), SUBJECTS, (0,), against=True)
+THREE = Question("three", "Three arms", "About them.", (OURS, THEIRS, THIRD), SUBJECTS, (0,))
+
+
+def put(folder: Path, arm: Arm, subject: str, fidelity: float, pres: float) -> None:
+    metrics = {"subject_fidelity": fidelity, "pres": pres}
+    result = Result(
+        arm=arm.name,
+        subject=subject,
+        seed=0,
+        weights="w",
+        plan=subject,
+        metrics=metrics,
+        base_metrics=metrics,
+        reference={},
+        steps_per_second=1,
+        seconds=60,
+        made_by={},
+    )
+    path = trials.file_of(folder, Trial(arm, subject, 0))
+    path.parent.mkdir(parents=True, exist_ok=True)
+    write_record(path, result)
+
+
+@pytest.fixture
+def results(tmp_path: Path) -> Path:
+    """`ours` and `theirs` complete, `third` with one of three trials."""
+    folder = tmp_path / "results"
+    for place, subject in enumerate(SUBJECTS):
+        put(folder, OURS, subject, 0.9 + 0.01 * place, 0.3)
+        put(folder, THEIRS, subject, 0.7 + 0.015 * place, 0.2 + 0.1 * place)
+    put(folder, THIRD, "cat", 0.5, 0.1)
+    return folder
+
+
+def test_page_json_and_pictures(results: Path, tmp_path: Path) -> None:
+    path = tmp_path / "docs" / "study.md"
+    page.write((PAIR, THREE), results, path)
+    text = path.read_text()
+    written = json.loads((results / "pair.json").read_text())
+    assert set(written) == {"subject_fidelity", "pres"}
+    assert written["subject_fidelity"]["ours"] == pytest.approx(0.91)
+    assert "| 0.910 | 0.715 | +0.195 [" in text
+    assert "| better |" in text and "| no difference shown |" in text
+    assert not (results / "three.json").exists()
+    for name in ("pair", "three"):
+        picture = tmp_path / "docs" / "study" / f"{name}.svg"
+        assert f"(study/{name}.svg)" in text
+        assert picture.read_text().startswith("<svg") and picture.stat().st_size < 60_000
+    assert "our defaults" in (tmp_path / "docs" / "study" / "pair.svg").read_text()
+
+
+def test_same_results_are_the_same_bytes(results: Path, tmp_path: Path) -> None:
+    for name in ("a", "b"):
+        page.write((PAIR, THREE), results, tmp_path / name / "study.md")
+    written = [
+        {file.relative_to(tmp_path / name): file.read_bytes() for file in (tmp_path / name).rglob("*.*")}
+        for name in ("a", "b")
+    ]
+    assert written[0] == written[1] and len(written[0]) == 3
+
+
+def test_missing_trials_are_said(results: Path, tmp_path: Path) -> None:
+    path = tmp_path / "study.md"
+    page.write((PAIR, THREE), results, path)
+    first, second = path.read_text().split("## ")[1:]
+    assert "no trial is missing" in first
+    assert "**Trials are missing**; there are: third 1 of 3." in second
+
+
+def test_question_without_any_trial_has_no_table(tmp_path: Path) -> None:
+    path = tmp_path / "study.md"
+    page.write((PAIR,), tmp_path / "results", path)
+    text = path.read_text()
+    assert "our defaults 0 of 3, theirs 0 of 3" in text
+    assert "|---" not in text and ".svg" not in text
+    assert json.loads((tmp_path / "results" / "pair.json").read_text()) == {}
+
+
+def test_arm_is_marked_against_the_first(results: Path, tmp_path: Path) -> None:
+    for place, subject in enumerate(SUBJECTS):
+        put(results, THIRD, subject, 0.5 + 0.012 * place, 0.1 + 0.002 * place)
+    text = page.section(THREE, page.findings.gather(THREE, results))
+    fidelity, pres = (line for line in text.splitlines() if " is better)" in line)
+    assert fidelity.count("▼") == 2 and "▲" not in fidelity
+    assert pres.count("▲") == 1 and "▼" not in pres
+
+
+def test_plan_says_what_is_missing_and_how_long_it_takes(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    put(tmp_path, OURS, "cat", 0.9, 0.1)
+    narrow = ["--subjects", "cat", "--seeds", "0", "--only", "ours", "--only", "diffusers"]
+    assert main(["--plan", "--results", str(tmp_path), *narrow]) == 0
+    assert capsys.readouterr().out.splitlines() == [
+        "ours cat 0: done, 60 s",
+        "diffusers cat 0: missing",
+        "1 of 2 are missing: about 0.0 hours",
+    ]
