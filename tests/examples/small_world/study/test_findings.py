@@ -17,7 +17,13 @@ QUESTION = Question(
 
 
 def put(
-    folder: Path, arm: Arm, subject: str, seed: int, fidelity: float, plan: str = "p", drift: float = 0
+    folder: Path,
+    arm: Arm,
+    subject: str,
+    seed: int,
+    fidelity: float,
+    plan: str = "p",
+    drift: float = 0,
 ) -> None:
     result = Result(
         arm=arm.name,
@@ -66,8 +72,10 @@ def test_difference_pairs_subjects_and_seeds(tmp_path: Path) -> None:
             put(tmp_path, THEIRS, subject, seed, 0.3 * place)
     ours, theirs = findings.gather(QUESTION, tmp_path)
     gain = findings.difference(ours, theirs, "subject_fidelity")
-    assert gain is not None and gain.value == pytest.approx(0.105)
-    assert gain.low is not None and gain.low > 0.08
+    assert gain is not None
+    assert gain.value == pytest.approx(0.105)
+    assert gain.low is not None
+    assert gain.low > 0.08
     assert findings.answer(gain, higher_is_better=True) == "better"
     assert findings.answer(gain, higher_is_better=False) == "worse"
 
@@ -101,7 +109,8 @@ def test_trial_measured_by_another_plan_is_missing(tmp_path: Path) -> None:
     put(tmp_path, OURS, "cat", 1, 0.9, plan="new")
     put(tmp_path, THEIRS, "cat", 0, 0.8, plan="old")
     ours, theirs = findings.gather(QUESTION, tmp_path)
-    assert len(ours.results) == 2 and not theirs.results
+    assert len(ours.results) == 2
+    assert not theirs.results
     assert ours.planned == 6
 
 

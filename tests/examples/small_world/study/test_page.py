@@ -56,12 +56,14 @@ def test_page_json_and_pictures(results: Path, tmp_path: Path) -> None:
     assert set(written) == {"subject_fidelity", "pres"}
     assert written["subject_fidelity"]["ours"] == pytest.approx(0.91)
     assert "| 0.910 | 0.715 | +0.195 [" in text
-    assert "| better |" in text and "| no difference shown |" in text
+    assert "| better |" in text
+    assert "| no difference shown |" in text
     assert not (results / "three.json").exists()
     for name in ("pair", "three"):
         picture = tmp_path / "docs" / "study" / f"{name}.svg"
         assert f"(study/{name}.svg)" in text
-        assert picture.read_text().startswith("<svg") and picture.stat().st_size < 60_000
+        assert picture.read_text().startswith("<svg")
+        assert picture.stat().st_size < 60_000
     assert "our defaults" in (tmp_path / "docs" / "study" / "pair.svg").read_text()
 
 
@@ -69,10 +71,14 @@ def test_same_results_are_the_same_bytes(results: Path, tmp_path: Path) -> None:
     for name in ("a", "b"):
         page.write((PAIR, THREE), results, tmp_path / name / "study.md")
     written = [
-        {file.relative_to(tmp_path / name): file.read_bytes() for file in (tmp_path / name).rglob("*.*")}
+        {
+            file.relative_to(tmp_path / name): file.read_bytes()
+            for file in (tmp_path / name).rglob("*.*")
+        }
         for name in ("a", "b")
     ]
-    assert written[0] == written[1] and len(written[0]) == 3
+    assert written[0] == written[1]
+    assert len(written[0]) == 3
 
 
 def test_missing_trials_are_said(results: Path, tmp_path: Path) -> None:
@@ -88,7 +94,8 @@ def test_question_without_any_trial_has_no_table(tmp_path: Path) -> None:
     page.write((PAIR,), tmp_path / "results", path)
     text = path.read_text()
     assert "our defaults 0 of 3, theirs 0 of 3" in text
-    assert "|---" not in text and ".svg" not in text
+    assert "|---" not in text
+    assert ".svg" not in text
     assert json.loads((tmp_path / "results" / "pair.json").read_text()) == {}
 
 
@@ -97,8 +104,10 @@ def test_arm_is_marked_against_the_first(results: Path, tmp_path: Path) -> None:
         put(results, THIRD, subject, 0.5 + 0.012 * place, 0.1 + 0.002 * place)
     text = page.section(THREE, page.findings.gather(THREE, results))
     fidelity, pres = (line for line in text.splitlines() if " is better)" in line)
-    assert fidelity.count("▼") == 2 and "▲" not in fidelity
-    assert pres.count("▲") == 1 and "▼" not in pres
+    assert fidelity.count("▼") == 2
+    assert "▲" not in fidelity
+    assert pres.count("▲") == 1
+    assert "▼" not in pres
 
 
 def test_plan_says_what_is_missing_and_how_long_it_takes(

@@ -1,0 +1,94 @@
+"""What the study plans, and one trial of each side for real."""
+
+import os
+from pathlib import Path
+
+import pytest
+
+from dreambooth_core.config import load_config
+from dreambooth_core.errors import ConfigError
+from examples.small_world.study import trials
+from examples.small_world.study.arms import OURS, QUESTIONS, Arm, Trial
+from examples.small_world.study.peer import Peer
+from examples.small_world.study.subjects import PLACES, SUBJECTS, make_photos
+
+SCRIPT, PYTHON = "STUDY_PEER", "STUDY_PEER_PYTHON"
+"""Environment variables: `train_dreambooth.py`, and a Python that can run it."""
+SHORT = (
+    "train.steps=2",
+    "prior.images=2",
+    "sampler.inference_steps=1",
+    "evaluation.seeds=1",
+    "evaluation.class_images=2",
+)
+
+
+def test_every_planned_trial_has_a_config(tmp_path: Path) -> None:
+    arms = {trial.arm for trial in trials.planned(QUESTIONS)}
+    assert len({arm.name for arm in arms}) == len(arms)
+    for arm in arms:
+        config = trials.config_of(Trial(arm, "cat", 7), tmp_path)
+        assert (config.seed, config.subject.class_noun) == (7, "cat")
+        assert len(list(config.subject.images.iterdir())) == arm.photos
+
+
+def test_our_defaults_are_the_small_worlds_recipe(tmp_path: Path) -> None:
+    ours = trials.config_of(Trial(OURS, "cat", 0), tmp_path)
+    recipe = load_config(Path("examples/small_world/config.yaml"))
+    for section in ("train", "prior", "loss", "optimizer", "model"):
+        assert getattr(ours, section) == getattr(recipe, section)
+
+
+def test_evaluation_prompts_name_no_place_of_the_photos(tmp_path: Path) -> None:
+    rules = trials.config_of(Trial(OURS, "cat", 0), tmp_path).evaluation
+    words = {word for prompt in rules.kinds for word in prompt.split()}
+    assert not words & {*PLACES, "wooden"}
+
+
+def test_plan_has_each_trial_once_and_the_first_question_first() -> None:
+    planned = trials.planned(QUESTIONS)
+    assert len(set(planned)) == len(planned)
+    first = QUESTIONS[0]
+    assert len(first.subjects) >= 5
+    assert len(first.seeds) >= 3
+    count = len(first.arms) * len(first.subjects) * len(first.seeds)
+    assert {trial.arm for trial in planned[:count]} == set(first.arms)
+    # stopped early, it has all arms of some subjects rather than one arm of all
+    assert [trial.arm for trial in planned[:2]] == list(first.arms)
+
+
+def test_larger_set_of_photos_holds_the_smaller(tmp_path: Path) -> None:
+    few, many = (make_photos(tmp_path, SUBJECTS[0], count) for count in (2, 8))
+    assert len(list(many.iterdir())) == 8
+    for photo in few.iterdir():
+        assert photo.read_bytes() == (many / photo.name).read_bytes()
+
+
+def test_arm_of_the_script_wants_the_script(tmp_path: Path) -> None:
+    trial = Trial(Arm("script", "script", script=()), "cat", 0)
+    with pytest.raises(ConfigError, match="give --peer"):
+        trials.train(trial, trials.Place(tmp_path / "work", tmp_path / "results"))
+    absent = trials.Place(tmp_path, tmp_path, Peer(tmp_path / "no.py", Path("python")))
+    with pytest.raises(ConfigError, match="no script at"):
+        trials.train(trial, absent)
+
+
+@pytest.mark.slow
+def test_both_sides_for_real(tmp_path: Path) -> None:
+    if not {SCRIPT, PYTHON} <= set(os.environ):
+        pytest.skip(f"needs {SCRIPT} and {PYTHON}: docs/study.md says how to get them")
+    peer = Peer(Path(os.environ[SCRIPT]), Path(os.environ[PYTHON]))
+    place = trials.Place(tmp_path / "work", tmp_path / "results", peer)
+    prior = ("--with_prior_preservation", "--learning_rate=1e-3")
+    ours, theirs = (
+        Trial(Arm(name, name, (*SHORT, "train.learning_rate=1e-3"), script=script), "cat", 0)
+        for name, script in (("ours", None), ("theirs", prior))
+    )
+    first, second = trials.make(ours, place), trials.make(theirs, place)
+    # both moved away from the base, differently, and were measured alike
+    assert first.plan == second.plan
+    assert first.base_metrics == second.base_metrics
+    assert first.metrics != second.metrics
+    assert first.base_metrics not in (first.metrics, second.metrics)
+    assert set(second.made_by) == {"script", "torch", "diffusers", "transformers", "accelerate"}
+    assert trials.make(theirs, place) == second == trials.read(place.results, theirs)
