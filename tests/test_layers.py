@@ -18,10 +18,10 @@ LEVELS = [
     "candidates statistics integrity gate photo_sets caches embeddings walks inversion adapter_layers quantization finders "
     "crops vision perceptual noise_schedulers",
     "checkpoints optimizers averages memory rehearsal ranks shards training painters sampling summary batches keeper "
-    "choosing loggers exports aliases",
+    "choosing loggers exports plans sights suspicions aliases",
     "priors supply",
     "fit training_alone evaluation judging looking tracking live registry report draw comparison screens benches "
-    "entries serving served flavours promotion lineage cards differences",
+    "origins entries serving served flavours promotion lineage cards differences",
     "cli attempt alongside",
 ]
 LEVEL = {name: level for level, line in enumerate(LEVELS) for name in line.split()}
