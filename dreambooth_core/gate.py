@@ -11,9 +11,10 @@ from dataclasses import dataclass
 from typing import Literal
 
 from dreambooth_core.config import Gate
-from dreambooth_core.integrity import Case, metrics_of, primary, rival, shared, sound, unsound
+from dreambooth_core.errors import ConfigError
+from dreambooth_core.integrity import Case, metrics_of, primary, rival, sound, unsound
 from dreambooth_core.records import Comparison, Reason, Verdict
-from dreambooth_core.statistics import compare, estimate
+from dreambooth_core.statistics import compare, estimate, shared_metrics
 
 Outcome = Literal["promote", "keep", "inconclusive"]
 Directions = Mapping[str, bool]
@@ -63,13 +64,13 @@ def level_of(rules: Gate, round: int) -> float:
 def overridden(verdict: Verdict, person: str, reason: str) -> Decision:
     """The verdict with the word of a named person, who answers for it; it promotes.
 
-    Raises `ValueError` for a blank name or reason, and for a verdict that failed in its integrity:
+    Raises `ConfigError` for a blank name or reason, and for a verdict that failed in its integrity:
     nothing is known of such a candidate.
     """
     if not person.strip() or not reason.strip():
-        raise ValueError("who overrides the gate gives a name and a reason")
+        raise ConfigError("who overrides the gate gives a name and a reason")
     if any(each.rule == "integrity" and each.outcome == "failed" for each in verdict.reasons):
-        raise ValueError(
+        raise ConfigError(
             f"the gate cannot be overridden for a candidate that nothing is known of: {verdict.sentence}"
         )
     sentence = f"{person.strip()} promotes it: {reason.strip()}"
@@ -79,8 +80,9 @@ def overridden(verdict: Verdict, person: str, reason: str) -> Decision:
 
 
 def _comparisons(case: Case, level: float, directions: Directions) -> Iterator[Comparison]:
-    for metric in sorted(shared(case) & directions.keys()):
-        yield compare(metric, case.candidate.rows, rival(case), level, directions[metric])
+    ours, theirs = case.candidate.rows, rival(case)
+    for metric in sorted(shared_metrics(ours, theirs) & directions.keys()):
+        yield compare(metric, ours, theirs, level, directions[metric])
 
 
 def _limits(case: Case, rules: Gate, level: float, directions: Directions) -> Iterator[Reason]:

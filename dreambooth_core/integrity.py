@@ -7,7 +7,7 @@ from dataclasses import dataclass, field
 
 from dreambooth_core.config import Gate
 from dreambooth_core.records import Reason, Row, Scores
-from dreambooth_core.statistics import of_base, place
+from dreambooth_core.statistics import of_base, place, shared_metrics
 
 
 @dataclass(frozen=True)
@@ -120,15 +120,8 @@ def rival(case: Case) -> tuple[Row, ...]:
 
 def primary(case: Case, rules: Gate) -> str | None:
     """The metric in which the candidate must be better: the first that both have."""
-    both = shared(case)
+    both = shared_metrics(case.candidate.rows, rival(case))
     return next((name for name in rules.primary if name in both), None)
-
-
-def shared(case: Case) -> set[str]:
-    """The metrics that some picture has on both sides."""
-    theirs = {place(row): row.scores for row in rival(case)}
-    ours = case.candidate.rows
-    return {name for row in ours for name in row.scores.keys() & theirs.get(place(row), {}).keys()}
 
 
 def metrics_of(rows: Iterable[Row]) -> set[str]:

@@ -84,6 +84,12 @@ def place(row: Row) -> Place:
     return row.kind, row.prompt, row.seed
 
 
+def shared_metrics(ours: Iterable[Row], theirs: Iterable[Row]) -> set[str]:
+    """What can be compared: the metrics that at least one picture has on both sides."""
+    found = {place(row): row.scores.keys() for row in theirs}
+    return {name for row in ours for name in row.scores.keys() & found.get(place(row), set())}
+
+
 def interval(values: Values, level: float) -> tuple[float, float] | tuple[None, None]:
     """Ends of the mean's two-sided confidence interval of `level`; None for a single value.
 

@@ -2,6 +2,7 @@ import numpy as np
 import pytest
 
 from dreambooth_core.config import Gate
+from dreambooth_core.errors import ConfigError
 from dreambooth_core.gate import Decision, decide, level_of, overridden
 from dreambooth_core.integrity import Case, Measured
 from dreambooth_core.records import Image, Row, SampleSet, Scores, Verdict
@@ -285,11 +286,11 @@ def test_a_named_person_with_a_reason_overrides_what_was_measured():
 @pytest.mark.parametrize(("person", "reason"), [("", "because"), ("Ada", "  ")])
 def test_an_override_needs_a_name_and_a_reason(person, reason):
     verdict = verdict_of(decided(measured(2), CHAMPION))
-    with pytest.raises(ValueError, match="a name and a reason"):
+    with pytest.raises(ConfigError, match="a name and a reason"):
         overridden(verdict, person, reason)
 
 
 def test_nobody_overrides_a_broken_measurement():
     verdict = verdict_of(decided(on_dev(GOOD), CHAMPION))
-    with pytest.raises(ValueError, match="nothing is known of"):
+    with pytest.raises(ConfigError, match="nothing is known of"):
         overridden(verdict, "Ada", "because")
