@@ -4,29 +4,41 @@ Both are folders in transformers' format or Hub ids, `openai/clip-vit-base-patch
 `facebook/dino-vits16` among them.
 """
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal, TypeVar
 
+import numpy as np
 import torch
-from PIL.Image import Image
+from PIL.Image import Image, Resampling
 
 from dreambooth_core.blobs import digest_json, digest_of_file
 from dreambooth_core.errors import ModelError
 from dreambooth_core.metrics import Embeddings, unit
 
+T = TypeVar("T")
+
 BATCH = 16
-"""Images per forward."""
+"""Images or texts per forward; always full, since a batch's size decides the last bit."""
+Preprocessing = Literal["paper", "own"]
+WIDER: Mapping[str, float] = {"clip": 1.0, "identity": 256 / 224}
+"""What CLIP's and DINO's authors resize the shorter side to, over the side that they then cut out."""
 
 
 class Encoder:
     """A loaded encoder; every method gives rows of unit length."""
 
-    def __init__(self, source: str, revision: str | None) -> None:
-        """Load from a folder or the Hub's cache; raises `ModelError` when there is none."""
+    def __init__(
+        self, source: str, revision: str | None, preprocessing: Preprocessing = "paper"
+    ) -> None:
+        """Load from a folder or the Hub's cache; raises `ModelError` when there is none.
+
+        `paper` preprocesses as the encoders' authors evaluated them, whatever the folder says but
+        for side, mean and deviation; `own` as it says.
+        """
         from transformers import AutoImageProcessor, AutoModel
 
-        self._source = source
+        self._source, self._preprocessing = source, preprocessing
         self._where = {"revision": revision} if revision else {}
         self._device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
         self._model = self._load(AutoModel).eval().to(self._device)
@@ -35,11 +47,13 @@ class Encoder:
 
     def clip_images(self, images: Sequence[Image]) -> Embeddings:
         """(images, projection) of CLIP's image tower."""
-        return self._embed(images, lambda x: self._model.get_image_features(**x).pooler_output)
+        return self._embed(
+            images, "clip", lambda x: self._model.get_image_features(**x).pooler_output
+        )
 
     def identity_images(self, images: Sequence[Image]) -> Embeddings:
         """(images, hidden) of the class token after the last layer, as DINO is read."""
-        return self._embed(images, lambda x: self._model(**x).last_hidden_state[:, 0])
+        return self._embed(images, "identity", lambda x: self._model(**x).last_hidden_state[:, 0])
 
     def clip_texts(self, texts: Sequence[str]) -> Embeddings:
         """(texts, projection) of CLIP's text tower; longer texts are cut at its limit."""
@@ -48,22 +62,43 @@ class Encoder:
         if self._tokenizer is None:
             self._tokenizer = self._load(AutoTokenizer)
         limit = self._model.config.text_config.max_position_embeddings
-        tokens = self._tokenizer(
-            list(texts), padding=True, truncation=True, max_length=limit, return_tensors="pt"
-        ).to(self._device)
-        with torch.inference_mode():
-            found = self._model.get_text_features(
-                input_ids=tokens["input_ids"], attention_mask=tokens["attention_mask"]
-            )
-        return unit(found.pooler_output.float().cpu().numpy())
-
-    def _embed(self, images: Sequence[Image], forward: Any) -> Embeddings:
         parts = []
-        with torch.inference_mode():
-            for batch in _batches(images):
-                pixels = self._processor(images=batch, return_tensors="pt").to(self._device)
-                parts.append(forward(pixels).float().cpu())
-        return unit(torch.cat(parts).numpy())
+        for batch, count in _batches(texts):
+            tokens = self._tokenizer(
+                batch, padding="max_length", truncation=True, max_length=limit, return_tensors="pt"
+            ).to(self._device)
+            with torch.inference_mode():
+                found = self._model.get_text_features(
+                    input_ids=tokens["input_ids"], attention_mask=tokens["attention_mask"]
+                )
+            parts.append(found.pooler_output[:count].float().cpu())
+        return self._finite(torch.cat(parts))
+
+    def _embed(self, images: Sequence[Image], eye: str, forward: Any) -> Embeddings:
+        parts = []
+        for batch, count in _batches(images):
+            with torch.inference_mode():
+                seen = forward(self._prepared([image.convert("RGB") for image in batch], eye))
+            parts.append(seen[:count].float().cpu())
+        return self._finite(torch.cat(parts))
+
+    def _prepared(self, images: list[Image], eye: str) -> Any:
+        """The encoder's input for RGB images."""
+        if self._preprocessing == "own":
+            return self._processor(images=images, return_tensors="pt").to(self._device)
+        side = _side(self._processor)
+        squares = [middle(image, side, WIDER[eye]) for image in images]
+        return self._processor(
+            images=squares, do_resize=False, do_center_crop=False, return_tensors="pt"
+        ).to(self._device)
+
+    def _finite(self, rows: torch.Tensor) -> Embeddings:
+        if not torch.isfinite(rows).all():
+            raise ModelError(
+                f"the encoder at {self._source} gives numbers that are not finite: "
+                "its weights are damaged, or made for another number type"
+            )
+        return unit(np.asarray(rows))
 
     def _load(self, kind: Any) -> Any:
         try:
@@ -84,6 +119,27 @@ def encoder_digest(source: str, revision: str | None) -> str:
     return digest_json([[p.relative_to(folder).as_posix(), digest_of_file(p)] for p in files])
 
 
-def _batches(images: Sequence[Image]) -> Iterator[list[Image]]:
-    for start in range(0, len(images), BATCH):
-        yield [image.convert("RGB") for image in images[start : start + BATCH]]
+def middle(image: Image, side: int, wider: float) -> Image:
+    """The middle square of `side` pixels after resizing the shorter side to `wider` times that.
+
+    Bicubic, and the longer side is rounded down, as torchvision's `Resize` and `CenterCrop` do.
+    """
+    short, edge = min(image.size), round(side * wider)
+    width, height = (edge if x == short else int(edge * x / short) for x in image.size)
+    resized = image.resize((width, height), Resampling.BICUBIC)
+    left, top = round((width - side) / 2), round((height - side) / 2)
+    return resized.crop((left, top, left + side, top + side))
+
+
+def _side(processor: Any) -> int:
+    """Side of the square that the encoder takes, in pixels."""
+    crop = getattr(processor, "crop_size", None)
+    size = crop if crop and getattr(processor, "do_center_crop", False) else processor.size
+    return int(size["height"] if "height" in size else size["shortest_edge"])
+
+
+def _batches(things: Sequence[T]) -> Iterator[tuple[list[T], int]]:
+    """Full batches, the last one filled up with repeats, and how many of each count."""
+    for start in range(0, len(things), BATCH):
+        batch = list(things[start : start + BATCH])
+        yield batch + [batch[-1]] * (BATCH - len(batch)), len(batch)

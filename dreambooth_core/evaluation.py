@@ -1,20 +1,59 @@
 """Scores: the tuned model and the untouched base on the same prompts and seeds, by every metric."""
 
-import io
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
-from typing import Any
+from typing import NamedTuple
 
+import numpy as np
 from PIL import Image as Pillow
 
-from dreambooth_core.blobs import digest_json, get_blob
-from dreambooth_core.config import Config, Subject
-from dreambooth_core.metrics import Evidence, measure_all, measure_photos
-from dreambooth_core.randomness import seed_for
-from dreambooth_core.records import Image, ImageSet, Progress, SampleSet, Scores, Weights
-from dreambooth_core.sampling import Request, base_digest, drawing_of, grid, sample_set
-from dreambooth_core.stages import once, stage_key
+from dreambooth_core.blobs import digest_json, get_blob, put_blob
+from dreambooth_core.config import Config
+from dreambooth_core.metrics import (
+    Choice,
+    Evidence,
+    Seen,
+    Sight,
+    Values,
+    catalogue,
+    measure_all,
+    measure_photos,
+    memorisation,
+)
+from dreambooth_core.plans import Plan, options_of, plan_of
+from dreambooth_core.records import (
+    Estimate,
+    Image,
+    ImageSet,
+    Progress,
+    Row,
+    SampleSet,
+    Scores,
+    SeedSet,
+    Table,
+    Weights,
+)
+from dreambooth_core.sampling import Request, drawing_of, images_prefix, sample_set
+from dreambooth_core.sights import Pictures, Viewer
+from dreambooth_core.stages import once
+from dreambooth_core.statistics import estimate, of_base
 from dreambooth_core.storage import Store
+from dreambooth_core.suspicions import suspicions
+
+ALL_SIGHTS: tuple[Sight, ...] = (
+    ("identity", "whole"),
+    ("clip", "whole"),
+    ("identity", "crop"),
+    ("clip", "crop"),
+)
+OF_CLASSES: tuple[Sight, ...] = (("identity", "whole"), ("identity", "crop"))
+
+
+class Drawn(NamedTuple):
+    """What one model made by a plan."""
+
+    samples: SampleSet
+    classes: SampleSet
 
 
 def evaluate(
@@ -23,148 +62,220 @@ def evaluate(
     instance: ImageSet,
     weights: Weights,
     progress: Progress | None = None,
+    *,
+    seed_set: SeedSet = "confirm",
+    round: int = 1,
 ) -> tuple[Scores, bool]:
     """Scores of `weights` against `instance`, and whether they were there already.
 
-    The base's images do not depend on the weights: a second subject with the same prompts finds
-    them. Raises `ModelError` when an encoder is missing.
+    Each further round doubles the seeds per prompt and the class images; the first ones stay, and
+    are found again. The base's images do not depend on the weights: a second subject with the same
+    prompts finds them. Raises `ModelError` when an encoder or the finder is missing.
     """
-    from dreambooth_core.encoders import encoder_digest
-
-    rules = config.evaluation
+    plan = plan_of(config, instance, seed_set, round)
     inputs = {
-        "images": _plan(config, weights),
-        "base_images": _plan(config, None),
-        "texts": _texts(config),
-        "instance": instance.digest,
-        "clip": encoder_digest(rules.clip, rules.clip_revision),
-        "identity": encoder_digest(rules.identity, rules.identity_revision),
+        "plan": plan.digest,
+        "images": images_prefix(config, weights),
+        "base_images": images_prefix(config, None),
+        "requests": plan.requests(config.subject),
+        "classes": plan.class_requests(config.subject),
+        "nouns": [subject.class_noun for subject in config.subjects],
     }
 
     def make(key: str) -> Scores:
-        tuned, classes = _draw(config, store, weights, progress)
-        base, base_classes = _draw(config, store, None, progress)
-        sets = (instance, tuned, classes, base, base_classes)
-        ours, theirs = _evidence(config, store, sets, progress)
+        tuned = _draw(config, store, plan, weights, progress)
+        base = _draw(config, store, plan, None, progress)
+        ours, theirs, doubts = _look(config, store, plan, instance, (tuned, base), progress)
+        rows = _rows(plan, (tuned, base), ours, theirs)
+        estimates, reference = _estimates(rows), measure_photos(ours)
         values = {
-            "metrics": measure_all(ours),
-            "base_metrics": measure_all(theirs),
-            "reference": measure_photos(ours),
+            "plan": plan.digest,
+            "seed_set": seed_set,
+            "ids": {name: plan.ids.get(name, name) for name in estimates},
+            "metrics": {name: found.value for name, found in estimates.items()},
+            "base_metrics": {name: one.value for name, one in _estimates(of_base(rows)).items()},
+            "reference": {name: float(np.nanmean(found)) for name, found in reference.items()},
+            "estimates": estimates,
+            "table": put_blob(store, Table(rows=rows).model_dump_json().encode()),
+            "warnings": doubts,
         }
         return Scores(
             uri=f"{store.uri}/scores/{key}/result.json",
-            digest=digest_json([values, *(made.digest for made in sets)]),
-            samples=tuned,
-            class_samples=classes,
-            base_samples=base,
-            base_class_samples=base_classes,
+            digest=digest_json([values, *(made.digest for made in (*tuned, *base))]),
+            samples=tuned.samples,
+            class_samples=tuned.classes,
+            base_samples=base.samples,
+            base_class_samples=base.classes,
             **values,
         )
 
     return once(store, "scores", inputs, Scores, make)
 
 
-def _plan(config: Config, weights: Weights | None) -> dict[str, Any]:
-    """All that decides what one model's images look like."""
-    return {
-        "base": base_digest(config),
-        "weights": weights.digest if weights else None,
-        "sampler": config.sampler,
-        "resolution": config.model.resolution,
-        "grid": _grid(config),
-        "classes": _classes(config),
-    }
+def rows_of(store: Store, scores: Scores) -> tuple[Row, ...]:
+    """Every image's scores: prompts x seeds, then class images; none for scores without a table."""
+    if scores.table is None:
+        return ()
+    return Table.model_validate_json(get_blob(store, scores.table)).rows
 
 
-def _grid(config: Config) -> list[Request]:
-    return grid(config, config.evaluation.prompts, config.evaluation.seeds, "evaluate")
+def judged_like(champion: Config, candidate: Config) -> Config:
+    """The config by which a champion's weights are measured as the candidate's are.
 
-
-def _classes(config: Config) -> list[Request]:
-    # other seeds than those of the class images, which the tuned model has been trained on
-    prompt = config.subject.fill(config.subject.class_prompt)
-    count = config.evaluation.class_images
-    return [(prompt, seed_for(config.seed, "evaluate class", index)) for index in range(count)]
-
-
-def _texts(config: Config) -> list[str]:
-    rules = config.evaluation
-    return without_identifier(config.subject, rules.prompts, rules.seeds)
-
-
-def without_identifier(subject: Subject, prompts: Sequence[str], seeds: int) -> list[str]:
-    """A grid's prompts as CLIP is to read them, one per image."""
-    plain = subject.model_copy(update={"identifier": ""})
-    return [" ".join(plain.fill(prompt).split()) for prompt in prompts for _ in range(seeds)]
-
-
-def _draw(
-    config: Config, store: Store, weights: Weights | None, progress: Progress | None
-) -> tuple[SampleSet, SampleSet]:
-    """The grid and the class images of one model, which is loaded once, and only if needed."""
-    drawing = drawing_of(config, store, weights)
-    plan = _plan(config, weights)
-    grid_key, class_key = (
-        stage_key("images", {**plan, "grid": None, "classes": None, "requests": plan[part]})
-        for part in ("grid", "classes")
+    Model, method and what it calls its subject stay the champion's own; prompts, seeds, sampler,
+    size and places are the candidate's.
+    """
+    subject = champion.subject.model_copy(
+        update={
+            "images": candidate.subject.images,
+            "class_prompt": candidate.subject.class_prompt,
+        }
     )
-    who = "tuned" if weights else "base"
-
-    def draw(key: str, requests: Sequence[Request], told: Progress | None) -> SampleSet:
-        return sample_set(store, f"images/{key}", drawing, requests, told)
-
-    return (
-        draw(grid_key, plan["grid"], _labelled(progress, f"{who}: prompts")),
-        draw(class_key, plan["classes"], _labelled(progress, f"{who}: class images")),
+    size = {"resolution": candidate.model.resolution}
+    shared = ("more_subjects", "sampler", "evaluation", "gate", "storage", "tracking", "paths")
+    return champion.model_copy(
+        update={
+            "subject": subject,
+            "model": champion.model.model_copy(update=size),
+            **{name: getattr(candidate, name) for name in shared},
+        }
     )
-
-
-def _evidence(
-    config: Config,
-    store: Store,
-    sets: tuple[ImageSet, SampleSet, SampleSet, SampleSet, SampleSet],
-    progress: Progress | None,
-) -> tuple[Evidence, Evidence]:
-    """What the metrics see of the tuned model, and of the base."""
-    from dreambooth_core.encoders import Encoder
-
-    rules = config.evaluation
-    tuned, classes, base, base_classes = (_pixels(store, made.images) for made in sets[1:])
-    instance = photos_of(store, sets[0])
-    told = _labelled(progress, "encoders") or (lambda done, total, label: None)
-    told(0, 2, "")
-    clip = Encoder(rules.clip, rules.clip_revision)
-    clip_tuned, clip_base = clip.clip_images(tuned), clip.clip_images(base)
-    clip_instance, texts = clip.clip_images(instance), clip.clip_texts(_texts(config))
-    told(1, 2, "")
-    eye = Encoder(rules.identity, rules.identity_revision)
-    of_base_class = eye.identity_images(base_classes)
-    ours = Evidence(
-        identity_generated=eye.identity_images(tuned),
-        identity_instance=eye.identity_images(instance),
-        clip_generated=clip_tuned,
-        clip_instance=clip_instance,
-        clip_texts=texts,
-        identity_class=eye.identity_images(classes),
-        identity_base_class=of_base_class,
-    )
-    theirs = replace(
-        ours,
-        identity_generated=eye.identity_images(base),
-        clip_generated=clip_base,
-        identity_class=of_base_class,
-    )
-    told(2, 2, "")
-    return ours, theirs
 
 
 def photos_of(store: Store, instance: ImageSet, subject: int = 0) -> list[Pillow.Image]:
     """The photos of one subject, opened as RGB; the config's main one is 0."""
-    return _pixels(store, [image for image in instance.images if image.subject == subject])
+    return list(Pictures(store, _members(instance, subject)))
 
 
-def _pixels(store: Store, images: Sequence[Image]) -> list[Pillow.Image]:
-    return [Pillow.open(io.BytesIO(get_blob(store, image.blob))).convert("RGB") for image in images]
+def _draw(
+    config: Config, store: Store, plan: Plan, weights: Weights | None, progress: Progress | None
+) -> Drawn:
+    """The images of one model, which is loaded once, and only if one is missing."""
+    subject, prefix = config.subject, images_prefix(config, weights)
+    drawing, who = drawing_of(config, store, weights), "tuned" if weights else "base"
+
+    def draw(requests: Sequence[Request], what: str) -> SampleSet:
+        told = _labelled(progress, f"{who}: {what}")
+        return sample_set(store, prefix, drawing, requests, told)
+
+    asked = plan.requests(subject) if weights else plan.base_requests(subject)
+    return Drawn(draw(asked, "prompts"), draw(plan.class_requests(subject), "class images"))
+
+
+def _look(
+    config: Config,
+    store: Store,
+    plan: Plan,
+    instance: ImageSet,
+    drawn: tuple[Drawn, Drawn],
+    progress: Progress | None,
+) -> tuple[Evidence, Evidence, tuple[str, ...]]:
+    """What the metrics see of the tuned model and of the base, and what is suspicious about it."""
+    viewer, noun = Viewer(config, store), config.subject.class_noun
+    told = _labelled(progress, "looking") or (lambda done, total, label: None)
+    sets: list[tuple[Sequence[Image], tuple[Sight, ...]]] = [
+        (drawn[0].samples.images, ALL_SIGHTS),
+        (drawn[0].classes.images, OF_CLASSES),
+        (drawn[1].samples.images, ALL_SIGHTS),
+        (drawn[1].classes.images, OF_CLASSES),
+        (_members(instance, 0), ALL_SIGHTS),
+    ]
+    seen: list[Seen] = []
+    for images, sights in sets:
+        told(len(seen), len(sets), "")
+        seen.append(viewer.see(images, noun, sights))
+    told(len(sets), len(sets), "")
+    texts = plan.texts(config.subject)
+    ours = Evidence(
+        generated=seen[0],
+        classes=seen[1],
+        base=seen[2],
+        base_classes=seen[3],
+        photos=seen[4],
+        prompts=plan.templates,
+        kinds=plan.kinds,
+        texts=texts,
+        text_rows=viewer.read(texts),
+        choices=_choices(config, viewer),
+        config=config,
+        store=store,
+    )
+    theirs = replace(ours, generated=seen[2], classes=seen[3])
+    others = {
+        subject.class_noun: viewer.see(_members(instance, place), subject.class_noun, OF_CLASSES)
+        for place, subject in enumerate(config.subjects)
+        if place > 0
+    }
+    return ours, theirs, suspicions(ours, others)
+
+
+def _choices(config: Config, viewer: Viewer) -> Mapping[str, tuple[Choice, ...]]:
+    asked = {prompt: tuple(options_of(config, prompt)) for prompt in config.evaluation.kinds}
+    return {
+        prompt: tuple(Choice(viewer.read(texts), right) for texts, right in options)
+        for prompt, options in asked.items()
+        if options
+    }
+
+
+def _rows(
+    plan: Plan, drawn: tuple[Drawn, Drawn], ours: Evidence, theirs: Evidence
+) -> tuple[Row, ...]:
+    """Prompts x seeds, then class images."""
+    tuned, base = drawn
+    found, of_base = measure_all(ours), measure_all(theirs)
+    rows = [
+        Row(
+            prompt=plan.templates[place],
+            kind=plan.kinds[place],
+            seed=seed,
+            image=tuned.samples.images[place].blob.sha256,
+            base_image=base.samples.images[place].blob.sha256,
+            scores=_said(found, "prompts", place),
+            base_scores=_said(of_base, "prompts", place),
+            resembles=_copied(ours, found, place),
+        )
+        for place, seed in enumerate(plan.seeds)
+    ]
+    rows += [
+        Row(
+            prompt=plan.class_template,
+            kind="class",
+            seed=seed,
+            image=tuned.classes.images[place].blob.sha256,
+            base_image=base.classes.images[place].blob.sha256,
+            scores=_said(found, "class", place),
+            base_scores=_said(of_base, "class", place),
+        )
+        for place, seed in enumerate(plan.class_seeds)
+    ]
+    return tuple(rows)
+
+
+def _copied(ours: Evidence, found: Mapping[str, Values], place: int) -> str | None:
+    """Digest of the photo that an image is a near copy of."""
+    values = found.get("memorisation")
+    if values is None or values[place] != 1:
+        return None
+    return ours.photos.digests[memorisation.copied_photo(ours, place)]
+
+
+def _said(found: Mapping[str, Values], of: str, place: int) -> dict[str, float]:
+    """What the metrics of prompts, or of the class, say of one image."""
+    return {
+        name: float(values[place])
+        for name, values in found.items()
+        if catalogue()[name].of == of and not np.isnan(values[place])
+    }
+
+
+def _estimates(rows: Sequence[Row]) -> dict[str, Estimate]:
+    names = sorted({name for row in rows for name in row.scores})
+    return {name: estimate(name, rows) for name in names}
+
+
+def _members(instance: ImageSet, subject: int) -> tuple[Image, ...]:
+    return tuple(image for image in instance.images if image.subject == subject)
 
 
 def _labelled(progress: Progress | None, label: str) -> Callable[[int, int, str], None] | None:

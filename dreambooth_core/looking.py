@@ -17,14 +17,21 @@ from PIL import Image as Pillow
 
 from dreambooth_core import inversion
 from dreambooth_core.batches import Batch, Steps
-from dreambooth_core.config import INVERSIONS, Config
+from dreambooth_core.config import INVERSIONS, Config, Subject
 from dreambooth_core.encoders import Encoder
-from dreambooth_core.evaluation import photos_of, without_identifier
+from dreambooth_core.evaluation import photos_of
 from dreambooth_core.families import Parts, channels_last, only
-from dreambooth_core.metrics import Embeddings, Evidence, prompt_fidelity, subject_fidelity
+from dreambooth_core.metrics import (
+    Embeddings,
+    Evidence,
+    Seen,
+    prompt_fidelity,
+    subject_fidelity,
+)
 from dreambooth_core.objectives import example_losses, target
+from dreambooth_core.plans import plain, seeds_of
 from dreambooth_core.records import ImageSet, Look
-from dreambooth_core.sampling import Drawing, Painter, generate, grid
+from dreambooth_core.sampling import Drawing, Painter, Request, generate
 from dreambooth_core.supply import Place
 from dreambooth_core.training import DreamBooth, frozen_numbers, resolved_precision
 
@@ -59,8 +66,7 @@ class Looker:
         drawing = Drawing(lambda: painter, config.sampler, (side, side))
         found = []
         for subject in config.subjects:
-            own = config.model_copy(update={"subject": subject})
-            requests = grid(own, config.choosing.prompts, config.choosing.seeds, "look")
+            requests = requests_of(config, subject)
             images = generate(painter, drawing, requests, lambda *_: self.place.beat())
             found.append(list(images))
         return found
@@ -69,7 +75,7 @@ class Looker:
         """Subject and prompt fidelity, each the mean over the subjects."""
         clip, rules = self._clip(), self.config.choosing
         texts = [
-            clip.clip_texts(without_identifier(subject, rules.prompts, rules.seeds))
+            clip.clip_texts([plain(subject, t) for t in rules.prompts for _ in range(rules.seeds)])
             for subject in self.config.subjects
         ]
         seen = [clip.clip_images(images) for images in drawn]
@@ -93,11 +99,21 @@ class Looker:
 
     def _clip(self) -> Encoder:
         rules = self.config.evaluation
-        return Encoder(rules.clip, rules.clip_revision)
+        return Encoder(rules.clip, rules.clip_revision, rules.preprocessing)
 
     def _eye(self) -> Encoder:
         rules = self.config.evaluation
-        return Encoder(rules.identity, rules.identity_revision)
+        return Encoder(rules.identity, rules.identity_revision, rules.preprocessing)
+
+
+def requests_of(config: Config, subject: Subject) -> list[Request]:
+    """A look's grid: prompts x seeds of the `dev` set, the same at every look and in every run."""
+    rules = config.choosing
+    return [
+        (subject.fill(prompt), seed)
+        for prompt in rules.prompts
+        for seed in seeds_of(config, prompt, rules.seeds, "dev")
+    ]
 
 
 @torch.no_grad()
@@ -163,16 +179,11 @@ def _decode_in_float32(autoencoder: Any) -> None:
 def _evidence(
     generated: Embeddings, photos: Embeddings, seen: Embeddings, texts: Embeddings
 ) -> Evidence:
-    """What subject and prompt fidelity look at; the rest stays empty."""
-    nothing = np.empty((0, 1))
+    """What subject and prompt fidelity look at."""
     return Evidence(
-        identity_generated=generated,
-        identity_instance=photos,
-        clip_generated=seen,
-        clip_instance=nothing,
-        clip_texts=texts,
-        identity_class=nothing,
-        identity_base_class=nothing,
+        generated=Seen({("identity", "whole"): generated, ("clip", "whole"): seen}),
+        photos=Seen({("identity", "whole"): photos}),
+        text_rows=texts,
     )
 
 

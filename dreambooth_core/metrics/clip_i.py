@@ -1,13 +1,19 @@
 """Does it look alike? CLIP-I of Gal et al. 2022 and the DreamBooth paper (section 4.1)."""
 
-from dreambooth_core.metrics import Evidence, mean_cosine
+from typing import Final
 
+from dreambooth_core.config import Kind
+from dreambooth_core.metrics import Evidence, Sight, Values, mean_cosines
+
+TITLE = "CLIP-I"
+ABOUT = "cosine of CLIP's view of the whole picture with the photos', -1 to 1"
+HIGHER_IS_BETTER = True
+OF = "prompts"
 OF_PHOTOS = True
+SKIPS: frozenset[Kind] = frozenset({"property"})
+SEES: Final[Sight] = ("clip", "whole")
 
 
-def measure(evidence: Evidence) -> float:
-    """Mean pairwise cosine of CLIP's image embeddings, generated against photos, in [-1, 1].
-
-    Higher is better, though backgrounds count as well.
-    """
-    return mean_cosine(evidence.clip_generated, evidence.clip_instance)
+def measure(evidence: Evidence) -> Values | None:
+    """Mean cosine of each image with all photos, [-1, 1]; the background counts as well."""
+    return mean_cosines(evidence.generated.by(SEES), evidence.photos.by(SEES))

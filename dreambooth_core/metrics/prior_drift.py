@@ -1,29 +1,26 @@
 """Did the class noun come to mean the subject? DreamBooth's PRES (section 4.3), scaled."""
 
-from dreambooth_core.metrics import Evidence, mean_cosine
+from typing import Final
 
+from dreambooth_core.config import Kind
+from dreambooth_core.metrics import Evidence, Sight, Values, mean_cosines, scaled
+
+TITLE = "prior drift"
+ABOUT = "how far the class noun moved, from its old meaning (0) to the subject (1)"
+HIGHER_IS_BETTER = False
+OF = "class"
 OF_PHOTOS = False
-NARROWEST = 0.01
-"""Smallest gap between class images and photos to divide by: below it the encoder sees none."""
+SKIPS: frozenset[Kind] = frozenset()
+SEES: Final[Sight] = ("identity", "whole")
 
 
-def measure(evidence: Evidence) -> float:
-    """(PRES - PRES of the base) / (photos among themselves - PRES of the base); lower is better.
+def measure(evidence: Evidence) -> Values | None:
+    """(PRES - PRES of the base) / (photos among themselves - PRES of the base), per class image.
 
-    PRES is the mean pairwise cosine of the identity encoder's embeddings, images of the class
-    prompt against the photos. 0: the class noun means what it meant to the base, whose own drift is
-    0 by definition; 1: its images are as close to the photos as the photos are to each other. Below
-    0 the class has moved away from the subject.
+    PRES is the mean cosine of the identity encoder's embeddings, images of the class prompt against
+    the photos. 0: the class noun means what it meant to the base, whose own mean is 0; 1: its
+    images are as close to the photos as the photos are to each other. Below 0 the class has moved
+    away from the subject.
     """
-    base = mean_cosine(evidence.identity_base_class, evidence.identity_instance)
-    tuned = mean_cosine(evidence.identity_class, evidence.identity_instance)
-    return (tuned - base) / max(_among_themselves(evidence) - base, NARROWEST)
-
-
-def _among_themselves(evidence: Evidence) -> float:
-    photos = evidence.identity_instance
-    count = len(photos)
-    if count < 2:
-        return 1.0
-    total = float((photos @ photos.T).sum()) - float((photos * photos).sum())
-    return total / (count * (count - 1))
+    photos = evidence.photos.by(SEES)
+    return scaled(mean_cosines(evidence.classes.by(SEES), photos), evidence, SEES)

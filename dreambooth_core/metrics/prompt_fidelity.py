@@ -1,13 +1,23 @@
 """Was the prompt followed? CLIP-T of the DreamBooth paper (section 4.1)."""
 
-from dreambooth_core.metrics import Evidence
+from typing import Final
 
+from dreambooth_core.config import Kind
+from dreambooth_core.metrics import Evidence, Sight, Values
+
+TITLE = "prompt fidelity"
+ABOUT = "cosine of CLIP's view of the picture with its prompt without the identifier, -1 to 1"
+HIGHER_IS_BETTER = True
+OF = "prompts"
 OF_PHOTOS = False
+SKIPS: frozenset[Kind] = frozenset()
+SEES: Final[Sight] = ("clip", "whole")
 
 
-def measure(evidence: Evidence) -> float:
-    """Mean cosine of each generated image with its own prompt, in [-1, 1]; higher is better.
+def measure(evidence: Evidence) -> Values | None:
+    """Cosine of each image with its own prompt, [-1, 1].
 
     The prompt stands without the identifier token, which CLIP has never learned.
     """
-    return float((evidence.clip_generated * evidence.clip_texts).sum(axis=1).mean())
+    images, texts = evidence.generated.by(SEES), evidence.text_rows
+    return None if images is None or texts is None else (images * texts).sum(axis=1)

@@ -10,7 +10,7 @@ import pytest
 import torch
 from PIL import Image as Pillow
 
-from dreambooth_core import adapters, sampling
+from dreambooth_core import adapters, looking, sampling
 from dreambooth_core.batches import Photos, Plan, Steps
 from dreambooth_core.blobs import image_set, put_blob
 from dreambooth_core.config import Config
@@ -161,7 +161,7 @@ def test_before_the_first_step_it_is_the_base_that_is_drawn_and_measured(make: M
     attempt.module.configure_optimizers()
     channels_last(attempt.parts["unet"])  # as it trains and samples
     look = looker(attempt.module, 0)
-    requests = sampling.grid(config, config.choosing.prompts, 1, "look")
+    requests = looking.requests_of(config, config.subject)
     drawing = sampling.Drawing(list, config.sampler, SIDE)
     painter = sampling.painter_of(config, Path(config.model.base), None)
     drawn = list(sampling.generate(painter, drawing, requests, None))
@@ -197,7 +197,7 @@ def test_adapters_and_new_tokens_are_drawn_as_they_will_be_served(
     with attempt.module.served():
         (ours,) = looker._draw(attempt.module)
         adapters.export(FAMILY, attempt.parts, config, base, tmp_path / "weights")
-    requests = sampling.grid(config, config.choosing.prompts, 1, "look")
+    requests = looking.requests_of(config, config.subject)
     drawing = sampling.Drawing(list, config.sampler, SIDE)
 
     def distance(folder: Path | None) -> float:
