@@ -6,66 +6,23 @@ none without its weights: they are looked for in the store before it is made.
 
 import json
 import secrets
-import subprocess
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
-import dreambooth_core
-from dreambooth_core import entries, flavours, tracking
+from dreambooth_core import cards, entries, flavours, tracking
 from dreambooth_core.aliases import CANDIDATE, Book, Change, Standing, now, whoever
-from dreambooth_core.blobs import (
-    blob_key,
-    digest_json,
-    digest_of,
-    get_record,
-    put_blob,
-    put_record,
-)
+from dreambooth_core.blobs import blob_key, digest_json, digest_of, put_blob
 from dreambooth_core.config import Config, Paths
-from dreambooth_core.errors import ConfigError, NotFound, StorageError
+from dreambooth_core.errors import ConfigError, NotFound, StageFailed, StorageError
+from dreambooth_core.origins import PRIVATE, Ancestry, Origin, origin_of, put_origin
 from dreambooth_core.records import ImageSet, ModelVersion, Record, Scores, Weights
-from dreambooth_core.sampling import base_digest
 from dreambooth_core.sheets import contact_sheet
 from dreambooth_core.stages import once
 from dreambooth_core.storage import Store
 
 REGISTRY = "dreambooth.registry"
 """Tag of a registered model, made with it: names it for good (see `aliases.Book`)."""
-
-PRIVATE: Any = {"paths": True, "tracking": {"uri"}}
-"""What a version does not say of its config: this machine's folders, and a URI with maybe a password."""
-
-
-class Origin(Record):
-    """What a version comes from."""
-
-    name: str
-    version: str = ""
-    run_id: str
-    """The MLflow run."""
-    model_id: str
-    """The logged model in MLflow."""
-    config: Config
-    """As it was trained and measured, without `PRIVATE`."""
-    instance: str
-    """Key in the store of the instance images' manifest."""
-    instance_digest: str
-    classes: str | None
-    """The same of the class images, if there are any."""
-    classes_digest: str | None
-    base_digest: str
-    weights: str
-    """Key of the `Weights`."""
-    weights_digest: str
-    scores: str
-    """Key of the `Scores`."""
-    scores_digest: str
-    code: str
-    """Version and, from a clone, commit of the code that registered it."""
-    when: str
-    """UTC, ISO 8601."""
-    by: str
 
 
 class Found(Record):
@@ -93,6 +50,7 @@ def register(
     once more if another has been in between. Raises `StageFailed` when MLflow does not answer, and
     `StorageError` when the store lacks a file of the weights.
     """
+    found = Ancestry(instance, classes, weights, scores)
     inputs = {
         "name": config.name,
         "tracking": tracking.identity(config),
@@ -103,29 +61,22 @@ def register(
         "scores": scores.digest,
         "form": 2,  # of what is written
     }
-    sets = {"instance_images": instance, **({"class_images": classes} if classes else {})}
 
     def make(key: str) -> ModelVersion:
-        _check_stored(store, weights)
+        check_stored(store, weights)
         client = tracking.open_client(config)
-        tags = _tags(config, store, sets, weights, scores)
-        entry = entries.Entry(
-            key=key,
-            tags=tags,
-            weights=weights,
-            scores=scores,
-            inputs=_inputs(config, store, sets),
-            grids=lambda: _grids(store, instance, weights, scores),
-            model=lambda run: flavours.log_model(client, run, config, store, weights),
-        )
-        run, model = entries.log_run(client, config, entry)
+        origin = origin_of(config, store, found)
+        tags = {**_tags(config, origin, found), tracking.KEY: key}
+        run, model = entries.log_run(client, config, _entry(config, store, tags, found, client))
         book = open_book(client, config, store)
-        version = _version(client, config.name, run, model, {**tags, tracking.KEY: key})
-        origin = _origin(config, store, sets, weights, scores).model_copy(
-            update={"version": version, "run_id": run, "model_id": model}
+        made = {"run_id": run, "model_id": model}
+        made["version"] = _version(client, config.name, run, model, tags)
+        origin = origin.model_copy(update=made)
+        put_origin(book, origin)
+        cards.publish(client, book, cards.Told(origin, found))
+        return ModelVersion(
+            name=config.name, version=origin.version, aliases=(CANDIDATE,), run_id=run
         )
-        put_record(store, f"{book.place}/versions/{version}.json", origin)
-        return ModelVersion(name=config.name, version=version, aliases=(CANDIDATE,), run_id=run)
 
     version, reused = once(store, "register", inputs, ModelVersion, make)
     standing = _become_candidate(config, store, version.version)
@@ -151,12 +102,14 @@ def open_book(client: Any, config: Config, store: Store) -> Book:
     return Book(store, name, str(word))
 
 
-def known_book(config: Config, store: Store) -> Book | None:
-    """The same without asking MLflow; None for a model that was never registered from here."""
+def book_of(config: Config, store: Store) -> Book | None:
+    """The same where there is a registered model; MLflow is asked once, then the store knows."""
     try:
         return Book(store, config.name, store.get(_pointer(config)).decode())
     except NotFound:
-        return None
+        client = tracking.open_client(config)
+        names = client.search_registered_models(f"name = '{config.name}'", max_results=1)
+        return open_book(client, config, store) if names else None
 
 
 def followed(config: Config, book: Book) -> Standing:
@@ -164,11 +117,6 @@ def followed(config: Config, book: Book) -> Standing:
     if book.is_followed():
         return book.standing
     return book.follow(tracking.open_client(config))
-
-
-def origin_of(book: Book, version: str) -> Origin | None:
-    """What a version comes from; None for one that was not registered by this project."""
-    return get_record(book.store, f"{book.place}/versions/{version}.json", Origin)
 
 
 def find_version(config: Config | None, work: Path, wanted: str) -> Found:
@@ -218,48 +166,34 @@ def _lookup(client: Any, wanted: str) -> Any:
         ) from error
 
 
-def _check_stored(store: Store, weights: Weights) -> None:
+def check_stored(store: Store, weights: Weights) -> None:
+    """Raises `StorageError` when the store lacks a file of the weights."""
     for name, blob in weights.files.items():
         if store.size(blob_key(blob)) != blob.size:
             raise StorageError(
-                f"{name} of the weights {weights.digest[:16]}... is not in {store.uri}: no version "
-                f"is registered without its weights; delete {weights.uri} and train again"
+                f"{name} of the weights {weights.digest[:16]}... is not in {store.uri}, and no "
+                f"version goes without its weights: delete {weights.uri} and train again"
             )
 
 
-def _origin(
-    config: Config, store: Store, sets: dict[str, ImageSet], weights: Weights, scores: Scores
-) -> Origin:
-    """Of a version that has no number yet."""
-    instance, classes = sets["instance_images"], sets.get("class_images")
-    return Origin(
-        name=config.name,
-        run_id="",
-        model_id="",
-        config=Config.model_validate(config.model_dump(mode="json", exclude=PRIVATE)),
-        instance=_key(store, instance.uri),
-        instance_digest=instance.digest,
-        classes=_key(store, classes.uri) if classes else None,
-        classes_digest=classes.digest if classes else None,
-        base_digest=base_digest(config),
-        weights=_weights_key(config, weights),
-        weights_digest=weights.digest,
-        scores=_key(store, scores.uri),
-        scores_digest=scores.digest,
-        code=f"{dreambooth_core.__version__} {_commit()}".strip(),
-        when=now(),
-        by=whoever(),
+def _entry(
+    config: Config, store: Store, tags: dict[str, str], found: Ancestry, client: Any
+) -> entries.Entry:
+    return entries.Entry(
+        key=tags[tracking.KEY],
+        tags=tags,
+        weights=found.weights,
+        scores=found.scores,
+        inputs=_inputs(config, store, found),
+        grids=lambda: _grids(store, found),
+        model=lambda run: flavours.log_model(client, run, config, store, found.weights),
     )
 
 
-def _tags(
-    config: Config, store: Store, sets: dict[str, ImageSet], weights: Weights, scores: Scores
-) -> dict[str, str]:
-    """What the run and the version say of themselves in MLflow; the weights' record is written."""
-    origin = _origin(config, store, sets, weights, scores)
-    put_record(store, origin.weights, weights)
+def _tags(config: Config, origin: Origin, found: Ancestry) -> dict[str, str]:
+    """What the run and the version say of themselves in MLflow."""
+    weights, scores, classes = found.weights, found.scores, found.classes
     plain = config.model_dump(mode="json", exclude={"paths"})
-    classes = sets.get("class_images")
     return {
         "dreambooth.config": config.model_dump_json(exclude=PRIVATE),
         "dreambooth.config_digest": digest_json(plain),
@@ -268,7 +202,7 @@ def _tags(
         "dreambooth.base_revision": config.model.revision or "",
         "dreambooth.base_digest": origin.base_digest,
         "dreambooth.storage": tracking.without_password(config.storage.uri),
-        "dreambooth.instance_images": sets["instance_images"].uri,
+        "dreambooth.instance_images": found.instance.uri,
         "dreambooth.instance_images_digest": origin.instance_digest,
         "dreambooth.class_images": classes.uri if classes else "",
         "dreambooth.class_images_digest": origin.classes_digest or "",
@@ -284,7 +218,7 @@ def _tags(
     }
 
 
-def _inputs(config: Config, store: Store, sets: dict[str, ImageSet]) -> tuple[entries.Input, ...]:
+def _inputs(config: Config, store: Store, found: Ancestry) -> tuple[entries.Input, ...]:
     """Photos, class images, and the prompts that the model is measured on."""
     rules = config.evaluation
     asked = {
@@ -296,19 +230,18 @@ def _inputs(config: Config, store: Store, sets: dict[str, ImageSet]) -> tuple[en
     prompts = put_blob(store, json.dumps(asked, indent=1).encode())
     images = [
         entries.Input(name, made.uri, made.digest, {"images": made.count})
-        for name, made in sets.items()
+        for name, made in found.sets.items()
     ]
     profile = {"prompts": len(rules.kinds), "seeds": rules.seeds}
     place = f"{store.uri}/{blob_key(prompts)}"
     return (*images, entries.Input("evaluation_prompts", place, prompts.sha256, profile))
 
 
-def _grids(
-    store: Store, instance: ImageSet, weights: Weights, scores: Scores
-) -> Iterator[entries.Grid]:
-    end = weights.steps
+def _grids(store: Store, found: Ancestry) -> Iterator[entries.Grid]:
+    """Photos, and what base and model make of the same prompts and seeds, at their steps."""
+    scores, end = found.scores, found.weights.steps
     for name, step, shown in (
-        ("instance images", 0, instance),
+        ("instance images", 0, found.instance),
         ("evaluation", 0, scores.base_samples),
         ("evaluation", end, scores.samples),
         ("class images", 0, scores.base_class_samples),
@@ -328,7 +261,9 @@ def _version(client: Any, name: str, run: str, model: str, tags: dict[str, str])
 
 
 def _become_candidate(config: Config, store: Store, version: str) -> Standing:
-    book = known_book(config, store) or open_book(tracking.open_client(config), config, store)
+    book = book_of(config, store)
+    if book is None:
+        raise StageFailed(f"the registered model {config.name} has gone from MLflow: run again")
 
     def propose(standing: Standing) -> Change | None:
         if standing.candidate == version:
@@ -339,25 +274,6 @@ def _become_candidate(config: Config, store: Store, version: str) -> Standing:
     return followed(config, book)
 
 
-def _weights_key(config: Config, weights: Weights) -> str:
-    return f"models/{config.name}/{weights.digest}.json"
-
-
-def _key(store: Store, uri: str) -> str:
-    return uri.removeprefix(f"{store.uri}/")
-
-
 def _pointer(config: Config) -> str:
     """Key of the word that names the registered model, as this tracking store knows it."""
     return f"models/{config.name}/registry-{digest_of(tracking.identity(config).encode())[:16]}"
-
-
-def _commit() -> str:
-    """Commit of the working tree this runs from; empty for an installed copy."""
-    home = Path(dreambooth_core.__file__).parent.parent
-    if not (home / ".git").exists():
-        return ""
-    answer = subprocess.run(
-        ["git", "-C", str(home), "rev-parse", "HEAD"], capture_output=True, text=True, check=False
-    )
-    return answer.stdout.strip()

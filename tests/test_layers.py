@@ -12,7 +12,7 @@ CORE = ROOT / "dreambooth_core"
 
 LEVELS = [
     "config records errors plugins objectives prompts randomness processes console charts guard "
-    "stopping curves",
+    "stopping curves pages",
     "storage blobs stages costs images likeness servers services buckets masks tensor_files",
     "dataset findings latents adapters families bases metrics sheets intake encoders captions "
     "candidates statistics integrity gate photo_sets caches embeddings walks inversion adapter_layers quantization finders "
@@ -20,7 +20,7 @@ LEVELS = [
     "checkpoints optimizers averages memory rehearsal ranks shards training painters sampling summary batches keeper "
     "choosing loggers exports plans sights suspicions aliases",
     "priors supply",
-    "fit training_alone evaluation judging looking tracking live registry report draw comparison screens benches "
+    "fit training_alone evaluation judging looking tracking live registry facts exhibits report draw comparison screens benches "
     "origins entries serving served flavours promotion lineage cards differences",
     "cli attempt alongside",
 ]
