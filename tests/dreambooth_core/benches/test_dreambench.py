@@ -44,7 +44,11 @@ prompt_list = [
 @pytest.fixture
 def recipe():
     return Config.model_validate(
-        {"name": "recipe", "subject": {"images": "x", "class_noun": "robot", "identifier": "qxz"}}
+        {
+            "name": "recipe",
+            "subject": {"images": "x", "class_noun": "robot", "identifier": "qxz"},
+            "evaluation": {"properties": ["{subject} of glass"], "choices": [["red", "blue"]]},
+        }
     )
 
 
@@ -105,6 +109,7 @@ def test_every_published_prompt_counts_as_the_paper_counts_it(recipe, noun, name
     every = [prompt for prompts in SETS[name].values() for prompt in prompts]
     assert list(made.evaluation.kinds) == every
     assert set(made.evaluation.kinds.values()) == {"scene"}
+    assert made.evaluation.choices == ()
     assert (made.name, made.subject.images) == ("recipe-one", Path("photos/one"))
     assert (made.subject.class_noun, made.subject.identifier) == (noun, "qxz")
     unchanged = {"name", "subject", "evaluation"}

@@ -108,7 +108,7 @@ def test_a_question_that_is_refused_is_not_asked_again():
 def test_a_wrong_key_or_model_ends_the_asking_and_the_key_is_not_repeated(status, monkeypatch):
     monkeypatch.setenv("JUDGE_KEY", "top-secret")
     with (
-        scripted(Reply(status=status, body="x" * 195 + " no model for top-secret")) as server,
+        scripted(Reply(status=status, body="x" * 185 + " for top-secret you get none")) as server,
         pytest.raises(StageFailed, match="check url, model and key") as caught,
     ):
         ask(server, key="JUDGE_KEY")
