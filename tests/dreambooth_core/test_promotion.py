@@ -1,0 +1,210 @@
+"""Promotion on a real MLflow store and a real log: by the gate, by a person, and back."""
+
+import threading
+
+import pytest
+
+from dreambooth_core import promotion, registry, tracking
+from dreambooth_core.aliases import Change, now
+from dreambooth_core.blobs import blob_key, get_record
+from dreambooth_core.errors import ConfigError, StorageError
+from dreambooth_core.origins import read_origin
+from dreambooth_core.promotion import GATE, Wish
+from dreambooth_core.records import Weights
+from tests.registered_by_hand import ancestry, log_of, verdict, version_by_hand
+
+
+@pytest.fixture
+def client(tracked_config):
+    return tracking.open_client(tracked_config)
+
+
+@pytest.fixture
+def versions(client, tracked_config, file_store):
+    """Versions 1, 2 and 3, of weights aaa..., bbb... and ccc..."""
+    return [version_by_hand(client, tracked_config, file_store, mark) for mark in "abc"]
+
+
+def aliases(client) -> dict[str, str]:
+    found = client.get_registered_model("tiny").aliases
+    return {alias: str(version) for alias, version in found.items()}
+
+
+def test_the_gates_word_puts_a_version_into_service(client, tracked_config, file_store, versions):
+    first, second, _ = versions
+    assert promotion.champion_of(tracked_config, file_store) is None
+    said = verdict("1", "promote", "base")
+    settled, reused = promotion.settle(tracked_config, file_store, first, said)
+    assert (settled.aliases, reused) == (("champion",), False)
+    assert aliases(client) == {"champion": "1"}
+    champion = promotion.champion_of(tracked_config, file_store)
+    assert champion is not None
+    assert (champion.name, champion.weights.digest) == ("tiny/1", "a" * 64)
+    assert champion.config.paths == tracked_config.paths
+    tags = client.get_model_version("tiny", "1").tags
+    assert tags["dreambooth.verdict"] == "promote"
+    assert tags["dreambooth.verdict_sentence"] == said.sentence
+    assert tags["dreambooth.verdict_digest"] == said.digest
+    # the same again changes nothing, and MLflow is not even opened
+    (tracked_config.paths.work / "mlflow.db").rename(tracked_config.paths.work / "away.db")
+    (tracked_config.paths.work / "mlflow.db").touch()
+    assert promotion.settle(tracked_config, file_store, first, said) == (settled, True)
+    (tracked_config.paths.work / "away.db").rename(tracked_config.paths.work / "mlflow.db")
+
+    promotion.settle(tracked_config, file_store, second, verdict("2", "promote", "tiny/1"))
+    assert aliases(client) == {"champion": "2", "previous": "1"}
+    book = registry.open_book(client, tracked_config, file_store)
+    assert log_of(book) == [("promote", "1", GATE), ("promote", "2", GATE)]
+    assert book.history()[0].verdict == said.digest
+
+
+def test_a_refused_version_waits_for_a_person_with_a_reason(
+    client, tracked_config, file_store, versions
+):
+    said = verdict("1", "keep", "base")
+    settled, _ = promotion.settle(tracked_config, file_store, versions[0], said)
+    assert settled.aliases == ()
+    with pytest.raises(ConfigError, match="keep") as refused:
+        promotion.promote(tracked_config, file_store, Wish("1", "ann"))
+    assert said.sentence in str(refused.value)
+    promotion.promote(tracked_config, file_store, Wish("1", "ann", "the client likes it"))
+    assert aliases(client) == {"champion": "1"}
+    book = registry.open_book(client, tracked_config, file_store)
+    assert log_of(book) == [("override", "1", "ann")]
+    assert book.history()[0].reason == "the client likes it"
+    # again, and nothing is added
+    promotion.promote(tracked_config, file_store, Wish("1", "bob"))
+    assert len(book.history()) == 1
+    with pytest.raises(ConfigError, match="never asked"):
+        promotion.promote(tracked_config, file_store, Wish("2", "ann"))
+
+
+def test_no_reason_promotes_what_is_not_what_it_should_be(tracked_config, file_store, versions):
+    said = verdict("1", "keep", "base", rule="integrity")
+    promotion.settle(tracked_config, file_store, versions[0], said)
+    with pytest.raises(ConfigError, match="not even with a reason"):
+        promotion.promote(tracked_config, file_store, Wish("1", "ann", "please"))
+
+
+def test_a_verdict_about_another_champion_promotes_nobody(
+    client, tracked_config, file_store, versions, capsys
+):
+    first, second, third = versions
+    promotion.settle(tracked_config, file_store, first, verdict("1", "promote", "base"))
+    # both were judged against version 1; the second one is quicker
+    promotion.settle(tracked_config, file_store, second, verdict("2", "promote", "tiny/1"))
+    late, _ = promotion.settle(tracked_config, file_store, third, verdict("3", "promote", "tiny/1"))
+    assert late.aliases == ()
+    assert aliases(client) == {"champion": "2", "previous": "1"}
+    assert "run its config again" in capsys.readouterr().err
+    with pytest.raises(ConfigError, match="compared it with tiny/1"):
+        promotion.promote(tracked_config, file_store, Wish("3", "ann"))
+
+
+def test_without_automatic_a_person_promotes_what_the_gate_let_pass(
+    client, tracked_config, file_store, versions
+):
+    gate = tracked_config.gate.model_copy(update={"automatic": False})
+    config = tracked_config.model_copy(update={"gate": gate})
+    promotion.settle(config, file_store, versions[0], verdict("1", "promote", "base"))
+    assert aliases(client) == {}
+    promotion.promote(config, file_store, Wish("1", "ann"))
+    assert aliases(client) == {"champion": "1"}
+    book = registry.open_book(client, config, file_store)
+    assert log_of(book) == [("promote", "1", "ann")]
+
+
+def test_a_rollback_goes_back_and_is_not_undone_by_the_gate(
+    client, tracked_config, file_store, versions, capsys
+):
+    first, second, _ = versions
+    promotion.settle(tracked_config, file_store, first, verdict("1", "promote", "base"))
+    said = verdict("2", "promote", "tiny/1")
+    promotion.settle(tracked_config, file_store, second, said)
+    promotion.rollback(tracked_config, file_store, Wish("2", "ann", "wrong ears"))
+    assert aliases(client) == {"champion": "1"}
+    # a second click does not go further back
+    promotion.rollback(tracked_config, file_store, Wish("2", "ann"))
+    assert aliases(client) == {"champion": "1"}
+    with pytest.raises(ConfigError, match="first champion"):
+        promotion.rollback(tracked_config, file_store, Wish("1", "ann"))
+    with pytest.raises(ConfigError, match="not the champion"):
+        promotion.rollback(tracked_config, file_store, Wish("3", "ann"))
+    settled, _ = promotion.settle(tracked_config, file_store, second, said)
+    assert settled.aliases == ()
+    assert "ann took it back" in capsys.readouterr().err
+    promotion.promote(tracked_config, file_store, Wish("2", "ann"))
+    assert aliases(client) == {"champion": "2", "previous": "1"}
+
+
+def test_whoever_is_killed_before_mlflow_was_told_is_made_good(
+    client, tracked_config, file_store, versions
+):
+    promotion.settle(tracked_config, file_store, versions[0], verdict("1", "promote", "base"))
+    book = registry.open_book(client, tracked_config, file_store)
+    # the log is written, and then nothing
+    book.enter(lambda _: Change(action="promote", version="2", by="ann", when=now()))
+    assert aliases(client) == {"champion": "1"}
+    champion = promotion.champion_of(tracked_config, file_store)
+    assert champion is not None
+    assert champion.name == "tiny/2"
+    assert aliases(client) == {"champion": "2", "previous": "1"}
+    # killed between two aliases, or moved by hand in MLflow
+    client.set_registered_model_alias("tiny", "previous", "3")
+    assert promotion.standing_of(tracked_config, file_store).previous == "1"
+    assert aliases(client) == {"champion": "2", "previous": "1"}
+
+
+def test_promotions_at_once_leave_mlflow_where_the_log_ends(
+    client, tracked_config, file_store, versions
+):
+    def work(version: str) -> None:
+        promotion.promote(tracked_config, file_store, Wish(version, f"person {version}", "race"))
+
+    threads = [threading.Thread(target=work, args=(version,)) for version in "123"]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join(60)
+    book = registry.open_book(client, tracked_config, file_store)
+    history = book.history()
+    assert sorted(entry.version for entry in history) == ["1", "2", "3"]
+    assert aliases(client) == {"champion": history[-1].version, "previous": history[-2].version}
+
+
+def test_the_champions_own_run_is_held_against_the_one_it_replaced(
+    tracked_config, file_store, versions
+):
+    first, second, _ = versions
+    ours, theirs = ancestry(file_store, "a").weights, ancestry(file_store, "b").weights
+    assert promotion.rival_of(tracked_config, file_store, ours) is None
+    promotion.settle(tracked_config, file_store, first, verdict("1", "promote", "base"))
+    assert promotion.rival_of(tracked_config, file_store, ours) is None, "it has beaten the base"
+    rival = promotion.rival_of(tracked_config, file_store, theirs)
+    assert rival is not None
+    assert rival.name == "tiny/1"
+    promotion.settle(tracked_config, file_store, second, verdict("2", "promote", "tiny/1"))
+    again = promotion.rival_of(tracked_config, file_store, theirs)
+    assert again is not None
+    assert again.name == "tiny/1"
+
+
+def test_nothing_goes_into_service_without_its_weights(tracked_config, file_store, versions):
+    origin = read_origin(registry.book_of(tracked_config, file_store), "1")
+    weights = get_record(file_store, origin.weights, Weights)
+    assert weights is not None
+    file_store.delete(blob_key(weights.files["unet/weights.safetensors"]))
+    with pytest.raises(StorageError, match="without its weights"):
+        promotion.promote(tracked_config, file_store, Wish("1", "ann", "anyway"))
+
+
+def test_another_address_of_the_same_server_finds_the_same_log(
+    client, tracked_config, file_store, versions
+):
+    promotion.settle(tracked_config, file_store, versions[0], verdict("1", "promote", "base"))
+    database = tracked_config.paths.work / "mlflow.db"
+    rules = tracked_config.tracking.model_copy(update={"uri": f"sqlite:////{database}"})
+    other = tracked_config.model_copy(update={"tracking": rules})
+    champion = promotion.champion_of(other, file_store)
+    assert champion is not None
+    assert champion.name == "tiny/1"

@@ -1,0 +1,125 @@
+"""Records of models that nobody trained, for what registering and promoting is tested by."""
+
+import secrets
+
+import numpy as np
+from PIL import Image
+
+from dreambooth_core import origins, records, registry
+from dreambooth_core.aliases import Book
+from dreambooth_core.blobs import image_set, put_blob, put_record
+from dreambooth_core.config import Config
+from dreambooth_core.origins import Ancestry
+from dreambooth_core.records import (
+    ImageSet,
+    ModelVersion,
+    Reason,
+    Row,
+    SampleSet,
+    Scores,
+    Table,
+    Verdict,
+    Weights,
+)
+from dreambooth_core.sampling import encode_png
+from dreambooth_core.storage import Store
+
+
+def drawn(store: Store, kind: type[ImageSet], seed: int) -> ImageSet:
+    """Two images of noise for one prompt."""
+    draw = np.random.default_rng(seed)
+    images = []
+    for index in range(2):
+        picture = Image.fromarray(draw.integers(0, 255, (8, 8, 3), dtype=np.uint8))
+        blob = put_blob(store, encode_png(picture, "p", index))
+        images.append(records.Image(name=f"{index}.png", blob=blob, prompt="p", seed=index))
+    return image_set(store, "sets", images, kind)
+
+
+def ancestry(store: Store, mark: str = "a", value: float = 0.75) -> Ancestry:
+    """All records of one training, in the store; `mark` is a hex digit that its digests repeat."""
+    samples = [drawn(store, SampleSet, seed) for seed in range(4)]
+    blob = put_blob(store, f"weights {mark}".encode())
+    weights = Weights(
+        uri=f"{store.uri}/runs/{mark}/result.json",
+        digest=mark * 64,
+        key=mark * 64,
+        method="full",
+        files={"unet/weights.safetensors": blob},
+        steps=3,
+        losses=((1, 0.5, 0.25), (3, 0.4, None)),
+    )
+    rows = (_row("{subject} on the beach", 1, 0.5), _row("{subject} in the snow", 2, 0.25))
+    scores = Scores(
+        uri=f"{store.uri}/scores/{mark}/result.json",
+        digest=mark * 64,
+        plan="f" * 64,
+        metrics={"clip_i": value},
+        base_metrics={"clip_i": 0.5},
+        reference={"clip_i": 0.875},
+        table=put_blob(store, Table(rows=rows).model_dump_json().encode()),
+        samples=samples[0],
+        base_samples=samples[1],
+        class_samples=samples[2],
+        base_class_samples=samples[3],
+    )
+    put_record(store, f"scores/{mark}/result.json", scores)
+    return Ancestry(drawn(store, ImageSet, 8), drawn(store, ImageSet, 9), weights, scores)
+
+
+def _row(prompt: str, seed: int, value: float) -> Row:
+    scores = {"subject_fidelity": value, "prompt_fidelity": 1 - value}
+    return Row(
+        prompt=prompt,
+        kind="scene",
+        seed=seed,
+        image="1" * 64,
+        base_image="2" * 64,
+        scores=scores,
+        base_scores=scores,
+    )
+
+
+def version_by_hand(client, config: Config, store: Store, mark: str) -> ModelVersion:
+    """A version in MLflow and in the store without its run's contents: quick to make."""
+    found = ancestry(store, mark)
+    book = registry.open_book(client, config, store)
+    run = client.create_run("0").info.run_id
+    number = str(client.create_model_version(config.name, f"file:///{mark}", run).version)
+    origin = origins.origin_of(config, store, found)
+    origins.put_origin(book, origin.model_copy(update={"version": number, "run_id": run}))
+    return ModelVersion(name=config.name, version=number, aliases=(), run_id=run)
+
+
+def verdict(version: str, outcome: str, against: str, rule: str = "superiority") -> Verdict:
+    """What the gate might have said of a version."""
+    passed = "passed" if outcome == "promote" else "failed"
+    sentence = f"version {version}: {outcome} | against {against}"
+    nothing = SampleSet(uri="x", digest="x", images=())
+    scores = Scores(
+        uri="file:///s",
+        digest="b" * 64,
+        metrics={"clip_i": 0.5},
+        base_metrics={"clip_i": 0.25},
+        samples=nothing,
+        base_samples=nothing,
+        class_samples=nothing,
+        base_class_samples=nothing,
+    )
+    return Verdict(
+        uri=f"file:///verdicts/{version}",
+        digest=secrets.token_hex(32),
+        outcome=outcome,
+        sentence=sentence,
+        reasons=(Reason(rule=rule, metric="clip_i", outcome=passed, sentence="0.5"),),
+        comparisons=(),
+        against=against,
+        rounds=1,
+        candidate=scores,
+        champion=None,
+    )
+
+
+def log_of(book: Book) -> list[tuple[str, str, str]]:
+    """Action, version and who, the first change first."""
+    return [(change.action, change.version, change.by) for change in book.history()]
