@@ -76,7 +76,7 @@ class Viewer:
 
     def read(self, texts: Sequence[str]) -> Embeddings:
         """(texts, e) by CLIP's text tower."""
-        keys = [key_of(text=text, encoder=self._digest("clip")) for text in texts]
+        keys = [key_of(text=text, encoder=self._digests["clip"]) for text in texts]
 
         def compute(missing: list[int]) -> Iterator[Entry]:
             rows = self._clip.clip_texts([texts[place] for place in missing])
@@ -120,12 +120,12 @@ class Viewer:
         place = {"margin": MARGIN, **self._sought(image, noun)} if view != "whole" else {}
         rule = self.config.evaluation.preprocessing
         seen = {"image": image.blob.sha256, "view": view, "preprocessing": rule, **place}
-        return key_of(encoder=self._digest(eye), eye=eye, **seen)
+        return key_of(encoder=self._digests[eye], eye=eye, **seen)
 
     def _sought(self, image: Image, noun: str) -> dict[str, object]:
         """All that decides where the subject is found."""
         mask = image.mask.sha256 if image.mask else None
-        finder = finder_digest(self.config.evaluation.finder)
+        finder = self._finder_digest
         return {"image": image.blob.sha256, "mask": mask, "finder": finder, "noun": noun}
 
     def _look(self, eye: Eye, shown: Sequence[Pillow.Image]) -> Embeddings:
@@ -133,14 +133,20 @@ class Viewer:
             return self._clip.clip_images(shown)
         return self._identity.identity_images(shown)
 
-    def _digest(self, eye: Eye) -> str:
-        rules = self.config.evaluation
-        if eye == "clip":
-            return encoder_digest(rules.clip, rules.clip_revision)
-        return encoder_digest(rules.identity, rules.identity_revision)
-
     def _cache(self, kind: str) -> Cache:
         return Cache(kind, self.config.paths.work / "caches", self.store)
+
+    @cached_property
+    def _digests(self) -> dict[Eye, str]:
+        rules = self.config.evaluation
+        return {
+            "clip": encoder_digest(rules.clip, rules.clip_revision),
+            "identity": encoder_digest(rules.identity, rules.identity_revision),
+        }
+
+    @cached_property
+    def _finder_digest(self) -> str | None:
+        return finder_digest(self.config.evaluation.finder)
 
     @cached_property
     def _clip(self) -> Encoder:
