@@ -1,36 +1,31 @@
 """The report: one HTML page with everything inside it, for looking and for passing on."""
 
-import base64
-from collections.abc import Sequence
-from functools import lru_cache
 from pathlib import Path
 from typing import Any
 
 import yaml
 
-from dreambooth_core import records
+from dreambooth_core import charts, pages
 from dreambooth_core.bases import base_digest
-from dreambooth_core.blobs import digest_of, get_blob
-from dreambooth_core.charts import loss_chart
+from dreambooth_core.blobs import digest_of
 from dreambooth_core.config import Config
+from dreambooth_core.curves import curves_of
 from dreambooth_core.errors import NotFound
-from dreambooth_core.records import Document, ImageSet, Stage
-from dreambooth_core.sheets import by_prompt, thumbnail
-from dreambooth_core.stages import once
+from dreambooth_core.evaluation import rows_of
+from dreambooth_core.exhibits import Pictures
+from dreambooth_core.exports import possible
+from dreambooth_core.facts import Facts, Rows, facts_of, prompt_means, sides_of
+from dreambooth_core.metrics import catalogue
+from dreambooth_core.records import Document, Row, Scores, Stage, Weights
+from dreambooth_core.stages import code_digest, once
 from dreambooth_core.storage import Store, written_beside
 from dreambooth_core.summary import Results, run_id
 from dreambooth_core.tracking import link_report
 
-SIDE = 256
-"""Pixels above which an image is embedded smaller."""
-MOST = 24
-"""Photos or class images shown of one set."""
-METRICS = {
-    "subject_fidelity": ("Subject fidelity", "identity encoder, higher is better"),
-    "clip_i": ("CLIP-I", "looks alike, higher is better"),
-    "prompt_fidelity": ("Prompt fidelity", "CLIP-T, higher is better"),
-    "prior_drift": ("Prior drift", "0 is the untouched base, lower is better"),
-}
+TILES = ("prompt_fidelity", "prior_drift", "memorisation")
+"""Metrics that stand at the top, behind the one that the gate decides by."""
+WEAKEST = ("identity", "subject_fidelity", "prompt_fidelity")
+"""Metrics whose worst images are shown; the second stands in for the first."""
 
 
 def write_report(
@@ -43,11 +38,11 @@ def write_report(
     name = run_id(config, results)
     key = f"reports/{name}/report.html"
     path = config.paths.work.resolve() / "reports" / name / "report.html"
-    digests = (results.classes, results.samples)
+    found = (results.classes, results.samples, results.verdict)
     inputs = {
         "run": name,
         "storage": config.storage.uri,
-        "images": [made.digest if made else None for made in digests],
+        "results": [made.digest if made else None for made in found],
         "version": results.version,
     }
 
@@ -64,91 +59,118 @@ def write_report(
 
 
 def render(config: Config, store: Store, results: Results, stages: dict[str, Stage]) -> str:
-    """The page as HTML; raises `ValueError` when a result is missing."""
-    intake, weights, scores = results.intake, results.weights, results.scores
-    if not (intake and weights and scores and results.samples and results.version):
+    """The page as HTML; raises `ValueError` when a result is missing.
+
+    Without a verdict, or with scores that kept no table of their images, the page says so.
+    """
+    scores, champion = _judged(results)
+    if not (results.intake and results.weights and scores and results.samples and results.version):
         raise ValueError("a report needs the results of all other stages")
-    show = _Shown(store)
-    return _page(
-        title=f"{config.name}: {config.subject.identifier} {config.subject.class_noun}",
+    sides = sides_of(_rows(store, scores), _rows(store, champion))
+    facts = facts_of(config, results, scores, champion, sides)
+    return pages.render(
+        "report.html.j2",
+        charts=True,
+        small=config.model.resolution <= pages.SIDE // 2,
         config=config,
-        run=run_id(config, results),
-        version=results.version,
-        photos=show.some(intake.images.images),
-        photo_count=intake.images.count,
-        findings=intake.validation.findings,
-        rows=show.pairs(scores.samples, scores.base_samples),
-        drift=show.pairs(scores.class_samples, scores.base_class_samples),
-        samples=show.rows(results.samples),
-        classes=show.some(results.classes.images) if results.classes else [],
-        class_count=results.classes.count if results.classes else 0,
-        metrics=_metrics(scores),
-        chart=loss_chart(weights.losses),
-        weights=weights,
-        base_digest=base_digest(config.model),
-        lineage=_lineage(results),
+        results=results,
+        scores=scores,
+        champion=results.verdict.against if results.verdict and champion else None,
+        facts=facts,
+        numbers=_numbers(config, facts, sides),
+        pictures=_pictures(store, results, scores, champion, sides),
+        learning=_learning(results.weights),
         stages=stages,
+        formats=possible(config.model.family, results.weights.method),
+        lineage=_lineage(config, results),
         document=yaml.safe_dump(config.model_dump(mode="json"), sort_keys=False),
     )
 
 
-def data_url(png: bytes) -> str:
-    """A small PNG as it is, a large one as a thumbnail."""
-    return "data:image/png;base64," + base64.b64encode(thumbnail(png, SIDE)).decode()
+def _judged(results: Results) -> tuple[Scores | None, Scores | None]:
+    """The scores to show, of the gate's last round if there was one, and the champion's."""
+    verdict = results.verdict
+    return (verdict.candidate, verdict.champion) if verdict else (results.scores, None)
 
 
-class _Shown:
-    """Images of a store as the template wants them: source, what to say when pointed at."""
-
-    def __init__(self, store: Store) -> None:
-        self._store = store
-
-    def one(self, image: records.Image) -> dict[str, str]:
-        seed = "" if image.seed is None else f", seed {image.seed}"
-        about = f"{image.prompt or image.name}{seed}"
-        return {"src": data_url(get_blob(self._store, image.blob)), "about": about}
-
-    def some(self, images: Sequence[records.Image]) -> list[dict[str, str]]:
-        return [self.one(image) for image in images[:MOST]]
-
-    def rows(self, made: ImageSet) -> list[dict[str, Any]]:
-        grouped = by_prompt(made.images)
-        return [{"prompt": prompt, "images": self.some(row)} for prompt, row in grouped.items()]
-
-    def pairs(self, tuned: ImageSet, base: ImageSet) -> list[dict[str, Any]]:
-        """One entry per prompt, with the images of both for the same seeds."""
-        other = by_prompt(base.images)
-        return [
-            {"prompt": prompt, "tuned": self.some(row), "base": self.some(other.get(prompt, []))}
-            for prompt, row in by_prompt(tuned.images).items()
-        ]
+def _rows(store: Store, scores: Scores | None) -> tuple[Row, ...]:
+    return rows_of(store, scores) if scores else ()
 
 
-def _metrics(scores: records.Scores) -> list[dict[str, Any]]:
-    rows = []
-    for name in sorted(scores.metrics, key=lambda n: [*METRICS, n].index(n)):
-        title, about = METRICS.get(name, (name.replace("_", " ").capitalize(), ""))
-        rows.append(
-            {
-                "title": title,
-                "about": about,
-                "tuned": scores.metrics[name],
-                "base": scores.base_metrics.get(name),
-                "photos": scores.reference.get(name),
-            }
-        )
-    return rows
+def _numbers(config: Config, facts: Facts, sides: Rows) -> dict[str, Any]:
+    """What stands in tables and charts."""
+    lines = {line.metric: line for line in facts.lines}
+    titles = {name: line.title for name, line in lines.items()}
+    deciding = [name for name in config.gate.primary if name in lines][:1]
+    first = list(dict.fromkeys([*deciding, *(name for name in TILES if name in lines), *lines]))
+    means = prompt_means(sides)
+    return {
+        "tiles": [lines[name] for name in first[:4]],
+        "titles": titles,
+        "shown": [side for side in charts.SIDES if any(side in line.sides for line in facts.lines)],
+        "gains": charts.gain_chart(facts.comparisons, titles) if facts.comparisons else None,
+        "means": means,
+        "measured": [name for name in titles if any(name in found for found in means.values())],
+        "dots": charts.prompt_chart(means, titles, config.subject.fill) if means else None,
+    }
 
 
-def _lineage(results: Results) -> list[tuple[str, str, str]]:
+def _pictures(
+    store: Store, results: Results, scores: Scores, champion: Scores | None, sides: Rows
+) -> dict[str, Any]:
+    show, rows = Pictures(store), sides.get("candidate", ())
+    photos = results.intake.images if results.intake else None
+    named = dict.fromkeys(name for name in WEAKEST if name in scores.metrics)
+    if "identity" in named:
+        named.pop("subject_fidelity", None)
+    return {
+        "photos": show.some(photos.images) if photos else [],
+        "prompts": show.prompts(scores, champion, sides),
+        "class": show.classes(scores, champion, sides),
+        "copies": show.copies(scores, rows, photos) if photos else [],
+        "weakest": [show.weakest(scores, rows, catalogue()[name]) for name in named]
+        if rows
+        else [],
+        "class_images": show.some(results.classes.images) if results.classes else [],
+        "samples": show.grid(results.samples) if results.samples else {},
+    }
+
+
+def _learning(weights: Weights) -> dict[str, Any]:
+    """Learning curves, and the looks again in numbers."""
+    curves = curves_of(weights)
+    looked = {name: dict(points) for name, points in curves.items() if name.startswith("look/")}
+    titles = {name: name.removeprefix("look/").replace("_", " ") for name in looked}
+    drawn: dict[str, charts.Chart | None] = {
+        titles[name]: charts.look_chart(titles[name], curves[name], weights.chosen_step)
+        for name in looked
+    }
+    drawn |= {"loss": charts.loss_chart(curves), "learning rate": charts.rate_chart(curves)}
+    steps = sorted({step for points in looked.values() for step in points})
+    return {
+        "curves": {title: chart for title, chart in drawn.items() if chart},
+        "titles": list(titles.values()),
+        "looks": {step: [points.get(step) for points in looked.values()] for step in steps},
+    }
+
+
+def _lineage(config: Config, results: Results) -> list[tuple[str, str, str]]:
+    """What was made from what: name, digest, and where it lies."""
+    base = config.model.base + (f" @ {config.model.revision}" if config.model.revision else "")
     named = {
         "instance images": results.intake.images if results.intake else None,
         "class images": results.classes,
         "weights": results.weights,
         "scores": results.scores,
+        "verdict": results.verdict,
         "samples": results.samples,
     }
-    return [(name, made.digest, made.uri) for name, made in named.items() if made]
+    return [
+        ("base", base_digest(config.model), base),
+        ("code", code_digest(), ""),
+        *((name, made.digest, made.uri) for name, made in named.items() if made),
+        *([("MLflow run", results.version.run_id, "")] if results.version else []),
+    ]
 
 
 def _bring(store: Store, key: str, document: Document, path: Path) -> None:
@@ -161,19 +183,3 @@ def _bring(store: Store, key: str, document: Document, path: Path) -> None:
         return
     with written_beside(path) as temporary:
         temporary.write_bytes(page)
-
-
-def _page(**values: Any) -> str:
-    return str(_template().render(**values))
-
-
-@lru_cache(1)
-def _template() -> Any:
-    from jinja2 import Environment, FileSystemLoader, StrictUndefined
-
-    here = FileSystemLoader(Path(__file__).parent)
-    environment = Environment(
-        loader=here, autoescape=True, undefined=StrictUndefined, trim_blocks=True
-    )
-    environment.filters["number"] = lambda value: "" if value is None else f"{value:.3f}"
-    return environment.get_template("report.html.j2")

@@ -1,167 +1,248 @@
-"""The page, from real small records."""
+"""The page, from small records made by hand; see `test_pages` for what a browser makes of it."""
 
+import json
 import re
 from html.parser import HTMLParser
 from pathlib import Path
 
-import numpy as np
 import pytest
-from PIL import Image
 
-from dreambooth_core import records, report
-from dreambooth_core.blobs import image_set, put_blob
-from dreambooth_core.comparison import compare_runs
-from dreambooth_core.dataset import Finding, Validation
-from dreambooth_core.errors import ConfigError
-from dreambooth_core.intake import Intake
-from dreambooth_core.records import (
-    ImageSet,
-    ModelVersion,
-    SampleSet,
-    Scores,
-    Stage,
-    Weights,
-)
-from dreambooth_core.sampling import encode_png
-from dreambooth_core.summary import Results, Run
+from dreambooth_core import report
+from dreambooth_core.exhibits import MOST
+from dreambooth_core.facts import Facts
+from dreambooth_core.summary import Results
+from tests.reported_by_hand import PROMPTS, SEEDS, STAGES, results_of, verdict_of
 
-STAGES = {"train": Stage(status="done", seconds=12.5)}
+COMMON = len(PROMPTS) * SEEDS
+"""Images of one side's grid."""
 
 
 class Page(HTMLParser):
+    """A page's elements, and its words section by section."""
+
     def __init__(self, text: str) -> None:
         super().__init__()
         self.tags: list[tuple[str, dict[str, str | None]]] = []
+        self.sections: dict[str, str] = {"": ""}
+        self._section = ""
+        self._apart = ""
         self.feed(text)
 
     def handle_starttag(self, tag, attrs):
-        self.tags.append((tag, dict(attrs)))
+        attributes = dict(attrs)
+        self.tags.append((tag, attributes))
+        self._apart = tag if tag in {"script", "style"} else ""
+        if tag == "h2":
+            self._section = attributes["id"]
+            self.sections[self._section] = ""
 
-    def all(self, tag: str) -> list[dict[str, str | None]]:
-        return [attributes for name, attributes in self.tags if name == tag]
+    def handle_endtag(self, tag):
+        self._apart = ""
 
+    def handle_data(self, data):
+        if not self._apart:
+            words = " ".join(data.split())
+            self.sections[self._section] += f"{words} " if words else ""
 
-def drawn(store, kind, prompts, seed: int, side: int = 8):
-    draw = np.random.default_rng(seed)
-    images = []
-    for index, prompt in enumerate(prompts):
-        picture = Image.fromarray(draw.integers(0, 255, (side, side, 3), dtype=np.uint8))
-        blob = put_blob(store, encode_png(picture, prompt, index))
-        images.append(records.Image(name=f"{index}.png", blob=blob, prompt=prompt, seed=index))
-    return image_set(store, "sets", images, kind)
+    def all(self, tag: str, **wanted: str) -> list[dict[str, str | None]]:
+        return [
+            attributes
+            for name, attributes in self.tags
+            if name == tag and wanted.items() <= attributes.items()
+        ]
 
 
 @pytest.fixture
-def results(file_store):
-    two = ["a <b> robot", "a robot"]
-    finding = Finding(
-        level="soft", file="<x>.png", check="blur", measure="1", limit="2", remedy="sharpen"
-    )
-    found = Validation(folder="x", findings=(finding,), accepted=("x.png",), digest="0" * 64)
-    photos = drawn(file_store, ImageSet, [""] * 3, 1, side=640)
-    return Results(
-        intake=Intake(images=photos, validation=found),
-        classes=drawn(file_store, ImageSet, ["a robot"] * 30, 2),
-        weights=Weights(
-            uri="file:///w",
-            digest="1" * 64,
-            method="full",
-            files={},
-            steps=9,
-            losses=tuple((step, 0.5, 0.25) for step in range(9)),
-        ),
-        scores=Scores(
-            uri="file:///s",
-            digest="2" * 64,
-            metrics={"subject_fidelity": 0.8125, "a_new_metric": 0.25},
-            base_metrics={"subject_fidelity": 0.5, "a_new_metric": 0.125},
-            reference={"subject_fidelity": 0.9375},
-            samples=drawn(file_store, SampleSet, two, 3),
-            base_samples=drawn(file_store, SampleSet, two, 4),
-            class_samples=drawn(file_store, SampleSet, ["a robot"], 5),
-            base_class_samples=drawn(file_store, SampleSet, ["a robot"], 6),
-        ),
-        version=ModelVersion(name="tiny", version="1", aliases=("candidate",), run_id="0" * 32),
-        samples=drawn(file_store, SampleSet, two, 7),
-    )
+def results(file_store) -> Results:
+    return results_of(file_store)
 
 
-def test_everything_is_inside_and_nothing_is_fetched(tiny_config, file_store, results):
-    text = report.render(tiny_config, file_store, results, STAGES)
+@pytest.fixture
+def rendered(tiny_config, file_store):
+    return lambda results: report.render(tiny_config, file_store, results, STAGES)
+
+
+def test_everything_is_inside_and_nothing_can_be_fetched(rendered, results):
+    text = rendered(results)
     page = Page(text)
+    grids = 3 * COMMON + 3 * 2
+    worst = 2 * 4
+    shown = 3 + grids + worst + 2 + MOST + 2
     images = page.all("img")
-    shown = 3 + report.MOST + 2 * 2 + 2 * 1 + 2
     assert len(images) == shown
-    assert all(str(image["src"]).startswith("data:image/png;base64,") for image in images)
-    assert not page.all("script")
+    assert all(str(image["src"]).startswith("data:image/webp;base64,") for image in images)
     assert not page.all("link")
+    assert not [script for script in page.all("script") if "src" in script]
+    policy = page.all("meta", **{"http-equiv": "Content-Security-Policy"})[0]["content"]
+    assert policy.startswith("default-src 'none'; img-src data:;")
     assert not re.search(r"""(src|href)\s*=\s*["']?(https?:)?//|@import|url\(""", text)
-    assert len(text) < 2_000_000
+    assert len(text) < 1_000_000
 
 
-def test_it_shows_numbers_beside_the_base_and_the_photos(tiny_config, file_store, results):
-    text = report.render(tiny_config, file_store, results, STAGES)
-    for word in ("0.812", "0.500", "0.938", "A new metric", "0.250", "12.5 s", "polyline"):
-        assert word in text
-    for digest in (results.intake.images.digest, results.scores.digest, results.samples.digest):
-        assert digest in text
+def test_the_same_results_are_the_same_bytes(rendered, results):
+    assert rendered(results) == rendered(results)
 
 
-def test_words_from_outside_are_escaped(tiny_config, file_store, results):
-    text = report.render(tiny_config, file_store, results, STAGES)
-    assert "a &lt;b&gt; robot" in text
-    assert "<b> robot" not in text
+def test_the_decision_and_its_reasons_come_first(rendered, results):
+    page = Page(rendered(results))
+    assert list(page.sections)[:3] == ["", "reasons", "pictures"]
+    assert "Decision, against tiny/1 Do not promote It is not <better>" in page.sections[""]
+    assert "after 2 rounds" in page.sections["reasons"]
+    assert "✓ integrity all is there ? superiority identity 0 is inside" in page.sections["reasons"]
+
+
+def test_candidate_champion_and_base_stand_above_each_other_seed_by_seed(rendered, results):
+    page = Page(rendered(results))
+    assert "candidate champion base" in page.sections["pictures"]
+    sides = (results.scores.samples, results.verdict.champion.samples, results.scores.base_samples)
+    wanted = [made.images[place].blob.sha256 for made in sides for place in (0, 1)]
+    shown = [str(image["data-digest"]) for image in page.all("img")]
+    first = shown.index(wanted[0])
+    assert shown[first : first + 6] == wanted
+
+
+def test_without_a_champion_the_base_is_the_rival(rendered, results, file_store):
+    alone = verdict_of(file_store, results.scores, None)
+    page = Page(rendered(results.model_copy(update={"verdict": alone})))
+    assert "Decision, against the untouched base" in page.sections[""]
+    assert "champion" not in page.sections["pictures"] + page.sections["metrics"]
+    assert "against the untouched base, image by image" in page.sections["differences"]
+
+
+def test_metrics_stand_beside_champion_base_and_photos_with_their_intervals(rendered, results):
+    words = Page(rendered(results)).sections["metrics"]
+    ours = results.scores.estimates["identity"]
+    assert f"{ours.value:.3f} {ours.low:.3f} to {ours.high:.3f} 0.461" in words
+    assert "0.938" in words
+    assert "a new metric" in words
+
+
+def test_differences_tell_interval_wins_p_and_the_smallest_effect(rendered, results):
+    words = Page(rendered(results)).sections["differences"]
+    assert "identity ↑ +0.250 +0.250 to +0.250 100 % 0.250 0.000 6 3 prompts" in words
+    assert "near copies ↓" in words
+
+
+def test_each_prompt_tells_its_mean_and_what_it_is_ahead_of_the_champion(rendered, results):
+    words = Page(rendered(results)).sections["prompts"]
+    assert "sks robot on the beach 0.711 +0.250" in words
+    assert "sks robot in a hat accessory 0.680 +0.250" in words
+
+
+def test_the_worst_images_and_near_copies_are_shown_beside_what_they_resemble(rendered, results):
+    text = rendered(results)
+    images = [str(image["data-digest"]) for image in Page(text).all("img")]
+    photo = results.intake.images.images[2].blob.sha256
+    copied = results.scores.samples.images[1].blob.sha256
+    place = len(images) - images[::-1].index(photo) - 1
+    assert images[place - 1] == copied
+    assert "Worst identity 0.672 0.688 0.703 0.719" in Page(text).sections["weakest"]
+
+
+def test_looks_are_drawn_and_told_with_the_chosen_one_marked(rendered, results):
+    text = rendered(results)
+    page = Page(text)
+    assert "kept are the weights of step 20" in page.sections["training"]
+    assert "20 0.050 0.500 0.250 chosen 30" in page.sections["training"]
+    for title in ("stable loss", "subject fidelity", "prompt fidelity", "loss", "learning rate"):
+        assert f"<h3>{title}</h3>" in text
+    assert len(page.all("figure", **{"class": "chart card"})) == 5 + 2
+
+
+def test_cost_tells_seconds_and_what_was_saved(rendered, results):
+    words = Page(rendered(results)).sections["cost"]
+    assert "13.2 s by the clock; results that were found again saved 1 min 15 s" in words
+    assert "train done 12.5 s 20.0 s" in words
+    assert "evaluate reused 0.2 s 0.0 s 1 min 15 s" in words
+
+
+def test_lineage_has_every_digest(rendered, results):
+    words = Page(rendered(results)).sections["lineage"]
+    made = (results.intake.images, results.classes, results.weights, results.scores)
+    for record in (*made, results.verdict, results.samples):
+        assert record.digest in words
+
+
+def test_words_from_outside_are_escaped(rendered, results):
+    text = rendered(results)
+    assert "a &lt;b&gt; photo of sks robot" in text
+    assert "<b> photo" not in text
     assert "&lt;x&gt;.png" in text
+    assert "not &lt;better&gt;" in text
 
 
-def test_without_prior_there_are_no_class_images(tiny_config, file_store, results):
-    bare = results.model_copy(update={"classes": None})
-    text = report.render(tiny_config, file_store, bare, STAGES)
-    assert "Class images" not in text
+def test_the_page_can_be_read_again_by_programs(rendered, results, tiny_config):
+    (found,) = re.findall(
+        r'<script type="application/json" id="facts">(.*?)</script>', rendered(results)
+    )
+    facts = Facts.model_validate(json.loads(found))
+    assert facts.model == "tiny/2"
+    assert facts.outcome == "keep"
+    assert facts.config == tiny_config.model_dump(mode="json")
+    assert facts.rows[0].scores["identity"] == 0.75
+    assert len(facts.rows) == COMMON + 2
 
 
-def test_a_missing_result_is_refused(tiny_config, file_store, results):
-    with pytest.raises(ValueError, match="all other stages"):
-        report.render(tiny_config, file_store, results.model_copy(update={"scores": None}), STAGES)
+class TestWhatIsNotThere:
+    def test_without_a_verdict_the_page_says_so(self, rendered, results):
+        page = Page(rendered(results.model_copy(update={"verdict": None})))
+        assert "Not judged" in page.sections[""]
+        assert "reasons" not in page.sections
+        assert "identity ↑" in page.sections["differences"]
+
+    def test_without_a_table_there_is_nothing_prompt_by_prompt(self, rendered, results):
+        lost = {"table": None, "estimates": {}, "plan": "", "warnings": ("<unsure>",)}
+        older = results.scores.model_copy(update=lost)
+        page = Page(rendered(results.model_copy(update={"verdict": None, "scores": older})))
+        assert "kept without the table" in page.sections["prompts"]
+        assert "differences" not in page.sections
+        assert "weakest" not in page.sections
+        assert "candidate base" in page.sections["pictures"]
+        assert "identity" in page.sections["metrics"]
+        assert "The self-check doubts these measurements <unsure>" in page.sections[""]
+
+    def test_without_prior_preservation_there_are_no_class_images(self, rendered, results):
+        page = Page(rendered(results.model_copy(update={"classes": None})))
+        assert "Class images" not in page.sections["class"]
+
+    def test_without_memorisation_or_curves_the_page_says_so(self, rendered, results):
+        few = results.weights.model_copy(update={"losses": (), "looks": (), "rates": {}})
+        bare = results.scores.model_copy(update={"metrics": {"identity": 0.5}, "table": None})
+        changed = {"weights": few, "scores": bare, "verdict": None}
+        page = Page(rendered(results.model_copy(update=changed)))
+        assert "not measured whether images repeat" in page.sections["copies"]
+        assert "Too few steps for a curve" in page.sections["training"]
+
+    def test_a_missing_result_is_refused(self, rendered, results):
+        with pytest.raises(ValueError, match="all other stages"):
+            rendered(results.model_copy(update={"scores": None, "verdict": None}))
 
 
 class TestWritten:
     @pytest.fixture(autouse=True)
-    def _a_run_in_mlflow(self, tiny_config, results):
+    def _a_run_in_mlflow(self, tracked_config, results):
         from dreambooth_core.tracking import open_client
 
-        self.client = open_client(tiny_config)
+        self.client = open_client(tracked_config)
         self.run = self.client.create_run("0").info.run_id
         version = results.version.model_copy(update={"run_id": self.run})
         self.results = results.model_copy(update={"version": version})
 
-    def test_written_once_and_brought_back(self, tiny_config, file_store):
-        first, reused = report.write_report(tiny_config, file_store, self.results, STAGES)
+    def test_written_once_and_brought_back(self, tracked_config, file_store):
+        first, reused = report.write_report(tracked_config, file_store, self.results, STAGES)
         assert not reused
         page = Path(first.path).read_bytes()
         key = first.uri.removeprefix(f"{file_store.uri}/")
         assert file_store.get(key) == page
         assert self.client.get_run(self.run).data.tags["dreambooth.report"] == first.uri
         Path(first.path).unlink()
-        later = {"train": Stage(status="reused", seconds=0.0)}
-        assert report.write_report(tiny_config, file_store, self.results, later) == (first, True)
+        again = report.write_report(tracked_config, file_store, self.results, {})
+        assert again == (first, True)
         assert Path(first.path).read_bytes() == page
 
-    def test_two_reports_side_by_side(self, tiny_config, file_store, tmp_path):
-        places = []
-        for seed in (0, 1):
-            config = tiny_config.model_copy(update={"seed": seed})
-            with Run(config) as run:
-                run.results = self.results
-                run.stage("report", report.write_report, config, file_store, self.results, STAGES)
-            places.append(config.paths.work / "reports" / run.summary.run_id)
-        out = compare_runs(places[0], places[1] / "summary.json", tmp_path / "both.html")
-        frames = Page(out.read_text()).all("iframe")
-        assert [frame["title"] for frame in frames] == [place.name for place in places]
-        assert frames[0]["srcdoc"] == (places[0] / "report.html").read_text()
-
-
-def test_what_is_no_summary_cannot_be_compared(tmp_path):
-    (tmp_path / "x.json").write_text("{}")
-    with pytest.raises(ConfigError, match=r"summary\.json"):
-        compare_runs(tmp_path / "x.json", tmp_path, tmp_path / "out.html")
+    def test_another_verdict_is_another_page(self, tracked_config, file_store):
+        first, _ = report.write_report(tracked_config, file_store, self.results, STAGES)
+        without = self.results.model_copy(update={"verdict": None})
+        second, reused = report.write_report(tracked_config, file_store, without, STAGES)
+        assert not reused
+        assert second.digest != first.digest
