@@ -33,6 +33,22 @@ def render_array(identity: Identity, scene: Scene, size: int = SIZE) -> NDArray[
     return np.asarray(render(identity, scene, size))
 
 
+def subject_mask(identity: Identity, scene: Scene, size: int = SIZE) -> NDArray[np.bool_]:
+    """Where `render` shows the subject, (size, size): its own parts, less what an accessory hides.
+
+    A pixel belongs to the subject when at least half of it does. A hat is none of it: two pictures
+    with the same hat show no more of one subject for it.
+    """
+    side = size * SUPERSAMPLING
+    canvas = Image.new("L", (side, side))
+    drawing = CLASSES[identity.class_noun](identity)
+    place = _placement(scene, side)
+    _stamp(canvas, drawing.parts, 255, place)
+    if scene.accessory is not None:
+        _stamp(canvas, accessory(scene.accessory, (0, 0, 0), drawing.top), 0, place)
+    return np.asarray(canvas.reduce(SUPERSAMPLING)) >= 128
+
+
 def accessory(kind: str, color: Color, top: tuple[float, float, float]) -> list[Part]:
     """What sits on the subject; `top` is where: centre x, y of its top, half width."""
     x, y, w = top
@@ -99,7 +115,7 @@ def _map(points: list[Point], place: Matrix) -> list[Point]:
 
 def _paint(canvas: Image.Image, parts: list[Part], identity: Identity, place: Matrix) -> None:
     draw = ImageDraw.Draw(canvas)
-    width = max(1, round(canvas.width / 96))
+    width = _outline(canvas)
     texture = None if identity.pattern == "plain" else _texture(canvas.size, identity, place)
     for part in parts:
         points = _map(part.points, place)
@@ -111,6 +127,21 @@ def _paint(canvas: Image.Image, parts: list[Part], identity: Identity, place: Ma
             _fill_with(canvas, texture, points)
         if part.outline:
             draw.line([*points, points[0], points[1]], fill=INK, width=width, joint=None)
+
+
+def _stamp(canvas: Image.Image, parts: list[Part], level: int, place: Matrix) -> None:
+    """The same shapes in one grey level, outlines and all."""
+    draw = ImageDraw.Draw(canvas)
+    for part in parts:
+        points = _map(part.points, place)
+        draw.polygon(points, fill=level)
+        if part.outline:
+            draw.line([*points, points[0], points[1]], fill=level, width=_outline(canvas))
+
+
+def _outline(canvas: Image.Image) -> int:
+    """Width of an outline in pixels."""
+    return max(1, round(canvas.width / 96))
 
 
 def _fill_with(canvas: Image.Image, texture: Image.Image, points: list[Point]) -> None:
