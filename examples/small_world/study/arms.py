@@ -65,7 +65,9 @@ PREDICTION = Arm("prediction", "prior prediction", (*LORA, "prior.target=predict
 
 def photos(count: int) -> Arm:
     """Ours with so many photos; five are the default."""
-    return OURS if count == 5 else Arm(f"photos-{count}", f"{count} photos", photos=count)
+    if count == 5:
+        return OURS
+    return Arm(f"photos-{count}", f"{count} photo{'s' if count > 1 else ''}", photos=count)
 
 
 def lora(rank: int) -> Arm:
@@ -127,7 +129,7 @@ QUESTIONS = (
     Question(
         "photos",
         "Number of photos",
-        "The first so many of the eight; measured against the first five in every case.",
+        "The first so many of the eight, five by default; measured against the first five in every case.",
         tuple(photos(count) for count in (5, 1, 2, 3, 8)),
         subjects=FEW,
         seeds=(0,),
@@ -143,7 +145,7 @@ QUESTIONS = (
     Question(
         "steps",
         "Steps",
-        "Too few, enough, too many; everything else is our default.",
+        "Too few, enough (250, our defaults here), too many.",
         tuple(steps(count) for count in (250, 60, 120, 500, 1000)),
         subjects=FEW,
         seeds=(0,),

@@ -83,6 +83,16 @@ def of_arm(found: Found, metric: str) -> Estimate | None:
     return estimate(values) if values else None
 
 
+def of_base(found: Found, metric: str) -> Estimate | None:
+    """The untouched base's value for the arm's subjects; None where it has none."""
+    values = {
+        place: result.base_metrics[metric]
+        for place, result in found.results.items()
+        if metric in result.base_metrics
+    }
+    return estimate(values) if values else None
+
+
 def difference(ours: Found, theirs: Found, metric: str) -> Estimate | None:
     """Ours minus theirs over the trials that both have; None without any."""
     gains = {

@@ -1,6 +1,7 @@
 """`docs/study.md`: every number in it is computed from the trials' files, and nothing is written by hand."""
 
 import json
+import textwrap
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 
@@ -11,6 +12,8 @@ from examples.small_world.study.arms import Question
 from examples.small_world.study.findings import Found
 from examples.small_world.study.subjects import SUBJECTS
 
+WIDTH = 108
+"""Characters of a line of prose."""
 MARKS = {"better": " ▲", "worse": " ▼", "no difference shown": ""}
 
 
@@ -31,7 +34,8 @@ def write(questions: Sequence[Question], results: Path, page: Path) -> None:
 def section(question: Question, found: Sequence[Found]) -> str:
     """What was asked, what is missing, and what was found."""
     there = [each for each in found if each.results]
-    lines = [f"## {question.title}", "", question.about, "", *_missing(question, found)]
+    about = textwrap.fill(question.about, WIDTH)
+    lines = [f"## {question.title}", "", about, "", *_missing(question, found)]
     if not there:
         return "\n".join(lines)
     picture = f"![{question.title}](study/{question.name}.svg)"
@@ -52,8 +56,8 @@ and one seed.
 
 An interval is of {findings.LEVEL:.0%} and over subjects, whose seeds are averaged first. ▲ and ▼
 mark what is better and worse than the first arm on the same subjects and seeds: there the interval of the
-difference leaves out 0. Many differences are looked at and none is corrected for that: a single mark
-among many may be luck.
+difference leaves out 0. "base" is the untouched one, on the same seeds. Many differences are looked at and
+none is corrected for that: a single mark among many may be luck.
 
 diffusers' side is `{peer.SCRIPT}` of commit `{peer.COMMIT[:7]}`, run from its own source:
 
@@ -69,7 +73,8 @@ What is there is found again; `--plan` says what is missing and how long it take
 
 def _missing(question: Question, found: Sequence[Found]) -> Iterator[str]:
     lacking = [each for each in found if len(each.results) < each.planned]
-    size = f"{len(question.subjects)} subjects x {len(question.seeds)} seeds"
+    seeds = len(question.seeds)
+    size = f"{len(question.subjects)} subjects x {seeds} seed{'s' if seeds > 1 else ''}"
     if not lacking:
         yield f"{size} per arm; no trial is missing."
     else:
@@ -82,24 +87,34 @@ def _pair(found: Sequence[Found]) -> Iterator[str]:
     ours, theirs = found
     yield f"On the {len(findings.both(ours, theirs))} trials that both have:"
     yield ""
-    yield f"| metric | {ours.arm.label} | {theirs.arm.label} | difference | ours is |"
-    yield "|---|---|---|---|---|"
+    yield f"| metric | base | {ours.arm.label} | {theirs.arm.label} | difference | ours is |"
+    yield "|---|---|---|---|---|---|"
     for metric, row in findings.against(ours, theirs).items():
         better = bool(row["higher_is_better"])
         gain = Estimate(value=row["difference"], low=row["low"], high=row["high"])
-        yield (
-            f"| {_titled(metric)} | {row['ours']:.3f} | {row['peer']:.3f} | {_shown(gain, '+')} "
-            f"| {findings.answer(gain, better)} |"
+        cells = (
+            _base(ours, metric),
+            f"{row['ours']:.3f}",
+            f"{row['peer']:.3f}",
+            _shown(gain, "+"),
+            findings.answer(gain, better),
         )
+        yield f"| {_titled(metric)} | " + " | ".join(cells) + " |"
 
 
 def _table(found: Sequence[Found]) -> Iterator[str]:
     first = found[0]
-    yield "| metric | " + " | ".join(each.arm.label for each in found) + " |"
-    yield "|---|" + "---|" * len(found)
+    yield "| metric | base | " + " | ".join(each.arm.label for each in found) + " |"
+    yield "|---|---|" + "---|" * len(found)
     for metric in findings.metrics_of(found):
         cells = (_cell(each, first, metric) for each in found)
-        yield f"| {_titled(metric)} | " + " | ".join(cells) + " |"
+        yield f"| {_titled(metric)} | {_base(first, metric)} | " + " | ".join(cells) + " |"
+
+
+def _base(found: Found, metric: str) -> str:
+    """What the untouched base scores on the same subjects; a dash where it has no score."""
+    mean = findings.of_base(found, metric)
+    return "-" if mean is None else f"{mean.value:.3f}"
 
 
 def _cell(found: Found, first: Found, metric: str) -> str:
