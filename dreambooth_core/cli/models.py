@@ -1,13 +1,32 @@
-"""Commands about trained models: `export`, `compare`."""
+"""Commands about trained models: in and out of service, where from, how different, elsewhere."""
 
+import os
+import sys
+from enum import StrEnum
 from pathlib import Path
-from typing import Annotated
+from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from dreambooth_core.cli.arguments import Overrides, Work
+from dreambooth_core.cli.arguments import AsJson, Overrides, Work
+from dreambooth_core.errors import ConfigError, StageFailed
+
+if TYPE_CHECKING:
+    from dreambooth_core.config import Config
 
 app = typer.Typer()
+
+
+Model = Annotated[str, typer.Argument(help="NAME (its candidate), NAME@alias or NAME/version.")]
+Place = Annotated[Path | None, typer.Option(help="Config that says where MLflow is.")]
+Yes = Annotated[bool, typer.Option("--yes", help="Do not ask.")]
+By = Annotated[str | None, typer.Option(help="Who does it; the user of this machine otherwise.")]
+
+
+class Alias(StrEnum):
+    """What a version can be promoted to."""
+
+    champion = "champion"
 
 
 @app.command()
@@ -47,3 +66,153 @@ def compare(
     from dreambooth_core.comparison import compare_runs
 
     print(compare_runs(left, right, out))
+
+
+@app.command("models")
+def list_models(
+    as_json: AsJson = False, work: Work = Path(".dreambooth"), config: Place = None
+) -> None:
+    """List the registered models: versions, aliases, what the gate said, scores."""
+    from dreambooth_core import model_screens, versions
+
+    settings, place = _where(config, work)
+    model_screens.show_models(versions.listed(settings, place), as_json)
+
+
+@app.command()
+def promote(
+    model: Model,
+    to: Annotated[Alias, typer.Option(help="The alias.")] = Alias.champion,
+    reason: Annotated[str, typer.Option(help="Why, when the gate has not said promote.")] = "",
+    by: By = None,
+    yes: Yes = False,
+    as_json: AsJson = False,
+    work: Work = Path(".dreambooth"),
+    config: Place = None,
+) -> None:
+    """Put a version into service; the one before it stays as `previous`.
+
+    What the gate has refused needs --reason, and bears the name of who gave it.
+    """
+    from dreambooth_core import aliases, model_screens, promotion, versions
+
+    settings, place = _where(config, work)
+    with versions.opened(settings, place, model) as one:
+        found = one.found
+        _confirm(f"Make {found.name}/{found.version} the {to.value}?", yes)
+        wish = promotion.Wish(found.version, by or aliases.whoever(), reason)
+        standing = promotion.promote(found.config, one.store, wish)
+    model_screens.show_standing(found.name, standing, as_json)
+
+
+@app.command()
+def rollback(
+    model: Annotated[str, typer.Argument(help="NAME, or NAME/VERSION of the champion.")],
+    reason: Annotated[str, typer.Option(help="Why.")] = "",
+    by: By = None,
+    yes: Yes = False,
+    as_json: AsJson = False,
+    work: Work = Path(".dreambooth"),
+    config: Place = None,
+) -> None:
+    """Take the champion out of service: the one before it is champion again."""
+    from dreambooth_core import aliases, model_screens, promotion, versions
+
+    settings, place = _where(config, work)
+    wanted = model if "/" in model else f"{model}@champion"
+    with versions.opened(settings, place, wanted) as one:
+        found = one.found
+        _confirm(f"Take {found.name}/{found.version} out of service?", yes)
+        wish = promotion.Wish(found.version, by or aliases.whoever(), reason)
+        standing = promotion.rollback(found.config, one.store, wish)
+    model_screens.show_standing(found.name, standing, as_json)
+
+
+@app.command()
+def lineage(
+    model: Model,
+    as_json: AsJson = False,
+    work: Work = Path(".dreambooth"),
+    config: Place = None,
+) -> None:
+    """Show all that a version comes from: photos, class images, base, config, code, scores, aliases."""
+    from dreambooth_core import model_screens, versions
+    from dreambooth_core.lineage import lineage_of
+
+    settings, place = _where(config, work)
+    with versions.opened(settings, place, model) as one:
+        traced = lineage_of(one.store, one.book, one.found.version)
+    model_screens.show_lineage(traced, as_json)
+
+
+@app.command()
+def diff(
+    left: Annotated[str, typer.Argument(metavar="A", help="NAME, NAME@alias or NAME/version.")],
+    right: Annotated[str, typer.Argument(metavar="B", help="The same, of another one.")],
+    out: Annotated[
+        Path | None, typer.Option(help="Also write a page here, with their images side by side.")
+    ] = None,
+    as_json: AsJson = False,
+    work: Work = Path(".dreambooth"),
+    config: Place = None,
+) -> None:
+    """Compare two versions: config, data, metrics, and images of the same prompt and seed."""
+    from dreambooth_core import differences, model_screens, versions
+
+    settings, place = _where(config, work)
+    with (
+        versions.opened(settings, place, left) as one,
+        versions.opened(settings, place, right) as other,
+    ):
+        sides = [
+            differences.side_of(each.store, each.book, each.found.version) for each in (one, other)
+        ]
+        found = differences.difference(*sides)
+        if out is not None:
+            differences.write_gallery(out, *sides)
+    model_screens.show_difference(found, as_json)
+
+
+@app.command()
+def serve(
+    model: Model,
+    port: Annotated[int, typer.Option(min=1, max=65535, help="On loopback.")] = 5001,
+    work: Work = Path(".dreambooth"),
+    config: Place = None,
+) -> None:
+    """Answer requests with images until interrupted: `mlflow models serve`, with the store at hand."""
+    from dreambooth_core import tracking, versions
+    from dreambooth_core.processes import supervised
+    from dreambooth_core.serving import WORK
+
+    settings, place = _where(config, work)
+    with versions.opened(settings, place, model) as one:
+        found = one.found
+        uri = tracking.tracking_uri(found.config)
+        ours = {"MLFLOW_TRACKING_URI": uri, WORK: str(place.resolve())}
+        command = [sys.executable, "-m", "mlflow", "models", "serve", "--env-manager", "local"]
+        command += ["-m", f"models:/{found.name}/{found.version}", "-p", str(port)]
+        with supervised(command, env={**os.environ, **ours}) as server:
+            server.wait()
+    if server.returncode:
+        raise StageFailed(f"mlflow models serve ended with status {server.returncode}")
+
+
+def _where(config: Path | None, work: Path) -> "tuple[Config | None, Path]":
+    """Where MLflow is: by a config, or below a work folder."""
+    if config is None:
+        return None, work
+    from dreambooth_core.config import load_config
+
+    settings = load_config(config)
+    return settings, settings.paths.work
+
+
+def _confirm(question: str, yes: bool) -> None:
+    """Asks a person; without a terminal only --yes will do."""
+    if yes:
+        return
+    if not sys.stdin.isatty():
+        raise ConfigError(f"{question} There is no terminal to ask at: add --yes")
+    if not typer.confirm(question, err=True):
+        raise typer.Exit(1)

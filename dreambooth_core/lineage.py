@@ -1,0 +1,179 @@
+"""From the photos to the alias: everything that a model version comes from, by digests."""
+
+from dreambooth_core.aliases import Book, Change
+from dreambooth_core.blobs import digest_json, digest_of
+from dreambooth_core.checkpoints import MANIFEST, Checkpoint
+from dreambooth_core.config import Method
+from dreambooth_core.origins import PRIVATE, ancestry_of, read_origin
+from dreambooth_core.promotion import verdict_of
+from dreambooth_core.records import ImageSet, Record, Verdict
+from dreambooth_core.storage import Store
+
+
+class Photo(Record):
+    """One image of a set."""
+
+    name: str
+    sha256: str
+
+
+class Images(Record):
+    """An image set."""
+
+    uri: str
+    digest: str
+    images: tuple[Photo, ...]
+
+
+class Base(Record):
+    """The base model."""
+
+    name: str
+    revision: str | None
+    digest: str
+    licence: str
+
+
+class Step(Record):
+    """A checkpoint that is still in the store."""
+
+    step: int
+    digest: str
+    """Of its manifest."""
+    code: str
+    """Digest of the source that wrote it."""
+
+
+class Training(Record):
+    """How the weights came about."""
+
+    key: str
+    method: Method
+    steps: int
+    chosen_step: int
+    resumed_from: int
+    checkpoints: tuple[Step, ...]
+    weights: str
+    """Digest."""
+    files: dict[str, str]
+    """File of the weights -> SHA-256."""
+
+
+class Measured(Record):
+    """How good it is."""
+
+    digest: str
+    plan: str
+    metrics: dict[str, float]
+
+
+class Decision(Record):
+    """What the gate said."""
+
+    digest: str
+    outcome: str
+    against: str
+    sentence: str
+
+
+class Lineage(Record):
+    """All of it, in the order in which it came to be."""
+
+    model: str
+    """NAME/version."""
+    aliases: tuple[str, ...]
+    instance: Images
+    provenance: str
+    consent: str
+    classes: Images | None
+    base: Base
+    config: str
+    """Digest of the config, without what is this machine's own."""
+    code: str
+    training: Training
+    scores: Measured
+    registered: str
+    """UTC, ISO 8601."""
+    by: str
+    run_id: str
+    model_id: str
+    verdict: Decision | None
+    changes: tuple[Change, ...]
+    """Of aliases, those that were about this version or took one from it."""
+
+
+def lineage_of(store: Store, book: Book, version: str) -> Lineage:
+    """Raises `ConfigError` for a version that says nothing of it, `StorageError` for lost records."""
+    origin = read_origin(book, version)
+    found, config = ancestry_of(store, origin), origin.config
+    weights, scores = found.weights, found.scores
+    return Lineage(
+        model=f"{book.name}/{version}",
+        aliases=book.standing.of(version),
+        instance=_images(found.instance),
+        provenance=config.subject.provenance,
+        consent=config.subject.consent,
+        classes=_images(found.classes) if found.classes else None,
+        base=Base(
+            name=config.model.base,
+            revision=config.model.revision,
+            digest=origin.base_digest,
+            licence=config.model.licence,
+        ),
+        config=digest_json(config.model_dump(mode="json", exclude=PRIVATE)),
+        code=origin.code,
+        training=Training(
+            key=weights.key,
+            method=weights.method,
+            steps=weights.steps,
+            chosen_step=weights.chosen_step or weights.steps,
+            resumed_from=weights.resumed_from,
+            checkpoints=_checkpoints(store, weights.key),
+            weights=weights.digest,
+            files={name: blob.sha256 for name, blob in weights.files.items()},
+        ),
+        scores=Measured(digest=scores.digest, plan=scores.plan, metrics=scores.metrics),
+        registered=origin.when,
+        by=origin.by,
+        run_id=origin.run_id,
+        model_id=origin.model_id,
+        verdict=_decision(verdict_of(book, version)),
+        changes=_changes(book, version),
+    )
+
+
+def _images(found: ImageSet) -> Images:
+    photos = tuple(Photo(name=image.name, sha256=image.blob.sha256) for image in found.images)
+    return Images(uri=found.uri, digest=found.digest, images=photos)
+
+
+def _checkpoints(store: Store, key: str) -> tuple[Step, ...]:
+    if not key:
+        return ()
+    keys = [
+        place for place in store.keys(f"runs/{key}/checkpoints/") if place.endswith(f"/{MANIFEST}")
+    ]
+    steps = []
+    for place in keys:
+        data = store.get(place)
+        manifest = Checkpoint.model_validate_json(data)
+        steps.append(Step(step=manifest.step, digest=digest_of(data), code=manifest.code))
+    return tuple(sorted(steps, key=lambda step: step.step))
+
+
+def _decision(verdict: Verdict | None) -> Decision | None:
+    if verdict is None:
+        return None
+    said = {name: getattr(verdict, name) for name in Decision.model_fields}
+    return Decision(**said)
+
+
+def _changes(book: Book, version: str) -> tuple[Change, ...]:
+    """Those after which the version has other aliases than before."""
+    changes, before = [], tuple[str, ...]()
+    for change in book.history():
+        now = change.standing.of(version)
+        if now != before:
+            changes.append(change)
+        before = now
+    return tuple(changes)

@@ -1,0 +1,100 @@
+"""Registered versions as they are looked at: one with all its records, or all in a list."""
+
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from datetime import UTC, datetime
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+from dreambooth_core import tracking
+from dreambooth_core.aliases import Book
+from dreambooth_core.config import Config
+from dreambooth_core.records import Record
+from dreambooth_core.registry import Found, find_version, open_book, tracking_place
+from dreambooth_core.services import local_services
+from dreambooth_core.storage import Store, open_store
+
+
+@dataclass(frozen=True)
+class Opened:
+    """A version with the store and the log that know it."""
+
+    found: Found
+    store: Store
+    book: Book
+
+
+class Listed(Record):
+    """A version as a table shows it."""
+
+    name: str
+    version: str
+    aliases: tuple[str, ...]
+    method: str
+    verdict: str
+    """promote, keep or inconclusive; empty when the gate was not asked."""
+    sentence: str
+    metrics: dict[str, float]
+    when: str
+    """UTC, ISO 8601."""
+    run_id: str
+
+
+@contextmanager
+def opened(config: Config | None, work: Path, wanted: str) -> Iterator[Opened]:
+    """The version behind NAME, NAME@alias or NAME/version, while its store can be reached.
+
+    An alias is what the log says, and so is MLflow's afterwards. Raises as `find_version` does.
+    """
+    found = find_version(config, work, wanted)
+    with local_services(found.config):
+        store, client = open_store(found.config.storage), tracking.open_client(found.config)
+        book = open_book(client, found.config, store)
+        if not book.is_followed():
+            book.follow(client)
+            found = find_version(config, work, wanted)
+        yield Opened(found, store, book)
+
+
+def listed(config: Config | None, work: Path) -> list[Listed]:
+    """All versions of all models, as MLflow knows them; the newest of each model first."""
+    client = tracking.open_client(tracking_place(config, work))
+    rows = []
+    for model in _all(client.search_registered_models):
+        aliases = {alias: str(version) for alias, version in model.aliases.items()}
+        of = partial(client.search_model_versions, f"name = '{model.name}'")
+        rows += [_listed(one, aliases) for one in _all(of)]
+    return sorted(rows, key=lambda row: (row.name, -int(row.version)))
+
+
+def _all(search: Callable[..., Any]) -> Iterator[Any]:
+    """Every page of a search in MLflow."""
+    token = None
+    while True:
+        page = search(page_token=token)
+        yield from page
+        token = page.token
+        if not token:
+            return
+
+
+def _listed(version: Any, aliases: dict[str, str]) -> Listed:
+    tags, mark = version.tags, "dreambooth.metric."
+    created = datetime.fromtimestamp(version.creation_timestamp / 1000, UTC)
+    return Listed(
+        name=version.name,
+        version=str(version.version),
+        aliases=tuple(alias for alias, one in aliases.items() if one == str(version.version)),
+        method=tags.get("dreambooth.method", ""),
+        verdict=tags.get("dreambooth.verdict", ""),
+        sentence=tags.get("dreambooth.verdict_sentence", ""),
+        metrics={
+            name.removeprefix(mark): float(value)
+            for name, value in tags.items()
+            if name.startswith(mark)
+        },
+        when=created.isoformat(timespec="seconds"),
+        run_id=version.run_id or "",
+    )
