@@ -1,14 +1,18 @@
-"""Out of a registered model: images, or files for other programs, into a folder."""
+"""Out of trained models: images, orders of many images, or files for other programs, into a folder."""
 
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
-from dreambooth_core import console, exports
+from dreambooth_core import console, darkroom, exports
 from dreambooth_core.blobs import get_blob, get_record
 from dreambooth_core.config import Config, Sample, load_config
+from dreambooth_core.darkroom import Tally
 from dreambooth_core.errors import ConfigError
-from dreambooth_core.records import Weights
+from dreambooth_core.fulfilling import Published, announced, planned, publish
+from dreambooth_core.orders import Order
+from dreambooth_core.palettes import find_members
+from dreambooth_core.records import Record, Weights
 from dreambooth_core.registry import find_version
 from dreambooth_core.sampling import fetch_weights, sample
 from dreambooth_core.services import local_services
@@ -50,6 +54,32 @@ def from_registry(config: Config | None, work: Path, model: str, wish: Wish) -> 
             path = wish.out / f"{found.name}-v{found.version}-{image.name}"
             path.write_bytes(get_blob(store, image.blob))
             yield path
+
+
+class Fulfilled(Record):
+    """How an order, or a worker's shard of it, went."""
+
+    tally: Tally
+    published: Published | None
+    """None while images of other shards are missing."""
+
+
+def from_order(
+    config: Config | None, work: Path, order: Order, shard: tuple[int, int], out: Path
+) -> Fulfilled:
+    """Draw what is missing of a shard of the order; publish the order once nothing is missing.
+
+    `config` says where MLflow is, as in `find_version`. Raises `ConfigError` before anything is
+    drawn for models or settings that do not go together.
+    """
+    members = find_members(order, config, work)
+    home = next(iter(members.values())).config
+    with local_services(home), console.progress_bar("sample") as progress:
+        store = open_store(home.storage)
+        plan = planned(order, members, store)
+        console.say(announced(plan, shard))
+        tally = darkroom.draw(store, plan, shard, progress)
+        return Fulfilled(tally=tally, published=publish(order, plan, members, store, out))
 
 
 def exported(

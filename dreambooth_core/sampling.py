@@ -27,17 +27,20 @@ from dreambooth_core.painters import (
     painter_of,
 )
 from dreambooth_core.randomness import seed_for
-from dreambooth_core.records import Image, Progress, SampleSet, Weights
+from dreambooth_core.records import Image, Progress, Record, SampleSet, Weights
 from dreambooth_core.stages import once, stage_key
 from dreambooth_core.storage import Store
 
 __all__ = [
+    "DRAWN_BY",
     "Blend",
     "Drawing",
+    "DrawnBy",
     "Painter",
     "Request",
     "base_digest",
     "drawing_of",
+    "drawn_by",
     "each_image",
     "encode_png",
     "fetch_weights",
@@ -52,8 +55,28 @@ __all__ = [
     "sample_set",
 ]
 
+DRAWN_BY = "drawn_by.json"
+
 Request = tuple[str, int]
 """A prompt and a seed."""
+
+
+class DrawnBy(Record):
+    """All that decides images but prompt and seed: the record `<prefix>/drawn_by.json` of a prefix."""
+
+    family: str
+    base: str
+    """Digest of the base's files."""
+    weights: tuple[tuple[str, float], ...]
+    """Digests and strengths of what was put into the base."""
+    sampler: Sampler
+    size: tuple[int, int]
+    """Height and width in pixels."""
+
+    @property
+    def prefix(self) -> str:
+        """Where such images lie in the store."""
+        return f"images/{stage_key('images', self.model_dump())}"
 
 
 @dataclass(frozen=True)
@@ -65,6 +88,8 @@ class Drawing:
     sampler: Sampler
     size: tuple[int, int]
     """Height and width in pixels."""
+    by: DrawnBy | None = None
+    """Kept beside the images, if anyone is to find out later whose they are."""
 
 
 def generate(
@@ -155,6 +180,8 @@ def each_image(
             missing.append(request)
         else:
             yield request, found, False
+    if missing and drawing.by is not None:
+        put_record(store, f"{prefix}/{DRAWN_BY}", drawing.by)
     images = generate(drawing.load(), drawing, missing, progress) if missing else iter(())
     for request, image in zip(missing, images, strict=True):
         yield request, _committed(store, image_key(prefix, request), request, image), True
@@ -201,15 +228,21 @@ def images_prefix(
     Whatever is drawn with `drawing_of(config, store, weights, size)` belongs there: a run's samples,
     an evaluation's images and somebody's order find each other's.
     """
+    return drawn_by(config, weights, size).prefix
+
+
+def drawn_by(
+    config: Config, weights: Weights | Blend | None, size: tuple[int, int] | None = None
+) -> DrawnBy:
+    """What decides the images of a config's base and weights; `model.resolution` without a size."""
     side = config.model.resolution
-    inputs = {
-        "family": config.model.family,
-        "base": base_digest(config),
-        "weights": [[share.weights.digest, share.strength] for share in blend_of(weights)],
-        "sampler": config.sampler,
-        "size": size or (side, side),
-    }
-    return f"images/{stage_key('images', inputs)}"
+    return DrawnBy(
+        family=config.model.family,
+        base=base_digest(config),
+        weights=tuple((share.weights.digest, share.strength) for share in blend_of(weights)),
+        sampler=config.sampler,
+        size=size or (side, side),
+    )
 
 
 def drawing_of(
@@ -222,9 +255,9 @@ def drawing_of(
 
     Squares of `model.resolution` when no size is given.
     """
-    side = config.model.resolution
+    by = drawn_by(config, weights, size)
     load = cache(partial(load_painter, config, store, weights))
-    return Drawing(load, config.sampler, size or (side, side))
+    return Drawing(load, config.sampler, by.size, by)
 
 
 def grid(config: Config, prompts: Sequence[str], seeds: int, stream: str) -> list[Request]:

@@ -12,6 +12,8 @@ from dreambooth_core.storage import Store
 
 SIDE = 128
 """Pixels of one cell."""
+ACROSS = 16
+"""Most cells of one row: what is longer goes on in the next one."""
 
 
 def by_prompt(images: Sequence[records.Image]) -> dict[str, list[records.Image]]:
@@ -24,10 +26,9 @@ def by_prompt(images: Sequence[records.Image]) -> dict[str, list[records.Image]]
 
 def contact_sheet(store: Store, images: Sequence[records.Image]) -> bytes:
     """One PNG: a row per prompt, or about a square when all prompts are the same."""
-    rows = list(by_prompt(images).values())
-    if len(rows) == 1:
-        across = math.ceil(math.sqrt(len(images)))
-        rows = [rows[0][start : start + across] for start in range(0, len(images), across)]
+    prompts = list(by_prompt(images).values())
+    across = math.ceil(math.sqrt(len(images))) if len(prompts) == 1 else ACROSS
+    rows = [row[start : start + across] for row in prompts for start in range(0, len(row), across)]
     sheet = Image.new("RGB", (SIDE * max(map(len, rows), default=1), SIDE * max(len(rows), 1)))
     for down, row in enumerate(rows):
         for across, image in enumerate(row):

@@ -1,31 +1,127 @@
-"""Commands that draw: `sample`."""
+"""Commands that draw and find images: `sample`, `search`."""
 
 from pathlib import Path
-from typing import Annotated
+from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from dreambooth_core.cli.arguments import Work
+from dreambooth_core.cli.arguments import AsJson, Work
+from dreambooth_core.cli.stopping import interruptible
+from dreambooth_core.errors import ConfigError
+
+if TYPE_CHECKING:
+    from dreambooth_core.config import Config
+    from dreambooth_core.draw import Fulfilled
 
 app = typer.Typer()
+
+ORDERS = (".yaml", ".yml", ".csv")
+Place = Annotated[Path | None, typer.Option(help="Config that says where MLflow is.")]
 
 
 @app.command()
 def sample(
-    model: Annotated[str, typer.Argument(help="NAME (its candidate), NAME@alias or NAME/version.")],
-    prompt: Annotated[
-        list[str], typer.Option(help="Template; {subject} is what was learned. Repeatable.")
+    what: Annotated[
+        str,
+        typer.Argument(
+            metavar="MODEL|ORDER",
+            help="NAME (its candidate), NAME@alias or NAME/version; or an order in YAML or CSV.",
+        ),
     ],
-    seeds: Annotated[int, typer.Option(min=1, help="Images per prompt.")] = 4,
-    out: Annotated[Path, typer.Option(help="Folder for the images.")] = Path("samples"),
+    prompt: Annotated[
+        list[str] | None,
+        typer.Option(help="For a MODEL: template; {subject} is what was learned. Repeatable."),
+    ] = None,
+    seeds: Annotated[
+        int | None, typer.Option(min=1, help="For a MODEL: images per prompt; 4 when left out.")
+    ] = None,
+    shard: Annotated[
+        str | None,
+        typer.Option(metavar="K/N", help="For an ORDER: every N-th image from the K-th."),
+    ] = None,
+    out: Annotated[
+        Path | None, typer.Option(help="Folder for the images; samples, or samples/ORDER.")
+    ] = None,
     work: Work = Path(".dreambooth"),
-    config: Annotated[Path | None, typer.Option(help="Config that says where MLflow is.")] = None,
+    config: Place = None,
+    as_json: AsJson = False,
 ) -> None:
-    """Draw images from a registered model; prints their paths."""
+    """Draw images from a registered model, or a whole order of them; prints the paths.
+
+    An order asks for prompts x seeds x models x settings, and becomes images, a gallery, a contact
+    sheet and a manifest. A second run makes only what is missing; shards may run anywhere, at once.
+    """
+    is_order = Path(what).suffix in ORDERS
+    _check_sample(what, is_order, prompt, seeds, shard)
+    settings = _settings(config)
+    place = settings.paths.work if settings else work
+    if is_order:
+        with interruptible():
+            _order(settings, place, Path(what), shard or "1/1", out, as_json)
+        return
+    import json
+
     from dreambooth_core import draw
+
+    wish = draw.Wish(tuple(prompt or ()), seeds or 4, out or Path("samples"))
+    paths = draw.from_registry(settings, place, what, wish)
+    if as_json:
+        print(json.dumps([str(path) for path in paths]))
+        return
+    for path in paths:
+        print(path)
+
+
+def _check_sample(
+    what: str, is_order: bool, prompt: list[str] | None, seeds: int | None, shard: str | None
+) -> None:
+    if is_order and (prompt or seeds):
+        raise ConfigError(
+            f"{what} is an order, which says its prompts and seeds itself: leave them out"
+        )
+    if not is_order and not prompt:
+        raise ConfigError(
+            f"{what} is taken for a registered model: give --prompt, or name an order in "
+            f"{', '.join(ORDERS)}"
+        )
+    if not is_order and shard:
+        raise ConfigError("--shard is for orders: write the prompts into a YAML or CSV file")
+
+
+def _order(
+    settings: "Config | None", work: Path, path: Path, shard: str, out: Path | None, as_json: bool
+) -> None:
+    from dreambooth_core import draw
+    from dreambooth_core.darkroom import shard_of
+    from dreambooth_core.orders import read_order
+
+    order, part = read_order(path), shard_of(shard)
+    folder = out or Path("samples") / order.name
+    done = draw.from_order(settings, work, order, part, folder)
+    if as_json:
+        print(done.model_dump_json(indent=2))
+    else:
+        _tell(done, folder)
+
+
+def _tell(done: "Fulfilled", folder: Path) -> None:
+    from dreambooth_core.console import say
+
+    tally, published = done.tally, done.published
+    pace = f", {tally.images_per_second:.2f} images/s" if tally.made else ""
+    say(f"{tally.made} images drawn, {tally.found} found in {tally.seconds:.1f} s{pace}")
+    if published is None:
+        say(f"{tally.missing} images are left to other shards; the last one makes the gallery")
+        return
+    if published.near_duplicates:
+        say(f"{published.near_duplicates} of {published.count} images nearly repeat another one")
+    if published.unsafe:
+        say(f"{published.unsafe} of {published.count} images are flagged as unsafe")
+    for name in published.files:
+        print(folder / name)
+
+
+def _settings(config: Path | None) -> "Config | None":
     from dreambooth_core.config import load_config
 
-    settings = load_config(config) if config else None
-    place = settings.paths.work if settings else work
-    for path in draw.from_registry(settings, place, model, draw.Wish(tuple(prompt), seeds, out)):
-        print(path)
+    return load_config(config) if config else None
