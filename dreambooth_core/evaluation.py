@@ -202,7 +202,9 @@ def _look(
     )
     theirs = replace(ours, generated=seen[2], classes=seen[3])
     others = {
-        subject.class_noun: viewer.see(_members(instance, place), subject.class_noun, OF_CLASSES)
+        subject.fill("{subject}"): viewer.see(
+            _members(instance, place), subject.class_noun, OF_CLASSES
+        )
         for place, subject in enumerate(config.subjects)
         if place > 0
     }

@@ -110,7 +110,8 @@ class Viewer:
         def compute(missing: list[int]) -> Iterator[Entry]:
             masks = [_mask(self.store, pictures.images[place]) for place in missing]
             shown = [pictures[place] for place in missing]
-            yield from (_packed(spot) for spot in spots(self._finder, shown, noun, masks))
+            finder = self._finder if None in masks else None
+            yield from (_packed(spot) for spot in spots(finder, shown, noun, masks))
 
         entries = self._cache("spots").fetch(keys, compute).entries
         return tuple(_unpacked(entry) for entry in entries)

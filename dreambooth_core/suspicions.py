@@ -18,12 +18,12 @@ def suspicions(evidence: Evidence, others: Mapping[str, Seen]) -> tuple[str, ...
 
     By the identity encoder, on crops where there are any: the photos must be more like each other
     than the generated images are like them, and those more than the base's class images; `others`,
-    photos of further subjects by name, must be less like them than all of these.
+    photos of further subjects by what these are called, must be less like them than all of these.
     """
     crop: Sight = ("identity", "crop")
-    cropped = None not in (evidence.photos.by(crop), evidence.generated.by(crop))
-    ladder = _ladder(evidence, crop if cropped else ("identity", "whole"))
-    strangers = _strangers(evidence, others, crop if cropped else ("identity", "whole"))
+    cropped = all(crop in seen.rows for seen in (evidence.photos, evidence.generated))
+    sight: Sight = crop if cropped else ("identity", "whole")
+    ladder, strangers = _ladder(evidence, sight), _strangers(evidence, others, sight)
     lowest = min(ladder, key=lambda rung: rung[1], default=None)
     pairs = [*pairwise(ladder), *((lowest, stranger) for stranger in strangers if lowest)]
     wrong = [_sentence(upper, lower) for upper, lower in pairs if upper[1] <= lower[1]]
@@ -49,7 +49,7 @@ def _strangers(evidence: Evidence, others: Mapping[str, Seen], sight: Sight) -> 
     photos = evidence.photos.by(sight)
     return _known(
         {
-            f"the photos of the other subject, a {name},": mean_cosines(seen.by(sight), photos)
+            f"the photos of {name}": mean_cosines(seen.by(sight), photos)
             for name, seen in others.items()
         }
     )

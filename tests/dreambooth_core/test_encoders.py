@@ -5,6 +5,7 @@ import numpy as np
 import pytest
 import torch
 from PIL import Image
+from safetensors.numpy import load_file, save_file
 from transformers import CLIPModel, ViTModel
 
 from dreambooth_core.encoders import Encoder, encoder_digest
@@ -29,7 +30,7 @@ def normalised(images: list[Image.Image], folder) -> torch.Tensor:
 def test_the_identity_embedding_is_the_class_token_of_the_last_layer(tiny_encoders):
     _, folder = tiny_encoders
     images = pictures(3)
-    found = Encoder(str(folder), None).identity_images(images)
+    found = Encoder(str(folder), None, "own").identity_images(images)
     with torch.no_grad():
         tokens = ViTModel.from_pretrained(folder)(normalised(images, folder)).last_hidden_state
     expected = torch.nn.functional.normalize(tokens[:, 0], dim=-1).numpy()
@@ -61,6 +62,46 @@ def test_more_images_than_one_batch(tiny_encoders):
     found = encoder.identity_images(images)
     assert found.shape[0] == 19
     np.testing.assert_allclose(found[18:], encoder.identity_images(images[18:]), atol=1e-5)
+
+
+def test_neither_the_neighbours_nor_their_number_decide_a_bit(tiny_encoders):
+    clip, eye = (Encoder(str(folder), None) for folder in tiny_encoders)
+    images, texts = pictures(19), [f"robot {number}" * (1 + number % 3) for number in range(19)]
+    for places in ([18], [3, 18, 4], list(range(18, -1, -1))):
+        some, words = [images[place] for place in places], [texts[place] for place in places]
+        np.testing.assert_array_equal(
+            eye.identity_images(some), eye.identity_images(images)[places]
+        )
+        np.testing.assert_array_equal(clip.clip_images(some), clip.clip_images(images)[places])
+        np.testing.assert_array_equal(clip.clip_texts(words), clip.clip_texts(texts)[places])
+
+
+@pytest.mark.parametrize("shape", [(32, 32), (48, 80), (90, 61), (20, 33)])
+def test_the_papers_preprocessing_is_that_of_the_encoders_authors(tiny_encoders, shape):
+    """DINO: shorter side to 256/224 of what it takes, then its middle; CLIP: to what it takes."""
+    draw = np.random.default_rng(0)
+    image = Image.fromarray(draw.integers(0, 255, (*shape, 3), dtype=np.uint8))
+    for folder, edge in zip(tiny_encoders, (32, 37), strict=True):
+        short = min(image.size)
+        size = tuple(int(edge * x / short) for x in image.size)
+        left, top = (round((x - 32) / 2) for x in size)
+        by_hand = image.resize(size, Image.Resampling.BICUBIC).crop(
+            (left, top, left + 32, top + 32)
+        )
+        paper, own = (Encoder(str(folder), None, rule) for rule in ("paper", "own"))
+        see = "clip_images" if edge == 32 else "identity_images"
+        np.testing.assert_allclose(
+            getattr(paper, see)([image]), getattr(own, see)([by_hand]), atol=1e-6
+        )
+
+
+def test_an_encoder_that_gives_no_numbers_is_refused(tiny_encoders, tmp_path):
+    folder = shutil.copytree(tiny_encoders[1], tmp_path / "broken")
+    weights = load_file(folder / "model.safetensors")
+    weights["layernorm.weight"] *= np.nan
+    save_file(weights, folder / "model.safetensors", metadata={"format": "pt"})
+    with pytest.raises(ModelError, match="not finite"):
+        Encoder(str(folder), None).identity_images(pictures(1))
 
 
 def test_greyscale_and_transparent_images_are_seen_as_rgb(tiny_encoders):
