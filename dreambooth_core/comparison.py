@@ -1,64 +1,159 @@
-"""Two runs on one page: their numbers in one table, their reports side by side."""
+"""Two runs on one page: their numbers in one table, their pictures of the same seeds side by side.
 
-from html import escape
+All of it is read from the runs' reports, so that reports can be compared wherever they were sent.
+"""
+
+import json
+from collections import defaultdict
+from collections.abc import Mapping
+from dataclasses import dataclass
+from html.parser import HTMLParser
 from pathlib import Path
-from urllib.parse import urlparse
-from urllib.request import url2pathname
 
 from pydantic import ValidationError
 
+from dreambooth_core import charts, pages
+from dreambooth_core.config import Subject
 from dreambooth_core.errors import ConfigError
+from dreambooth_core.exhibits import Exhibit, Picture
+from dreambooth_core.facts import LEVEL, Facts, Line
+from dreambooth_core.records import Comparison
+from dreambooth_core.statistics import compare, place, shared_metrics
 from dreambooth_core.storage import written_beside
-from dreambooth_core.summary import Summary
 
-STYLE = """
-:root { color-scheme: light dark; }
-body { margin: 0; padding: 20px; font: 15px/1.5 system-ui, sans-serif;
-  background: light-dark(#f7f6f3, #16171a); color: light-dark(#1d1f23, #e9e8e4); }
-table { border-collapse: collapse; margin: 0 auto 20px; }
-th, td { padding: 5px 16px; text-align: right; border-bottom: 1px solid #8886; }
-th:first-child, td:first-child { text-align: left; }
-.two { display: grid; grid-template-columns: 1fr 1fr; gap: 12px; }
-iframe { width: 100%; height: 85vh; border: 1px solid #8886; border-radius: 10px; }
-"""
+
+@dataclass(frozen=True)
+class Told:
+    """What a report says, and the pictures in it by their digests."""
+
+    facts: Facts
+    pictures: dict[str, Picture]
 
 
 def compare_runs(left: Path, right: Path, out: Path) -> Path:
-    """Write the page to `out`; raises `ConfigError` for what is no finished run's summary."""
-    runs = [_read(left), _read(right)]
-    names = sorted({name for summary, _ in runs for name in summary.metrics})
-    rows = "".join(_row(name, [summary for summary, _ in runs]) for name in names)
-    head = "".join(f"<th>{escape(summary.run_id)}</th>" for summary, _ in runs)
-    frames = "".join(
-        f'<iframe title="{escape(summary.run_id)}" srcdoc="{escape(page)}"></iframe>'
-        for summary, page in runs
-    )
-    page = (
-        '<!doctype html><html lang="en"><meta charset="utf-8"><title>Two runs</title>'
-        f"<style>{STYLE}</style><table><tr><th>metric</th>{head}<th>base</th></tr>{rows}</table>"
-        f'<div class="two">{frames}</div></html>'
-    )
+    """Write the page to `out`.
+
+    `left` and `right`: a run's folder, or the report or the summary in it. Raises `ConfigError` for
+    what is no report of a finished run.
+    """
+    page = render(read_report(left), read_report(right))
     with written_beside(out) as temporary:
         temporary.write_text(page, encoding="utf-8")
     return out
 
 
-def _read(place: Path) -> tuple[Summary, str]:
-    file = place / "summary.json" if place.is_dir() else place
+def read_report(path: Path) -> Told:
+    """Raises `ConfigError` for anything but a report that says what it shows."""
+    file = path / "report.html" if path.is_dir() else path.with_name("report.html")
+    reader = _Reader()
     try:
-        summary = Summary.model_validate_json(file.read_bytes())
-        report = Path(url2pathname(urlparse(summary.artifacts["report"]).path))
-        beside = file.with_name("report.html")
-        return summary, (beside if beside.is_file() else report).read_text(encoding="utf-8")
-    except (OSError, KeyError, ValidationError) as error:
+        reader.feed((path if path.suffix == ".html" else file).read_text(encoding="utf-8"))
+        facts = Facts.model_validate(json.loads(reader.facts))
+    except (OSError, ValueError, ValidationError) as error:
         raise ConfigError(
-            f"{file} is no summary of a finished run with its report: "
-            "name reports/<run id>/summary.json"
+            f"{path} has no report that can be compared: name the folder reports/<run id> of a run "
+            "that is done; a report of an older version is written anew by running its config again"
         ) from error
+    return Told(facts, reader.pictures)
 
 
-def _row(name: str, summaries: list[Summary]) -> str:
-    values = [summary.metrics.get(name) for summary in summaries]
-    values.append(summaries[0].base_metrics.get(name))
-    cells = "".join(f"<td>{'' if v is None else f'{v:.3f}'}</td>" for v in values)
-    return f"<tr><td>{escape(name.replace('_', ' '))}</td>{cells}</tr>"
+def render(left: Told, right: Told) -> str:
+    """The page as HTML: the right one against the left one, A and B."""
+    ours, theirs = right.facts, left.facts
+    alike = bool(ours.plan) and ours.plan == theirs.plan
+    found = _compared(ours, theirs) if alike else {}
+    titles = {line.metric: line.title for facts in (theirs, ours) for line in facts.lines}
+    return pages.render(
+        "comparison.html.j2",
+        charts=bool(found),
+        a=theirs,
+        b=ours,
+        alike=alike,
+        lines=_lines(theirs, ours),
+        comparisons=found,
+        gains=charts.gain_chart([*found.values()], titles) if found else None,
+        exhibits=_exhibits(left, right),
+        settings=_settings(theirs.config, ours.config),
+        small=int(ours.config["model.resolution"]) <= pages.SIDE // 2,
+    )
+
+
+class _Reader(HTMLParser):
+    """Takes facts and pictures out of a report."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.facts = ""
+        self.pictures: dict[str, Picture] = {}
+        self._in_facts = False
+
+    def handle_starttag(self, tag: str, attrs: list[tuple[str, str | None]]) -> None:
+        found = {name: value or "" for name, value in attrs}
+        self._in_facts = tag == "script" and found.get("id") == "facts"
+        if tag == "img" and "data-digest" in found:
+            digest, about = found["data-digest"], found["alt"]
+            self.pictures[digest] = Picture(found["src"], "", about, digest)
+
+    def handle_endtag(self, tag: str) -> None:
+        self._in_facts = False
+
+    def handle_data(self, data: str) -> None:
+        if self._in_facts:
+            self.facts += data
+
+
+def _compared(ours: Facts, theirs: Facts) -> dict[str, Comparison]:
+    """Metric -> what `ours` has over `theirs`, image by image."""
+    shared = shared_metrics(ours.rows, theirs.rows)
+    return {
+        line.metric: compare(line.metric, ours.rows, theirs.rows, LEVEL, line.higher_is_better)
+        for line in ours.lines
+        if line.metric in shared
+    }
+
+
+def _lines(a: Facts, b: Facts) -> list[tuple[Line | None, Line | None]]:
+    """Each metric's line of both; None where one has not been measured by it."""
+    first, second = ({line.metric: line for line in facts.lines} for facts in (a, b))
+    return [(first.get(name), second.get(name)) for name in {**first, **second}]
+
+
+def _exhibits(left: Told, right: Told) -> list[Exhibit]:
+    """Prompt by prompt, what both pages show of the same seeds."""
+    theirs = {place(row): row for row in left.facts.rows}
+    pairs = [(theirs[place(row)], row) for row in right.facts.rows if place(row) in theirs]
+    groups: defaultdict[tuple[str, str], list[dict[str, Picture]]] = defaultdict(list)
+    for a, b in pairs:
+        shown = {
+            "A": left.pictures.get(a.image),
+            "B": right.pictures.get(b.image),
+            "base": right.pictures.get(b.base_image),
+        }
+        if shown["A"] and shown["B"]:
+            groups[b.kind, b.prompt].append({side: each for side, each in shown.items() if each})
+    return [
+        Exhibit(
+            prompt=_words(left.facts, right.facts, prompt),
+            kind=kind,
+            sides={side: [each[side] for each in columns if side in each] for side in columns[0]},
+            left_out=0,
+        )
+        for (kind, prompt), columns in groups.items()
+    ]
+
+
+def _words(a: Facts, b: Facts, prompt: str) -> str:
+    """The prompt with its subject, when both are of the same one."""
+    if a.title != b.title:
+        return prompt
+    named = {name: b.config[f"subject.{name}"] for name in ("identifier", "class_noun")}
+    return Subject(images=Path(), **named).fill(prompt)
+
+
+def _settings(a: Mapping[str, str], b: Mapping[str, str]) -> list[tuple[str, str, str]]:
+    """Options that differ, with their values."""
+    return [
+        (name, a.get(name, ""), b.get(name, ""))
+        for name in {**a, **b}
+        if a.get(name) != b.get(name)
+    ]

@@ -38,7 +38,7 @@ class Exhibit:
 
     prompt: str
     kind: str
-    sides: Mapping[Side, Sequence[Picture]]
+    sides: Mapping[str, Sequence[Picture]]
     left_out: int
     """Seeds that there are besides."""
 

@@ -2,14 +2,14 @@
 
 from collections import defaultdict
 from collections.abc import Iterable, Mapping, Sequence
-from typing import Any
 
 from dreambooth_core.charts import Side
 from dreambooth_core.config import Config
 from dreambooth_core.metrics import Metric, catalogue
 from dreambooth_core.records import Comparison, Estimate, Record, Row, Scores
-from dreambooth_core.statistics import compare, estimate, interval, of_base
+from dreambooth_core.statistics import compare, estimate, interval, of_base, shared_metrics
 from dreambooth_core.summary import Results, run_id
+from dreambooth_core.tracking import flat
 
 Rows = Mapping[Side, Sequence[Row]]
 """All that were measured by one plan; `base` are the candidate's rows with the base's scores."""
@@ -55,7 +55,8 @@ class Facts(Record):
     """The verdict's, or the candidate against the base."""
     rows: tuple[Row, ...]
     """The candidate's, without the base's scores."""
-    config: dict[str, Any]
+    config: dict[str, str]
+    """Option by option, without passwords."""
 
 
 def facts_of(
@@ -74,7 +75,7 @@ def facts_of(
         lines=lines,
         comparisons=verdict.comparisons if verdict else comparisons_of(sides, lines),
         rows=_brief(sides.get("candidate", ())),
-        config=config.model_dump(mode="json"),
+        config=flat(config.model_dump(mode="json")),
     )
 
 
@@ -98,10 +99,11 @@ def lines_of(candidate: Scores, champion: Scores | None, sides: Rows) -> tuple[L
 def comparisons_of(sides: Rows, lines: Iterable[Line]) -> tuple[Comparison, ...]:
     """The candidate against the untouched base; empty without rows."""
     ours, theirs = sides.get("candidate", ()), sides.get("base", ())
+    shared = shared_metrics(ours, theirs)
     return tuple(
         compare(line.metric, ours, theirs, LEVEL, line.higher_is_better)
         for line in lines
-        if _measured(line.metric, ours) and _measured(line.metric, theirs)
+        if line.metric in shared
     )
 
 

@@ -20,7 +20,7 @@ from dreambooth_core.records import Document, Row, Scores, Stage, Weights
 from dreambooth_core.stages import code_digest, once
 from dreambooth_core.storage import Store, written_beside
 from dreambooth_core.summary import Results, run_id
-from dreambooth_core.tracking import link_report
+from dreambooth_core.tracking import link_report, without_password
 
 TILES = ("prompt_fidelity", "prior_drift", "memorisation")
 """Metrics that stand at the top, behind the one that the gate decides by."""
@@ -83,7 +83,7 @@ def render(config: Config, store: Store, results: Results, stages: dict[str, Sta
         stages=stages,
         formats=possible(config.model.family, results.weights.method),
         lineage=_lineage(config, results),
-        document=yaml.safe_dump(config.model_dump(mode="json"), sort_keys=False),
+        document=without_password(yaml.safe_dump(config.model_dump(mode="json"), sort_keys=False)),
     )
 
 

@@ -1,6 +1,7 @@
 """Results of a run as its report reads them, made by hand: noise for pictures, chosen scores."""
 
 from collections.abc import Sequence
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -8,6 +9,7 @@ from PIL import Image
 
 from dreambooth_core import records
 from dreambooth_core.blobs import image_set, put_blob
+from dreambooth_core.config import Config
 from dreambooth_core.dataset import Finding, Validation
 from dreambooth_core.intake import Intake
 from dreambooth_core.records import (
@@ -25,7 +27,7 @@ from dreambooth_core.records import (
 )
 from dreambooth_core.sampling import encode_png
 from dreambooth_core.statistics import compare, estimate, of_base
-from dreambooth_core.storage import Store
+from dreambooth_core.storage import Store, open_store
 from dreambooth_core.summary import Results
 
 STAGES = {
@@ -41,6 +43,24 @@ PROMPTS = {
 SEEDS = 2
 SUBJECT = "sks robot"
 LOWER = {"memorisation", "prior_drift"}
+
+
+def run_of(folder: Path) -> tuple[Config, Store, Results]:
+    """A config with a base that is good for its digest only, a store, and the results in it."""
+    base = folder / "base"
+    (base / "unet").mkdir(parents=True)
+    (base / "unet" / "config.json").write_text("{}")
+    (base / "model_index.json").write_text('{"unet": ["diffusers", "UNet2DConditionModel"]}')
+    config = Config.model_validate(
+        {
+            "name": "tiny",
+            "subject": {"images": str(folder), "class_noun": "robot"},
+            "model": {"base": str(base), "resolution": 32},
+            "storage": {"uri": f"file://{folder / 'store'}", "endpoint": None},
+        }
+    )
+    store = open_store(config.storage)
+    return config, store, results_of(store)
 
 
 def drawn(store: Store, kind: type[Any], prompts: Sequence[str], seed: int, side: int = 8) -> Any:

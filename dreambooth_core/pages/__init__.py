@@ -18,6 +18,13 @@ SIDE = 256
 """Pixels above which an image is embedded smaller."""
 QUALITY = 85
 """Of what is embedded smaller; an image that fits keeps every pixel."""
+OUTCOMES = {
+    "promote": "Promote",
+    "keep": "Do not promote",
+    "inconclusive": "Inconclusive",
+    None: "Not judged",
+}
+"""What a verdict's outcome is called."""
 
 
 def render(template: str, **values: Any) -> str:
@@ -52,6 +59,7 @@ def _environment() -> Any:
     )
     packed = base64.b64encode((HERE / "vega.js.gz").read_bytes()).decode()
     environment.globals.update(
+        outcomes=OUTCOMES,
         style=Markup((HERE / "page.css").read_text(encoding="utf-8")),
         script=Markup((HERE / "page.js").read_text(encoding="utf-8")),
         charts_library=Markup(packed),

@@ -2,7 +2,6 @@
 
 import json
 import re
-from html.parser import HTMLParser
 from pathlib import Path
 
 import pytest
@@ -11,60 +10,41 @@ from dreambooth_core import report
 from dreambooth_core.exhibits import MOST
 from dreambooth_core.facts import Facts
 from dreambooth_core.summary import Results
-from tests.reported_by_hand import PROMPTS, SEEDS, STAGES, results_of, verdict_of
+from tests.page import Page
+from tests.reported_by_hand import PROMPTS, SEEDS, STAGES, results_of, run_of, verdict_of
 
 COMMON = len(PROMPTS) * SEEDS
 """Images of one side's grid."""
 
 
-class Page(HTMLParser):
-    """A page's elements, and its words section by section."""
-
-    def __init__(self, text: str) -> None:
-        super().__init__()
-        self.tags: list[tuple[str, dict[str, str | None]]] = []
-        self.sections: dict[str, str] = {"": ""}
-        self._section = ""
-        self._apart = ""
-        self.feed(text)
-
-    def handle_starttag(self, tag, attrs):
-        attributes = dict(attrs)
-        self.tags.append((tag, attributes))
-        self._apart = tag if tag in {"script", "style"} else ""
-        if tag == "h2":
-            self._section = attributes["id"]
-            self.sections[self._section] = ""
-
-    def handle_endtag(self, tag):
-        self._apart = ""
-
-    def handle_data(self, data):
-        if not self._apart:
-            words = " ".join(data.split())
-            self.sections[self._section] += f"{words} " if words else ""
-
-    def all(self, tag: str, **wanted: str) -> list[dict[str, str | None]]:
-        return [
-            attributes
-            for name, attributes in self.tags
-            if name == tag and wanted.items() <= attributes.items()
-        ]
+@pytest.fixture(scope="module")
+def made(tmp_path_factory):
+    """Config, store and results of a run, none of which a page changes."""
+    return run_of(tmp_path_factory.mktemp("run"))
 
 
 @pytest.fixture
-def results(file_store) -> Results:
-    return results_of(file_store)
+def results(made) -> Results:
+    return made[2]
 
 
-@pytest.fixture
-def rendered(tiny_config, file_store):
-    return lambda results: report.render(tiny_config, file_store, results, STAGES)
+@pytest.fixture(scope="module")
+def rendered(made):
+    config, store, _ = made
+    return lambda results: report.render(config, store, results, STAGES)
 
 
-def test_everything_is_inside_and_nothing_can_be_fetched(rendered, results):
-    text = rendered(results)
-    page = Page(text)
+@pytest.fixture(scope="module")
+def text(made, rendered) -> str:
+    return rendered(made[2])
+
+
+@pytest.fixture(scope="module")
+def page(text) -> Page:
+    return Page(text)
+
+
+def test_everything_is_inside_and_nothing_can_be_fetched(text, page):
     grids = 3 * COMMON + 3 * 2
     worst = 2 * 4
     shown = 3 + grids + worst + 2 + MOST + 2
@@ -79,20 +59,18 @@ def test_everything_is_inside_and_nothing_can_be_fetched(rendered, results):
     assert len(text) < 1_000_000
 
 
-def test_the_same_results_are_the_same_bytes(rendered, results):
-    assert rendered(results) == rendered(results)
+def test_the_same_results_are_the_same_bytes(rendered, results, text):
+    assert rendered(results) == text
 
 
-def test_the_decision_and_its_reasons_come_first(rendered, results):
-    page = Page(rendered(results))
+def test_the_decision_and_its_reasons_come_first(page, results):
     assert list(page.sections)[:3] == ["", "reasons", "pictures"]
     assert "Decision, against tiny/1 Do not promote It is not <better>" in page.sections[""]
     assert "after 2 rounds" in page.sections["reasons"]
     assert "✓ integrity all is there ? superiority identity 0 is inside" in page.sections["reasons"]
 
 
-def test_candidate_champion_and_base_stand_above_each_other_seed_by_seed(rendered, results):
-    page = Page(rendered(results))
+def test_candidate_champion_and_base_stand_above_each_other_seed_by_seed(page, results):
     assert "candidate champion base" in page.sections["pictures"]
     sides = (results.scores.samples, results.verdict.champion.samples, results.scores.base_samples)
     wanted = [made.images[place].blob.sha256 for made in sides for place in (0, 1)]
@@ -101,36 +79,36 @@ def test_candidate_champion_and_base_stand_above_each_other_seed_by_seed(rendere
     assert shown[first : first + 6] == wanted
 
 
-def test_without_a_champion_the_base_is_the_rival(rendered, results, file_store):
-    alone = verdict_of(file_store, results.scores, None)
+def test_without_a_champion_the_base_is_the_rival(rendered, made):
+    _, store, results = made
+    alone = verdict_of(store, results.scores, None)
     page = Page(rendered(results.model_copy(update={"verdict": alone})))
     assert "Decision, against the untouched base" in page.sections[""]
     assert "champion" not in page.sections["pictures"] + page.sections["metrics"]
     assert "against the untouched base, image by image" in page.sections["differences"]
 
 
-def test_metrics_stand_beside_champion_base_and_photos_with_their_intervals(rendered, results):
-    words = Page(rendered(results)).sections["metrics"]
+def test_metrics_stand_beside_champion_base_and_photos_with_their_intervals(page, results):
+    words = page.sections["metrics"]
     ours = results.scores.estimates["identity"]
     assert f"{ours.value:.3f} {ours.low:.3f} to {ours.high:.3f} 0.461" in words
     assert "0.938" in words
     assert "a new metric" in words
 
 
-def test_differences_tell_interval_wins_p_and_the_smallest_effect(rendered, results):
-    words = Page(rendered(results)).sections["differences"]
+def test_differences_tell_interval_wins_p_and_the_smallest_effect(page, results):
+    words = page.sections["differences"]
     assert "identity ↑ +0.250 +0.250 to +0.250 100 % 0.250 0.000 6 3 prompts" in words
     assert "near copies ↓" in words
 
 
-def test_each_prompt_tells_its_mean_and_what_it_is_ahead_of_the_champion(rendered, results):
-    words = Page(rendered(results)).sections["prompts"]
+def test_each_prompt_tells_its_mean_and_what_it_is_ahead_of_the_champion(page, results):
+    words = page.sections["prompts"]
     assert "sks robot on the beach 0.711 +0.250" in words
     assert "sks robot in a hat accessory 0.680 +0.250" in words
 
 
-def test_the_worst_images_and_near_copies_are_shown_beside_what_they_resemble(rendered, results):
-    text = rendered(results)
+def test_the_worst_images_and_near_copies_are_shown_beside_what_they_resemble(text, results):
     images = [str(image["data-digest"]) for image in Page(text).all("img")]
     photo = results.intake.images.images[2].blob.sha256
     copied = results.scores.samples.images[1].blob.sha256
@@ -139,9 +117,7 @@ def test_the_worst_images_and_near_copies_are_shown_beside_what_they_resemble(re
     assert "Worst identity 0.672 0.688 0.703 0.719" in Page(text).sections["weakest"]
 
 
-def test_looks_are_drawn_and_told_with_the_chosen_one_marked(rendered, results):
-    text = rendered(results)
-    page = Page(text)
+def test_looks_are_drawn_and_told_with_the_chosen_one_marked(page, text):
     assert "kept are the weights of step 20" in page.sections["training"]
     assert "20 0.050 0.500 0.250 chosen 30" in page.sections["training"]
     for title in ("stable loss", "subject fidelity", "prompt fidelity", "loss", "learning rate"):
@@ -149,36 +125,41 @@ def test_looks_are_drawn_and_told_with_the_chosen_one_marked(rendered, results):
     assert len(page.all("figure", **{"class": "chart card"})) == 5 + 2
 
 
-def test_cost_tells_seconds_and_what_was_saved(rendered, results):
-    words = Page(rendered(results)).sections["cost"]
+def test_cost_tells_seconds_and_what_was_saved(page, results):
+    words = page.sections["cost"]
     assert "13.2 s by the clock; results that were found again saved 1 min 15 s" in words
     assert "train done 12.5 s 20.0 s" in words
     assert "evaluate reused 0.2 s 0.0 s 1 min 15 s" in words
 
 
-def test_lineage_has_every_digest(rendered, results):
-    words = Page(rendered(results)).sections["lineage"]
+def test_lineage_has_every_digest(page, results):
+    words = page.sections["lineage"]
     made = (results.intake.images, results.classes, results.weights, results.scores)
     for record in (*made, results.verdict, results.samples):
         assert record.digest in words
 
 
-def test_words_from_outside_are_escaped(rendered, results):
-    text = rendered(results)
+def test_a_password_in_the_config_stays_outside(made):
+    config, store, results = made
+    secret = config.tracking.model_copy(update={"uri": "http://me:hunter2@host:5000"})
+    text = report.render(config.model_copy(update={"tracking": secret}), store, results, STAGES)
+    assert "http://host:5000" in text
+    assert "hunter2" not in text
+
+
+def test_words_from_outside_are_escaped(text, results):
     assert "a &lt;b&gt; photo of sks robot" in text
     assert "<b> photo" not in text
     assert "&lt;x&gt;.png" in text
     assert "not &lt;better&gt;" in text
 
 
-def test_the_page_can_be_read_again_by_programs(rendered, results, tiny_config):
-    (found,) = re.findall(
-        r'<script type="application/json" id="facts">(.*?)</script>', rendered(results)
-    )
+def test_the_page_can_be_read_again_by_programs(text):
+    (found,) = re.findall(r'<script type="application/json" id="facts">(.*?)</script>', text)
     facts = Facts.model_validate(json.loads(found))
     assert facts.model == "tiny/2"
     assert facts.outcome == "keep"
-    assert facts.config == tiny_config.model_dump(mode="json")
+    assert facts.config["subject.class_noun"] == "robot"
     assert facts.rows[0].scores["identity"] == 0.75
     assert len(facts.rows) == COMMON + 2
 
@@ -220,11 +201,12 @@ class TestWhatIsNotThere:
 
 class TestWritten:
     @pytest.fixture(autouse=True)
-    def _a_run_in_mlflow(self, tracked_config, results):
+    def _a_run_in_mlflow(self, tracked_config, file_store):
         from dreambooth_core.tracking import open_client
 
         self.client = open_client(tracked_config)
         self.run = self.client.create_run("0").info.run_id
+        results = results_of(file_store)
         version = results.version.model_copy(update={"run_id": self.run})
         self.results = results.model_copy(update={"version": version})
 
