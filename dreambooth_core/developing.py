@@ -159,7 +159,7 @@ def _repeats(
         return [None] * len(shots)
     images = tuple(map(as_image, shots))
     if rules.near_duplicates == "clip":
-        return flags.repeats_by_cosine(_seen(config, store, images, "clip"), rules.clip_cosine)
+        return flags.repeats_by_cosine(seen(config, store, images, "clip"), rules.clip_cosine)
     hashes = np.stack([flags.difference_hash(image) for image in Pictures(store, images)])
     return flags.repeats_by_hash(hashes, rules.dhash_distance)
 
@@ -196,19 +196,19 @@ def _measured(member: Member, store: Store, shots: Sequence[Shot]) -> list[dict[
     texts = [" ".join(fill(plain, shot.picture.template).split()) for shot in shots]
     images = tuple(map(as_image, shots))
     read = Viewer(config, store).read(texts)
-    scores = {"prompt_fidelity": (_seen(config, store, images, "clip") * read).sum(axis=1)}
+    scores = {"prompt_fidelity": (seen(config, store, images, "clip") * read).sum(axis=1)}
     photos = photos_of(store, member)
     if photos is not None:
         main = [image for image in photos.images if image.subject == 0]
-        known = _seen(config, store, main, "identity")
-        scores["subject_fidelity"] = (_seen(config, store, images, "identity") @ known.T).mean(1)
+        known = seen(config, store, main, "identity")
+        scores["subject_fidelity"] = (seen(config, store, images, "identity") @ known.T).mean(1)
     return [
         {name: round(float(values[place]), 6) for name, values in scores.items()}
         for place in range(len(shots))
     ]
 
 
-def _seen(config: Config, store: Store, images: Sequence[Image], eye: Eye) -> Embeddings:
+def seen(config: Config, store: Store, images: Sequence[Image], eye: Eye) -> Embeddings:
     """(images, d) rows of unit length, by an encoder of a config's evaluation; the finder is left out."""
     from dreambooth_core.sights import Viewer
 

@@ -51,7 +51,7 @@ def find_members(order: Order, place: Config | None, work: Path) -> dict[str, Me
     """
     mixes = {model for group in order.groups for model in group.models}
     words = sorted({part.model for mix in mixes for part in orders.ingredients(mix)})
-    members = {word: _member(word, place, work) for word in words}
+    members = {word: find_member(word, place, work) for word in words}
     homes = {(m.config.storage.uri, m.config.storage.endpoint): m.name for m in members.values()}
     if len(homes) > 1:
         raise ConfigError(
@@ -63,7 +63,7 @@ def find_members(order: Order, place: Config | None, work: Path) -> dict[str, Me
 def mixtures(order: Order, members: Mapping[str, Member], store: Store) -> dict[str, Mixture]:
     """Each of an order's words for models -> its mixture; raises `ConfigError` for what cannot mix."""
     mixes = sorted({model for group in order.groups for model in group.models})
-    weights = {word: _weights(store, member) for word, member in members.items()}
+    weights = {word: weights_of_member(store, member) for word, member in members.items()}
     return {mix: _mixture(mix, members, weights) for mix in mixes}
 
 
@@ -75,7 +75,8 @@ def photos_of(store: Store, member: Member) -> ImageSet | None:
     return get_record(store, read_origin(book, member.version).instance, ImageSet) if book else None
 
 
-def _member(word: str, place: Config | None, work: Path) -> Member:
+def find_member(word: str, place: Config | None, work: Path) -> Member:
+    """The model behind NAME, NAME@alias, NAME/version or CONFIG.yaml; raises `ConfigError`."""
     if Path(word).suffix in (".yaml", ".yml"):
         config = load_config(Path(word))
         return Member(name=config.name, config=config)
@@ -88,7 +89,8 @@ def _member(word: str, place: Config | None, work: Path) -> Member:
     )
 
 
-def _weights(store: Store, member: Member) -> Weights:
+def weights_of_member(store: Store, member: Member) -> Weights:
+    """What was trained; raises `ConfigError` when it is not in the store."""
     if member.weights_record is None:
         return weights_of(member.config)
     found = get_record(store, member.weights_record, Weights)

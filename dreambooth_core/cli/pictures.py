@@ -72,6 +72,43 @@ def sample(
         print(path)
 
 
+@app.command()
+def search(
+    text: Annotated[str, typer.Argument(help="What is to be seen: on the beach.")],
+    runs: Annotated[
+        list[str] | None,
+        typer.Option(
+            help="Only images of NAME, NAME@alias, NAME/version, CONFIG.yaml, `base` or the name "
+            "of an order; repeatable. All images of the store when left out."
+        ),
+    ] = None,
+    top: Annotated[int, typer.Option(min=1, help="At most so many images.")] = 20,
+    html: Annotated[Path | None, typer.Option(help="Write a gallery of them to this file.")] = None,
+    work: Work = Path(".dreambooth"),
+    config: Annotated[
+        Path | None,
+        typer.Option(help="Config whose store is searched and whose evaluation.clip looks."),
+    ] = None,
+    as_json: AsJson = False,
+) -> None:
+    """Find generated images by words; prints the score, the place and the prompt of each."""
+    import json
+
+    from dreambooth_core import search as searching
+
+    settings = _settings(config)
+    place = settings.paths.work if settings else work
+    question = searching.Question(text=text, runs=tuple(runs or ()), top=top)
+    hits, home = searching.search(settings, place, question)
+    if html is not None:
+        html.write_text(searching.page(home, question, hits), encoding="utf-8")
+    if as_json:
+        print(json.dumps([hit.model_dump(mode="json") for hit in hits], indent=2))
+        return
+    for hit in hits:
+        print(f"{hit.score:.3f}  {hit.uri}  {hit.prompt} ({hit.model}, seed {hit.seed})")
+
+
 def _check_sample(
     what: str, is_order: bool, prompt: list[str] | None, seeds: int | None, shard: str | None
 ) -> None:
