@@ -21,6 +21,8 @@ END_SECONDS = 60.0
 """Waited for MLflow after the training."""
 STOP_SECONDS = 3.0
 """The same when the training was cut off: whoever stops us does not wait for long."""
+SYSTEM_SECONDS = 10.0
+"""Between two points of the machine's own curves: processors, memory, disk, network, GPUs."""
 
 Status = Literal["RUNNING", "SCHEDULED", "FINISHED", "FAILED"]
 
@@ -47,6 +49,7 @@ class _Live:
         self._config, self._key, self._course = config, key, course
         self._client: Any = None
         self._run, self._told = "", dict[str, int]()
+        self._monitor: Any = None
         self._status: Status = "RUNNING"
         self._trouble = ""
         self._ends = threading.Event()
@@ -85,12 +88,35 @@ class _Live:
             self._client = tracking.open_client(self._config)
             self._run = tracking.training_run(self._client, self._config, self._key)
             self._told = {}
+        if self._monitor is None:
+            self._monitor = _watch_the_machine(self._config, self._run)
         course = self._course()
         if course is not None:
             curves = curves_of(course)
             self._told = tracking.log_curves(self._client, self._run, curves, self._told)
         if ends:
+            if self._monitor:
+                self._monitor.finish()
             tracking.set_status(self._client, self._run, self._status)
+
+
+def _watch_the_machine(config: Config, run: str) -> Any:
+    """MLflow's monitor, which goes on where an earlier attempt ended; False where psutil is missing.
+
+    It watches the whole machine, and so the training with all that hinders it.
+    """
+    try:
+        from mlflow.system_metrics.system_metrics_monitor import SystemMetricsMonitor
+    except ImportError:
+        return False
+    monitor = SystemMetricsMonitor(
+        run,
+        sampling_interval=SYSTEM_SECONDS,
+        resume_logging=True,
+        tracking_uri=tracking.tracking_uri(config),
+    )
+    monitor.start()
+    return monitor
 
 
 def _one_line(error: Exception) -> str:

@@ -91,7 +91,13 @@ def version_by_hand(client, config: Config, store: Store, mark: str) -> ModelVer
     return ModelVersion(name=config.name, version=number, aliases=(), run_id=run)
 
 
-def verdict(version: str, outcome: str, against: str, rule: str = "superiority") -> Verdict:
+def verdict(
+    version: str,
+    outcome: str,
+    against: str,
+    rule: str = "superiority",
+    candidate: Scores | None = None,
+) -> Verdict:
     """What the gate might have said of a version."""
     passed = "passed" if outcome == "promote" else "failed"
     sentence = f"version {version}: {outcome} | against {against}"
@@ -115,7 +121,7 @@ def verdict(version: str, outcome: str, against: str, rule: str = "superiority")
         comparisons=(),
         against=against,
         rounds=1,
-        candidate=scores,
+        candidate=candidate or scores,
         champion=None,
     )
 

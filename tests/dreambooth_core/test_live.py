@@ -76,6 +76,24 @@ def test_a_stopped_and_resumed_training_is_one_run_with_each_point_once(
     assert "evaluation.seeds" not in params, "which may be another one when it is registered"
 
 
+def test_the_machines_own_curves_go_on_where_they_ended(
+    tracked_config: Config, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(live, "SYSTEM_SECONDS", 0.1)
+    client = tracking.open_client(tracked_config)
+    name = "system/system_memory_usage_percentage"
+
+    def points() -> list[int]:
+        found = client.search_runs([e.experiment_id for e in client.search_experiments()])
+        history = client.get_metric_history(found[0].info.run_id, name) if found else []
+        return sorted(point.step for point in history)
+
+    for more in (2, 4):
+        with live.in_mlflow(tracked_config, KEY, lambda: None):
+            _soon(lambda more=more: len(points()) >= more)
+        assert points() == list(range(len(points()))), "no step twice, none left out"
+
+
 def test_what_broke_has_failed(tracked_config: Config) -> None:
     with (
         pytest.raises(StageFailed),
