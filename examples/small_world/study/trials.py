@@ -11,7 +11,7 @@ from dreambooth_core.config import Config, load_config
 from dreambooth_core.errors import ConfigError
 from dreambooth_core.evaluation import evaluate
 from dreambooth_core.intake import take_in
-from dreambooth_core.records import Record, Scores, Weights
+from dreambooth_core.records import Record, Weights
 from dreambooth_core.storage import Store, open_store
 from examples.small_world.study.arms import OURS, Question, Trial
 from examples.small_world.study.peer import Order, Peer, train_by_script
@@ -33,9 +33,8 @@ class Result(Record):
     metrics: dict[str, float]
     base_metrics: dict[str, float]
     reference: dict[str, float]
-    steps_per_second: float
     seconds: float
-    """Of the whole trial, when it was first made, on a machine that had other work as well."""
+    """Of training and evaluation when they were first made, on a machine with other work as well."""
     made_by: dict[str, str]
     """The script's digest and its environment's versions; empty for an arm of our own."""
 
@@ -93,21 +92,29 @@ def train(trial: Trial, place: Place) -> Weights:
 
 def make(trial: Trial, place: Place) -> Result:
     """Train and evaluate, or find what was made before, and write the trial's file."""
-    start = time.monotonic()
     weights = train(trial, place)
+    start = time.monotonic()
     config = config_of(trial, place.work)
     store = open_store(config.storage)
     # whatever was trained on, the same five photos are what it is held against
     photos = take_in(config_of(trial._replace(arm=OURS), place.work), store)[0].images
     scores, _ = evaluate(config, store, photos, weights)
     _drop_local_state(store, place.work, weights)
+    seconds = weights.steps / weights.steps_per_second + time.monotonic() - start
     earlier = read(place.results, trial)
-    again = earlier is not None and earlier.weights == weights.digest
-    result = _result(trial, weights, scores).model_copy(
-        update={
-            "seconds": earlier.seconds if earlier and again else time.monotonic() - start,
-            "made_by": place.peer.made_by() if place.peer and trial.arm.script is not None else {},
-        }
+    if earlier is not None and earlier.weights == weights.digest:
+        seconds = earlier.seconds
+    result = Result(
+        arm=trial.arm.name,
+        subject=trial.subject,
+        seed=trial.seed,
+        weights=weights.digest,
+        plan=scores.plan,
+        metrics=scores.metrics,
+        base_metrics=scores.base_metrics,
+        reference=scores.reference,
+        seconds=round(seconds, 1),
+        made_by=place.peer.made_by() if place.peer and trial.arm.script is not None else {},
     )
     path = file_of(place.results, trial)
     path.parent.mkdir(parents=True, exist_ok=True)
@@ -137,19 +144,3 @@ def _drop_local_state(store: Store, work: Path, weights: Weights) -> None:
     shutil.rmtree(work / "models" / weights.digest, ignore_errors=True)
     for key in list(store.keys(f"runs/{weights.key}/checkpoints/")):
         store.delete(key)
-
-
-def _result(trial: Trial, weights: Weights, scores: Scores) -> Result:
-    return Result(
-        arm=trial.arm.name,
-        subject=trial.subject,
-        seed=trial.seed,
-        weights=weights.digest,
-        plan=scores.plan,
-        metrics=scores.metrics,
-        base_metrics=scores.base_metrics,
-        reference=scores.reference,
-        steps_per_second=weights.steps_per_second,
-        seconds=0,
-        made_by={},
-    )

@@ -34,7 +34,6 @@ def put(
         metrics={"subject_fidelity": fidelity, "prior_drift": drift},
         base_metrics={},
         reference={},
-        steps_per_second=1,
         seconds=60,
         made_by={},
     )

@@ -28,7 +28,6 @@ def put(folder: Path, arm: Arm, subject: str, fidelity: float, pres: float) -> N
         metrics=metrics,
         base_metrics=metrics,
         reference={},
-        steps_per_second=1,
         seconds=60,
         made_by={},
     )
