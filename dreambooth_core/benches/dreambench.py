@@ -9,6 +9,7 @@ measured before is found again, so that a bench that was stopped goes on with th
 
 from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
+from typing import Literal
 
 import numpy as np
 from pydantic import ValidationError
@@ -41,18 +42,18 @@ MEASURES: Mapping[str, str] = {
 LOWER_IS_BETTER = frozenset({"PRES"})
 
 PAPER: Mapping[str, Mapping[str, float]] = {
-    "real images": {"DINO": 0.774, "CLIP-I": 0.885},
+    "real photos": {"DINO": 0.774, "CLIP-I": 0.885},
     "DreamBooth, Imagen": {"DINO": 0.696, "CLIP-I": 0.812, "CLIP-T": 0.306},
     "DreamBooth, SD": {"DINO": 0.668, "CLIP-I": 0.803, "CLIP-T": 0.305},
     "Textual Inversion, SD": {"DINO": 0.569, "CLIP-I": 0.780, "CLIP-T": 0.255},
-    "Imagen, prior preserved": {
+    "Imagen, prior kept": {
         "DINO": 0.684,
         "CLIP-I": 0.815,
         "CLIP-T": 0.308,
         "PRES": 0.493,
         "DIV": 0.391,
     },
-    "Imagen, prior not preserved": {
+    "Imagen, prior not kept": {
         "DINO": 0.712,
         "CLIP-I": 0.828,
         "CLIP-T": 0.306,
@@ -167,18 +168,17 @@ def deviations(rules: Evaluation, subjects: int, prompts: int | None) -> list[st
 
 def table(bench: Bench) -> list[list[str]]:
     """Rows for people: the columns' names, the subjects, their means, and the paper's."""
-    names = [f"{name} {'↓' if name in LOWER_IS_BETTER else '↑'}" for name in MEASURES.values()]
-    ends = {
-        name: f"{e.low:.3f}-{e.high:.3f}" for name, e in bench.ours.items() if e.low is not None
-    }
+    columns = [f"{name} {'↓' if name in LOWER_IS_BETTER else '↑'}" for name in MEASURES.values()]
     return [
-        ["", *names],
-        *(_row(one.subject, _numbers(one.ours)) for one in bench.subjects),
-        _row("mean over subjects", _numbers(_values(bench.ours))),
-        _row("its 95 % interval", ends),
-        _row("the untouched base", _numbers(_values(bench.base))),
-        _row("real photos", _numbers(_values(bench.real))),
-        *(_row(f"paper: {title}", _numbers(values)) for title, values in bench.paper.items()),
+        ["", *columns],
+        *(_row(one.subject, one.ours) for one in bench.subjects),
+        _row("mean", _ends(bench.ours, "value")),
+        _row("  95 % from", _ends(bench.ours, "low")),
+        _row("  to", _ends(bench.ours, "high")),
+        _row("untouched base", _ends(bench.base, "value")),
+        _row("real photos", _ends(bench.real, "value")),
+        _row("in the paper", {}),
+        *(_row(f"  {title}", values) for title, values in bench.paper.items()),
     ]
 
 
@@ -240,13 +240,12 @@ def results_path(recipe: Config) -> Path:
     return recipe.paths.work / "benches" / f"dreambench-{recipe.name}.json"
 
 
-def _row(title: str, cells: Mapping[str, str]) -> list[str]:
-    return [title, *(cells.get(name, "") for name in MEASURES.values())]
+def _row(title: str, values: Mapping[str, float | None]) -> list[str]:
+    found = (values.get(name) for name in MEASURES.values())
+    return [title, *("" if value is None else f"{value:.3f}" for value in found)]
 
 
-def _values(estimates: Mapping[str, Estimate]) -> dict[str, float]:
-    return {name: found.value for name, found in estimates.items()}
-
-
-def _numbers(values: Mapping[str, float]) -> dict[str, str]:
-    return {name: f"{value:.3f}" for name, value in values.items()}
+def _ends(
+    estimates: Mapping[str, Estimate], end: Literal["value", "low", "high"]
+) -> dict[str, float | None]:
+    return {name: getattr(found, end) for name, found in estimates.items()}

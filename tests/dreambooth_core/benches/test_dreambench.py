@@ -1,10 +1,14 @@
 """The paper's protocol: the published layout, all of its prompts, its numbers, and a table that adds up."""
 
+import json
 import os
+import subprocess
+import sys
 from pathlib import Path
 
 import numpy as np
 import pytest
+import yaml
 from PIL import Image
 
 from dreambooth_core.benches import dreambench
@@ -18,9 +22,11 @@ from dreambooth_core.benches.dreambench import (
     subjects_in,
     table,
 )
-from dreambooth_core.config import Config, Evaluation
+from dreambooth_core.config import Config, Evaluation, Judge
 from dreambooth_core.errors import ConfigError
 from dreambooth_core.prompts import SETS
+from tests.chat_server import Reply, serving
+from tests.random_backbones import build
 
 BESIDE = Path(__file__).parents[4] / "shared" / "dreambench"
 REAL = Path(os.environ.get("DREAMBENCH_DIR", BESIDE))
@@ -166,13 +172,16 @@ def test_the_table_has_subjects_means_and_the_papers_numbers():
     columns, *rows = table(bench)
     assert columns == ["", "DINO ↑", "CLIP-I ↑", "CLIP-T ↑", "PRES ↓", "DIV ↑"]
     assert all(len(row) == len(columns) for row in rows)
-    cells = {row[0]: row[1:] for row in rows}
-    assert cells["a"] == ["0.500", "", "0.300", "0.400", ""]
-    assert cells["mean over subjects"] == ["0.600", "", "0.300", "", ""]
-    assert cells["the untouched base"] == ["0.400", "", "0.100", "", ""]
-    assert cells["real photos"][0] == "0.900"
-    assert cells["paper: DreamBooth, SD"] == ["0.668", "0.803", "0.305", "", ""]
-    assert cells["paper: Imagen, prior preserved"] == ["0.684", "0.815", "0.308", "0.493", "0.391"]
+    ours = {row[0]: row[1:] for row in rows[: rows.index(["in the paper", *[""] * 5])]}
+    assert ours["a"] == ["0.500", "", "0.300", "0.400", ""]
+    assert ours["mean"] == ["0.600", "", "0.300", "", ""]
+    assert float(ours["  95 % from"][0]) < 0.5 < 0.7 < float(ours["  to"][0])
+    assert ours["untouched base"] == ["0.400", "", "0.100", "", ""]
+    assert ours["real photos"][0] == "0.900"
+    papers = {row[0].strip(): row[1:] for row in rows[len(ours) + 1 :]}
+    assert papers["real photos"] == ["0.774", "0.885", "", "", ""]
+    assert papers["DreamBooth, SD"] == ["0.668", "0.803", "0.305", "", ""]
+    assert papers["Imagen, prior kept"] == ["0.684", "0.815", "0.308", "0.493", "0.391"]
 
 
 @pytest.mark.skipif(not REAL.is_dir(), reason="set DREAMBENCH_DIR to the published folder")
@@ -194,37 +203,73 @@ def photos(folder: Path, seed: int) -> None:
         picture.save(folder / f"{index:02d}.jpg")
 
 
+@pytest.fixture
+def asked_recipe(tracked_config, tmp_path):
+    """A recipe with LPIPS and a judge, who sees half a dog and no jungle at all."""
+
+    def opinion(number, request):
+        text = request["messages"][0]["content"][-1]["text"]
+        score = 2 if "this very dog" in text else 0 if "jungle" in text else 4
+        return Reply(json.dumps({"rationale": "seen", "score": score}))
+
+    backbone = build("alex", tmp_path / "alex")
+    with serving(opinion) as server:
+        update = {"lpips": str(backbone), "judge": Judge(url=server.url, model="tiny")}
+        rules = tracked_config.evaluation.model_copy(update=update)
+        yield tracked_config.model_copy(update={"evaluation": rules}), server
+
+
 @pytest.mark.slow
-def test_a_bench_trains_and_measures_each_subject_once(tiny_config, tmp_path, monkeypatch, capsys):
+def test_a_bench_trains_and_measures_a_subject_once(asked_recipe, tmp_path):
     from dreambooth_core.encoders import Encoder
-    from dreambooth_core.evaluation import Pictures, rows_of
+    from dreambooth_core.evaluation import rows_of
     from dreambooth_core.intake import take_in
     from dreambooth_core.records import Scores
+    from dreambooth_core.sights import Pictures
     from dreambooth_core.storage import open_store
 
-    for number, name in enumerate(("clock", "dog6")):
-        photos(tmp_path / "set" / name, number)
+    recipe, server = asked_recipe
+    photos(tmp_path / "set" / "dog6", 0)
     subjects = subjects_in(tmp_path / "set")
-    bench = dreambench.run(tiny_config, subjects, prompts=2)
-    assert [one.subject for one in bench.subjects] == ["clock", "dog6"]
-    assert all(one.ours.keys() >= {"DINO", "CLIP-I", "CLIP-T", "PRES"} for one in bench.subjects)
-    kept = dreambench.results_path(tiny_config)
+    bench = dreambench.run(recipe, subjects, prompts=2)
+    (one,) = bench.subjects
+    assert one.ours.keys() == bench.ours.keys() == set(dreambench.MEASURES.values())
+    kept = dreambench.results_path(recipe)
     assert Bench.model_validate_json(kept.read_text()) == bench
 
-    store = open_store(tiny_config.storage)
-    before = sorted(store.keys(""))
-    assert dreambench.run(tiny_config, subjects, prompts=2) == bench
+    store = open_store(recipe.storage)
+    before, asked = sorted(store.keys("")), len(server.requests)
+    assert asked > 0
+    assert dreambench.run(recipe, subjects, prompts=2) == bench
     assert sorted(store.keys("")) == before
+    assert len(server.requests) == asked
+
+    scores = Scores.model_validate_json(store.get(one.scores.removeprefix(f"{store.uri}/")))
+    assert (scores.metrics["judged_subject"], scores.base_metrics["judged_subject"]) == (0.5, 0.5)
+    assert scores.metrics["judged_prompt"] == 0.5
+    assert scores.ids["judged_subject"].startswith("judged_subject@tiny-")
+    assert scores.ids["lpips_diversity"].startswith("lpips_diversity@lpips-0.1-")
 
     # DINO again, by hand: every generated image against every photo
-    one, config = bench.subjects[1], config_for(tiny_config, subjects[1], 2)
-    key = one.scores.removeprefix(f"{store.uri}/")
-    scores = Scores.model_validate_json(store.get(key))
-    assert {row.prompt for row in rows_of(store, scores) if row.kind == "scene"} == set(
-        SETS["live"]["scene"][:2]
-    )
+    config = config_for(recipe, subjects[0], 2)
+    drawn = [row for row in rows_of(store, scores) if row.kind == "scene"]
+    assert [row.prompt for row in drawn] == [p for p in SETS["live"]["scene"][:2] for _ in range(2)]
     eye = Encoder(config.evaluation.identity, None)
     made = eye.identity_images(list(Pictures(store, scores.samples.images)))
     real = eye.identity_images(list(Pictures(store, take_in(config, store)[0].images.images)))
     cosines = [float(a @ b) for a in made for b in real]
-    assert one.ours["DINO"] == pytest.approx(np.mean(cosines), abs=1e-6)
+    assert one.ours["DINO"] == pytest.approx(np.mean(cosines), abs=1e-5)
+
+
+def test_a_folder_that_is_not_there_is_said_in_one_sentence(recipe, tmp_path):
+    config = tmp_path / "recipe.yaml"
+    document = recipe.model_dump(mode="json")
+    document["model"]["base"] = str(tmp_path)
+    config.write_text(yaml.safe_dump(document))
+    words = ("bench", "dreambench", tmp_path / "nowhere", "--config", config)
+    command = [sys.executable, "-m", "dreambooth_core.cli", *map(str, words)]
+    done = subprocess.run(command, capture_output=True, text=True, timeout=120)
+    assert done.returncode == 2
+    assert done.stderr.startswith("Error: ")
+    assert "nowhere is no folder" in done.stderr
+    assert done.stderr.count("\n") == 1

@@ -4,28 +4,17 @@ from itertools import combinations
 
 import numpy as np
 import pytest
-import torch
 from PIL import Image
-from safetensors.torch import save_file
 
 from dreambooth_core.config import Config
 from dreambooth_core.metrics import Evidence, Seen, lpips_diversity
 from dreambooth_core.perceptual import Perceptual, distance
-
-ALEXNET = {0: (64, 3, 11), 3: (192, 64, 5), 6: (384, 192, 3), 8: (256, 384, 3), 10: (256, 256, 3)}
+from tests.random_backbones import build
 
 
 @pytest.fixture(scope="module")
 def backbone(tmp_path_factory):
-    draw, weights = torch.Generator().manual_seed(0), {}
-    for index, (out, into, side) in ALEXNET.items():
-        weights[f"features.{index}.weight"] = (
-            torch.randn(out, into, side, side, generator=draw) / 30
-        )
-        weights[f"features.{index}.bias"] = torch.zeros(out)
-    folder = tmp_path_factory.mktemp("alexnet")
-    save_file(weights, folder / "model.safetensors")
-    return str(folder)
+    return str(build("alex", tmp_path_factory.mktemp("backbone") / "alex"))
 
 
 @pytest.fixture
