@@ -8,16 +8,21 @@ import resource
 import signal
 import sys
 import traceback
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Literal
 
 from dreambooth_core.errors import DreamBoothError, Preempted, StageFailed
-from dreambooth_core.fit import MEETING, Outcome, Spec, Told, read_record, write_record
+from dreambooth_core.fit import LOOKS, MEETING, Outcome, Spec, Told, read_record, write_record
 from dreambooth_core.records import Course
+from dreambooth_core.sheets import sheet_of
 from dreambooth_core.stopping import Stop, Watchdog
+from dreambooth_core.storage import written_beside
 
 if TYPE_CHECKING:
+    from PIL.Image import Image
+
     from dreambooth_core.checkpoints import Snapshot
     from dreambooth_core.keeper import Keeper
     from dreambooth_core.supply import Place, Supply
@@ -81,7 +86,9 @@ def _attempt(spec: Spec, stop: Stop, watchdog: Watchdog) -> Outcome:
             save=writer.submit,
             settle=writer.wait,
             show=show,
-            look=looking.Looker(spec.config, place, supply.stable, spec.instance)
+            look=looking.Looker(
+                spec.config, place, supply.stable, spec.instance, partial(_keep, spec.folder)
+            )
             if looks
             else None,
             beat=watchdog.beat,
@@ -230,6 +237,12 @@ def peak_memory_bytes() -> int:
         return int(torch.cuda.max_memory_allocated())
     unit = 1 if sys.platform == "darwin" else 1024
     return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * unit
+
+
+def _keep(folder: Path, step: int, rows: "Sequence[Sequence[Image]]") -> None:
+    """A look's images as one sheet, where `live` finds it."""
+    with written_beside(folder / LOOKS / f"{step:08d}.png") as temporary:
+        temporary.write_bytes(sheet_of(rows))
 
 
 def _say(spec: Spec, step: int, figures: Mapping[str, float]) -> None:

@@ -5,6 +5,7 @@ runs/<key>/         below paths.work
     progress.json       how far it is
     course.json         how it went so far; MLflow is told (see `live`)
     result.json         how the attempt ended: done, preempted, failed or out of memory
+    looks/              a contact sheet of each look; MLflow gets them as well
     train.log           what it printed
     priors.log          what the process printed that makes class images alongside
     checkpoints/        see checkpoints.py; copied to the store under the same key
@@ -44,6 +45,7 @@ GRACE_SECONDS = 25.0
 """Between the order to stop and the end by force: Prefect gives a cancelled flow 30 s in all."""
 LOCK_SECONDS = 60.0
 MEETING = "meeting"
+LOOKS = "looks"
 LOOPBACK = "lo" if sys.platform.startswith("linux") else "lo0"
 
 
@@ -109,7 +111,7 @@ def train(
         def course() -> Course | None:
             return read_record(folder / "course.json", Course)
 
-        with _locked(folder) as lock, live.in_mlflow(config, key, course):
+        with _locked(folder) as lock, live.in_mlflow(config, key, course, folder / LOOKS):
             settings = planned_to_fit(config)
             while True:
                 spec = _prepare(settings, store, folder, instance, planned)

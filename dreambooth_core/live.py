@@ -7,11 +7,13 @@ seconds; and whatever MLflow does, the training goes on.
 import threading
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from pathlib import Path
 from typing import Any, Literal
 
 from dreambooth_core import console, tracking
 from dreambooth_core.config import Config
 from dreambooth_core.curves import curves_of
+from dreambooth_core.entries import Grid, log_grids
 from dreambooth_core.errors import Preempted
 from dreambooth_core.records import Course
 
@@ -28,13 +30,17 @@ Status = Literal["RUNNING", "SCHEDULED", "FINISHED", "FAILED"]
 
 
 @contextmanager
-def in_mlflow(config: Config, key: str, course: Callable[[], Course | None]) -> Iterator[None]:
+def in_mlflow(
+    config: Config, key: str, course: Callable[[], Course | None], looks: Path
+) -> Iterator[None]:
     """While it lasts, the training's run in MLflow gets what `course` gives, every few seconds.
+
+    And the contact sheets `looks/<step>.png`, at a slider over the steps.
 
     The run is found by the training's key, or made; a resumed training goes on in it. Afterwards it
     is FINISHED, FAILED, or SCHEDULED when the training was stopped and waits to go on.
     """
-    live = _Live(config, key, course)
+    live = _Live(config, key, course, looks)
     try:
         yield
     except BaseException as error:
@@ -45,10 +51,13 @@ def in_mlflow(config: Config, key: str, course: Callable[[], Course | None]) -> 
 
 
 class _Live:
-    def __init__(self, config: Config, key: str, course: Callable[[], Course | None]) -> None:
-        self._config, self._key, self._course = config, key, course
+    def __init__(
+        self, config: Config, key: str, course: Callable[[], Course | None], looks: Path
+    ) -> None:
+        self._config, self._key, self._course, self._looks = config, key, course, looks
         self._client: Any = None
         self._run, self._told = "", dict[str, int]()
+        self._shown = set[Path]()
         self._monitor: Any = None
         self._status: Status = "RUNNING"
         self._trouble = ""
@@ -87,13 +96,18 @@ class _Live:
         if not self._run:
             self._client = tracking.open_client(self._config)
             self._run = tracking.training_run(self._client, self._config, self._key)
-            self._told = {}
+            self._told, self._shown = {}, set()
         if self._monitor is None:
             self._monitor = _watch_the_machine(self._config, self._run)
         course = self._course()
         if course is not None:
             curves = curves_of(course)
             self._told = tracking.log_curves(self._client, self._run, curves, self._told)
+        sheets = {*self._looks.glob("*.png")} - self._shown
+        if sheets:
+            grids = (Grid("looks", int(sheet.stem), sheet.read_bytes()) for sheet in sorted(sheets))
+            log_grids(self._client, self._run, grids)
+            self._shown |= sheets
         if ends:
             if self._monitor:
                 self._monitor.finish()

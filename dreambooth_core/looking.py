@@ -47,6 +47,8 @@ class Looker:
     stable: Steps
     """See `Supply.stable`."""
     instance: ImageSet
+    show: Callable[[int, Sequence[Sequence[Picture]]], None] = lambda step, rows: None
+    """Given the step and what was drawn, a row per prompt."""
 
     def __call__(self, module: DreamBooth, step: int) -> Look:
         """Raises `ModelError` when an encoder is missing."""
@@ -56,6 +58,8 @@ class Looker:
             drawn = self._draw(module) if rules.prompts else None
         if drawn is None:
             return Look(step=step, stable_loss=loss)
+        seeds = rules.seeds
+        self.show(step, [row[at : at + seeds] for row in drawn for at in range(0, len(row), seeds)])
         subject, prompt = self._measured(drawn)
         return Look(step=step, stable_loss=loss, subject_fidelity=subject, prompt_fidelity=prompt)
 

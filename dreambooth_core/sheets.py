@@ -29,10 +29,15 @@ def contact_sheet(store: Store, images: Sequence[records.Image]) -> bytes:
     prompts = list(by_prompt(images).values())
     across = math.ceil(math.sqrt(len(images))) if len(prompts) == 1 else ACROSS
     rows = [row[start : start + across] for row in prompts for start in range(0, len(row), across)]
+    return sheet_of([[_opened(get_blob(store, image.blob)) for image in row] for row in rows])
+
+
+def sheet_of(rows: Sequence[Sequence[Image.Image]]) -> bytes:
+    """One PNG of rows of pictures."""
     sheet = Image.new("RGB", (SIDE * max(map(len, rows), default=1), SIDE * max(len(rows), 1)))
     for down, row in enumerate(rows):
-        for across, image in enumerate(row):
-            sheet.paste(_cell(get_blob(store, image.blob)), (across * SIDE, down * SIDE))
+        for across, picture in enumerate(row):
+            sheet.paste(_cell(picture.convert("RGB")), (across * SIDE, down * SIDE))
     return _png(sheet)
 
 
@@ -46,9 +51,12 @@ def thumbnail(png: bytes, side: int) -> bytes:
         return _png(small)
 
 
-def _cell(png: bytes) -> Image.Image:
+def _opened(png: bytes) -> Image.Image:
     with Image.open(io.BytesIO(png)) as image:
-        whole = image.convert("RGB")
+        return image.convert("RGB")
+
+
+def _cell(whole: Image.Image) -> Image.Image:
     scale = SIDE / max(whole.size)
     size = (max(1, round(whole.width * scale)), max(1, round(whole.height * scale)))
     method = Image.Resampling.NEAREST if scale > 1 else Image.Resampling.LANCZOS

@@ -5,7 +5,7 @@ import secrets
 import numpy as np
 from PIL import Image
 
-from dreambooth_core import origins, records, registry
+from dreambooth_core import origins, records, registry, tracking
 from dreambooth_core.aliases import Book
 from dreambooth_core.blobs import image_set, put_blob, put_record
 from dreambooth_core.config import Config
@@ -84,7 +84,7 @@ def version_by_hand(client, config: Config, store: Store, mark: str) -> ModelVer
     """A version in MLflow and in the store without its run's contents: quick to make."""
     found = ancestry(store, mark)
     book = registry.open_book(client, config, store)
-    run = client.create_run("0").info.run_id
+    run = client.create_run(tracking.experiment_of(client, config)).info.run_id
     number = str(client.create_model_version(config.name, f"file:///{mark}", run).version)
     origin = origins.origin_of(config, store, found)
     origins.put_origin(book, origin.model_copy(update={"version": number, "run_id": run}))

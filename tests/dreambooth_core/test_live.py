@@ -2,8 +2,10 @@
 
 import time
 from collections.abc import Callable
+from pathlib import Path
 
 import pytest
+from PIL import Image
 
 from dreambooth_core import live, tracking
 from dreambooth_core.config import Config
@@ -11,6 +13,7 @@ from dreambooth_core.errors import Preempted, StageFailed
 from dreambooth_core.records import Course, Look
 
 KEY = "k" * 64
+NOWHERE = Path("nowhere")
 
 
 def _course(steps: int) -> Course:
@@ -36,10 +39,12 @@ def _soon(there: Callable[[], bool]) -> None:
 
 
 def test_a_stopped_and_resumed_training_is_one_run_with_each_point_once(
-    tracked_config: Config,
+    tracked_config: Config, tmp_path: Path
 ) -> None:
     client = tracking.open_client(tracked_config)
-    courses = [_course(1)]
+    courses, looks = [_course(1)], tmp_path / "looks"
+    looks.mkdir()
+    Image.new("RGB", (8, 8)).save(looks / "00000000.png")
 
     def runs() -> list[tuple[str, str]]:
         found = client.search_runs([e.experiment_id for e in client.search_experiments()])
@@ -50,7 +55,7 @@ def test_a_stopped_and_resumed_training_is_one_run_with_each_point_once(
         return sorted((point.step, point.value) for point in history)
 
     def first_attempt() -> None:
-        with live.in_mlflow(tracked_config, KEY, lambda: courses[-1]):
+        with live.in_mlflow(tracked_config, KEY, lambda: courses[-1], looks):
             _soon(lambda: bool(runs()) and len(points("loss/instance")) == 1)
             courses.append(_course(3))
             _soon(lambda: len(points("loss/instance")) == 3)
@@ -63,7 +68,8 @@ def test_a_stopped_and_resumed_training_is_one_run_with_each_point_once(
     assert status == "SCHEDULED"
     # the checkpoint to go on from was older than what had been told
     courses.append(_course(2))
-    with live.in_mlflow(tracked_config, KEY, lambda: courses[-1]):
+    Image.new("RGB", (8, 8), "red").save(looks / "00000002.png")
+    with live.in_mlflow(tracked_config, KEY, lambda: courses[-1], looks):
         _soon(lambda: runs()[0][1] == "RUNNING")
         courses.append(_course(4))
     assert runs() == [(run, "FINISHED")]
@@ -71,6 +77,9 @@ def test_a_stopped_and_resumed_training_is_one_run_with_each_point_once(
     assert points("loss/class") == [(step, 2 / step) for step in range(1, 5)]
     assert points("look/stable_loss") == [(0, 1.0), (2, 1 / 3), (4, 1 / 5)]
     assert points("learning_rate/unet") == [(step, 1e-3) for step in range(1, 5)]
+    images = [made.path for made in client.list_artifacts(run, "images")]
+    sheets = [path.split("+timestamp")[0] for path in images if path.endswith(".png")]
+    assert sorted(sheets) == ["images/looks+step+0", "images/looks+step+2"], "each once"
     params = client.get_run(run).data.params
     assert params["train.steps"] == "6"
     assert "evaluation.seeds" not in params, "which may be another one when it is registered"
@@ -89,7 +98,7 @@ def test_the_machines_own_curves_go_on_where_they_ended(
         return sorted(point.step for point in history)
 
     for more in (2, 4):
-        with live.in_mlflow(tracked_config, KEY, lambda: None):
+        with live.in_mlflow(tracked_config, KEY, lambda: None, NOWHERE):
             _soon(lambda more=more: len(points()) >= more)
         assert points() == list(range(len(points()))), "no step twice, none left out"
 
@@ -97,7 +106,7 @@ def test_the_machines_own_curves_go_on_where_they_ended(
 def test_what_broke_has_failed(tracked_config: Config) -> None:
     with (
         pytest.raises(StageFailed),
-        live.in_mlflow(tracked_config, KEY, lambda: None),
+        live.in_mlflow(tracked_config, KEY, lambda: None, NOWHERE),
     ):
         raise StageFailed("broken")
     client = tracking.open_client(tracked_config)
@@ -112,7 +121,9 @@ def test_no_training_waits_for_an_mlflow_that_does_not_answer(
     monkeypatch.setattr(live, "END_SECONDS", 5.0)
     address = "http://me:secret@127.0.0.1:9"
     rules = tiny_config.tracking.model_copy(update={"uri": address})
-    with live.in_mlflow(tiny_config.model_copy(update={"tracking": rules}), KEY, lambda: None):
+    with live.in_mlflow(
+        tiny_config.model_copy(update={"tracking": rules}), KEY, lambda: None, NOWHERE
+    ):
         pass
     said = capsys.readouterr().err
     assert "MLflow at http://127.0.0.1:9 lacks some of the learning curves" in said

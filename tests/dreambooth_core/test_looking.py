@@ -207,3 +207,13 @@ def test_adapters_and_new_tokens_are_drawn_as_they_will_be_served(
 
     assert distance(tmp_path / "weights") < 1
     assert distance(None) > 5
+
+
+def test_a_look_shows_what_it_drew_in_a_row_per_prompt(make: Make) -> None:
+    prompts = ["a photo of {subject}", "{subject} on the beach"]
+    attempt, looker = make(train={"steps": 1}, choosing={"prompts": prompts, "seeds": 2})
+    attempt.run()
+    shown: list[tuple[int, list[int]]] = []
+    looker.show = lambda step, rows: shown.append((step, [len(row) for row in rows]))
+    looker(attempt.module, 1)
+    assert shown == [(1, [2, 2])]
