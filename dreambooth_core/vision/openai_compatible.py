@@ -34,8 +34,8 @@ LONGEST_WISH = 60.0
 """Seconds that a server may ask to be left alone; a longer wish is cut to this."""
 AGAIN = frozenset({408, 409, 425, 429})
 """Besides 5xx, the statuses that say: later."""
-HOPELESS = frozenset({401, 402, 403, 404})
-"""Statuses that every question would get: the key, the account or the name of the model is wrong."""
+HOPELESS = frozenset({401, 402, 403, 404, 422})
+"""Statuses that every question would get: key, account, model or an option is not what is expected."""
 _LOOPBACK = ("localhost", "127.0.0.1", "::1")
 _NO_THINKING: dict[str, dict[str, Any]] = {
     "unsaid": {},
@@ -105,7 +105,7 @@ class OpenAICompatible:
         if trouble.away:
             raise StageFailed(
                 f"nobody answers at {self._where} ({trouble.said}, {attempts} attempts): see that "
-                f"{self._endpoint.model} is served there, or ask no vision-language model"
+                f"{self._endpoint.model} is served there, or leave evaluation.judge out"
             )
         raise Unanswered(f"{self._where} failed {attempts} times, last with {trouble.said}")
 
@@ -124,7 +124,7 @@ class OpenAICompatible:
         if status in HOPELESS:
             raise StageFailed(
                 f"{self._where} refuses {self._endpoint.model} with {said}; "
-                "check url, model and key"
+                "check the options of evaluation.judge, and the key"
             )
         if status not in AGAIN and status < 500:
             raise Unanswered(f"{self._where} refuses a question with {said}")

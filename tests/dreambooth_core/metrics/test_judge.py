@@ -133,7 +133,7 @@ def test_what_was_not_answered_is_missing_counted_and_asked_again(evidence_of, c
 def test_a_judge_that_refuses_us_ends_the_measuring(evidence_of):
     with (
         serving(lambda *_: Reply(status=401, body="who are you?")) as server,
-        pytest.raises(StageFailed, match="check url, model and key"),
+        pytest.raises(StageFailed, match="check the options"),
     ):
         judged_prompt.measure(evidence_of(server.url, at_once=1))
     assert len(server.requests) <= 2

@@ -104,12 +104,14 @@ def test_a_question_that_is_refused_is_not_asked_again():
     assert len(server.requests) == 1
 
 
-@pytest.mark.parametrize("status", [401, 403, 404])
-def test_a_wrong_key_or_model_ends_the_asking_and_the_key_is_not_repeated(status, monkeypatch):
+@pytest.mark.parametrize("status", [401, 403, 404, 422])
+def test_a_wrong_key_model_or_option_ends_the_asking_and_the_key_is_not_repeated(
+    status, monkeypatch
+):
     monkeypatch.setenv("JUDGE_KEY", "top-secret")
     with (
         scripted(Reply(status=status, body="x" * 185 + " for top-secret you get none")) as server,
-        pytest.raises(StageFailed, match="check url, model and key") as caught,
+        pytest.raises(StageFailed, match="check the options") as caught,
     ):
         ask(server, key="JUDGE_KEY")
     assert not isinstance(caught.value, Unanswered)
@@ -145,7 +147,7 @@ def test_a_slow_answer_is_given_up_and_asked_for_again():
 def test_nobody_waits_for_a_server_that_never_answers():
     never = threading.Event()
     with scripted(Reply(GOOD, wait=never)) as server:
-        with pytest.raises(StageFailed, match="nobody answers at .*ReadTimeout, 2 attempts"):
+        with pytest.raises(StageFailed, match=r"nobody answers at .*ReadTimeout, 2 attempts"):
             ask(server, timeout=0.2, attempts=2)
         never.set()
 
