@@ -12,7 +12,7 @@ from pydantic import Field
 from dreambooth_core import console
 from dreambooth_core.blobs import digest_json
 from dreambooth_core.config import Judge
-from dreambooth_core.errors import Unanswered
+from dreambooth_core.errors import StageFailed, Unanswered
 from dreambooth_core.metrics import Seen, Values
 from dreambooth_core.records import Record
 from dreambooth_core.stages import once
@@ -57,7 +57,7 @@ def scores(judge: Judge, store: Store, questions: Sequence[Question]) -> Values:
     """A number in [0, 1] per question, nan without a usable answer; how many those are is said.
 
     Answers are kept in the store by pictures, question, schema and model; what failed is asked again
-    the next time. Raises `StageFailed` when no question would be answered.
+    the next time. Raises `StageFailed` when not one is answered.
     """
     from dreambooth_core.vision.openai_compatible import OpenAICompatible
 
@@ -69,6 +69,11 @@ def scores(judge: Judge, store: Store, questions: Sequence[Question]) -> Values:
             pool.shutdown(wait=False, cancel_futures=True)
             raise
     missing = [answer for answer in found if isinstance(answer, Unanswered)]
+    if missing and len(missing) == len(found):
+        raise StageFailed(
+            f"{judge.model} answered none of {len(found)} questions, the first because: {missing[0]}; "
+            "check evaluation.judge, or leave it out"
+        )
     if missing:
         console.say(f"{judge.model} left {len(missing)} of {len(found)} unanswered: {missing[0]}")
     return np.array(

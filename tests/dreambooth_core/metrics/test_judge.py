@@ -3,6 +3,7 @@
 import base64
 import io
 import json
+from dataclasses import replace
 
 import numpy as np
 import pytest
@@ -10,7 +11,7 @@ from PIL import Image
 
 from dreambooth_core.blobs import digest_of
 from dreambooth_core.config import Config, Judge
-from dreambooth_core.errors import StageFailed
+from dreambooth_core.errors import StageFailed, Unanswered
 from dreambooth_core.metrics import Evidence, Seen, judged_prompt, judged_subject
 from dreambooth_core.vision import openai_compatible
 from tests.chat_server import Reply, serving
@@ -137,6 +138,20 @@ def test_a_judge_that_refuses_us_ends_the_measuring(evidence_of):
     ):
         judged_prompt.measure(evidence_of(server.url, at_once=1))
     assert len(server.requests) <= 2
+
+
+def test_a_judge_without_a_single_answer_is_no_judge(evidence_of):
+    with (
+        serving(lambda *_: Reply(status=400, body="no such model here")) as server,
+        pytest.raises(StageFailed, match=r"none of 4 questions.*no such model here") as caught,
+    ):
+        judged_prompt.measure(evidence_of(server.url))
+    assert not isinstance(caught.value, Unanswered)
+
+
+def test_where_there_is_nothing_to_ask_nothing_is_said(evidence_of):
+    evidence = replace(evidence_of("http://127.0.0.1:9/v1"), kinds=("property",) * 4)
+    assert np.isnan(judged_subject.measure(evidence)).all()
 
 
 def test_without_a_judge_nobody_is_asked(config, evidence_of):
