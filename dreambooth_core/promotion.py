@@ -11,6 +11,7 @@ from dreambooth_core.aliases import Book, Change, Standing, now
 from dreambooth_core.blobs import get_record
 from dreambooth_core.config import Config
 from dreambooth_core.errors import ConfigError
+from dreambooth_core.judging import override
 from dreambooth_core.origins import Origin, ancestry_of, read_origin
 from dreambooth_core.records import Contender, ModelVersion, Verdict, Weights
 from dreambooth_core.registry import book_of, check_stored, followed
@@ -62,6 +63,8 @@ def settle(
     known = told is not None and told.digest == verdict.digest
     if not known:
         _tell(config, book, version.version, verdict)
+        # last: what is kept counts as told
+        store.put(_verdict_key(book, version.version), verdict.model_dump_json().encode())
     before = book.standing
     if verdict.outcome == "promote" and config.gate.automatic:
         _promote_by_gate(book, version.version, verdict)
@@ -74,7 +77,7 @@ def promote(config: Config, store: Store, wish: Wish) -> Standing:
     """Put a version into service; one that is there already stays.
 
     Raises `ConfigError` when the gate does not stand behind it and no reason is given, and, reason
-    or not, when its images are not what they should be; `StorageError` when its weights are gone.
+    or not, when nothing is known of its images; `StorageError` when its weights are gone.
     """
     book = _book(config, store)
     origin, verdict = read_origin(book, wish.version), verdict_of(book, wish.version)
@@ -84,18 +87,19 @@ def promote(config: Config, store: Store, wish: Wish) -> Standing:
         if standing.champion == wish.version:
             return None
         doubt = _doubt(book, standing, origin, verdict)
-        if doubt and not wish.reason:
+        if doubt and not wish.reason.strip():
             raise ConfigError(
                 f"{book.name}/{wish.version} is not promoted: {doubt}; give --reason to do it "
                 "all the same, in your name"
             )
+        word = _word(config, book, wish, verdict) if doubt else verdict
         return Change(
             action="override" if doubt else "promote",
             version=wish.version,
             by=wish.by,
             when=now(),
             reason=wish.reason,
-            verdict=verdict.digest if verdict else "",
+            verdict=word.digest if word else "",
         )
 
     book.enter(propose)
@@ -136,7 +140,7 @@ def standing_of(config: Config, store: Store) -> Standing:
 
 
 def verdict_of(book: Book, version: str) -> Verdict | None:
-    """The gate's last word about a version; None when it was not asked."""
+    """The gate's own last word about a version; None when it was not asked."""
     return get_record(book.store, _verdict_key(book, version), Verdict)
 
 
@@ -166,12 +170,6 @@ def _doubt(book: Book, standing: Standing, origin: Origin, verdict: Verdict | No
     """Why the gate does not stand behind a promotion; empty when it does."""
     if verdict is None:
         return "the gate was never asked about it"
-    broken = [reason for reason in verdict.reasons if reason.rule == "integrity"]
-    if any(reason.outcome == "failed" for reason in broken):
-        raise ConfigError(
-            f"{book.name}/{origin.version} cannot be promoted, not even with a reason: "
-            f"{verdict.sentence}"
-        )
     if verdict.outcome != "promote":
         return f"the gate said {verdict.outcome}: {verdict.sentence}"
     rival = _rival(book, standing, origin.weights_digest)
@@ -212,8 +210,17 @@ def _contender(config: Config, book: Book, version: str | None) -> Contender | N
     )
 
 
+def _word(config: Config, book: Book, wish: Wish, verdict: Verdict | None) -> Verdict | None:
+    """The verdict as the person has overruled it, and told; None where there was none."""
+    if verdict is None:
+        return None
+    word = override(book.store, verdict, wish.by, wish.reason)
+    _tell(config, book, wish.version, word)
+    return word
+
+
 def _tell(config: Config, book: Book, version: str, verdict: Verdict) -> None:
-    """Say it in MLflow and on the card; kept last, since what is kept counts as said."""
+    """Say it in MLflow, to the version and to its run, and on the card."""
     client = tracking.open_client(config)
     origin = read_origin(book, version)
     tags = {
@@ -228,7 +235,6 @@ def _tell(config: Config, book: Book, version: str, verdict: Verdict) -> None:
         client.set_tag(origin.run_id, name, value)
     told = cards.Told(origin, ancestry_of(book.store, origin), verdict)
     cards.publish(client, book, told)
-    book.store.put(_verdict_key(book, version), verdict.model_dump_json().encode())
 
 
 def _verdict_key(book: Book, version: str) -> str:

@@ -72,6 +72,13 @@ def test_a_refused_version_waits_for_a_person_with_a_reason(
     book = registry.open_book(client, tracked_config, file_store)
     assert log_of(book) == [("override", "1", "ann")]
     assert book.history()[0].reason == "the client likes it"
+    tags = client.get_model_version("tiny", "1").tags
+    assert tags["dreambooth.verdict_digest"] == book.history()[0].verdict != said.digest
+    assert "ann promotes it: the client likes it" in tags["dreambooth.verdict_sentence"]
+    # its run, run again, has the gate say the same as before: that changes nothing
+    settled, reused = promotion.settle(tracked_config, file_store, versions[0], said)
+    assert (settled.aliases, reused) == (("champion",), True)
+    assert client.get_model_version("tiny", "1").tags == tags
     # again, and nothing is added
     promotion.promote(tracked_config, file_store, Wish("1", "bob"))
     assert len(book.history()) == 1
@@ -82,7 +89,7 @@ def test_a_refused_version_waits_for_a_person_with_a_reason(
 def test_no_reason_promotes_what_is_not_what_it_should_be(tracked_config, file_store, versions):
     said = verdict("1", "keep", "base", rule="integrity")
     promotion.settle(tracked_config, file_store, versions[0], said)
-    with pytest.raises(ConfigError, match="not even with a reason"):
+    with pytest.raises(ConfigError, match="nothing is known of"):
         promotion.promote(tracked_config, file_store, Wish("1", "ann", "please"))
 
 
