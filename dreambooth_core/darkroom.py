@@ -14,11 +14,12 @@ from dataclasses import dataclass
 from functools import cache, partial
 from itertools import groupby
 
-from dreambooth_core.bases import base_digest
+from dreambooth_core import noise_schedulers
+from dreambooth_core.bases import base_digest, base_folder
 from dreambooth_core.blobs import digest_json, get_record, put_record
 from dreambooth_core.config import Config, Sampler
 from dreambooth_core.errors import ConfigError
-from dreambooth_core.families import load_family
+from dreambooth_core.families import load_family, only
 from dreambooth_core.orders import Order, Wish, fill, wishes
 from dreambooth_core.painters import Model, Painter, load_model, painter_for
 from dreambooth_core.palettes import Mixture
@@ -95,11 +96,12 @@ class Plan:
 def plan(order: Order, mixtures: Mapping[str, Mixture]) -> Plan:
     """Every picture of an order, before anything is drawn.
 
-    Raises `ConfigError` for a size or a guidance that a model's family does not take.
+    Raises `ConfigError` for a size, a guidance or a noise scheduler that a model does not take.
     """
+    wanted = wishes(order)
+    _check_noise_schedulers(wanted, mixtures)
     pictures = tuple(
-        _planned(index, wish, order, mixtures[wish.model])
-        for index, wish in enumerate(wishes(order))
+        _planned(index, wish, order, mixtures[wish.model]) for index, wish in enumerate(wanted)
     )
     return Plan(order.name, pictures, {mixture.name: mixture for mixture in mixtures.values()})
 
@@ -179,6 +181,15 @@ def _spoken(seconds: float) -> str:
     if hours:
         return f"{hours} h {minutes} min"
     return f"{minutes} min {rest} s" if minutes else f"{rest} s"
+
+
+def _check_noise_schedulers(wanted: Sequence[Wish], mixtures: Mapping[str, Mixture]) -> None:
+    asked = {(wish.noise_scheduler, wish.model) for wish in wanted if wish.noise_scheduler}
+    for name, model in sorted(asked):
+        config = mixtures[model].config.model
+        family, folder = load_family(config.family), base_folder(config)
+        own = family.load(folder, only(folder))["scheduler"]
+        noise_schedulers.chosen(name, own, family.flow)
 
 
 def _planned(index: int, wish: Wish, order: Order, mixture: Mixture) -> Picture:

@@ -5,7 +5,8 @@ is kept (see `sights`), so that only new images are looked at.
 """
 
 import json
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from itertools import chain
 from pathlib import Path
 
 from dreambooth_core.blobs import blob_key, get_blob, get_record
@@ -77,16 +78,16 @@ def search(config: Config | None, work: Path, question: Question) -> tuple[tuple
     with local_services(home):
         store = open_store(home.storage)
         wanted = _wanted(store, members)
-        images = [one for one in all_drawn(store) if wanted is None or _is_of(one, wanted)]
+        images = drawn_images(store, lambda one: wanted is None or _is_of(one, wanted))
         if not images:
             raise ConfigError(f"no generated images of {_said(question)} in {store.uri}")
         return _ranked(home, store, question, images), home
 
 
-def all_drawn(store: Store) -> tuple[Drawn, ...]:
-    """Every generated image of a store once, those of orders first: they know their models' names."""
+def drawn_images(store: Store, wanted: Callable[[Drawn], bool]) -> tuple[Drawn, ...]:
+    """The wanted images of a store, each once: as an order's if it is in one, which knows the names."""
     found: dict[str, Drawn] = {}
-    for drawn in (*_of_orders(store), *_of_sets(store)):
+    for drawn in filter(wanted, chain(_of_orders(store), _of_sets(store))):
         found.setdefault(drawn.image.sha256, drawn)
     return tuple(found.values())
 

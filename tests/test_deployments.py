@@ -7,9 +7,12 @@ import pytest
 import yaml
 
 from dreambooth_core.config import Config
+from dreambooth_core.orders import Order
 
 ROOT = Path(__file__).parent.parent
 DEPLOYMENTS = yaml.safe_load((ROOT / "prefect.yaml").read_text(encoding="utf-8"))["deployments"]
+
+DOCUMENTS = {"config": Config, "order": Order}
 
 
 @pytest.mark.parametrize("deployment", DEPLOYMENTS, ids=lambda deployment: deployment["name"])
@@ -25,8 +28,9 @@ class TestDeployment:
         assert flow.fn.__name__.endswith("_flow")
         assert set(deployment["parameters"]) <= set(flow.parameters.properties)
 
-    def test_its_config_is_a_config(self, deployment):
-        Config.model_validate(deployment["parameters"]["config"])
+    def test_its_documents_are_what_the_flow_takes(self, deployment):
+        found = [(kind, deployment["parameters"].get(name)) for name, kind in DOCUMENTS.items()]
+        assert [kind.model_validate(document) for kind, document in found if document]
 
     def test_it_has_a_work_pool(self, deployment):
         assert deployment["work_pool"]["name"]

@@ -151,6 +151,14 @@ function view(shot) {
   if (!at("viewer").open) at("viewer").showModal();
 }
 
+// The browser gives the focus back to the tile that was opened, not to the one looked at last.
+function leave() {
+  const last = shown.indexOf(opened);
+  opened = null;
+  at("viewer").close();
+  go(last);
+}
+
 function step(by) {
   go(here + by);
   view(shown[here]);
@@ -159,7 +167,7 @@ function step(by) {
 // Two images, side by side; where their facts differ they stand out.
 function choose(shot) {
   chosen = chosen.includes(shot) ? chosen.filter((one) => one !== shot) : [...chosen, shot].slice(-2);
-  if (at("viewer").open) at("viewer").close();
+  if (at("viewer").open) leave();
   at("tray").hidden = chosen.length !== 1;
   at("chosen").replaceChildren(...chosen.flatMap((one) =>
     [make("img", { src: one.thumb, alt: "" }), make("span", { textContent: "press c on another" })]));
@@ -216,7 +224,7 @@ document.addEventListener("keydown", (event) => {
 });
 
 at("compare").addEventListener("close", () => { forget(); go(here); });
-at("viewer").addEventListener("close", () => { opened = null; go(here); });
+at("viewer").addEventListener("close", () => { if (opened) leave(); });
 for (const dialog of document.querySelectorAll("dialog")) {
   dialog.addEventListener("click", (event) => { if (event.target === dialog) dialog.close(); });
 }
