@@ -142,7 +142,7 @@ def _plan(config: Config, checked: list[dataset.Validation]) -> dict[str, str]:
     tracking = config.tracking.uri or "MLflow below paths.work"
     accepted = sum(len(found.accepted) for found in checked)
     findings = sum(len(found.findings) for found in checked)
-    drawn = len(rules.prompts) * rules.seeds + rules.class_images
+    drawn = len(rules.kinds) * rules.seeds + rules.class_images
     prior = f"{config.prior.images} class images of base {base_digest(config)[:12]}"
     return {
         "validate": f"{accepted} photos accepted, {findings} findings",

@@ -11,11 +11,6 @@ from dreambooth_core.cli.stopping import interruptible
 app = typer.Typer(help="Published protocols on your own recipe.", no_args_is_help=True)
 
 
-@app.callback()
-def _group() -> None:
-    """Published protocols on your own recipe."""
-
-
 @app.command()
 def dreambench(
     folder: Annotated[
