@@ -178,7 +178,8 @@ def prompt_chart(means: Means, titles: Mapping[str, str], fill: Callable[[str], 
         "encoding": {
             "y": {"field": "prompt", "sort": None, "title": None, "axis": {"labelLimit": 170}},
             "yOffset": {"field": "model", "sort": sides},
-            "color": _colours("model", {side: side for side in sides}),
+            # the page names the colours, since a legend has no room beside the prompts on a phone
+            "color": {**_colours("model", {side: side for side in sides}), "legend": None},
         },
         **_high(12 * len(sides) * len(means)),
     }

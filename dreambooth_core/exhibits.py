@@ -103,7 +103,7 @@ class Pictures:
         return [
             Pair(self.one(images[row.image], row), self.one(found[row.resembles]))
             for row in rows
-            if row.resembles in found and row.image in images
+            if row.resembles
         ][:MOST]
 
     def weakest(self, scores: Scores, rows: Sequence[Row], metric: Metric) -> Weakest:
