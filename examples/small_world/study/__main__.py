@@ -20,7 +20,7 @@ ROOT = HERE.parents[2]
 
 def main(arguments: Sequence[str] | None = None) -> int:
     """0 when everything that was asked for is there, 3 when the budget ended first, 1 for an error."""
-    given = _parser().parse_args(arguments)
+    given = parser().parse_args(arguments)
     from examples.small_world.study import page, trials
 
     questions = [_narrowed(each, given.subjects, given.seeds) for each in QUESTIONS]
@@ -91,11 +91,12 @@ def _named(trial: Trial) -> str:
     return f"{trial.arm.name} {trial.subject} {trial.seed}"
 
 
-def _parser() -> argparse.ArgumentParser:
-    parser = argparse.ArgumentParser(
+def parser() -> argparse.ArgumentParser:
+    """What the command takes."""
+    made = argparse.ArgumentParser(
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
-    add = parser.add_argument
+    add = made.add_argument
     add(
         "--plan",
         action="store_true",
@@ -112,7 +113,7 @@ def _parser() -> argparse.ArgumentParser:
     add("--work", type=Path, default=Path(".dreambooth/study"), help="store and local state")
     add("--results", type=Path, default=HERE / "results", help="the trials' files")
     add("--page", type=Path, default=ROOT / "docs" / "study.md")
-    return parser
+    return made
 
 
 if __name__ == "__main__":

@@ -61,7 +61,7 @@ none is corrected for that: a single mark among many may be luck.
 
 diffusers' side is `{peer.SCRIPT}` of commit `{peer.COMMIT[:7]}`, run from its own source:
 
-```sh
+```bash
 git clone https://github.com/huggingface/diffusers && git -C diffusers checkout {peer.COMMIT}
 python -m venv peer && peer/bin/pip install {" ".join(peer.INSTALLED)}
 python -m examples.small_world.study --peer diffusers/{peer.SCRIPT} --peer-python peer/bin/python

@@ -1,13 +1,14 @@
 """The page is made of the trials' files, and says which are missing."""
 
 import json
+import shlex
 from pathlib import Path
 
 import pytest
 
 from dreambooth_core.fit import write_record
 from examples.small_world.study import page, trials
-from examples.small_world.study.__main__ import main
+from examples.small_world.study.__main__ import main, parser
 from examples.small_world.study.arms import Arm, Question, Trial
 from examples.small_world.study.trials import Result
 
@@ -120,3 +121,15 @@ def test_plan_says_what_is_missing_and_how_long_it_takes(
         "diffusers cat 0: missing",
         "1 of 2 are missing: about 0.0 hours",
     ]
+
+
+def test_command_on_the_page_is_one_that_the_study_takes(tmp_path: Path) -> None:
+    page.write((), tmp_path, tmp_path / "study.md")
+    (line,) = (
+        line
+        for line in (tmp_path / "study.md").read_text().splitlines()
+        if line.startswith("python -m examples.small_world.study")
+    )
+    given = parser().parse_args(shlex.split(line)[3:])
+    assert given.peer == Path("diffusers") / page.peer.SCRIPT
+    assert given.peer_python == Path("peer/bin/python")
