@@ -170,7 +170,7 @@ function choose(shot) {
   if (at("viewer").open) leave();
   at("tray").hidden = chosen.length !== 1;
   at("chosen").replaceChildren(...chosen.flatMap((one) =>
-    [make("img", { src: one.thumb, alt: "" }), make("span", { textContent: "press c on another" })]));
+    [make("img", { src: one.thumb, alt: "" }), make("span", { textContent: "choose another one" })]));
   paint();
   if (chosen.length === 2) compare(...chosen);
 }
