@@ -1,11 +1,21 @@
 """Photos in, a measured and registered model out."""
 
+from typing import cast
+
 from prefect import flow
+from prefect.states import Completed
 
 from dreambooth_core.config import Config
 from dreambooth_core.services import local_services
 from dreambooth_core.summary import Run, Summary
-from tasks.models import evaluate_samples, generate_samples, register_version, train_model
+from tasks.models import (
+    evaluate_samples,
+    generate_samples,
+    judge_candidate,
+    promote_version,
+    register_version,
+    train_model,
+)
 from tasks.papers import publish_summary, write_report
 from tasks.photos import collect_instance_images, ensure_class_images
 
@@ -23,8 +33,14 @@ def train_flow(config: Config) -> Summary:
                 classes = run.stage("priors", ensure_class_images, config, photos)
             scores = run.stage("evaluate", evaluate_samples, config, photos, weights)
             found = (photos, classes, weights, scores)
-            run.stage("register", register_version, config, *found)
+            version = run.stage("register", register_version, config, *found)
+            verdict = run.stage("gate", judge_candidate, config, photos, weights, scores)
+            run.stage("promote", promote_version, config, version, verdict)
             run.stage("sample", generate_samples, config, weights)
             run.stage("report", write_report, config, run.results, run.stages)
         publish_summary(run.summary)
-        return run.summary
+        if verdict.outcome == "promote":
+            return run.summary
+        # whoever called the flow gets the state's data
+        rejected = Completed(name="GateRejected", message=verdict.sentence, data=run.summary)
+        return cast(Summary, rejected)

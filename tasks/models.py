@@ -1,7 +1,7 @@
 """Weights: trained, measured, registered, sampled from."""
 
 from dreambooth_core.config import Config
-from dreambooth_core.records import ImageSet, ModelVersion, SampleSet, Scores, Weights
+from dreambooth_core.records import ImageSet, ModelVersion, SampleSet, Scores, Verdict, Weights
 from dreambooth_core.storage import open_store
 from tasks.stages import progress_shown, stage
 
@@ -40,6 +40,29 @@ def register_version(
 
     store = open_store(config.storage)
     return registry.register(config, store, instance, classes, weights, scores)
+
+
+@stage("gate")
+def judge_candidate(
+    config: Config, instance: ImageSet, weights: Weights, scores: Scores
+) -> tuple[Verdict, bool]:
+    """Decide whether the candidate is better than the champion, or without one than the base."""
+    from dreambooth_core import judging, promotion
+
+    store = open_store(config.storage)
+    rival = promotion.rival_of(config, store, weights)
+    with progress_shown("gate") as progress:
+        return judging.judge(config, store, instance, weights, scores, rival, progress)
+
+
+@stage("promote")
+def promote_version(
+    config: Config, version: ModelVersion, verdict: Verdict
+) -> tuple[ModelVersion, bool]:
+    """Move the alias `champion` when the gate says so and the config lets it."""
+    from dreambooth_core import promotion
+
+    return promotion.settle(config, open_store(config.storage), version, verdict)
 
 
 @stage("sample")
