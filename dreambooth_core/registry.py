@@ -257,7 +257,9 @@ def _version(client: Any, name: str, run: str, model: str, tags: dict[str, str])
         if found.tags.get(tracking.KEY) == tags[tracking.KEY]:
             return str(found.version)
     place = client.get_logged_model(model).artifact_location
-    return str(client.create_model_version(name, place, run, tags=tags, model_id=model).version)
+    # an sqlite registry forgets `model_id`
+    named = {**tags, "dreambooth.logged_model": model}
+    return str(client.create_model_version(name, place, run, tags=named, model_id=model).version)
 
 
 def _become_candidate(config: Config, store: Store, version: str) -> Standing:

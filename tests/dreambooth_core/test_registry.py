@@ -8,9 +8,9 @@ import pytest
 from PIL import Image
 
 from dreambooth_core import records, registry, tracking
-from dreambooth_core.blobs import get_blob, get_record, image_set, put_blob
+from dreambooth_core.blobs import blob_key, get_blob, get_record, image_set, put_blob
 from dreambooth_core.config import Config
-from dreambooth_core.errors import ConfigError
+from dreambooth_core.errors import ConfigError, StorageError
 from dreambooth_core.records import Blob, ImageSet, SampleSet, Scores, Weights
 from dreambooth_core.sampling import encode_png
 
@@ -144,6 +144,33 @@ def test_a_deleted_database_is_another_one(tracked_config):
     assert tracking.identity(tracked_config) == before
     (tracked_config.paths.work / "mlflow.db").unlink()
     assert tracking.identity(tracked_config) != before
+
+
+def test_no_version_is_registered_without_its_weights(tracked_config, file_store, made):
+    instance, classes, weights, scores = made
+    blob = put_blob(file_store, b"weights")
+    whole = weights.model_copy(update={"files": {"unet/weights.safetensors": blob}})
+    file_store.delete(blob_key(blob))
+    with pytest.raises(StorageError, match="no version goes without its weights"):
+        registry.register(tracked_config, file_store, instance, classes, whole, scores)
+    client = tracking.open_client(tracked_config)
+    assert not client.search_registered_models()
+    put_blob(file_store, b"weights")
+    registry.register(tracked_config, file_store, instance, classes, whole, scores)
+    assert len(client.search_model_versions("name = 'tiny'")) == 1
+
+
+def test_the_run_says_which_model_it_made(tracked_config, file_store, made):
+    version, _ = registry.register(tracked_config, file_store, *made)
+    client = tracking.open_client(tracked_config)
+    (model,) = client.get_run(version.run_id).outputs.model_outputs
+    found = client.get_model_version("tiny", "1")
+    assert (found.tags["dreambooth.logged_model"], model.step) == (model.model_id, 3)
+    logged = client.get_logged_model(model.model_id)
+    assert str(logged.status) == "READY"
+    assert {metric.key: metric.value for metric in logged.metrics}["clip_i"] == 0.75
+    assert found.source == logged.artifact_location
+    assert found.source.startswith(tracked_config.storage.uri)
 
 
 def test_without_class_images(tracked_config, file_store, made):
