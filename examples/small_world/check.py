@@ -16,6 +16,7 @@ import torch.nn.functional as F
 from PIL import Image
 from torch import Tensor
 
+from examples.small_world import check_finder
 from examples.small_world.corpus import example, truth, view
 from examples.small_world.render import render, render_array
 from examples.small_world.shapes import CLASSES
@@ -32,6 +33,9 @@ BAR = {
     "encoder_background_accuracy": 0.97,
     "identity_top1": 0.90,
     "diversity_ratio": 0.80,
+    "finder_iou": 0.80,
+    "finder_iou_autoencoded": 0.78,
+    "finder_found": 0.97,
 }
 INFERENCE_STEPS = 20
 GUIDANCE_SCALE = 3.0
@@ -158,6 +162,8 @@ def check(
     of_place = draw(pipeline, [f"a {noun} {BACKGROUNDS[place]}" for noun, place in told])
     if sheet is not None:
         contact_sheet(of_class + of_place, each).save(sheet)
+    finder = check_finder.shipped()
+    found = finder.find(of_class + of_place, "subject")
     rendered = [example(SPLIT, 10_000 + i)[:2] for i in range(1000)]
     renders = stack([render(*pair) for pair in rendered])
     facts = [truth(*pair) for pair in rendered]
@@ -182,6 +188,9 @@ def check(
         ),
         "identity_top1": round(identity_top1(encoders), 4),
         "diversity_ratio": round(sum(ratios) / len(ratios), 4),
+        "finder_iou": round(check_finder.overlap(finder)["mask"], 4),
+        "finder_iou_autoencoded": round(check_finder.overlap(finder, pipeline.vae)["mask"], 4),
+        "finder_found": round(sum(spot is not None for spot in found) / len(found), 4),
     }
 
 
