@@ -94,7 +94,7 @@ def interval(values: Values, level: float) -> tuple[float, float] | tuple[None, 
     """Ends of the mean's two-sided confidence interval of `level`; None for a single value.
 
     The wider one, at each end, of two: the expanded percentile bootstrap (Hesterberg 2015, "What
-    Teachers Should Know About the Bootstrap", The American Statistician 69:371, section 5.3), which
+    Teachers Should Know About the Bootstrap", The American Statistician 69:371), which
     follows the values' skewness, and Student's t, which knows that few values seldom show their
     whole spread: a resample of five prompts never leaves what was seen.
     """
