@@ -3,6 +3,7 @@
 from typing import cast
 
 from prefect import flow
+from prefect.client.schemas.objects import State
 from prefect.states import Completed
 
 from dreambooth_core.config import Config
@@ -41,6 +42,8 @@ def train_flow(config: Config) -> Summary:
         publish_summary(run.summary)
         if verdict.outcome == "promote":
             return run.summary
-        # whoever called the flow gets the state's data
-        rejected = Completed(name="GateRejected", message=verdict.sentence, data=run.summary)
+        rejected: State[Summary] = Completed(
+            name="GateRejected", message=verdict.sentence, data=run.summary
+        )
+        # whoever calls the flow gets the state's data
         return cast(Summary, rejected)
