@@ -26,7 +26,9 @@ def main(arguments: Sequence[str] | None = None) -> int:
     questions = [_narrowed(each, given.subjects, given.seeds) for each in QUESTIONS]
     chosen = [
         trial
-        for trial in trials.planned(questions)
+        for trial in trials.planned(
+            each for each in questions if given.question in (None, each.name)
+        )
         if not given.only or trial.arm.name in given.only
     ]
     if given.plan:
@@ -101,6 +103,9 @@ def parser() -> argparse.ArgumentParser:
         "--plan",
         action="store_true",
         help="say what is there, what is missing and how long it takes",
+    )
+    add(
+        "--question", choices=[each.name for each in QUESTIONS], help="this question's trials alone"
     )
     add("--only", action="append", metavar="ARM", help="this arm; may be given several times")
     add("--budget", type=float, metavar="MINUTES", help="start no trial after so long")

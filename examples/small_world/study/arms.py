@@ -3,7 +3,7 @@
 from dataclasses import dataclass
 from typing import NamedTuple
 
-from examples.small_world.study.subjects import SUBJECTS
+from examples.small_world.study.subjects import OTHERS, SUBJECTS
 
 FEW = SUBJECTS[:3]
 
@@ -149,5 +149,20 @@ QUESTIONS = (
         tuple(steps(count) for count in (250, 60, 120, 500, 1000)),
         subjects=FEW,
         seeds=(0,),
+    ),
+    Question(
+        "recipe",
+        "Recipes tried on other subjects",
+        "What might be a better default is looked for here, on subjects and a seed that the rest of the study "
+        "never sees.",
+        (
+            OURS,
+            DIFFUSERS,
+            Arm("batch-2", "two photos a step", ("train.batch_size=2",)),
+            Arm("cosine", "cosine schedule", ("train.lr_schedule=cosine",)),
+            Arm("average", "average of 0.98", ("train.ema=0.98",)),
+        ),
+        subjects=OTHERS,
+        seeds=(100,),
     ),
 )

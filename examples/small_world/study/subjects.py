@@ -8,6 +8,8 @@ from examples.small_world.world import random_identity, random_scene
 
 SUBJECTS = ("cat", "bird", "car", "house", "mug")
 """One identity of each class; nothing is ever chosen by what these score."""
+OTHERS = ("fish", "boat", "flower")
+"""For choosing recipes by."""
 PLACES = ("white", "grass", "wood", "city", "yellow", "gray", "desert", "pink")
 """Of the photos, in their order; no evaluation prompt names one of them."""
 

@@ -45,6 +45,14 @@ def test_evaluation_prompts_name_no_place_of_the_photos(tmp_path: Path) -> None:
     assert not words & {*PLACES, "wooden"}
 
 
+def test_recipes_are_chosen_on_what_the_study_never_sees() -> None:
+    *others, recipe = QUESTIONS
+    assert recipe.name == "recipe"
+    for question in others:
+        assert not {*question.subjects} & {*recipe.subjects}
+        assert not {*question.seeds} & {*recipe.seeds}
+
+
 def test_plan_has_each_trial_once_and_the_first_question_first() -> None:
     planned = trials.planned(QUESTIONS)
     assert len(set(planned)) == len(planned)
