@@ -153,8 +153,8 @@ QUESTIONS = (
     Question(
         "recipe",
         "Recipes tried on other subjects",
-        "What might be a better default is looked for here, on subjects and a seed that the rest of the study "
-        "never sees.",
+        "What might be a better default is looked for here, on subjects and a seed that the rest of the "
+        "study never sees.",
         (
             OURS,
             DIFFUSERS,
