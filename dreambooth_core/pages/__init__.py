@@ -69,11 +69,11 @@ def _environment() -> Any:
 
 
 def number(value: float | None) -> str:
-    return "" if value is None else f"{value:.3f}".replace("-", "−")
+    return "" if value is None else f"{value:z.3f}".replace("-", "−")
 
 
 def signed(value: float | None) -> str:
-    return "" if value is None else f"{value:+.3f}".replace("-", "−")
+    return "" if value is None else f"{value:+z.3f}".replace("-", "−")
 
 
 def seconds(value: float | None) -> str:

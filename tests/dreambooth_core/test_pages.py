@@ -125,6 +125,16 @@ def test_seconds_are_told_as_people_do(value, words):
     assert pages.seconds(value) == words
 
 
+def test_numbers_have_three_places_and_no_zero_is_negative():
+    assert [pages.number(value) for value in (None, -0.0004, -0.5, 1)] == [
+        "",
+        "0.000",
+        "−0.500",
+        "1.000",
+    ]
+    assert [pages.signed(value) for value in (-0.0004, -0.5, 1)] == ["+0.000", "−0.500", "+1.000"]
+
+
 @pytest.mark.slow
 def test_the_packed_library_is_the_one_of_the_pinned_version():
     pytest.importorskip("vl_convert")
