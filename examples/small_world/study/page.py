@@ -85,7 +85,7 @@ def _missing(question: Question, found: Sequence[Found]) -> Iterator[str]:
 
 def _pair(found: Sequence[Found]) -> Iterator[str]:
     ours, theirs = found
-    yield f"On the {len(findings.both(ours, theirs))} trials that both have:"
+    yield f"Over the trials that both have, {len(findings.both(ours, theirs))}:"
     yield ""
     yield f"| metric | base | {ours.arm.label} | {theirs.arm.label} | difference | ours is |"
     yield "|---|---|---|---|---|---|"
