@@ -5,7 +5,7 @@ from typing import Final
 import numpy as np
 
 from dreambooth_core.config import Kind
-from dreambooth_core.metrics import NARROWEST, Evidence, Sight, Values, among
+from dreambooth_core.metrics import TIE, Evidence, Sight, Values, among
 
 TITLE = "class diversity"
 ABOUT = "how various the class prompt's images are, as a share of the base's (1)"
@@ -25,4 +25,4 @@ def measure(evidence: Evidence) -> Values | None:
     if tuned is None or untouched is None or len(untouched) < 2:
         return None
     usual = float(np.nanmean(1 - among(untouched)))
-    return np.asarray((1 - among(tuned)) / max(usual, NARROWEST))
+    return np.asarray((1 - among(tuned)) / max(usual, TIE))
