@@ -229,10 +229,9 @@ def scaled(values: Values | None, evidence: Evidence, sight: Sight) -> Values | 
     return np.asarray((values - zero) / max(one - zero, NARROWEST))
 
 
-def nearest(row: Embeddings, texts: Embeddings) -> Values:
-    """1 for the text that an image (d,) is nearest to, 0 for the rest; k equals have 1 / k each."""
-    cosines: Values = texts @ row
-    best = np.asarray(cosines >= cosines.max() - TIE, dtype=np.float64)
+def nearest(nearness: Values) -> Values:
+    """1 for the highest of some numbers, 0 for the rest; k equally high ones have 1 / k each."""
+    best = np.asarray(nearness >= nearness.max() - TIE, dtype=np.float64)
     return np.asarray(best / best.sum())
 
 

@@ -27,7 +27,7 @@ def measure(evidence: Evidence) -> Values | None:
         return None
     asked = [evidence.choices.get(prompt, ()) for prompt in evidence.prompts]
     right = [
-        [float(nearest(row, choice.texts)[choice.right]) for choice in choices]
+        [float(nearest(choice.texts @ row)[choice.right]) for choice in choices]
         for row, choices in zip(images, asked, strict=True)
     ]
     return np.array([np.mean(shares) if shares else np.nan for shares in right])

@@ -19,15 +19,16 @@ SEES: Final[Sight] = ("clip", "whole")
 def measure(evidence: Evidence) -> Values | None:
     """1 when no other prompt's text is nearer to the image than its own by CLIP, else 0.
 
-    Of k equally near ones each gets 1 / k. Prompts that read the same are one; None when all do.
-    Unlike cosines this has no scale of its own, and falls at once when all images look like the
-    photos.
+    A text's nearness is its cosine with the image less its mean cosine with all of the base's images:
+    "a photo of a dog" says so little that it is near to every picture of one. Of k equally near
+    texts each gets 1 / k. Prompts that read the same are one; None when all do. Unlike cosines this
+    has no scale of its own, and it falls at once when all images look like the photos.
     """
-    images, rows = evidence.generated.by(SEES), evidence.text_rows
-    first = {text: place for place, text in reversed(list(enumerate(evidence.texts)))}
-    if images is None or rows is None or len(first) < 2:
+    images, base = evidence.generated.by(SEES), evidence.base.by(SEES)
+    texts = sorted(set(evidence.texts))
+    if images is None or base is None or evidence.text_rows is None or len(texts) < 2:
         return None
-    different = sorted(first.values())
-    own = [different.index(first[text]) for text in evidence.texts]
-    shares = [nearest(row, rows[different])[place] for row, place in zip(images, own, strict=True)]
-    return np.array(shares)
+    rows = evidence.text_rows[[evidence.texts.index(text) for text in texts]]
+    nearness = images @ rows.T - (base @ rows.T).mean(axis=0)
+    own = [texts.index(text) for text in evidence.texts]
+    return np.array([nearest(row)[place] for row, place in zip(nearness, own, strict=True)])

@@ -2,7 +2,7 @@
 
 from collections.abc import Callable
 from dataclasses import replace
-from typing import Any
+from typing import Any, ClassVar
 
 import numpy as np
 import pytest
@@ -248,28 +248,32 @@ def test_prompt_gain_is_against_the_base_of_the_same_seed():
 
 
 class TestPromptRank:
-    def found(self, images: np.ndarray, angles: dict[str, float], texts: list[str]) -> Any:
-        own = rows(*[angles[text] for text in texts])
-        return measure(
-            "prompt_rank", replace(given(generated=images, text_rows=own), texts=tuple(texts))
-        )
+    TEXTS: ClassVar = {"a": 0.0, "b": 40.0, "c": 80.0}
+    ALL_ALIKE = (0, 180)
+    """Images whose mean cosine with any text is 0."""
+
+    def found(self, images: np.ndarray, texts: str, base: tuple[float, ...] = ALL_ALIKE) -> Any:
+        own = rows(*[self.TEXTS[text] for text in texts])
+        evidence = given(generated=images, base=rows(*base), text_rows=own)
+        return measure("prompt_rank", replace(evidence, texts=tuple(texts)))
 
     def test_is_one_where_no_other_prompt_is_nearer(self):
-        angles = {"a": 0.0, "b": 40.0, "c": 80.0}
-        np.testing.assert_array_equal(
-            self.found(rows(10, 10, 61), angles, ["a", "b", "c"]), [1, 0, 1]
-        )
+        np.testing.assert_array_equal(self.found(rows(10, 10, 61), "abc"), [1, 0, 1])
+
+    def test_a_prompt_that_is_near_to_everything_is_not_recognised_in_everything(self):
+        """The base draws each prompt as it reads; b lies between a and c, and is near to all three."""
+        images = rows(25, 40, 55)
+        np.testing.assert_array_equal(self.found(images, "abc"), [0, 1, 0])
+        np.testing.assert_array_equal(self.found(images, "abc", base=(0, 40, 80)), [1, 1, 1])
 
     def test_equally_near_ones_share_it(self):
-        found = self.found(rows(20, 20, 80), {"a": 0.0, "b": 40.0, "c": 80.0}, ["a", "b", "c"])
-        np.testing.assert_array_equal(found, [0.5, 0.5, 1])
+        np.testing.assert_array_equal(self.found(rows(20, 20, 80), "abc"), [0.5, 0.5, 1])
 
     def test_a_prompt_with_more_seeds_counts_once(self):
-        found = self.found(rows(20, 20, 20), {"a": 0.0, "b": 40.0}, ["a", "a", "b"])
-        np.testing.assert_array_equal(found, [0.5, 0.5, 0.5])
+        np.testing.assert_array_equal(self.found(rows(20, 20, 20), "aab"), [0.5, 0.5, 0.5])
 
     def test_one_prompt_alone_says_nothing(self):
-        assert self.found(rows(0, 90), {"a": 0.0}, ["a", "a"]) is None
+        assert self.found(rows(0, 90), "aa") is None
 
 
 def test_diversity_is_the_distance_to_the_other_seeds_of_the_prompt():
