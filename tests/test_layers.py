@@ -11,18 +11,19 @@ ROOT = Path(__file__).parent.parent
 CORE = ROOT / "dreambooth_core"
 
 LEVELS = [
-    "config records errors plugins objectives prompts randomness processes console charts guard "
-    "stopping curves orders pages",
+    "config records errors plugins objectives prompts randomness processes console charts "
+    "guard stopping curves orders pages",
     "storage blobs stages costs images likeness servers services buckets masks tensor_files",
     "dataset findings latents adapters families bases metrics sheets intake encoders captions "
-    "candidates statistics integrity gate photo_sets caches embeddings walks inversion adapter_layers quantization finders "
-    "crops vision perceptual noise_schedulers flags",
-    "checkpoints optimizers averages memory rehearsal ranks shards training painters sampling summary batches keeper "
-    "choosing loggers exports plans sights suspicions aliases",
+    "candidates statistics integrity gate photo_sets caches embeddings walks inversion "
+    "adapter_layers quantization finders crops vision perceptual noise_schedulers flags",
+    "checkpoints optimizers averages memory rehearsal ranks shards training painters sampling "
+    "summary batches keeper choosing loggers exports plans sights suspicions aliases",
     "priors supply",
-    "fit training_alone evaluation judging looking tracking live registry facts exhibits report draw comparison screens benches "
-    "palettes darkroom developing galleries fulfilling search "
-    "origins entries serving served flavours promotion lineage cards differences versions model_screens",
+    "fit training_alone evaluation judging looking tracking live registry facts exhibits "
+    "report draw comparison screens benches palettes darkroom developing galleries fulfilling "
+    "search origins entries serving served flavours promotion lineage cards differences "
+    "versions model_screens",
     "cli attempt alongside",
 ]
 LEVEL = {name: level for level, line in enumerate(LEVELS) for name in line.split()}
