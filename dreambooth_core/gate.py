@@ -95,7 +95,7 @@ def _limits(case: Case, rules: Gate, level: float, directions: Directions) -> It
         outcome = _against(limit, found.low, found.high, up)
         side = "at least" if up else "at most"
         sentence = (
-            f"{metric} is {found.value:.3f}{_ends(found.low, found.high)}, "
+            f"{_words(metric)} is {found.value:.3f}{_ends(found.low, found.high)}, "
             f"where {side} {limit:.3f} is asked"
         )
         yield Reason(rule="absolute", metric=metric, outcome=outcome, sentence=sentence)
@@ -158,9 +158,13 @@ def _sentence(outcome: Outcome, reasons: tuple[Reason, ...]) -> str:
 def _difference(found: Comparison, against: str) -> str:
     rival = "the base" if against == "base" else against
     return (
-        f"{found.metric} is {found.challenger:.3f} against {found.champion:.3f} of {rival}, "
+        f"{_words(found.metric)} is {found.challenger:.3f} against {found.champion:.3f} of {rival}, "
         f"a difference of {found.difference:+.3f}{_ends(found.low, found.high, '+')}"
     )
+
+
+def _words(metric: str) -> str:
+    return metric.replace("_", " ")
 
 
 def _ends(low: float | None, high: float | None, sign: str = "") -> str:

@@ -150,7 +150,7 @@ def test_the_sentence_has_the_deciding_numbers():
     assert good.sentence.endswith("), and every guard is passed.")
     bad = decided(measured(2, identity=0.85, prompt_fidelity=0.45), CHAMPION)
     assert bad.sentence.startswith(
-        "Not promoted: prompt_fidelity is 0.450 against 0.500 of dog/3, a difference of -0.050 (-0.0"
+        "Not promoted: prompt fidelity is 0.450 against 0.500 of dog/3, a difference of -0.050 (-0.0"
     )
     assert bad.sentence.endswith("), where -0.010 is allowed.")
     open_ = decided(measured(2), CHAMPION)
