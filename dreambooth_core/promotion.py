@@ -171,7 +171,7 @@ def _doubt(book: Book, standing: Standing, origin: Origin, verdict: Verdict | No
     if verdict is None:
         return "the gate was never asked about it"
     if verdict.outcome != "promote":
-        return f"the gate said {verdict.outcome}: {verdict.sentence}"
+        return f"the gate said {verdict.outcome}: {verdict.sentence.rstrip('.')}"
     rival = _rival(book, standing, origin.weights_digest)
     now_against = "base" if rival is None else f"{book.name}/{rival}"
     if verdict.against != now_against:

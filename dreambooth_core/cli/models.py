@@ -189,7 +189,9 @@ def serve(
     with versions.opened(settings, place, model) as one:
         found = one.found
         uri = tracking.tracking_uri(found.config)
-        ours = {"MLFLOW_TRACKING_URI": uri, WORK: str(place.resolve())}
+        # MLflow looks its own programs up by name, which nobody's shell need know
+        programs = os.pathsep.join([str(Path(sys.executable).parent), os.environ.get("PATH", "")])
+        ours = {"MLFLOW_TRACKING_URI": uri, WORK: str(place.resolve()), "PATH": programs}
         command = [sys.executable, "-m", "mlflow", "models", "serve", "--env-manager", "local"]
         command += ["-m", f"models:/{found.name}/{found.version}", "-p", str(port)]
         with supervised(command, env={**os.environ, **ours}) as server:
