@@ -28,6 +28,9 @@ if TYPE_CHECKING:
     from dreambooth_core.supply import Place, Supply
     from dreambooth_core.training import DreamBooth
 
+FULL = ("can't allocate memory", "could not create a primitive")
+"""How the CPU's allocator, and oneDNN, which gives no reasons, say that memory is full."""
+
 
 def main(arguments: list[str]) -> int:
     """Train what the spec says; 0 done, 75 preempted, 1 failed. Rank 0 writes the result file.
@@ -260,8 +263,9 @@ def _failed(spec: Spec, message: str, out_of_memory: bool = False) -> Outcome:
 
 
 def _is_out_of_memory(error: Exception) -> bool:
-    """The GPU's own error, and what the CPU's allocator says."""
-    return type(error).__name__ == "OutOfMemoryError" or "can't allocate memory" in str(error)
+    """Whether it is the GPU's own error, or what is said of a full memory without one."""
+    told = str(error)
+    return type(error).__name__ == "OutOfMemoryError" or any(words in told for words in FULL)
 
 
 def _sentence(spec: Spec, error: Exception) -> str:

@@ -148,7 +148,7 @@ def draw(pipeline: Any, prompts: list[str], batch: int = 8) -> list[Image.Image]
 def check(
     base: Path, encoder_folder: Path, each: int, sheet: Path | None = None
 ) -> dict[str, float]:
-    """All figures of the bar; `each` images per class, and as many per background."""
+    """All figures of the bar; `each` images per class, as many per background, 80 times as many renders."""
     from diffusers import DPMSolverMultistepScheduler, StableDiffusionPipeline
 
     encoders = Encoders(encoder_folder)
@@ -164,7 +164,7 @@ def check(
         contact_sheet(of_class + of_place, each).save(sheet)
     finder = check_finder.shipped()
     found = finder.find(of_class + of_place, "subject")
-    rendered = [example(SPLIT, 10_000 + i)[:2] for i in range(1000)]
+    rendered = [example(SPLIT, 10_000 + i)[:2] for i in range(80 * each)]
     renders = stack([render(*pair) for pair in rendered])
     facts = [truth(*pair) for pair in rendered]
     pixels = stack(of_class)

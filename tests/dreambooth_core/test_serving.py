@@ -133,7 +133,10 @@ def mlflow_server(uri: str, model: str, log: Path) -> Iterator[str]:
         port = free.getsockname()[1]
     command = [sys.executable, "-m", "mlflow", "models", "serve", "--env-manager", "local"]
     command += ["-m", f"models:/{model}", "--host", "127.0.0.1", "--port", str(port)]
-    environment = {**os.environ, "MLFLOW_TRACKING_URI": uri, "OMP_NUM_THREADS": "1"}
+    # MLflow looks uvicorn up by name
+    programs = os.pathsep.join([str(Path(sys.executable).parent), os.environ["PATH"]])
+    ours = {"MLFLOW_TRACKING_URI": uri, "OMP_NUM_THREADS": "1", "PATH": programs}
+    environment = {**os.environ, **ours}
     with supervised(command, env=environment, log=log, grace=2) as server:
         deadline = time.monotonic() + 240
         while not answers(f"http://127.0.0.1:{port}/ping"):

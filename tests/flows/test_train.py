@@ -102,13 +102,10 @@ def test_refused_photos_stop_the_run_with_three(config_file, tiny_config):
     assert not left_over(tiny_config.paths.work)
 
 
-@pytest.mark.slow
-@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT])
-def test_a_stopped_run_is_resumable_and_resumes(config_file, tiny_config, number):
-    work = tiny_config.paths.work
-    longer = ("run", config_file, "--json", "--set", "train.steps=60")
+def stopped(words: tuple, work: Path, number: int) -> dict:
+    """The summary of a run that got a signal when its training had saved something."""
     process = subprocess.Popen(
-        command(*longer), stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True
+        command(*words), stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True
     )
     deadline = time.monotonic() + 240
     while not list(work.glob("runs/*/checkpoints/*/manifest.json")):
@@ -118,14 +115,27 @@ def test_a_stopped_run_is_resumable_and_resumes(config_file, tiny_config, number
     process.send_signal(number)
     out, errors = process.communicate(timeout=90)
     assert process.returncode == 75, errors
-    told = json.loads(out)
+    assert "Traceback" not in errors
+    assert not left_over(work)
+    return json.loads(out)
+
+
+@pytest.mark.slow
+def test_a_person_at_the_keyboard_stops_it_alike(config_file, tiny_config):
+    words = ("run", config_file, "--json", "--set", "train.steps=60")
+    told = stopped(words, tiny_config.paths.work, signal.SIGINT)
+    assert (told["status"], told["stages"]["train"]["status"]) == ("preempted", "failed")
+
+
+@pytest.mark.slow
+def test_a_stopped_run_goes_on_by_the_same_command(config_file, tiny_config):
+    words = ("run", config_file, "--json", "--set", "train.steps=60")
+    told = stopped(words, tiny_config.paths.work, signal.SIGTERM)
     assert told["status"] == "preempted"
     assert told["stages"]["priors"]["status"] == "done"
     assert told["stages"]["train"]["status"] == "failed"
-    assert "Traceback" not in errors
-    assert not left_over(work)
 
-    done = ran(*longer)
+    done = ran(*words)
     assert done.returncode == 0, done.stderr
     told = json.loads(done.stdout)
     assert told["stages"]["validate"]["status"] == told["stages"]["priors"]["status"] == "reused"
