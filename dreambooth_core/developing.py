@@ -160,7 +160,7 @@ def _repeats(
     images = tuple(map(as_image, shots))
     if rules.near_duplicates == "clip":
         return flags.repeats_by_cosine(seen(config, store, images, "clip"), rules.clip_cosine)
-    hashes = np.stack([flags.difference_hash(image) for image in Pictures(store, images)])
+    hashes = np.stack([flags.packed_hash(image) for image in Pictures(store, images)])
     return flags.repeats_by_hash(hashes, rules.dhash_distance)
 
 

@@ -8,6 +8,7 @@ from numpy.typing import NDArray
 
 from dreambooth_core.errors import ModelError
 from dreambooth_core.families import quiet
+from dreambooth_core.likeness import difference_hash
 
 if TYPE_CHECKING:
     from PIL.Image import Image
@@ -23,13 +24,9 @@ Hashes = NDArray[np.uint8]
 """(images, 8): 64 bits each."""
 
 
-def difference_hash(image: "Image") -> Hashes:
-    """(8,) bytes: whether brightness rises from each of 8 x 8 places to its right neighbour (dHash)."""
-    from PIL import Image as Pillow
-
-    small = image.convert("L").resize((9, 8), Pillow.Resampling.BOX)
-    grey = np.asarray(small, dtype=np.int16)
-    return np.packbits(grey[:, 1:] > grey[:, :-1])
+def packed_hash(image: "Image") -> Hashes:
+    """(8,) bytes: the bits of the image's `difference_hash`."""
+    return np.packbits(difference_hash(image))
 
 
 def repeats_by_hash(hashes: Hashes, distance: int) -> tuple[int | None, ...]:

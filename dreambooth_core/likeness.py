@@ -186,3 +186,13 @@ def _peak(product: Transforms, energy: float, down: int, right: int) -> float:
     columns = np.exp(2j * np.pi * np.outer(frequencies, right + fine))
     around = (rows @ product @ columns).real / _GRID**2
     return min(float(around.max()) / float(np.sqrt(energy)), 1.0)
+
+
+def difference_hash(image: Image.Image) -> NDArray[np.bool_]:
+    """64 bits: whether it gets lighter from each cell of an 8 x 9 grid to the one on its right.
+
+    The dHash of Krawetz (2013, "Kind of Like That"): copies differ in few bits.
+    """
+    cells = image.convert("L").resize((9, 8), Image.Resampling.LANCZOS)
+    grey = np.asarray(cells, dtype=np.int64)
+    return np.asarray(grey[:, 1:] > grey[:, :-1]).reshape(-1)

@@ -4,13 +4,12 @@ from typing import NamedTuple
 
 import numpy as np
 from numpy.typing import NDArray
-from PIL import Image as pil
 from PIL import ImageOps
 from PIL.Image import Image
 
 from dreambooth_core.config import Config, Kind
 from dreambooth_core.crops import finder_digest, without
-from dreambooth_core.likeness import Print, alike, fingerprint
+from dreambooth_core.likeness import Print, alike, difference_hash, fingerprint
 from dreambooth_core.metrics import Evidence, Seen, Sight, Values
 
 TITLE = "near copies"
@@ -66,13 +65,6 @@ def copied_photo(evidence: Evidence, place: int) -> int:
     if (found.bits <= BITS).any():
         return int(found.bits.argmin())
     return int(np.nanargmax(found.surroundings))
-
-
-def difference_hash(image: Image) -> NDArray[np.bool_]:
-    """64 bits: whether it gets lighter from each cell of an 8 x 9 grid to the one on its right."""
-    cells = image.convert("L").resize((9, 8), pil.Resampling.LANCZOS)
-    grey = np.asarray(cells, dtype=np.int64)
-    return np.asarray(grey[:, 1:] > grey[:, :-1]).reshape(-1)
 
 
 def _copied(found: Kinship, evidence: Evidence) -> NDArray[np.bool_]:

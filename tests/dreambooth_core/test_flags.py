@@ -20,17 +20,17 @@ def test_a_brighter_smaller_jpeg_of_an_image_repeats_it(tmp_path: Path):
     image = _blots(0)
     image.resize((48, 48)).point(lambda value: min(255, value + 20)).save(tmp_path / "a.jpg")
     images = [_blots(1), image, _blots(2), Pillow.open(tmp_path / "a.jpg")]
-    hashes = np.stack([flags.difference_hash(one) for one in images])
+    hashes = np.stack([flags.packed_hash(one) for one in images])
     assert flags.repeats_by_hash(hashes, 8) == (None, None, None, 1)
 
 
 def test_the_hash_is_the_rises_of_brightness():
     ramp = np.tile(np.arange(0, 90, 10, dtype=np.uint8), (8, 1))
     rising, falling = (Pillow.fromarray(grey) for grey in (ramp, ramp[:, ::-1].copy()))
-    assert flags.difference_hash(rising).tolist() == [255] * 8
-    assert flags.difference_hash(falling).tolist() == [0] * 8
+    assert flags.packed_hash(rising).tolist() == [255] * 8
+    assert flags.packed_hash(falling).tolist() == [0] * 8
     half = np.vstack([ramp[:4], ramp[4:, ::-1]])
-    assert flags.difference_hash(Pillow.fromarray(half)).tolist() == [255] * 4 + [0] * 4
+    assert flags.packed_hash(Pillow.fromarray(half)).tolist() == [255] * 4 + [0] * 4
 
 
 def test_repeats_go_back_to_the_first_within_the_distance():

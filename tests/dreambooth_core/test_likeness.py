@@ -4,9 +4,9 @@ import io
 
 import numpy as np
 import pytest
-from PIL import Image, ImageDraw, ImageEnhance, ImageFilter
+from PIL import Image, ImageDraw, ImageEnhance, ImageFilter, ImageOps
 
-from dreambooth_core.likeness import alike, fingerprint, sharpness
+from dreambooth_core.likeness import alike, difference_hash, fingerprint, sharpness
 
 COPY = 0.95
 
@@ -106,3 +106,10 @@ def test_a_blurred_background_is_no_fault():
     portrait = image.filter(ImageFilter.GaussianBlur(6))
     portrait.paste(image.crop((64, 64, 192, 192)), (64, 64))
     assert sharpness(portrait, 256) > 0.5 * sharpness(image, 256)
+
+
+def test_the_hash_says_where_it_gets_lighter():
+    ramp = Image.fromarray(np.tile(np.arange(0, 252, 4, dtype=np.uint8), (63, 1)))
+    assert difference_hash(ramp).all()
+    assert not difference_hash(ImageOps.mirror(ramp)).any()
+    assert difference_hash(ramp).shape == (64,)

@@ -7,7 +7,7 @@ from PIL import Image, ImageOps
 
 from dreambooth_core.finders import Spot
 from dreambooth_core.metrics import Evidence, Seen
-from dreambooth_core.metrics.memorisation import copied_photo, difference_hash, measure
+from dreambooth_core.metrics.memorisation import copied_photo, measure
 
 SIDE = 64
 BOX = (20, 20, 44, 44)
@@ -113,10 +113,3 @@ def test_a_photo_that_is_there_twice_hides_no_copy():
     photos = seen([PHOTOS[2], PHOTOS[2], PHOTOS[0]])
     found = replace(evidence(soft(with_subject(scene(2), look=1))), photos=photos)
     np.testing.assert_array_equal(measure(found), [1])
-
-
-def test_the_hash_says_where_it_gets_lighter():
-    ramp = Image.fromarray(np.tile(np.arange(0, 252, 4, dtype=np.uint8), (63, 1)))
-    assert difference_hash(ramp).all()
-    assert not difference_hash(ImageOps.mirror(ramp)).any()
-    assert difference_hash(ramp).shape == (64,)
