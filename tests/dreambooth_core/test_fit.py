@@ -16,7 +16,7 @@ import pytest
 from PIL import Image as Pillow
 from pydantic import ValidationError
 
-from dreambooth_core import checkpoints, fit
+from dreambooth_core import attempt, checkpoints, fit
 from dreambooth_core.blobs import blob_key, get_blob, image_set, put_blob
 from dreambooth_core.config import Config, Memory
 from dreambooth_core.errors import Preempted, StageFailed
@@ -255,6 +255,18 @@ def test_a_training_that_hangs_is_ended_with_its_stacks(tiny_base: Path, tmp_pat
 
 @pytest.mark.slow
 @pytest.mark.skipif(not hasattr(resource, "prlimit"), reason="limits another process: Linux")
+@pytest.mark.parametrize(
+    ("said", "full"),
+    [
+        ("[enforce fail] DefaultCPUAllocator: can't allocate memory: you tried", True),
+        ("could not create a primitive", True),  # oneDNN's whole sentence
+        ("mat1 and mat2 shapes cannot be multiplied", False),
+    ],
+)
+def test_a_full_memory_is_told_from_other_errors(said: str, full: bool) -> None:
+    assert attempt._is_out_of_memory(RuntimeError(said)) is full
+
+
 def test_a_full_memory_is_answered_by_the_next_plan(
     tiny_base: Path, tmp_path: Path, capfd: pytest.CaptureFixture[str]
 ) -> None:

@@ -1,4 +1,5 @@
 import json
+import time
 
 import pytest
 
@@ -172,3 +173,12 @@ def test_a_gpu_is_paid_for_by_the_stages_that_hold_it(config, monkeypatch):
         run.stage("register", lambda: (VERSION, False))
     assert run.stages["evaluate"].gpu_seconds == pytest.approx(run.stages["evaluate"].seconds)
     assert run.stages["register"].gpu_seconds == 0
+
+
+def test_what_making_a_result_first_cost_stays(config):
+    for seconds in (0.05, 0.0):  # made twice at once: the other maker came second
+        with Run(config) as run:
+            run.stage("evaluate", lambda seconds=seconds: (time.sleep(seconds), (SCORES, False))[1])
+    with Run(config) as again:
+        again.stage("evaluate", lambda: (SCORES, True))
+    assert again.stages["evaluate"].saved.seconds >= 0.05
