@@ -129,7 +129,8 @@ class Attempts:
         """Let an attempt go to the end; every tensor of its last checkpoint, losses among them."""
         with self.one() as (spec, ranks):
             pass
-        assert [rank.exitcode for rank in ranks] == [0] * len(ranks)
+        codes = [rank.exitcode for rank in ranks]
+        assert codes == [0] * len(ranks), self.outcome().message
         assert (self.outcome().status, self.outcome().attempt) == ("done", spec.attempt)
         last = self.run.saved / f"{self.run.steps:08d}"
         groups = [path.stem for path in last.glob("*.safetensors")]
