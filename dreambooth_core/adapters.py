@@ -27,17 +27,21 @@ __all__ = [
     "Trained",
     "apply",
     "export",
+    "forget_origin",
     "is_new_token",
     "prepare",
     "stored_dtype",
     "switched_off",
     "trained_components",
+    "write_component",
 ]
 
 LORA_FILE = "pytorch_lora_weights.safetensors"
 LOKR_ENDING = "_lokr.safetensors"
 SETTINGS = "lora_adapter_metadata"
 """Where diffusers keeps an adapter's setting in a file: JSON."""
+
+_LOADED_FROM = {"_name_or_path", "name_or_path"}
 
 Value = TypeVar("Value")
 Trained = Mapping[str, Mapping[str, Parameter]]
@@ -88,7 +92,7 @@ def export(family: Family, parts: Parts, config: Config, base: Path, folder: Pat
     if method == "full":
         for name in trained_components(family, config):
             component = parts[name].to(stored_dtype(base / name))
-            component.save_pretrained(folder / name, safe_serialization=True)
+            write_component(component, folder / name)
     if method in ADAPTERS:
         adapted = {name: parts[name] for name in _adapted_components(family, config)}
         save = _save_lokr if method == "lokr" else _save_lora
@@ -117,6 +121,24 @@ def switched_off(family: Family, parts: Parts) -> AbstractContextManager[None]:
     """Within it the parts are the frozen base, bit by bit, for prompts without new tokens."""
     names = (family.denoiser, *family.text_encoders)
     return adapter_layers.switched_off([parts[name] for name in names if name in parts.components])
+
+
+def write_component(component: Any, folder: Path) -> None:
+    """Write a model or tokenizer in its library's format, without where it was loaded from."""
+    component.save_pretrained(folder)
+    forget_origin(folder)
+
+
+def forget_origin(folder: Path) -> None:
+    """Take out of the settings in a folder where the libraries had loaded them from.
+
+    It would tell of this machine, and make of the same weights other bytes on the next.
+    """
+    for path in folder.glob("*.json"):
+        settings = json.loads(path.read_text(encoding="utf-8"))
+        if settings.keys() & _LOADED_FROM:
+            kept = {name: value for name, value in settings.items() if name not in _LOADED_FROM}
+            path.write_text(json.dumps(kept, indent=2, sort_keys=True) + "\n", encoding="utf-8")
 
 
 def stored_dtype(folder: Path) -> torch.dtype:

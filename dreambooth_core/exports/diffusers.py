@@ -22,6 +22,8 @@ class Diffusers:
     def write(self, source: Source, out: Path) -> list[Path]:
         from torch.nn import Module
 
+        from dreambooth_core.adapters import write_component
+
         folder = out / source.about.title
         changed = touched(source)
         _copy(source.base, folder, changed)
@@ -30,7 +32,7 @@ class Diffusers:
             part = parts[name]
             if isinstance(part, Module):
                 part = _as_stored(part, source.base / name)
-            part.save_pretrained(folder / name)
+            write_component(part, folder / name)
             _rename_clip(folder / name)
         return [folder]
 

@@ -2,6 +2,7 @@
 
 import importlib
 import inspect
+import shutil
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -252,6 +253,17 @@ def test_the_same_weights_are_the_same_bytes(tiny_base: Path, tmp_path: Path, me
         files = sorted((tmp_path / str(index)).iterdir())
         found.add(b"".join(path.read_bytes() for path in files))
     assert len(found) == 1
+
+
+def test_where_the_base_lies_is_not_told(tiny_base: Path, tmp_path: Path) -> None:
+    config, found = _config("full"), []
+    for name in ("one", "other"):
+        base, out = shutil.copytree(tiny_base, tmp_path / name), tmp_path / f"{name}-weights"
+        adapters.export(FAMILY, FAMILY.load(base), config, base, out)
+        files = [path for path in sorted(out.rglob("*")) if path.is_file()]
+        found.append({str(path.relative_to(out)): path.read_bytes() for path in files})
+    assert found[0] == found[1]
+    assert not any(bytes(tmp_path) in content for content in found[0].values())
 
 
 def _deltas(base: Path, folder: Path) -> dict[str, torch.Tensor]:

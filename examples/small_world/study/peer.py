@@ -9,6 +9,7 @@ from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 
+from dreambooth_core.adapters import forget_origin
 from dreambooth_core.blobs import digest_json, digest_of_file, get_blob, put_blob
 from dreambooth_core.config import Config
 from dreambooth_core.errors import ConfigError, StageFailed
@@ -151,6 +152,8 @@ def _run(command: Sequence[str], folder: Path) -> float:
 def _stored(store: Store, order: Order, key: str, seconds: float) -> Weights:
     parts = ("unet", "text_encoder") if "--train_text_encoder" in order.arguments else ("unet",)
     out = order.config.paths.work.resolve() / "peer" / key / "out"
+    for part in parts:
+        forget_origin(out / part)
     paths = sorted(path for part in parts for path in (out / part).iterdir())
     files = {path.relative_to(out).as_posix(): put_blob(store, path) for path in paths}
     steps = order.config.train.steps
