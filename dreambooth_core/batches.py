@@ -6,11 +6,11 @@ from typing import Any, NamedTuple, Protocol
 import torch
 from torch import Tensor
 
-from dreambooth_core.buckets import Size
 from dreambooth_core.config import Loss, Train
 from dreambooth_core.errors import ConfigError
 from dreambooth_core.latents import View
 from dreambooth_core.objectives import draw_times
+from dreambooth_core.photos.buckets import Size
 from dreambooth_core.randomness import integer, normal, uniform
 from dreambooth_core.walks import Group, Walks
 

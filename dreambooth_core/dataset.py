@@ -11,10 +11,11 @@ from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, NamedTuple, TypeVar
 
-from dreambooth_core import captions, config, masks
-from dreambooth_core.candidates import candidates
+from dreambooth_core import config
 from dreambooth_core.errors import ConfigError, DatasetRefused
-from dreambooth_core.findings import (
+from dreambooth_core.photos import captions, masks
+from dreambooth_core.photos.candidates import candidates
+from dreambooth_core.photos.findings import (
     Finding,
     Validation,
     about,
@@ -23,7 +24,7 @@ from dreambooth_core.findings import (
     printable,
     refusal,
 )
-from dreambooth_core.photo_sets import BLUR_SIDE, Photo, compared, too_many_or_few
+from dreambooth_core.photos.sets import BLUR_SIDE, Photo, compared, too_many_or_few
 from dreambooth_core.records import Image, ImageSet
 
 if TYPE_CHECKING:
@@ -149,7 +150,8 @@ def _read(
     path: Path, mask: Path | None, rules: config.Dataset, min_side: int
 ) -> tuple[Photo | None, list[Finding]]:
     """Decode and measure one file and its mask, and say what is wrong with them alone."""
-    from dreambooth_core import images, likeness
+    from dreambooth_core import images
+    from dreambooth_core.photos import likeness
 
     at = path
     try:

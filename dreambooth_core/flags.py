@@ -8,7 +8,7 @@ from numpy.typing import NDArray
 
 from dreambooth_core.errors import ModelError
 from dreambooth_core.families import quiet
-from dreambooth_core.likeness import difference_hash
+from dreambooth_core.photos.likeness import difference_hash
 
 if TYPE_CHECKING:
     from PIL.Image import Image

@@ -11,12 +11,12 @@ import torch
 from PIL import Image as Pillow
 from torch import Tensor
 
-from dreambooth_core import buckets
 from dreambooth_core.blobs import get_blob
-from dreambooth_core.buckets import Crop, Size
 from dreambooth_core.caches import Cache, Entry, key_of
 from dreambooth_core.config import Config, Train
 from dreambooth_core.errors import StageFailed
+from dreambooth_core.photos import buckets
+from dreambooth_core.photos.buckets import Crop, Size
 from dreambooth_core.records import Blob, Image
 from dreambooth_core.storage import Store
 

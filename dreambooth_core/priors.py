@@ -4,8 +4,8 @@ from collections import Counter
 from itertools import groupby
 
 from dreambooth_core.blobs import image_set
-from dreambooth_core.buckets import assigned, class_sizes
 from dreambooth_core.config import Config
+from dreambooth_core.photos.buckets import assigned, class_sizes
 from dreambooth_core.randomness import seed_for
 from dreambooth_core.records import Image, ImageSet, Progress, Record
 from dreambooth_core.sampling import drawing_of, image_key, images_prefix, make_images

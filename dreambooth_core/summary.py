@@ -9,7 +9,7 @@ from dreambooth_core.blobs import digest_json
 from dreambooth_core.config import Config
 from dreambooth_core.costs import Meter, gpus_here, remember, remembered
 from dreambooth_core.errors import Preempted, StorageError
-from dreambooth_core.intake import Intake
+from dreambooth_core.photos.intake import Intake
 from dreambooth_core.records import (
     Cost,
     Document,

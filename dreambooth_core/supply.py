@@ -12,14 +12,15 @@ from pathlib import Path
 
 import torch
 
-from dreambooth_core import bases, batches, captions, embeddings, inversion, latents
+from dreambooth_core import bases, batches, embeddings, inversion, latents
 from dreambooth_core.blobs import get_record
-from dreambooth_core.buckets import assigned
 from dreambooth_core.caches import Cache
 from dreambooth_core.config import INVERSIONS, Config
 from dreambooth_core.errors import StageFailed
 from dreambooth_core.families import Family, Tensors, component_classes, only
 from dreambooth_core.latents import View
+from dreambooth_core.photos import captions
+from dreambooth_core.photos.buckets import assigned
 from dreambooth_core.priors import ClassImage
 from dreambooth_core.randomness import seed_for
 from dreambooth_core.records import Image, ImageSet

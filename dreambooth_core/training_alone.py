@@ -6,7 +6,7 @@ from typing import TYPE_CHECKING
 from dreambooth_core import console, fit, priors
 from dreambooth_core.config import Config
 from dreambooth_core.errors import ConfigError
-from dreambooth_core.intake import take_in
+from dreambooth_core.photos.intake import take_in
 from dreambooth_core.records import Record, Weights
 from dreambooth_core.services import local_services
 from dreambooth_core.storage import open_store

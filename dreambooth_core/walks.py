@@ -17,7 +17,7 @@ from dataclasses import dataclass
 from functools import cached_property
 from typing import NamedTuple
 
-from dreambooth_core.buckets import Size
+from dreambooth_core.photos.buckets import Size
 from dreambooth_core.randomness import order, shuffled
 
 

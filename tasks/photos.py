@@ -1,7 +1,7 @@
 """Photos in, class images beside them."""
 
 from dreambooth_core.config import Config
-from dreambooth_core.intake import Intake
+from dreambooth_core.photos.intake import Intake
 from dreambooth_core.records import ImageSet
 from dreambooth_core.storage import open_store
 from tasks.stages import progress_shown, stage
@@ -10,7 +10,7 @@ from tasks.stages import progress_shown, stage
 @stage("validate")
 def collect_instance_images(config: Config) -> tuple[Intake, bool]:
     """Check the photos and take them in; raises `DatasetRefused`."""
-    from dreambooth_core.intake import take_in
+    from dreambooth_core.photos.intake import take_in
 
     return take_in(config, open_store(config.storage))
 

@@ -11,7 +11,7 @@ from dreambooth_core import records
 from dreambooth_core.blobs import image_set, put_blob
 from dreambooth_core.config import Config
 from dreambooth_core.dataset import Finding, Validation
-from dreambooth_core.intake import Intake
+from dreambooth_core.photos.intake import Intake
 from dreambooth_core.records import (
     ImageSet,
     Look,

@@ -11,22 +11,26 @@ ROOT = Path(__file__).parent.parent
 CORE = ROOT / "dreambooth_core"
 
 LEVELS = [
-    "config records errors plugins objectives prompts randomness processes console charts "
-    "guard stopping curves orders pages",
-    "storage blobs stages costs images likeness servers services buckets masks tensor_files",
-    "dataset findings latents adapters families bases metrics sheets intake encoders captions "
-    "candidates statistics integrity gate photo_sets caches embeddings walks inversion "
-    "adapter_layers quantization finders crops vision perceptual noise_schedulers flags",
+    "config records errors plugins objectives prompts randomness processes console charts guard "
+    "stopping curves orders pages photos",
+    "storage blobs stages costs images servers services tensor_files photos.buckets "
+    "photos.likeness photos.masks",
+    "dataset latents adapters families bases metrics sheets encoders statistics integrity gate "
+    "caches embeddings walks inversion adapter_layers quantization finders crops vision "
+    "perceptual noise_schedulers flags photos.candidates photos.captions photos.findings "
+    "photos.intake photos.sets",
     "checkpoints optimizers averages memory rehearsal ranks shards training painters sampling "
     "summary batches keeper choosing loggers exports plans sights suspicions aliases",
     "priors supply",
-    "fit training_alone evaluation judging looking tracking live registry facts exhibits "
-    "report draw comparison screens benches palettes darkroom developing galleries fulfilling "
-    "search origins entries serving served flavours promotion lineage cards differences "
-    "versions model_screens",
+    "fit training_alone evaluation judging looking tracking live registry facts exhibits report "
+    "draw comparison screens benches palettes darkroom developing galleries fulfilling search "
+    "origins entries serving served flavours promotion lineage cards differences versions "
+    "model_screens",
     "cli attempt alongside",
 ]
 LEVEL = {name: level for level, line in enumerate(LEVELS) for name in line.split()}
+SPREAD = {name.partition(".")[0] for name in LEVEL if "." in name}
+"""Packages whose modules have a level each."""
 HEAVY = {"torch", "diffusers", "transformers", "peft", "mlflow", "boto3", "botocore", "lightning"}
 FLOWS_MAY_NOT = HEAVY | {"pytorch_lightning"}
 
@@ -63,8 +67,9 @@ def packages(path: Path, at_top_only: bool = False) -> set[str]:
 
 
 def place(name: str) -> str:
-    """`dreambooth_core.storage.s3` -> `storage`."""
-    return name.split(".")[1] if "." in name else ""
+    """`dreambooth_core.storage.s3` -> `storage`, `dreambooth_core.judging.gate` -> `judging.gate`."""
+    parts = name.split(".")[1:3]
+    return ".".join(parts if parts and parts[0] in SPREAD else parts[:1])
 
 
 def name_of(path: Path) -> str:
@@ -88,6 +93,10 @@ def test_inside_the_core_arrows_only_point_down(path):
     for name in imports(path):
         if name.startswith("dreambooth_core.") and place(name) in LEVEL and place(name) != own:
             assert LEVEL[place(name)] <= LEVEL[own], f"{own} -> {place(name)} points up"
+
+
+def test_every_level_is_that_of_something():
+    assert LEVEL.keys() == {place(name_of(path)) for path in files("dreambooth_core")} - {""}
 
 
 def test_no_module_of_the_core_waits_for_itself():

@@ -185,7 +185,7 @@ def table(bench: Bench) -> list[list[str]]:
 def _standing(config: Config, subject: Subject) -> Standing:
     """Train the subject and measure its model; only what is missing is done."""
     from dreambooth_core.evaluation import evaluate
-    from dreambooth_core.intake import take_in
+    from dreambooth_core.photos.intake import take_in
     from dreambooth_core.training_alone import train_alone, weights_of
 
     train_alone(config)

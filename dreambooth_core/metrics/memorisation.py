@@ -9,8 +9,8 @@ from PIL.Image import Image
 
 from dreambooth_core.config import Config, Kind
 from dreambooth_core.crops import finder_digest, without
-from dreambooth_core.likeness import Print, alike, difference_hash, fingerprint
 from dreambooth_core.metrics import Evidence, Seen, Sight, Values
+from dreambooth_core.photos.likeness import Print, alike, difference_hash, fingerprint
 
 TITLE = "near copies"
 ABOUT = "share of the images that are one of the photos again, mirrored or not, 0 to 1"

@@ -13,7 +13,7 @@ from dreambooth_core import fit, tracking
 from dreambooth_core.config import Config
 from dreambooth_core.curves import curves_of
 from dreambooth_core.errors import StageFailed
-from dreambooth_core.intake import take_in
+from dreambooth_core.photos.intake import take_in
 from dreambooth_core.priors import ensure_class_images
 from dreambooth_core.records import Progress, Weights
 from dreambooth_core.storage import Store, open_store

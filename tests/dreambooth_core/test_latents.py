@@ -12,12 +12,12 @@ from PIL import Image
 
 from dreambooth_core import bases, images, records
 from dreambooth_core.blobs import put_blob
-from dreambooth_core.buckets import Crop, crop
 from dreambooth_core.caches import Cache
 from dreambooth_core.config import Config
 from dreambooth_core.errors import StageFailed
 from dreambooth_core.families import load_family
 from dreambooth_core.latents import Encoder, LatentDistribution, encoded, mask_shares, pixels
+from dreambooth_core.photos.buckets import Crop, crop
 
 FAMILY = load_family("stable_diffusion")
 SQUARE = (32, 32)

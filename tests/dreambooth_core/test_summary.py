@@ -6,7 +6,7 @@ import pytest
 from dreambooth_core.config import Config
 from dreambooth_core.dataset import Validation
 from dreambooth_core.errors import DatasetRefused, Preempted
-from dreambooth_core.intake import Intake
+from dreambooth_core.photos.intake import Intake
 from dreambooth_core.records import (
     Cost,
     Document,

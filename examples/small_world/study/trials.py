@@ -10,7 +10,7 @@ from dreambooth_core import fit, priors
 from dreambooth_core.config import Config, load_config
 from dreambooth_core.errors import ConfigError
 from dreambooth_core.evaluation import evaluate
-from dreambooth_core.intake import take_in
+from dreambooth_core.photos.intake import take_in
 from dreambooth_core.records import Record, Weights
 from dreambooth_core.storage import Store, open_store
 from examples.small_world.study.arms import OURS, Question, Trial

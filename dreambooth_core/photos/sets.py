@@ -6,12 +6,12 @@ from statistics import median
 from typing import TYPE_CHECKING, NamedTuple
 
 from dreambooth_core import config
-from dreambooth_core.findings import FOLDER, Finding, Level, about
+from dreambooth_core.photos.findings import FOLDER, Finding, Level, about
 
 if TYPE_CHECKING:
     from PIL.Image import Image as Pixels
 
-    from dreambooth_core.likeness import Likeness, Print
+    from dreambooth_core.photos.likeness import Likeness, Print
 
 BLUR_SIDE = 512
 """Side at which sharpness is compared; less where a photo of the set is smaller."""
@@ -58,7 +58,7 @@ def _distinct(photos: Iterable[Photo], findings: list[Finding]) -> list[Photo]:
 
 def _lookalikes(photos: Sequence[Photo], rules: config.Dataset) -> list[Finding]:
     """Each photo's closest match among those before it, where that is too close."""
-    from dreambooth_core.likeness import alike
+    from dreambooth_core.photos.likeness import alike
 
     findings = []
     for index, photo in enumerate(photos[1:], 1):
@@ -81,7 +81,7 @@ def _kind(match: "Likeness") -> str:
 
 def _blurred(photos: Sequence[Photo], rules: config.Dataset) -> list[Finding]:
     """Photos far less sharp than the set's median; two have no median to speak of."""
-    from dreambooth_core.likeness import sharpness
+    from dreambooth_core.photos.likeness import sharpness
 
     if len(photos) < 3:
         return []

@@ -6,9 +6,9 @@ from collections import Counter
 
 import pytest
 
-from dreambooth_core import buckets
 from dreambooth_core.config import Dataset
 from dreambooth_core.errors import ConfigError
+from dreambooth_core.photos import buckets
 
 
 @pytest.mark.parametrize(
@@ -109,6 +109,6 @@ def test_numbers_are_in_the_scaled_photos_pixels() -> None:
 
 
 def test_shapes_are_planned_without_torch() -> None:
-    script = "import sys, dreambooth_core.buckets as b; b.crop((9, 9), (8, 4), 1, 'x'); "
+    script = "import sys, dreambooth_core.photos.buckets as b; b.crop((9, 9), (8, 4), 1, 'x'); "
     script += "sys.exit('torch' in sys.modules)"
     assert subprocess.run([sys.executable, "-c", script]).returncode == 0

@@ -6,8 +6,8 @@ from typing import Any
 
 import pytest
 
-from dreambooth_core.captions import MAX_BYTES, Prompts, beside, prompts
 from dreambooth_core.config import Config, Subject
+from dreambooth_core.photos.captions import MAX_BYTES, Prompts, beside, prompts
 from dreambooth_core.records import Blob, Image, ImageSet
 
 SUBJECT = Subject(images=Path("photos"), class_noun="robot", identifier="sks")

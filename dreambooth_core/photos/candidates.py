@@ -3,9 +3,9 @@
 import os
 from pathlib import Path
 
-from dreambooth_core import masks
 from dreambooth_core.errors import ConfigError
-from dreambooth_core.findings import Finding, about
+from dreambooth_core.photos import masks
+from dreambooth_core.photos.findings import Finding, about
 
 # fmt: off
 SIDECARS = frozenset({

@@ -7,7 +7,7 @@ import pytest
 from PIL import Image
 
 from dreambooth_core.images import ImageRefused, decode
-from dreambooth_core.masks import of_photo
+from dreambooth_core.photos.masks import of_photo
 
 MANY = 1_000_000
 SUBJECT = (5, 3, 20, 12)

@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 from PIL import Image, ImageDraw, ImageEnhance, ImageFilter, ImageOps
 
-from dreambooth_core.likeness import alike, difference_hash, fingerprint, sharpness
+from dreambooth_core.photos.likeness import alike, difference_hash, fingerprint, sharpness
 
 COPY = 0.95
 

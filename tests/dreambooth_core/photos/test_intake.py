@@ -6,7 +6,7 @@ from PIL import Image
 
 from dreambooth_core.config import Config
 from dreambooth_core.errors import ConfigError
-from dreambooth_core.intake import take_in
+from dreambooth_core.photos.intake import take_in
 
 
 @pytest.fixture

@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import NamedTuple
 
 from dreambooth_core.config import Config, Subject
-from dreambooth_core.findings import FOLDER, Finding, about, printable
+from dreambooth_core.photos.findings import FOLDER, Finding, about, printable
 from dreambooth_core.records import ImageSet
 
 TABLE = "metadata.jsonl"
