@@ -17,8 +17,8 @@ from dreambooth_core.config import Subject
 from dreambooth_core.errors import ConfigError
 from dreambooth_core.exhibits import Exhibit, Picture
 from dreambooth_core.facts import LEVEL, Facts, Line
+from dreambooth_core.judging.statistics import compare, place, shared_metrics
 from dreambooth_core.records import Comparison
-from dreambooth_core.statistics import compare, place, shared_metrics
 from dreambooth_core.storage import written_beside
 
 

@@ -153,7 +153,7 @@ def as_image(shot: Shot) -> Image:
 def _repeats(
     rules: Flags, config: Config, store: Store, shots: Sequence[Shot]
 ) -> Sequence[int | None]:
-    from dreambooth_core.sights import Pictures
+    from dreambooth_core.judging.sights import Pictures
 
     if rules.near_duplicates is None:
         return [None] * len(shots)
@@ -165,7 +165,7 @@ def _repeats(
 
 
 def _judged(rules: Flags, store: Store, shots: Sequence[Shot]) -> Sequence[bool | None]:
-    from dreambooth_core.sights import Pictures
+    from dreambooth_core.judging.sights import Pictures
 
     if rules.safety_checker is None:
         return [None] * len(shots)
@@ -189,7 +189,7 @@ def _scores(
 
 
 def _measured(member: Member, store: Store, shots: Sequence[Shot]) -> list[dict[str, float]]:
-    from dreambooth_core.sights import Viewer
+    from dreambooth_core.judging.sights import Viewer
 
     config = member.config
     plain = config.subject.model_copy(update={"identifier": ""})
@@ -210,7 +210,7 @@ def _measured(member: Member, store: Store, shots: Sequence[Shot]) -> list[dict[
 
 def seen(config: Config, store: Store, images: Sequence[Image], eye: Eye) -> Embeddings:
     """(images, d) rows of unit length, by an encoder of a config's evaluation; the finder is left out."""
-    from dreambooth_core.sights import Viewer
+    from dreambooth_core.judging.sights import Viewer
 
     rules = config.evaluation.model_copy(update={"finder": Finder()})
     viewer = Viewer(config.model_copy(update={"evaluation": rules}), store)

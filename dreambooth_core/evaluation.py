@@ -9,6 +9,10 @@ from PIL import Image as Pillow
 
 from dreambooth_core.blobs import digest_json, get_blob, put_blob
 from dreambooth_core.config import Config
+from dreambooth_core.judging.plans import Plan, options_of, plan_of
+from dreambooth_core.judging.sights import Pictures, Viewer
+from dreambooth_core.judging.statistics import estimate, of_base
+from dreambooth_core.judging.suspicions import suspicions
 from dreambooth_core.metrics import (
     Choice,
     Evidence,
@@ -20,7 +24,6 @@ from dreambooth_core.metrics import (
     measure_photos,
     memorisation,
 )
-from dreambooth_core.plans import Plan, options_of, plan_of
 from dreambooth_core.records import (
     Estimate,
     Image,
@@ -34,11 +37,8 @@ from dreambooth_core.records import (
     Weights,
 )
 from dreambooth_core.sampling import Request, drawing_of, images_prefix, sample_set
-from dreambooth_core.sights import Pictures, Viewer
 from dreambooth_core.stages import once
-from dreambooth_core.statistics import estimate, of_base
 from dreambooth_core.storage import Store
-from dreambooth_core.suspicions import suspicions
 
 ALL_SIGHTS: tuple[Sight, ...] = (
     ("identity", "whole"),

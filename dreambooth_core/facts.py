@@ -5,9 +5,15 @@ from collections.abc import Iterable, Mapping, Sequence
 
 from dreambooth_core.charts import Side
 from dreambooth_core.config import Config
+from dreambooth_core.judging.statistics import (
+    compare,
+    estimate,
+    interval,
+    of_base,
+    shared_metrics,
+)
 from dreambooth_core.metrics import Metric, catalogue
 from dreambooth_core.records import Comparison, Estimate, Record, Row, Scores
-from dreambooth_core.statistics import compare, estimate, interval, of_base, shared_metrics
 from dreambooth_core.summary import Results, run_id
 from dreambooth_core.tracking import flat
 

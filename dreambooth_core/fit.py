@@ -166,7 +166,7 @@ def _what_looks_decide(config: Config) -> list[object] | None:
         return None
     if not rules.prompts:
         return [rules]
-    from dreambooth_core.encoders import encoder_digest
+    from dreambooth_core.judging.encoders import encoder_digest
 
     clip = encoder_digest(eyes.clip, eyes.clip_revision)
     return [rules, config.sampler, clip, encoder_digest(eyes.identity, eyes.identity_revision)]

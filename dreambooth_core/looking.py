@@ -18,9 +18,10 @@ from PIL import Image as Pillow
 from dreambooth_core import inversion
 from dreambooth_core.batches import Batch, Steps
 from dreambooth_core.config import INVERSIONS, Config, Subject
-from dreambooth_core.encoders import Encoder
 from dreambooth_core.evaluation import photos_of
 from dreambooth_core.families import Parts, channels_last, only
+from dreambooth_core.judging.encoders import Encoder
+from dreambooth_core.judging.plans import plain, seeds_of
 from dreambooth_core.metrics import (
     Embeddings,
     Evidence,
@@ -29,7 +30,6 @@ from dreambooth_core.metrics import (
     subject_fidelity,
 )
 from dreambooth_core.objectives import example_losses, target
-from dreambooth_core.plans import plain, seeds_of
 from dreambooth_core.records import ImageSet, Look
 from dreambooth_core.sampling import Drawing, Painter, Request, generate
 from dreambooth_core.supply import Place

@@ -11,7 +11,7 @@ from dreambooth_core.aliases import Book, Change, Standing, now
 from dreambooth_core.blobs import get_record
 from dreambooth_core.config import Config
 from dreambooth_core.errors import ConfigError
-from dreambooth_core.judging import override
+from dreambooth_core.judging.court import override
 from dreambooth_core.origins import Origin, ancestry_of, read_origin
 from dreambooth_core.records import Contender, ModelVersion, Verdict, Weights
 from dreambooth_core.registry import book_of, check_stored, followed

@@ -195,7 +195,7 @@ def _ranked(
 ) -> tuple[Hit, ...]:
     """Ties go by content, so that the answer is always the same."""
     from dreambooth_core.developing import seen
-    from dreambooth_core.sights import Viewer
+    from dreambooth_core.judging.sights import Viewer
 
     images = [Image(name=f"{one.image.sha256}.png", blob=one.image, size=one.size) for one in drawn]
     scores = seen(config, store, images, "clip") @ Viewer(config, store).read([question.text])[0]

@@ -47,12 +47,13 @@ def judge_candidate(
     config: Config, instance: ImageSet, weights: Weights, scores: Scores
 ) -> tuple[Verdict, bool]:
     """Decide whether the candidate is better than the champion, or without one than the base."""
-    from dreambooth_core import judging, promotion
+    from dreambooth_core import promotion
+    from dreambooth_core.judging import court
 
     store = open_store(config.storage)
     rival = promotion.rival_of(config, store, weights)
     with progress_shown("gate") as progress:
-        return judging.judge(config, store, instance, weights, scores, rival, progress)
+        return court.judge(config, store, instance, weights, scores, rival, progress)
 
 
 @stage("promote")

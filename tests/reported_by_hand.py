@@ -11,6 +11,7 @@ from dreambooth_core import records
 from dreambooth_core.blobs import image_set, put_blob
 from dreambooth_core.config import Config
 from dreambooth_core.dataset import Finding, Validation
+from dreambooth_core.judging.statistics import compare, estimate, of_base
 from dreambooth_core.photos.intake import Intake
 from dreambooth_core.records import (
     ImageSet,
@@ -26,7 +27,6 @@ from dreambooth_core.records import (
     Weights,
 )
 from dreambooth_core.sampling import encode_png
-from dreambooth_core.statistics import compare, estimate, of_base
 from dreambooth_core.storage import Store, open_store
 from dreambooth_core.summary import Results
 

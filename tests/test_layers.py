@@ -12,20 +12,21 @@ CORE = ROOT / "dreambooth_core"
 
 LEVELS = [
     "config records errors plugins objectives prompts randomness processes console charts guard "
-    "stopping curves orders pages photos",
+    "stopping curves orders pages photos judging",
     "storage blobs stages costs images servers services tensor_files photos.buckets "
     "photos.likeness photos.masks",
-    "dataset latents adapters families bases metrics sheets encoders statistics integrity gate "
-    "caches embeddings walks inversion adapter_layers quantization finders crops vision "
-    "perceptual noise_schedulers flags photos.candidates photos.captions photos.findings "
-    "photos.intake photos.sets",
+    "dataset latents adapters families bases metrics sheets caches embeddings walks inversion "
+    "adapter_layers quantization finders vision noise_schedulers flags judging.crops "
+    "judging.encoders judging.gate judging.integrity judging.perceptual judging.statistics "
+    "photos.candidates photos.captions photos.findings photos.intake photos.sets",
     "checkpoints optimizers averages memory rehearsal ranks shards training painters sampling "
-    "summary batches keeper choosing loggers exports plans sights suspicions aliases",
+    "summary batches keeper choosing loggers exports aliases judging.plans judging.sights "
+    "judging.suspicions",
     "priors supply",
-    "fit training_alone evaluation judging looking tracking live registry facts exhibits report "
-    "draw comparison screens benches palettes darkroom developing galleries fulfilling search "
-    "origins entries serving served flavours promotion lineage cards differences versions "
-    "model_screens",
+    "fit training_alone evaluation looking tracking live registry facts exhibits report draw "
+    "comparison screens benches palettes darkroom developing galleries fulfilling search origins "
+    "entries serving served flavours promotion lineage cards differences versions model_screens "
+    "judging.court",
     "cli attempt alongside",
 ]
 LEVEL = {name: level for level, line in enumerate(LEVELS) for name in line.split()}

@@ -19,10 +19,10 @@ from dreambooth_core.benches._subjects import Subject, chosen, subjects_in
 from dreambooth_core.blobs import digest_json, put_record
 from dreambooth_core.config import Config, Evaluation
 from dreambooth_core.errors import ConfigError
+from dreambooth_core.judging.statistics import interval
 from dreambooth_core.prompts import SETS
 from dreambooth_core.records import Estimate, Record, Scores
 from dreambooth_core.services import local_services
-from dreambooth_core.statistics import interval
 from dreambooth_core.storage import open_store, written_beside
 
 SUBJECTS, IMAGES_PER_PROMPT = 30, 4

@@ -25,7 +25,7 @@ def measure(evidence: Evidence) -> Values | None:
     config = evidence.config
     if config is None or config.evaluation.lpips is None:
         return None
-    from dreambooth_core.perceptual import Perceptual, distance
+    from dreambooth_core.judging.perceptual import Perceptual, distance
 
     network = Perceptual(config.evaluation.lpips, config.evaluation.lpips_revision)
     pictures, values = evidence.generated.pictures, np.full(len(evidence.prompts), np.nan)
@@ -45,6 +45,6 @@ def model(config: Config) -> str | None:
     rules = config.evaluation
     if rules.lpips is None:
         return None
-    from dreambooth_core.encoders import encoder_digest
+    from dreambooth_core.judging.encoders import encoder_digest
 
     return f"lpips-0.1-{encoder_digest(rules.lpips, rules.lpips_revision)[:12]}"

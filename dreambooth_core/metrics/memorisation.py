@@ -8,7 +8,7 @@ from PIL import ImageOps
 from PIL.Image import Image
 
 from dreambooth_core.config import Config, Kind
-from dreambooth_core.crops import finder_digest, without
+from dreambooth_core.judging.crops import finder_digest, without
 from dreambooth_core.metrics import Evidence, Seen, Sight, Values
 from dreambooth_core.photos.likeness import Print, alike, difference_hash, fingerprint
 

@@ -7,13 +7,13 @@ from safetensors.numpy import load_file, save
 
 from dreambooth_core import dataset, sampling
 from dreambooth_core.blobs import digest_json, get_blob, put_blob
-from dreambooth_core.encoders import Encoder
 from dreambooth_core.errors import ModelError
 from dreambooth_core.evaluation import evaluate, judged_like, rows_of
+from dreambooth_core.judging.encoders import Encoder
+from dreambooth_core.judging.plans import plan_of
+from dreambooth_core.judging.statistics import compare, estimate, place
 from dreambooth_core.metrics import catalogue
-from dreambooth_core.plans import plan_of
 from dreambooth_core.records import ImageSet, Weights
-from dreambooth_core.statistics import compare, estimate, place
 
 WITHOUT_A_FINDER = {"subject_fidelity_crop", "clip_i_crop", "identity"}
 WITHOUT_A_MODEL = {"lpips_diversity", "judged_subject", "judged_prompt"}

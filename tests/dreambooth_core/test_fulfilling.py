@@ -13,8 +13,8 @@ from dreambooth_core import darkroom, fulfilling, search
 from dreambooth_core.blobs import get_blob, image_set, put_blob
 from dreambooth_core.config import Finder
 from dreambooth_core.developing import develop, manifests
-from dreambooth_core.encoders import Encoder
 from dreambooth_core.errors import ConfigError
+from dreambooth_core.judging.encoders import Encoder
 from dreambooth_core.orders import Order
 from dreambooth_core.records import Image
 from dreambooth_core.sampling import DRAWN_BY, drawn_by, encode_png

@@ -14,8 +14,8 @@ from dreambooth_core import adapters, looking, sampling
 from dreambooth_core.batches import Photos, Plan, Steps
 from dreambooth_core.blobs import image_set, put_blob
 from dreambooth_core.config import Config
-from dreambooth_core.encoders import Encoder
 from dreambooth_core.families import channels_last
+from dreambooth_core.judging.encoders import Encoder
 from dreambooth_core.looking import Looker, stable_loss
 from dreambooth_core.records import Image, ImageSet
 from dreambooth_core.sampling import encode_png

@@ -221,11 +221,11 @@ def asked_recipe(tracked_config, tmp_path):
 
 @pytest.mark.slow
 def test_a_bench_trains_and_measures_a_subject_once(asked_recipe, tmp_path):
-    from dreambooth_core.encoders import Encoder
     from dreambooth_core.evaluation import rows_of
+    from dreambooth_core.judging.encoders import Encoder
+    from dreambooth_core.judging.sights import Pictures
     from dreambooth_core.photos.intake import take_in
     from dreambooth_core.records import Scores
-    from dreambooth_core.sights import Pictures
     from dreambooth_core.storage import open_store
 
     recipe, server = asked_recipe

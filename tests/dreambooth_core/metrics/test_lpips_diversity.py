@@ -7,8 +7,8 @@ import pytest
 from PIL import Image
 
 from dreambooth_core.config import Config
+from dreambooth_core.judging.perceptual import Perceptual, distance
 from dreambooth_core.metrics import Evidence, Seen, lpips_diversity
-from dreambooth_core.perceptual import Perceptual, distance
 from tests.random_backbones import build
 
 

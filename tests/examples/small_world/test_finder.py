@@ -90,7 +90,7 @@ def test_an_impostor_on_the_same_background_fools_whole_pictures_more_than_crops
     finder: Finder,
 ) -> None:
     """NearID's test in the small world; half a minute on an idle core."""
-    from dreambooth_core.encoders import Encoder
+    from dreambooth_core.judging.encoders import Encoder
 
     clip = Encoder(str(check_finder.HERE / "encoders" / "clip"), None)
     told = check_finder.told_apart(finder, clip, "clip", count=120)

@@ -14,10 +14,11 @@ from PIL import ImageFilter
 
 from dreambooth_core.blobs import put_blob
 from dreambooth_core.config import Paths, load_config
-from dreambooth_core.crops import crop
-from dreambooth_core.encoders import Encoder
 from dreambooth_core.finders import Spot
 from dreambooth_core.images import encode_png
+from dreambooth_core.judging.crops import crop
+from dreambooth_core.judging.encoders import Encoder
+from dreambooth_core.judging.sights import Viewer
 from dreambooth_core.metrics import (
     Choice,
     Evidence,
@@ -28,7 +29,6 @@ from dreambooth_core.metrics import (
     measure_photos,
 )
 from dreambooth_core.records import Image
-from dreambooth_core.sights import Viewer
 from dreambooth_core.storage import Store
 from examples.small_world.make_photos import PLACES, SUBJECTS
 from examples.small_world.render import render, subject_mask

@@ -7,8 +7,9 @@ from dataclasses import dataclass
 from dreambooth_core.blobs import digest_json
 from dreambooth_core.config import Config
 from dreambooth_core.evaluation import evaluate, judged_like, rows_of
-from dreambooth_core.gate import Decision, decide, overridden
-from dreambooth_core.integrity import Case, Measured
+from dreambooth_core.judging.gate import Decision, decide, overridden
+from dreambooth_core.judging.integrity import Case, Measured
+from dreambooth_core.judging.statistics import compare, shared_metrics
 from dreambooth_core.metrics import catalogue
 from dreambooth_core.records import (
     Contender,
@@ -23,7 +24,6 @@ from dreambooth_core.records import (
 )
 from dreambooth_core.sampling import images_prefix
 from dreambooth_core.stages import once
-from dreambooth_core.statistics import compare, shared_metrics
 from dreambooth_core.storage import Store
 
 

@@ -8,8 +8,8 @@ from PIL import Image
 from safetensors.numpy import load_file, save_file
 from transformers import CLIPModel, ViTModel
 
-from dreambooth_core.encoders import Encoder, encoder_digest
 from dreambooth_core.errors import ModelError
+from dreambooth_core.judging.encoders import Encoder, encoder_digest
 
 
 def pictures(count: int) -> list[Image.Image]:

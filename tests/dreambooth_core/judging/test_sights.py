@@ -6,12 +6,12 @@ from PIL import Image as Pillow
 
 from dreambooth_core.blobs import put_blob
 from dreambooth_core.config import Config
-from dreambooth_core.crops import crop, spot_of_mask
-from dreambooth_core.encoders import Encoder
 from dreambooth_core.errors import ConfigError
 from dreambooth_core.images import encode_png
+from dreambooth_core.judging.crops import crop, spot_of_mask
+from dreambooth_core.judging.encoders import Encoder
+from dreambooth_core.judging.sights import Pictures, Viewer
 from dreambooth_core.records import Image
-from dreambooth_core.sights import Pictures, Viewer
 from dreambooth_core.storage import Store
 
 WHOLE, CROP = ("identity", "whole"), ("identity", "crop")

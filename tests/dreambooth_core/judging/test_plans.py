@@ -6,7 +6,7 @@ from typing import Any
 import pytest
 
 from dreambooth_core.config import Config
-from dreambooth_core.plans import Plan, options_of, plan_of
+from dreambooth_core.judging.plans import Plan, options_of, plan_of
 from dreambooth_core.records import ImageSet
 
 PHOTOS = ImageSet(uri="photos", digest="a", images=())

@@ -11,7 +11,7 @@ from dreambooth_core.blobs import digest_json, put_blob
 from dreambooth_core.config import Config
 from dreambooth_core.errors import ConfigError
 from dreambooth_core.evaluation import evaluate, rows_of
-from dreambooth_core.judging import half_widths, judge, override
+from dreambooth_core.judging.court import half_widths, judge, override
 from dreambooth_core.records import Contender, Scores, Verdict, Weights
 from dreambooth_core.storage import open_store
 

@@ -15,7 +15,7 @@ from safetensors.torch import save_file
 from torch import nn
 
 from dreambooth_core.errors import ModelError
-from dreambooth_core.perceptual import Perceptual, distance
+from dreambooth_core.judging.perceptual import Perceptual, distance
 from tests.random_backbones import SHAPES, build
 
 

@@ -12,9 +12,9 @@ from dreambooth_core import dataset, fit
 from dreambooth_core.blobs import image_set
 from dreambooth_core.config import Config
 from dreambooth_core.evaluation import evaluate, rows_of
-from dreambooth_core.gate import decide
-from dreambooth_core.integrity import Case, Measured
-from dreambooth_core.judging import judge
+from dreambooth_core.judging.court import judge
+from dreambooth_core.judging.gate import decide
+from dreambooth_core.judging.integrity import Case, Measured
 from dreambooth_core.metrics import catalogue
 from dreambooth_core.priors import ensure_class_images
 from dreambooth_core.records import Contender, Row, SampleSet, Scores, Verdict, Weights

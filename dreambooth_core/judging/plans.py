@@ -11,7 +11,7 @@ from dataclasses import dataclass
 
 from dreambooth_core.blobs import digest_json
 from dreambooth_core.config import Config, Kind, Subject
-from dreambooth_core.crops import MARGIN, finder_digest
+from dreambooth_core.judging.crops import MARGIN, finder_digest
 from dreambooth_core.metrics import Metric, catalogue
 from dreambooth_core.randomness import seed_for
 from dreambooth_core.records import ImageSet, SeedSet
@@ -110,7 +110,7 @@ def options_of(config: Config, template: str) -> Iterator[tuple[tuple[str, ...],
 
 def ids_of(config: Config) -> dict[str, str]:
     """Metric -> `name@encoder@preprocessing@view`; metrics without their model are left out."""
-    from dreambooth_core.encoders import encoder_digest
+    from dreambooth_core.judging.encoders import encoder_digest
 
     rules = config.evaluation
     eyes = {

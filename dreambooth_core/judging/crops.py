@@ -95,7 +95,7 @@ def without(image: Image, spot: Spot) -> Image:
 
 def finder_digest(rules: "config.Finder") -> str | None:
     """What names a finder's content, as `encoder_digest` does an encoder's; None without one."""
-    from dreambooth_core.encoders import encoder_digest
+    from dreambooth_core.judging.encoders import encoder_digest
 
     if rules.kind is None:
         return None

@@ -6,8 +6,8 @@ from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass, field
 
 from dreambooth_core.config import Gate
+from dreambooth_core.judging.statistics import of_base, place, shared_metrics
 from dreambooth_core.records import Reason, Row, Scores
-from dreambooth_core.statistics import of_base, place, shared_metrics
 
 
 @dataclass(frozen=True)

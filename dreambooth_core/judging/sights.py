@@ -17,9 +17,9 @@ from PIL import Image as Pillow
 from dreambooth_core.blobs import get_blob
 from dreambooth_core.caches import Cache, Entry, key_of
 from dreambooth_core.config import Config
-from dreambooth_core.crops import MARGIN, crop, finder_digest, spots
-from dreambooth_core.encoders import Encoder, encoder_digest
 from dreambooth_core.finders import Finder, Spot, load_finder
+from dreambooth_core.judging.crops import MARGIN, crop, finder_digest, spots
+from dreambooth_core.judging.encoders import Encoder, encoder_digest
 from dreambooth_core.metrics import Embeddings, Eye, Seen, Sight, View
 from dreambooth_core.records import Blob, Image
 from dreambooth_core.storage import Store

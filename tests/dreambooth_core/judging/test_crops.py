@@ -6,10 +6,10 @@ import numpy as np
 import pytest
 from PIL import Image, ImageOps
 
-from dreambooth_core import crops
 from dreambooth_core.config import Finder as Rules
-from dreambooth_core.crops import crop, finder_digest, spot_of_mask, spots, without
 from dreambooth_core.finders import Spot
+from dreambooth_core.judging import crops
+from dreambooth_core.judging.crops import crop, finder_digest, spot_of_mask, spots, without
 
 RED = (255, 0, 0)
 

@@ -12,9 +12,9 @@ from typing import Literal
 
 from dreambooth_core.config import Gate
 from dreambooth_core.errors import ConfigError
-from dreambooth_core.integrity import Case, metrics_of, primary, rival, sound, unsound
+from dreambooth_core.judging.integrity import Case, metrics_of, primary, rival, sound, unsound
+from dreambooth_core.judging.statistics import compare, estimate, shared_metrics
 from dreambooth_core.records import Comparison, Reason, Verdict
-from dreambooth_core.statistics import compare, estimate, shared_metrics
 
 Outcome = Literal["promote", "keep", "inconclusive"]
 Directions = Mapping[str, bool]

@@ -3,8 +3,8 @@
 import numpy as np
 
 from dreambooth_core.config import Gate
-from dreambooth_core.gate import decide
-from dreambooth_core.integrity import Case, Measured
+from dreambooth_core.judging.gate import decide
+from dreambooth_core.judging.integrity import Case, Measured
 from dreambooth_core.records import Image, Row, SampleSet, Scores
 
 RULES = Gate(

@@ -3,8 +3,8 @@ import pytest
 
 from dreambooth_core.config import Gate
 from dreambooth_core.errors import ConfigError
-from dreambooth_core.gate import Decision, decide, level_of, overridden
-from dreambooth_core.integrity import Case, Measured
+from dreambooth_core.judging.gate import Decision, decide, level_of, overridden
+from dreambooth_core.judging.integrity import Case, Measured
 from dreambooth_core.records import Image, Row, SampleSet, Scores, Verdict
 
 UP = {"identity": True, "prompt_fidelity": True, "prior_drift": False}

@@ -6,8 +6,8 @@ import numpy as np
 import pytest
 
 from dreambooth_core.finders import Spot
+from dreambooth_core.judging.suspicions import suspicions
 from dreambooth_core.metrics import Evidence, Seen
-from dreambooth_core.suspicions import suspicions
 
 CROP, WHOLE = ("identity", "crop"), ("identity", "whole")
 

@@ -2,8 +2,7 @@ import numpy as np
 import pytest
 from scipy import stats
 
-from dreambooth_core.records import Row
-from dreambooth_core.statistics import (
+from dreambooth_core.judging.statistics import (
     compare,
     estimate,
     interval,
@@ -11,6 +10,7 @@ from dreambooth_core.statistics import (
     sign_flip_p,
     smallest_effect,
 )
+from dreambooth_core.records import Row
 
 
 def rows_of(scores, metric="identity", kind="scene") -> list[Row]:
