@@ -13,10 +13,10 @@ from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Literal
 
+from dreambooth_core.drawing.sheets import sheet_of
 from dreambooth_core.errors import DreamBoothError, Preempted, StageFailed
 from dreambooth_core.fit import LOOKS, MEETING, Outcome, Spec, Told, read_record, write_record
 from dreambooth_core.records import Course
-from dreambooth_core.sheets import sheet_of
 from dreambooth_core.stopping import Stop, Watchdog
 from dreambooth_core.storage import written_beside
 

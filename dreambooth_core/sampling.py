@@ -18,7 +18,7 @@ from dreambooth_core.blobs import (
     put_record,
 )
 from dreambooth_core.config import Config, Sampler
-from dreambooth_core.painters import (
+from dreambooth_core.drawing.painters import (
     Blend,
     Painter,
     blend_of,

@@ -5,8 +5,8 @@ from pathlib import Path
 from prefect import flow
 
 from dreambooth_core.config import Config
-from dreambooth_core.darkroom import Tally
-from dreambooth_core.orders import Order
+from dreambooth_core.drawing.darkroom import Tally
+from dreambooth_core.drawing.orders import Order
 from dreambooth_core.services import local_services
 from tasks.samples import draw_shard, find_models, publish_order, show_order
 

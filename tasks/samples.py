@@ -5,12 +5,12 @@ from pathlib import Path
 from prefect.artifacts import create_markdown_artifact
 from prefect.logging import get_run_logger
 
-from dreambooth_core import darkroom, fulfilling, palettes
 from dreambooth_core.config import Config
-from dreambooth_core.darkroom import Tally
-from dreambooth_core.fulfilling import Published
-from dreambooth_core.orders import Order
-from dreambooth_core.palettes import Member
+from dreambooth_core.drawing import darkroom, fulfilling, palettes
+from dreambooth_core.drawing.darkroom import Tally
+from dreambooth_core.drawing.fulfilling import Published
+from dreambooth_core.drawing.orders import Order
+from dreambooth_core.drawing.palettes import Member
 from dreambooth_core.storage import Store, open_store
 from tasks.stages import progress_shown, stage
 

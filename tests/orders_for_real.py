@@ -8,10 +8,10 @@ import torch
 from dreambooth_core import adapters
 from dreambooth_core.blobs import digest_json, put_blob, put_record
 from dreambooth_core.config import Config
-from dreambooth_core.darkroom import Plan, plan
+from dreambooth_core.drawing.darkroom import Plan, plan
+from dreambooth_core.drawing.orders import Order
+from dreambooth_core.drawing.palettes import Member, mixtures
 from dreambooth_core.families import load_family
-from dreambooth_core.orders import Order
-from dreambooth_core.palettes import Member, mixtures
 from dreambooth_core.records import Weights
 from dreambooth_core.storage import open_store
 

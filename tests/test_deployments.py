@@ -7,7 +7,7 @@ import pytest
 import yaml
 
 from dreambooth_core.config import Config
-from dreambooth_core.orders import Order
+from dreambooth_core.drawing.orders import Order
 
 ROOT = Path(__file__).parent.parent
 DEPLOYMENTS = yaml.safe_load((ROOT / "prefect.yaml").read_text(encoding="utf-8"))["deployments"]

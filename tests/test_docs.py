@@ -18,7 +18,7 @@ ROOT = Path(__file__).parent.parent
 README = ROOT / "README.md"
 PAGES = [README, ROOT / "CONTRIBUTING.md", *sorted((ROOT / "docs").glob("*.md"))]
 FEATURES, RECIPES = ROOT / "docs/features.md", ROOT / "docs/recipes.md"
-GROUPS = ["dreambooth_core/photos", "dreambooth_core/judging"]
+GROUPS = ["dreambooth_core/photos", "dreambooth_core/judging", "dreambooth_core/drawing"]
 """Packages whose modules the tree names one by one."""
 LEAST: dict[str, Any] = {"name": "docs", "subject": {"images": "photos", "class_noun": "dog"}}
 """What a part of a config is laid over."""

@@ -12,21 +12,22 @@ CORE = ROOT / "dreambooth_core"
 
 LEVELS = [
     "config records errors plugins objectives prompts randomness processes console charts guard "
-    "stopping curves orders pages photos judging",
+    "stopping curves pages photos judging drawing drawing.orders",
     "storage blobs stages costs images servers services tensor_files photos.buckets "
     "photos.likeness photos.masks",
-    "dataset latents adapters families bases metrics sheets caches embeddings walks inversion "
-    "adapter_layers quantization finders vision noise_schedulers flags judging.crops "
-    "judging.encoders judging.gate judging.integrity judging.perceptual judging.statistics "
-    "photos.candidates photos.captions photos.findings photos.intake photos.sets",
-    "checkpoints optimizers averages memory rehearsal ranks shards training painters sampling "
-    "summary batches keeper choosing loggers exports aliases judging.plans judging.sights "
-    "judging.suspicions",
+    "dataset latents adapters families bases metrics caches embeddings walks inversion "
+    "adapter_layers quantization finders vision drawing.flags drawing.noise_schedulers "
+    "drawing.sheets judging.crops judging.encoders judging.gate judging.integrity "
+    "judging.perceptual judging.statistics photos.candidates photos.captions photos.findings "
+    "photos.intake photos.sets",
+    "checkpoints optimizers averages memory rehearsal ranks shards training sampling summary "
+    "batches keeper choosing loggers exports aliases drawing.painters judging.plans "
+    "judging.sights judging.suspicions",
     "priors supply",
-    "fit training_alone evaluation looking tracking live registry facts exhibits report draw "
-    "comparison screens benches palettes darkroom developing galleries fulfilling search origins "
-    "entries serving served flavours promotion lineage cards differences versions model_screens "
-    "judging.court",
+    "fit training_alone evaluation looking tracking live registry facts exhibits report "
+    "comparison screens benches origins entries serving served flavours promotion lineage cards "
+    "differences versions model_screens drawing.darkroom drawing.delivery drawing.developing "
+    "drawing.fulfilling drawing.galleries drawing.palettes drawing.search judging.court",
     "cli attempt alongside",
 ]
 LEVEL = {name: level for level, line in enumerate(LEVELS) for name in line.split()}

@@ -48,9 +48,9 @@ def export(
 
     Formats: diffusers, single_file (A1111, ComfyUI), lora_diffusers, lora_kohya, lora_comfy, embedding.
     """
-    from dreambooth_core import draw
+    from dreambooth_core.drawing import delivery
 
-    for path in draw.exported(
+    for path in delivery.exported(
         model, form, out or Path("exports") / form, work, tuple(overrides or ())
     ):
         print(path)

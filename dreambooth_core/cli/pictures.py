@@ -11,7 +11,7 @@ from dreambooth_core.errors import ConfigError
 
 if TYPE_CHECKING:
     from dreambooth_core.config import Config
-    from dreambooth_core.draw import Fulfilled
+    from dreambooth_core.drawing.delivery import Fulfilled
 
 app = typer.Typer()
 
@@ -61,10 +61,10 @@ def sample(
         return
     import json
 
-    from dreambooth_core import draw
+    from dreambooth_core.drawing import delivery
 
-    wish = draw.Wish(tuple(prompt or ()), seeds or 4, out or Path("samples"))
-    paths = draw.from_registry(settings, place, what, wish)
+    wish = delivery.Wish(tuple(prompt or ()), seeds or 4, out or Path("samples"))
+    paths = delivery.from_registry(settings, place, what, wish)
     if as_json:
         print(json.dumps([str(path) for path in paths]))
         return
@@ -94,7 +94,7 @@ def search(
     """Find generated images by words; prints the score, the place and the prompt of each."""
     import json
 
-    from dreambooth_core import search as searching
+    from dreambooth_core.drawing import search as searching
 
     settings = _settings(config)
     place = settings.paths.work if settings else work
@@ -128,13 +128,13 @@ def _check_sample(
 def _order(
     settings: "Config | None", work: Path, path: Path, shard: str, out: Path | None, as_json: bool
 ) -> None:
-    from dreambooth_core import draw
-    from dreambooth_core.darkroom import shard_of
-    from dreambooth_core.orders import read_order
+    from dreambooth_core.drawing import delivery
+    from dreambooth_core.drawing.darkroom import shard_of
+    from dreambooth_core.drawing.orders import read_order
 
     order, part = read_order(path), shard_of(shard)
     folder = out or Path("samples") / order.name
-    done = draw.from_order(settings, work, order, part, folder)
+    done = delivery.from_order(settings, work, order, part, folder)
     if as_json:
         print(done.model_dump_json(indent=2))
     else:

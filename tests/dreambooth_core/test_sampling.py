@@ -9,9 +9,10 @@ import numpy as np
 import pytest
 from PIL import Image as Pillow
 
-from dreambooth_core import adapters, painters, sampling
+from dreambooth_core import adapters, sampling
 from dreambooth_core.blobs import digest_json, get_blob, put_blob
 from dreambooth_core.config import Config, Sampler
+from dreambooth_core.drawing import painters
 from dreambooth_core.families import load_family
 from dreambooth_core.records import Weights
 from dreambooth_core.storage import open_store

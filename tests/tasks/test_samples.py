@@ -1,7 +1,7 @@
 """What Prefect shows of an order."""
 
-from dreambooth_core.darkroom import Tally
-from dreambooth_core.fulfilling import Published
+from dreambooth_core.drawing.darkroom import Tally
+from dreambooth_core.drawing.fulfilling import Published
 from tasks.samples import as_markdown
 
 

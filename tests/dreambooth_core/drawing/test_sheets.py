@@ -5,7 +5,7 @@ from PIL import Image
 
 from dreambooth_core import records
 from dreambooth_core.blobs import put_blob
-from dreambooth_core.sheets import SIDE, contact_sheet, thumbnail
+from dreambooth_core.drawing.sheets import SIDE, contact_sheet, thumbnail
 
 
 def png(size, colour) -> bytes:

@@ -12,7 +12,7 @@ import numpy as np
 import pytest
 from PIL import Image as Pillow
 
-from dreambooth_core.galleries import Exhibit, gallery
+from dreambooth_core.drawing.galleries import Exhibit, gallery
 from dreambooth_core.pages import data_url
 
 BROWSER = next(filter(None, map(shutil.which, ("chromium", "google-chrome", "chrome"))), None)

@@ -4,11 +4,12 @@ from pathlib import Path
 
 import pytest
 
-from dreambooth_core import palettes, registry
+from dreambooth_core import registry
 from dreambooth_core.blobs import get_record, image_set, put_blob
 from dreambooth_core.config import Config
+from dreambooth_core.drawing import palettes
+from dreambooth_core.drawing.orders import Order
 from dreambooth_core.errors import ConfigError
-from dreambooth_core.orders import Order
 from dreambooth_core.records import Image, SampleSet, Scores, Weights
 from dreambooth_core.sampling import encode_png
 from tests.orders_for_real import Ordered

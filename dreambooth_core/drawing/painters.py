@@ -98,7 +98,8 @@ def painter_for(config: Config, model: Model) -> Painter:
     """A pipeline of its own around the model's parts, with the config's sampler, on the best device."""
     import torch
 
-    from dreambooth_core import inversion, noise_schedulers
+    from dreambooth_core import inversion
+    from dreambooth_core.drawing import noise_schedulers
 
     family, wanted = load_family(config.model.family), config.sampler.noise_scheduler
     pipeline = family.pipeline(model.parts)

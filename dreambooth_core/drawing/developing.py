@@ -11,13 +11,13 @@ from typing import Any
 
 import numpy as np
 
-from dreambooth_core import flags
 from dreambooth_core.blobs import blob_key
 from dreambooth_core.config import Config, Finder
-from dreambooth_core.darkroom import Picture, Plan
+from dreambooth_core.drawing import flags
+from dreambooth_core.drawing.darkroom import Picture, Plan
+from dreambooth_core.drawing.orders import Flags, Order, fill
+from dreambooth_core.drawing.palettes import Member, photos_of
 from dreambooth_core.metrics import Embeddings, Eye
-from dreambooth_core.orders import Flags, Order, fill
-from dreambooth_core.palettes import Member, photos_of
 from dreambooth_core.records import Blob, Image, Record
 from dreambooth_core.storage import Store
 

@@ -8,15 +8,15 @@ import json
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 
-from dreambooth_core import darkroom
 from dreambooth_core.blobs import fetch_blob
-from dreambooth_core.darkroom import Picture, Plan
-from dreambooth_core.developing import Shot, as_image, develop, manifests
-from dreambooth_core.galleries import gallery, of_shots
-from dreambooth_core.orders import Order
-from dreambooth_core.palettes import Member, mixtures
+from dreambooth_core.drawing import darkroom
+from dreambooth_core.drawing.darkroom import Picture, Plan
+from dreambooth_core.drawing.developing import Shot, as_image, develop, manifests
+from dreambooth_core.drawing.galleries import gallery, of_shots
+from dreambooth_core.drawing.orders import Order
+from dreambooth_core.drawing.palettes import Member, mixtures
+from dreambooth_core.drawing.sheets import contact_sheet
 from dreambooth_core.records import Record
-from dreambooth_core.sheets import contact_sheet
 from dreambooth_core.storage import Store, written_beside
 
 

@@ -4,14 +4,14 @@ from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 
-from dreambooth_core import orders
 from dreambooth_core.bases import base_digest
 from dreambooth_core.blobs import get_record
 from dreambooth_core.config import Config, load_config
+from dreambooth_core.drawing import orders
+from dreambooth_core.drawing.orders import Ingredient, Order
+from dreambooth_core.drawing.painters import Blend, Share
 from dreambooth_core.errors import ConfigError
-from dreambooth_core.orders import Ingredient, Order
 from dreambooth_core.origins import read_origin
-from dreambooth_core.painters import Blend, Share
 from dreambooth_core.photos.intake import take_in
 from dreambooth_core.records import ImageSet, Record, Weights
 from dreambooth_core.registry import book_of, find_version

@@ -8,7 +8,7 @@ import json
 from collections.abc import Sequence
 
 from dreambooth_core.blobs import get_blob
-from dreambooth_core.developing import Shot
+from dreambooth_core.drawing.developing import Shot
 from dreambooth_core.pages import data_url, render
 from dreambooth_core.records import Record
 from dreambooth_core.storage import Store

@@ -6,8 +6,8 @@ from typing import Any
 import pytest
 
 from dreambooth_core.config import Subject
+from dreambooth_core.drawing.orders import Ingredient, Order, fill, ingredients, read_order, wishes
 from dreambooth_core.errors import ConfigError
-from dreambooth_core.orders import Ingredient, Order, fill, ingredients, read_order, wishes
 from dreambooth_core.randomness import seed_for
 
 

@@ -11,10 +11,10 @@ from pathlib import Path
 
 from dreambooth_core.blobs import blob_key, get_blob, get_record
 from dreambooth_core.config import Config
+from dreambooth_core.drawing.galleries import Exhibit, gallery
+from dreambooth_core.drawing.palettes import Member, find_member, weights_of_member
 from dreambooth_core.errors import ConfigError
-from dreambooth_core.galleries import Exhibit, gallery
 from dreambooth_core.pages import data_url
-from dreambooth_core.palettes import Member, find_member, weights_of_member
 from dreambooth_core.records import Blob, Image, ImageSet, Record
 from dreambooth_core.sampling import DRAWN_BY, DrawnBy
 from dreambooth_core.services import local_services
@@ -194,7 +194,7 @@ def _ranked(
     config: Config, store: Store, question: Question, drawn: Sequence[Drawn]
 ) -> tuple[Hit, ...]:
     """Ties go by content, so that the answer is always the same."""
-    from dreambooth_core.developing import seen
+    from dreambooth_core.drawing.developing import seen
     from dreambooth_core.judging.sights import Viewer
 
     images = [Image(name=f"{one.image.sha256}.png", blob=one.image, size=one.size) for one in drawn]

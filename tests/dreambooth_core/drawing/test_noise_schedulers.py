@@ -4,7 +4,7 @@ import diffusers
 import pytest
 import torch
 
-from dreambooth_core import noise_schedulers
+from dreambooth_core.drawing import noise_schedulers
 from dreambooth_core.errors import ConfigError
 
 BETAS = {"beta_start": 0.00085, "beta_end": 0.012, "beta_schedule": "scaled_linear"}

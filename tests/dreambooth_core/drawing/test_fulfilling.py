@@ -9,13 +9,13 @@ import pandas
 import pytest
 from PIL import Image as Pillow
 
-from dreambooth_core import darkroom, fulfilling, search
 from dreambooth_core.blobs import get_blob, image_set, put_blob
 from dreambooth_core.config import Finder
-from dreambooth_core.developing import develop, manifests
+from dreambooth_core.drawing import darkroom, fulfilling, search
+from dreambooth_core.drawing.developing import develop, manifests
+from dreambooth_core.drawing.orders import Order
 from dreambooth_core.errors import ConfigError
 from dreambooth_core.judging.encoders import Encoder
-from dreambooth_core.orders import Order
 from dreambooth_core.records import Image
 from dreambooth_core.sampling import DRAWN_BY, drawn_by, encode_png
 from tests.orders_for_real import Ordered
@@ -75,7 +75,7 @@ def test_nothing_is_published_while_images_are_missing(shop: Ordered):
 
 
 def test_scores_are_cosines_with_prompt_and_photos(shop: Ordered, tmp_path: Path, monkeypatch):
-    from dreambooth_core import developing
+    from dreambooth_core.drawing import developing
 
     photos = [
         Image(name=path.name, blob=put_blob(shop.store, path), size=(64, 64))

@@ -4,14 +4,15 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
-from dreambooth_core import console, darkroom, exports
+from dreambooth_core import console, exports
 from dreambooth_core.blobs import get_blob, get_record
 from dreambooth_core.config import Config, Sample, load_config
-from dreambooth_core.darkroom import Tally
+from dreambooth_core.drawing import darkroom
+from dreambooth_core.drawing.darkroom import Tally
+from dreambooth_core.drawing.fulfilling import Published, announced, planned, publish
+from dreambooth_core.drawing.orders import Order
+from dreambooth_core.drawing.palettes import find_members
 from dreambooth_core.errors import ConfigError
-from dreambooth_core.fulfilling import Published, announced, planned, publish
-from dreambooth_core.orders import Order
-from dreambooth_core.palettes import find_members
 from dreambooth_core.records import Record, Weights
 from dreambooth_core.registry import find_version
 from dreambooth_core.sampling import fetch_weights, sample

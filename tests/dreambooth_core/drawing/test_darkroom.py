@@ -10,9 +10,10 @@ from typing import Any
 import pytest
 from PIL import Image as Pillow
 
-from dreambooth_core import darkroom, painters, sampling
+from dreambooth_core import sampling
 from dreambooth_core.blobs import get_blob
-from dreambooth_core.darkroom import Pace, draw, finished, shard_of
+from dreambooth_core.drawing import darkroom, painters
+from dreambooth_core.drawing.darkroom import Pace, draw, finished, shard_of
 from dreambooth_core.errors import ConfigError
 from tests.orders_for_real import Ordered
 

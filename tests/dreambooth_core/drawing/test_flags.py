@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 from PIL import Image as Pillow
 
-from dreambooth_core import flags
+from dreambooth_core.drawing import flags
 from dreambooth_core.errors import ModelError
 
 

@@ -14,15 +14,15 @@ from dataclasses import dataclass
 from functools import cache, partial
 from itertools import groupby
 
-from dreambooth_core import noise_schedulers
 from dreambooth_core.bases import base_digest, base_folder
 from dreambooth_core.blobs import digest_json, get_record, put_record
 from dreambooth_core.config import Config, Sampler
+from dreambooth_core.drawing import noise_schedulers
+from dreambooth_core.drawing.orders import Order, Wish, fill, wishes
+from dreambooth_core.drawing.painters import Model, Painter, load_model, painter_for
+from dreambooth_core.drawing.palettes import Mixture
 from dreambooth_core.errors import ConfigError
 from dreambooth_core.families import load_family, only
-from dreambooth_core.orders import Order, Wish, fill, wishes
-from dreambooth_core.painters import Model, Painter, load_model, painter_for
-from dreambooth_core.palettes import Mixture
 from dreambooth_core.records import Blob, Progress, Record
 from dreambooth_core.sampling import Drawing, Request, drawn_by, each_image, images_prefix
 from dreambooth_core.storage import Store

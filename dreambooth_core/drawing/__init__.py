@@ -1,0 +1,1 @@
+"""Orders of images: out of trained models, in shards, into galleries."""
