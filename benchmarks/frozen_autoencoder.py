@@ -18,9 +18,9 @@ from torch import Tensor, nn
 from torch._subclasses.fake_tensor import FakeTensorMode
 
 from dreambooth_core.families import Parts, load_family
-from dreambooth_core.memory import size
 from dreambooth_core.optimizers import state_bytes
-from dreambooth_core.rehearsal import Living, Numbered, materialize
+from dreambooth_core.trainer.memory import size
+from dreambooth_core.trainer.rehearsal import Living, Numbered, materialize
 
 Autoencoder = Literal["trained", "frozen", "left"]
 EXAMPLES = 2

@@ -29,7 +29,7 @@ from typing import Literal, TypeVar
 
 from pydantic import ValidationError
 
-from dreambooth_core import bases, checkpoints, console, live
+from dreambooth_core import bases, checkpoints, console
 from dreambooth_core.blobs import digest_json, get_record, put_blob
 from dreambooth_core.config import ADAPTERS, INVERSIONS, Config
 from dreambooth_core.errors import Preempted, StageFailed
@@ -37,8 +37,9 @@ from dreambooth_core.priors import ClassImage, class_images
 from dreambooth_core.processes import last_lines, supervised
 from dreambooth_core.records import Course, ImageSet, Progress, Record, Weights
 from dreambooth_core.stages import code_digest, once, stage_key
-from dreambooth_core.stopping import STALLED
 from dreambooth_core.storage import Store
+from dreambooth_core.trainer import live
+from dreambooth_core.trainer.stopping import STALLED
 
 LOOK_SECONDS = 0.1
 GRACE_SECONDS = 25.0
@@ -176,7 +177,7 @@ def planned_to_fit(config: Config) -> Config:
     """With `memory.fit: auto`, the first plan that fits the device, else the config as it is."""
     if config.memory.fit != "auto":
         return config
-    from dreambooth_core import memory
+    from dreambooth_core.trainer import memory
     from dreambooth_core.training import resolved_precision
 
     limit = memory.device_limit(config.memory)
@@ -188,7 +189,7 @@ def planned_to_fit(config: Config) -> Config:
 
 def _smaller(config: Config, message: str) -> Config:
     """The next plan after the device's memory was full; raises `StageFailed` when there is none."""
-    from dreambooth_core import memory
+    from dreambooth_core.trainer import memory
 
     smaller = memory.next_smaller(config) if config.memory.fit == "auto" else None
     if smaller is None:
@@ -329,7 +330,12 @@ def _class_images_alongside(spec: Spec) -> Iterator["Popen[bytes] | None"]:
     if not spec.config.prior.alongside:
         yield None
         return
-    command = [sys.executable, "-m", "dreambooth_core.alongside", str(spec.folder / "spec.json")]
+    command = [
+        sys.executable,
+        "-m",
+        "dreambooth_core.trainer.alongside",
+        str(spec.folder / "spec.json"),
+    ]
     log = spec.folder / "priors.log"
     with supervised(command, env=_environment(spec), log=log) as maker:
         yield maker
@@ -337,7 +343,7 @@ def _class_images_alongside(spec: Spec) -> Iterator["Popen[bytes] | None"]:
 
 def _command(spec: Spec) -> Sequence[str]:
     """One rank is started directly; torchrun would add seconds and a port open to the network."""
-    module = ["-m", "dreambooth_core.attempt", str(spec.folder / "spec.json")]
+    module = ["-m", "dreambooth_core.trainer.attempt", str(spec.folder / "spec.json")]
     ranks = spec.config.train.processes
     if ranks == 1:
         return [sys.executable, *module]

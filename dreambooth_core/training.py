@@ -11,8 +11,6 @@ from torch import Tensor
 
 from dreambooth_core import adapters, optimizers
 from dreambooth_core.adapters import Trained
-from dreambooth_core.averages import Average
-from dreambooth_core.batches import Batch, Steps
 from dreambooth_core.config import Config, Train
 from dreambooth_core.errors import ConfigError
 from dreambooth_core.families import Family, Parts, Tensors
@@ -24,9 +22,11 @@ from dreambooth_core.objectives import (
     target,
 )
 from dreambooth_core.randomness import seed_for
+from dreambooth_core.trainer.averages import Average
+from dreambooth_core.trainer.batches import Batch, Steps
 
 if TYPE_CHECKING:
-    from dreambooth_core.keeper import Keeper
+    from dreambooth_core.trainer.keeper import Keeper
 
 
 class DreamBooth(lightning.LightningModule):  # type: ignore[misc]  # Lightning is untyped here
@@ -56,7 +56,7 @@ class DreamBooth(lightning.LightningModule):  # type: ignore[misc]  # Lightning 
         self.losses = torch.zeros(config.train.steps, 2)
         """Of each step, instance and class; no buffer, which ranks would take from the first one."""
         if config.train.gradient_checkpointing:
-            from dreambooth_core.memory import checkpoint_activations
+            from dreambooth_core.trainer.memory import checkpoint_activations
 
             checkpoint_activations(parts, (family.denoiser,))
 

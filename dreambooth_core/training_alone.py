@@ -12,7 +12,7 @@ from dreambooth_core.services import local_services
 from dreambooth_core.storage import open_store
 
 if TYPE_CHECKING:
-    from dreambooth_core.memory import Plan
+    from dreambooth_core.trainer.memory import Plan
 
 
 class Digests(Record):
@@ -87,7 +87,8 @@ class Planned:
 
 def plan(config: Config) -> Planned:
     """The memory plan of the training; raises `ConfigError` when none fits with `memory.fit: auto`."""
-    from dreambooth_core import bases, memory
+    from dreambooth_core import bases
+    from dreambooth_core.trainer import memory
     from dreambooth_core.training import resolved_precision
 
     settings, limit = fit.planned_to_fit(config), memory.device_limit(config.memory)

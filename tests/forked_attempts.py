@@ -16,14 +16,15 @@ from multiprocessing.process import BaseProcess
 
 import torch
 
-from dreambooth_core import attempt, checkpoints, fit
+from dreambooth_core import checkpoints, fit
 from dreambooth_core.errors import Preempted
+from dreambooth_core.trainer import attempt
 from tests.training_for_real import Run
 
 PATIENCE = 120.0
 MODULES = [
-    "dreambooth_core.looking",
-    "dreambooth_core.shards",
+    "dreambooth_core.trainer.looking",
+    "dreambooth_core.trainer.shards",
     "diffusers.models.unets.unet_2d_condition",
     "diffusers.models.autoencoders.autoencoder_kl",
     "transformers.models.clip.modeling_clip",

@@ -18,7 +18,12 @@ ROOT = Path(__file__).parent.parent
 README = ROOT / "README.md"
 PAGES = [README, ROOT / "CONTRIBUTING.md", *sorted((ROOT / "docs").glob("*.md"))]
 FEATURES, RECIPES = ROOT / "docs/features.md", ROOT / "docs/recipes.md"
-GROUPS = ["dreambooth_core/photos", "dreambooth_core/judging", "dreambooth_core/drawing"]
+GROUPS = [
+    "photos",
+    "judging",
+    "drawing",
+    "trainer",
+]
 """Packages whose modules the tree names one by one."""
 LEAST: dict[str, Any] = {"name": "docs", "subject": {"images": "photos", "class_noun": "dog"}}
 """What a part of a config is laid over."""
@@ -197,7 +202,9 @@ def test_tree_names_what_is_there() -> None:
     core = {
         path for path in (ROOT / "dreambooth_core").glob("[a-z]*") if path.suffix in ("", ".py")
     }
-    core |= {path for group in GROUPS for path in (ROOT / group).glob("[a-z]*.py")}
+    core |= {
+        path for group in GROUPS for path in (ROOT / "dreambooth_core" / group).glob("[a-z]*.py")
+    }
     assert {path.name for path in core} - {path.name for path in named} == set()
 
 

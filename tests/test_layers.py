@@ -12,23 +12,24 @@ CORE = ROOT / "dreambooth_core"
 
 LEVELS = [
     "config records errors plugins objectives prompts randomness processes console charts guard "
-    "stopping curves pages photos judging drawing drawing.orders",
+    "curves pages photos judging drawing trainer drawing.orders trainer.stopping",
     "storage blobs stages costs images servers services tensor_files photos.buckets "
     "photos.likeness photos.masks",
-    "dataset latents adapters families bases metrics caches embeddings walks inversion "
-    "adapter_layers quantization finders vision drawing.flags drawing.noise_schedulers "
-    "drawing.sheets judging.crops judging.encoders judging.gate judging.integrity "
-    "judging.perceptual judging.statistics photos.candidates photos.captions photos.findings "
-    "photos.intake photos.sets",
-    "checkpoints optimizers averages memory rehearsal ranks shards training sampling summary "
-    "batches keeper choosing loggers exports aliases drawing.painters judging.plans "
-    "judging.sights judging.suspicions",
-    "priors supply",
-    "fit training_alone evaluation looking tracking live registry facts exhibits report "
-    "comparison screens benches origins entries serving served flavours promotion lineage cards "
-    "differences versions model_screens drawing.darkroom drawing.delivery drawing.developing "
-    "drawing.fulfilling drawing.galleries drawing.palettes drawing.search judging.court",
-    "cli attempt alongside",
+    "dataset latents adapters families bases metrics caches embeddings inversion adapter_layers "
+    "finders vision drawing.flags drawing.noise_schedulers drawing.sheets judging.crops "
+    "judging.encoders judging.gate judging.integrity judging.perceptual judging.statistics "
+    "photos.candidates photos.captions photos.findings photos.intake photos.sets "
+    "trainer.quantization trainer.walks",
+    "checkpoints optimizers training sampling summary exports aliases drawing.painters "
+    "judging.plans judging.sights judging.suspicions trainer.averages trainer.batches "
+    "trainer.choosing trainer.keeper trainer.loggers trainer.memory trainer.ranks "
+    "trainer.rehearsal trainer.shards",
+    "priors trainer.supply",
+    "fit training_alone evaluation tracking registry facts exhibits report comparison screens "
+    "benches origins entries serving served flavours promotion lineage cards differences versions "
+    "model_screens drawing.darkroom drawing.delivery drawing.developing drawing.fulfilling "
+    "drawing.galleries drawing.palettes drawing.search judging.court trainer.live trainer.looking",
+    "cli trainer.alongside trainer.attempt",
 ]
 LEVEL = {name: level for level, line in enumerate(LEVELS) for name in line.split()}
 SPREAD = {name.partition(".")[0] for name in LEVEL if "." in name}

@@ -8,11 +8,11 @@ from typing import Any
 import torch
 
 from dreambooth_core import adapters, checkpoints, inversion, training
-from dreambooth_core.batches import Classes, Photos, Plan, Steps
 from dreambooth_core.config import INVERSIONS, Config
 from dreambooth_core.families import load_family
-from dreambooth_core.keeper import Keeper, Orders
 from dreambooth_core.latents import LatentDistribution, View
+from dreambooth_core.trainer.batches import Classes, Photos, Plan, Steps
+from dreambooth_core.trainer.keeper import Keeper, Orders
 
 FAMILY = load_family("stable_diffusion")
 PROMPTS = ("a photo of sks dog", "a photo of a dog", "")

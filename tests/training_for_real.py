@@ -85,7 +85,7 @@ class Run:
 
     def ranks(self) -> list[int]:
         """The processes that train, the first started first."""
-        module = b"dreambooth_core.attempt"
+        module = b"dreambooth_core.trainer.attempt"
         ours = set(self.processes())
         return sorted(pid for pid, words in _living() if pid in ours and module in words[:4])
 

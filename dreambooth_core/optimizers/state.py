@@ -8,9 +8,9 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from dreambooth_core import shards
 from dreambooth_core.errors import StageFailed
 from dreambooth_core.optimizers.together import Together
+from dreambooth_core.trainer import shards
 
 Scalars = Mapping[str, int | float | str]
 

@@ -16,13 +16,14 @@ import pytest
 from PIL import Image as Pillow
 from pydantic import ValidationError
 
-from dreambooth_core import attempt, checkpoints, fit
+from dreambooth_core import checkpoints, fit
 from dreambooth_core.blobs import blob_key, get_blob, image_set, put_blob
 from dreambooth_core.config import Config, Memory
 from dreambooth_core.errors import Preempted, StageFailed
 from dreambooth_core.priors import class_images, ensure_class_images
 from dreambooth_core.records import Image, ImageSet, Weights
 from dreambooth_core.storage import Store, open_store
+from dreambooth_core.trainer import attempt
 
 STEPS = 24
 TRACKING: dict[str, str] = {}
@@ -75,7 +76,7 @@ def _train(config: Config, progress: Callable[[int, int, str], None] | None = No
     return fit.train(config, store, photos, progress)[0]
 
 
-def _trainers(work: Path, module: bytes = b"dreambooth_core.attempt") -> list[str]:
+def _trainers(work: Path, module: bytes = b"dreambooth_core.trainer.attempt") -> list[str]:
     """Ids of the training processes themselves, found by the spec file among their arguments."""
     found = []
     specs = [str(path).encode() for path in work.resolve().glob("runs/*/spec.json")]
@@ -205,7 +206,7 @@ def test_what_makes_class_images_alongside_may_not_break_unnoticed(
     config = _config(tiny_base, tmp_path, steps=4, alongside=True)
 
     def kill() -> None:
-        while not _signal_child(tmp_path, signal.SIGKILL, b"dreambooth_core.alongside"):
+        while not _signal_child(tmp_path, signal.SIGKILL, b"dreambooth_core.trainer.alongside"):
             time.sleep(0.02)
 
     killer = threading.Thread(target=kill, daemon=True)

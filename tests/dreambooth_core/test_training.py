@@ -8,10 +8,10 @@ import pytest
 import torch
 
 from dreambooth_core import checkpoints
-from dreambooth_core.batches import Steps
 from dreambooth_core.config import Config
 from dreambooth_core.errors import StageFailed
 from dreambooth_core.latents import View
+from dreambooth_core.trainer.batches import Steps
 from tests.training_by_hand import FAMILY, Attempt, Drawn, config_of, steps_of
 
 CASES: dict[str, dict[str, Any]] = {

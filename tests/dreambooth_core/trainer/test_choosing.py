@@ -2,9 +2,9 @@
 
 import pytest
 
-from dreambooth_core.choosing import best_of, is_over
 from dreambooth_core.config import Choosing
 from dreambooth_core.records import Look
+from dreambooth_core.trainer.choosing import best_of, is_over
 
 RULES = Choosing(every=1, prompt_floor=0.9, patience=2)
 

@@ -1,4 +1,4 @@
-"""One attempt at training: `python -m dreambooth_core.attempt SPEC.json`, a process per rank.
+"""One attempt at training: `python -m dreambooth_core.trainer.attempt SPEC.json`, a process per rank.
 
 Asked to stop (see `stopping`), it finishes the step, saves, and says so in the result file.
 """
@@ -17,15 +17,15 @@ from dreambooth_core.drawing.sheets import sheet_of
 from dreambooth_core.errors import DreamBoothError, Preempted, StageFailed
 from dreambooth_core.fit import LOOKS, MEETING, Outcome, Spec, Told, read_record, write_record
 from dreambooth_core.records import Course
-from dreambooth_core.stopping import Stop, Watchdog
 from dreambooth_core.storage import written_beside
+from dreambooth_core.trainer.stopping import Stop, Watchdog
 
 if TYPE_CHECKING:
     from PIL.Image import Image
 
     from dreambooth_core.checkpoints import Snapshot
-    from dreambooth_core.keeper import Keeper
-    from dreambooth_core.supply import Place, Supply
+    from dreambooth_core.trainer.keeper import Keeper
+    from dreambooth_core.trainer.supply import Place, Supply
     from dreambooth_core.training import DreamBooth
 
 FULL = ("can't allocate memory", "could not create a primitive")
@@ -39,7 +39,7 @@ def main(arguments: list[str]) -> int:
     """
     spec = read_record(Path(arguments[0]), Spec) if len(arguments) == 1 else None
     if spec is None:
-        print("usage: python -m dreambooth_core.attempt SPEC.json", file=sys.stderr)
+        print("usage: python -m dreambooth_core.trainer.attempt SPEC.json", file=sys.stderr)
         return 2
     rules = spec.config.checkpoints
     stop = Stop(spec.folder / "stop", rules.max_minutes)
@@ -57,8 +57,9 @@ def main(arguments: list[str]) -> int:
 
 
 def _attempt(spec: Spec, stop: Stop, watchdog: Watchdog) -> Outcome:
-    from dreambooth_core import checkpoints, keeper, looking, ranks
-    from dreambooth_core.loggers import Loggers
+    from dreambooth_core import checkpoints
+    from dreambooth_core.trainer import keeper, looking, ranks
+    from dreambooth_core.trainer.loggers import Loggers
 
     ranks.join(spec.folder / MEETING / "ranks", spec.config.checkpoints.stall_minutes)
     place, module, supply = _prepared(spec, watchdog)
@@ -119,9 +120,10 @@ def _prepared(spec: Spec, watchdog: Watchdog) -> tuple["Place", "DreamBooth", "S
     """Everything in memory that the steps need, and nothing more."""
     import torch
 
-    from dreambooth_core import adapters, bases, ranks, supply
+    from dreambooth_core import adapters, bases
     from dreambooth_core.families import load_family
     from dreambooth_core.storage import open_store
+    from dreambooth_core.trainer import ranks, supply
 
     config, device = spec.config, torch.device("cpu")
     if torch.cuda.is_available():
@@ -143,8 +145,9 @@ def _prepared(spec: Spec, watchdog: Watchdog) -> tuple["Place", "DreamBooth", "S
 
 def _loaded(spec: Spec, place: "Place", *, sharded: bool) -> "DreamBooth":
     """The base with what moves, on the CPU; in shards on the device."""
-    from dreambooth_core import adapters, quantization, shards, training
+    from dreambooth_core import adapters, training
     from dreambooth_core.families import channels_last, load_family, only
+    from dreambooth_core.trainer import quantization, shards
 
     config, base = spec.config, place.base
     family = load_family(config.model.family)
@@ -164,7 +167,8 @@ def _loaded(spec: Spec, place: "Place", *, sharded: bool) -> "DreamBooth":
 
 def _run(spec: Spec, module: "DreamBooth", supply: "Supply", keeping: "Keeper", stop: Stop) -> None:
     """Take the steps that are left; signals wait until our handler stands over Lightning's."""
-    from dreambooth_core import keeper, training
+    from dreambooth_core import training
+    from dreambooth_core.trainer import keeper
 
     if spec.resume is not None and spec.resume_ends:
         module.configure_optimizers()
@@ -184,7 +188,7 @@ def _run(spec: Spec, module: "DreamBooth", supply: "Supply", keeping: "Keeper", 
 
 
 def _outcome(spec: Spec, module: "DreamBooth", supply: "Supply", keeping: "Keeper") -> Outcome:
-    from dreambooth_core.choosing import best_of
+    from dreambooth_core.trainer.choosing import best_of
 
     standing, total = keeping.standing, spec.config.train.steps
     if standing.stopped_at is not None:
@@ -212,7 +216,8 @@ def _outcome(spec: Spec, module: "DreamBooth", supply: "Supply", keeping: "Keepe
 
 def _export(spec: Spec, place: "Place", module: "DreamBooth", outcome: Outcome) -> None:
     """Write the weights of the chosen step, as they are served."""
-    from dreambooth_core import adapters, checkpoints, keeper
+    from dreambooth_core import adapters, checkpoints
+    from dreambooth_core.trainer import keeper
 
     step, sharded = outcome.chosen_step, spec.config.train.strategy == "fsdp2"
     if sharded:

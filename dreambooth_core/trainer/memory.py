@@ -7,10 +7,11 @@ from typing import Any, Literal
 import torch
 from torch import nn
 
-from dreambooth_core import adapters, optimizers, rehearsal
+from dreambooth_core import adapters, optimizers
 from dreambooth_core.config import Config, Memory
 from dreambooth_core.errors import ConfigError
 from dreambooth_core.families import Family, Parts, load_family
+from dreambooth_core.trainer import rehearsal
 
 Precision = Literal["fp32", "bf16", "fp16"]
 FORWARD = {"fp32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}

@@ -12,7 +12,7 @@ from dreambooth_core.latents import View
 from dreambooth_core.objectives import draw_times
 from dreambooth_core.photos.buckets import Size
 from dreambooth_core.randomness import integer, normal, uniform
-from dreambooth_core.walks import Group, Walks
+from dreambooth_core.trainer.walks import Group, Walks
 
 Batch = dict[str, Any]
 

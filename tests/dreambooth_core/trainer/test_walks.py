@@ -5,7 +5,7 @@ from collections import Counter
 
 import pytest
 
-from dreambooth_core.walks import Walks
+from dreambooth_core.trainer.walks import Walks
 
 A, B, C = (64, 64), (48, 80), (80, 48)
 

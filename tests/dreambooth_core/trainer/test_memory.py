@@ -8,12 +8,13 @@ from typing import Any, get_args
 import pytest
 import torch
 
-from dreambooth_core import adapters, memory, optimizers, plugins, quantization
+from dreambooth_core import adapters, optimizers, plugins
 from dreambooth_core.config import Config, Optimizer
 from dreambooth_core.errors import ConfigError
 from dreambooth_core.families import load_family
-from dreambooth_core.memory import Plan, Row
 from dreambooth_core.objectives import add_noise
+from dreambooth_core.trainer import memory, quantization
+from dreambooth_core.trainer.memory import Plan, Row
 from tests.conftest import build_tiny_base
 
 FAMILY = load_family("stable_diffusion")

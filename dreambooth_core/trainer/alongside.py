@@ -1,4 +1,4 @@
-"""Makes a training's class images while it runs: `python -m dreambooth_core.alongside SPEC.json`."""
+"""Makes a training's class images while it runs: `python -m dreambooth_core.trainer.alongside SPEC.json`."""
 
 import sys
 from pathlib import Path
@@ -12,7 +12,7 @@ def main(arguments: list[str]) -> int:
     """Make what is missing; 0 done, 2 without a spec, and 1 with a traceback when it breaks."""
     spec = read_record(Path(arguments[0]), Spec) if len(arguments) == 1 else None
     if spec is None:
-        print("usage: python -m dreambooth_core.alongside SPEC.json", file=sys.stderr)
+        print("usage: python -m dreambooth_core.trainer.alongside SPEC.json", file=sys.stderr)
         return 2
     ensure_class_images(spec.config, open_store(spec.config.storage), spec.instance)
     return 0

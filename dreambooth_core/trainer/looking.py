@@ -16,7 +16,6 @@ import torch
 from PIL import Image as Pillow
 
 from dreambooth_core import inversion
-from dreambooth_core.batches import Batch, Steps
 from dreambooth_core.config import INVERSIONS, Config, Subject
 from dreambooth_core.evaluation import photos_of
 from dreambooth_core.families import Parts, channels_last, only
@@ -32,7 +31,8 @@ from dreambooth_core.metrics import (
 from dreambooth_core.objectives import example_losses, target
 from dreambooth_core.records import ImageSet, Look
 from dreambooth_core.sampling import Drawing, Painter, Request, generate
-from dreambooth_core.supply import Place
+from dreambooth_core.trainer.batches import Batch, Steps
+from dreambooth_core.trainer.supply import Place
 from dreambooth_core.training import DreamBooth, frozen_numbers, resolved_precision
 
 Picture = Pillow.Image

@@ -7,11 +7,11 @@ from pathlib import Path
 
 import pytest
 
-from dreambooth_core import loggers
 from dreambooth_core.config import Config
 from dreambooth_core.errors import ConfigError
-from dreambooth_core.loggers import Loggers
 from dreambooth_core.records import Course
+from dreambooth_core.trainer import loggers
+from dreambooth_core.trainer.loggers import Loggers
 
 KEY = "k" * 64
 Points = dict[str, list[tuple[int, float]]]

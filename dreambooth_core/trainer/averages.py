@@ -11,8 +11,8 @@ import torch
 from torch import Tensor
 from torch.optim.swa_utils import get_ema_multi_avg_fn
 
-from dreambooth_core import shards
 from dreambooth_core.errors import StageFailed
+from dreambooth_core.trainer import shards
 
 
 def decay_at(decay: float, step: int) -> float:

@@ -9,10 +9,10 @@ import pytest
 import torch
 from torch import Tensor
 
-from dreambooth_core.batches import Batch, Classes, Photos, Plan, Steps
 from dreambooth_core.config import Loss, Train
 from dreambooth_core.errors import ConfigError
 from dreambooth_core.latents import LatentDistribution, View
+from dreambooth_core.trainer.batches import Batch, Classes, Photos, Plan, Steps
 
 SIZES = ((64, 64), (64, 64), (48, 80), (64, 64), (48, 80))
 CLASS_SIZES = ((64, 64), (48, 80), (64, 64), (64, 64))

@@ -10,12 +10,13 @@ import pytorch_lightning as lightning
 import torch
 from torch import Tensor
 
-from dreambooth_core import checkpoints, curves, optimizers, ranks, shards
-from dreambooth_core.batches import Batch
+from dreambooth_core import checkpoints, curves, optimizers
 from dreambooth_core.checkpoints import Snapshot
-from dreambooth_core.choosing import best_of, is_over
 from dreambooth_core.errors import StageFailed
 from dreambooth_core.records import Course, Look
+from dreambooth_core.trainer import ranks, shards
+from dreambooth_core.trainer.batches import Batch
+from dreambooth_core.trainer.choosing import best_of, is_over
 
 if TYPE_CHECKING:
     from dreambooth_core.training import DreamBooth

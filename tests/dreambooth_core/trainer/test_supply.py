@@ -10,7 +10,6 @@ import pytest
 import torch
 from PIL import Image as Pillow
 
-from dreambooth_core import supply
 from dreambooth_core.blobs import image_set, put_blob
 from dreambooth_core.config import Config
 from dreambooth_core.errors import StageFailed
@@ -18,6 +17,7 @@ from dreambooth_core.families import load_family
 from dreambooth_core.priors import class_images
 from dreambooth_core.records import Image, ImageSet
 from dreambooth_core.storage import Store, open_store
+from dreambooth_core.trainer import supply
 
 FAMILY = load_family("stable_diffusion")
 

@@ -12,7 +12,7 @@ from pathlib import Path
 
 import torch
 
-from dreambooth_core import bases, batches, embeddings, inversion, latents
+from dreambooth_core import bases, embeddings, inversion, latents
 from dreambooth_core.blobs import get_record
 from dreambooth_core.caches import Cache
 from dreambooth_core.config import INVERSIONS, Config
@@ -25,6 +25,7 @@ from dreambooth_core.priors import ClassImage
 from dreambooth_core.randomness import seed_for
 from dreambooth_core.records import Image, ImageSet
 from dreambooth_core.storage import Store
+from dreambooth_core.trainer import batches
 
 WAIT_SECONDS = 0.2
 

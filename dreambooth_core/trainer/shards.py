@@ -12,8 +12,8 @@ from torch.distributed.device_mesh import init_device_mesh
 from torch.distributed.fsdp import fully_shard
 from torch.distributed.tensor import DTensor, distribute_tensor
 
-from dreambooth_core import ranks
 from dreambooth_core.families import Parts
+from dreambooth_core.trainer import ranks
 
 Trained = Mapping[str, Mapping[str, nn.Parameter]]
 

@@ -7,10 +7,11 @@ from pathlib import Path
 import pytest
 from PIL import Image
 
-from dreambooth_core import live, tracking
+from dreambooth_core import tracking
 from dreambooth_core.config import Config
 from dreambooth_core.errors import Preempted, StageFailed
 from dreambooth_core.records import Course, Look
+from dreambooth_core.trainer import live
 
 KEY = "k" * 64
 NOWHERE = Path("nowhere")

@@ -9,11 +9,12 @@ from pathlib import Path
 import pytest
 import torch
 
-from dreambooth_core import adapters, quantization
+from dreambooth_core import adapters
 from dreambooth_core.config import Config
 from dreambooth_core.errors import ConfigError
 from dreambooth_core.families import Parts, load_family
-from dreambooth_core.quantization import Kind
+from dreambooth_core.trainer import quantization
+from dreambooth_core.trainer.quantization import Kind
 
 FAMILY = load_family("stable_diffusion")
 KINDS: tuple[Kind, ...] = ("int8", "nf4")

@@ -4,8 +4,8 @@ import pytest
 import torch
 from torch.nn import Parameter
 
-from dreambooth_core.averages import Average, decay_at
 from dreambooth_core.errors import StageFailed
+from dreambooth_core.trainer.averages import Average, decay_at
 
 
 def _weights() -> dict[str, Parameter]:

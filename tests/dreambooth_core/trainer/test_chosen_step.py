@@ -58,7 +58,7 @@ def _killed_when(there: Callable[[], bool], work: Path) -> Progress:
                 words = Path("/proc", process, "cmdline").read_bytes().split(b"\0")
             except OSError:
                 continue
-            if b"dreambooth_core.attempt" in words[:4] and str(spec).encode() in words:
+            if b"dreambooth_core.trainer.attempt" in words[:4] and str(spec).encode() in words:
                 os.kill(int(process), signal.SIGKILL)
 
     return progress

@@ -10,17 +10,18 @@ import pytest
 import torch
 from PIL import Image as Pillow
 
-from dreambooth_core import adapters, looking, sampling
-from dreambooth_core.batches import Photos, Plan, Steps
+from dreambooth_core import adapters, sampling
 from dreambooth_core.blobs import image_set, put_blob
 from dreambooth_core.config import Config
 from dreambooth_core.families import channels_last
 from dreambooth_core.judging.encoders import Encoder
-from dreambooth_core.looking import Looker, stable_loss
 from dreambooth_core.records import Image, ImageSet
 from dreambooth_core.sampling import encode_png
 from dreambooth_core.storage import Store
-from dreambooth_core.supply import Place
+from dreambooth_core.trainer import looking
+from dreambooth_core.trainer.batches import Photos, Plan, Steps
+from dreambooth_core.trainer.looking import Looker, stable_loss
+from dreambooth_core.trainer.supply import Place
 from tests.training_by_hand import FAMILY, SIDE, Attempt, Drawn, config_of
 
 Make = Callable[..., tuple[Attempt, Looker]]
