@@ -4,10 +4,10 @@ import json
 from collections.abc import Sequence
 from typing import Any
 
-from dreambooth_core.aliases import Standing
-from dreambooth_core.differences import Difference
-from dreambooth_core.lineage import Lineage
-from dreambooth_core.versions import Listed
+from dreambooth_core.versions.aliases import Standing
+from dreambooth_core.versions.differences import Difference
+from dreambooth_core.versions.lineage import Lineage
+from dreambooth_core.versions.views import Listed
 
 SHOWN = ("identity", "subject_fidelity", "prompt_fidelity", "prior_drift")
 """Metrics with a column in the table of models, those that were measured."""

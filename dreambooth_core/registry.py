@@ -10,16 +10,17 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
-from dreambooth_core import cards, entries, flavours, tracking
-from dreambooth_core.aliases import CANDIDATE, Book, Change, Standing, now, whoever
+from dreambooth_core import tracking
 from dreambooth_core.blobs import blob_key, digest_json, digest_of, put_blob
 from dreambooth_core.config import Config, Paths
 from dreambooth_core.drawing.sheets import contact_sheet
 from dreambooth_core.errors import ConfigError, NotFound, StageFailed, StorageError
-from dreambooth_core.origins import PRIVATE, Ancestry, Origin, origin_of, put_origin
 from dreambooth_core.records import ImageSet, ModelVersion, Record, Scores, Weights
 from dreambooth_core.stages import once
 from dreambooth_core.storage import Store
+from dreambooth_core.versions import cards, entries, flavours
+from dreambooth_core.versions.aliases import CANDIDATE, Book, Change, Standing, now, whoever
+from dreambooth_core.versions.origins import PRIVATE, Ancestry, Origin, origin_of, put_origin
 
 REGISTRY = "dreambooth.registry"
 """Tag of a registered model, made with it: names it for good (see `aliases.Book`)."""

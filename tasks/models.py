@@ -47,8 +47,8 @@ def judge_candidate(
     config: Config, instance: ImageSet, weights: Weights, scores: Scores
 ) -> tuple[Verdict, bool]:
     """Decide whether the candidate is better than the champion, or without one than the base."""
-    from dreambooth_core import promotion
     from dreambooth_core.judging import court
+    from dreambooth_core.versions import promotion
 
     store = open_store(config.storage)
     rival = promotion.rival_of(config, store, weights)
@@ -61,7 +61,7 @@ def promote_version(
     config: Config, version: ModelVersion, verdict: Verdict
 ) -> tuple[ModelVersion, bool]:
     """Move the alias `champion` when the gate says so and the config lets it."""
-    from dreambooth_core import promotion
+    from dreambooth_core.versions import promotion
 
     return promotion.settle(config, open_store(config.storage), version, verdict)
 

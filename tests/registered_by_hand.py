@@ -5,11 +5,9 @@ import secrets
 import numpy as np
 from PIL import Image
 
-from dreambooth_core import origins, records, registry, tracking
-from dreambooth_core.aliases import Book
+from dreambooth_core import records, registry, tracking
 from dreambooth_core.blobs import image_set, put_blob, put_record
 from dreambooth_core.config import Config
-from dreambooth_core.origins import Ancestry
 from dreambooth_core.records import (
     ImageSet,
     ModelVersion,
@@ -23,6 +21,9 @@ from dreambooth_core.records import (
 )
 from dreambooth_core.sampling import encode_png
 from dreambooth_core.storage import Store
+from dreambooth_core.versions import origins
+from dreambooth_core.versions.aliases import Book
+from dreambooth_core.versions.origins import Ancestry
 
 
 def drawn(store: Store, kind: type[ImageSet], seed: int) -> ImageSet:

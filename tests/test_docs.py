@@ -18,12 +18,7 @@ ROOT = Path(__file__).parent.parent
 README = ROOT / "README.md"
 PAGES = [README, ROOT / "CONTRIBUTING.md", *sorted((ROOT / "docs").glob("*.md"))]
 FEATURES, RECIPES = ROOT / "docs/features.md", ROOT / "docs/recipes.md"
-GROUPS = [
-    "photos",
-    "judging",
-    "drawing",
-    "trainer",
-]
+GROUPS = ("photos", "trainer", "judging", "drawing", "versions")
 """Packages whose modules the tree names one by one."""
 LEAST: dict[str, Any] = {"name": "docs", "subject": {"images": "photos", "class_noun": "dog"}}
 """What a part of a config is laid over."""

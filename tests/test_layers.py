@@ -12,7 +12,7 @@ CORE = ROOT / "dreambooth_core"
 
 LEVELS = [
     "config records errors plugins objectives prompts randomness processes console charts guard "
-    "curves pages photos judging drawing trainer drawing.orders trainer.stopping",
+    "curves pages photos judging drawing trainer versions drawing.orders trainer.stopping",
     "storage blobs stages costs images servers services tensor_files photos.buckets "
     "photos.likeness photos.masks",
     "dataset latents adapters families bases metrics caches embeddings inversion adapter_layers "
@@ -20,15 +20,17 @@ LEVELS = [
     "judging.encoders judging.gate judging.integrity judging.perceptual judging.statistics "
     "photos.candidates photos.captions photos.findings photos.intake photos.sets "
     "trainer.quantization trainer.walks",
-    "checkpoints optimizers training sampling summary exports aliases drawing.painters "
-    "judging.plans judging.sights judging.suspicions trainer.averages trainer.batches "
-    "trainer.choosing trainer.keeper trainer.loggers trainer.memory trainer.ranks "
-    "trainer.rehearsal trainer.shards",
+    "checkpoints optimizers training sampling summary exports drawing.painters judging.plans "
+    "judging.sights judging.suspicions trainer.averages trainer.batches trainer.choosing "
+    "trainer.keeper trainer.loggers trainer.memory trainer.ranks trainer.rehearsal trainer.shards "
+    "versions.aliases",
     "priors trainer.supply",
     "fit training_alone evaluation tracking registry facts exhibits report comparison screens "
-    "benches origins entries serving served flavours promotion lineage cards differences versions "
-    "model_screens drawing.darkroom drawing.delivery drawing.developing drawing.fulfilling "
-    "drawing.galleries drawing.palettes drawing.search judging.court trainer.live trainer.looking",
+    "benches serving model_screens drawing.darkroom drawing.delivery drawing.developing "
+    "drawing.fulfilling drawing.galleries drawing.palettes drawing.search judging.court "
+    "trainer.live trainer.looking versions.cards versions.differences versions.entries "
+    "versions.flavours versions.lineage versions.origins versions.promotion versions.served "
+    "versions.views",
     "cli trainer.alongside trainer.attempt",
 ]
 LEVEL = {name: level for level, line in enumerate(LEVELS) for name in line.split()}

@@ -73,10 +73,11 @@ def list_models(
     as_json: AsJson = False, work: Work = Path(".dreambooth"), config: Place = None
 ) -> None:
     """List the registered models: versions, aliases, what the gate said, scores."""
-    from dreambooth_core import model_screens, versions
+    from dreambooth_core import model_screens
+    from dreambooth_core.versions import views
 
     settings, place = _where(config, work)
-    model_screens.show_models(versions.listed(settings, place), as_json)
+    model_screens.show_models(views.listed(settings, place), as_json)
 
 
 @app.command()
@@ -94,10 +95,11 @@ def promote(
 
     What the gate has refused needs --reason, and bears the name of who gave it.
     """
-    from dreambooth_core import aliases, model_screens, promotion, versions
+    from dreambooth_core import model_screens
+    from dreambooth_core.versions import aliases, promotion, views
 
     settings, place = _where(config, work)
-    with versions.opened(settings, place, model) as one:
+    with views.opened(settings, place, model) as one:
         found = one.found
         _confirm(f"Make {found.name}/{found.version} the {to.value}?", yes)
         wish = promotion.Wish(found.version, by or aliases.whoever(), reason)
@@ -116,11 +118,12 @@ def rollback(
     config: Place = None,
 ) -> None:
     """Take the champion out of service: the one before it is champion again."""
-    from dreambooth_core import aliases, model_screens, promotion, versions
+    from dreambooth_core import model_screens
+    from dreambooth_core.versions import aliases, promotion, views
 
     settings, place = _where(config, work)
     wanted = model if "/" in model else f"{model}@champion"
-    with versions.opened(settings, place, wanted) as one:
+    with views.opened(settings, place, wanted) as one:
         found = one.found
         _confirm(f"Take {found.name}/{found.version} out of service?", yes)
         wish = promotion.Wish(found.version, by or aliases.whoever(), reason)
@@ -136,11 +139,12 @@ def lineage(
     config: Place = None,
 ) -> None:
     """Show all that a version comes from: photos, class images, base, config, code, scores, aliases."""
-    from dreambooth_core import model_screens, versions
-    from dreambooth_core.lineage import lineage_of
+    from dreambooth_core import model_screens
+    from dreambooth_core.versions import views
+    from dreambooth_core.versions.lineage import lineage_of
 
     settings, place = _where(config, work)
-    with versions.opened(settings, place, model) as one:
+    with views.opened(settings, place, model) as one:
         traced = lineage_of(one.store, one.book, one.found.version)
     model_screens.show_lineage(traced, as_json)
 
@@ -157,12 +161,13 @@ def diff(
     config: Place = None,
 ) -> None:
     """Compare two versions: config, data, metrics, and images of the same prompt and seed."""
-    from dreambooth_core import differences, model_screens, versions
+    from dreambooth_core import model_screens
+    from dreambooth_core.versions import differences, views
 
     settings, place = _where(config, work)
     with (
-        versions.opened(settings, place, left) as one,
-        versions.opened(settings, place, right) as other,
+        views.opened(settings, place, left) as one,
+        views.opened(settings, place, right) as other,
     ):
         sides = [
             differences.side_of(each.store, each.book, each.found.version) for each in (one, other)
@@ -181,12 +186,13 @@ def serve(
     config: Place = None,
 ) -> None:
     """Answer requests with images until interrupted: `mlflow models serve`, with the store at hand."""
-    from dreambooth_core import tracking, versions
+    from dreambooth_core import tracking
     from dreambooth_core.processes import supervised
     from dreambooth_core.serving import WORK
+    from dreambooth_core.versions import views
 
     settings, place = _where(config, work)
-    with versions.opened(settings, place, model) as one:
+    with views.opened(settings, place, model) as one:
         found = one.found
         uri = tracking.tracking_uri(found.config)
         # MLflow looks its own programs up by name, which nobody's shell need know

@@ -11,12 +11,12 @@ from dreambooth_core.drawing import orders
 from dreambooth_core.drawing.orders import Ingredient, Order
 from dreambooth_core.drawing.painters import Blend, Share
 from dreambooth_core.errors import ConfigError
-from dreambooth_core.origins import read_origin
 from dreambooth_core.photos.intake import take_in
 from dreambooth_core.records import ImageSet, Record, Weights
 from dreambooth_core.registry import book_of, find_version
 from dreambooth_core.storage import Store
 from dreambooth_core.training_alone import weights_of
+from dreambooth_core.versions.origins import read_origin
 
 
 class Member(Record):

@@ -13,9 +13,9 @@ from typing import Any, Literal
 from dreambooth_core import console, tracking
 from dreambooth_core.config import Config
 from dreambooth_core.curves import curves_of
-from dreambooth_core.entries import Grid, log_grids
 from dreambooth_core.errors import Preempted
 from dreambooth_core.records import Course
+from dreambooth_core.versions.entries import Grid, log_grids
 
 LIVE_SECONDS = 2.0
 """Between two times that the curves are brought over."""

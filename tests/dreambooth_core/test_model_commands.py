@@ -5,12 +5,13 @@ import json
 import pytest
 from typer.testing import CliRunner
 
-from dreambooth_core import cards, promotion, registry, tracking
+from dreambooth_core import registry, tracking
 from dreambooth_core.blobs import put_blob
 from dreambooth_core.cli.models import app
 from dreambooth_core.errors import ConfigError
-from dreambooth_core.origins import ancestry_of, read_origin
 from dreambooth_core.records import Weights
+from dreambooth_core.versions import cards, promotion
+from dreambooth_core.versions.origins import ancestry_of, read_origin
 from tests.registered_by_hand import ancestry, verdict, version_by_hand
 
 

@@ -16,15 +16,16 @@ from pathlib import Path
 import pytest
 from PIL import Image
 
-from dreambooth_core import flavours, registry, tracking
+from dreambooth_core import registry, tracking
 from dreambooth_core.blobs import blob_key, digest_json, get_blob, put_blob
 from dreambooth_core.config import Config, Paths, Storage
 from dreambooth_core.errors import ConfigError, ModelError, StorageError
-from dreambooth_core.origins import Ancestry
 from dreambooth_core.processes import supervised
 from dreambooth_core.records import Weights
 from dreambooth_core.sampling import base_digest, drawing_of, make_images
 from dreambooth_core.serving import WORK, Pointer, Served, pointer_json
+from dreambooth_core.versions import flavours
+from dreambooth_core.versions.origins import Ancestry
 from tests.dreambooth_core.exports.trained import config_of, trained
 from tests.registered_by_hand import ancestry
 

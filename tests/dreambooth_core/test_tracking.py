@@ -9,9 +9,9 @@ from PIL import Image
 from dreambooth_core import tracking
 from dreambooth_core.config import Config
 from dreambooth_core.curves import curves_of
-from dreambooth_core.entries import Entry, Grid, Input, log_run
 from dreambooth_core.errors import StageFailed
 from dreambooth_core.records import SampleSet, Scores, Weights
+from dreambooth_core.versions.entries import Entry, Grid, Input, log_run
 
 TRAINING = "t" * 64
 NOTHING = SampleSet(uri="x", digest="x", images=())

@@ -4,13 +4,14 @@ import threading
 
 import pytest
 
-from dreambooth_core import promotion, registry, tracking
-from dreambooth_core.aliases import Change, now
+from dreambooth_core import registry, tracking
 from dreambooth_core.blobs import blob_key, get_record
 from dreambooth_core.errors import ConfigError, StorageError
-from dreambooth_core.origins import read_origin
-from dreambooth_core.promotion import GATE, Wish
 from dreambooth_core.records import Weights
+from dreambooth_core.versions import promotion
+from dreambooth_core.versions.aliases import Change, now
+from dreambooth_core.versions.origins import read_origin
+from dreambooth_core.versions.promotion import GATE, Wish
 from tests.registered_by_hand import ancestry, log_of, verdict, version_by_hand
 
 

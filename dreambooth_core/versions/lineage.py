@@ -1,13 +1,13 @@
 """From the photos to the alias: everything that a model version comes from, by digests."""
 
-from dreambooth_core.aliases import Book, Change
 from dreambooth_core.blobs import digest_json, digest_of
 from dreambooth_core.checkpoints import MANIFEST, Checkpoint
 from dreambooth_core.config import Method
-from dreambooth_core.origins import PRIVATE, ancestry_of, read_origin
-from dreambooth_core.promotion import verdict_of
 from dreambooth_core.records import ImageSet, Record, Verdict
 from dreambooth_core.storage import Store
+from dreambooth_core.versions.aliases import Book, Change
+from dreambooth_core.versions.origins import PRIVATE, ancestry_of, read_origin
+from dreambooth_core.versions.promotion import verdict_of
 
 
 class Photo(Record):

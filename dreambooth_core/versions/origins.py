@@ -6,13 +6,13 @@ from pathlib import Path
 from typing import Any, TypeVar
 
 import dreambooth_core
-from dreambooth_core.aliases import Book, now, whoever
 from dreambooth_core.blobs import get_record, put_record
 from dreambooth_core.config import Config
 from dreambooth_core.errors import ConfigError, StorageError
 from dreambooth_core.records import ImageSet, Record, Scores, Weights
 from dreambooth_core.sampling import base_digest
 from dreambooth_core.storage import Store
+from dreambooth_core.versions.aliases import Book, now, whoever
 
 R = TypeVar("R", bound=Record)
 

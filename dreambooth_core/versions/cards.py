@@ -7,13 +7,13 @@ from pathlib import Path
 from typing import Any
 
 from dreambooth_core import exports
-from dreambooth_core.aliases import Book
 from dreambooth_core.blobs import get_blob
 from dreambooth_core.config import INVERSIONS, Config
 from dreambooth_core.metrics import catalogue
-from dreambooth_core.origins import Ancestry, Origin
 from dreambooth_core.records import Row, Scores, Table, Verdict
 from dreambooth_core.storage import Store
+from dreambooth_core.versions.aliases import Book
+from dreambooth_core.versions.origins import Ancestry, Origin
 
 WORST = 3
 """Images shown that score lowest."""

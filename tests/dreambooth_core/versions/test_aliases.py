@@ -4,9 +4,9 @@ import multiprocessing
 
 import pytest
 
-from dreambooth_core.aliases import Book, Change, Standing, after, now
 from dreambooth_core.config import Storage
 from dreambooth_core.storage import open_store
+from dreambooth_core.versions.aliases import Book, Change, Standing, after, now
 
 
 def change(action: str, version: str) -> Change:

@@ -7,16 +7,16 @@ from functools import lru_cache
 from pathlib import Path
 from typing import Any
 
-from dreambooth_core.aliases import Book
 from dreambooth_core.blobs import get_blob
 from dreambooth_core.config import Config
 from dreambooth_core.drawing.sheets import thumbnail
 from dreambooth_core.judging.statistics import compare, shared_metrics
 from dreambooth_core.metrics import catalogue
-from dreambooth_core.origins import PRIVATE, Ancestry, ancestry_of, read_origin
 from dreambooth_core.records import Comparison, Image, ImageSet, Record, Row, Scores, Table
 from dreambooth_core.storage import Store, written_beside
 from dreambooth_core.tracking import flat
+from dreambooth_core.versions.aliases import Book
+from dreambooth_core.versions.origins import PRIVATE, Ancestry, ancestry_of, read_origin
 
 PIXELS = 320
 """Longer side above which an image of the gallery is embedded smaller."""

@@ -9,12 +9,12 @@ from pathlib import Path
 from typing import Any
 
 from dreambooth_core import tracking
-from dreambooth_core.aliases import Book
 from dreambooth_core.config import Config
 from dreambooth_core.records import Record
 from dreambooth_core.registry import Found, find_version, open_book, tracking_place
 from dreambooth_core.services import local_services
 from dreambooth_core.storage import Store, open_store
+from dreambooth_core.versions.aliases import Book
 
 
 @dataclass(frozen=True)

@@ -6,16 +6,17 @@ moves no alias; nor does it put back what a person has taken back.
 
 from dataclasses import dataclass
 
-from dreambooth_core import cards, console, tracking
-from dreambooth_core.aliases import Book, Change, Standing, now
+from dreambooth_core import console, tracking
 from dreambooth_core.blobs import get_record
 from dreambooth_core.config import Config
 from dreambooth_core.errors import ConfigError
 from dreambooth_core.judging.court import override
-from dreambooth_core.origins import Origin, ancestry_of, read_origin
 from dreambooth_core.records import Contender, ModelVersion, Verdict, Weights
 from dreambooth_core.registry import book_of, check_stored, followed
 from dreambooth_core.storage import Store
+from dreambooth_core.versions import cards
+from dreambooth_core.versions.aliases import Book, Change, Standing, now
+from dreambooth_core.versions.origins import Origin, ancestry_of, read_origin
 
 GATE = "the gate"
 """Who promotes when no person does."""
