@@ -5,17 +5,18 @@ from typing import Any
 
 import yaml
 
-from dreambooth_core import charts, pages
+from dreambooth_core import pages
 from dreambooth_core.bases import base_digest
 from dreambooth_core.blobs import digest_of
 from dreambooth_core.config import Config
 from dreambooth_core.curves import curves_of
 from dreambooth_core.errors import NotFound
 from dreambooth_core.evaluation import rows_of
-from dreambooth_core.exhibits import Pictures
 from dreambooth_core.exports import possible
-from dreambooth_core.facts import Facts, Rows, facts_of, prompt_means, sides_of
 from dreambooth_core.metrics import catalogue
+from dreambooth_core.pages import charts
+from dreambooth_core.pages.exhibits import Pictures
+from dreambooth_core.pages.facts import Facts, Rows, facts_of, prompt_means, sides_of
 from dreambooth_core.records import Document, Row, Scores, Stage, Weights
 from dreambooth_core.stages import code_digest, once
 from dreambooth_core.storage import Store, written_beside

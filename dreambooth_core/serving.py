@@ -1,7 +1,8 @@
 """A registered model as a server has it: a pointer with digests in, images out.
 
 The pointer is all of ours that MLflow keeps. Weights are fetched from our store by their digests and
-verified; the base is compared with the one that was trained on.
+verified; the base is compared with the one that was trained on. This module keeps its place and its
+names: every logged model holds a copy of `versions/served.py`, which imports them.
 """
 
 import os

@@ -18,7 +18,7 @@ ROOT = Path(__file__).parent.parent
 README = ROOT / "README.md"
 PAGES = [README, ROOT / "CONTRIBUTING.md", *sorted((ROOT / "docs").glob("*.md"))]
 FEATURES, RECIPES = ROOT / "docs/features.md", ROOT / "docs/recipes.md"
-GROUPS = ("photos", "trainer", "judging", "drawing", "versions")
+GROUPS = ("photos", "trainer", "judging", "drawing", "versions", "pages")
 """Packages whose modules the tree names one by one."""
 LEAST: dict[str, Any] = {"name": "docs", "subject": {"images": "photos", "class_noun": "dog"}}
 """What a part of a config is laid over."""
@@ -194,12 +194,9 @@ def test_tree_names_what_is_there() -> None:
         named += [parent / part for part in re.findall(r"\b[a-z_0-9]+\.py\b", phrase) if indent]
     missing = [path for path in named if not list(ROOT.glob(f"{path}")) and not _deeper(path)]
     assert missing == []
-    core = {
-        path for path in (ROOT / "dreambooth_core").glob("[a-z]*") if path.suffix in ("", ".py")
-    }
-    core |= {
-        path for group in GROUPS for path in (ROOT / "dreambooth_core" / group).glob("[a-z]*.py")
-    }
+    home = ROOT / "dreambooth_core"
+    core = {path for path in home.glob("[a-z]*") if path.suffix in ("", ".py")}
+    core |= {path for group in GROUPS for path in (home / group).glob("[a-z]*.py")}
     assert {path.name for path in core} - {path.name for path in named} == set()
 
 

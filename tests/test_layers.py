@@ -11,8 +11,8 @@ ROOT = Path(__file__).parent.parent
 CORE = ROOT / "dreambooth_core"
 
 LEVELS = [
-    "config records errors plugins objectives prompts randomness processes console charts guard "
-    "curves pages photos judging drawing trainer versions drawing.orders trainer.stopping",
+    "config records errors plugins objectives prompts randomness processes console guard curves "
+    "pages photos judging drawing trainer versions drawing.orders pages.bundle pages.charts trainer.stopping",
     "storage blobs stages costs images servers services tensor_files photos.buckets "
     "photos.likeness photos.masks",
     "dataset latents adapters families bases metrics caches embeddings inversion adapter_layers "
@@ -25,9 +25,9 @@ LEVELS = [
     "trainer.keeper trainer.loggers trainer.memory trainer.ranks trainer.rehearsal trainer.shards "
     "versions.aliases",
     "priors trainer.supply",
-    "fit training_alone evaluation tracking registry facts exhibits report comparison screens "
-    "benches serving model_screens drawing.darkroom drawing.delivery drawing.developing "
-    "drawing.fulfilling drawing.galleries drawing.palettes drawing.search judging.court "
+    "fit training_alone evaluation tracking registry report screens benches serving model_screens "
+    "drawing.darkroom drawing.delivery drawing.developing drawing.fulfilling drawing.galleries "
+    "drawing.palettes drawing.search judging.court pages.comparison pages.exhibits pages.facts "
     "trainer.live trainer.looking versions.cards versions.differences versions.entries "
     "versions.flavours versions.lineage versions.origins versions.promotion versions.served "
     "versions.views",

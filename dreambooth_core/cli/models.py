@@ -63,7 +63,7 @@ def compare(
     out: Annotated[Path, typer.Option(help="The page to write.")] = Path("comparison.html"),
 ) -> None:
     """Put the reports of two runs side by side on one page."""
-    from dreambooth_core.comparison import compare_runs
+    from dreambooth_core.pages.comparison import compare_runs
 
     print(compare_runs(left, right, out))
 

@@ -11,7 +11,7 @@ from functools import cache
 from pathlib import Path
 from typing import Any
 
-from dreambooth_core.charts import better
+from dreambooth_core.pages.charts import better
 
 HERE = Path(__file__).parent
 SIDE = 256

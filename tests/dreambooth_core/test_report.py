@@ -7,8 +7,8 @@ from pathlib import Path
 import pytest
 
 from dreambooth_core import report
-from dreambooth_core.exhibits import MOST
-from dreambooth_core.facts import Facts
+from dreambooth_core.pages.exhibits import MOST
+from dreambooth_core.pages.facts import Facts
 from dreambooth_core.summary import Results
 from tests.page import Page
 from tests.reported_by_hand import PROMPTS, SEEDS, STAGES, results_of, run_of, verdict_of

@@ -3,7 +3,6 @@
 from collections import defaultdict
 from collections.abc import Iterable, Mapping, Sequence
 
-from dreambooth_core.charts import Side
 from dreambooth_core.config import Config
 from dreambooth_core.judging.statistics import (
     compare,
@@ -13,6 +12,7 @@ from dreambooth_core.judging.statistics import (
     shared_metrics,
 )
 from dreambooth_core.metrics import Metric, catalogue
+from dreambooth_core.pages.charts import Side
 from dreambooth_core.records import Comparison, Estimate, Record, Row, Scores
 from dreambooth_core.summary import Results, run_id
 from dreambooth_core.tracking import flat

@@ -3,8 +3,8 @@
 import pytest
 
 from dreambooth_core import report
-from dreambooth_core.comparison import compare_runs
 from dreambooth_core.errors import ConfigError
+from dreambooth_core.pages.comparison import compare_runs
 from dreambooth_core.records import ModelVersion
 from tests.page import Page
 from tests.reported_by_hand import PROMPTS, SEEDS, STAGES, run_of, scores_of

@@ -12,12 +12,13 @@ from pathlib import Path
 
 from pydantic import ValidationError
 
-from dreambooth_core import charts, pages
+from dreambooth_core import pages
 from dreambooth_core.config import Subject
 from dreambooth_core.errors import ConfigError
-from dreambooth_core.exhibits import Exhibit, Picture
-from dreambooth_core.facts import LEVEL, Facts, Line
 from dreambooth_core.judging.statistics import compare, place, shared_metrics
+from dreambooth_core.pages import charts
+from dreambooth_core.pages.exhibits import Exhibit, Picture
+from dreambooth_core.pages.facts import LEVEL, Facts, Line
 from dreambooth_core.records import Comparison
 from dreambooth_core.storage import written_beside
 

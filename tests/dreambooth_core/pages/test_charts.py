@@ -4,7 +4,7 @@ import xml.etree.ElementTree as ElementTree
 
 import pytest
 
-from dreambooth_core.charts import (
+from dreambooth_core.pages.charts import (
     better,
     gain_chart,
     gain_of,

@@ -6,7 +6,7 @@ import pytest
 from PIL import Image
 
 from dreambooth_core import pages, report
-from dreambooth_core.comparison import compare_runs
+from dreambooth_core.pages.comparison import compare_runs
 from tests import browser
 from tests.reported_by_hand import STAGES, run_of
 

@@ -5,11 +5,11 @@ from dataclasses import dataclass
 
 from dreambooth_core import records
 from dreambooth_core.blobs import get_blob
-from dreambooth_core.charts import Side
 from dreambooth_core.drawing.sheets import by_prompt
-from dreambooth_core.facts import Rows, title_of, worst
 from dreambooth_core.metrics import Metric
 from dreambooth_core.pages import data_url
+from dreambooth_core.pages.charts import Side
+from dreambooth_core.pages.facts import Rows, title_of, worst
 from dreambooth_core.records import Row, Scores
 from dreambooth_core.storage import Store
 
