@@ -33,8 +33,9 @@ def dreambench(
     DIR is laid out as in github.com/google/dreambooth. A bench that was stopped goes on with the same
     command.
     """
-    from dreambooth_core import bases, families, screens
+    from dreambooth_core import bases, families
     from dreambooth_core.benches import dreambench as bench
+    from dreambooth_core.cli import screens
     from dreambooth_core.config import load_config
 
     recipe = load_config(config, tuple(overrides or ()))

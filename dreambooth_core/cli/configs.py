@@ -20,7 +20,7 @@ def schema() -> None:
 @app.command()
 def show(config: ConfigFile, overrides: Overrides = None, as_json: AsJson = False) -> None:
     """The config with every default filled in."""
-    from dreambooth_core import screens
+    from dreambooth_core.cli import screens
     from dreambooth_core.config import load_config
 
     screens.show_config(load_config(config, tuple(overrides or ())), as_json)

@@ -73,7 +73,7 @@ def list_models(
     as_json: AsJson = False, work: Work = Path(".dreambooth"), config: Place = None
 ) -> None:
     """List the registered models: versions, aliases, what the gate said, scores."""
-    from dreambooth_core import model_screens
+    from dreambooth_core.cli import model_screens
     from dreambooth_core.versions import views
 
     settings, place = _where(config, work)
@@ -95,7 +95,7 @@ def promote(
 
     What the gate has refused needs --reason, and bears the name of who gave it.
     """
-    from dreambooth_core import model_screens
+    from dreambooth_core.cli import model_screens
     from dreambooth_core.versions import aliases, promotion, views
 
     settings, place = _where(config, work)
@@ -118,7 +118,7 @@ def rollback(
     config: Place = None,
 ) -> None:
     """Take the champion out of service: the one before it is champion again."""
-    from dreambooth_core import model_screens
+    from dreambooth_core.cli import model_screens
     from dreambooth_core.versions import aliases, promotion, views
 
     settings, place = _where(config, work)
@@ -139,7 +139,7 @@ def lineage(
     config: Place = None,
 ) -> None:
     """Show all that a version comes from: photos, class images, base, config, code, scores, aliases."""
-    from dreambooth_core import model_screens
+    from dreambooth_core.cli import model_screens
     from dreambooth_core.versions import views
     from dreambooth_core.versions.lineage import lineage_of
 
@@ -161,7 +161,7 @@ def diff(
     config: Place = None,
 ) -> None:
     """Compare two versions: config, data, metrics, and images of the same prompt and seed."""
-    from dreambooth_core import model_screens
+    from dreambooth_core.cli import model_screens
     from dreambooth_core.versions import differences, views
 
     settings, place = _where(config, work)

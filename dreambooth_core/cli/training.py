@@ -31,7 +31,8 @@ def run(
 
     Finished stages are reused; a run that was stopped goes on with the same command.
     """
-    from dreambooth_core import bases, families, screens
+    from dreambooth_core import bases, families
+    from dreambooth_core.cli import screens
     from dreambooth_core.config import load_config
 
     settings = load_config(config, tuple(overrides or ()))
@@ -67,7 +68,8 @@ def train(
 
     Goes on from its last checkpoint; what was trained before with the same inputs is found again.
     """
-    from dreambooth_core import bases, families, screens, training_alone
+    from dreambooth_core import bases, families, training_alone
+    from dreambooth_core.cli import screens
     from dreambooth_core.config import load_config
 
     settings = load_config(config, tuple(overrides or ()))
@@ -83,7 +85,7 @@ def train(
 @app.command("families")
 def show_families(as_json: AsJson = False) -> None:
     """The model families, what each can be trained by, and how that is tested."""
-    from dreambooth_core import screens
+    from dreambooth_core.cli import screens
 
     screens.show_families(as_json)
 
@@ -97,7 +99,8 @@ def validate(
     as_json: AsJson = False,
 ) -> None:
     """Check photos without a config; nothing is changed or stored."""
-    from dreambooth_core import dataset, screens
+    from dreambooth_core import dataset
+    from dreambooth_core.cli import screens
     from dreambooth_core.config import Dataset
 
     if not folder.is_dir():
