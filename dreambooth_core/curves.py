@@ -60,6 +60,7 @@ def curves_of(course: Course) -> Curves:
         "look/stable_loss": [(look.step, look.stable_loss) for look in looks],
         "look/subject_fidelity": [(look.step, look.subject_fidelity) for look in looks],
         "look/prompt_fidelity": [(look.step, look.prompt_fidelity) for look in looks],
+        "look/pres": [(look.step, look.pres) for look in looks],
         "speed/steps_per_second": [*course.speeds],
         "speed/checkpoint_stall_seconds": [*course.stalls],
     }

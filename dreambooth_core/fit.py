@@ -162,10 +162,11 @@ def _inputs(config: Config, instance: ImageSet, planned: Sequence[ClassImage]) -
 
 def _what_looks_decide(config: Config) -> list[object] | None:
     """What makes one step the best: for a look at images also how they are drawn and measured."""
-    rules, eyes = config.choosing, config.evaluation
-    if rules.every is None:
+    eyes = config.evaluation
+    if config.choosing.every is None:
         return None
-    if not rules.prompts:
+    rules = config.choosing.model_dump(mode="json", exclude={"class_images"})
+    if not config.choosing.prompts:
         return [rules]
     from dreambooth_core.judging.encoders import encoder_digest
 

@@ -68,6 +68,8 @@ class Look(Record):
     """Mean loss over fixed photos, noises and times: falls and rises with the model alone."""
     subject_fidelity: float | None = None
     prompt_fidelity: float | None = None
+    pres: float | None = None
+    """Of the class prompt's images: rises when the class noun comes to mean the subject."""
 
 
 class Course(Record):

@@ -141,7 +141,7 @@ def _learning(weights: Weights) -> dict[str, Any]:
     """Learning curves, and the looks again in numbers."""
     curves = curves_of(weights)
     looked = {name: dict(points) for name, points in curves.items() if name.startswith("look/")}
-    titles = {name: name.removeprefix("look/").replace("_", " ") for name in looked}
+    titles = {name: _title(name.removeprefix("look/")) for name in looked}
     drawn: dict[str, charts.Chart | None] = {
         titles[name]: charts.look_chart(titles[name], curves[name], weights.chosen_step)
         for name in looked
@@ -153,6 +153,12 @@ def _learning(weights: Weights) -> dict[str, Any]:
         "titles": list(titles.values()),
         "looks": {step: [points.get(step) for points in looked.values()] for step in steps},
     }
+
+
+def _title(name: str) -> str:
+    """A metric's own, or the name in words."""
+    metric = catalogue().get(name)
+    return metric.title if metric else name.replace("_", " ")
 
 
 def _lineage(config: Config, results: Results) -> list[tuple[str, str, str]]:

@@ -185,7 +185,13 @@ def results_of(store: Store) -> Results:
             steps_per_second=2.5,
             losses=tuple((step, 0.5, 0.25) for step in range(1, 31)),
             looks=tuple(
-                Look(step=step, stable_loss=1 / step, subject_fidelity=0.5, prompt_fidelity=0.25)
+                Look(
+                    step=step,
+                    stable_loss=1 / step,
+                    subject_fidelity=0.5,
+                    prompt_fidelity=0.25,
+                    pres=0.125,
+                )
                 for step in (10, 20, 30)
             ),
             rates={"denoiser": ((1, 1e-4), (30, 1e-5))},

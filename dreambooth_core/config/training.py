@@ -189,6 +189,8 @@ class Choosing(Section):
     prompts: tuple[str, ...] = ("a photo of {subject}", "{subject} on the beach")
     """Prompts of the small grid; none for the stable loss alone."""
     seeds: Positive = 2
+    class_images: Annotated[int, Field(ge=0)] = 4
+    """Images of the class prompt beside the grid, to see the prior drift; they choose nothing."""
     prompt_floor: Fraction = 0.9
     """The best step has the highest subject fidelity among those whose prompt fidelity is at least this
     share of the untouched base's."""

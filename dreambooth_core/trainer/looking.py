@@ -9,6 +9,7 @@ from collections.abc import Callable, Iterator, Sequence
 from contextlib import AbstractContextManager, contextmanager, nullcontext
 from dataclasses import dataclass
 from functools import cached_property, partial
+from types import ModuleType
 from typing import Any
 
 import numpy as np
@@ -25,6 +26,8 @@ from dreambooth_core.metrics import (
     Embeddings,
     Evidence,
     Seen,
+    Sight,
+    pres,
     prompt_fidelity,
     subject_fidelity,
 )
@@ -36,6 +39,23 @@ from dreambooth_core.trainer.supply import Place
 from dreambooth_core.training import DreamBooth, frozen_numbers, resolved_precision
 
 Picture = Pillow.Image
+LIKE: Sight = ("identity", "whole")
+ASKED: Sight = ("clip", "whole")
+
+
+@dataclass(frozen=True)
+class Drawn:
+    """What a look drew for one subject."""
+
+    grid: Sequence[Picture]
+    """Prompts x seeds, prompt by prompt."""
+    classes: Sequence[Picture]
+    """Of the class prompt."""
+
+    def rows(self, seeds: int) -> list[Sequence[Picture]]:
+        """A row per prompt, the class prompt's the last."""
+        rows = [self.grid[at : at + seeds] for at in range(0, len(self.grid), seeds)]
+        return [*rows, self.classes] if self.classes else rows
 
 
 @dataclass
@@ -48,7 +68,7 @@ class Looker:
     """See `Supply.stable`."""
     instance: ImageSet
     show: Callable[[int, Sequence[Sequence[Picture]]], None] = lambda step, rows: None
-    """Given the step and what was drawn, a row per prompt."""
+    """Given the step and what was drawn, as `Drawn.rows` has it."""
 
     def __call__(self, module: DreamBooth, step: int) -> Look:
         """Raises `ModelError` when an encoder is missing."""
@@ -58,41 +78,53 @@ class Looker:
             drawn = self._draw(module) if rules.prompts else None
         if drawn is None:
             return Look(step=step, stable_loss=loss)
-        seeds = rules.seeds
-        self.show(step, [row[at : at + seeds] for row in drawn for at in range(0, len(row), seeds)])
-        subject, prompt = self._measured(drawn)
-        return Look(step=step, stable_loss=loss, subject_fidelity=subject, prompt_fidelity=prompt)
+        self.show(step, [row for each in drawn for row in each.rows(rules.seeds)])
+        subject, prompt, prior = self._measured(drawn)
+        return Look(
+            step=step,
+            stable_loss=loss,
+            subject_fidelity=subject,
+            prompt_fidelity=prompt,
+            pres=prior,
+        )
 
-    def _draw(self, module: DreamBooth) -> list[list[Picture]]:
-        """Prompts x seeds for each subject, whose seeds are the same at every look."""
+    def _draw(self, module: DreamBooth) -> list["Drawn"]:
+        """Each subject's grid and class images, whose seeds are the same at every look."""
         config, side = self.config, self.config.model.resolution
         painter = painter_of(module, self.place)
         drawing = Drawing(lambda: painter, config.sampler, (side, side))
         found = []
         for subject in config.subjects:
-            requests = requests_of(config, subject)
-            images = generate(painter, drawing, requests, lambda *_: self.place.beat())
-            found.append(list(images))
+            grid, classes = requests_of(config, subject), class_requests_of(config, subject)
+            images = [*generate(painter, drawing, grid + classes, lambda *_: self.place.beat())]
+            found.append(Drawn(images[: len(grid)], images[len(grid) :]))
         return found
 
-    def _measured(self, drawn: Sequence[Sequence[Picture]]) -> tuple[float, float]:
-        """Subject and prompt fidelity, each the mean over the subjects."""
+    def _measured(self, drawn: Sequence["Drawn"]) -> tuple[float, float, float | None]:
+        """Subject fidelity, prompt fidelity and PRES, each the mean over the subjects."""
         clip, rules = self._clip(), self.config.choosing
         texts = [
             clip.clip_texts([plain(subject, t) for t in rules.prompts for _ in range(rules.seeds)])
             for subject in self.config.subjects
         ]
-        seen = [clip.clip_images(images) for images in drawn]
+        seen = [clip.clip_images(each.grid) for each in drawn]
         del clip
         photos, eye = self._photos, self._eye()
         evidence = [
-            _evidence(eye.identity_images(images), photos[index], seen[index], texts[index])
-            for index, images in enumerate(drawn)
+            Evidence(
+                generated=Seen({LIKE: eye.identity_images(each.grid), ASKED: seen[index]}),
+                photos=Seen({LIKE: photos[index]}),
+                classes=Seen({LIKE: eye.identity_images(each.classes)} if each.classes else {}),
+                text_rows=texts[index],
+            )
+            for index, each in enumerate(drawn)
         ]
-        return (
-            float(np.mean([subject_fidelity.measure(one) for one in evidence])),
-            float(np.mean([prompt_fidelity.measure(one) for one in evidence])),
-        )
+
+        def mean(metric: ModuleType) -> float:
+            return float(np.mean([metric.measure(one) for one in evidence]))
+
+        prior = mean(pres) if rules.class_images else None
+        return mean(subject_fidelity), mean(prompt_fidelity), prior
 
     @cached_property
     def _photos(self) -> list[Embeddings]:
@@ -118,6 +150,13 @@ def requests_of(config: Config, subject: Subject) -> list[Request]:
         for prompt in rules.prompts
         for seed in seeds_of(config, prompt, rules.seeds, "dev")
     ]
+
+
+def class_requests_of(config: Config, subject: Subject) -> list[Request]:
+    """A look's class images, the same at every look and in every run."""
+    rules, prompt = config.choosing, subject.class_prompt
+    seeds = seeds_of(config, prompt, rules.class_images, "dev")
+    return [(subject.fill(prompt), seed) for seed in seeds]
 
 
 @torch.no_grad()
@@ -178,17 +217,6 @@ def _decode_in_float32(autoencoder: Any) -> None:
             return decode(latents.float(), *arguments, **named)
 
     autoencoder.decode = exact
-
-
-def _evidence(
-    generated: Embeddings, photos: Embeddings, seen: Embeddings, texts: Embeddings
-) -> Evidence:
-    """What subject and prompt fidelity look at."""
-    return Evidence(
-        generated=Seen({("identity", "whole"): generated, ("clip", "whole"): seen}),
-        photos=Seen({("identity", "whole"): photos}),
-        text_rows=texts,
-    )
 
 
 def _placed(batch: Batch, device: torch.device) -> Batch:

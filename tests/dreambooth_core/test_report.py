@@ -119,10 +119,11 @@ def test_the_worst_images_and_near_copies_are_shown_beside_what_they_resemble(te
 
 def test_looks_are_drawn_and_told_with_the_chosen_one_marked(page, text):
     assert "kept are the weights of step 20" in page.sections["training"]
-    assert "20 0.050 0.500 0.250 chosen 30" in page.sections["training"]
-    for title in ("stable loss", "subject fidelity", "prompt fidelity", "loss", "learning rate"):
+    assert "20 0.050 0.500 0.250 0.125 chosen 30" in page.sections["training"]
+    looked = ("stable loss", "subject fidelity", "prompt fidelity", "PRES")
+    for title in (*looked, "loss", "learning rate"):
         assert f"<h3>{title}</h3>" in text
-    assert len(page.all("figure", **{"class": "chart card"})) == 5 + 2
+    assert len(page.all("figure", **{"class": "chart card"})) == 6 + 2
 
 
 def test_cost_tells_seconds_and_what_was_saved(page, results):

@@ -15,7 +15,7 @@ from dreambooth_core.blobs import image_set, put_blob
 from dreambooth_core.config import Config
 from dreambooth_core.families import channels_last
 from dreambooth_core.judging.encoders import Encoder
-from dreambooth_core.records import Image, ImageSet
+from dreambooth_core.records import Image, ImageSet, Look
 from dreambooth_core.sampling import encode_png
 from dreambooth_core.storage import Store
 from dreambooth_core.trainer import looking
@@ -61,7 +61,7 @@ def make(
     runs = count()
 
     def made(**sections: Any) -> tuple[Attempt, Looker]:
-        plain = {"every": 1, "seeds": 1, "prompts": ["a photo of {subject}"]}
+        plain = {"every": 1, "seeds": 1, "prompts": ["a photo of {subject}"], "class_images": 2}
         choosing = {**plain, **sections.pop("choosing", {})}
         config = config_of(
             tiny_base,
@@ -151,7 +151,7 @@ def test_what_is_served_is_looked_at(make: Make) -> None:
     with attempt.module.served():
         served = stable_loss(attempt.module, looker.stable)
     look = looker(attempt.module, 3)
-    assert (look.stable_loss, look.subject_fidelity, look.prompt_fidelity) == (served, None, None)
+    assert look == Look(step=3, stable_loss=served)
     assert served != stable_loss(attempt.module, looker.stable)
 
 
@@ -170,8 +170,14 @@ def test_before_the_first_step_it_is_the_base_that_is_drawn_and_measured(make: M
     texts = clip.clip_texts(["a photo of dog", "dog on the beach"])
     expected = (clip.clip_images(drawn) * texts).sum(axis=1).mean()
     assert look.prompt_fidelity == pytest.approx(expected, abs=1e-9)
-    pairs = eye.identity_images(drawn) @ eye.identity_images(_pictures(0)).T
+    photos = eye.identity_images(_pictures(0))
+    pairs = eye.identity_images(drawn) @ photos.T
     assert look.subject_fidelity == pytest.approx(pairs.mean(), abs=1e-9)
+    classes = looking.class_requests_of(config, config.subject)
+    assert [prompt for prompt, _ in classes] == ["a photo of a dog"] * 2
+    drawn = list(sampling.generate(painter, drawing, classes, None))
+    pairs = eye.identity_images(drawn) @ photos.T
+    assert look.pres == pytest.approx(pairs.mean(), abs=1e-9)
 
 
 def test_each_subject_is_held_against_its_own_photos(make: Make) -> None:
@@ -179,11 +185,11 @@ def test_each_subject_is_held_against_its_own_photos(make: Make) -> None:
     attempt, looker = make(more_subjects=[other], train={"text_encoder": False})
     attempt.module.configure_optimizers()
     first, second = looker._draw(attempt.module)
-    assert np.asarray(first[0]).tobytes() != np.asarray(second[0]).tobytes()
+    assert np.asarray(first.grid[0]).tobytes() != np.asarray(second.grid[0]).tobytes()
     eye = Encoder(str(attempt.config.evaluation.identity), None)
     own = [
         (eye.identity_images(drawn) @ eye.identity_images(_pictures(subject)).T).mean()
-        for subject, drawn in enumerate((first, second))
+        for subject, drawn in enumerate((first.grid, second.grid))
     ]
     assert looker(attempt.module, 0).subject_fidelity == pytest.approx(np.mean(own), abs=1e-9)
 
@@ -204,7 +210,7 @@ def test_adapters_and_new_tokens_are_drawn_as_they_will_be_served(
     def distance(folder: Path | None) -> float:
         painter = sampling.painter_of(config, base, folder)
         theirs = list(sampling.generate(painter, drawing, requests, None))
-        return float(np.abs(np.float32(ours[0]) - np.float32(theirs[0])).mean())
+        return float(np.abs(np.float32(ours.grid[0]) - np.float32(theirs[0])).mean())
 
     assert distance(tmp_path / "weights") < 1
     assert distance(None) > 5
@@ -217,4 +223,12 @@ def test_a_look_shows_what_it_drew_in_a_row_per_prompt(make: Make) -> None:
     shown: list[tuple[int, list[int]]] = []
     looker.show = lambda step, rows: shown.append((step, [len(row) for row in rows]))
     looker(attempt.module, 1)
-    assert shown == [(1, [2, 2])]
+    assert shown == [(1, [2, 2, 2])]
+
+
+def test_a_grid_goes_without_class_images(make: Make) -> None:
+    attempt, looker = make(train={"steps": 1}, choosing={"class_images": 0})
+    attempt.run()
+    look = looker(attempt.module, 1)
+    assert look.subject_fidelity is not None
+    assert look.pres is None
