@@ -14,9 +14,10 @@ from contextlib import contextmanager
 from pathlib import Path
 
 import pytest
+import yaml
 from PIL import Image
 
-from dreambooth_core import registry, tracking
+from dreambooth_core import registry
 from dreambooth_core.blobs import blob_key, digest_json, get_blob, put_blob
 from dreambooth_core.config import Config, Paths, Storage
 from dreambooth_core.errors import ConfigError, ModelError, StorageError
@@ -127,17 +128,14 @@ def test_other_weights_stay_in_the_store(tiny_base, config, file_store, tmp_path
 
 
 @contextmanager
-def mlflow_server(uri: str, model: str, log: Path) -> Iterator[str]:
-    """`mlflow models serve`, ended with all that it started; gives its address for requests."""
+def served(model: str, config: Path, log: Path) -> Iterator[str]:
+    """`dreambooth serve`, ended with all that it started; gives its address for requests."""
     with socket.socket() as free:
         free.bind(("127.0.0.1", 0))
         port = free.getsockname()[1]
-    command = [sys.executable, "-m", "mlflow", "models", "serve", "--env-manager", "local"]
-    command += ["-m", f"models:/{model}", "--host", "127.0.0.1", "--port", str(port)]
-    # MLflow looks uvicorn up by name
-    programs = os.pathsep.join([str(Path(sys.executable).parent), os.environ["PATH"]])
-    ours = {"MLFLOW_TRACKING_URI": uri, "OMP_NUM_THREADS": "1", "PATH": programs}
-    environment = {**os.environ, **ours}
+    command = [sys.executable, "-m", "dreambooth_core.cli", "serve", model, "--port", str(port)]
+    command += ["--config", str(config)]
+    environment = {**os.environ, "OMP_NUM_THREADS": "1"}
     with supervised(command, env=environment, log=log, grace=2) as server:
         deadline = time.monotonic() + 240
         while not answers(f"http://127.0.0.1:{port}/ping"):
@@ -145,6 +143,7 @@ def mlflow_server(uri: str, model: str, log: Path) -> Iterator[str]:
             assert time.monotonic() < deadline, log.read_text()[-3000:]
             time.sleep(0.5)
         yield f"http://127.0.0.1:{port}/invocations"
+    assert not answers(f"http://127.0.0.1:{port}/ping")
 
 
 def answers(url: str) -> bool:
@@ -166,10 +165,11 @@ def ask(url: str, **params: object) -> bytes:
 
 
 @pytest.mark.slow
-def test_mlflow_models_serve_answers_with_an_image(
-    tracked_config, file_store, tiny_base, tmp_path, monkeypatch
+def test_a_served_model_answers_with_an_image(
+    tracked_config, file_store, tiny_base, tmp_path
 ) -> None:
-    monkeypatch.setenv(WORK, str(tmp_path / "server"))
+    config = tmp_path / "config.yaml"
+    config.write_text(yaml.safe_dump(tracked_config.model_dump(mode="json")))
     source = trained("stable_diffusion", tiny_base, "full", tmp_path / "weights")
     found = ancestry(file_store)
     weights = stored(file_store, source)
@@ -177,9 +177,7 @@ def test_mlflow_models_serve_answers_with_an_image(
     records = (made.instance, made.classes, made.weights, made.scores)
     version, _ = registry.register(tracked_config, file_store, *records)
     assert version.version == "1"
-    with mlflow_server(
-        tracking.tracking_uri(tracked_config), "tiny@candidate", tmp_path / "log"
-    ) as url:
+    with served("tiny@candidate", config, tmp_path / "log") as url:
         png = ask(url, seed=5, steps=2, guidance=3.0)
         with Image.open(io.BytesIO(png)) as image:
             assert (image.format, image.size) == ("PNG", (32, 32))
