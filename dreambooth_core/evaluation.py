@@ -23,6 +23,7 @@ from dreambooth_core.metrics import (
     measure_all,
     measure_photos,
     memorisation,
+    range_of,
 )
 from dreambooth_core.records import (
     Estimate,
@@ -273,7 +274,7 @@ def _said(found: Mapping[str, Values], of: str, place: int) -> dict[str, float]:
 
 def _estimates(rows: Sequence[Row]) -> dict[str, Estimate]:
     names = sorted({name for row in rows for name in row.scores})
-    return {name: estimate(name, rows) for name in names}
+    return {name: estimate(name, rows, bounds=range_of(name)) for name in names}
 
 
 def _members(instance: ImageSet, subject: int) -> tuple[Image, ...]:

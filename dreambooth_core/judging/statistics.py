@@ -4,6 +4,7 @@ The seeds of a prompt are averaged and the prompts are the sample, since images 
 alike; a class image, which shares its prompt with all others, is a unit of its own.
 """
 
+import math
 from collections import defaultdict
 from collections.abc import Iterable, Mapping, Sequence
 from functools import cache
@@ -26,14 +27,22 @@ EXACT_SIGNS = 12
 POWER = 0.8
 
 
-def estimate(metric: str, rows: Sequence[Row], level: float = 0.95) -> Estimate:
+def estimate(
+    metric: str,
+    rows: Sequence[Row],
+    level: float = 0.95,
+    bounds: tuple[float, float] = (-math.inf, math.inf),
+) -> Estimate:
     """Mean of `metric` over the units of `rows`, with its interval of `level` (see `interval`).
 
+    `bounds` are what no mean can leave: an interval ends there, which takes no coverage from it.
     Rows without the metric are passed over. Raises `ValueError` when none has it, or when prompts
     and class images both do: they are no common sample.
     """
     values = _unit_means(_values(metric, rows))
     low, high = interval(values, level)
+    if low is not None and high is not None:
+        low, high = max(low, bounds[0]), min(high, bounds[1])
     return Estimate(value=float(values.mean()), low=low, high=high)
 
 

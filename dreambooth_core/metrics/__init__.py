@@ -4,6 +4,7 @@ A new metric is one new file here with
 
     TITLE: str                       # two or three words for tables and axes
     ABOUT: str                       # one line for people: what it says, and its range
+    RANGE: tuple[float, float]       # least and greatest value of an image, and so of any mean
     HIGHER_IS_BETTER: bool
     OF: "prompts" | "class"          # which images it measures: the prompts' or the class prompt's
     OF_PHOTOS: bool                  # can each photo be measured against the others?
@@ -20,6 +21,7 @@ and, where it brings a model of its own,
 image; None means that the evidence lacks what the metric needs. Nothing is averaged here.
 """
 
+import math
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from functools import cache
@@ -117,6 +119,7 @@ class Metric:
     name: str
     title: str
     about: str
+    range: tuple[float, float]
     higher_is_better: bool
     of: Literal["prompts", "class"]
     of_photos: bool
@@ -131,6 +134,12 @@ class Metric:
 def catalogue() -> Mapping[str, Metric]:
     """Every metric of this package by its name, sorted."""
     return {name: _metric(name) for name in plugins.names(__name__)}
+
+
+def range_of(name: str) -> tuple[float, float]:
+    """What no mean of the metric can leave; everything for one that is not here any more."""
+    metric = catalogue().get(name)
+    return metric.range if metric else (-math.inf, math.inf)
 
 
 def measure_all(evidence: Evidence) -> dict[str, Values]:
@@ -241,6 +250,7 @@ def _metric(name: str) -> Metric:
         name=name,
         title=module.TITLE,
         about=module.ABOUT,
+        range=module.RANGE,
         higher_is_better=module.HIGHER_IS_BETTER,
         of=module.OF,
         of_photos=module.OF_PHOTOS,

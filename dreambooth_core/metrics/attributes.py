@@ -9,6 +9,7 @@ from dreambooth_core.metrics import Evidence, Sight, Values, nearest
 
 TITLE = "attributes shown"
 ABOUT = "share of the prompt's phrases that CLIP tells from their alternatives, 0 to 1"
+RANGE = (0.0, 1.0)
 HIGHER_IS_BETTER = True
 OF = "prompts"
 OF_PHOTOS = False

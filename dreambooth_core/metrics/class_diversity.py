@@ -1,5 +1,6 @@
 """Is the class still as various as it was? The other half of prior preservation."""
 
+import math
 from typing import Final
 
 import numpy as np
@@ -9,6 +10,7 @@ from dreambooth_core.metrics import TIE, Evidence, Sight, Values, among
 
 TITLE = "class diversity"
 ABOUT = "how various the class prompt's images are, as a share of the base's (1)"
+RANGE = (0.0, math.inf)
 HIGHER_IS_BETTER = True
 OF = "class"
 OF_PHOTOS = False

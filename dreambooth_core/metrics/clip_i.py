@@ -7,6 +7,7 @@ from dreambooth_core.metrics import Evidence, Sight, Values, mean_cosines
 
 TITLE = "CLIP-I"
 ABOUT = "cosine of CLIP's view of the whole picture with the photos', -1 to 1"
+RANGE = (-1.0, 1.0)
 HIGHER_IS_BETTER = True
 OF = "prompts"
 OF_PHOTOS = True

@@ -9,6 +9,7 @@ from dreambooth_core.metrics import Evidence, Sight, Values, among
 
 TITLE = "diversity"
 ABOUT = "how far the images of one prompt are from each other: 1 - cosine, 0 to 2"
+RANGE = (0.0, 2.0)
 HIGHER_IS_BETTER = True
 OF = "prompts"
 OF_PHOTOS = False

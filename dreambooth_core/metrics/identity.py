@@ -1,5 +1,6 @@
 """Is it this very subject, between any member of its class (0) and its own photos (1)?"""
 
+import math
 from typing import Final
 
 from dreambooth_core.config import Kind
@@ -7,6 +8,7 @@ from dreambooth_core.metrics import Evidence, Sight, Values, mean_cosines, scale
 
 TITLE = "identity"
 ABOUT = "the subject alone, from any member of its class (0) to the photos among themselves (1)"
+RANGE = (-math.inf, math.inf)
 HIGHER_IS_BETTER = True
 OF = "prompts"
 OF_PHOTOS = False

@@ -8,6 +8,7 @@ from dreambooth_core.metrics import Evidence, Values, _judge
 
 TITLE = "judged prompt"
 ABOUT = "how much of its prompt a vision-language model finds in the picture, 0 to 1"
+RANGE = (0.0, 1.0)
 HIGHER_IS_BETTER = True
 OF = "prompts"
 OF_PHOTOS = False

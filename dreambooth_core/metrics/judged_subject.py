@@ -10,6 +10,7 @@ from dreambooth_core.metrics import Evidence, Values, _judge
 
 TITLE = "judged subject"
 ABOUT = "how well a vision-language model finds the photos' subject again, 0 to 1"
+RANGE = (0.0, 1.0)
 HIGHER_IS_BETTER = True
 OF = "prompts"
 OF_PHOTOS = False

@@ -1,6 +1,7 @@
 """Do the images of one prompt differ? DIV of the DreamBooth paper (section 4.3): LPIPS among them."""
 
 import itertools
+import math
 
 import numpy as np
 
@@ -9,6 +10,7 @@ from dreambooth_core.metrics import Evidence, Values
 
 TITLE = "LPIPS diversity"
 ABOUT = "mean LPIPS between an image and the others of its prompt, 0 for copies, and up"
+RANGE = (0.0, math.inf)
 HIGHER_IS_BETTER = True
 OF = "prompts"
 OF_PHOTOS = False

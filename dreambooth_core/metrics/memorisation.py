@@ -14,6 +14,7 @@ from dreambooth_core.photos.likeness import Print, alike, difference_hash, finge
 
 TITLE = "near copies"
 ABOUT = "share of the images that are one of the photos again, mirrored or not, 0 to 1"
+RANGE = (0.0, 1.0)
 HIGHER_IS_BETTER = False
 OF = "prompts"
 OF_PHOTOS = False

@@ -9,6 +9,7 @@ TITLE = "PRES"
 ABOUT = (
     "cosine of the class prompt's images with the photos, -1 to 1; the base's own is the measure"
 )
+RANGE = (-1.0, 1.0)
 HIGHER_IS_BETTER = False
 OF = "class"
 OF_PHOTOS = False

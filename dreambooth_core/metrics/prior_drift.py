@@ -1,5 +1,6 @@
 """Did the class noun come to mean the subject? DreamBooth's PRES (section 4.3), scaled."""
 
+import math
 from typing import Final
 
 from dreambooth_core.config import Kind
@@ -7,6 +8,7 @@ from dreambooth_core.metrics import Evidence, Sight, Values, mean_cosines, scale
 
 TITLE = "prior drift"
 ABOUT = "how far the class noun moved, from its old meaning (0) to the subject (1)"
+RANGE = (-math.inf, math.inf)
 HIGHER_IS_BETTER = False
 OF = "class"
 OF_PHOTOS = False

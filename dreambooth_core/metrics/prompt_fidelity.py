@@ -7,6 +7,7 @@ from dreambooth_core.metrics import Evidence, Sight, Values
 
 TITLE = "prompt fidelity"
 ABOUT = "cosine of CLIP's view of the picture with its prompt without the identifier, -1 to 1"
+RANGE = (-1.0, 1.0)
 HIGHER_IS_BETTER = True
 OF = "prompts"
 OF_PHOTOS = False

@@ -9,6 +9,7 @@ from dreambooth_core.metrics import Evidence, Sight, Values
 
 TITLE = "prompt gain"
 ABOUT = "prompt fidelity less the base's on the same seeds; 0: nothing was forgotten"
+RANGE = (-2.0, 2.0)
 HIGHER_IS_BETTER = True
 OF = "prompts"
 OF_PHOTOS = False

@@ -9,6 +9,7 @@ from dreambooth_core.metrics import Evidence, Sight, Values, nearest
 
 TITLE = "prompt recognised"
 ABOUT = "whether the image's own prompt is the nearest of all prompts: 1 or 0"
+RANGE = (0.0, 1.0)
 HIGHER_IS_BETTER = True
 OF = "prompts"
 OF_PHOTOS = False

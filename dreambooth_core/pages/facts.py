@@ -11,7 +11,7 @@ from dreambooth_core.judging.statistics import (
     of_base,
     shared_metrics,
 )
-from dreambooth_core.metrics import Metric, catalogue
+from dreambooth_core.metrics import Metric, catalogue, range_of
 from dreambooth_core.pages.charts import Side
 from dreambooth_core.records import Comparison, Estimate, Record, Row, Scores
 from dreambooth_core.summary import Results, run_id
@@ -178,7 +178,7 @@ def _estimate(name: str, scores: Scores) -> Estimate | None:
 def _base(name: str, scores: Scores, sides: Rows) -> Estimate | None:
     rows = sides.get("base", ())
     if _measured(name, rows):
-        return estimate(name, rows, LEVEL)
+        return estimate(name, rows, LEVEL, range_of(name))
     value = scores.base_metrics.get(name)
     return None if value is None else Estimate(value=value)
 

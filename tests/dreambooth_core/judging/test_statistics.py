@@ -95,6 +95,13 @@ def test_an_interval_follows_the_skewness_of_its_values():
     assert high > 1.05 * students[1]
 
 
+def test_an_interval_ends_where_no_mean_can_be():
+    rows = rows_of([[0.0]] * 9 + [[1.0]], "memorisation")
+    free, bound = (estimate("memorisation", rows, bounds=b) for b in ((-1.0, 2.0), (0.0, 1.0)))
+    assert free.low < 0
+    assert bound == free.model_copy(update={"low": 0.0})
+
+
 def test_values_without_spread_have_an_interval_without_width():
     assert interval(np.full(5, 0.25), 0.95) == (0.25, 0.25)
 

@@ -160,6 +160,14 @@ class TestContract:
         assert not metric.about.endswith(".")
         assert isinstance(metric.higher_is_better, bool)
 
+    def test_stays_in_its_range(self, name):
+        metric = catalogue()[name]
+        values = measured(metric, evidence())
+        if values is not None:
+            low, high = metric.range
+            known = values[~np.isnan(values)]
+            assert ((known >= low - 1e-9) & (known <= high + 1e-9)).all()
+
 
 def test_the_metrics_of_the_product_are_there():
     paper = {"subject_fidelity", "clip_i", "prompt_fidelity", "pres", "diversity"}
