@@ -42,6 +42,6 @@ def test_base_draws_what_it_is_asked_for(tmp_path: Path) -> None:
 
 @pytest.mark.slow
 def test_small_world_reaches_its_bar() -> None:
-    figures = check.check(ROOT / "base", ROOT / "encoders", each=2)
+    figures = check.check(ROOT / "base", ROOT / "encoders", each=1)
     print(json.dumps(figures))
     assert {name: least for name, least in check.BAR.items() if figures[name] < least} == {}
