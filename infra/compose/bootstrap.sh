@@ -4,7 +4,7 @@
 # notified of anything.
 set -eu
 prefect --no-prompt work-pool create local --type process --overwrite
-prefect --no-prompt deploy --all
+prefect --no-prompt deploy --prefect-file infra/compose/deployments.yaml --all
 
 automation() { # FILE: in the place of the one of the same name
     name=$(sed -n 's/^name: //p' "$1")
