@@ -3,11 +3,15 @@
 import inspect
 import json
 import os
+import sys
+import time
 import urllib.request
 from collections.abc import Iterator
+from datetime import UTC, datetime
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
+from uuid import uuid4
 
 import pytest
 import yaml
@@ -28,32 +32,83 @@ def document(path: Path) -> dict[str, Any]:
 
 @pytest.fixture(scope="module")
 def api(tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
-    """The URL of a Prefect server."""
-    from dreambooth_core.services import prefect_api
+    """The URL of a Prefect server with the services that act on events."""
+    from dreambooth_core.servers import Server, claimed, running
 
-    with pytest.MonkeyPatch.context() as patch:
-        patch.delenv("PREFECT_API_URL", raising=False)
-        with prefect_api(tmp_path_factory.mktemp("automations")):
-            yield os.environ["PREFECT_API_URL"]
+    def command(port: int) -> list[str]:
+        start = ("-m", "prefect", "server", "start", "--host", "127.0.0.1", "--port", str(port))
+        return [sys.executable, *start, "--log-level", "WARNING"]
+
+    def answers(port: int) -> bool:
+        try:
+            return ask(f"http://127.0.0.1:{port}/api/health") is True
+        except OSError:
+            return False
+
+    folder = tmp_path_factory.mktemp("automations")
+    quiet = {"DO_NOT_TRACK": "1", "PREFECT_SERVER_ANALYTICS_ENABLED": "false"}
+    theirs = {name: value for name, value in os.environ.items() if not name.startswith("PREFECT")}
+    env = {**theirs, **quiet, "PREFECT_HOME": str(folder / "home")}
+    server = Server("Prefect's server", command, answers, env, folder, 240.0)
+    with claimed(folder) as lock, running(server, lock) as port:
+        yield f"http://127.0.0.1:{port}/api"
+
+
+def ask(url: str, body: Any = None) -> Any:
+    """What the server answers to a GET, or to a POST of a document."""
+    direct = urllib.request.build_opener(urllib.request.ProxyHandler({}))
+    data = None if body is None else json.dumps(body).encode()
+    request = urllib.request.Request(url, data, {"Content-Type": "application/json"})
+    with direct.open(request, timeout=30) as answer:
+        return json.loads(answer.read() or b"null")
+
+
+def create(api: str, automation: dict[str, Any]) -> None:
+    read = AutomationCore.model_validate(automation)
+    ask(f"{api}/automations/", read.model_dump(mode="json"))
 
 
 def test_the_server_takes_every_one(api: str) -> None:
-    direct = urllib.request.build_opener(urllib.request.ProxyHandler({}))
-
-    def post(path: str, body: Any) -> Any:
-        headers = {"Content-Type": "application/json"}
-        request = urllib.request.Request(f"{api}{path}", json.dumps(body).encode(), headers)
-        with direct.open(request, timeout=30) as answer:
-            return json.load(answer)
-
     for path in FILES:
-        read = AutomationCore.model_validate(document(path))
-        post("/automations/", read.model_dump(mode="json"))
-    kept = {automation["name"]: automation for automation in post("/automations/filter", {})}
+        create(api, {**document(path), "enabled": False})
+    kept = {each["name"]: each for each in ask(f"{api}/automations/filter", {})}
     assert kept.keys() == {document(path)["name"] for path in FILES}
-    assert all(automation["enabled"] for automation in kept.values())
     lost = kept["dreambooth-lost-heartbeat"]["trigger"]
     assert (lost["posture"], lost["within"]) == ("Proactive", 540)
+
+
+@pytest.mark.slow
+def test_a_run_without_a_heartbeat_is_crashed_and_taken_up_again(api: str) -> None:
+    """As the files say it, but after 10 s instead of 540."""
+    lost = document(FOLDER / "lost-heartbeat.yaml")
+    lost["trigger"]["within"] = 10
+    create(api, {**lost, "name": "soon"})
+    create(api, {**document(FOLDER / "reschedule-train.yaml"), "name": "again"})
+    flow = ask(f"{api}/flows/", {"name": "train"})["id"]
+    deployment = ask(f"{api}/deployments/", {"name": "smoke", "flow_id": flow})["id"]
+    given = {"parameters": {"config": {"name": "dog", "train": {"steps": 3}}}}
+    run = ask(f"{api}/deployments/{deployment}/create_flow_run", given)["id"]
+    running = {"state": {"type": "RUNNING", "name": "Running"}, "force": True}
+    ask(f"{api}/flow_runs/{run}/set_state", running)
+    beat = {
+        "event": "prefect.flow-run.heartbeat",
+        "resource": {"prefect.resource.id": f"prefect.flow-run.{run}"},
+        "occurred": datetime.now(UTC).isoformat(),
+        "id": str(uuid4()),
+    }
+    ask(f"{api}/events", [beat])
+    deadline = time.monotonic() + 180
+    runs: list[dict[str, Any]] = []
+    while len(runs) < 2:
+        assert time.monotonic() < deadline, ask(f"{api}/flow_runs/{run}")["state"]
+        time.sleep(1)
+        runs = ask(f"{api}/flow_runs/filter", {})
+    [first] = [each for each in runs if each["id"] == run]
+    [again] = [each for each in runs if each["id"] != run]
+    assert (first["state"]["type"], first["state"]["message"]) == ("CRASHED", LOST)
+    assert again["deployment_id"] == deployment
+    assert again["parameters"] == given["parameters"]
+    assert again["state"]["type"] in ("SCHEDULED", "PENDING")
 
 
 @pytest.mark.parametrize("path", FILES, ids=lambda path: path.stem)
