@@ -17,8 +17,10 @@ COUNTED = Path(__file__).with_name("requests_of_a_run.json")
 PAGE = Path(__file__).parent.parent / "docs/scale.md"
 BEGIN, END = "<!-- begin: python benchmarks/scale.py --write -->", "<!-- end -->"
 DAY = 86_400
-PUTS = ("PUT", "POST", "LIST")
+DEAR = ("PUT", "POST", "LIST")
 """Kinds that S3 bills at the higher price."""
+Counted = Mapping[str, Mapping[str, float]]
+UNCOUNTED = ("S3 requests per subject", "not counted yet: benchmarks/requests_of_a_run.py")
 
 
 @dataclass(frozen=True)
@@ -79,13 +81,6 @@ def run_seconds(it: Assumptions, reused: bool) -> float:
     return it.start_seconds + training + drawn * it.image_seconds + it.cpu_seconds
 
 
-def expected_seconds(it: Assumptions) -> float:
-    """The mean over subjects, with what lost nodes repeat."""
-    share = it.class_images_reused
-    plain = share * run_seconds(it, True) + (1 - share) * run_seconds(it, False)
-    return plain + plain / (it.node_lost_hours * 3600) * repeated_seconds(it)
-
-
 def repeated_seconds(it: Assumptions) -> float:
     """What one lost node costs: a new start, and half of what lies between two checkpoints."""
     return it.start_seconds + it.steps * it.step_seconds / it.checkpoints / 2
@@ -138,7 +133,7 @@ def gpus(it: Assumptions, days: int = 30, seed: int = 0) -> tuple[int, np.ndarra
         count += 1
 
 
-def requests(it: Assumptions, counted: Mapping[str, Mapping[str, float]]) -> dict[str, float]:
+def requests(it: Assumptions, counted: Counted) -> dict[str, float]:
     """S3 requests per subject by kind: the short run's, with more images and checkpoints."""
     first, image, save = (
         counted["first"],
@@ -154,7 +149,22 @@ def requests(it: Assumptions, counted: Mapping[str, Mapping[str, float]]) -> dic
     }
 
 
-def rows(it: Assumptions, counted: Mapping[str, Mapping[str, float]]) -> Iterator[tuple[str, str]]:
+def s3_rows(
+    it: Assumptions, counted: Counted, busy: float
+) -> tuple[tuple[tuple[str, str], ...], float]:
+    """What S3 is asked, and its dollars per subject."""
+    asked = requests(it, counted)
+    count, dear = sum(asked.values()), sum(asked.get(kind, 0) for kind in DEAR)
+    dollars = (dear * it.put_dollars + (count - dear) * it.get_dollars) / 1000
+    told = (
+        ("S3 requests per subject", f"{count:,.0f}, of which {dear:,.0f} write or list"),
+        ("S3 requests per second, busy hours", f"{busy * count:.1f}"),
+        ("S3 requests' cost per subject", f"${dollars:.4f}"),
+    )
+    return told, dollars
+
+
+def rows(it: Assumptions, counted: Counted) -> Iterator[tuple[str, str]]:
     """What it comes to, line by line."""
     count, found, seconds = gpus(it)
     per_subject = float(seconds.mean())
@@ -167,16 +177,8 @@ def rows(it: Assumptions, counted: Mapping[str, Mapping[str, float]]) -> Iterato
     yield "GPUs' share of time at work", f"{per_subject * it.subjects_a_day / DAY / count:.0%}"
     yield "GPU cost per subject, spot", f"${per_subject / 3600 * it.spot_dollars:.3f}"
     yield "the same on demand", f"${per_subject / 3600 * it.on_demand_dollars:.3f}"
-    asked = requests(it, counted)
-    dear = sum(asked.get(kind, 0) for kind in PUTS)
-    cheap = sum(asked.values()) - dear
-    yield (
-        "S3 requests per subject",
-        f"{sum(asked.values()):,.0f}, of which {dear:,.0f} write or list",
-    )
-    yield "S3 requests per second, busy hours", f"{busy * sum(asked.values()):.1f}"
-    cost = (dear * it.put_dollars + cheap * it.get_dollars) / 1000
-    yield "S3 requests' cost per subject", f"${cost:.4f}"
+    asked, priced = s3_rows(it, counted, busy) if counted else ((UNCOUNTED,), 0.0)
+    yield from asked
     kept = it.weights_mb + it.image_mb * (it.evaluation_images + it.samples)
     made = kept + 2 * it.checkpoint_mb
     yield (
@@ -184,10 +186,8 @@ def rows(it: Assumptions, counted: Mapping[str, Mapping[str, float]]) -> Iterato
         f"{kept:.0f} MB, {made:.0f} MB",
     )
     month = 30 * it.subjects_a_day / 1000
-    yield (
-        "stored after a month: with the janitor, without",
-        f"{kept * month / 1000:.1f} TB, {made * month / 1000:.1f} TB",
-    )
+    stored = f"{kept * month / 1000:.1f} TB, {made * month / 1000:.1f} TB"
+    yield "stored after a month: with the janitor, without", stored
     yield "cost of what a month has stored, each month", f"${kept * month * it.month_dollars:,.0f}"
     writes = 1 / it.progress_seconds + 1 / it.heartbeat_seconds + 3 * it.tasks / per_subject
     yield "runs at once, busy hours", f"{at_once:.0f}"
@@ -201,8 +201,8 @@ def rows(it: Assumptions, counted: Mapping[str, Mapping[str, float]]) -> Iterato
         "one listing of them",
         f"{pages:,.0f} requests, {pages / it.listed_per_second / 60:.0f} min",
     )
-    total = per_subject / 3600 * it.spot_dollars + cost
-    yield "cost per subject in all, spot", f"${total:.3f}"
+    total = per_subject / 3600 * it.spot_dollars + priced
+    yield "cost per subject in all, spot, but for storage", f"${total:.3f}"
 
 
 def _minutes(seconds: np.ndarray) -> str:
@@ -210,7 +210,9 @@ def _minutes(seconds: np.ndarray) -> str:
 
 
 def counted_requests() -> dict[str, dict[str, float]]:
-    """What requests_of_a_run.py wrote, as `requests` wants it."""
+    """What requests_of_a_run.py wrote, as `requests` wants it; empty when it has not been run."""
+    if not COUNTED.is_file():
+        return {}
     told = json.loads(COUNTED.read_text(encoding="utf-8"))
     return {
         "first": told["runs"]["first"],
