@@ -36,6 +36,8 @@ def test_what_a_service_names_is_there(compose: dict[str, Any], infra: Path) -> 
         for volume in service.get("volumes", []):
             source = volume.split(":")[0]
             if source.startswith((".", "/")):
+                folder = (infra / "compose" / source).resolve()
+                assert not (infra / "compose/secrets").resolve().is_relative_to(folder), volume
                 assert (infra / "compose" / source).exists(), source
             elif not source.startswith("${"):
                 assert source in compose["volumes"]
