@@ -36,8 +36,9 @@ def api(tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
     from dreambooth_core.servers import Server, claimed, running
 
     def command(port: int) -> list[str]:
-        start = ("-m", "prefect", "server", "start", "--host", "127.0.0.1", "--port", str(port))
-        return [sys.executable, *start, "--log-level", "WARNING"]
+        app = ("uvicorn", "--factory", "prefect.server.api.server:create_app")
+        where = ("--host", "127.0.0.1", "--port", str(port), "--log-level", "warning")
+        return [sys.executable, "-m", *app, *where]
 
     def answers(port: int) -> bool:
         try:
@@ -48,8 +49,8 @@ def api(tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
     folder = tmp_path_factory.mktemp("automations")
     quiet = {"DO_NOT_TRACK": "1", "PREFECT_SERVER_ANALYTICS_ENABLED": "false"}
     theirs = {name: value for name, value in os.environ.items() if not name.startswith("PREFECT")}
-    env = {**theirs, **quiet, "PREFECT_HOME": str(folder / "home")}
-    server = Server("Prefect's server", command, answers, env, folder, 240.0)
+    env = {**theirs, **quiet, "PREFECT_HOME": str(folder / "home"), "PREFECT_UI_ENABLED": "0"}
+    server = Server("Prefect's server", command, answers, env, folder, 400.0)
     with claimed(folder) as lock, running(server, lock) as port:
         yield f"http://127.0.0.1:{port}/api"
 
