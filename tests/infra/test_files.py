@@ -69,18 +69,18 @@ def test_workflows_run_deployments_that_are_there() -> None:
     assert [command for command, _ in steps] == ["deploy", "deployment run", "deploy"]
     files = {file for _, rest in steps for file in re.findall(r"--prefect-file (\S+)", rest)}
     assert files == {"infra/kubernetes/deployments.yaml"}
-    assert "--name train/smoke" in steps[0][1]
-    assert steps[1][1].startswith("train/smoke --watch")
+    assert "--name train/ci-smoke" in steps[0][1]
+    assert steps[1][1].startswith("train/ci-smoke --watch")
     assert "--all" in steps[2][1]
     for path in DEPLOYMENTS:
         names = [each["name"] for each in yaml.safe_load(path.read_text())["deployments"]]
-        assert "smoke" in names
+        assert "ci-smoke" in names
 
 
 @pytest.mark.parametrize("path", DEPLOYMENTS, ids=lambda path: path.parent.name)
 def test_deployments_are_what_their_flows_take(path: Path) -> None:
     from dreambooth_core.config import Config
-    from dreambooth_core.orders import Order
+    from dreambooth_core.drawing.orders import Order
 
     kinds = {"config": Config, "place": Config, "order": Order}
     flows = {
