@@ -86,7 +86,7 @@ def test_a_run_without_a_heartbeat_is_crashed_and_taken_up_again(api: str) -> No
     create(api, {**lost, "name": "soon"})
     create(api, {**document(FOLDER / "reschedule-train.yaml"), "name": "again"})
     flow = ask(f"{api}/flows/", {"name": "train"})["id"]
-    deployment = ask(f"{api}/deployments/", {"name": "smoke", "flow_id": flow})["id"]
+    deployment = ask(f"{api}/deployments/", {"name": "ci-smoke", "flow_id": flow})["id"]
     given = {"parameters": {"config": {"name": "dog", "train": {"steps": 3}}}}
     run = ask(f"{api}/deployments/{deployment}/create_flow_run", given)["id"]
     running = {"state": {"type": "RUNNING", "name": "Running"}, "force": True}
