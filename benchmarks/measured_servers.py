@@ -1,0 +1,141 @@
+"""Servers that a benchmark starts for itself on loopback, and what they say of their work."""
+
+import json
+import os
+import re
+import secrets
+import shutil
+import sys
+import urllib.request
+from collections import Counter
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
+from dreambooth_core.servers import Server, claimed, exported, running
+
+SECONDS = 240.0
+"""A first start on a busy machine."""
+BUCKET = "dreambooth"
+QUIET = {
+    "DO_NOT_TRACK": "1",
+    "MLFLOW_DISABLE_TELEMETRY": "true",
+    "MLFLOW_SERVER_ENABLE_JOB_EXECUTION": "false",
+    "PREFECT_SERVER_ANALYTICS_ENABLED": "false",
+}
+_REQUESTS = re.compile(
+    r'^SeaweedFS_s3_request_total\{.*?bucket="([^"]*)".*?type="([^"]+)".*\} (\S+)$', re.MULTILINE
+)
+_BYTES = re.compile(
+    r"^SeaweedFS_s3_bucket_traffic_(received|sent)_bytes_total\S* (\S+)$", re.MULTILINE
+)
+
+
+def asked(url: str) -> str:
+    """The answer to a GET, past any proxy."""
+    direct = urllib.request.build_opener(urllib.request.ProxyHandler({}))
+    with direct.open(url, timeout=10) as answer:
+        return str(answer.read().decode())
+
+
+@contextmanager
+def s3(folder: Path) -> Iterator[tuple[str, Callable[[], Counter[str]]]]:
+    """SeaweedFS with an empty bucket, its credentials in the environment.
+
+    Yields its URL, and a function that tells requests by kind and bytes since the start, as the
+    server counts them.
+    """
+    pair = {"accessKey": secrets.token_hex(10), "secretKey": secrets.token_hex(20)}
+    may = ["Admin", "Read", "Write", "List", "Tagging"]
+    identity = {"name": "benchmark", "credentials": [pair], "actions": may}
+    for made in (folder / "data", folder / "logs"):
+        made.mkdir(parents=True)
+    (folder / "s3.json").write_text(json.dumps({"identities": [identity]}))
+    weed = str(Path(sys.executable).with_name("weed"))
+
+    def command(port: int) -> list[str]:
+        names = ("s3", "master", "volume", "filer", "admin")
+        return [
+            *(shutil.which(weed) or "weed", f"-logdir={folder / 'logs'}", "mini"),
+            *(f"-dir={folder / 'data'}", "-ip=127.0.0.1", "-ip.bind=127.0.0.1"),
+            *(f"-{name}.port={port + index}" for index, name in enumerate(names)),
+            *("-s3.port.iceberg=0", "-s3.port.lance=0", "-webdav=false", "-admin.ui=false"),
+            *("-master.telemetry=false", f"-s3.config={folder / 's3.json'}"),
+            *(f"-metricsPort={port + 5}", f"-bucket={BUCKET}", f"-s3.localSocket={folder / 's'}"),
+        ]
+
+    def answers(port: int) -> bool:
+        from dreambooth_core.storage.s3 import client
+
+        try:
+            return bool(client(f"http://127.0.0.1:{port}", attempts=1).list_buckets()["Buckets"])
+        except Exception:
+            return False
+
+    names = {"AWS_ACCESS_KEY_ID": pair["accessKey"], "AWS_SECRET_ACCESS_KEY": pair["secretKey"]}
+    env = {"HOME": str(folder), "GOMEMLIMIT": "300MiB", "GOGC": "50"}
+    server = Server("SeaweedFS", command, answers, env, folder, SECONDS, neighbours=5)
+    with (
+        exported({**names, "AWS_DEFAULT_REGION": "us-east-1"}),
+        claimed(folder) as lock,
+        running(server, lock) as port,
+    ):
+        yield f"http://127.0.0.1:{port}", lambda: _counted(port + 5)
+
+
+def _counted(port: int) -> Counter[str]:
+    told = asked(f"http://127.0.0.1:{port}/metrics")
+    found: Counter[str] = Counter()
+    for bucket, kind, value in _REQUESTS.findall(told):
+        if bucket == BUCKET:
+            found[kind] += int(float(value))
+    for way, value in _BYTES.findall(told):
+        found[f"bytes {way}"] += int(float(value))
+    return found
+
+
+@contextmanager
+def prefect(folder: Path) -> Iterator[str]:
+    """Prefect's server with all its background services; yields the URL of its API."""
+
+    def command(port: int) -> list[str]:
+        words = ("-m", "prefect", "server", "start", "--host", "127.0.0.1", "--port", str(port))
+        return [sys.executable, *words, "--log-level", "WARNING"]
+
+    home = folder / "home"
+    env = {**os.environ, **QUIET, "PREFECT_HOME": str(home)}
+    server = Server("Prefect's server", command, _is_well("/api/health"), env, folder, SECONDS)
+    with claimed(folder) as lock, running(server, lock) as port:
+        url = f"http://127.0.0.1:{port}/api"
+        with exported({**QUIET, "PREFECT_HOME": str(home), "PREFECT_API_URL": url}):
+            yield url
+
+
+@contextmanager
+def mlflow(folder: Path) -> Iterator[str]:
+    """MLflow's server on a sqlite file; yields its URL."""
+
+    def command(port: int) -> list[str]:
+        words = ("-m", "mlflow", "server", "--host", "127.0.0.1", "--port", str(port))
+        tables = f"sqlite:///{folder / 'mlflow.db'}"
+        artifacts = str(folder / "artifacts")
+        return [
+            *(sys.executable, *words, "--workers", "1"),
+            *("--backend-store-uri", tables, "--artifacts-destination", artifacts),
+        ]
+
+    env = {**os.environ, **QUIET}
+    server = Server("MLflow's server", command, _is_well("/health"), env, folder, SECONDS)
+    with exported(QUIET), claimed(folder) as lock, running(server, lock) as port:
+        yield f"http://127.0.0.1:{port}"
+
+
+def _is_well(path: str) -> Callable[[int], bool]:
+    def answers(port: int) -> bool:
+        try:
+            asked(f"http://127.0.0.1:{port}{path}")
+        except OSError:
+            return False
+        return True
+
+    return answers

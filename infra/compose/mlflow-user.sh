@@ -1,0 +1,8 @@
+#!/bin/sh
+# Makes MLflow's user `flow` when there is none, and shows that it can log in.
+set -eu
+users=http://mlflow:5000/api/2.0/mlflow/users
+curl --silent --output /dev/null --config /run/secrets/mlflow_admin_curl \
+    --header 'Content-Type: application/json' --data @/run/secrets/mlflow_flow_user "$users/create"
+curl --silent --show-error --fail --output /dev/null --config /run/secrets/mlflow_flow_curl \
+    "$users/get?username=flow"

@@ -1,0 +1,167 @@
+"""Prefect's automations: a real server takes them, and their words are those of our flows."""
+
+import inspect
+import json
+import os
+import sys
+import time
+import urllib.request
+from collections.abc import Iterator
+from datetime import UTC, datetime
+from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
+from uuid import uuid4
+
+import pytest
+import yaml
+from prefect.events.schemas.automations import AutomationCore
+
+FOLDER = Path(__file__).parents[2] / "infra/automations"
+FILES = sorted(FOLDER.rglob("*.yaml"))
+BLOCK = "00000000-0000-4000-8000-000000000000"
+LOST = "No heartbeat for 540 s"
+
+
+def document(path: Path) -> dict[str, Any]:
+    """As bootstrap.sh hands it over."""
+    text = path.read_text(encoding="utf-8").replace("NOTIFICATION_BLOCK_ID", BLOCK)
+    found: dict[str, Any] = yaml.safe_load(text)
+    return found
+
+
+@pytest.fixture(scope="module")
+def api(tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
+    """The URL of a Prefect server with the services that act on events."""
+    from dreambooth_core.servers import Server, claimed, running
+
+    def command(port: int) -> list[str]:
+        app = ("uvicorn", "--factory", "prefect.server.api.server:create_app")
+        where = ("--host", "127.0.0.1", "--port", str(port), "--log-level", "warning")
+        return [sys.executable, "-m", *app, *where]
+
+    def answers(port: int) -> bool:
+        try:
+            return ask(f"http://127.0.0.1:{port}/api/health") is True
+        except OSError:
+            return False
+
+    folder = tmp_path_factory.mktemp("automations")
+    quiet = {"DO_NOT_TRACK": "1", "PREFECT_SERVER_ANALYTICS_ENABLED": "false"}
+    theirs = {name: value for name, value in os.environ.items() if not name.startswith("PREFECT")}
+    env = {**theirs, **quiet, "PREFECT_HOME": str(folder / "home"), "PREFECT_UI_ENABLED": "0"}
+    server = Server("Prefect's server", command, answers, env, folder, 400.0)
+    with claimed(folder) as lock, running(server, lock) as port:
+        yield f"http://127.0.0.1:{port}/api"
+
+
+def ask(url: str, body: Any = None) -> Any:
+    """What the server answers to a GET, or to a POST of a document."""
+    direct = urllib.request.build_opener(urllib.request.ProxyHandler({}))
+    data = None if body is None else json.dumps(body).encode()
+    request = urllib.request.Request(url, data, {"Content-Type": "application/json"})
+    with direct.open(request, timeout=30) as answer:
+        return json.loads(answer.read() or b"null")
+
+
+def create(api: str, automation: dict[str, Any]) -> None:
+    read = AutomationCore.model_validate(automation)
+    ask(f"{api}/automations/", read.model_dump(mode="json"))
+
+
+def test_the_server_takes_every_one(api: str) -> None:
+    for path in FILES:
+        create(api, {**document(path), "enabled": False})
+    kept = {each["name"]: each for each in ask(f"{api}/automations/filter", {})}
+    assert kept.keys() == {document(path)["name"] for path in FILES}
+    lost = kept["dreambooth-lost-heartbeat"]["trigger"]
+    assert (lost["posture"], lost["within"]) == ("Proactive", 540)
+
+
+@pytest.mark.slow
+def test_a_run_without_a_heartbeat_is_crashed_and_taken_up_again(api: str) -> None:
+    """As the files say it, but after 10 s instead of 540."""
+    lost = document(FOLDER / "lost-heartbeat.yaml")
+    lost["trigger"]["within"] = 10
+    create(api, {**lost, "name": "soon"})
+    create(api, {**document(FOLDER / "reschedule-train.yaml"), "name": "again"})
+    flow = ask(f"{api}/flows/", {"name": "train"})["id"]
+    deployment = ask(f"{api}/deployments/", {"name": "ci-smoke", "flow_id": flow})["id"]
+    given = {"parameters": {"config": {"name": "dog", "train": {"steps": 3}}}}
+    run = ask(f"{api}/deployments/{deployment}/create_flow_run", given)["id"]
+    running = {"state": {"type": "RUNNING", "name": "Running"}, "force": True}
+    ask(f"{api}/flow_runs/{run}/set_state", running)
+    beat = {
+        "event": "prefect.flow-run.heartbeat",
+        "resource": {"prefect.resource.id": f"prefect.flow-run.{run}"},
+        "occurred": datetime.now(UTC).isoformat(),
+        "id": str(uuid4()),
+    }
+    ask(f"{api}/events", [beat])
+    deadline = time.monotonic() + 180
+    runs: list[dict[str, Any]] = []
+    while len(runs) < 2:
+        assert time.monotonic() < deadline, ask(f"{api}/flow_runs/{run}")["state"]
+        time.sleep(1)
+        runs = ask(f"{api}/flow_runs/filter", {})
+    [first] = [each for each in runs if each["id"] == run]
+    [again] = [each for each in runs if each["id"] != run]
+    assert (first["state"]["type"], first["state"]["message"]) == ("CRASHED", LOST)
+    assert again["deployment_id"] == deployment
+    assert again["parameters"] == given["parameters"]
+    assert again["state"]["type"] in ("SCHEDULED", "PENDING")
+
+
+@pytest.mark.parametrize("path", FILES, ids=lambda path: path.stem)
+def test_its_first_line_is_its_name(path: Path) -> None:
+    """By which bootstrap.sh finds the one to replace."""
+    first = path.read_text(encoding="utf-8").splitlines()[0]
+    assert first == f"name: {document(path)['name']}"
+
+
+def test_what_marks_a_lost_run_is_what_the_others_wait_for() -> None:
+    [action] = document(FOLDER / "lost-heartbeat.yaml")["actions"]
+    assert (action["state"], action["message"]) == ("CRASHED", LOST)
+    waiting = [*FOLDER.glob("reschedule-*.yaml"), FOLDER / "pause-queue.yaml"]
+    assert len(waiting) == 3
+    for path in waiting:
+        trigger = document(path)["trigger"]
+        assert trigger["match"]["prefect.state-message"] == LOST
+        assert trigger["expect"] == ["prefect.flow-run.Crashed"]
+
+
+@pytest.mark.parametrize("name", ["train", "sample"])
+def test_a_lost_run_is_taken_up_with_its_parameters(name: str) -> None:
+    import importlib
+
+    flow = getattr(importlib.import_module(f"flows.{name}"), f"{name}_flow")
+    automation = document(FOLDER / f"reschedule-{name}.yaml")
+    assert automation["trigger"]["match_related"]["prefect.resource.name"] == flow.name
+    [action] = automation["actions"]
+    asked = inspect.signature(flow.fn).parameters
+    assert action["parameters"].keys() == asked.keys()
+    # a run knows what it was given, not what its flow takes otherwise
+    given = {key: {"of": key} for key, value in asked.items() if value.default is value.empty}
+    rest = {key: value.default for key, value in asked.items() if key not in given}
+    assert rendered(action["parameters"], given) == json.loads(
+        json.dumps({**given, **rest}, default=str)
+    )
+    everything = {key: {"of": key} for key in asked}
+    assert rendered(action["parameters"], everything) == everything
+
+
+def rendered(parameters: dict[str, Any], given: dict[str, Any]) -> dict[str, Any]:
+    """What a new run gets of a lost run's parameters."""
+    from prefect.server.utilities.user_templates import render_user_template_sync
+
+    context = {"flow_run": SimpleNamespace(parameters=given)}
+    return {
+        key: json.loads(render_user_template_sync(value["value"]["template"], context))
+        for key, value in parameters.items()
+    }
+
+
+def test_a_reminder_ends_with_either_decision() -> None:
+    trigger = document(FOLDER / "notify/candidate-waits.yaml")["trigger"]
+    assert trigger["after"] == ["dreambooth.model.candidate"]
+    assert set(trigger["expect"]) == {"dreambooth.model.promoted", "dreambooth.model.rejected"}

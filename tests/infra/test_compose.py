@@ -1,0 +1,141 @@
+"""One machine's services: by Compose's schema, and by what the schema cannot say."""
+
+import re
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+import yaml
+
+PUBLIC = {"prefect-api", "mlflow"}
+KEPT_FROM_NETWORKS = {"postgres", "redis", "seaweedfs"}
+
+
+@pytest.fixture(scope="module")
+def compose(infra: Path) -> dict[str, Any]:
+    path = infra / "compose/compose.yaml"
+    found: dict[str, Any] = yaml.safe_load(path.read_text(encoding="utf-8"))
+    return found
+
+
+def test_it_fits_the_schema(tool: Callable[..., str], infra: Path) -> None:
+    tool(
+        "check-jsonschema",
+        "--builtin-schema",
+        "vendor.compose-spec",
+        infra / "compose/compose.yaml",
+    )
+
+
+def test_what_a_service_names_is_there(compose: dict[str, Any], infra: Path) -> None:
+    for service in compose["services"].values():
+        assert service.get("depends_on", {}).keys() <= compose["services"].keys()
+        assert {*service.get("secrets", [])} <= compose["secrets"].keys()
+        assert {*service["networks"]} <= compose["networks"].keys()
+        for volume in service.get("volumes", []):
+            source = volume.split(":")[0]
+            if source.startswith((".", "/")):
+                folder = (infra / "compose" / source).resolve()
+                assert not (infra / "compose/secrets").resolve().is_relative_to(folder), volume
+                assert (infra / "compose" / source).exists(), source
+            elif not source.startswith("${"):
+                assert source in compose["volumes"]
+
+
+def test_whoever_is_waited_for_says_when_it_is_well(compose: dict[str, Any]) -> None:
+    services = compose["services"]
+    waited = {
+        (name, how["condition"])
+        for service in services.values()
+        for name, how in service.get("depends_on", {}).items()
+    }
+    for name, condition in waited:
+        if condition == "service_healthy":
+            assert services[name]["healthcheck"]["test"], name
+        if condition == "service_completed_successfully":
+            assert services[name]["restart"] == "on-failure", name
+
+
+def test_no_secret_stands_in_the_file(compose: dict[str, Any]) -> None:
+    for name, service in compose["services"].items():
+        for variable, value in service.get("environment", {}).items():
+            if re.search("PASSWORD|SECRET|TOKEN|AUTH_STRING|CREDENTIALS|_URI|DOCKET", variable):
+                assert str(value).startswith("/run/secrets/"), f"{name}: {variable}"
+                assert Path(value).name in service["secrets"], f"{name}: {variable}"
+
+
+def test_every_secret_is_made_used_and_ignored_by_git(
+    compose: dict[str, Any], clients: dict[str, Any], infra: Path
+) -> None:
+    used = {secret for service in compose["services"].values() for secret in service["secrets"]}
+    # roles that people take up, and that no service here has
+    used |= {"s3_reader", "s3_janitor", "s3_trainer", "s3_admin"}
+    assert compose["secrets"].keys() == used
+    script = (infra / "compose/make-secrets.sh").read_text()
+    for name, secret in compose["secrets"].items():
+        assert secret == {"file": f"secrets/{name}"}
+        assert re.search(rf"\b{name.removeprefix('s3_')}\b", script), name
+    ignored = (infra.parent / ".gitignore").read_text().splitlines()
+    assert "infra/compose/secrets/" in ignored
+
+
+def test_no_role_has_another_role_s_keys(compose: dict[str, Any]) -> None:
+    keys = {
+        name: {secret for secret in service["secrets"] if secret.startswith("s3_")}
+        for name, service in compose["services"].items()
+    }
+    assert keys["mlflow"] == {"s3_mlflow"}
+    assert keys["worker"] == keys["worker-gpu"] == {"s3_flow"}
+    others = {name for name, held in keys.items() if held} - {"mlflow", "worker", "worker-gpu"}
+    assert others == {"seaweedfs"}
+
+
+def test_databases_are_on_a_network_without_a_way_out(compose: dict[str, Any]) -> None:
+    assert compose["networks"]["data"]["internal"] is True
+    for name in KEPT_FROM_NETWORKS:
+        assert compose["services"][name]["networks"] == ["data"]
+    published = {name for name, service in compose["services"].items() if "ports" in service}
+    assert published == PUBLIC
+    for name in published:
+        [port] = compose["services"][name]["ports"]
+        assert port.startswith("${BIND:-127.0.0.1}:")
+
+
+def test_every_service_is_restricted(compose: dict[str, Any]) -> None:
+    for name, service in compose["services"].items():
+        assert service["read_only"] is True, name
+        assert service["cap_drop"] == ["ALL"], name
+        assert service["security_opt"] == ["no-new-privileges:true"], name
+
+
+def test_every_image_is_a_variable_with_a_version(compose: dict[str, Any]) -> None:
+    for service in compose["services"].values():
+        found = re.fullmatch(r"\$\{[A-Z_]+_IMAGE:-[\w./-]+:([\w.-]+)\}", service["image"])
+        assert found
+        assert found[1] != "latest"
+
+
+def test_prefect_asks_for_a_password(compose: dict[str, Any]) -> None:
+    name = "PREFECT_SERVER_API_AUTH_STRING__FILE"
+    assert compose["services"]["prefect-api"]["environment"][name] == "/run/secrets/prefect_auth"
+    assert "--app-name=basic-auth" in compose["services"]["mlflow"]["command"]
+
+
+def test_prefect_knows_every_setting(compose: dict[str, Any], infra: Path) -> None:
+    """It takes a misspelt one, and ignores it."""
+    from prefect.settings import Settings
+    from prefect.settings.legacy import _get_valid_setting_names
+
+    # of prefect-redis and prefect-kubernetes, which the tests do not install
+    known = {*_get_valid_setting_names(Settings), "PREFECT_HOME", "PREFECT_API_URL"}
+    foreign = ("PREFECT_REDIS_MESSAGING_", "PREFECT_INTEGRATIONS_KUBERNETES_WORKER_")
+    texts = [path.read_text() for path in infra.rglob("*.yaml")]
+    named = {
+        name.removesuffix("__FILE")
+        for text in texts
+        for name in re.findall(r"\bPREFECT_[A-Z0-9_]+", text)
+        if not name.startswith(foreign)
+    }
+    assert len(named) > 15
+    assert named - {"PREFECT_UI_API_URL"} <= known

@@ -1,0 +1,113 @@
+"""The images: how they are built, what is in them, and how secrets reach a process."""
+
+import os
+import re
+import subprocess
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+
+LOCKS = ("cpu", "cuda", "services")
+PIN = re.compile(r"^([A-Za-z0-9._-]+)==([^\s;\\]+)", re.MULTILINE)
+
+
+def pins(path: Path) -> dict[str, str]:
+    """Version per library, by the name that all spellings share."""
+    found = PIN.findall(path.read_text(encoding="utf-8"))
+    return {re.sub(r"[._-]+", "-", name).lower(): version for name, version in found}
+
+
+@pytest.mark.parametrize("name", LOCKS)
+class TestLock:
+    def test_every_library_has_a_hash(self, infra: Path, name: str) -> None:
+        text = (infra / f"image/requirements/{name}.txt").read_text()
+        entries = re.split(r"\n(?=\S)", text.strip())
+        libraries = [entry for entry in entries if not entry.startswith("--")]
+        assert len(libraries) > 100
+        for entry in libraries:
+            assert PIN.match(entry), entry[:80]
+            assert re.search(r"--hash=sha256:[0-9a-f]{64}\b", entry), entry[:80]
+
+    def test_versions_are_those_that_were_run_together(self, infra: Path, name: str) -> None:
+        locked = pins(infra / f"image/requirements/{name}.txt")
+        tested = pins(infra.parent / "constraints.txt")
+        shared = locked.keys() & tested.keys()
+        assert len(shared) > 100
+        for library in shared:
+            assert locked[library].split("+")[0] == tested[library], library
+
+    def test_what_is_asked_for_is_locked(self, infra: Path, name: str) -> None:
+        wanted = (infra / f"image/requirements/{name}.in").read_text()
+        if name != "services":
+            project = (infra.parent / "pyproject.toml").read_text()
+            wanted += "\n".join(
+                re.findall(
+                    r'^ +"([\w.-]+).*",', project.split("[project.optional")[0], re.MULTILINE
+                )
+            )
+        names = re.findall(r"^([A-Za-z][\w.-]*)", wanted, re.MULTILINE)
+        assert {re.sub(r"[._-]+", "-", each).lower() for each in names} <= pins(
+            infra / f"image/requirements/{name}.txt"
+        ).keys()
+
+
+def test_no_library_of_cuda_is_in_the_image_without_a_gpu(infra: Path) -> None:
+    cpu = pins(infra / "image/requirements/cpu.txt")
+    assert cpu["torch"].endswith("+cpu")
+    assert not [name for name in cpu if name.startswith(("nvidia-", "cuda-"))]
+    assert "torch" not in pins(infra / "image/requirements/services.txt")
+
+
+def test_dockerfile(tool: Callable[..., str], infra: Path) -> None:
+    tool("hadolint", infra / "image/Dockerfile")
+
+
+def test_images_run_as_nobody_and_take_locked_wheels_only(infra: Path) -> None:
+    text = (infra / "image/Dockerfile").read_text()
+    stages = {
+        stage.split(" AS ")[1].split()[0]: stage
+        for stage in re.split(r"^FROM ", text, flags=re.M)[1:]
+    }
+    for final in ("worker", "services"):
+        assert "\nUSER 10001:10001\n" in stages[final]
+    for install in re.findall(r"pip install (.+)", text):
+        assert "--require-hashes --only-binary :all:" in install or "--no-deps" in install
+    assert not re.search(r"^(ARG|ENV) .*(PASSWORD|SECRET|TOKEN)", text, re.MULTILINE)
+
+
+def test_only_what_is_named_goes_to_the_builder(infra: Path) -> None:
+    ignored = (infra / "image/Dockerfile.dockerignore").read_text().splitlines()
+    rules = [line for line in ignored if line and not line.startswith("#")]
+    assert rules[0] == "*"
+    copied = re.findall(
+        r"^COPY (?!--from)(?:--\S+ )*(.+) \S+$", (infra / "image/Dockerfile").read_text(), re.M
+    )
+    sources = {source for line in copied for source in line.split()}
+    named = {rule.removeprefix("!") for rule in rules if rule.startswith("!")}
+    assert sources
+    for source in sources:
+        assert any(source == name or source.startswith(f"{name}/") for name in named), source
+
+
+class TestSecretsFromFiles:
+    def run(self, infra: Path, **environment: str) -> "subprocess.CompletedProcess[str]":
+        script = infra / "image/with-secrets.sh"
+        command = ["sh", script, "sh", "-c", 'printf "%s|" "$A_KEY"; env | grep -c __FILE']
+        env = {"PATH": os.environ["PATH"], **environment}
+        return subprocess.run(command, env=env, capture_output=True, text=True)
+
+    def test_a_file_becomes_a_variable(self, infra: Path, tmp_path: Path) -> None:
+        (tmp_path / "key").write_text("se cr$et'\"\n")
+        done = self.run(infra, A_KEY__FILE=str(tmp_path / "key"))
+        assert done.stdout == "se cr$et'\"|0\n"
+
+    @pytest.mark.parametrize("content", [None, "", "\n"])
+    def test_without_a_secret_nothing_starts(
+        self, infra: Path, tmp_path: Path, content: str | None
+    ) -> None:
+        if content is not None:
+            (tmp_path / "key").write_text(content)
+        done = self.run(infra, A_KEY__FILE=str(tmp_path / "key"))
+        assert (done.returncode, done.stdout) == (78, "")
+        assert "A_KEY__FILE" in done.stderr

@@ -1,0 +1,228 @@
+"""The cluster's manifests: as kustomize builds them, by Kubernetes' own schemas and restrictions."""
+
+import copy
+import json
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
+
+import kubernetes_validate
+import pytest
+import yaml
+from prefect.utilities.templating import apply_values, find_placeholders
+
+SCHEMAS = "1.32"
+Built = dict[str, list[dict[str, Any]]]
+
+
+def of_kind(documents: list[dict[str, Any]], *kinds: str) -> list[dict[str, Any]]:
+    return [document for document in documents if document["kind"] in kinds]
+
+
+def templates(documents: list[dict[str, Any]]) -> Iterator[tuple[str, dict[str, Any]]]:
+    """Every pod that the manifests start, with a name."""
+    for document in documents:
+        spec = document.get("spec", {})
+        groups = [spec, spec.get("headGroupSpec", {}), *spec.get("workerGroupSpecs", [])]
+        for group in groups:
+            if "template" in group:
+                yield document["metadata"]["name"], group["template"]
+
+
+def restricted(pod: dict[str, Any]) -> bool:
+    """Whether the pod passes the Pod Security Standard `restricted`, which its namespace enforces."""
+    inside = pod["securityContext"]
+    return (
+        inside["runAsNonRoot"] is True
+        and inside["seccompProfile"]["type"] == "RuntimeDefault"
+        and not any("hostPath" in volume for volume in pod.get("volumes", []))
+        and not pod.get("hostNetwork")
+        and all(
+            container["securityContext"]["allowPrivilegeEscalation"] is False
+            and container["securityContext"]["capabilities"] == {"drop": ["ALL"]}
+            for container in pod["containers"]
+        )
+    )
+
+
+@pytest.mark.parametrize("overlay", ["production", "trial", "ray"])
+def test_every_manifest_fits_its_schema(built: Built, overlay: str) -> None:
+    assert built[overlay]
+    for document in built[overlay]:
+        if document["kind"] != "RayCluster":  # the operator's own kind: no schema comes with it
+            kubernetes_validate.validate(document, SCHEMAS, strict=True)
+
+
+@pytest.mark.parametrize("overlay", ["production", "trial", "ray"])
+def test_every_pod_is_restricted(built: Built, overlay: str) -> None:
+    pods = dict(templates(built[overlay]))
+    assert pods
+    for name, template in pods.items():
+        assert restricted(template["spec"]), name
+
+
+def test_every_image_has_a_digest_in_production_and_none_is_latest(built: Built) -> None:
+    images = {
+        container["image"]
+        for overlay in ("production", "ray")
+        for _, template in templates(built[overlay])
+        for container in template["spec"]["containers"]
+    }
+    assert images
+    assert all("@sha256:" in image for image in images)
+
+
+def test_selectors_find_their_pods(built: Built) -> None:
+    documents = built["production"]
+    pods = [template["metadata"]["labels"] for _, template in templates(documents)]
+    pods.append(_job_template()["metadata"]["labels"])
+    asked = [document["spec"]["selector"] for document in of_kind(documents, "Service")]
+    asked += [
+        document["spec"]["selector"]["matchLabels"]
+        for document in of_kind(documents, "Deployment", "PodDisruptionBudget")
+    ]
+    asked += [
+        document["spec"]["podSelector"].get("matchLabels", {})
+        for document in of_kind(documents, "NetworkPolicy")
+    ]
+    assert len(asked) > 10
+    for selector in asked:
+        assert any(selector.items() <= labels.items() for labels in pods), selector
+
+
+def test_accounts_and_settings_that_are_named_are_there(built: Built) -> None:
+    documents = built["production"]
+    names = {
+        kind: {document["metadata"]["name"] for document in of_kind(documents, kind)}
+        for kind in ("ServiceAccount", "ConfigMap", "Role")
+    }
+    for _, template in templates(documents):
+        assert template["spec"]["serviceAccountName"] in names["ServiceAccount"]
+        for container in template["spec"]["containers"]:
+            for source in container.get("envFrom", []):
+                if "configMapRef" in source:
+                    assert source["configMapRef"]["name"] in names["ConfigMap"]
+    for binding in of_kind(documents, "RoleBinding"):
+        assert binding["roleRef"]["name"] in names["Role"]
+        assert {subject["name"] for subject in binding["subjects"]} <= names["ServiceAccount"]
+
+
+def test_only_the_worker_has_a_token_of_kubernetes(built: Built) -> None:
+    documents = built["production"]
+    with_token = {
+        name
+        for name, template in templates(documents)
+        if template["spec"].get("automountServiceAccountToken") is not False
+    }
+    assert with_token == {"prefect-worker"}
+    assert _job_template()["spec"]["automountServiceAccountToken"] is False
+    [role] = of_kind(documents, "Role")
+    resources = {name for rule in role["rules"] for name in rule["resources"]}
+    assert not {"secrets", "*"} & resources
+
+
+def test_what_no_policy_names_is_denied(built: Built) -> None:
+    policies = {
+        document["metadata"]["name"]: document["spec"]
+        for document in of_kind(built["production"], "NetworkPolicy")
+    }
+    assert policies["nothing"] == {"podSelector": {}, "policyTypes": ["Ingress", "Egress"]}
+    opened = [rule for policy in policies.values() for rule in policy.get("ingress", [])]
+    assert opened
+    assert all(rule.get("from") for rule in opened)
+
+
+def test_prefect_s_api_and_services_are_apart_and_several(built: Built) -> None:
+    deployments = {
+        document["metadata"]["name"]: document["spec"]
+        for document in of_kind(built["production"], "Deployment")
+    }
+    commands = {
+        name: spec["template"]["spec"]["containers"][0]["args"]
+        for name, spec in deployments.items()
+    }
+    assert "--no-services" in commands["prefect-api"]
+    assert commands["prefect-services"] == ["prefect", "server", "services", "start"]
+    assert min(deployments[name]["replicas"] for name in ("prefect-api", "prefect-services")) > 1
+    [settings] = of_kind(built["production"], "ConfigMap")
+    # several replicas with leases in memory end each other's runs
+    assert settings["data"]["PREFECT_SERVER_CONCURRENCY_LEASE_STORAGE"].startswith("prefect_redis")
+    assert settings["data"]["PREFECT_SERVER_DATABASE_MIGRATE_ON_START"] == "false"
+
+
+def test_no_overlay_holds_a_secret(built: Built) -> None:
+    assert not [kind for documents in built.values() for kind in of_kind(documents, "Secret")]
+
+
+def test_every_file_belongs_to_a_kustomization(infra: Path) -> None:
+    for listing in (infra / "kubernetes").rglob("kustomization.yaml"):
+        said = yaml.safe_load(listing.read_text())
+        patches = [patch["path"] for patch in said.get("patches", [])]
+        named = {*said["resources"], *patches, *said.get("configurations", []), listing.name}
+        assert {path.name for path in listing.parent.glob("*.yaml")} <= named
+
+
+class TestWorkPool:
+    def test_every_variable_is_used_and_every_place_is_one(self) -> None:
+        """A variable that no place names is taken and ignored by Prefect without a word."""
+        pool = _pool()
+        used = {placeholder.name for placeholder in find_placeholders(pool["job_configuration"])}
+        assert used == set(pool["variables"]["properties"])
+        assert {"gpu_count", "gpu_product", "shm_size", "grace_seconds", "spot"} <= used
+
+    def test_what_is_asked_for_is_in_the_job(self) -> None:
+        job = _job(gpu_count=4, gpu_product="NVIDIA-A10G", shm_size="16Gi", grace_seconds=45)
+        kubernetes_validate.validate(job, SCHEMAS, strict=True)
+        pod = job["spec"]["template"]["spec"]
+        assert pod["containers"][0]["resources"]["limits"]["nvidia.com/gpu"] == 4
+        assert pod["nodeSelector"]["nvidia.com/gpu.product"] == "NVIDIA-A10G"
+        assert pod["volumes"][0]["emptyDir"] == {"medium": "Memory", "sizeLimit": "16Gi"}
+        assert pod["terminationGracePeriodSeconds"] == 45
+        assert _job(spot="spot")["spec"]["template"]["spec"]["nodeSelector"] == {
+            "karpenter.sh/capacity-type": "spot"
+        }
+        assert restricted(pod)
+
+    def test_prefect_alone_decides_about_another_try(self) -> None:
+        assert _job()["spec"]["backoffLimit"] == 0
+
+    def test_its_account_is_the_flow_s(self, built: Built) -> None:
+        accounts = of_kind(built["production"], "ServiceAccount")
+        name = _job()["spec"]["template"]["spec"]["serviceAccountName"]
+        assert name in {account["metadata"]["name"] for account in accounts}
+
+
+def _pool() -> dict[str, Any]:
+    path = Path(__file__).parents[2] / "infra/work-pools/gpu.json"
+    pool: dict[str, Any] = json.loads(path.read_text(encoding="utf-8"))
+    return pool
+
+
+def _job_template() -> dict[str, Any]:
+    template: dict[str, Any] = _pool()["job_configuration"]["job_manifest"]["spec"]["template"]
+    return template
+
+
+def _job(**asked: Any) -> dict[str, Any]:
+    """The Kubernetes job of a run, as Prefect's worker fills it in."""
+    pool = _pool()
+    defaults = {
+        name: variable["default"]
+        for name, variable in pool["variables"]["properties"].items()
+        if variable.get("default") is not None
+    }
+    image = "registry.example.com/dreambooth-worker@sha256:0"
+    given: dict[str, Any] = {"name": "run", "image": image, "command": ["prefect"], "env": []}
+    manifest = copy.deepcopy(pool["job_configuration"]["job_manifest"])
+    # what is not given goes with its key
+    job: dict[str, Any] = apply_values(manifest, {**defaults, **given, **asked}, remove_notset=True)
+    return job
+
+
+def test_the_deployments_ask_for_variables_that_the_pool_has(
+    infra: Path, documents: Callable[[Path], list[dict[str, Any]]]
+) -> None:
+    [file] = documents(infra / "kubernetes/deployments.yaml")
+    known = set(_pool()["variables"]["properties"])
+    for deployment in file["deployments"]:
+        assert deployment["work_pool"]["job_variables"].keys() <= known
