@@ -87,11 +87,8 @@ def show_standing(standing: "Standing", as_json: bool) -> None:
         print(standing.model_dump_json(indent=2), flush=True)
         return
     for part in standing.parts.values():
-        print(f"{part.title:<11} {part.link}{_unless_ready(part.trouble)}", flush=True)
-
-
-def _unless_ready(trouble: str) -> str:
-    return f"   {trouble}" if trouble else ""
+        so_far = "" if part.phase == "ready" else f"   {part.trouble or part.phase}"
+        print(f"{part.title:<11} {part.link}{so_far}", flush=True)
 
 
 def _tell(sentence: str) -> None:

@@ -54,13 +54,14 @@ def environment(place: Place) -> dict[str, str]:
 def working_with(place: Place) -> Iterator[None]:
     """These servers in our own environment, for boto, and none elsewhere."""
     elsewhere = dict.fromkeys(os.environ.keys() - inherited().keys())
-    with exported({**elsewhere, **environment(place)}):
+    with exported({**elsewhere, **environment(place), **services.unproxied()}):
         yield
 
 
 def inherited() -> dict[str, str]:
-    """The user's environment without what points to servers elsewhere."""
-    return {name: value for name, value in os.environ.items() if not name.startswith(_THEIRS)}
+    """The user's environment without what points to servers elsewhere, or past ours."""
+    kept = {name: value for name, value in os.environ.items() if not name.startswith(_THEIRS)}
+    return {**kept, **services.unproxied()}
 
 
 def _quiet() -> dict[str, str]:
@@ -68,7 +69,6 @@ def _quiet() -> dict[str, str]:
         "DO_NOT_TRACK": "1",
         "MLFLOW_DISABLE_TELEMETRY": "true",
         "PREFECT_SERVER_ANALYTICS_ENABLED": "false",
-        **services.unproxied(),
     }
 
 

@@ -23,8 +23,8 @@ class Started(Record):
     part: str
     fingerprint: str
     """Digest of its command and environment: another one cannot be adopted."""
-    place: int
-    """In the order of starting; they are stopped the other way round."""
+    order: int
+    """Its place among those that were started; they are stopped the other way round."""
     stop_signal: int
     grace: float
     """Seconds that it may take to stop."""
@@ -46,7 +46,7 @@ def read(folder: Path, part: str) -> Started | None:
 def read_all(folder: Path) -> list[Started]:
     """The state files that can be read, in the order of starting."""
     found = (read(folder, path.stem) for path in (folder / "parts").glob("*.json"))
-    return sorted(filter(None, found), key=lambda started: started.place)
+    return sorted(filter(None, found), key=lambda started: started.order)
 
 
 def lives(folder: Path, part: str, pid: int) -> bool:

@@ -2,12 +2,14 @@
 
 import fcntl
 import os
+import shlex
 import signal
 import time
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 
+from dreambooth_core import services
 from dreambooth_core.errors import StageFailed
 from dreambooth_core.records import Record
 from dreambooth_core.stack import state
@@ -98,7 +100,7 @@ def take_down(folder: Path) -> int:
 
     Raises `StageFailed` when the supervisor does not stop.
     """
-    if not (folder / "lock").is_file():
+    if not folder.is_dir():
         return 0
     count = len(state.marked(folder))
     deadline = time.monotonic() + DOWN_SECONDS
@@ -205,7 +207,8 @@ def _write_environment(place: Place) -> None:
     """A file for shells whose programs are to work with these servers; for this user's eyes only."""
     with written_beside(place.folder / "env.sh") as unfinished:
         unfinished.touch(mode=0o600)
-        lines = [f"export {name}='{value}'\n" for name, value in environment(place).items()]
+        variables = {**environment(place), **services.unproxied()}
+        lines = [f"export {name}={shlex.quote(value)}\n" for name, value in variables.items()]
         unfinished.write_text("".join(lines))
 
 

@@ -28,14 +28,14 @@ _LAUNCH = Path(__file__).with_name("launch.py")
 class Watch:
     """Looks after one part; `step` never waits for it to come up."""
 
-    def __init__(self, folder: Path, part: Part, place: int, tell: Callable[[str], None]) -> None:
+    def __init__(self, folder: Path, part: Part, order: int, tell: Callable[[str], None]) -> None:
         self.part = part
         self.phase: Phase = "waiting"
         self.pid = 0
         self.trouble = ""
         """Why it is not ready, when something went wrong."""
         self._folder = folder
-        self._place = place
+        self._order = order
         self._tell = tell
         self._ours: subprocess.Popen[bytes] | None = None
         self._vain = 0
@@ -49,7 +49,10 @@ class Watch:
 
     def take_over(self, started: state.Started | None) -> None:
         """Go on with the part that an earlier supervisor left, if it would be started alike."""
-        if started is None or not state.lives(self._folder, started.part, started.pid):
+        if started is None:
+            # of whatever is there, nobody can say which process is the part
+            state.sweep(self._folder, self.part.name)
+        elif not state.lives(self._folder, started.part, started.pid):
             self._clear()
         elif started.fingerprint == self.part.fingerprint:
             self.pid, self.phase, self._since = started.pid, "starting", time.monotonic()
@@ -96,7 +99,7 @@ class Watch:
         started = state.Started(
             part=part.name,
             fingerprint=part.fingerprint,
-            place=self._place,
+            order=self._order,
             stop_signal=part.stop_signal,
             grace=part.grace,
         )
