@@ -33,7 +33,7 @@ LEVELS = [
     "versions.aliases",
     "priors trainer.supply",
     "fit training_alone evaluation tracking registry report benches serving stack "
-    "cli.model_screens cli.screens "
+    "cli.model_screens cli.screens cli.stack_screens "
     "drawing.darkroom drawing.delivery drawing.developing drawing.fulfilling drawing.galleries "
     "drawing.palettes drawing.search "
     "judging.court "

@@ -39,6 +39,7 @@ def up(
 
     What an earlier `up` left behind is taken over.
     """
+    from dreambooth_core.cli.stack_screens import show_standing
     from dreambooth_core.stack import place, supervisor
 
     home = place.open_folder(folder)
@@ -73,22 +74,13 @@ def doctor(folder: Folder = FOLDER, as_json: AsJson = False) -> None:
     Looks at the servers that the environment names, else at those of `up`. Exit code 1 when
     something is broken.
     """
-    from dreambooth_core.stack import doctor
+    from dreambooth_core.cli.stack_screens import show_findings
+    from dreambooth_core.stack.doctor import examine
 
-    found = doctor.examine(folder.resolve())
-    doctor.show(found, as_json)
+    found = examine(folder.resolve())
+    show_findings(found, as_json)
     if any(finding.level == "broken" for finding in found):
-        raise SystemExit(1)
-
-
-def show_standing(standing: "Standing", as_json: bool) -> None:
-    """The parts and their links on stdout."""
-    if as_json:
-        print(standing.model_dump_json(indent=2), flush=True)
-        return
-    for part in standing.parts.values():
-        so_far = "" if part.phase == "ready" else f"   {part.trouble or part.phase}"
-        print(f"{part.title:<11} {part.link}{so_far}", flush=True)
+        raise typer.Exit(1)
 
 
 def _tell(sentence: str) -> None:
@@ -111,10 +103,12 @@ def _in_background(stack: "Place") -> "Standing":
 
     log = stack.folder / "logs" / "up.log"
     log.parent.mkdir(exist_ok=True)
-    places = ["--folder", str(stack.folder), "--project", str(stack.project)]
+    words = ["--folder", str(stack.folder), "--project", str(stack.project)]
+    words += ["--port", str(stack.settings.port)]
+    words += ["--postgres"] if stack.settings.postgres else []
     with log.open("ab") as output:
         process = subprocess.Popen(
-            [sys.executable, "-m", "dreambooth_core.cli", "up", *places],
+            [sys.executable, "-m", "dreambooth_core.cli", "up", *words],
             stdin=subprocess.DEVNULL,
             stdout=output,
             stderr=output,

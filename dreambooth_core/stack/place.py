@@ -77,16 +77,13 @@ def settled(folder: Path) -> Settings | None:
 
 
 def settle(folder: Path, port: int | None, postgres: bool) -> Settings:
-    """The settings of the first start, made now if this is the first.
+    """The settings of the first start, or those to begin with; nothing is written (see `keep`).
 
     Raises `ConfigError` when others were asked for than those the data lies under.
     """
     known = settled(folder)
     if known is None:
-        known = Settings(port=port or _ports(), postgres=postgres)
-        with written_beside(folder / "settings.json") as unfinished:
-            unfinished.write_text(known.model_dump_json())
-        return known
+        return Settings(port=port or _ports(), postgres=postgres)
     if port not in (None, known.port):
         raise ConfigError(
             f"{folder} listens from port {known.port} on, and links point there: leave out --port, "
@@ -98,6 +95,12 @@ def settle(folder: Path, port: int | None, postgres: bool) -> Settings:
             "or choose another --folder"
         )
     return known
+
+
+def keep(place: Place) -> None:
+    """Write the settings down, for all later starts."""
+    with written_beside(place.folder / "settings.json") as unfinished:
+        unfinished.write_text(place.settings.model_dump_json())
 
 
 def open_folder(folder: Path) -> Path:

@@ -15,7 +15,7 @@ from dreambooth_core.records import Record
 from dreambooth_core.stack import state
 from dreambooth_core.stack.part import Part
 from dreambooth_core.stack.parts import environment, parts_of, working_with
-from dreambooth_core.stack.place import Place
+from dreambooth_core.stack.place import Place, keep
 from dreambooth_core.stack.watch import Phase, Watch
 from dreambooth_core.storage import written_beside
 
@@ -52,6 +52,7 @@ def supervise(place: Place, tell: Callable[[str], None], ready: Callable[[Standi
     """
     _standing_file(place.folder).unlink(missing_ok=True)
     parts = parts_of(place)
+    keep(place)
     _write_environment(place)
     with working_with(place), _stoppable():
         try:

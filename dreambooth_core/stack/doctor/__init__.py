@@ -7,7 +7,6 @@ A new check is one new file here with
 It changes nothing, must not raise, and takes seconds at most.
 """
 
-import json
 import os
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -59,15 +58,6 @@ def examine(folder: Path) -> list[Finding]:
             for name in plugins.names(__name__)
             for finding in plugins.load(__name__, name).check(site)
         ]
-
-
-def show(found: list[Finding], as_json: bool) -> None:
-    """The findings on stdout: a line each, or one JSON document."""
-    if as_json:
-        print(json.dumps([finding.model_dump() for finding in found], indent=2))
-        return
-    for finding in found:
-        print(f"{finding.level:<8} {finding.check:<9} {finding.sentence}")
 
 
 @contextmanager

@@ -15,10 +15,11 @@ import pytest
 import yaml
 
 from dreambooth_core import config, tracking
+from dreambooth_core.errors import ConfigError
 from dreambooth_core.servers import free_port, is_free
 from dreambooth_core.stack import parts, state
 from dreambooth_core.stack.asking import ask
-from dreambooth_core.stack.place import PORTS, Place, ports_in_use, settled
+from dreambooth_core.stack.place import PORTS, Place, keep, ports_in_use, settle, settled
 from dreambooth_core.storage import open_store
 
 ROOT = Path(__file__).parents[3]
@@ -245,13 +246,13 @@ def test_without_deployments_it_says_where_to_start(tmp_path: Path) -> None:
     assert process.returncode == 2
     assert "prefect.yaml names no deployments" in errors
     assert "--project" in errors
+    # else a first try with the wrong options would decide for all later ones
+    assert settled(tmp_path / "up") is None
 
 
 def test_other_ports_than_at_first_are_refused(tmp_path: Path) -> None:
-    from dreambooth_core.errors import ConfigError
-    from dreambooth_core.stack.place import settle
-
     made = settle(tmp_path, None, postgres=False)
+    keep(Place(tmp_path, made, tmp_path))
     assert settle(tmp_path, None, postgres=False) == made
     assert settle(tmp_path, made.port, postgres=False) == made
     with pytest.raises(ConfigError, match="leave out --port"):

@@ -21,7 +21,7 @@ from dreambooth_core import config, plugins, services
 from dreambooth_core.servers import free_port
 from dreambooth_core.stack import doctor
 from dreambooth_core.stack.doctor import NOTHING_UP, Finding, Site
-from dreambooth_core.stack.place import PORTS, Settings, settle
+from dreambooth_core.stack.place import PORTS, Place, Settings, keep, settle
 
 ROOT = Path(__file__).parents[4]
 SERVERS = ("AWS_ENDPOINT_URL_S3", "PREFECT_API_URL", "DREAMBOOTH_TRACKING_URI")
@@ -201,7 +201,7 @@ def test_the_command_fails_when_something_is_broken(tmp_path: Path) -> None:
     folder = tmp_path / "up"
     port = free_port(PORTS - 1)
     folder.mkdir()
-    settle(folder, port, postgres=False)
+    keep(Place(folder, settle(folder, port, postgres=False), ROOT))
     command = [sys.executable, "-m", "dreambooth_core.cli", "doctor", "--folder", str(folder)]
     with socket.socket() as taken:
         taken.bind(("127.0.0.1", port))
