@@ -19,6 +19,8 @@ from dreambooth_core.storage import written_beside
 
 _THEIRS = ("AWS_", "PREFECT", "MLFLOW_", "DREAMBOOTH_", "PG")
 """Beginnings of variables that a user has set for servers elsewhere."""
+_TEMPORARY_PATH = 60
+"""Characters; a socket's whole path may have 103."""
 
 
 def parts_of(place: Place) -> tuple[Part, ...]:
@@ -91,10 +93,14 @@ def _s3(place: Place) -> Part:
 def _prefect(place: Place) -> Part:
     home = place.folder / "prefect"
     own = {"PREFECT_HOME": str(home), "PREFECT_UI_API_URL": f"{place.prefect}/api"}
-    database = {}
+    # a training beside it may take every core for longer than its usual 5 and 10 s
+    database = {
+        "PREFECT_SERVER_DATABASE_CONNECTION_TIMEOUT": "60",
+        "PREFECT_SERVER_DATABASE_TIMEOUT": "60",
+    }
     if place.settings.postgres:
         url = postgres.url(place, "prefect", driver="asyncpg")
-        database = {"PREFECT_SERVER_DATABASE_CONNECTION_URL": url}
+        database["PREFECT_SERVER_DATABASE_CONNECTION_URL"] = url
     client = {**inherited(), **_quiet(), **own, "PREFECT_API_URL": f"{place.prefect}/api"}
     words = ("server", "start", "--host", "127.0.0.1", "--port", str(place.settings.port))
     return Part(
@@ -155,6 +161,7 @@ def _worker(place: Place, pool: str, port: int) -> Part:
         command=(sys.executable, "-m", "prefect", *words, "--with-healthcheck"),
         env={
             **environment(place),
+            **_temporary(place),
             "PREFECT_HOME": str(place.folder / "prefect"),
             "PREFECT_WORKER_QUERY_SECONDS": "1",
             "PREFECT_WORKER_HEARTBEAT_SECONDS": str(deployments.HEARTBEAT_SECONDS),
@@ -168,6 +175,16 @@ def _worker(place: Place, pool: str, port: int) -> Part:
         grace=90.0,
         leaves_work=True,
     )
+
+
+def _temporary(place: Place) -> dict[str, str]:
+    """A folder of our own: Prefect's workers share /tmp/runner_storage, which the first user owns.
+
+    Nothing where the path is so long that sockets below it would have no valid one.
+    """
+    path = place.folder / "tmp"
+    path.mkdir(exist_ok=True)
+    return {"TMPDIR": str(path)} if len(os.fsencode(path)) <= _TEMPORARY_PATH else {}
 
 
 def _make_tables(path: Path) -> None:
