@@ -24,6 +24,7 @@ def supervised(
     stop_signal: signal.Signals = signal.SIGTERM,
     grace: float = 10.0,
     hold: tuple[int, ...] = (),
+    cwd: Path | None = None,
 ) -> Iterator["subprocess.Popen[bytes]"]:
     """Run `command` while the block runs; its whole process tree is gone when the block is left.
 
@@ -47,6 +48,7 @@ def supervised(
             stderr=output,
             start_new_session=True,
             pass_fds=hold,
+            cwd=cwd,
         )
     try:
         yield process
@@ -62,6 +64,12 @@ def last_lines(log: Path, count: int = 20) -> str:
         file.seek(max(0, log.stat().st_size - 200 * count))
         lines = file.read().decode(errors="replace").splitlines()
     return "\n".join(lines[-count:])
+
+
+def end_of(log: Path) -> str:
+    """A log file's last lines as a clause of a sentence: `LOG ends with: ...`."""
+    end = " | ".join(line.strip() for line in last_lines(log, 3).splitlines() if line.strip())
+    return f"{log} ends with: {end[-400:]}" if end else f"{log} is empty"
 
 
 @contextmanager

@@ -145,7 +145,7 @@ def tracking_place(config: Config | None, work: Path) -> Config:
     place = config or Config.model_validate(
         {"name": "x", "subject": {"images": ".", "class_noun": "x"}, "paths": {"work": work}}
     )
-    if not place.tracking.uri and not (work / "mlflow.db").exists():
+    if not tracking.server_of(place) and not (work / "mlflow.db").exists():
         raise ConfigError(f"no models are registered under {work}: name the right --work folder")
     return place
 

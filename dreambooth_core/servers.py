@@ -51,7 +51,7 @@ def running(
         # somebody may take the port between our look and the server's
         left = PORT_TRIES if meanwhile is None else 1
         while True:
-            port = _free_port(server.neighbours)
+            port = free_port(server.neighbours)
             with ExitStack() as trial:
                 if _came_up(trial, server, port, lock, meanwhile):
                     stack.push(trial.pop_all())
@@ -153,17 +153,18 @@ def _alive(pid: str) -> bool:
     return True
 
 
-def _free_port(neighbours: int) -> int:
+def free_port(neighbours: int) -> int:
     """A port on loopback such that it, the next `neighbours`, and all of them + 10000 are free."""
     for _ in range(200):
         first = random.choice(_PORTS)
         ports = [first + step + more for step in range(neighbours + 1) for more in (0, 10_000)]
-        if all(map(_is_free, ports)):
+        if all(map(is_free, ports)):
             return first
     raise StageFailed("no free port on 127.0.0.1 between 12000 and 32000: end what listens there")
 
 
-def _is_free(port: int) -> bool:
+def is_free(port: int) -> bool:
+    """Whether nobody listens at this port of loopback."""
     with socket.socket(socket.AF_INET, socket.SOCK_STREAM) as probe:
         probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
         try:

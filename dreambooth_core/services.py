@@ -29,6 +29,8 @@ _SENDERS = (
 _SOCKET_PATH = 100
 """Characters; systems take 103 to 107."""
 _ENTERED = "DREAMBOOTH_LOCAL_S3"
+STACK = "DREAMBOOTH_STACK"
+"""Variable of the environment for what works with the servers of `dreambooth up`: its folder."""
 
 
 @contextmanager
@@ -36,7 +38,8 @@ def local_services(config: Config) -> Iterator[None]:
     """The local S3 server, for an `s3://` store at the endpoint `local`; else nothing.
 
     Inside, the environment holds endpoint and credentials for boto, MLflow and child processes. May
-    be nested. Raises `StageFailed` when another run uses the folder or the server does not come up,
+    be nested, also in what `dreambooth up` has started: its S3 server is the local one there. Raises
+    `StageFailed` when another run uses the folder or the server does not come up,
     `ConfigError` when SeaweedFS is not installed.
     """
     storage = config.storage
@@ -45,18 +48,23 @@ def local_services(config: Config) -> Iterator[None]:
     if not wanted or os.environ.get(_ENTERED) == str(folder):
         yield
         return
-    program = _weed()
+    bucket = storage.uri.removeprefix("s3://").split("/", 1)[0]
+    if os.environ.get(STACK):
+        make_bucket(os.environ["AWS_ENDPOINT_URL_S3"], bucket)
+        yield
+        return
+    program = weed()
     with claimed(folder) as lock:
-        access, secret = _credentials(folder)
+        access, secret = credentials(folder)
         ours = {"AWS_ACCESS_KEY_ID": access, "AWS_SECRET_ACCESS_KEY": secret, _ENTERED: str(folder)}
         # what a user has for the cloud would be mixed with ours
         cloud = dict.fromkeys(("AWS_SESSION_TOKEN", "AWS_SECURITY_TOKEN", "AWS_PROFILE"))
         with (
-            exported({**ours, **cloud, "AWS_DEFAULT_REGION": "us-east-1", **_unproxied()}),
-            running(_seaweedfs(program, folder), lock) as port,
-            exported(dict.fromkeys(("AWS_ENDPOINT_URL_S3", "MLFLOW_S3_ENDPOINT_URL"), _url(port))),
+            exported({**ours, **cloud, "AWS_DEFAULT_REGION": "us-east-1", **unproxied()}),
+            running(seaweedfs(program, folder), lock) as port,
+            exported(dict.fromkeys(("AWS_ENDPOINT_URL_S3", "MLFLOW_S3_ENDPOINT_URL"), url(port))),
         ):
-            _make_bucket(_url(port), storage.uri.removeprefix("s3://").split("/", 1)[0])
+            make_bucket(url(port), bucket)
             yield
 
 
@@ -80,7 +88,7 @@ def prefect_api(work: Path, meanwhile: Callable[[], object] | None = None) -> It
     }
 
     def announce(port: int) -> None:
-        os.environ["PREFECT_API_URL"] = f"{_url(port)}/api"
+        os.environ["PREFECT_API_URL"] = f"{url(port)}/api"
 
     def announce_and_go_on(port: int) -> None:
         announce(port)
@@ -89,7 +97,7 @@ def prefect_api(work: Path, meanwhile: Callable[[], object] | None = None) -> It
 
     with (
         claimed(home) as lock,
-        exported({**quiet, "PREFECT_API_URL": None, **_unproxied()}),
+        exported({**quiet, "PREFECT_API_URL": None, **unproxied()}),
         running(_prefect(home), lock, announce_and_go_on if meanwhile else None) as port,
     ):
         announce(port)
@@ -99,7 +107,7 @@ def prefect_api(work: Path, meanwhile: Callable[[], object] | None = None) -> It
             _send_the_rest()
 
 
-def _weed() -> str:
+def weed() -> str:
     beside = Path(sys.executable).parent / "weed"
     program = str(beside) if beside.is_file() else shutil.which("weed")
     if program is None:
@@ -110,7 +118,7 @@ def _weed() -> str:
     return program
 
 
-def _seaweedfs(program: str, folder: Path) -> Server:
+def seaweedfs(program: str, folder: Path) -> Server:
     """`weed mini`: master, volume, filer, S3 and admin in one process."""
 
     def command(port: int) -> list[str]:
@@ -127,7 +135,7 @@ def _seaweedfs(program: str, folder: Path) -> Server:
 
     # nothing else of the environment: it would take AWS keys in it for an administrator's
     env = {"HOME": str(folder), "GOMEMLIMIT": "300MiB", "GOGC": "50"}
-    return Server("SeaweedFS", command, _s3_answers, env, folder, S3_SECONDS, neighbours=4)
+    return Server("SeaweedFS", command, s3_answers, env, folder, S3_SECONDS, neighbours=4)
 
 
 def _socket(folder: Path) -> list[str]:
@@ -156,14 +164,14 @@ def _prefect(home: Path) -> Server:
     return Server("Prefect's server", command, _prefect_answers, env, home, PREFECT_SECONDS)
 
 
-def _s3_answers(port: int) -> bool:
+def s3_answers(port: int) -> bool:
     """Whether a bucket listing works with our credentials; needs them in the environment."""
     from botocore.exceptions import BotoCoreError, ClientError
 
     from dreambooth_core.storage import s3
 
     try:
-        s3.client(_url(port), attempts=1).list_buckets()
+        s3.client(url(port), attempts=1).list_buckets()
     except (BotoCoreError, ClientError):
         return False
     return True
@@ -172,7 +180,7 @@ def _s3_answers(port: int) -> bool:
 def _prefect_answers(port: int) -> bool:
     direct = urllib.request.build_opener(urllib.request.ProxyHandler({}))
     try:
-        with direct.open(f"{_url(port)}/api/health", timeout=5) as answer:
+        with direct.open(f"{url(port)}/api/health", timeout=5) as answer:
             return bool(answer.status == 200)
     except OSError:
         return False
@@ -189,7 +197,7 @@ def _send_the_rest() -> None:
             sender.drain_all(timeout=_SEND_SECONDS)
 
 
-def _make_bucket(url: str, bucket: str) -> None:
+def make_bucket(url: str, bucket: str) -> None:
     """Make the bucket if need be, and see that it takes an object."""
     from botocore.exceptions import BotoCoreError, ClientError
 
@@ -212,7 +220,7 @@ def _make_bucket(url: str, bucket: str) -> None:
         ) from error
 
 
-def _credentials(folder: Path) -> tuple[str, str]:
+def credentials(folder: Path) -> tuple[str, str]:
     """Access key and secret of the local server: made once, readable by this user only."""
     path = folder / "s3.json"
     if not path.is_file():
@@ -231,12 +239,12 @@ def _credentials(folder: Path) -> tuple[str, str]:
         ) from error
 
 
-def _unproxied() -> dict[str, str]:
+def unproxied() -> dict[str, str]:
     """A proxy is for the world outside, not for servers on loopback."""
     names = ("NO_PROXY", "no_proxy")
     given = next((os.environ[name] for name in names if os.environ.get(name)), "")
     return dict.fromkeys(names, ",".join(filter(None, (given, "127.0.0.1", "localhost"))))
 
 
-def _url(port: int) -> str:
+def url(port: int) -> str:
     return f"http://127.0.0.1:{port}"

@@ -19,6 +19,9 @@ from dreambooth_core.config import Config
 from dreambooth_core.curves import Curves, advanced, beyond
 from dreambooth_core.errors import StageFailed
 
+SERVER = "DREAMBOOTH_TRACKING_URI"
+"""Variable of the environment for configs without a `tracking.uri`. Not MLflow's own, which MLflow
+sets by itself whenever it is given a URI, and which would then hold for the next config as well."""
 TRAINING = "dreambooth.training"
 """Tag with the training's key; what resumes the training finds its run by it."""
 KEY = "dreambooth.key"
@@ -30,9 +33,14 @@ PARAMS = {
 """Sections of a config that training hangs on; MLflow never lets a parameter change."""
 
 
+def server_of(config: Config) -> str | None:
+    """`tracking.uri`, or the server that the environment names; None for the file under `paths.work`."""
+    return config.tracking.uri or os.environ.get(SERVER)
+
+
 def tracking_uri(config: Config) -> str:
-    """`tracking.uri`, or an absolute sqlite file under `paths.work`."""
-    return config.tracking.uri or f"sqlite:///{(config.paths.work / 'mlflow.db').resolve()}"
+    """The server's, or an absolute sqlite file under `paths.work`."""
+    return server_of(config) or f"sqlite:///{(config.paths.work / 'mlflow.db').resolve()}"
 
 
 def identity(config: Config) -> str:
@@ -40,8 +48,9 @@ def identity(config: Config) -> str:
 
     Without it, a deleted database would be believed to hold what was once registered in it.
     """
-    if config.tracking.uri:
-        return without_password(config.tracking.uri)
+    server = server_of(config)
+    if server:
+        return without_password(server)
     database = config.paths.work / "mlflow.db"
     word = database.with_suffix(".id")
     with _locked(config.paths.work):

@@ -32,6 +32,18 @@ class TestDeployment:
         found = [(kind, deployment["parameters"].get(name)) for name, kind in DOCUMENTS.items()]
         assert [kind.model_validate(document) for kind, document in found if document]
 
+    def test_a_server_takes_its_parameters(self, deployment, monkeypatch):
+        """The server knows the schema alone, and none of what a model does before it validates."""
+        from prefect.flows import load_flow_from_entrypoint
+        from prefect.utilities.schema_tools import validate
+
+        monkeypatch.chdir(ROOT)
+        monkeypatch.setattr(sys, "path", list(sys.path))
+        flow = load_flow_from_entrypoint(deployment["entrypoint"], use_placeholder_flow=False)
+        schema = flow.parameters.model_dump_for_openapi()
+        given = deployment.get("parameters", {})
+        validate(given, schema, raise_on_error=True, ignore_required=True)
+
     def test_it_has_a_work_pool(self, deployment):
         assert deployment["work_pool"]["name"]
 

@@ -32,8 +32,8 @@ LEVELS = [
     "trainer.memory trainer.ranks trainer.rehearsal trainer.shards "
     "versions.aliases",
     "priors trainer.supply",
-    "fit training_alone evaluation tracking registry report benches serving "
-    "cli.model_screens cli.screens "
+    "fit training_alone evaluation tracking registry report benches serving stack "
+    "cli.model_screens cli.screens cli.stack_screens "
     "drawing.darkroom drawing.delivery drawing.developing drawing.fulfilling drawing.galleries "
     "drawing.palettes drawing.search "
     "judging.court "
@@ -42,8 +42,8 @@ LEVELS = [
     "versions.cards versions.differences versions.entries versions.flavours versions.lineage "
     "versions.origins versions.promotion versions.served versions.views",
     "cli "
-    "cli.__main__ cli.arguments cli.bench cli.configs cli.models cli.pictures cli.stopping "
-    "cli.training "
+    "cli.__main__ cli.arguments cli.bench cli.configs cli.models cli.pictures cli.stack "
+    "cli.stopping cli.training "
     "trainer.alongside trainer.attempt",
 ]
 LEVEL = {name: level for level, line in enumerate(LEVELS) for name in line.split()}

@@ -177,7 +177,7 @@ class Tracking(Section):
     """MLflow."""
 
     uri: str | None = None
-    """Tracking server; a sqlite file under `paths.work` when left out."""
+    """Tracking server; when left out that of `dreambooth up`, or a sqlite file under `paths.work`."""
     experiment: str = "dreambooth"
     also: tuple[Literal["tensorboard", "wandb"], ...] = ()
     """Further places for the learning curves: TensorBoard files under `paths.work`, Weights & Biases."""

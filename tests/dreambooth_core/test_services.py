@@ -106,6 +106,18 @@ def test_a_local_s3_for_the_run(tmp_path: Path, monkeypatch: pytest.MonkeyPatch)
     assert secrets.read_text() == made
 
 
+def test_the_server_of_dreambooth_up_is_the_local_one(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    with services.local_services(_run(tmp_path / "up")):
+        monkeypatch.setenv(services.STACK, str(tmp_path / "up"))
+        other = _run(tmp_path / "other", uri="s3://bucket-c/x")
+        with services.local_services(other):
+            open_store(other.storage).put("a", b"1")
+            assert len(_descendants(os.getpid())) == 2  # one guard, one server
+    assert not (tmp_path / "other").exists()
+
+
 def test_data_and_order_survive_a_killed_run(tmp_path: Path) -> None:
     run = _run(tmp_path)
     writer = subprocess.Popen(

@@ -137,3 +137,16 @@ def test_a_password_in_the_address_is_not_said(
     with pytest.raises(StageFailed, match="does not answer") as caught:
         tracking.open_client(tiny_config.model_copy(update={"tracking": rules}))
     assert "secret" not in str(caught.value)
+
+
+def test_a_server_of_the_environment_is_for_configs_that_name_none(
+    tiny_config: Config, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    alone = tracking.tracking_uri(tiny_config)
+    assert alone.startswith("sqlite:////")
+    monkeypatch.setenv(tracking.SERVER, "http://me:secret@127.0.0.1:9")
+    assert tracking.tracking_uri(tiny_config) == "http://me:secret@127.0.0.1:9"
+    assert tracking.identity(tiny_config) == "http://127.0.0.1:9"
+    rules = tiny_config.tracking.model_copy(update={"uri": alone})
+    named = tiny_config.model_copy(update={"tracking": rules})
+    assert tracking.tracking_uri(named) == tracking.identity(named) == alone

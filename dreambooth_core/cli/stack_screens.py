@@ -1,0 +1,26 @@
+"""What `up` and `doctor` print on stdout: a line each for people, JSON for machines."""
+
+import json
+from collections.abc import Sequence
+
+from dreambooth_core.stack.doctor import Finding
+from dreambooth_core.stack.supervisor import Standing
+
+
+def show_standing(standing: Standing, as_json: bool) -> None:
+    """The parts, where each is found, and what is wrong with those that do not work."""
+    if as_json:
+        print(standing.model_dump_json(indent=2), flush=True)
+        return
+    for part in standing.parts.values():
+        so_far = "" if part.phase == "ready" else f"   {part.trouble or part.phase}"
+        print(f"{part.title:<11} {part.link}{so_far}", flush=True)
+
+
+def show_findings(found: Sequence[Finding], as_json: bool) -> None:
+    """What the doctor has seen."""
+    if as_json:
+        print(json.dumps([finding.model_dump() for finding in found], indent=2))
+        return
+    for finding in found:
+        print(f"{finding.level:<8} {finding.check:<9} {finding.sentence}")

@@ -1,0 +1,43 @@
+"""One question to a server on loopback, past any proxy."""
+
+import json
+import urllib.error
+import urllib.request
+from email.message import Message
+from typing import Any, NamedTuple
+
+SECONDS = 5.0
+
+
+class Answer(NamedTuple):
+    status: int
+    headers: Message
+    body: bytes
+
+    def document(self) -> Any:
+        """The body as JSON; None when it is none."""
+        try:
+            return json.loads(self.body)
+        except ValueError:
+            return None
+
+
+def ask(url: str, document: Any = None, seconds: float = SECONDS) -> Answer | None:
+    """GET, or POST of a JSON document; None when nobody answers, an answer also for 4xx and 5xx."""
+    direct = urllib.request.build_opener(urllib.request.ProxyHandler({}))
+    body = None if document is None else json.dumps(document).encode()
+    try:
+        request = urllib.request.Request(url, body, {"Content-Type": "application/json"})
+        with direct.open(request, timeout=seconds) as answer:
+            return Answer(answer.status, answer.headers, answer.read())
+    except urllib.error.HTTPError as error:
+        with error:
+            return Answer(error.code, error.headers, b"")
+    except (OSError, ValueError):
+        return None
+
+
+def is_well(url: str) -> bool:
+    """Whether it answers 200."""
+    answer = ask(url)
+    return answer is not None and answer.status == 200

@@ -1,0 +1,90 @@
+"""`dreambooth doctor`: one check per file, found by its name; each says what it saw and what to do.
+
+A new check is one new file here with
+
+    def check(site: Site) -> Iterator[Finding]
+
+It changes nothing, must not raise, and takes seconds at most.
+"""
+
+import os
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Literal
+
+from dreambooth_core import plugins, tracking
+from dreambooth_core.config import Storage
+from dreambooth_core.errors import DreamBoothError
+from dreambooth_core.records import Record
+from dreambooth_core.stack import state
+from dreambooth_core.stack.parts import working_with
+from dreambooth_core.stack.place import Place, Settings, settled
+
+Level = Literal["ok", "skipped", "warning", "broken"]
+NOTHING_UP = "no server is named by the environment or up here: start `dreambooth up`"
+
+
+class Finding(Record):
+    """What a check saw."""
+
+    check: str
+    level: Level
+    sentence: str
+    """What is so, and for warnings and broken things what to do."""
+
+
+@dataclass(frozen=True)
+class Site:
+    """What is to be looked at."""
+
+    folder: Path
+    """Of the stack, there or not; absolute."""
+    settings: Settings | None = None
+    """None before the first `dreambooth up`."""
+    storage: Storage | None = None
+    """The store in use, whose keys are in the environment; None without one."""
+    prefect: str | None = None
+    """Address of the server, without `/api`."""
+    mlflow: str | None = None
+
+
+def examine(folder: Path) -> list[Finding]:
+    """All checks, in the order of their names, of what the environment names, else of the stack."""
+    with _site(folder) as site:
+        return [
+            finding
+            for name in plugins.names(__name__)
+            for finding in plugins.load(__name__, name).check(site)
+        ]
+
+
+@contextmanager
+def _site(folder: Path) -> Iterator[Site]:
+    """Servers of the environment, with its keys; where it names none, the stack's with theirs."""
+    settings = _settings(folder)
+    named = os.environ.get
+    elsewhere = Site(
+        folder=folder,
+        settings=settings,
+        storage=Storage(endpoint=None) if named("AWS_ENDPOINT_URL_S3") else None,
+        prefect=(named("PREFECT_API_URL") or "").removesuffix("/api") or None,
+        mlflow=named(tracking.SERVER) or None,
+    )
+    if elsewhere.storage or elsewhere.prefect or elsewhere.mlflow:
+        yield elsewhere
+    elif settings is None or not state.marked(folder):
+        yield Site(folder=folder, settings=settings)
+    else:
+        place = Place(folder, settings, Path.cwd())
+        with working_with(place):
+            storage = Storage(endpoint=place.s3)
+            yield Site(folder, settings, storage, place.prefect, place.mlflow)
+
+
+def _settings(folder: Path) -> Settings | None:
+    try:
+        return settled(folder)
+    except DreamBoothError:
+        return None

@@ -1,0 +1,202 @@
+"""What a stack is made of, all on 127.0.0.1: S3, Prefect, MLflow, and a worker per work pool."""
+
+import os
+import sys
+from collections.abc import Iterator
+from contextlib import contextmanager
+from functools import partial
+from pathlib import Path
+
+from dreambooth_core import services, tracking
+from dreambooth_core.errors import StageFailed
+from dreambooth_core.processes import end_of, supervised
+from dreambooth_core.servers import exported
+from dreambooth_core.stack import deployments, postgres
+from dreambooth_core.stack.asking import is_well
+from dreambooth_core.stack.part import Part, nothing
+from dreambooth_core.stack.place import BUCKET, Place
+from dreambooth_core.storage import written_beside
+
+_THEIRS = ("AWS_", "PREFECT", "MLFLOW_", "DREAMBOOTH_", "PG")
+"""Beginnings of variables that a user has set for servers elsewhere."""
+_TEMPORARY_PATH = 60
+"""Characters; a socket's whole path may have 103."""
+
+
+def parts_of(place: Place) -> tuple[Part, ...]:
+    """All parts, in the order of starting.
+
+    Raises `ConfigError` for what is not installed or not to be read.
+    """
+    databases = (postgres.part(place),) if place.settings.postgres else ()
+    workers = [
+        _worker(place, pool, place.worker_port + index)
+        for index, pool in enumerate(deployments.pools(place.project))
+    ]
+    return (*databases, _s3(place), _prefect(place), _mlflow(place), *workers)
+
+
+def environment(place: Place) -> dict[str, str]:
+    """What a program needs to work with these servers; holds the S3 server's secret."""
+    access, secret = services.credentials(place.folder / "s3")
+    return {
+        "AWS_ACCESS_KEY_ID": access,
+        "AWS_SECRET_ACCESS_KEY": secret,
+        "AWS_DEFAULT_REGION": "us-east-1",
+        "AWS_ENDPOINT_URL_S3": place.s3,
+        "MLFLOW_S3_ENDPOINT_URL": place.s3,
+        "PREFECT_API_URL": f"{place.prefect}/api",
+        tracking.SERVER: place.mlflow,
+        services.STACK: str(place.folder),
+        **_quiet(),
+    }
+
+
+@contextmanager
+def working_with(place: Place) -> Iterator[None]:
+    """These servers in our own environment, for boto, and none elsewhere."""
+    elsewhere = dict.fromkeys(os.environ.keys() - inherited().keys())
+    with exported({**elsewhere, **environment(place), **services.unproxied()}):
+        yield
+
+
+def inherited() -> dict[str, str]:
+    """The user's environment without what points to servers elsewhere, or past ours."""
+    kept = {name: value for name, value in os.environ.items() if not name.startswith(_THEIRS)}
+    return {**kept, **services.unproxied()}
+
+
+def _quiet() -> dict[str, str]:
+    return {
+        "DO_NOT_TRACK": "1",
+        "MLFLOW_DISABLE_TELEMETRY": "true",
+        "PREFECT_SERVER_ANALYTICS_ENABLED": "false",
+    }
+
+
+def _s3(place: Place) -> Part:
+    server = services.seaweedfs(services.weed(), place.folder / "s3")
+    first = place.s3_ports[0]
+
+    return Part(
+        name="s3",
+        title="S3",
+        link=place.s3,
+        ports=tuple(port + more for port in place.s3_ports for more in (0, 10_000)),
+        command=tuple(server.command(first)),
+        env=dict(server.env),
+        answers=partial(services.s3_answers, first),
+        settle=partial(services.make_bucket, place.s3, BUCKET),
+    )
+
+
+def _prefect(place: Place) -> Part:
+    home = place.folder / "prefect"
+    own = {"PREFECT_HOME": str(home), "PREFECT_UI_API_URL": f"{place.prefect}/api"}
+    # a training beside it may take every core for longer than its usual 5 and 10 s
+    database = {
+        "PREFECT_SERVER_DATABASE_CONNECTION_TIMEOUT": "60",
+        "PREFECT_SERVER_DATABASE_TIMEOUT": "60",
+    }
+    if place.settings.postgres:
+        url = postgres.url(place, "prefect", driver="asyncpg")
+        database["PREFECT_SERVER_DATABASE_CONNECTION_URL"] = url
+    client = {**inherited(), **_quiet(), **own, "PREFECT_API_URL": f"{place.prefect}/api"}
+    words = ("server", "start", "--host", "127.0.0.1", "--port", str(place.settings.port))
+    return Part(
+        name="prefect",
+        title="Prefect",
+        link=place.prefect,
+        ports=(place.settings.port,),
+        command=(sys.executable, "-m", "prefect", *words, "--log-level", "WARNING"),
+        env={**_quiet(), **own, **database},
+        answers=partial(is_well, f"{place.prefect}/api/health"),
+        settle=partial(deployments.offer, place, client),
+        after=("postgres",) if place.settings.postgres else (),
+    )
+
+
+def _mlflow(place: Place) -> Part:
+    tables = place.folder / "mlflow" / "mlflow.db"
+    uri = f"sqlite:///{tables}"
+    if place.settings.postgres:
+        uri = postgres.url(place, "mlflow", driver="psycopg2")
+    port = str(place.settings.port + 1)
+    return Part(
+        name="mlflow",
+        title="MLflow",
+        link=place.mlflow,
+        ports=(place.settings.port + 1,),
+        command=(
+            *(sys.executable, "-m", "mlflow", "server", "--host", "127.0.0.1", "--port", port),
+            *("--workers", "1", "--artifacts-destination", f"s3://{BUCKET}/mlflow"),
+        ),
+        env={
+            **environment(place),
+            # not as an argument: a password would stand in every listing of processes
+            "MLFLOW_BACKEND_STORE_URI": uri,
+            # two processes instead of ten
+            "MLFLOW_SERVER_ENABLE_JOB_EXECUTION": "false",
+        },
+        answers=partial(is_well, f"{place.mlflow}/health"),
+        make=nothing if place.settings.postgres else partial(_make_tables, tables),
+        after=("s3", "postgres") if place.settings.postgres else ("s3",),
+    )
+
+
+def _worker(place: Place, pool: str, port: int) -> Part:
+    name = f"up-{pool}"
+    words = ("worker", "start", "--pool", pool, "--type", "process", "--name", name)
+
+    def answers() -> bool:
+        return is_well(f"http://127.0.0.1:{port}/health") and deployments.has_worker(
+            place, pool, name
+        )
+
+    return Part(
+        name=f"worker-{pool}",
+        title="Worker",
+        link=f"http://127.0.0.1:{port}/health",
+        ports=(port,),
+        command=(sys.executable, "-m", "prefect", *words, "--with-healthcheck"),
+        env={
+            **environment(place),
+            **_temporary(place),
+            "PREFECT_HOME": str(place.folder / "prefect"),
+            "PREFECT_WORKER_QUERY_SECONDS": "1",
+            "PREFECT_WORKER_HEARTBEAT_SECONDS": str(deployments.HEARTBEAT_SECONDS),
+            "PREFECT_WORKER_WEBSERVER_HOST": "127.0.0.1",
+            "PREFECT_WORKER_WEBSERVER_PORT": str(port),
+        },
+        answers=answers,
+        after=("s3", "prefect", "mlflow"),
+        cwd=place.project,
+        # a training saves its state before it ends
+        grace=90.0,
+        leaves_work=True,
+    )
+
+
+def _temporary(place: Place) -> dict[str, str]:
+    """A folder of our own: Prefect's workers share /tmp/runner_storage, which the first user owns.
+
+    Nothing where the path is so long that sockets below it would have no valid one.
+    """
+    path = place.folder / "tmp"
+    path.mkdir(exist_ok=True)
+    return {"TMPDIR": str(path)} if len(os.fsencode(path)) <= _TEMPORARY_PATH else {}
+
+
+def _make_tables(path: Path) -> None:
+    """Beside and renamed: MLflow cannot go on with tables whose making was cut off."""
+    if path.exists():
+        return
+    for cut_off in path.parent.glob("~*"):
+        cut_off.unlink()
+    with written_beside(path) as unfinished:
+        command = [sys.executable, "-m", "mlflow", "db", "upgrade", f"sqlite:///{unfinished}"]
+        log = path.with_name("tables.log")
+        with supervised(command, env={**inherited(), **_quiet()}, log=log) as process:
+            status = process.wait()
+        if status:
+            raise StageFailed(f"MLflow's tables could not be made; {end_of(log)}")
