@@ -40,7 +40,14 @@ def digest_json(value: object) -> str:
     Records, configs and paths may stand inside; anything else raises `TypeError` or
     `ValueError`.
     """
-    return digest_of(_canonical(value))
+    return digest_of(canonical(value))
+
+
+def canonical(value: object) -> bytes:
+    """The value as canonical JSON, as `digest_json` digests it."""
+    return json.dumps(
+        value, sort_keys=True, separators=(",", ":"), allow_nan=False, default=_plain
+    ).encode()
 
 
 def put_blob(store: Store, source: bytes | Path) -> Blob:
@@ -85,7 +92,7 @@ def blob_key(blob: Blob) -> str:
 def put_record(store: Store, key: str, record: Record) -> bool:
     """Create the record's JSON; False when somebody was first (theirs stays)."""
     try:
-        data = _canonical(record)
+        data = canonical(record)
     except ValueError as error:
         raise StorageError(f"{key} holds a number that is not finite: it is not stored") from error
     return store.put_if(key, data, None)
@@ -144,12 +151,6 @@ def _verify(store: Store, blob: Blob, found: str) -> None:
             f"{blob_key(blob)} in {store.uri} is damaged: its content's digest is {found[:16]}...; "
             "delete it and run again"
         )
-
-
-def _canonical(value: object) -> bytes:
-    return json.dumps(
-        value, sort_keys=True, separators=(",", ":"), allow_nan=False, default=_plain
-    ).encode()
 
 
 def _plain(value: object) -> object:

@@ -18,13 +18,14 @@ from tasks.models import (
     train_model,
 )
 from tasks.papers import publish_summary, write_report
-from tasks.photos import collect_instance_images, ensure_class_images
+from tasks.photos import collect_instance_images, ensure_class_images, pin_datasets
 
 
 @flow(name="train", persist_result=False)
 def train_flow(config: Config) -> Summary:
     """Learn one subject; what is there already is reused, what was cut off goes on."""
     with local_services(config):
+        config = pin_datasets(config)
         with Run(config) as run:
             photos = run.stage("validate", collect_instance_images, config).images
             if not config.prior.alongside:

@@ -7,6 +7,14 @@ from dreambooth_core.storage import open_store
 from tasks.stages import progress_shown, stage
 
 
+@stage("pin datasets")
+def pin_datasets(config: Config) -> Config:
+    """Write down which dataset version `@latest` is, so that the run and its model say so."""
+    from dreambooth_core.photos.references import pinned, refers
+
+    return pinned(config, open_store(config.storage)) if refers(config) else config
+
+
 @stage("validate")
 def collect_instance_images(config: Config) -> tuple[Intake, bool]:
     """Check the photos and take them in; raises `DatasetRefused`."""

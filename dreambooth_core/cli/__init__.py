@@ -11,7 +11,7 @@ from typing import Annotated, NoReturn
 
 import typer
 
-from dreambooth_core.cli import bench, configs, models, pictures, training
+from dreambooth_core.cli import bench, configs, datasets, models, pictures, training
 from dreambooth_core.errors import DreamBoothError
 
 app = typer.Typer(
@@ -25,6 +25,7 @@ for commands in (training, models, pictures):
     app.add_typer(commands.app)
 app.add_typer(configs.app, name="config")
 app.add_typer(bench.app, name="bench")
+app.add_typer(datasets.app, name="dataset")
 
 
 def main() -> NoReturn:
