@@ -9,6 +9,7 @@ from prefect.states import Completed
 from dreambooth_core.config import Config
 from dreambooth_core.services import local_services
 from dreambooth_core.summary import Run, Summary
+from tasks.events import tell_outcome
 from tasks.models import (
     evaluate_samples,
     generate_samples,
@@ -37,10 +38,12 @@ def train_flow(config: Config) -> Summary:
             found = (photos, classes, weights, scores)
             version = run.stage("register", register_version, config, *found)
             verdict = run.stage("gate", judge_candidate, config, photos, weights, scores)
-            run.stage("promote", promote_version, config, version, verdict)
+            settled = run.stage("promote", promote_version, config, version, verdict)
             run.stage("sample", generate_samples, config, weights)
             run.stage("report", write_report, config, run.results, run.stages)
         publish_summary(run.summary)
+        if run.stages["promote"].status == "done":
+            tell_outcome(settled, verdict)
         if verdict.outcome == "promote":
             return run.summary
         rejected: State[Summary] = Completed(

@@ -15,6 +15,8 @@ from prefect.events import Event, Resource
 from prefect.settings import get_current_settings
 
 from dreambooth_core.console import say
+from dreambooth_core.records import ModelVersion, Verdict
+from dreambooth_core.versions.aliases import CHAMPION
 
 if TYPE_CHECKING:
     from dreambooth_core.photos.versions import Pushed
@@ -48,6 +50,14 @@ def model_event(event: str, name: str, version: str, sentence: str) -> Event:
     }
     resource = Resource({"prefect.resource.id": f"dreambooth.model.{name}"})
     return Event(event=event, resource=resource, payload=payload)
+
+
+def tell_outcome(version: ModelVersion, verdict: Verdict) -> bool:
+    """What a run has come to: promoted, or a candidate for a person; nothing when it was refused."""
+    if verdict.outcome != "promote":
+        return False
+    news = MODEL_PROMOTED if CHAMPION in version.aliases else MODEL_CANDIDATE
+    return tell(model_event(news, version.name, version.version, verdict.sentence))
 
 
 def tell(event: Event) -> bool:

@@ -11,7 +11,7 @@ ROOT = Path(__file__).parent.parent
 CORE = ROOT / "dreambooth_core"
 
 LEVELS = [
-    "config records errors plugins objectives prompts randomness processes console guard curves "
+    "config forms records errors plugins objectives prompts randomness processes console guard curves "
     "pages photos judging drawing trainer versions drawing.orders pages.bundle pages.charts trainer.stopping",
     "storage blobs stages costs images servers services tensor_files photos.buckets "
     "photos.likeness photos.masks",
@@ -25,11 +25,13 @@ LEVELS = [
     "trainer.keeper trainer.loggers trainer.memory trainer.ranks trainer.rehearsal trainer.shards "
     "versions.aliases photos.versions photos.references photos.intake",
     "priors trainer.supply",
-    "fit training_alone evaluation tracking registry report screens benches serving model_screens dataset_screens "
+    "fit training_alone evaluation tracking registry report screens benches serving model_screens "
+    "dataset_screens retraining "
     "drawing.darkroom drawing.delivery drawing.developing drawing.fulfilling drawing.galleries "
     "drawing.palettes drawing.search judging.court pages.comparison pages.exhibits pages.facts "
     "trainer.live trainer.looking versions.cards versions.differences versions.entries "
     "versions.flavours versions.lineage versions.origins versions.promotion versions.served "
+    "versions.dossiers "
     "versions.views",
     "cli trainer.alongside trainer.attempt",
 ]

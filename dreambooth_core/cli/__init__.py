@@ -11,7 +11,7 @@ from typing import Annotated, NoReturn
 
 import typer
 
-from dreambooth_core.cli import bench, configs, datasets, models, pictures, training
+from dreambooth_core.cli import approvals, bench, configs, datasets, models, pictures, training
 from dreambooth_core.errors import DreamBoothError
 
 app = typer.Typer(
@@ -21,7 +21,7 @@ app = typer.Typer(
     epilog="Exit codes: 0 done, 2 bad config or arguments, 3 photos refused, 4 a stage failed, "
     "75 stopped and resumable.",
 )
-for commands in (training, models, pictures):
+for commands in (training, models, approvals, pictures):
     app.add_typer(commands.app)
 app.add_typer(configs.app, name="config")
 app.add_typer(bench.app, name="bench")
