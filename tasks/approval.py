@@ -6,9 +6,9 @@ from uuid import UUID
 
 from prefect.client.orchestration import get_client
 from prefect.client.schemas.filters import FlowRunFilter, FlowRunFilterName
+from prefect.context import FlowRunContext
 from prefect.flow_runs import pause_flow_run, resume_flow_run, suspend_flow_run
 from prefect.input import RunInput
-from prefect.runtime import deployment
 from prefect.settings import get_current_settings
 from pydantic import Field
 
@@ -48,7 +48,9 @@ def asked(dossier: Dossier, days: int) -> Approval:
     A flow that a worker runs is suspended: no process waits, and the flow begins again from its top
     when it is answered. Asked again when a reason is missing.
     """
-    wait = suspend_flow_run if deployment.id else pause_flow_run
+    run = FlowRunContext.get()
+    deployed = run is not None and run.flow_run is not None and run.flow_run.deployment_id
+    wait = suspend_flow_run if deployed else pause_flow_run
     missing = ""
     for number in count(1):
         form = Approval.with_initial_data(description=_question(dossier, missing))

@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import Any
 
 from dreambooth_core.servers import Server, claimed, exported, running
-from dreambooth_core.services import _prefect_answers
+from dreambooth_core.services import _prefect_answers, _send_the_rest
 
 ROOT = Path(__file__).parent.parent
 
@@ -37,7 +37,10 @@ def prefect_server(home: Path) -> Iterator[str]:
     with claimed(home) as lock, exported(quiet), running(server, lock) as port:
         url = f"http://127.0.0.1:{port}/api"
         with exported({"PREFECT_API_URL": url}), temporary_settings({PREFECT_API_URL: url}):
-            yield url
+            try:
+                yield url
+            finally:
+                _send_the_rest()
 
 
 def in_a_process(*words: str) -> str:
