@@ -6,6 +6,7 @@ blobs/sha256/ab/cd/<hex>      immutable; the key is the SHA-256 of the content
 
 import hashlib
 import json
+import time
 from collections.abc import Iterable
 from pathlib import Path
 from typing import TypeVar, overload
@@ -14,10 +15,15 @@ from pydantic import BaseModel, ValidationError
 
 from dreambooth_core.errors import NotFound, StorageError
 from dreambooth_core.records import Blob, Image, ImageSet, Record
-from dreambooth_core.storage import Store, written_beside
+from dreambooth_core.storage import Store, renew, written_beside
 
 R = TypeVar("R", bound=Record)
 S = TypeVar("S", bound=ImageSet)
+
+
+YOUNG_SECONDS = 12 * 3600.0
+"""What is older is written again by whoever relies on it, so that no janitor takes it from them: a
+janitor lets everything live for a day at least (see `garbage`)."""
 
 
 def digest_of(data: bytes) -> str:
@@ -51,14 +57,14 @@ def canonical(value: object) -> bytes:
 
 
 def put_blob(store: Store, source: bytes | Path) -> Blob:
-    """Store bytes or a file by content; nothing is sent when it is there already."""
+    """Store bytes or a file by content; nothing is sent when it is there already, and young."""
     if isinstance(source, bytes):
         blob = Blob(sha256=digest_of(source), size=len(source))
-        if store.size(blob_key(blob)) != blob.size:
+        if not _is_there(store, blob):
             store.put(blob_key(blob), source)
         return blob
     blob = Blob(sha256=digest_of_file(source), size=source.stat().st_size)
-    if store.size(blob_key(blob)) != blob.size:
+    if not _is_there(store, blob):
         store.put_file(blob_key(blob), source)
     return blob
 
@@ -95,7 +101,10 @@ def put_record(store: Store, key: str, record: Record) -> bool:
         data = canonical(record)
     except ValueError as error:
         raise StorageError(f"{key} holds a number that is not finite: it is not stored") from error
-    return store.put_if(key, data, None)
+    if store.put_if(key, data, None):
+        return True
+    renew(store, key, YOUNG_SECONDS)
+    return False
 
 
 def get_record(store: Store, key: str, kind: type[R]) -> R | None:
@@ -135,6 +144,14 @@ def image_set(
     made = kind(uri=f"{store.uri}/{key}", digest=digest, images=members)
     put_record(store, key, made)
     return made
+
+
+def _is_there(store: Store, blob: Blob) -> bool:
+    key, oldest = blob_key(blob), time.time() - YOUNG_SECONDS
+    return any(
+        found.key == key and found.size == blob.size and found.written > oldest
+        for found in store.listed(key)
+    )
 
 
 def _identity(image: Image) -> list[object]:

@@ -23,7 +23,7 @@ def collect_instance_images(config: Config) -> tuple[Intake, bool]:
     return take_in(config, open_store(config.storage))
 
 
-@stage("priors")
+@stage("priors", gpu=True)
 def ensure_class_images(config: Config, instance: ImageSet) -> tuple[ImageSet | None, bool]:
     """Make the class images that are missing; None where there are to be none."""
     from dreambooth_core import priors

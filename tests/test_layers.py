@@ -11,9 +11,9 @@ ROOT = Path(__file__).parent.parent
 CORE = ROOT / "dreambooth_core"
 
 LEVELS = [
-    "config forms records errors plugins objectives prompts randomness processes console guard curves "
+    "config records errors plugins objectives prompts randomness processes console guard curves "
     "pages photos judging drawing trainer versions drawing.orders pages.bundle pages.charts trainer.stopping",
-    "storage blobs stages costs images servers services tensor_files photos.buckets "
+    "storage blobs stages forms garbage costs images servers services tensor_files photos.buckets "
     "photos.likeness photos.masks",
     "dataset latents adapters families bases metrics caches embeddings inversion adapter_layers "
     "finders vision drawing.flags drawing.noise_schedulers drawing.sheets judging.crops "
@@ -26,7 +26,7 @@ LEVELS = [
     "versions.aliases photos.versions photos.references photos.intake",
     "priors trainer.supply",
     "fit training_alone evaluation tracking registry report screens benches serving model_screens "
-    "dataset_screens retraining "
+    "dataset_screens retraining sweeps "
     "drawing.darkroom drawing.delivery drawing.developing drawing.fulfilling drawing.galleries "
     "drawing.palettes drawing.search judging.court pages.comparison pages.exhibits pages.facts "
     "trainer.live trainer.looking versions.cards versions.differences versions.entries "
