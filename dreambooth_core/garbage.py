@@ -19,10 +19,9 @@ from dreambooth_core.errors import ConfigError, NotFound
 from dreambooth_core.records import Record
 from dreambooth_core.storage import Listed, Store
 
-SWEPT = frozenset(
-    ("blobs", "datasets", "images", "noise", "orders", "report", "runs", "samples", "scores")
-    + ("validate", "verdicts")
-)
+_SHARED = ("blobs", "datasets", "images", "noise", "orders", "report", "runs", "samples")
+_JUDGED = ("scores", "validate", "verdicts")
+SWEPT = frozenset((*_SHARED, *_JUDGED))
 """First words of keys below which there may be garbage; all else stays for good."""
 SILENT = frozenset(("costs", "reports"))
 """First words of keys of what stays and keeps nothing else."""
@@ -99,7 +98,7 @@ def _reached(store: Store, units: Mapping[str, list[Listed]], oldest: float) -> 
 
 def _is_root(unit: str, members: Iterable[Listed], oldest: float) -> bool:
     kind = unit.split("/")[0]
-    version = kind == "datasets" and not _tokens(unit)
+    version = kind == "datasets" and not unit.endswith(".json")  # a set without a name does
     return kind not in SWEPT or version or any(one.written > oldest for one in members)
 
 

@@ -2,9 +2,9 @@
 
 import re
 from pathlib import Path
-from typing import Annotated, Literal, Self
+from typing import Annotated, Any, Literal, Self
 
-from pydantic import Field, field_validator, model_validator
+from pydantic import Field, WithJsonSchema, field_validator, model_validator
 
 from dreambooth_core import plugins
 from dreambooth_core.config.sections import Fraction, Positive, Section
@@ -16,10 +16,15 @@ DatasetReference = Annotated[str, Field(pattern=DATASET)]
 """A version of a photo set that was pushed: the newest, or one by its digest."""
 
 
+def _one_of_the_families(schema: dict[str, Any]) -> None:
+    """A drop-down in forms."""
+    schema["enum"] = plugins.names("dreambooth_core.families")
+
+
 class Model(Section):
     """The base text-to-image model."""
 
-    family: str = "stable_diffusion"
+    family: Annotated[str, Field(json_schema_extra=_one_of_the_families)] = "stable_diffusion"
     """A file of `dreambooth_core/families/`."""
     base: str = "examples/small_world/base"
     """A local folder in diffusers' format, or a Hub id: `stable-diffusion-v1-5/stable-diffusion-v1-5`."""
@@ -43,7 +48,7 @@ class Model(Section):
 class Subject(Section):
     """What is to be learned."""
 
-    images: DatasetReference | Path
+    images: Annotated[DatasetReference | Path, WithJsonSchema({"type": "string"})]
     """Folder with 3-6 photos of the subject; captions in `<photo>.txt` or `metadata.jsonl`, if any, are
     the photos' prompts, and masks are in `<photo>.mask.png` or in the photos' alpha. Or a version of a
     dataset: `dataset://NAME@latest`, `dataset://NAME@<digest>`."""
