@@ -68,7 +68,7 @@ def test_what_a_version_needs_stays_however_old(tiny_config, file_store):
     push(file_store, photos, "robot", 32)
     (photos / "0.png").unlink()
     push(file_store, photos, "robot", 32)
-    blob, (key,) = result(file_store, "scores", b"weights")
+    _, (key,) = result(file_store, "scores", b"weights")
     # a registered version names a result, which names a blob
     file_store.put("models/tiny/x/versions/1.json", f'{{"scores":"{key}"}}'.encode())
     samples = [Image(name="0.png", blob=put_blob(file_store, b"an image"))]

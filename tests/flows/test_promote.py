@@ -2,6 +2,7 @@
 
 import threading
 import time
+from contextvars import copy_context
 
 import pytest
 from typer.testing import CliRunner
@@ -61,7 +62,8 @@ def test_an_approval_puts_the_version_into_service(server, book, tracked_config)
     def answer() -> None:
         answer_run(waiting().name, Approval(decision="approve", by="ann"))
 
-    person = threading.Thread(target=answer)
+    # in a bare thread Prefect knows nothing of this server
+    person = threading.Thread(target=copy_context().run, args=(answer,))
     person.start()
     asked = Promotion(model="tiny/1", place=Place(work=tracked_config.paths.work))
     state = promote_flow(asked, return_state=True)
