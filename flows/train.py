@@ -18,7 +18,7 @@ from tasks.models import (
     register_version,
     train_model,
 )
-from tasks.papers import publish_summary, write_report
+from tasks.papers import publish_plan, publish_results, write_report
 from tasks.photos import collect_instance_images, ensure_class_images, pin_datasets
 
 
@@ -28,7 +28,9 @@ def train_flow(config: Config) -> Summary:
     with local_services(config):
         config = pin_datasets(config)
         with Run(config) as run:
-            photos = run.stage("validate", collect_instance_images, config).images
+            intake = run.stage("validate", collect_instance_images, config)
+            publish_plan(config, intake)
+            photos = intake.images
             if not config.prior.alongside:
                 classes = run.stage("priors", ensure_class_images, config, photos)
             weights = run.stage("train", train_model, config, photos)
@@ -41,7 +43,7 @@ def train_flow(config: Config) -> Summary:
             settled = run.stage("promote", promote_version, config, version, verdict)
             run.stage("sample", generate_samples, config, weights)
             run.stage("report", write_report, config, run.results, run.stages)
-        publish_summary(run.summary)
+        publish_results(config, run.summary, verdict)
         if run.stages["promote"].status == "done":
             tell_outcome(settled, verdict)
         if verdict.outcome == "promote":

@@ -1,8 +1,14 @@
 """What people read: the report, and a note of it in Prefect."""
 
-from prefect.artifacts import create_markdown_artifact
+from prefect.artifacts import (
+    create_link_artifact,
+    create_markdown_artifact,
+    create_table_artifact,
+)
 
 from dreambooth_core.config import Config
+from dreambooth_core.forecasts import Forecast
+from dreambooth_core.photos.intake import Intake
 from dreambooth_core.records import Comparison, Document, Stage, Verdict
 from dreambooth_core.storage import open_store
 from dreambooth_core.summary import Results, Summary
@@ -19,9 +25,72 @@ def write_report(
     return report.write_report(config, open_store(config.storage), results, stages)
 
 
-def publish_summary(summary: Summary) -> None:
-    """Show the run's numbers and links among Prefect's artifacts."""
+@stage("plan")
+def publish_plan(config: Config, intake: Intake) -> Forecast:
+    """Show what was found in the photos, and what the run is going to do."""
+    from dreambooth_core.forecasts import forecast
+
+    planned = forecast(config, open_store(config.storage), intake.images)
+    found = [finding.model_dump() for finding in intake.validation.findings]
+    nothing = [{"level": "none", "file": intake.validation.folder}]
+    create_table_artifact(found or nothing, key="dataset", description="findings in the photos")
+    create_markdown_artifact(plan_as_markdown(planned), key="plan", description=config.name)
+    return planned
+
+
+@stage("show")
+def publish_results(config: Config, summary: Summary, verdict: Verdict) -> None:
+    """Show numbers, costs, what the gate said, the model's card, and where the pictures are."""
+    from dreambooth_core.registry import book_of
+    from dreambooth_core.versions.cards import read_card
+
+    book = book_of(config, open_store(config.storage))
     create_markdown_artifact(as_markdown(summary), key="summary", description=summary.run_id)
+    create_table_artifact(cost_rows(summary), key="cost", description=summary.run_id)
+    publish_verdict(summary.run_id, verdict)
+    if book is not None and summary.model is not None:
+        card = read_card(book, summary.model.version)
+        create_markdown_artifact(card, key="model-card", description=config.name)
+    if "report" in summary.artifacts:
+        create_link_artifact(summary.artifacts["report"], "Open the report", key="gallery")
+
+
+def cost_rows(summary: Summary) -> list[dict[str, str]]:
+    """A stage a row, and all of them together: seconds spent, and those that were saved."""
+    stages = summary.stages
+    saved = {name: one.saved.seconds if one.saved else 0.0 for name, one in stages.items()}
+    rows = [
+        (name, one.status, one.seconds, one.cpu_seconds, one.gpu_seconds, saved[name])
+        for name, one in stages.items()
+    ]
+    sums = [sum(row[place] for row in rows) for place in range(2, 6)]  # type: ignore[misc]
+    names = ("stage", "status", "seconds", "cpu seconds", "gpu seconds", "saved seconds")
+    return [
+        dict(zip(names, (row[0], row[1], *(f"{value:.1f}" for value in row[2:])), strict=True))
+        for row in (*rows, ("all", summary.status, *sums))
+    ]
+
+
+def plan_as_markdown(planned: Forecast) -> str:
+    """What goes in, by digests, what is reused, and what the rest may cost."""
+    seconds = planned.training_seconds
+    time = (
+        "of unknown length: none was done yet" if seconds is None else f"of about {seconds:.0f} s"
+    )
+    there = (
+        f"reused, {planned.trained[:16]}, {seconds or 0:.0f} s saved" if planned.trained else time
+    )
+    return "\n".join(
+        [
+            "| what | plan |",
+            "|---|---|",
+            f"| instance images | {planned.photos}, `{planned.instance[:16]}` |",
+            f"| base | `{planned.base[:16]}` |",
+            f"| class images | {planned.class_images}, {planned.class_images_there} of them reused |",
+            f"| training | {there} |",
+            f"| evaluation | {planned.evaluated_images} images each of model and base |",
+        ]
+    )
 
 
 def publish_verdict(name: str, verdict: Verdict) -> None:

@@ -26,7 +26,7 @@ LEVELS = [
     "versions.aliases photos.versions photos.references photos.intake",
     "priors trainer.supply",
     "fit training_alone evaluation tracking registry report screens benches serving model_screens "
-    "dataset_screens retraining sweeps "
+    "dataset_screens retraining sweeps forecasts "
     "drawing.darkroom drawing.delivery drawing.developing drawing.fulfilling drawing.galleries "
     "drawing.palettes drawing.search judging.court pages.comparison pages.exhibits pages.facts "
     "trainer.live trainer.looking versions.cards versions.differences versions.entries "

@@ -7,7 +7,6 @@ from dreambooth_core.registry import Found, book_of, followed
 from dreambooth_core.storage import Store
 from dreambooth_core.summary import Summary
 from dreambooth_core.versions.origins import ancestry_of, read_origin
-from dreambooth_core.versions.promotion import verdict_of
 
 
 class Dossier(Record):
@@ -33,6 +32,8 @@ class Dossier(Record):
 
 def dossier_of(found: Found, store: Store) -> Dossier:
     """Raises `ConfigError` for a version that says nothing of itself, `StorageError` for lost records."""
+    from dreambooth_core.versions.promotion import verdict_of
+
     book = book_of(found.config, store)
     if book is None:
         raise ConfigError(f"there is no registered model {found.name}: run its config first")
