@@ -1,10 +1,14 @@
 """What people read: the report, and a note of it in Prefect."""
 
+from collections.abc import Callable
+from typing import Any
+
 from prefect.artifacts import (
     create_link_artifact,
     create_markdown_artifact,
     create_table_artifact,
 )
+from prefect.logging import get_run_logger
 
 from dreambooth_core.config import Config
 from dreambooth_core.forecasts import Forecast
@@ -33,8 +37,10 @@ def publish_plan(config: Config, intake: Intake) -> Forecast:
     planned = forecast(config, open_store(config.storage), intake.images)
     found = [finding.model_dump() for finding in intake.validation.findings]
     nothing = [{"level": "none", "file": intake.validation.folder}]
-    create_table_artifact(found or nothing, key="dataset", description="findings in the photos")
-    create_markdown_artifact(plan_as_markdown(planned), key="plan", description=config.name)
+    shown(
+        create_table_artifact, found or nothing, key="dataset", description="findings in the photos"
+    )
+    shown(create_markdown_artifact, plan_as_markdown(planned), key="plan", description=config.name)
     return planned
 
 
@@ -45,14 +51,22 @@ def publish_results(config: Config, summary: Summary, verdict: Verdict) -> None:
     from dreambooth_core.versions.cards import read_card
 
     book = book_of(config, open_store(config.storage))
-    create_markdown_artifact(as_markdown(summary), key="summary", description=summary.run_id)
-    create_table_artifact(cost_rows(summary), key="cost", description=summary.run_id)
+    shown(create_markdown_artifact, as_markdown(summary), key="summary", description=summary.run_id)
+    shown(create_table_artifact, cost_rows(summary), key="cost", description=summary.run_id)
     publish_verdict(summary.run_id, verdict)
     if book is not None and summary.model is not None:
         card = read_card(book, summary.model.version)
-        create_markdown_artifact(card, key="model-card", description=config.name)
+        shown(create_markdown_artifact, card, key="model-card", description=config.name)
     if "report" in summary.artifacts:
-        create_link_artifact(summary.artifacts["report"], "Open the report", key="gallery")
+        shown(create_link_artifact, summary.artifacts["report"], "Open the report", key="gallery")
+
+
+def shown(create: Callable[..., Any], *content: Any, **named: Any) -> None:
+    """Make an artifact; Prefect's busy database is no reason to lose a run for it."""
+    try:
+        create(*content, **named)
+    except Exception as error:
+        get_run_logger().warning("%s was not shown: %s", named.get("key"), error)
 
 
 def cost_rows(summary: Summary) -> list[dict[str, str]]:
@@ -96,7 +110,7 @@ def plan_as_markdown(planned: Forecast) -> str:
 def publish_verdict(name: str, verdict: Verdict) -> None:
     """Show what the gate said of a version, metric by metric."""
     text = f"# {name}: {verdict.outcome}\n\n{verdict.sentence}\n\n{comparison_table(verdict)}"
-    create_markdown_artifact(text, key="verdict", description=name)
+    shown(create_markdown_artifact, text, key="verdict", description=name)
 
 
 def comparison_table(verdict: Verdict) -> str:
