@@ -1,6 +1,6 @@
 """What people read: the report, and a note of it in Prefect."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from typing import Any
 
 from prefect.artifacts import (
@@ -73,16 +73,19 @@ def cost_rows(summary: Summary) -> list[dict[str, str]]:
     """A stage a row, and all of them together: seconds spent, and those that were saved."""
     stages = summary.stages
     saved = {name: one.saved.seconds if one.saved else 0.0 for name, one in stages.items()}
-    rows = [
-        (name, one.status, one.seconds, one.cpu_seconds, one.gpu_seconds, saved[name])
+    spent = {
+        name: (one.seconds, one.cpu_seconds, one.gpu_seconds, saved[name])
         for name, one in stages.items()
-    ]
-    sums = [sum(row[place] for row in rows) for place in range(2, 6)]  # type: ignore[misc]
-    names = ("stage", "status", "seconds", "cpu seconds", "gpu seconds", "saved seconds")
-    return [
-        dict(zip(names, (row[0], row[1], *(f"{value:.1f}" for value in row[2:])), strict=True))
-        for row in (*rows, ("all", summary.status, *sums))
-    ]
+    }
+    rows = [_bill(name, one.status, spent[name]) for name, one in stages.items()]
+    sums = [sum(column) for column in zip(*spent.values(), strict=True)]
+    return [*rows, _bill("all", summary.status, sums)]
+
+
+def _bill(stage: str, status: str, seconds: Iterable[float]) -> dict[str, str]:
+    names = ("seconds", "cpu seconds", "gpu seconds", "saved seconds")
+    spent = {name: f"{value:.1f}" for name, value in zip(names, seconds, strict=False)}
+    return {"stage": stage, "status": status, **spent}
 
 
 def plan_as_markdown(planned: Forecast) -> str:
