@@ -12,6 +12,7 @@ from dreambooth_core.summary import Summary
 from flows.train import train_flow
 from tasks.photos import collect_instance_images
 from tasks.registered import find_twin, renew_inputs
+from tasks.stages import passed_on
 
 
 @flow(name="retrain", persist_result=False)
@@ -25,8 +26,7 @@ def retrain_flow(retraining: Retraining) -> Summary | None:
         intake, _ = collect_instance_images(config)
         twin = find_twin(config, intake.images)
         if twin is None:
-            # the state, not its data: the run is `GateRejected` when the training was
-            return cast(Summary, train_flow(config, return_state=True))
+            return passed_on(train_flow(config, return_state=True))
         said = f"{twin} was trained from the same inputs"
         unchanged: State[None] = Completed(name="Unchanged", message=said, data=None)
         return cast(None, unchanged)

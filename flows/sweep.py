@@ -1,7 +1,5 @@
 """A grid of trainings in; the best of them judged like any candidate."""
 
-from typing import cast
-
 from prefect import flow
 
 from dreambooth_core.forms import Sweep
@@ -10,6 +8,7 @@ from dreambooth_core.summary import Summary
 from flows.train import train_flow
 from tasks.models import train_model
 from tasks.photos import collect_instance_images, ensure_class_images, pin_datasets
+from tasks.stages import passed_on
 from tasks.trials import choose_trial, measure_trial, plan_trials, publish_sweep
 
 
@@ -26,5 +25,4 @@ def sweep_flow(sweep: Sweep) -> Summary:
             points.append(measure_trial(trial, intake.images, weights))
         best = choose_trial(sweep, points)
         publish_sweep(points, best)
-        # the state, not its data: the run is `GateRejected` when the winner was
-        return cast(Summary, train_flow(trials[best].config, return_state=True))
+        return passed_on(train_flow(trials[best].config, return_state=True))

@@ -4,15 +4,17 @@ import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from functools import wraps
-from typing import Any, ParamSpec, TypeVar
+from typing import Any, ParamSpec, TypeVar, cast
 
 from prefect import task
 from prefect.artifacts import create_progress_artifact, update_progress_artifact
 from prefect.cache_policies import NO_CACHE
 from prefect.client.orchestration import get_client
+from prefect.client.schemas.objects import State
 from prefect.concurrency.sync import concurrency
 from prefect.exceptions import ObjectNotFound
 from prefect.logging import get_run_logger
+from prefect.states import Completed
 
 from dreambooth_core.console import progress_bar
 from dreambooth_core.errors import NotFound, StorageError
@@ -57,6 +59,18 @@ def _in_turn(act: Callable[P, R]) -> Callable[P, R]:
             return act(*args, **kwargs)
 
     return waiting
+
+
+def passed_on(state: State[R]) -> R:
+    """How a flow within a flow ended, for the outer one to return: the same name, words and result.
+
+    Prefect takes the inner one's own state for one of many, and calls the outer one Completed.
+    Raises what the inner one raised.
+    """
+    result = state.result()
+    fresh: State[R] = Completed(name=state.name, message=state.message, data=result)
+    # whoever calls the outer flow gets the state's data
+    return cast(R, fresh)
 
 
 @contextmanager
