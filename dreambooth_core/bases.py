@@ -39,6 +39,25 @@ def base_folder(model: config.Model) -> Path:
     return _snapshot(model.base, str(model.revision))
 
 
+def newest(model: config.Model, branch: str) -> config.Model:
+    """The model at the commit where a branch or tag of its Hub repository stands now.
+
+    A folder is what is in it, and stays. Raises `ModelError` when the Hub does not say.
+    """
+    if Path(model.base).is_dir():
+        return model
+    from huggingface_hub import HfApi
+
+    try:
+        commit = HfApi().model_info(model.base, revision=branch).sha
+    except Exception as error:  # the client's own tree of errors is wide and changes
+        raise ModelError(
+            f"the Hub does not say where {branch} of {model.base} stands "
+            f"({type(error).__name__}): check both names and the connection"
+        ) from error
+    return model.model_copy(update={"revision": commit})
+
+
 def base_digest(model: config.Model) -> str:
     """SHA-256 over the names and digests of the files that are read from the base's folder."""
     folder = base_folder(model)

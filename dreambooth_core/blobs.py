@@ -6,6 +6,7 @@ blobs/sha256/ab/cd/<hex>      immutable; the key is the SHA-256 of the content
 
 import hashlib
 import json
+import time
 from collections.abc import Iterable
 from pathlib import Path
 from typing import TypeVar, overload
@@ -14,10 +15,15 @@ from pydantic import BaseModel, ValidationError
 
 from dreambooth_core.errors import NotFound, StorageError
 from dreambooth_core.records import Blob, Image, ImageSet, Record
-from dreambooth_core.storage import Store, written_beside
+from dreambooth_core.storage import Store, renew, written_beside
 
 R = TypeVar("R", bound=Record)
 S = TypeVar("S", bound=ImageSet)
+
+
+YOUNG_SECONDS = 12 * 3600.0
+"""What is older is written again by whoever relies on it, so that no janitor takes it from them: a
+janitor lets everything live for a day at least (see `garbage`)."""
 
 
 def digest_of(data: bytes) -> str:
@@ -40,18 +46,25 @@ def digest_json(value: object) -> str:
     Records, configs and paths may stand inside; anything else raises `TypeError` or
     `ValueError`.
     """
-    return digest_of(_canonical(value))
+    return digest_of(canonical(value))
+
+
+def canonical(value: object) -> bytes:
+    """The value as canonical JSON, as `digest_json` digests it."""
+    return json.dumps(
+        value, sort_keys=True, separators=(",", ":"), allow_nan=False, default=_plain
+    ).encode()
 
 
 def put_blob(store: Store, source: bytes | Path) -> Blob:
-    """Store bytes or a file by content; nothing is sent when it is there already."""
+    """Store bytes or a file by content; nothing is sent when it is there already, and young."""
     if isinstance(source, bytes):
         blob = Blob(sha256=digest_of(source), size=len(source))
-        if store.size(blob_key(blob)) != blob.size:
+        if not _is_there(store, blob):
             store.put(blob_key(blob), source)
         return blob
     blob = Blob(sha256=digest_of_file(source), size=source.stat().st_size)
-    if store.size(blob_key(blob)) != blob.size:
+    if not _is_there(store, blob):
         store.put_file(blob_key(blob), source)
     return blob
 
@@ -85,10 +98,13 @@ def blob_key(blob: Blob) -> str:
 def put_record(store: Store, key: str, record: Record) -> bool:
     """Create the record's JSON; False when somebody was first (theirs stays)."""
     try:
-        data = _canonical(record)
+        data = canonical(record)
     except ValueError as error:
         raise StorageError(f"{key} holds a number that is not finite: it is not stored") from error
-    return store.put_if(key, data, None)
+    if store.put_if(key, data, None):
+        return True
+    renew(store, key, YOUNG_SECONDS)
+    return False
 
 
 def get_record(store: Store, key: str, kind: type[R]) -> R | None:
@@ -130,6 +146,14 @@ def image_set(
     return made
 
 
+def _is_there(store: Store, blob: Blob) -> bool:
+    key, oldest = blob_key(blob), time.time() - YOUNG_SECONDS
+    return any(
+        found.key == key and found.size == blob.size and found.written > oldest
+        for found in store.listed(key)
+    )
+
+
 def _identity(image: Image) -> list[object]:
     """Short for an image of the first subject without a mask: sets of old keep their digests."""
     short: list[object] = [image.name, image.blob.sha256, image.prompt]
@@ -144,12 +168,6 @@ def _verify(store: Store, blob: Blob, found: str) -> None:
             f"{blob_key(blob)} in {store.uri} is damaged: its content's digest is {found[:16]}...; "
             "delete it and run again"
         )
-
-
-def _canonical(value: object) -> bytes:
-    return json.dumps(
-        value, sort_keys=True, separators=(",", ":"), allow_nan=False, default=_plain
-    ).encode()
 
 
 def _plain(value: object) -> object:

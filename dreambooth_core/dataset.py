@@ -35,6 +35,8 @@ __all__ = ["Finding", "Validation", "collect", "findings_table", "validate"]
 
 T = TypeVar("T")
 R = TypeVar("R")
+Captions = Callable[[Path, Sequence[Path]], tuple[dict[Path, str], list[Finding]]]
+"""Folder, photos -> the captions that are to be kept, and what is wrong with any."""
 
 ASPECT = 2.0
 """Longer side over shorter side from which the central square leaves most of the photo out."""
@@ -57,7 +59,7 @@ def validate(
     says otherwise. Captions are looked at when their subject is known. Raises `ConfigError` when
     there is no such folder.
     """
-    return _survey(folder, rules, resolution, subject).validation
+    return _survey(folder, rules, resolution, _captions_of(subject)).validation
 
 
 def collect(store: "Store", config: config.Config) -> tuple[ImageSet, Validation]:
@@ -69,19 +71,39 @@ def collect(store: "Store", config: config.Config) -> tuple[ImageSet, Validation
     from dreambooth_core import blobs
 
     rules, resolution = config.dataset, config.model.resolution
-    surveys = [_survey(subject.images, rules, resolution, subject) for subject in config.subjects]
+    surveys = [
+        _survey(subject.folder, rules, resolution, _captions_of(subject))
+        for subject in config.subjects
+    ]
     validation = merged([found.validation for found in surveys])
     if validation.refused:
         raise DatasetRefused(refusal(validation))
     members = [
         member
         for number, found in enumerate(surveys)
-        for member in _in_threads(
-            partial(_member, store, rules, number, found.captions),
-            sorted(found.photos, key=lambda photo: photo.pixel_digest),
-        )
+        for member in _members(store, rules, number, found)
     ]
     return blobs.image_set(store, "datasets", members), validation
+
+
+def store_photos(
+    store: "Store", folder: Path, rules: config.Dataset, resolution: int
+) -> tuple[list[Image], Validation]:
+    """The same of one folder without a subject: captions stay as they were written.
+
+    Raises as `collect` does.
+    """
+    found = _survey(folder, rules, resolution, _as_written)
+    if found.validation.refused:
+        raise DatasetRefused(refusal(found.validation))
+    return _members(store, rules, 0, found), found.validation
+
+
+def _members(store: "Store", rules: config.Dataset, number: int, found: _Found) -> list[Image]:
+    return _in_threads(
+        partial(_member, store, rules, number, found.captions),
+        sorted(found.photos, key=lambda photo: photo.pixel_digest),
+    )
 
 
 def _member(
@@ -107,8 +129,19 @@ def _member(
     )
 
 
+def _captions_of(subject: config.Subject | None) -> Captions | None:
+    if subject is None or not subject.captions:
+        return None
+    return partial(captions.beside, subject=subject)
+
+
+def _as_written(folder: Path, photos: Sequence[Path]) -> tuple[dict[Path, str], list[Finding]]:
+    texts, findings = captions.written(folder, photos)
+    return {photo: text for photo, (_, text) in texts.items()}, findings
+
+
 def _survey(
-    folder: Path, rules: config.Dataset, resolution: int, subject: config.Subject | None
+    folder: Path, rules: config.Dataset, resolution: int, captions: Captions | None
 ) -> _Found:
     if not folder.is_dir():
         what = "is not a folder" if folder.exists() else "does not exist"
@@ -130,8 +163,8 @@ def _survey(
     photos, remarks = compared(photos, rules)
     findings.extend(remarks)
     given: dict[Path, str] = {}
-    if subject is not None and subject.captions:
-        given, remarks = captions.beside(folder, paths, subject)
+    if captions is not None:
+        given, remarks = captions(folder, paths)
         findings.extend(remarks)
     return _Found(_validation(folder, findings, photos), photos, given)
 

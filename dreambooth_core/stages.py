@@ -5,9 +5,9 @@ from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import TypeVar
 
-from dreambooth_core.blobs import digest_json, digest_of_file, get_record, put_record
+from dreambooth_core.blobs import YOUNG_SECONDS, digest_json, digest_of_file, get_record, put_record
 from dreambooth_core.records import Record
-from dreambooth_core.storage import Store
+from dreambooth_core.storage import Store, renew
 
 CODE_EPOCH = 4
 """Raised by hand when the same inputs would give other results than before."""
@@ -32,6 +32,7 @@ def once(
     place = f"{stage}/{key}/result.json"
     stored = get_record(store, place, kind)
     if stored is not None:
+        renew(store, place, YOUNG_SECONDS)
         return stored, True
     made = make(key)
     if put_record(store, place, made):

@@ -9,6 +9,7 @@ from prefect.states import Completed
 from dreambooth_core.config import Config
 from dreambooth_core.services import local_services
 from dreambooth_core.summary import Run, Summary
+from tasks.events import tell_outcome
 from tasks.models import (
     evaluate_samples,
     generate_samples,
@@ -17,16 +18,19 @@ from tasks.models import (
     register_version,
     train_model,
 )
-from tasks.papers import publish_summary, write_report
-from tasks.photos import collect_instance_images, ensure_class_images
+from tasks.papers import publish_plan, publish_results, write_report
+from tasks.photos import collect_instance_images, ensure_class_images, pin_datasets
 
 
 @flow(name="train", persist_result=False)
 def train_flow(config: Config) -> Summary:
     """Learn one subject; what is there already is reused, what was cut off goes on."""
     with local_services(config):
+        config = pin_datasets(config)
         with Run(config) as run:
-            photos = run.stage("validate", collect_instance_images, config).images
+            intake = run.stage("validate", collect_instance_images, config)
+            publish_plan(config, intake)
+            photos = intake.images
             if not config.prior.alongside:
                 classes = run.stage("priors", ensure_class_images, config, photos)
             weights = run.stage("train", train_model, config, photos)
@@ -36,10 +40,12 @@ def train_flow(config: Config) -> Summary:
             found = (photos, classes, weights, scores)
             version = run.stage("register", register_version, config, *found)
             verdict = run.stage("gate", judge_candidate, config, photos, weights, scores)
-            run.stage("promote", promote_version, config, version, verdict)
+            settled = run.stage("promote", promote_version, config, version, verdict)
             run.stage("sample", generate_samples, config, weights)
             run.stage("report", write_report, config, run.results, run.stages)
-        publish_summary(run.summary)
+        publish_results(config, run.summary, verdict)
+        if run.stages["promote"].status == "done":
+            tell_outcome(settled, verdict)
         if verdict.outcome == "promote":
             return run.summary
         rejected: State[Summary] = Completed(

@@ -6,7 +6,7 @@ from dreambooth_core.storage import open_store
 from tasks.stages import progress_shown, stage
 
 
-@stage("train")
+@stage("train", gpu=True)
 def train_model(config: Config, instance: ImageSet) -> tuple[Weights, bool]:
     """Train in a process of its own; goes on from the last checkpoint. Raises `Preempted`.
 
@@ -18,7 +18,7 @@ def train_model(config: Config, instance: ImageSet) -> tuple[Weights, bool]:
         return fit.train(config, open_store(config.storage), instance, progress)
 
 
-@stage("evaluate")
+@stage("evaluate", gpu=True)
 def evaluate_samples(config: Config, instance: ImageSet, weights: Weights) -> tuple[Scores, bool]:
     """Measure the tuned model and the untouched base on the same seeds."""
     from dreambooth_core import evaluation
@@ -42,7 +42,7 @@ def register_version(
     return registry.register(config, store, instance, classes, weights, scores)
 
 
-@stage("gate")
+@stage("gate", gpu=True)
 def judge_candidate(
     config: Config, instance: ImageSet, weights: Weights, scores: Scores
 ) -> tuple[Verdict, bool]:
@@ -66,7 +66,7 @@ def promote_version(
     return promotion.settle(config, open_store(config.storage), version, verdict)
 
 
-@stage("sample")
+@stage("sample", gpu=True)
 def generate_samples(config: Config, weights: Weights) -> tuple[SampleSet, bool]:
     """Draw the run's last batch of images."""
     from dreambooth_core import sampling

@@ -1,9 +1,19 @@
 """What people read: the report, and a note of it in Prefect."""
 
-from prefect.artifacts import create_markdown_artifact
+from collections.abc import Callable, Iterable
+from typing import Any
+
+from prefect.artifacts import (
+    create_link_artifact,
+    create_markdown_artifact,
+    create_table_artifact,
+)
+from prefect.logging import get_run_logger
 
 from dreambooth_core.config import Config
-from dreambooth_core.records import Document, Stage
+from dreambooth_core.forecasts import Forecast
+from dreambooth_core.photos.intake import Intake
+from dreambooth_core.records import Comparison, Document, Stage, Verdict
 from dreambooth_core.storage import open_store
 from dreambooth_core.summary import Results, Summary
 from tasks.stages import stage
@@ -19,9 +29,106 @@ def write_report(
     return report.write_report(config, open_store(config.storage), results, stages)
 
 
-def publish_summary(summary: Summary) -> None:
-    """Show the run's numbers and links among Prefect's artifacts."""
-    create_markdown_artifact(as_markdown(summary), key="summary", description=summary.run_id)
+@stage("plan")
+def publish_plan(config: Config, intake: Intake) -> Forecast:
+    """Show what was found in the photos, and what the run is going to do."""
+    from dreambooth_core.forecasts import forecast
+
+    planned = forecast(config, open_store(config.storage), intake.images)
+    found = [finding.model_dump() for finding in intake.validation.findings]
+    nothing = [{"level": "none", "file": intake.validation.folder}]
+    shown(
+        create_table_artifact, found or nothing, key="dataset", description="findings in the photos"
+    )
+    shown(create_markdown_artifact, plan_as_markdown(planned), key="plan", description=config.name)
+    return planned
+
+
+@stage("show")
+def publish_results(config: Config, summary: Summary, verdict: Verdict) -> None:
+    """Show numbers, costs, what the gate said, the model's card, and where the pictures are."""
+    from dreambooth_core.registry import book_of
+    from dreambooth_core.versions.cards import read_card
+
+    book = book_of(config, open_store(config.storage))
+    shown(create_markdown_artifact, as_markdown(summary), key="summary", description=summary.run_id)
+    shown(create_table_artifact, cost_rows(summary), key="cost", description=summary.run_id)
+    publish_verdict(summary.run_id, verdict)
+    if book is not None and summary.model is not None:
+        card = read_card(book, summary.model.version)
+        shown(create_markdown_artifact, card, key="model-card", description=config.name)
+    if "report" in summary.artifacts:
+        shown(create_link_artifact, summary.artifacts["report"], "Open the report", key="gallery")
+
+
+def shown(create: Callable[..., Any], *content: Any, **named: Any) -> None:
+    """Make an artifact; Prefect's busy database is no reason to lose a run for it."""
+    try:
+        create(*content, **named)
+    except Exception as error:
+        get_run_logger().warning("%s was not shown: %s", named.get("key"), error)
+
+
+def cost_rows(summary: Summary) -> list[dict[str, str]]:
+    """A stage a row, and all of them together: seconds spent, and those that were saved."""
+    stages = summary.stages
+    saved = {name: one.saved.seconds if one.saved else 0.0 for name, one in stages.items()}
+    spent = {
+        name: (one.seconds, one.cpu_seconds, one.gpu_seconds, saved[name])
+        for name, one in stages.items()
+    }
+    rows = [_bill(name, one.status, spent[name]) for name, one in stages.items()]
+    sums = [sum(column) for column in zip(*spent.values(), strict=True)]
+    return [*rows, _bill("all", summary.status, sums)]
+
+
+def _bill(stage: str, status: str, seconds: Iterable[float]) -> dict[str, str]:
+    names = ("seconds", "cpu seconds", "gpu seconds", "saved seconds")
+    spent = {name: f"{value:.1f}" for name, value in zip(names, seconds, strict=False)}
+    return {"stage": stage, "status": status, **spent}
+
+
+def plan_as_markdown(planned: Forecast) -> str:
+    """What goes in, by digests, what is reused, and what the rest may cost."""
+    seconds = planned.training_seconds
+    time = (
+        "of unknown length: none was done yet" if seconds is None else f"of about {seconds:.0f} s"
+    )
+    there = (
+        f"reused, {planned.trained[:16]}, {seconds or 0:.0f} s saved" if planned.trained else time
+    )
+    return "\n".join(
+        [
+            "| what | plan |",
+            "|---|---|",
+            f"| instance images | {planned.photos}, `{planned.instance[:16]}` |",
+            f"| base | `{planned.base[:16]}` |",
+            f"| class images | {planned.class_images}, {planned.class_images_there} of them reused |",
+            f"| training | {there} |",
+            f"| evaluation | {planned.evaluated_images} images each of model and base |",
+        ]
+    )
+
+
+def publish_verdict(name: str, verdict: Verdict) -> None:
+    """Show what the gate said of a version, metric by metric."""
+    text = f"# {name}: {verdict.outcome}\n\n{verdict.sentence}\n\n{comparison_table(verdict)}"
+    shown(create_markdown_artifact, text, key="verdict", description=name)
+
+
+def comparison_table(verdict: Verdict) -> str:
+    """Candidate against champion, a metric a row, as the gate compared them."""
+    rows = [
+        f"| {one.metric.replace('_', ' ')} | {one.challenger:.3f} | {one.champion:.3f} "
+        f"| {one.difference:+.3f}{_interval(one)} | {one.win_rate:.0%} |"
+        for one in verdict.comparisons
+    ]
+    head = f"| metric | candidate | {verdict.against} | difference | images won |"
+    return "\n".join([head, "|---|---|---|---|---|", *rows])
+
+
+def _interval(one: Comparison) -> str:
+    return "" if one.low is None or one.high is None else f" ({one.low:+.3f} to {one.high:+.3f})"
 
 
 def as_markdown(summary: Summary) -> str:

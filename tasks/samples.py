@@ -21,7 +21,7 @@ def find_models(order: Order, place: Config | None, work: Path) -> dict[str, Mem
     return palettes.find_members(order, place, work)
 
 
-@stage("draw")
+@stage("draw", gpu=True)
 def draw_shard(order: Order, members: dict[str, Member], shard: str) -> Tally:
     """Draw what is missing of one shard of the order."""
     store = store_of(members)

@@ -3,12 +3,18 @@
 import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
-from typing import Any, ParamSpec, TypeVar
+from functools import wraps
+from typing import Any, ParamSpec, TypeVar, cast
 
 from prefect import task
 from prefect.artifacts import create_progress_artifact, update_progress_artifact
 from prefect.cache_policies import NO_CACHE
+from prefect.client.orchestration import get_client
+from prefect.client.schemas.objects import State
+from prefect.concurrency.sync import concurrency
+from prefect.exceptions import ObjectNotFound
 from prefect.logging import get_run_logger
+from prefect.states import Completed
 
 from dreambooth_core.console import progress_bar
 from dreambooth_core.errors import NotFound, StorageError
@@ -21,13 +27,17 @@ ARTIFACT_SECONDS = 2.0
 """Time between two updates of a progress artifact."""
 
 
-def stage(name: str) -> Callable[[Callable[P, R]], Callable[P, R]]:
+GPU = "gpu"
+"""Name of the global concurrency limit that keeps a GPU from being booked twice."""
+
+
+def stage(name: str, *, gpu: bool = False) -> Callable[[Callable[P, R]], Callable[P, R]]:
     """A Prefect task, called directly and never submitted: SIGTERM reaches only the main thread.
 
     Prefect neither caches nor keeps its result: `dreambooth_core.stages.once` knows what is there.
-    Tried again only when the store had a hiccup.
+    Tried again only when the store had a hiccup. With `gpu`, it waits for its turn (see `booked`).
     """
-    return task(
+    promised = task(
         name=name,
         retries=2,
         retry_delay_seconds=[1, 5],
@@ -35,6 +45,55 @@ def stage(name: str) -> Callable[[Callable[P, R]], Callable[P, R]]:
         cache_policy=NO_CACHE,
         persist_result=False,
     )
+
+    def promise(act: Callable[P, R]) -> Callable[P, R]:
+        return promised(_in_turn(act) if gpu else act)
+
+    return promise
+
+
+def _in_turn(act: Callable[P, R]) -> Callable[P, R]:
+    @wraps(act)
+    def waiting(*args: P.args, **kwargs: P.kwargs) -> R:
+        with booked():
+            return act(*args, **kwargs)
+
+    return waiting
+
+
+def passed_on(state: State[R]) -> R:
+    """How a flow within a flow ended, for the outer one to return: the same name, words and result.
+
+    Prefect takes the inner one's own state for one of many, and calls the outer one Completed.
+    Raises what the inner one raised.
+    """
+    result = state.result()
+    fresh: State[R] = Completed(name=state.name, message=state.message, data=result)
+    # whoever calls the outer flow gets the state's data
+    return cast(R, fresh)
+
+
+@contextmanager
+def booked() -> Iterator[None]:
+    """Hold one place of the limit `gpu`, where the server has one; without it, nobody waits.
+
+    `prefect gcl create gpu --limit 1` makes it, for as many GPUs as the workers share. The server
+    of a single run has none. A lease that cannot be renewed for a moment does not end a training.
+    """
+    if not _has_limit():
+        yield
+        return
+    with concurrency(GPU, occupy=1, strict=True, raise_on_lease_renewal_failure=False):
+        yield
+
+
+def _has_limit() -> bool:
+    with get_client(sync_client=True) as client:
+        try:
+            client.read_global_concurrency_limit_by_name(GPU)
+        except ObjectNotFound:
+            return False
+    return True
 
 
 def is_hiccup(_task: Any, _run: Any, state: Any) -> bool:

@@ -8,11 +8,21 @@ import yaml
 
 from dreambooth_core.config import Config
 from dreambooth_core.drawing.orders import Order
+from dreambooth_core.forms import Assessment, Cleaning, Promotion, Retraining, Sweep
 
 ROOT = Path(__file__).parent.parent
 DEPLOYMENTS = yaml.safe_load((ROOT / "prefect.yaml").read_text(encoding="utf-8"))["deployments"]
 
-DOCUMENTS = {"config": Config, "order": Order}
+DOCUMENTS = {
+    "config": Config,
+    "order": Order,
+    "retraining": Retraining,
+    "promotion": Promotion,
+    "assessment": Assessment,
+    "sweep": Sweep,
+    "cleaning": Cleaning,
+}
+PARAMETERS = {*DOCUMENTS, "work", "place", "shard"}
 
 
 @pytest.mark.parametrize("deployment", DEPLOYMENTS, ids=lambda deployment: deployment["name"])
@@ -26,11 +36,11 @@ class TestDeployment:
         flow = load_flow_from_entrypoint(deployment["entrypoint"], use_placeholder_flow=False)
         assert isinstance(flow, Flow)
         assert flow.fn.__name__.endswith("_flow")
-        assert set(deployment["parameters"]) <= set(flow.parameters.properties)
+        assert set(deployment["parameters"]) <= set(flow.parameters.properties) <= PARAMETERS
 
     def test_its_documents_are_what_the_flow_takes(self, deployment):
-        found = [(kind, deployment["parameters"].get(name)) for name, kind in DOCUMENTS.items()]
-        assert [kind.model_validate(document) for kind, document in found if document]
+        for name, document in deployment["parameters"].items():
+            assert DOCUMENTS[name].model_validate(document)
 
     def test_a_server_takes_its_parameters(self, deployment, monkeypatch):
         """The server knows the schema alone, and none of what a model does before it validates."""
@@ -50,6 +60,7 @@ class TestDeployment:
     def test_its_schedules_have_slugs(self, deployment):
         for schedule in deployment.get("schedules", []):
             assert schedule["slug"]
+            assert schedule["timezone"]
 
 
 def test_every_flow_file_is_deployed():

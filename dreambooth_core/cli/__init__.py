@@ -11,7 +11,16 @@ from typing import Annotated, NoReturn
 
 import typer
 
-from dreambooth_core.cli import bench, configs, models, pictures, stack, training
+from dreambooth_core.cli import (
+    approvals,
+    bench,
+    configs,
+    datasets,
+    models,
+    pictures,
+    stack,
+    training,
+)
 from dreambooth_core.errors import DreamBoothError
 
 app = typer.Typer(
@@ -21,10 +30,11 @@ app = typer.Typer(
     epilog="Exit codes: 0 done, 2 bad config or arguments, 3 photos refused, 4 a stage failed, "
     "75 stopped and resumable.",
 )
-for commands in (training, models, pictures, stack):
+for commands in (training, models, approvals, pictures, stack):
     app.add_typer(commands.app)
 app.add_typer(configs.app, name="config")
 app.add_typer(bench.app, name="bench")
+app.add_typer(datasets.app, name="dataset")
 
 
 def main() -> NoReturn:

@@ -30,7 +30,7 @@ def show_models(models: Sequence[Listed], as_json: bool) -> None:
         for model in models
     ]
     columns = [name.replace("_", " ") for name in names]
-    _table("", ("model", "aliases", "gate", *columns, "registered"), rows)
+    print_table("", ("model", "aliases", "gate", *columns, "registered"), rows)
 
 
 def show_standing(name: str, standing: Standing, as_json: bool) -> None:
@@ -47,7 +47,7 @@ def show_lineage(lineage: Lineage, as_json: bool) -> None:
     if as_json:
         print_json(lineage.model_dump(mode="json"))
         return
-    _table(lineage.model, ("what", "", "digest, or what is known"), _lineage_rows(lineage))
+    print_table(lineage.model, ("what", "", "digest, or what is known"), _lineage_rows(lineage))
 
 
 def show_difference(found: Difference, as_json: bool) -> None:
@@ -59,9 +59,9 @@ def show_difference(found: Difference, as_json: bool) -> None:
     for title, both in (("Config", found.config), ("Data", found.data), ("Photos", found.photos)):
         rows = [[name, *(str(side or "") for side in pair)] for name, pair in both.items()]
         if rows:
-            _table(title, ("what differs", *sides), rows)
+            print_table(title, ("what differs", *sides), rows)
     metrics = [[name, *(_number(side) for side in pair)] for name, pair in found.metrics.items()]
-    _table("Metrics", ("metric", *sides), metrics)
+    print_table("Metrics", ("metric", *sides), metrics)
     if found.why_not:
         print(f"Not compared image by image: {found.why_not}")
         return
@@ -76,7 +76,7 @@ def show_difference(found: Difference, as_json: bool) -> None:
         for one in found.comparisons
     ]
     columns = ("metric", "difference", "interval", "wins", "p")
-    _table(f"{found.right} against {found.left}, image by image", columns, compared)
+    print_table(f"{found.right} against {found.left}, image by image", columns, compared)
 
 
 def print_json(document: Any) -> None:
@@ -115,7 +115,7 @@ def _number(value: float | None) -> str:
     return "" if value is None else f"{value:.3f}"
 
 
-def _table(title: str, columns: Sequence[str], rows: list[list[str]]) -> None:
+def print_table(title: str, columns: Sequence[str], rows: list[list[str]]) -> None:
     from rich import box
     from rich.console import Console
     from rich.table import Table

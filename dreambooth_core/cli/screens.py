@@ -11,6 +11,7 @@ from dreambooth_core import dataset, families, plugins
 from dreambooth_core.benches import dreambench
 from dreambooth_core.config import Config
 from dreambooth_core.errors import DatasetRefused
+from dreambooth_core.photos.references import at_hand
 from dreambooth_core.summary import Summary
 from dreambooth_core.training_alone import Planned, Trained
 
@@ -62,8 +63,8 @@ def show_config(config: Config, as_json: bool) -> None:
 def show_plan(config: Config, as_json: bool) -> None:
     """What a run would do; the photos are checked for it. Raises `DatasetRefused`, `ModelError`."""
     checked = [
-        dataset.validate(subject.images, config.dataset, config.model.resolution, subject)
-        for subject in config.subjects
+        dataset.validate(subject.folder, config.dataset, config.model.resolution, subject)
+        for subject in at_hand(config).subjects
     ]
     plan = _plan(config, checked)
     if as_json:

@@ -3,9 +3,9 @@
 Nothing heavy is imported here: the command line and `prefect deploy` read configs without torch.
 """
 
-from dreambooth_core.config.inputs import Dataset, Model, Subject
+from dreambooth_core.config.inputs import DATASET_NAME, Dataset, Model, Subject
 from dreambooth_core.config.places import Paths, Storage
-from dreambooth_core.config.reading import load_config
+from dreambooth_core.config.reading import load_config, placed
 from dreambooth_core.config.results import Evaluation, Finder, Gate, Sample, Sampler, Tracking
 from dreambooth_core.config.run import Config
 from dreambooth_core.config.sections import Section
@@ -28,6 +28,7 @@ from dreambooth_core.prompts import Kind
 
 __all__ = [
     "ADAPTERS",
+    "DATASET_NAME",
     "INVERSIONS",
     "Adapter",
     "Checkpoints",
@@ -56,4 +57,5 @@ __all__ = [
     "Tracking",
     "Train",
     "load_config",
+    "placed",
 ]

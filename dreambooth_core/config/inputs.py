@@ -1,18 +1,30 @@
 """What is learned, from which photos, on which base."""
 
+import re
 from pathlib import Path
-from typing import Annotated, Literal, Self
+from typing import Annotated, Any, Literal, Self
 
-from pydantic import Field, model_validator
+from pydantic import Field, WithJsonSchema, field_validator, model_validator
 
 from dreambooth_core import plugins
 from dreambooth_core.config.sections import Fraction, Positive, Section
+from dreambooth_core.errors import ConfigError
+
+DATASET_NAME = r"[A-Za-z0-9][A-Za-z0-9_-]{0,63}"
+DATASET = rf"^dataset://{DATASET_NAME}@(latest|[0-9a-f]{{8,64}})$"
+DatasetReference = Annotated[str, Field(pattern=DATASET)]
+"""A version of a photo set that was pushed: the newest, or one by its digest."""
+
+
+def _one_of_the_families(schema: dict[str, Any]) -> None:
+    """A drop-down in forms."""
+    schema["enum"] = plugins.names("dreambooth_core.families")
 
 
 class Model(Section):
     """The base text-to-image model."""
 
-    family: str = "stable_diffusion"
+    family: Annotated[str, Field(json_schema_extra=_one_of_the_families)] = "stable_diffusion"
     """A file of `dreambooth_core/families/`."""
     base: str = "examples/small_world/base"
     """A local folder in diffusers' format, or a Hub id: `stable-diffusion-v1-5/stable-diffusion-v1-5`."""
@@ -36,9 +48,10 @@ class Model(Section):
 class Subject(Section):
     """What is to be learned."""
 
-    images: Path
+    images: Annotated[DatasetReference | Path, WithJsonSchema({"type": "string"})]
     """Folder with 3-6 photos of the subject; captions in `<photo>.txt` or `metadata.jsonl`, if any, are
-    the photos' prompts, and masks are in `<photo>.mask.png` or in the photos' alpha."""
+    the photos' prompts, and masks are in `<photo>.mask.png` or in the photos' alpha. Or a version of a
+    dataset: `dataset://NAME@latest`, `dataset://NAME@<digest>`."""
     class_noun: str
     """The plain word for it: dog, backpack, robot."""
     identifier: str = "sks"
@@ -51,6 +64,28 @@ class Subject(Section):
     """Who agreed to the photos being learned from, and how, for the model card."""
     captions: bool = True
     """Take the captions beside the photos for their prompts; without, all go by `instance_prompt`."""
+
+    @field_validator("images", mode="before")
+    @classmethod
+    def _names_a_version(cls, given: object) -> object:
+        if str(given).startswith("dataset:") and not re.fullmatch(DATASET, str(given)):
+            raise ValueError(
+                f"subject.images {given} names no dataset version: write dataset://NAME@latest, or "
+                "dataset://NAME@ and 8 to 64 digits of its digest"
+            )
+        return given
+
+    @property
+    def dataset(self) -> str | None:
+        """The dataset version that the photos are taken from; None for a folder."""
+        return self.images if isinstance(self.images, str) else None
+
+    @property
+    def folder(self) -> Path:
+        """The photos' folder; raises `ConfigError` for a dataset version (see `photos.references`)."""
+        if isinstance(self.images, str):
+            raise ConfigError(f"{self.images} is no folder here: its photos are still in the store")
+        return self.images
 
     def fill(self, template: str) -> str:
         """Put the identifier token and the class noun into a prompt template."""

@@ -25,6 +25,12 @@ def load_config(path: Path, overrides: tuple[str, ...] = ()) -> Config:
         raise ConfigError(f"{path}: {wrong_fields(error)}") from error
 
 
+def placed(work: Path) -> Config:
+    """A config that says nothing but where local state is; storage and tracking are the default."""
+    subject = {"images": ".", "class_noun": "nothing"}
+    return Config.model_validate({"name": "nothing", "subject": subject, "paths": {"work": work}})
+
+
 def read_yaml(path: Path, what: str = "config") -> dict[str, Any]:
     """The mapping in a YAML file; raises `ConfigError`, which calls it `what`."""
     try:

@@ -1,6 +1,6 @@
 """What every section of a config is made of."""
 
-from typing import Annotated
+from typing import Annotated, Any
 
 from pydantic import BaseModel, ConfigDict, Field
 
@@ -12,9 +12,25 @@ Weight = Annotated[float, Field(ge=0, le=100)]
 Prompts = Annotated[tuple[str, ...], Field(min_length=1)]
 
 
+def in_order(schema: dict[str, Any]) -> None:
+    """Tell a form to show the fields as they stand here, those that must be filled in first.
+
+    Prefect's would sort them by their names.
+    """
+    properties = schema.get("properties", {})
+    required = schema.get("required", [])
+    names = [*required, *(name for name in properties if name not in required)]
+    for position, name in enumerate(names):
+        properties[name]["position"] = position
+
+
 class Section(BaseModel):
     """Base of all sections."""
 
     model_config = ConfigDict(
-        frozen=True, extra="forbid", use_attribute_docstrings=True, validate_default=True
+        frozen=True,
+        extra="forbid",
+        use_attribute_docstrings=True,
+        validate_default=True,
+        json_schema_extra=in_order,
     )

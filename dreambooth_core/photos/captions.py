@@ -52,16 +52,9 @@ def beside(
     folder: Path, photos: Sequence[Path], subject: Subject
 ) -> tuple[dict[Path, str], list[Finding]]:
     """The filled captions of those photos that have one, and what is wrong with any."""
-    lines, findings = _table(folder, {path.name for path in photos})
+    texts, findings = written(folder, photos)
     captions = {}
-    for photo in photos:
-        source, text = folder / TABLE, lines.get(photo.name, "")
-        sidecar = photo.with_suffix(".txt")
-        if sidecar != photo and sidecar.is_file():
-            own = " ".join(_text(sidecar, findings).split())
-            source, text = (sidecar, own) if own else (source, text)
-        if not text:
-            continue
+    for photo, (source, text) in texts.items():
         try:
             captions[photo] = subject.fill(text)
         except (AttributeError, KeyError, IndexError, ValueError):
@@ -73,6 +66,23 @@ def beside(
     if captions.keys() == set(photos) and not named:
         findings.append(_unnamed(folder, subject))
     return captions, findings
+
+
+def written(
+    folder: Path, photos: Sequence[Path]
+) -> tuple[dict[Path, tuple[Path, str]], list[Finding]]:
+    """Photo -> the file of its caption and the words in it, braces and all; and what is wrong."""
+    lines, findings = _table(folder, {path.name for path in photos})
+    texts = {}
+    for photo in photos:
+        source, text = folder / TABLE, lines.get(photo.name, "")
+        sidecar = photo.with_suffix(".txt")
+        if sidecar != photo and sidecar.is_file():
+            own = " ".join(_text(sidecar, findings).split())
+            source, text = (sidecar, own) if own else (source, text)
+        if text:
+            texts[photo] = source, text
+    return texts, findings
 
 
 def _table(folder: Path, names: set[str]) -> tuple[dict[str, str], list[Finding]]:

@@ -5,6 +5,7 @@ from dreambooth_core.blobs import digest_of_file
 from dreambooth_core.config import Config, Subject
 from dreambooth_core.dataset import Validation
 from dreambooth_core.errors import ConfigError
+from dreambooth_core.photos import references
 from dreambooth_core.records import ImageSet, Record
 from dreambooth_core.stages import once
 from dreambooth_core.storage import Store
@@ -22,12 +23,13 @@ def take_in(config: Config, store: Store) -> tuple[Intake, bool]:
 
     Raises `DatasetRefused` naming the hard findings; nothing is kept then. Raises `ConfigError`
     for `loss.masks` without a mask, and, as the first stage of every run, for what the family
-    cannot do.
+    cannot do, and for a dataset version that is not there.
     """
     families.check(families.load_family(config.model.family), config)
+    config = references.pinned(config, store)
 
     def make(_: str) -> Intake:
-        images, validation = dataset.collect(store, config)
+        images, validation = dataset.collect(store, references.brought(config, store))
         return Intake(images=images, validation=validation)
 
     taken, reused = once(store, "validate", _inputs(config), Intake, make)
@@ -49,10 +51,13 @@ def _inputs(config: Config) -> dict[str, object]:
 
 
 def _files(subject: Subject) -> dict[str, object]:
-    folder = subject.images
+    words = [subject.captions, subject.identifier, subject.class_noun]
+    if subject.dataset:
+        return {"dataset": subject.dataset, "words": words}
+    folder = subject.folder
     files = sorted(path for path in folder.iterdir() if path.is_file()) if folder.is_dir() else []
     return {
         "folder": folder,
         "files": [[path.name, digest_of_file(path)] for path in files],
-        "words": [subject.captions, subject.identifier, subject.class_noun],
+        "words": words,
     }

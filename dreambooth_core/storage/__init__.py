@@ -6,16 +6,27 @@ A new scheme is one new file here with `open(storage) -> Store`; contract tests 
 import os
 import re
 import secrets
+import time
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Protocol
+from typing import NamedTuple, Protocol
 
 from dreambooth_core import config, plugins
 from dreambooth_core.errors import StorageError
 
 _KEY = re.compile(r"[A-Za-z0-9._=-]+(/[A-Za-z0-9._=-]+)*")
 _PREFIX = re.compile(r"[A-Za-z0-9._=/-]*")
+
+
+class Listed(NamedTuple):
+    """An object as a listing shows it."""
+
+    key: str
+    size: int
+    """Bytes."""
+    written: float
+    """When it was written last, in seconds since 1970, by the store's own clock."""
 
 
 class Store(Protocol):
@@ -62,6 +73,10 @@ class Store(Protocol):
         """Keys that start with `prefix` ("" for all), sorted."""
         ...
 
+    def listed(self, prefix: str) -> Iterator[Listed]:
+        """The same with sizes and times."""
+        ...
+
     def delete(self, key: str) -> None:
         """Remove; nothing happens when there is no such object."""
         ...
@@ -72,6 +87,16 @@ def open_store(storage: config.Storage) -> Store:
     scheme = storage.uri.split("://", 1)[0]
     store: Store = plugins.load(__name__, scheme).open(storage)
     return store
+
+
+def renew(store: Store, key: str, seconds: float) -> None:
+    """Write the object anew, as it is, if it is older than `seconds`; nothing if it is not there.
+
+    What has no other sign of being needed is as old as this, or its first writing, says.
+    """
+    for found in store.listed(key):
+        if found.key == key and time.time() - found.written > seconds:
+            store.put(key, store.get(key))
 
 
 def checked_key(key: str) -> str:

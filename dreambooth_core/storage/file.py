@@ -5,13 +5,13 @@ import hashlib
 import os
 import shutil
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from urllib.parse import unquote, urlsplit
 
 from dreambooth_core import config
 from dreambooth_core.errors import ConfigError, NotFound, StorageError
-from dreambooth_core.storage import checked_key, checked_prefix, written_beside
+from dreambooth_core.storage import Listed, checked_key, checked_prefix, written_beside
 
 
 class FileStore:
@@ -64,6 +64,9 @@ class FileStore:
             return path.stat().st_size if path.is_file() else None
 
     def keys(self, prefix: str) -> Iterator[str]:
+        return (found.key for found in self.listed(prefix))
+
+    def listed(self, prefix: str) -> Iterator[Listed]:
         start = self.root / checked_prefix(prefix).rpartition("/")[0]
         found = []
         for folder, _, names in os.walk(start):
@@ -72,7 +75,9 @@ class FileStore:
                 key = path.relative_to(self.root).as_posix()
                 # "~": lock and unfinished files; a link is not ours, and may lead outside
                 if key.startswith(prefix) and "~" not in name and not path.is_symlink():
-                    found.append(key)
+                    with suppress(FileNotFoundError):  # deleted meanwhile
+                        state = path.stat()
+                        found.append(Listed(key, state.st_size, state.st_mtime))
         return iter(sorted(found))
 
     def delete(self, key: str) -> None:

@@ -11,7 +11,7 @@ from urllib.parse import urlsplit
 
 from dreambooth_core import config
 from dreambooth_core.errors import ConfigError, NotFound, StorageError
-from dreambooth_core.storage import checked_key, checked_prefix, written_beside
+from dreambooth_core.storage import Listed, checked_key, checked_prefix, written_beside
 
 if TYPE_CHECKING:
     from boto3.s3.transfer import TransferConfig
@@ -96,14 +96,25 @@ class S3Store:
             return None
 
     def keys(self, prefix: str) -> Iterator[str]:
+        return (found.key for found in self.listed(prefix))
+
+    def listed(self, prefix: str) -> Iterator[Listed]:
         whole = self._prefix + checked_prefix(prefix)
         with self._spoken("list", prefix):
             pages = self._client.get_paginator("list_objects_v2").paginate(
                 Bucket=self._bucket, Prefix=whole
             )
-            found = [item["Key"] for page in pages for item in page.get("Contents", ())]
+            found = [
+                Listed(
+                    item["Key"][len(self._prefix) :],
+                    item["Size"],
+                    item["LastModified"].timestamp(),
+                )
+                for page in pages
+                for item in page.get("Contents", ())
+            ]
         # not every server lists in the order of the whole key
-        return iter(sorted(key[len(self._prefix) :] for key in found))
+        return iter(sorted(found))
 
     def delete(self, key: str) -> None:
         place = self._place(key)

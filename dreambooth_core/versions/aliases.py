@@ -53,7 +53,7 @@ class Standing(Record):
         return tuple(alias for alias, one in self.aliases.items() if one == version)
 
 
-Action = Literal["register", "promote", "override", "rollback"]
+Action = Literal["register", "promote", "override", "rollback", "reject"]
 
 
 class Change(Record):
@@ -146,6 +146,8 @@ class Book:
 def after(standing: Standing, change: Change) -> Standing:
     """The standing that a change leads to; what is in service twice in a row is so once."""
     champions = standing.champions
+    if change.action == "reject":
+        return standing
     if change.action == "register":
         return standing.model_copy(update={"candidate": change.version})
     if change.action == "rollback":

@@ -61,7 +61,7 @@ def publish(client: Any, book: Book, told: Told) -> str:
     """
     origin, verdict = told.origin, told.verdict
     text = render(book.store, told)
-    key = f"{book.place}/cards/{origin.version}.md"
+    key = _place(book, origin.version)
     book.store.put(key, text.encode())
     client.log_text(origin.run_id, text, FILE)
     uri = f"{book.store.uri}/{key}"
@@ -70,6 +70,11 @@ def publish(client: Any, book: Book, told: Told) -> str:
         book.name, origin.version, f"{said}\n\nModel card: `{FILE}` of the run, stored at `{uri}`"
     )
     return uri
+
+
+def read_card(book: Book, version: str) -> str:
+    """A version's card as it was written last; raises `NotFound`."""
+    return book.store.get(_place(book, version)).decode()
 
 
 def render(store: Store, told: Told) -> str:
@@ -89,6 +94,10 @@ def render(store: Store, told: Told) -> str:
             comfy=_comfy(config, found),
         )
     )
+
+
+def _place(book: Book, version: str) -> str:
+    return f"{book.place}/cards/{version}.md"
 
 
 def _metrics(scores: Scores) -> list[Mapping[str, Any]]:

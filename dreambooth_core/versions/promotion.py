@@ -135,6 +135,32 @@ def rollback(config: Config, store: Store, wish: Wish) -> Standing:
     return followed(config, book)
 
 
+def reject(config: Config, store: Store, wish: Wish) -> Standing:
+    """Write down that a person refuses a version: the gate alone puts it into service no more.
+
+    Raises `ConfigError` without a reason, and for the version that is in service.
+    """
+    if not wish.reason.strip():
+        raise ConfigError(f"why {config.name}/{wish.version} is rejected stands in its log: say it")
+    book = _book(config, store)
+    read_origin(book, wish.version)
+
+    def propose(standing: Standing) -> Change | None:
+        if standing.champion == wish.version:
+            raise ConfigError(
+                f"{book.name}/{wish.version} is the champion: `dreambooth rollback` takes it back"
+            )
+        last = _last_move(book, wish.version)
+        if last and (last.action, last.reason) == ("reject", wish.reason):
+            return None
+        return Change(
+            action="reject", version=wish.version, by=wish.by, when=now(), reason=wish.reason
+        )
+
+    book.enter(propose)
+    return followed(config, book)
+
+
 def standing_of(config: Config, store: Store) -> Standing:
     """Who stands for the model, with MLflow put right if it says otherwise."""
     return _book(config, store).follow(tracking.open_client(config))
@@ -184,12 +210,19 @@ def _doubt(book: Book, standing: Standing, origin: Origin, verdict: Verdict | No
 
 
 def _taken_back(book: Book, version: str) -> str:
-    """Empty, or who took the version out of service since it was promoted last."""
+    """Empty, or who took the version out of service, or refused it, since it was promoted last."""
+    last = _last_move(book, version)
+    if last and last.action in ("rollback", "reject"):
+        did = "took it back" if last.action == "rollback" else "rejected it"
+        return f"{last.by} {did}: a person must promote it"
+    return ""
+
+
+def _last_move(book: Book, version: str) -> Change | None:
+    """The last change about a version, its registration aside."""
     about = [change for change in book.history() if change.version == version]
     moves = [change for change in about if change.action != "register"]
-    if moves and moves[-1].action == "rollback":
-        return f"{moves[-1].by} took it back: a person must promote it"
-    return ""
+    return moves[-1] if moves else None
 
 
 def _rival(book: Book, standing: Standing, weights: str) -> str | None:

@@ -1,20 +1,82 @@
-from dreambooth_core.records import Stage
+from dreambooth_core.forecasts import Forecast
+from dreambooth_core.records import Comparison, Cost, Stage
 from dreambooth_core.summary import Model, Summary
-from tasks.papers import as_markdown
+from tasks.papers import as_markdown, comparison_table, cost_rows, plan_as_markdown
+from tests.registered_by_hand import verdict
+
+SUMMARY = Summary(
+    run_id="tiny-1",
+    status="done",
+    stages={
+        "validate": Stage(status="done", seconds=2, cpu_seconds=1),
+        "train": Stage(status="reused", seconds=1.25, saved=Cost(seconds=100)),
+    },
+    metrics={"clip_i": 0.75},
+    base_metrics={"clip_i": 0.5},
+    model=Model(name="tiny", version="1", aliases=()),
+    artifacts={"report": "file:///r.html"},
+    digests={"weights": None},
+)
+FORECAST = Forecast(
+    photos=4,
+    instance="a" * 64,
+    base="b" * 64,
+    class_images=100,
+    class_images_there=40,
+    trained=None,
+    evaluated_images=36,
+    training_seconds=None,
+)
 
 
 def test_the_note_in_prefect_names_numbers_stages_and_the_report():
-    summary = Summary(
-        run_id="tiny-1",
-        status="done",
-        stages={"train": Stage(status="reused", seconds=1.25)},
-        metrics={"clip_i": 0.75},
-        base_metrics={"clip_i": 0.5},
-        model=Model(name="tiny", version="1", aliases=()),
-        artifacts={"report": "file:///r.html"},
-        digests={"weights": None},
-    )
-    text = as_markdown(summary)
+    text = as_markdown(SUMMARY)
     assert "| clip_i | 0.750 | 0.500 |" in text
     assert "| train | reused | 1.2 |" in text
     assert "(file:///r.html)" in text
+
+
+def test_the_bill_adds_up_what_was_spent_and_what_was_saved():
+    _, train, everything = cost_rows(SUMMARY)
+    assert (train["stage"], train["status"], train["saved seconds"]) == ("train", "reused", "100.0")
+    assert everything == {
+        "stage": "all",
+        "status": "done",
+        "seconds": "3.2",
+        "cpu seconds": "1.0",
+        "gpu seconds": "0.0",
+        "saved seconds": "100.0",
+    }
+
+
+def test_the_plan_says_what_is_there_and_what_the_rest_may_cost():
+    assert "| training | of unknown length: none was done yet |" in plan_as_markdown(FORECAST)
+    assert "| class images | 100, 40 of them reused |" in plan_as_markdown(FORECAST)
+    known = FORECAST.model_copy(update={"training_seconds": 61.4})
+    assert "| training | of about 61 s |" in plan_as_markdown(known)
+    done = known.model_copy(update={"trained": "c" * 64})
+    assert f"| training | reused, {'c' * 16}, 61 s saved |" in plan_as_markdown(done)
+
+
+def test_candidate_and_champion_stand_side_by_side():
+    compared = Comparison(
+        metric="prompt_fidelity",
+        higher_is_better=True,
+        challenger=0.5,
+        champion=0.25,
+        difference=0.25,
+        low=0.125,
+        high=None,
+        level=0.9,
+        win_rate=0.75,
+        p=0.01,
+        smallest_effect=None,
+        prompts=2,
+        images=8,
+    )
+    said = verdict("2", "promote", "tiny/1").model_copy(update={"comparisons": (compared,)})
+    assert comparison_table(said).splitlines() == [
+        "| metric | candidate | tiny/1 | difference | images won |",
+        "|---|---|---|---|---|",
+        "| prompt fidelity | 0.500 | 0.250 | +0.250 | 75% |",
+    ]

@@ -3,6 +3,7 @@
 import hashlib
 import secrets
 import threading
+import time
 from collections.abc import Callable
 from pathlib import Path
 
@@ -10,7 +11,7 @@ import pytest
 
 from dreambooth_core import blobs, config, plugins
 from dreambooth_core.errors import NotFound, StorageError
-from dreambooth_core.storage import Store, open_store
+from dreambooth_core.storage import Store, open_store, renew
 
 
 def _file(request: pytest.FixtureRequest) -> config.Storage:
@@ -260,3 +261,29 @@ def _run(threads: list[threading.Thread]) -> None:
 def _sha(path: Path) -> str:
     with path.open("rb") as file:
         return hashlib.file_digest(file, "sha256").hexdigest()
+
+
+def test_a_listing_says_how_large_and_how_old_things_are(store: Store) -> None:
+    before = time.time()
+    store.put("a/one", b"123")
+    store.put("a/two", b"")
+    store.put("b", b"x")
+    found = list(store.listed("a/"))
+    assert [(one.key, one.size) for one in found] == [("a/one", 3), ("a/two", 0)]
+    # S3 tells whole seconds
+    assert all(before - 2 < one.written < time.time() + 2 for one in found)
+    assert list(store.listed("none")) == []
+
+
+def test_what_is_renewed_is_the_same_and_young(store: Store) -> None:
+    store.put("a", b"123")
+    (first,) = store.listed("a")
+    renew(store, "a", 3600)
+    assert list(store.listed("a")) == [first]
+    time.sleep(1.1)
+    renew(store, "a", 1)
+    (second,) = store.listed("a")
+    assert second.written > first.written
+    assert store.get("a") == b"123"
+    renew(store, "none", 0)
+    assert not store.exists("none")

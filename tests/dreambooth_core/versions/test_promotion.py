@@ -216,3 +216,21 @@ def test_another_address_of_the_same_server_finds_the_same_log(
     champion = promotion.champion_of(other, file_store)
     assert champion is not None
     assert champion.name == "tiny/1"
+
+
+def test_what_a_person_rejected_the_gate_does_not_promote(
+    client, tracked_config, file_store, versions, capsys
+):
+    with pytest.raises(ConfigError, match="say it"):
+        promotion.reject(tracked_config, file_store, Wish("1", "ann"))
+    promotion.reject(tracked_config, file_store, Wish("1", "ann", "too yellow"))
+    promotion.reject(tracked_config, file_store, Wish("1", "ann", "too yellow"))
+    book = registry.open_book(client, tracked_config, file_store)
+    assert log_of(book) == [("reject", "1", "ann")]
+    promotion.settle(tracked_config, file_store, versions[0], verdict("1", "promote", "base"))
+    assert "ann rejected it: a person must promote it" in capsys.readouterr().err
+    assert aliases(client) == {}
+    promotion.promote(tracked_config, file_store, Wish("1", "bob"))
+    assert aliases(client) == {"champion": "1"}
+    with pytest.raises(ConfigError, match="rollback"):
+        promotion.reject(tracked_config, file_store, Wish("1", "ann", "still too yellow"))

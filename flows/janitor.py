@@ -1,0 +1,17 @@
+"""A store in; the same without what nothing needs."""
+
+from prefect import flow
+
+from dreambooth_core.forms import Cleaning
+from dreambooth_core.garbage import Swept
+from dreambooth_core.services import local_services
+from tasks.cleaning import publish_swept, sweep_store
+
+
+@flow(name="janitor", persist_result=False)
+def janitor_flow(cleaning: Cleaning = Cleaning()) -> Swept:  # noqa: B008 - frozen
+    """Count what is old and cannot be reached, and delete it if that is wished."""
+    with local_services(cleaning.config):
+        swept = sweep_store(cleaning)
+        publish_swept(swept)
+        return swept

@@ -1,0 +1,81 @@
+"""The forms that Prefect shows: fields in order, drop-downs, bounds, and little that must be filled in."""
+
+from typing import Any
+
+import pytest
+
+from flows.assess import assess_flow
+from flows.janitor import janitor_flow
+from flows.promote import promote_flow
+from flows.retrain import retrain_flow
+from flows.sample import sample_flow
+from flows.sweep import sweep_flow
+from flows.train import train_flow
+
+FLOWS = [
+    assess_flow,
+    janitor_flow,
+    promote_flow,
+    retrain_flow,
+    sample_flow,
+    sweep_flow,
+    train_flow,
+]
+
+
+def group(flow: Any, name: str) -> dict[str, Any]:
+    return flow.parameters.definitions[name]
+
+
+def in_order(schema: dict[str, Any]) -> list[str]:
+    fields = schema["properties"]
+    return sorted(fields, key=lambda name: fields[name]["position"])
+
+
+def test_the_form_of_a_training_begins_with_the_two_fields_that_must_be_filled_in():
+    config = group(train_flow, "Config")
+    assert config["required"] == ["name", "subject"]
+    order = in_order(config)
+    assert order[:5] == ["name", "subject", "version", "seed", "more_subjects"]
+    wanted = ["model", "dataset", "prior", "train", "adapter", "optimizer", "evaluation", "gate"]
+    assert [name for name in order if name in wanted] == wanted
+    assert order[-2:] == ["tracking", "paths"]
+    subject = group(train_flow, "Subject")
+    assert subject["required"] == in_order(subject)[:2] == ["images", "class_noun"]
+    assert subject["properties"]["images"]["type"] == "string"
+
+
+def test_choices_are_drop_downs_and_numbers_have_bounds():
+    fields = group(train_flow, "Model")["properties"]
+    assert {"sdxl", "flux", "stable_diffusion"} <= set(fields["family"]["enum"])
+    assert (fields["resolution"]["minimum"], fields["resolution"]["maximum"]) == (32, 2048)
+    train = group(train_flow, "Train")["properties"]
+    assert train["method"]["enum"][:2] == ["full", "lora"]
+    assert (train["steps"]["minimum"], train["steps"]["default"]) == (1, 800)
+    assert (train["learning_rate"]["exclusiveMinimum"], train["learning_rate"]["maximum"]) == (0, 1)
+    days = group(promote_flow, "Promotion")["properties"]["days"]
+    assert (days["minimum"], days["maximum"], days["default"]) == (1, 90, 7)
+
+
+@pytest.mark.parametrize(
+    ("flow", "name", "required", "order"),
+    [
+        (retrain_flow, "Retraining", ["config"], ["config", "branch"]),
+        (promote_flow, "Promotion", ["model"], ["model", "days", "place"]),
+        (assess_flow, "Assessment", ["model"], ["model", "seeds", "place"]),
+        (sweep_flow, "Sweep", ["config", "grid"], ["config", "grid", "trials"]),
+        (janitor_flow, "Cleaning", None, ["delete", "days", "storage", "work"]),
+    ],
+)
+def test_the_other_forms_are_short(flow, name, required, order):
+    schema = group(flow, name)
+    assert schema.get("required") == required
+    assert in_order(schema) == order
+
+
+@pytest.mark.parametrize("flow", FLOWS, ids=lambda flow: flow.name)
+def test_every_group_says_what_it_is_and_has_all_its_positions(flow):
+    for name, schema in flow.parameters.definitions.items():
+        assert schema.get("description"), name
+        positions = sorted(field["position"] for field in schema.get("properties", {}).values())
+        assert positions == list(range(len(positions))), name

@@ -1,0 +1,124 @@
+"""A person's word on a version: asked by a flow that ends meanwhile, answered by a command."""
+
+import threading
+import time
+from contextvars import copy_context
+
+import pytest
+from typer.testing import CliRunner
+
+from dreambooth_core import registry, tracking
+from dreambooth_core.errors import ConfigError
+from dreambooth_core.forms import Place, Promotion
+from dreambooth_core.versions import promotion
+from dreambooth_core.versions.origins import read_origin
+from tests.prefect_for_real import ROOT, events, in_a_process, prefect_server
+from tests.registered_by_hand import log_of, verdict, version_by_hand
+
+
+@pytest.fixture(scope="module")
+def server(tmp_path_factory):
+    with prefect_server(tmp_path_factory.mktemp("prefect")) as url:
+        yield url
+
+
+@pytest.fixture
+def book(tracked_config, file_store):
+    """The gate lets version 1 pass, which a person is to promote, and refuses version 2."""
+    gate = tracked_config.gate.model_copy(update={"automatic": False})
+    config = tracked_config.model_copy(update={"gate": gate})
+    client = tracking.open_client(config)
+    for number, outcome in (("1", "promote"), ("2", "keep")):
+        version = version_by_hand(client, config, file_store, "ab"[int(number) - 1])
+        origin = read_origin(registry.open_book(client, config, file_store), number)
+        tags = {
+            "dreambooth.config": config.model_dump_json(exclude={"paths"}),
+            "dreambooth.weights_record": origin.weights,
+        }
+        for name, value in tags.items():
+            client.set_model_version_tag("tiny", number, name, value)
+        promotion.settle(config, file_store, version, verdict(number, outcome, "base"))
+    return registry.open_book(client, config, file_store)
+
+
+def waiting(run_id=None):
+    """The flow run that waits, once one does."""
+    from prefect.client.orchestration import get_client
+
+    deadline = time.monotonic() + 120
+    while time.monotonic() < deadline:
+        with get_client(sync_client=True) as client:
+            for run in client.read_flow_runs():
+                if run.state.is_paused() and run_id in (None, run.id):
+                    return run
+        time.sleep(0.5)
+    raise AssertionError("no flow run waits")
+
+
+def test_an_approval_puts_the_version_into_service(server, book, tracked_config):
+    from flows.promote import promote_flow
+    from tasks.approval import Approval, answer_run
+
+    def answer() -> None:
+        answer_run(waiting().name, Approval(decision="approve", by="ann"))
+
+    # in a bare thread Prefect knows nothing of this server
+    person = threading.Thread(target=copy_context().run, args=(answer,))
+    person.start()
+    asked = Promotion(model="tiny/1", place=Place(work=tracked_config.paths.work))
+    state = promote_flow(asked, return_state=True)
+    person.join()
+    assert state.is_completed(), state.message
+    assert book.standing.champion == "1"
+    assert log_of(book) == [("promote", "1", "ann")]
+    (event,) = events("dreambooth.model.promoted")
+    assert event["resource"]["prefect.resource.id"] == "dreambooth.model.tiny"
+    assert event["payload"]["model"] == "tiny/1"
+    # a champion is not asked about again
+    again = promote_flow(asked, return_state=True)
+    assert (again.name, again.message) == ("Unchanged", "tiny/1 is champion")
+
+
+@pytest.mark.slow
+def test_a_suspended_run_comes_back_for_its_answer(server, book, tracked_config, monkeypatch):
+    from prefect.client.orchestration import get_client
+    from prefect.deployments import run_deployment
+
+    from dreambooth_core.cli.approvals import app
+    from flows.promote import promote_flow
+
+    monkeypatch.chdir(ROOT)
+    asked = Promotion(model="tiny/2", place=Place(work=tracked_config.paths.work))
+    parameters = {"promotion": asked.model_dump(mode="json")}
+    promote_flow.to_deployment("by-hand", parameters=parameters).apply()
+    run = run_deployment("promote/by-hand", timeout=0)
+    in_a_process("flow-run", "execute", str(run.id))
+    run = waiting(run.id)
+    assert run.state.name == "Suspended"
+    with get_client(sync_client=True) as client:
+        keyset = run.state.state_details.run_input_keyset
+        path = f"/flow_runs/{run.id}/input/{keyset['description']}"
+        question = client.request("GET", path).text
+    assert "Put tiny/2 into service?" in question
+    assert "version 2: keep | against base" in question
+    assert book.standing.champion is None
+
+    # what the gate refused needs a reason, and the flow asks for it
+    done = CliRunner().invoke(app, ["approve", run.name, "--by", "ann"])
+    assert done.exception is None, done.exception
+    in_a_process("flow-run", "execute", str(run.id))
+    run = waiting(run.id)
+    done = CliRunner().invoke(app, ["reject", str(run.id), "--by", "ann", "--reason", "too yellow"])
+    assert done.exception is None, done.exception
+    in_a_process("flow-run", "execute", str(run.id))
+    with get_client(sync_client=True) as client:
+        state = client.read_flow_run(run.id).state
+    assert (state.name, state.message) == ("Rejected", "ann rejected tiny/2: too yellow")
+    assert log_of(book) == [("reject", "2", "ann")]
+    assert book.latest().reason == "too yellow"
+    assert book.standing.champion is None
+    (event,) = events("dreambooth.model.rejected")
+    assert event["payload"]["sentence"] == state.message
+    refused = CliRunner().invoke(app, ["approve", run.name])
+    assert isinstance(refused.exception, ConfigError)
+    assert "is Rejected" in str(refused.exception)

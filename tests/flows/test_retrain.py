@@ -1,0 +1,71 @@
+"""Retraining by photos that were pushed: once, not again, and once more when they change."""
+
+import pytest
+
+from dreambooth_core.forms import Assessment, Place, Retraining
+from dreambooth_core.photos.versions import push
+from tests.prefect_for_real import prefect_server
+
+
+@pytest.fixture(scope="module")
+def server(tmp_path_factory):
+    with prefect_server(tmp_path_factory.mktemp("prefect")) as url:
+        yield url
+
+
+def artifacts() -> dict[str, dict]:
+    """The newest artifact of each key."""
+    from prefect.client.orchestration import get_client
+
+    with get_client(sync_client=True) as client:
+        found = client.request("POST", "/artifacts/latest/filter", json={}).json()
+    return {one["key"]: one for one in found}
+
+
+@pytest.mark.slow
+def test_what_has_not_changed_is_not_trained_again(server, tracked_config, file_store):
+    from flows.assess import assess_flow
+    from flows.retrain import retrain_flow
+
+    photos = tracked_config.subject.images
+    subject = tracked_config.subject.model_copy(update={"images": "dataset://robot@latest"})
+    retraining = Retraining(config=tracked_config.model_copy(update={"subject": subject}))
+    first = push(file_store, photos, "robot", 32)
+
+    state = retrain_flow(retraining, return_state=True)
+    # random weights learn nothing in a few steps: the gate keeps what is there
+    assert state.name == "GateRejected", state.message
+    summary = state.result()
+    assert summary.model.version == "1"
+    shown = artifacts()
+    assert shown.keys() >= {
+        "plan",
+        "dataset",
+        "summary",
+        "cost",
+        "verdict",
+        "model-card",
+        "gallery",
+    }
+    assert "| instance images | 4," in shown["plan"]["data"]
+
+    again = retrain_flow(retraining, return_state=True)
+    assert (again.name, again.message) == (
+        "Unchanged",
+        "tiny/1 was trained from the same inputs",
+    )
+    assert again.result() is None
+
+    (photos / "0.png").unlink()
+    second = push(file_store, photos, "robot", 32)
+    assert second.new
+    assert second.reference != first.reference
+    changed = retrain_flow(retraining, return_state=True)
+    assert changed.result().model.version == "2"
+    assert changed.result().digests["dataset"] != summary.digests["dataset"]
+
+    place = Place(work=tracked_config.paths.work)
+    verdict = assess_flow(Assessment(model="tiny/1", place=place))
+    assert (verdict.outcome, verdict.against) == ("keep", "base")
+    fewer = assess_flow(Assessment(model="tiny/1", seeds=1, place=place))
+    assert fewer.digest != verdict.digest

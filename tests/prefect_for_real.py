@@ -1,0 +1,72 @@
+"""A whole Prefect server on loopback, with the services that triggers and schedules live by."""
+
+import os
+import subprocess
+import sys
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+from dreambooth_core.servers import Server, claimed, exported, running
+from dreambooth_core.services import _prefect_answers, _send_the_rest
+
+ROOT = Path(__file__).parent.parent
+
+
+@contextmanager
+def prefect_server(home: Path) -> Iterator[str]:
+    """Its API's URL, which is in the environment and in Prefect's settings meanwhile."""
+    from prefect.settings import PREFECT_API_URL, temporary_settings
+
+    def command(port: int) -> list[str]:
+        app = "prefect.server.api.server:create_app"
+        where = ("--host", "127.0.0.1", "--port", str(port), "--lifespan", "on")
+        return [sys.executable, "-m", "uvicorn", "--factory", app, *where, "--log-level", "warning"]
+
+    quiet = {
+        "PREFECT_HOME": str(home),
+        "PREFECT_SERVER_ANALYTICS_ENABLED": "false",
+        "PREFECT_UI_ENABLED": "0",
+        "PREFECT_LOGGING_TO_API_ENABLED": "false",
+        "DO_NOT_TRACK": "1",
+    }
+    env = {**os.environ, **quiet}
+    server = Server("Prefect's server", command, _prefect_answers, env, home, 240)
+    with claimed(home) as lock, exported(quiet), running(server, lock) as port:
+        url = f"http://127.0.0.1:{port}/api"
+        with exported({"PREFECT_API_URL": url}), temporary_settings({PREFECT_API_URL: url}):
+            try:
+                yield url
+            finally:
+                _send_the_rest()
+
+
+def in_a_process(*words: str) -> str:
+    """What `prefect ...` prints, run in the repository's root as a worker or a person would."""
+    env = {**os.environ, "PYTHONPATH": str(ROOT)}
+    done = subprocess.run(
+        [sys.executable, "-m", "prefect", *words],
+        cwd=ROOT,
+        env=env,
+        capture_output=True,
+        text=True,
+        timeout=240,
+    )
+    assert done.returncode == 0, done.stdout + done.stderr
+    return done.stdout + done.stderr
+
+
+def events(name: str, seconds: float = 60) -> list[dict[str, Any]]:
+    """The events of this name that the server keeps, the oldest first; waits for the first one."""
+    from prefect.client.orchestration import get_client
+
+    asked = {"filter": {"event": {"name": [name]}}}
+    deadline = time.monotonic() + seconds
+    while True:
+        with get_client(sync_client=True) as client:
+            found = client.request("POST", "/events/filter", json=asked).json()["events"]
+        if found or time.monotonic() > deadline:
+            return sorted(found, key=lambda event: event["occurred"])
+        time.sleep(0.5)

@@ -1,0 +1,94 @@
+"""`prefect deploy --all` on a real server: what it is told, and what news make it start."""
+
+import time
+
+import pytest
+import yaml
+
+from dreambooth_core.photos.findings import Validation
+from dreambooth_core.photos.versions import Publication, Pushed
+from tests.prefect_for_real import ROOT, in_a_process, prefect_server
+
+DECLARED = yaml.safe_load((ROOT / "prefect.yaml").read_text(encoding="utf-8"))["deployments"]
+
+
+@pytest.fixture(scope="module")
+def server(tmp_path_factory):
+    with prefect_server(tmp_path_factory.mktemp("prefect")) as url:
+        in_a_process("work-pool", "create", "local", "--type", "process")
+        in_a_process("gcl", "create", "gpu", "--limit", "1")
+        said = in_a_process("--no-prompt", "deploy", "--all")
+        assert "placeholder" not in said
+        yield url
+
+
+def asked(path: str, **what) -> list:
+    from prefect.client.orchestration import get_client
+
+    with get_client(sync_client=True) as client:
+        return client.request("POST", path, json=what).json()
+
+
+def deployed() -> dict[str, dict]:
+    return {found["name"]: found for found in asked("/deployments/filter")}
+
+
+def test_all_are_there_with_their_limits_and_schedules(server):
+    found = deployed()
+    assert set(found) == {one["name"] for one in DECLARED}
+    for one in DECLARED:
+        there = found[one["name"]]
+        assert there["entrypoint"] == one["entrypoint"]
+        assert there["enforce_parameter_schema"]
+        assert there["work_pool_name"] == "local"
+        limit = (there.get("global_concurrency_limit") or {}).get("limit")
+        assert limit == one.get("concurrency_limit", {}).get("limit")
+        schedules = [
+            (each["slug"], each["schedule"]["cron"], each["schedule"]["timezone"])
+            for each in there["schedules"]
+        ]
+        wanted = one.get("schedules", [])
+        assert schedules == [(each["slug"], each["cron"], each["timezone"]) for each in wanted]
+    assert found["weekly"]["concurrency_options"]["collision_strategy"] == "CANCEL_NEW"
+    assert found["nightly"]["parameters"] == {"cleaning": {"delete": False, "days": 30}}
+
+
+def test_what_is_out_of_bounds_is_refused_before_anything_runs(server):
+    from prefect.deployments import run_deployment
+
+    with pytest.raises(Exception, match="minimum"):
+        run_deployment(
+            "janitor/nightly", parameters={"cleaning": {"days": 0.5, "delete": True}}, timeout=0
+        )
+
+
+def test_news_start_what_waits_for_them(server):
+    from tasks.events import MODEL_CANDIDATE, dataset_published, model_event, tell
+
+    publication = Publication(number=1, digest="a" * 64, photos=4, when="now", by="ann")
+    nothing = Validation(folder="x", findings=(), accepted=(), digest="b" * 64)
+    pushed = {
+        "publication": publication,
+        "reference": "dataset://x@latest",
+        "uri": "file:///x",
+        "new": True,
+        "validation": nothing,
+    }
+    deadline = time.monotonic() + 120
+    runs: list[dict] = []
+    told = 0.0
+    while len({run["deployment_id"] for run in runs}) < 2 and time.monotonic() < deadline:
+        if time.monotonic() - told > 20:  # the server loads its triggers a while after they come
+            assert tell(dataset_published(Pushed(name="small-world-robot", **pushed)))
+            assert tell(dataset_published(Pushed(name="another", **pushed)))
+            assert tell(model_event(MODEL_CANDIDATE, "robot", "3", "it is better"))
+            told = time.monotonic()
+        time.sleep(1)
+        found = asked("/flow_runs/filter")
+        runs = [run for run in found if not run["auto_scheduled"]]
+    names = {found["id"]: name for name, found in deployed().items()}
+    started = {names[run["deployment_id"]]: run["parameters"] for run in runs}
+    assert started.keys() == {"on-new-dataset", "on-candidate"}
+    assert started["on-candidate"]["promotion"] == {"model": "robot/3"}
+    config = started["on-new-dataset"]["retraining"]["config"]
+    assert config["subject"]["images"] == "dataset://small-world-robot@latest"
