@@ -50,7 +50,7 @@ def written(tmp_path_factory):
 
 @pytest.mark.parametrize(
     ("page", "width", "charts"),
-    [("report", DESK, 7), ("report", PHONE, 7), ("comparison", PHONE, 1)],
+    [("report", DESK, 8), ("report", PHONE, 8), ("comparison", PHONE, 1)],
 )
 def test_it_opens_from_disk_and_follows_light_and_dark(tab, written, page, width, charts):
     tab.complaints.clear()
