@@ -12,7 +12,7 @@ from dreambooth_core.evaluation import evaluate, judged_like, rows_of
 from dreambooth_core.judging.encoders import Encoder
 from dreambooth_core.judging.plans import plan_of
 from dreambooth_core.judging.statistics import compare, estimate, place
-from dreambooth_core.metrics import catalogue
+from dreambooth_core.metrics import catalogue, range_of
 from dreambooth_core.records import ImageSet, Weights
 
 WITHOUT_A_FINDER = {"subject_fidelity_crop", "clip_i_crop", "identity"}
@@ -131,7 +131,7 @@ def test_every_image_has_a_row_and_every_metric_its_interval(config, file_store,
         drawn = [image.blob.sha256 for one in sets for image in one.images]
         assert [getattr(row, field) for row in rows] == drawn
     for name, value in scores.metrics.items():
-        assert scores.estimates[name] == estimate(name, rows)
+        assert scores.estimates[name] == estimate(name, rows, bounds=range_of(name))
         assert scores.estimates[name].value == value
         of = {"class"} if catalogue()[name].of == "class" else {"scene", "accessory", "property"}
         assert {row.kind for row in rows if name in row.scores} <= of
