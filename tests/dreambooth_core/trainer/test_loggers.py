@@ -1,6 +1,7 @@
 """TensorBoard's event files and Weights & Biases' offline runs, written by Lightning and read back."""
 
 import struct
+import time
 from collections import defaultdict
 from collections.abc import Iterator
 from pathlib import Path
@@ -102,6 +103,9 @@ def test_wandb_offline_leaves_whole_curves_under_the_work_folder(
     monkeypatch.setenv("WANDB_MODE", "offline")
     _interrupted(_with(tiny_config, "wandb"))
     runs = sorted((tiny_config.paths.work / "wandb").glob(f"offline-run-*-{KEY[:32]}"))
+    deadline = time.monotonic() + 60  # a process of its own writes behind ours
+    while _history(runs[-1]) != EXPECTED and time.monotonic() < deadline:
+        time.sleep(0.1)
     assert _history(runs[-1]) == EXPECTED
 
 
