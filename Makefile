@@ -8,7 +8,7 @@ export DO_NOT_TRACK := 1
 export PREFECT_SERVER_ANALYTICS_ENABLED := false
 export MLFLOW_DISABLE_TELEMETRY := true
 
-.PHONY: help install demo test test-fast check clean
+.PHONY: help install demo test test-servers test-fast check clean
 
 help: ## Show this list
 	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | awk -F ':.*## ' '{printf "  make %-10s %s\n", $$1, $$2}'
@@ -28,12 +28,16 @@ demo: install ## Learn the small world's dog: photos to report, in minutes
 PYTEST := $(BIN)/python -m pytest -n auto --dist loadfile --no-loadscope-reorder
 
 test: export OMP_NUM_THREADS := 1
-test: install ## Run every test
-	$(PYTEST)
+test: install ## Run every test but those of whole stacks of servers
+	$(PYTEST) -m "not servers"
+
+test-servers: export OMP_NUM_THREADS := 1
+test-servers: install ## Run the tests of whole stacks of servers
+	$(PYTEST) -m servers
 
 test-fast: export OMP_NUM_THREADS := 1
 test-fast: install ## Run the tests that take seconds
-	$(PYTEST) -m "not slow"
+	$(PYTEST) -m "not slow and not servers"
 
 check: install ## Ruff, format, mypy, and the layer test
 	$(BIN)/ruff check .

@@ -12,6 +12,9 @@ from tests.prefect_for_real import ROOT, in_a_process, prefect_server
 DECLARED = yaml.safe_load((ROOT / "prefect.yaml").read_text(encoding="utf-8"))["deployments"]
 
 
+pytestmark = pytest.mark.servers
+
+
 @pytest.fixture(scope="module")
 def server(tmp_path_factory):
     with prefect_server(tmp_path_factory.mktemp("prefect")) as url:

@@ -79,7 +79,8 @@ def test_an_approval_puts_the_version_into_service(server, book, tracked_config)
     assert (again.name, again.message) == ("Unchanged", "tiny/1 is champion")
 
 
-@pytest.mark.slow
+@pytest.mark.servers
+@pytest.mark.timeout(1200)
 def test_a_suspended_run_comes_back_for_its_answer(server, book, tracked_config, monkeypatch):
     from prefect.client.orchestration import get_client
     from prefect.deployments import run_deployment

@@ -22,7 +22,7 @@ def artifacts() -> dict[str, dict]:
     return {one["key"]: one for one in found}
 
 
-@pytest.mark.slow
+@pytest.mark.servers
 def test_what_has_not_changed_is_not_trained_again(server, tracked_config, file_store):
     from flows.assess import assess_flow
     from flows.retrain import retrain_flow

@@ -78,7 +78,7 @@ def test_the_server_takes_every_one(api: str) -> None:
     assert (lost["posture"], lost["within"]) == ("Proactive", 540)
 
 
-@pytest.mark.slow
+@pytest.mark.servers
 def test_a_run_without_a_heartbeat_is_crashed_and_taken_up_again(api: str) -> None:
     """As the files say it, but after 10 s instead of 540."""
     lost = document(FOLDER / "lost-heartbeat.yaml")

@@ -105,7 +105,7 @@ def _pids(standing: Mapping[str, Any]) -> dict[str, int]:
     return {name: part["pid"] for name, part in standing["parts"].items()}
 
 
-@pytest.mark.slow
+@pytest.mark.servers
 @pytest.mark.timeout(1200)
 def test_a_whole_life(home: Path, project: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     words = ("up", "--folder", str(home), "--project", str(project), "--json")
