@@ -86,16 +86,30 @@ class Config(Section):
         return self
 
 
-def _disagreements(config: Config) -> list[tuple[bool, str]]:
-    """Combinations without a meaning: whether the config has one, and what to say."""
-    train, prior, optimizer = config.train, config.prior, config.optimizer
-    adapter, inverts = train.method in ADAPTERS, train.method in INVERSIONS
-    predicts = prior.enabled and prior.target == "prediction"
-    fused, free = optimizer.fused_backward, optimizer.name == "schedule_free"
-    late = train.text_encoder_until < 1
+Disagreement = tuple[bool, str]
+"""Whether a config has a combination without a meaning, and what to say of it."""
+
+
+def _disagreements(config: Config) -> list[Disagreement]:
+    return [
+        *_of_methods(config),
+        *_of_optimizers(config),
+        *_of_text_encoders(config),
+        *_of_shards(config),
+        (
+            config.choosing.every is None and config.choosing != Choosing(),
+            "choosing.* has no effect without choosing.every",
+        ),
+    ]
+
+
+def _of_methods(config: Config) -> list[Disagreement]:
+    """What `train.method` does not go with."""
+    train, prior, quantize = config.train, config.prior, config.model.quantize
+    adapter = train.method in ADAPTERS
     return [
         (
-            predicts and not adapter,
+            prior.enabled and prior.target == "prediction" and not adapter,
             f"prior.target: prediction needs an adapter to switch off, which train.method "
             f"{train.method} has not: use lora, dora, lokr or pivotal, or prior.target: images",
         ),
@@ -114,14 +128,22 @@ def _disagreements(config: Config) -> list[tuple[bool, str]]:
             "prior.alongside needs class images to make: prior.enabled and prior.target: images",
         ),
         (
-            config.model.quantize != "none" and not adapter,
+            quantize != "none" and not adapter,
             f"model.quantize freezes the denoiser, which train.method {train.method} trains: "
             "use lora, dora, lokr or pivotal",
         ),
         (
-            config.model.quantize != "none" and train.method == "lokr",
+            quantize != "none" and train.method == "lokr",
             "lokr has no layers for a quantized denoiser: use lora, dora or pivotal",
         ),
+    ]
+
+
+def _of_optimizers(config: Config) -> list[Disagreement]:
+    """What an optimizer, or its step within the backward pass, does not go with."""
+    train, optimizer = config.train, config.optimizer
+    fused, late = optimizer.fused_backward, train.text_encoder_until < 1
+    return [
         (
             fused and (train.accumulate > 1 or train.max_grad_norm is not None),
             "optimizer.fused_backward frees each gradient at once: it needs train.accumulate: 1 "
@@ -142,9 +164,18 @@ def _disagreements(config: Config) -> list[tuple[bool, str]]:
             f"{train.learning_rate:g}: set that to 1",
         ),
         (
-            free and (train.lr_schedule != "constant" or train.ema is not None),
+            optimizer.name == "schedule_free"
+            and (train.lr_schedule != "constant" or train.ema is not None),
             "schedule_free averages by itself: it needs train.lr_schedule: constant and no train.ema",
         ),
+    ]
+
+
+def _of_text_encoders(config: Config) -> list[Disagreement]:
+    """What has no effect on text encoders that rest."""
+    train = config.train
+    late, inverts = train.text_encoder_until < 1, train.method in INVERSIONS
+    return [
         (
             train.text_encoder is False and train.text_encoder_learning_rate is not None,
             "train.text_encoder_learning_rate has no effect with train.text_encoder: false",
@@ -153,26 +184,30 @@ def _disagreements(config: Config) -> list[tuple[bool, str]]:
             late and not inverts and train.text_encoder is False,
             "train.text_encoder_until has no effect with train.text_encoder: false",
         ),
+    ]
+
+
+def _of_shards(config: Config) -> list[Disagreement]:
+    """What a model in shards does not go with."""
+    train = config.train
+    sharded = train.strategy == "fsdp2"
+    return [
         (
-            train.strategy == "fsdp2" and optimizer.name != "adamw",
+            sharded and config.optimizer.name != "adamw",
             "train.strategy fsdp2 goes with optimizer.name: adamw",
         ),
         (
-            train.strategy == "fsdp2" and train.precision == "fp16",
+            sharded and train.precision == "fp16",
             "train.strategy fsdp2 has no loss scaling for fp16: set train.precision: bf16 or fp32",
         ),
         (
-            train.strategy == "fsdp2" and config.model.quantize == "int8",
+            sharded and config.model.quantize == "int8",
             "model.quantize int8 makes weights that train.strategy fsdp2 cannot cut into pieces: "
             "use nf4, or ddp",
         ),
         (
-            train.strategy == "fsdp2" and config.choosing.every is not None,
+            sharded and config.choosing.every is not None,
             "choosing.every looks at a whole model, which train.strategy fsdp2 leaves to no rank: "
             "use ddp, or leave choosing.every out",
-        ),
-        (
-            config.choosing.every is None and config.choosing != Choosing(),
-            "choosing.* has no effect without choosing.every",
         ),
     ]
