@@ -3,32 +3,20 @@ import io
 import numpy as np
 import pytest
 from PIL import Image
-from safetensors.numpy import load_file, save
 
 from dreambooth_core import dataset, sampling
-from dreambooth_core.blobs import digest_json, get_blob, put_blob
+from dreambooth_core.blobs import get_blob
 from dreambooth_core.errors import ModelError
 from dreambooth_core.evaluation import evaluate, judged_like, rows_of
 from dreambooth_core.judging.encoders import Encoder
 from dreambooth_core.judging.plans import plan_of
 from dreambooth_core.judging.statistics import compare, estimate, place
 from dreambooth_core.metrics import catalogue, range_of
-from dreambooth_core.records import ImageSet, Weights
+from dreambooth_core.records import ImageSet
+from tests.moved_weights import weights_of
 
 WITHOUT_A_FINDER = {"subject_fidelity_crop", "clip_i_crop", "identity"}
 WITHOUT_A_MODEL = {"lpips_diversity", "judged_subject", "judged_prompt"}
-
-
-def weights_of(base, store, shift: float) -> Weights:
-    """The base's denoiser with every weight moved a little."""
-    tensors = load_file(base / "unet" / "diffusion_pytorch_model.safetensors")
-    moved = save({name: tensor * (1 + shift) for name, tensor in tensors.items()})
-    files = {
-        "unet/config.json": put_blob(store, base / "unet" / "config.json"),
-        "unet/diffusion_pytorch_model.safetensors": put_blob(store, moved),
-    }
-    digest = digest_json({name: blob.sha256 for name, blob in files.items()})
-    return Weights(uri="x", digest=digest, method="full", files=files, steps=1)
 
 
 @pytest.fixture

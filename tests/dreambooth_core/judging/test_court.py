@@ -3,17 +3,16 @@ from pathlib import Path
 import numpy as np
 import pytest
 from PIL import Image
-from safetensors.numpy import load_file, save
 from scipy import stats
 
 from dreambooth_core import dataset
-from dreambooth_core.blobs import digest_json, put_blob
 from dreambooth_core.config import Config
 from dreambooth_core.errors import ConfigError
 from dreambooth_core.evaluation import evaluate, rows_of
 from dreambooth_core.judging.court import half_widths, judge, override
 from dreambooth_core.records import Contender, Scores, Verdict, Weights
 from dreambooth_core.storage import open_store
+from tests.moved_weights import weights_of
 
 RULES = {
     "primary": ["subject_fidelity"],
@@ -25,18 +24,6 @@ RULES = {
 
 LOW, NEAR, HIGH = 0.05, 0.0501, 0.1
 """How far weights are moved from the base's."""
-
-
-def weights_of(base, store, shift: float) -> Weights:
-    """The base's denoiser with every weight moved a little."""
-    tensors = load_file(base / "unet" / "diffusion_pytorch_model.safetensors")
-    moved = save({name: tensor * (1 + shift) for name, tensor in tensors.items()})
-    files = {
-        "unet/config.json": put_blob(store, base / "unet" / "config.json"),
-        "unet/diffusion_pytorch_model.safetensors": put_blob(store, moved),
-    }
-    digest = digest_json({name: blob.sha256 for name, blob in files.items()})
-    return Weights(uri="x", digest=digest, method="full", files=files, steps=1)
 
 
 class Bench:

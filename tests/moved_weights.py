@@ -1,0 +1,21 @@
+"""Full weights that nobody trained: a base's own, moved."""
+
+from pathlib import Path
+
+from safetensors.numpy import load_file, save
+
+from dreambooth_core.blobs import digest_json, put_blob
+from dreambooth_core.records import Weights
+from dreambooth_core.storage import Store
+
+
+def weights_of(base: Path, store: Store, shift: float) -> Weights:
+    """The base's denoiser with every weight moved a little."""
+    tensors = load_file(base / "unet" / "diffusion_pytorch_model.safetensors")
+    moved = save({name: tensor * (1 + shift) for name, tensor in tensors.items()})
+    files = {
+        "unet/config.json": put_blob(store, base / "unet" / "config.json"),
+        "unet/diffusion_pytorch_model.safetensors": put_blob(store, moved),
+    }
+    digest = digest_json({name: blob.sha256 for name, blob in files.items()})
+    return Weights(uri="x", digest=digest, method="full", files=files, steps=1)
