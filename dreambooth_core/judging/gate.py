@@ -14,6 +14,7 @@ from dreambooth_core.config import Gate
 from dreambooth_core.errors import ConfigError
 from dreambooth_core.judging.integrity import Case, metrics_of, primary, rival, sound, unsound
 from dreambooth_core.judging.statistics import compare, estimate, shared_metrics
+from dreambooth_core.metrics import range_of
 from dreambooth_core.records import Comparison, Reason, Verdict
 
 Outcome = Literal["promote", "keep", "inconclusive"]
@@ -91,7 +92,7 @@ def _limits(case: Case, rules: Gate, level: float, directions: Directions) -> It
     for metric, limit in rules.limits.items():
         if limit is None or metric not in known & directions.keys():
             continue
-        found, up = estimate(metric, rows, level), directions[metric]
+        found, up = estimate(metric, rows, level, range_of(metric)), directions[metric]
         outcome = _against(limit, found.low, found.high, up)
         side = "at least" if up else "at most"
         sentence = (

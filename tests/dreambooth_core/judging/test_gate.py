@@ -157,6 +157,14 @@ def test_the_sentence_has_the_deciding_numbers():
     assert open_.sentence.startswith("Not certain yet: identity is 0.800 against 0.800 of dog/3")
 
 
+def test_a_limits_interval_ends_where_no_mean_can_be():
+    rules = RULES.model_copy(update={"limits": {"prompt_fidelity": 0.9}})
+    wild = decided(measured(2, prompt_fidelity=0.95, noise=0.2), rules=rules)
+    (limit,) = (each for each in wild.reasons if each.rule == "absolute")
+    assert limit.sentence.startswith("prompt fidelity is 0.950 (0.")
+    assert limit.sentence.endswith(" to 1.000), where at least 0.900 is asked")
+
+
 def test_after_the_last_round_uncertainty_keeps_the_champion():
     found = decided(measured(2), CHAMPION, round=3)
     assert found.outcome == "keep"
