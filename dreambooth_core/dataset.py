@@ -66,9 +66,10 @@ def collect(store: "Store", config: config.Config) -> tuple[ImageSet, Validation
     """Validate all subjects' photos and store normalised copies: upright sRGB PNGs, no metadata.
 
     Ordered by subject and content, so that renaming the files changes nothing. Raises `ConfigError`
-    for a missing folder, `DatasetRefused` with the hard findings.
+    for a missing folder, `DatasetRefused` with the hard findings, `ModelError` for a missing finder.
     """
     from dreambooth_core import blobs
+    from dreambooth_core.photos import marking
 
     rules, resolution = config.dataset, config.model.resolution
     surveys = [
@@ -83,6 +84,9 @@ def collect(store: "Store", config: config.Config) -> tuple[ImageSet, Validation
         for number, found in enumerate(surveys)
         for member in _members(store, rules, number, found)
     ]
+    if rules.find_masks:
+        members, remarks = marking.marked(store, config, members)
+        validation = validation.model_copy(update={"findings": (*validation.findings, *remarks)})
     return blobs.image_set(store, "datasets", members), validation
 
 

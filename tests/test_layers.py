@@ -23,7 +23,7 @@ LEVELS = [
     "drawing.flags drawing.noise_schedulers drawing.sheets "
     "judging.crops judging.encoders judging.gate judging.integrity judging.perceptual "
     "judging.statistics "
-    "photos.candidates photos.captions photos.findings photos.sets "
+    "photos.candidates photos.captions photos.findings photos.marking photos.sets "
     "trainer.quantization trainer.walks",
     "checkpoints optimizers training sampling summary exports "
     "drawing.painters "

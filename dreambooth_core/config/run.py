@@ -96,6 +96,7 @@ def _disagreements(config: Config) -> list[Disagreement]:
         *_of_optimizers(config),
         *_of_text_encoders(config),
         *_of_shards(config),
+        *_of_masks(config),
         (
             config.choosing.every is None and config.choosing != Choosing(),
             "choosing.* has no effect without choosing.every",
@@ -135,6 +136,21 @@ def _of_methods(config: Config) -> list[Disagreement]:
         (
             quantize != "none" and train.method == "lokr",
             "lokr has no layers for a quantized denoiser: use lora, dora or pivotal",
+        ),
+    ]
+
+
+def _of_masks(config: Config) -> list[Disagreement]:
+    """What masks that are to be found need."""
+    wanted = config.dataset.find_masks
+    return [
+        (
+            wanted and not config.loss.masks,
+            "dataset.find_masks has no effect without loss.masks: true",
+        ),
+        (
+            wanted and config.evaluation.finder.kind is None,
+            "dataset.find_masks needs someone to find the subject: set evaluation.finder",
         ),
     ]
 

@@ -87,10 +87,26 @@ def without(image: Image, spot: Spot) -> Image:
     alike in all pictures and so make all surroundings alike; only where nothing is left is it grey.
     """
     pixels = np.asarray(image.convert("RGB")).copy()
-    covered = _covered(spot, pixels.shape[:2])
-    rest = pixels[~covered]
-    pixels[covered] = _mean(rest) if len(rest) else GREY
+    subject = covered(spot, pixels.shape[:2])
+    rest = pixels[~subject]
+    pixels[subject] = _mean(rest) if len(rest) else GREY
     return pil.fromarray(pixels)
+
+
+def covered(spot: Spot, shape: tuple[int, ...]) -> NDArray[np.bool_]:
+    """(height, width) of the spot's picture, true on the subject and a fringe around it.
+
+    The whole box where there is no mask, without a fringe.
+    """
+    from scipy.ndimage import maximum_filter
+
+    if spot.mask is None:
+        left, top, right, bottom = spot.box
+        box = np.zeros(shape, dtype=np.bool_)
+        box[top:bottom, left:right] = True
+        return box
+    reach = max(1, round(FRINGE * max(shape)))
+    return np.asarray(maximum_filter(spot.mask, 2 * reach + 1))
 
 
 def finder_digest(rules: "config.Finder") -> str | None:
@@ -106,19 +122,6 @@ def _known(image: Image, mask: Image | None) -> Spot | None:
     if mask is None:
         return None
     return spot_of_mask(mask if mask.size == image.size else mask.resize(image.size))
-
-
-def _covered(spot: Spot, shape: tuple[int, ...]) -> NDArray[np.bool_]:
-    """(height, width), true on what is to be painted over."""
-    from scipy.ndimage import maximum_filter
-
-    if spot.mask is None:
-        left, top, right, bottom = spot.box
-        covered = np.zeros(shape, dtype=np.bool_)
-        covered[top:bottom, left:right] = True
-        return covered
-    reach = max(1, round(FRINGE * max(shape)))
-    return np.asarray(maximum_filter(spot.mask, 2 * reach + 1))
 
 
 def _edge(pixels: NDArray[np.uint8]) -> NDArray[np.uint8]:

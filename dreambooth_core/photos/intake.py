@@ -37,13 +37,17 @@ def take_in(config: Config, store: Store) -> tuple[Intake, bool]:
         folders = ", ".join(str(subject.images) for subject in config.subjects)
         raise ConfigError(
             f"loss.masks is on and no photo in {folders} has a mask: put <photo>.mask.png beside "
-            "one, white on the subject, or set loss.masks: false"
+            "one, white on the subject, set dataset.find_masks: true, or loss.masks: false"
         )
     return taken, reused
 
 
 def _inputs(config: Config) -> dict[str, object]:
+    from dreambooth_core.judging.crops import finder_digest
+
+    finds = config.dataset.find_masks
     return {
+        "finder": finder_digest(config.evaluation.finder) if finds else None,
         "subjects": [_files(subject) for subject in config.subjects],
         "rules": config.dataset,
         "resolution": config.model.resolution,
