@@ -52,7 +52,8 @@ class Run:
                 "checkpoints": self.checkpoints,
                 "prior": {"images": 4},
                 "sampler": {"inference_steps": 2, "batch_size": 2},
-                "storage": self.storage or {"uri": f"file://{self.work / 'store'}", "endpoint": None},
+                "storage": self.storage
+                or {"uri": f"file://{self.work / 'store'}", "endpoint": None},
                 "paths": {"work": self.work},
             }
         )
