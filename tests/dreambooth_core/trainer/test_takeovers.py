@@ -23,12 +23,16 @@ from dreambooth_core.errors import Superseded
 from dreambooth_core.leases import Lease
 from dreambooth_core.storage import Store, open_store
 
-pytestmark = [pytest.mark.servers, pytest.mark.skipif(sys.platform != "linux", reason="/proc")]
+pytestmark = [
+    pytest.mark.servers,
+    pytest.mark.timeout(1800),
+    pytest.mark.skipif(sys.platform != "linux", reason="/proc"),
+]
 
 SILENCE = 6.0
 """Seconds until others take over; four beats, also on a busy machine."""
-PATIENCE = 300.0
-STEPS = 120
+PATIENCE = 600.0
+STEPS = 40
 COMMAND = f"""
 import sys
 from dreambooth_core import cli, leases
@@ -148,8 +152,8 @@ def config(tiny_config: Config, mlflow_tables: Path, tmp_path: Path) -> Config:
     tables = tmp_path / "mlflow.db"
     tables.write_bytes(mlflow_tables.read_bytes())
     document = tiny_config.model_dump(mode="json")
-    document["train"]["steps"] = STEPS
-    document["checkpoints"] = {"every": 5}
+    document["train"] |= {"steps": STEPS, "method": "lora"}
+    document["checkpoints"] = {"every": 4}
     document["tracking"] = {"uri": f"sqlite:///{tables}"}
     return Config.model_validate(document)
 
