@@ -177,6 +177,14 @@ def test_one_that_is_taken_over_inside_an_upload_leaves_nothing_to_find(
     assert checkpoints.download(file_store, "runs/k", tmp_path / "there") is not None
 
 
+def test_a_late_clearing_spares_what_a_later_holder_is_writing(file_store) -> None:
+    for name in ("00000010.1", "00000020.1", "00000030.2", "00000040"):
+        file_store.put(f"runs/k/checkpoints/{name}/scalars.json", b"{}")
+    checkpoints._clear(file_store, "runs/k/checkpoints", ["00000010.1"], 1)
+    keys = file_store.keys("runs/k/checkpoints/")
+    assert [key.split("/")[3] for key in keys] == ["00000010.1", "00000030.2"]
+
+
 def test_background_does_what_waits_once_and_survives_errors(capsys) -> None:
     begun, go, done = threading.Event(), threading.Event(), []
 
