@@ -12,6 +12,7 @@ runs/<key>/         below paths.work
     stop                made by a person: save, and end as preempted
     meeting/            where several ranks find one another; gone when they are
     weights/            the result, before it is stored
+    lock                held while any process works here (see leases.py)
 """
 
 import json
