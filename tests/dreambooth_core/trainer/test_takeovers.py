@@ -187,8 +187,10 @@ def test_of_two_at_once_one_trains_and_the_other_takes_its_weights(
 ) -> None:
     first = team.start("first")
     until(team.lease, first)
+    team.freeze(first)  # until the other one, which has yet to start, has seen it hold the lease
     second = team.start("second")
-    until(lambda: "waiting for the result" in second.said, first, second)
+    until(lambda: "waiting for the result" in second.said, second)
+    first.signal(signal.SIGCONT)
     assert f"is being made by process {first.process.pid} on " in second.said
     mine, theirs = first.result(), second.result()
     assert mine["digests"]["weights"] == theirs["digests"]["weights"] == undisturbed
