@@ -131,11 +131,14 @@ class Team:
         lease = self.lease()
         return lease.number if lease else 0
 
-    def status(self) -> str:
+    def statuses(self) -> list[str]:
+        """Of the runs in MLflow that belong to this store."""
         client = MlflowClient(tracking_uri=self.config.tracking.uri)
-        experiments = [found.experiment_id for found in client.search_experiments()]
-        (run,) = client.search_runs(experiments)
-        return str(run.info.status)
+        known = [
+            (found.experiment_id, found.artifact_location) for found in client.search_experiments()
+        ]
+        ours = [name for name, place in known if place.startswith(f"{self.store.uri}/")]
+        return [run.info.status for run in client.search_runs(ours)]
 
 
 def until(moment: Callable[[], object], *alive: Machine) -> None:
@@ -197,7 +200,7 @@ def test_of_two_at_once_one_trains_and_the_other_takes_its_weights(
     assert (mine["reused"], theirs["reused"]) == (False, True)
     assert (first.trained, second.trained) == (True, False)
     assert team.number() == 1
-    assert team.status() == "FINISHED"
+    assert team.statuses() == ["FINISHED"]
 
 
 def test_what_a_lost_machine_has_begun_another_ends(team: Team, undisturbed: str) -> None:
@@ -232,4 +235,4 @@ def test_who_slept_too_long_is_fenced_off(team: Team, undisturbed: str) -> None:
     assert {name.partition(".")[2] for name in team.counts()} == {"2"}
     folders = {key.split("/")[3] for key in team.store.keys("runs/") if "/checkpoints/" in key}
     assert folders == set(team.counts())
-    assert team.status() == "FINISHED"
+    assert team.statuses() == ["FINISHED"]
