@@ -7,8 +7,9 @@ A checkpoint is a folder named by its step:
         scalars.json            what is no tensor: optimizer, loss scaling, looks
         manifest.json           step, run, code, and each file's size and SHA-256; written last
 
-Locally the folder is filled beside, flushed and renamed. In the store its files come first and its
-manifest last; they are not blobs, so that a checkpoint that is no longer kept can be deleted.
+Locally the folder is filled beside, flushed and renamed. In the store it is
+`<run>/checkpoints/<step>.<number>/`, of the number of its writer's lease, and counts once the lease
+names it; its files are not blobs, so that a checkpoint that is no longer kept can be deleted.
 """
 
 import json
@@ -23,14 +24,17 @@ from typing import TYPE_CHECKING, Any
 
 from pydantic import ValidationError
 
+from dreambooth_core import leases
 from dreambooth_core.blobs import digest_of_file
 from dreambooth_core.errors import NotFound, StageFailed, StorageError
+from dreambooth_core.leases import Hold
 from dreambooth_core.records import Blob, Record
 from dreambooth_core.storage import Store, flushed
 
 if TYPE_CHECKING:
     from torch import Tensor
 
+CHECKPOINTS = "checkpoints"
 MANIFEST = "manifest.json"
 SCALARS = "scalars.json"
 
@@ -169,27 +173,37 @@ def prune(folder: Path, retention: Retention, best: int | None) -> None:
             shutil.rmtree(path.rename(path.with_suffix(".partial")), ignore_errors=True)
 
 
-def mirror(store: Store, prefix: str, folder: Path, retention: Retention) -> None:
-    """Bring the store's `<prefix>/<step>/` up to date with the folder, the newest first.
+def mirror(hold: Hold, folder: Path, retention: Retention) -> None:
+    """Bring what counts in the store up to date with the folder, the newest first.
 
-    Each manifest comes last. What `retention` does not keep, of both, is deleted there.
+    What `retention` does not keep, of both, counts no longer and is deleted there, like what was
+    left by whoever held the lease before. Raises `Superseded`.
     """
-    stored, best = set(_stored_steps(store, prefix)), None
+    store, run, number = hold.store, hold.place, hold.lease().number
+    stored, best = {_step(name): name for name in counting(store, run)}, None
     for path in reversed(_steps(folder)):
         manifest = verify(path)
         if manifest is None:
             continue  # pruned or replaced meanwhile
         best = manifest.best if best is None else best
-        if path.name not in stored:
+        if int(path.name) not in stored:
+            name = f"{path.name}.{number}"
             with suppress(FileNotFoundError):
-                _upload(store, f"{prefix}/{path.name}", path, manifest)
-                stored.add(path.name)
-    kept = retention.kept([int(step) for step in stored], best)
-    for step in stored:
-        if int(step) not in kept:
-            store.delete(f"{prefix}/{step}/{MANIFEST}")
-            for key in list(store.keys(f"{prefix}/{step}/")):
-                store.delete(key)
+                _upload(store, f"{run}/{CHECKPOINTS}/{name}", path, manifest)
+                stored[manifest.step] = name
+                hold.amend(checkpoints=tuple(sorted(stored.values())))
+    kept = retention.kept(stored, best)
+    names = sorted(name for step, name in stored.items() if step in kept)
+    hold.amend(checkpoints=tuple(names))
+    _clear(store, f"{run}/{CHECKPOINTS}", names, number)
+
+
+def counting(store: Store, run: str) -> list[str]:
+    """Names of a run's checkpoints in the store, the newest last: those its lease names, if there."""
+    lease = leases.read(store, run)
+    keys = store.keys(f"{run}/{CHECKPOINTS}/") if lease else iter(())
+    there = {key.split("/")[-2] for key in keys if key.endswith(f"/{MANIFEST}")}
+    return sorted(there.intersection(lease.checkpoints if lease else ()))
 
 
 def _upload(store: Store, place: str, path: Path, manifest: Checkpoint) -> None:
@@ -197,34 +211,50 @@ def _upload(store: Store, place: str, path: Path, manifest: Checkpoint) -> None:
         store.put_file(f"{place}/{name}", path / name)
 
 
-def download(store: Store, prefix: str, folder: Path) -> tuple[Path, Checkpoint] | None:
-    """Bring the newest true checkpoint of the store to `folder`; None when there is none."""
-    for step in reversed(_stored_steps(store, prefix)):
-        manifest = _brought(store, prefix, folder, step)
+def _clear(store: Store, place: str, names: Collection[str], number: int) -> None:
+    """Delete what does not count, the manifests first.
+
+    What a later holder may be writing stays: nobody can make anything of earlier ones count again.
+    """
+    for key in sorted(store.keys(f"{place}/"), key=lambda key: not key.endswith(f"/{MANIFEST}")):
+        name = key.split("/")[-2]
+        if name not in names and int(name.partition(".")[2] or 0) <= number:
+            store.delete(key)
+
+
+def download(
+    store: Store, run: str, folder: Path, above: int = 0
+) -> tuple[Path, Checkpoint] | None:
+    """Bring the store's newest true checkpoint to `folder`; None without one beyond step `above`."""
+    for name in reversed(counting(store, run)):
+        if _step(name) <= above:
+            break
+        manifest = _brought(store, run, folder, name)
         if manifest is not None:
-            return folder / step, manifest
+            return folder / f"{manifest.step:08d}", manifest
     return None
 
 
-def bring(store: Store, prefix: str, folder: Path, step: int) -> Path | None:
+def bring(store: Store, run: str, folder: Path, step: int) -> Path | None:
     """The true checkpoint of one step, from the folder or else from the store; None without one."""
-    name = f"{step:08d}"
-    here = verify(folder / name) or _brought(store, prefix, folder, name)
-    return folder / name if here else None
+    path = folder / f"{step:08d}"
+    stored = [name for name in counting(store, run) if _step(name) == step]
+    here = verify(path) or any(_brought(store, run, folder, name) for name in stored)
+    return path if here else None
 
 
-def _brought(store: Store, prefix: str, folder: Path, step: str) -> Checkpoint | None:
-    beside = folder / f"{step}.partial"
+def _brought(store: Store, run: str, folder: Path, name: str) -> Checkpoint | None:
+    final = folder / f"{_step(name):08d}"
+    beside = final.with_suffix(".partial")
     shutil.rmtree(beside, ignore_errors=True)
     beside.mkdir(parents=True)
     with suppress(NotFound):
-        for key in store.keys(f"{prefix}/{step}/"):
+        for key in store.keys(f"{run}/{CHECKPOINTS}/{name}/"):
             store.get_file(key, beside / key.rsplit("/", 1)[-1])
     manifest = verify(beside)
     if manifest is None:
         shutil.rmtree(beside, ignore_errors=True)
         return None
-    final = folder / step
     shutil.rmtree(final, ignore_errors=True)
     beside.rename(final)
     return manifest
@@ -297,6 +327,6 @@ def _steps(folder: Path) -> list[Path]:
     return sorted(path for path in folder.iterdir() if path.is_dir() and path.name.isdigit())
 
 
-def _stored_steps(store: Store, prefix: str) -> list[str]:
-    keys = store.keys(f"{prefix}/")
-    return sorted({key.split("/")[-2] for key in keys if key.endswith(f"/{MANIFEST}")})
+def _step(name: str) -> int:
+    """Of a checkpoint in the store."""
+    return int(name.partition(".")[0])

@@ -7,6 +7,7 @@
     │   ├── StorageError         the store could not be reached, or its content is not what was put
     │   │   └── NotFound             there is no such object
     │   ├── ModelError           a model folder is missing, incomplete or of another family
+    │   ├── Superseded           another process has taken over what this one was making
     │   └── Unanswered           a vision-language model had no usable answer to one question
     └── Preempted           75   asked to stop: everything is saved, the same command goes on
 
@@ -46,6 +47,10 @@ class NotFound(StorageError):
 
 class ModelError(StageFailed):
     """A model folder is missing, incomplete or of another family."""
+
+
+class Superseded(StageFailed):
+    """Another process has taken over what this one was making, whose work counts no more."""
 
 
 class Unanswered(StageFailed):

@@ -12,9 +12,9 @@ runs/<key>/         below paths.work
     stop                made by a person: save, and end as preempted
     meeting/            where several ranks find one another; gone when they are
     weights/            the result, before it is stored
+    lock                held while any process works here (see leases.py)
 """
 
-import fcntl
 import json
 import os
 import shutil
@@ -33,10 +33,11 @@ from dreambooth_core import bases, checkpoints, console
 from dreambooth_core.blobs import digest_json, get_record, put_blob
 from dreambooth_core.config import ADAPTERS, INVERSIONS, Config
 from dreambooth_core.errors import Preempted, StageFailed
+from dreambooth_core.leases import Hold
 from dreambooth_core.priors import ClassImage, class_images
 from dreambooth_core.processes import last_lines, supervised
 from dreambooth_core.records import Course, ImageSet, Progress, Record, Weights
-from dreambooth_core.stages import code_digest, once, stage_key
+from dreambooth_core.stages import code_digest, once_alone, stage_key
 from dreambooth_core.storage import Store
 from dreambooth_core.trainer import live
 from dreambooth_core.trainer.stopping import STALLED
@@ -44,7 +45,6 @@ from dreambooth_core.trainer.stopping import STALLED
 LOOK_SECONDS = 0.1
 GRACE_SECONDS = 25.0
 """Between the order to stop and the end by force: Prefect gives a cancelled flow 30 s in all."""
-LOCK_SECONDS = 60.0
 MEETING = "meeting"
 LOOKS = "looks"
 LOOPBACK = "lo" if sys.platform.startswith("linux") else "lo0"
@@ -60,6 +60,8 @@ class Spec(Record):
     folder: Path
     prefix: str
     """The run's place in the store, `runs/<key>`."""
+    holder: str
+    """Name under which the parent holds the lease of that place."""
     attempt: str
     code: str
     """Digest of the source."""
@@ -100,28 +102,30 @@ def train(
     """Train, or take the weights that the same inputs gave before; and whether they were there.
 
     Goes on from the newest true checkpoint, of the work folder or else of the store. The class
-    images must be in the store, or come with `prior.alongside`. Raises `Preempted` when the
-    training was asked to stop and has saved its state, else `StageFailed` with the log's last lines.
+    images must be in the store, or come with `prior.alongside`. While another process trains on the
+    same inputs, its weights are waited for. Raises `Preempted` when the training was asked to stop and
+    has saved its state, `Superseded` when another took it over, else `StageFailed` with the log's last
+    lines.
     """
     planned = class_images(config, instance)
 
-    def make(key: str) -> Weights:
+    def make(key: str, hold: Hold) -> Weights:
         folder = (config.paths.work / "runs" / key).resolve()
-        folder.mkdir(parents=True, exist_ok=True)
 
         def course() -> Course | None:
             return read_record(folder / "course.json", Course)
 
-        with _locked(folder) as lock, live.in_mlflow(config, key, course, folder / LOOKS):
+        with live.in_mlflow(config, key, course, folder / LOOKS):
             settings = planned_to_fit(config)
             while True:
-                spec = _prepare(settings, store, folder, instance, planned)
-                outcome = _watch(spec, lock, progress)
+                spec = _prepare(settings, hold, folder, instance, planned)
+                outcome = _watch(spec, hold, progress)
                 if outcome.status != "out_of_memory":
                     return _stored(store, spec, outcome)
                 settings = _smaller(settings, outcome.message)
 
-    return once(store, "runs", _inputs(config, instance, planned), Weights, make)
+    inputs = _inputs(config, instance, planned)
+    return once_alone(store, "runs", inputs, Weights, make, config.paths.work)
 
 
 def find(config: Config, store: Store, instance: ImageSet) -> Weights | None:
@@ -203,50 +207,26 @@ def _smaller(config: Config, message: str) -> Config:
     return smaller
 
 
-@contextmanager
-def _locked(folder: Path) -> Iterator[int]:
-    """One training per run folder; the lock is passed on, so that it lasts as long as the child."""
-    descriptor = os.open(folder / "lock", os.O_RDWR | os.O_CREAT, 0o600)
-    try:
-        deadline = time.monotonic() + LOCK_SECONDS
-        while not _try_lock(descriptor):
-            if time.monotonic() > deadline:
-                raise StageFailed(
-                    f"another process trains in {folder}; wait until it has ended, then run again"
-                )
-            time.sleep(LOOK_SECONDS)
-        yield descriptor
-    finally:
-        os.close(descriptor)
-
-
-def _try_lock(descriptor: int) -> bool:
-    try:
-        fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
-    except BlockingIOError:
-        return False
-    return True
-
-
 def _prepare(
     config: Config,
-    store: Store,
+    hold: Hold,
     folder: Path,
     instance: ImageSet,
     planned: Sequence[ClassImage],
 ) -> Spec:
     """Find the place to go on from and write the spec; nothing of an earlier attempt misleads."""
-    prefix, saved = f"runs/{folder.name}", folder / "checkpoints"
-    found = checkpoints.newest(saved, console.say) or checkpoints.download(
-        store, f"{prefix}/checkpoints", saved
-    )
+    saved = folder / "checkpoints"
+    found = checkpoints.newest(saved, console.say)
+    reached = found[1].step if found else 0
+    found = checkpoints.download(hold.store, hold.place, saved, above=reached) or found
     code = code_digest()
     if found and found[1].code != code:
         console.say(f"{found[0]} was written by other source: going on from it all the same")
     spec = Spec(
         config=config,
         folder=folder,
-        prefix=prefix,
+        prefix=hold.place,
+        holder=hold.holder,
         attempt=uuid.uuid4().hex,
         code=code,
         instance=instance,
@@ -262,7 +242,7 @@ def _prepare(
     return spec
 
 
-def _watch(spec: Spec, lock: int, progress: Progress | None) -> Outcome:
+def _watch(spec: Spec, hold: Hold, progress: Progress | None) -> Outcome:
     """Run the child to its end; what it says about itself counts, not its exit status."""
     log = spec.folder / "train.log"
     before = log.stat().st_size if log.exists() else 0
@@ -271,12 +251,17 @@ def _watch(spec: Spec, lock: int, progress: Progress | None) -> Outcome:
         maker = children.enter_context(_class_images_alongside(spec))
         child = children.enter_context(
             supervised(
-                _command(spec), env=_environment(spec), log=log, grace=GRACE_SECONDS, hold=(lock,)
+                _command(spec),
+                env=_environment(spec),
+                log=log,
+                grace=GRACE_SECONDS,
+                hold=(hold.lock,),
             )
         )
         shown: Told | None = None
         while child.poll() is None:
             time.sleep(LOOK_SECONDS)
+            hold.check()
             if maker is not None and maker.poll() not in (None, 0):
                 raise StageFailed(
                     "making class images alongside broke; its log ends: "
@@ -286,6 +271,7 @@ def _watch(spec: Spec, lock: int, progress: Progress | None) -> Outcome:
             if progress is not None and told is not None and told != shown:
                 progress(told.step, told.total, told.label)
                 shown = told
+    hold.lease()  # whoever slept through the training's end hears of a takeover before believing it
     return _verdict(spec, child.returncode, log, before)
 
 

@@ -3,8 +3,9 @@
 Everything in the store that is shared has a digest of 64 hex digits in its key, and whatever needs
 it has the same digits in its text. So a record reaches all whose digits it holds, more rather than
 less. It begins at the roots: versions of datasets, registered versions with all their records, and
-whatever is younger than the grace, an order, a result, a checkpoint, or a lease alike. Objects of
-one run, of one order, or drawn by one model live and die together.
+whatever is younger than the grace, an order, a result, a checkpoint, or a lease, which is as young
+as its holder's last beat. Objects of one run, of one order, or drawn by one model live and die
+together.
 
 Whoever relies on something old makes it young (`blobs.YOUNG_SECONDS`), and an object's age is looked
 at once more before it goes. Records go first; a blob only when none of those that are left names it.

@@ -3,7 +3,8 @@
 from collections import Counter
 from itertools import groupby
 
-from dreambooth_core.blobs import image_set
+from dreambooth_core import leases
+from dreambooth_core.blobs import digest_json, image_set
 from dreambooth_core.config import Config
 from dreambooth_core.photos.buckets import assigned, class_sizes
 from dreambooth_core.randomness import seed_for
@@ -59,7 +60,10 @@ def class_images(config: Config, instance: ImageSet) -> tuple[ClassImage, ...]:
 def ensure_class_images(
     config: Config, store: Store, instance: ImageSet, progress: Progress | None = None
 ) -> tuple[ImageSet | None, bool]:
-    """The class images, and whether all were there already; None where there are to be none."""
+    """The class images, and whether all were there already; None where there are to be none.
+
+    Waits while another process draws for the same class prompts, and takes what that one has made.
+    """
     planned = class_images(config, instance)
     if not planned:
         return None, True
@@ -69,7 +73,10 @@ def ensure_class_images(
         items = list(group)
         requests = [(item.prompt, item.seed) for item in items]
         drawing = drawing_of(config, store, None, size)
-        found, missing = make_images(store, prefix, drawing, requests, progress)
+        # each image is made for good by itself; the lease saves others from drawing it as well
+        place = f"{prefix}/priors/{digest_json(sorted({item.prompt for item in items}))}"
+        with leases.alone(store, place, config.paths.work.resolve() / place, lambda: None):
+            found, missing = make_images(store, prefix, drawing, requests, progress)
         images |= {item.key: image for item, image in zip(items, found, strict=True)}
         made += missing
     members = [

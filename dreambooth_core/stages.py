@@ -5,7 +5,9 @@ from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import TypeVar
 
+from dreambooth_core import leases
 from dreambooth_core.blobs import YOUNG_SECONDS, digest_json, digest_of_file, get_record, put_record
+from dreambooth_core.leases import RESULT, Hold
 from dreambooth_core.records import Record
 from dreambooth_core.storage import Store, renew
 
@@ -29,15 +31,51 @@ def once(
     result counts for all.
     """
     key = stage_key(stage, inputs)
-    place = f"{stage}/{key}/result.json"
-    stored = get_record(store, place, kind)
+    place = f"{stage}/{key}/{RESULT}"
+    stored = _found(store, place, kind)
     if stored is not None:
-        renew(store, place, YOUNG_SECONDS)
         return stored, True
     made = make(key)
     if put_record(store, place, made):
         return made, False
     return get_record(store, place, kind) or made, False
+
+
+def once_alone(
+    store: Store,
+    stage: str,
+    inputs: Mapping[str, object],
+    kind: type[R],
+    make: Callable[[str, Hold], R],
+    work: Path,
+) -> tuple[R, bool]:
+    """Like `once`, but of several makers at once, on any machines, one makes it and the others wait.
+
+    `make` gets the lease as well, under which alone its state in the store may change (see
+    `leases`); its folder `<work>/<stage>/<key>` is its own meanwhile. Raises `Superseded` when it was
+    taken for dead and another one went on.
+    """
+    key = stage_key(stage, inputs)
+    place = f"{stage}/{key}"
+
+    def found() -> R | None:
+        return _found(store, f"{place}/{RESULT}", kind)
+
+    while (stored := found()) is None:
+        with leases.alone(store, place, work.resolve() / place, found) as hold:
+            if hold is not None and found() is None:
+                made = make(key, hold)
+                hold.settle(made)
+                return made, False
+    return stored, True
+
+
+def _found(store: Store, place: str, kind: type[R]) -> R | None:
+    """What is there, young from now on."""
+    stored = get_record(store, place, kind)
+    if stored is not None:
+        renew(store, place, YOUNG_SECONDS)
+    return stored
 
 
 def stage_key(stage: str, inputs: Mapping[str, object]) -> str:

@@ -2,6 +2,7 @@
 
 import importlib
 import os
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -54,6 +55,21 @@ def file_store(tmp_path: Path):  # type: ignore[no-untyped-def]
     from dreambooth_core.storage import open_store
 
     return open_store(Storage(uri=f"file://{tmp_path / 'store'}", endpoint=None))
+
+
+@pytest.fixture(scope="session")
+def s3_endpoint(tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
+    """URL of a local S3 server with a bucket `contract`; credentials are in the environment."""
+    from dreambooth_core import config, services
+
+    run = config.Config(
+        name="stores",
+        subject=config.Subject(images=Path("photos"), class_noun="dog"),
+        storage=config.Storage(uri="s3://contract/start"),
+        paths=config.Paths(work=tmp_path_factory.mktemp("s3")),
+    )
+    with services.local_services(run):
+        yield os.environ["AWS_ENDPOINT_URL_S3"]
 
 
 @pytest.fixture(scope="session")

@@ -16,7 +16,7 @@ LEVELS = [
     "drawing.orders "
     "pages.bundle pages.charts "
     "trainer.stopping",
-    "storage blobs stages forms garbage costs images servers services tensor_files "
+    "storage blobs leases stages forms garbage costs images servers services tensor_files "
     "photos.buckets photos.likeness photos.masks",
     "dataset latents adapters families bases metrics caches embeddings inversion adapter_layers "
     "finders vision "

@@ -20,6 +20,7 @@ from dreambooth_core.config import Config
 from dreambooth_core.priors import class_images, ensure_class_images
 from dreambooth_core.records import Image, ImageSet, Weights
 from dreambooth_core.storage import Store, open_store
+from tests.leased_by_hand import held
 
 LISTEN = "0A"
 """How the kernel's table of sockets says it."""
@@ -34,6 +35,8 @@ class Run:
     steps: int
     train: dict[str, Any] = field(default_factory=dict)
     checkpoints: dict[str, Any] = field(default_factory=dict)
+    storage: dict[str, Any] = field(default_factory=dict)
+    """Where the store is, when not in the folder."""
 
     @property
     def config(self) -> Config:
@@ -49,7 +52,8 @@ class Run:
                 "checkpoints": self.checkpoints,
                 "prior": {"images": 4},
                 "sampler": {"inference_steps": 2, "batch_size": 2},
-                "storage": {"uri": f"file://{self.work / 'store'}", "endpoint": None},
+                "storage": self.storage
+                or {"uri": f"file://{self.work / 'store'}", "endpoint": None},
                 "paths": {"work": self.work},
             }
         )
@@ -73,11 +77,11 @@ class Run:
     def prepared(self) -> fit.Spec:
         """What `attempt` works on, without a parent that watches it."""
         store, folder = open_store(self.config.storage), self.work / "runs" / "by_hand"
-        folder.mkdir(parents=True, exist_ok=True)
+        hold = held(store, "runs/by_hand", folder)
         photos = _photos(store)
         ensure_class_images(self.config, store, photos)
         planned = class_images(self.config, photos)
-        return fit._prepare(self.config, store, folder.resolve(), photos, planned)
+        return fit._prepare(self.config, hold, folder.resolve(), photos, planned)
 
     def processes(self) -> list[int]:
         """Everything alive that was started for this run: guards, launchers, ranks."""

@@ -16,6 +16,7 @@ from typing import TYPE_CHECKING, Literal
 from dreambooth_core.drawing.sheets import sheet_of
 from dreambooth_core.errors import DreamBoothError, Preempted, StageFailed
 from dreambooth_core.fit import LOOKS, MEETING, Outcome, Spec, Told, read_record, write_record
+from dreambooth_core.leases import Hold
 from dreambooth_core.records import Course
 from dreambooth_core.storage import written_beside
 from dreambooth_core.trainer.stopping import Stop, Watchdog
@@ -63,11 +64,11 @@ def _attempt(spec: Spec, stop: Stop, watchdog: Watchdog) -> Outcome:
 
     ranks.join(spec.folder / MEETING / "ranks", spec.config.checkpoints.stall_minutes)
     place, module, supply = _prepared(spec, watchdog)
-    prefix, folder = f"{spec.prefix}/checkpoints", spec.folder / "checkpoints"
+    hold, folder = Hold(place.store, spec.prefix, spec.holder), spec.folder / "checkpoints"
     rules = spec.config.checkpoints
     retention = checkpoints.Retention(rules.keep, rules.keep_every)
     behind = checkpoints.Background(
-        lambda: checkpoints.mirror(place.store, prefix, folder, retention), "uploading checkpoints"
+        lambda: checkpoints.mirror(hold, folder, retention), "uploading checkpoints"
     )
 
     def write(snapshot: "Snapshot") -> None:
@@ -224,12 +225,12 @@ def _export(spec: Spec, place: "Place", module: "DreamBooth", outcome: Outcome) 
         module = _loaded(spec, place, sharded=False)
         module.configure_optimizers()
     if sharded or step != outcome.step:
-        prefix, folder = f"{spec.prefix}/checkpoints", spec.folder / "checkpoints"
-        chosen = checkpoints.bring(place.store, prefix, folder, step)
+        folder = spec.folder / "checkpoints"
+        chosen = checkpoints.bring(place.store, spec.prefix, folder, step)
         if chosen is None:
             raise StageFailed(
-                f"the checkpoint of the best step {step} is in neither {folder} nor {prefix} of "
-                "the store: delete both, then run again"
+                f"the checkpoint of the best step {step} is in neither {folder} nor {spec.prefix} "
+                "of the store: delete both, then run again"
             )
         keeper.restore(chosen, module)
     with module.served():

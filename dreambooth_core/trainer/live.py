@@ -13,7 +13,7 @@ from typing import Any, Literal
 from dreambooth_core import console, tracking
 from dreambooth_core.config import Config
 from dreambooth_core.curves import curves_of
-from dreambooth_core.errors import Preempted
+from dreambooth_core.errors import Preempted, Superseded
 from dreambooth_core.records import Course
 from dreambooth_core.versions.entries import Grid, log_grids
 
@@ -38,11 +38,15 @@ def in_mlflow(
     And the contact sheets `looks/<step>.png`, at a slider over the steps.
 
     The run is found by the training's key, or made; a resumed training goes on in it. Afterwards it
-    is FINISHED, FAILED, or SCHEDULED when the training was stopped and waits to go on.
+    is FINISHED, FAILED, or SCHEDULED when the training was stopped and waits to go on; what another
+    process has taken over is that one's to tell.
     """
     live = _Live(config, key, course, looks)
     try:
         yield
+    except Superseded:
+        live.leave()
+        raise
     except BaseException as error:
         stopped = isinstance(error, Preempted) or not isinstance(error, Exception)
         live.end("SCHEDULED" if stopped else "FAILED", STOP_SECONDS)
@@ -60,7 +64,7 @@ class _Live:
         self._shown = set[Path]()
         self._monitor: Any = None
         self._status: Status = "RUNNING"
-        self._trouble = ""
+        self._trouble, self._left = "", False
         self._ends = threading.Event()
         # a daemon: a server that does not answer must not keep the program from ending
         self._thread = threading.Thread(target=self._work, name="mlflow", daemon=True)
@@ -80,10 +84,20 @@ class _Live:
                 "registering the model brings them there"
             )
 
+    def leave(self) -> None:
+        """Bring nothing any more; the run goes on, as another's."""
+        self._left = True
+        self._ends.set()
+        self._thread.join(STOP_SECONDS)
+
     def _work(self) -> None:
         ends = False
         while not ends:
             ends = self._ends.wait(LIVE_SECONDS)
+            if self._left:
+                if self._monitor:
+                    self._monitor.finish()
+                return
             try:
                 self._bring(ends)
                 self._trouble = ""

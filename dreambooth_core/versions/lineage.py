@@ -1,7 +1,7 @@
 """From the photos to the alias: everything that a model version comes from, by digests."""
 
 from dreambooth_core.blobs import digest_json, digest_of
-from dreambooth_core.checkpoints import MANIFEST, Checkpoint
+from dreambooth_core.checkpoints import CHECKPOINTS, MANIFEST, Checkpoint, counting
 from dreambooth_core.config import Method
 from dreambooth_core.records import ImageSet, Record, Verdict
 from dreambooth_core.storage import Store
@@ -150,12 +150,9 @@ def _images(found: ImageSet) -> Images:
 def _checkpoints(store: Store, key: str) -> tuple[Step, ...]:
     if not key:
         return ()
-    keys = [
-        place for place in store.keys(f"runs/{key}/checkpoints/") if place.endswith(f"/{MANIFEST}")
-    ]
-    steps = []
-    for place in keys:
-        data = store.get(place)
+    run, steps = f"runs/{key}", []
+    for name in counting(store, run):
+        data = store.get(f"{run}/{CHECKPOINTS}/{name}/{MANIFEST}")
         manifest = Checkpoint.model_validate_json(data)
         steps.append(Step(step=manifest.step, digest=digest_of(data), code=manifest.code))
     return tuple(sorted(steps, key=lambda step: step.step))

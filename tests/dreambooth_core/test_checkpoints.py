@@ -1,15 +1,18 @@
 """A checkpoint is there completely and truly, or not at all."""
 
+import os
 import threading
 import time
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
 import torch
 
 from dreambooth_core import checkpoints
-from dreambooth_core.errors import StageFailed
+from dreambooth_core.errors import StageFailed, Superseded
 from dreambooth_core.storage import Store
+from tests.leased_by_hand import held
 
 GROUPS = {"parameters": {"a/w": torch.arange(6.0).view(2, 3)}, "losses": {"losses": torch.ones(2)}}
 
@@ -24,7 +27,9 @@ def _save(folder: Path, *steps: int, best: int | None = None) -> None:
 
 
 def _mirror(store: Store, folder: Path, keep: int) -> None:
-    checkpoints.mirror(store, "runs/k/checkpoints", folder, checkpoints.Retention(keep))
+    hold = held(store, "runs/k", folder.with_suffix(".lease"))
+    checkpoints.mirror(hold, folder, checkpoints.Retention(keep))
+    hold.amend(held=False)
 
 
 def test_comes_back_as_it_was(tmp_path: Path) -> None:
@@ -86,9 +91,10 @@ def test_store_holds_the_newest_and_gives_it_back(tmp_path: Path, file_store) ->
     for step in (10, 20, 30):
         _save(tmp_path / "here", step)
         _mirror(file_store, tmp_path / "here", keep=2)
+    assert checkpoints.counting(file_store, "runs/k") == ["00000020.2", "00000030.3"]
     keys = list(file_store.keys("runs/k/checkpoints/"))
-    assert {key.split("/")[3] for key in keys} == {"00000020", "00000030"}
-    found = checkpoints.download(file_store, "runs/k/checkpoints", tmp_path / "there")
+    assert {key.split("/")[3] for key in keys} == {"00000020.2", "00000030.3"}
+    found = checkpoints.download(file_store, "runs/k", tmp_path / "there")
     assert found is not None
     assert found[1].step == 30
     assert checkpoints.verify(tmp_path / "there" / "00000030") == found[1]
@@ -102,19 +108,81 @@ def test_the_store_keeps_the_best_though_a_new_machine_has_it_not(
     _save(tmp_path / "there", 20, 30, best=10)
     _mirror(file_store, tmp_path / "there", keep=1)
     keys = list(file_store.keys("runs/k/checkpoints/"))
-    assert {key.split("/")[3] for key in keys} == {"00000010", "00000030"}
+    assert {key.split("/")[3] for key in keys} == {"00000010.1", "00000030.2"}
 
 
 def test_download_passes_over_what_is_damaged_or_incomplete(tmp_path: Path, file_store) -> None:
     _save(tmp_path / "here", 10, 20, 30)
     _mirror(file_store, tmp_path / "here", keep=3)
-    file_store.delete("runs/k/checkpoints/00000030/manifest.json")
-    file_store.put("runs/k/checkpoints/00000020/losses.safetensors", b"rot")
-    found = checkpoints.download(file_store, "runs/k/checkpoints", tmp_path / "there")
+    file_store.delete("runs/k/checkpoints/00000030.1/manifest.json")
+    file_store.put("runs/k/checkpoints/00000020.1/losses.safetensors", b"rot")
+    found = checkpoints.download(file_store, "runs/k", tmp_path / "there")
     assert found is not None
     assert found[1].step == 10
     assert [path.name for path in (tmp_path / "there").iterdir()] == ["00000010"]
-    assert checkpoints.download(file_store, "runs/other/checkpoints", tmp_path / "no") is None
+    assert checkpoints.download(file_store, "runs/other", tmp_path / "no") is None
+
+
+def test_what_is_here_already_is_not_brought(tmp_path: Path, file_store) -> None:
+    _save(tmp_path / "here", 10, 20)
+    _mirror(file_store, tmp_path / "here", keep=2)
+    assert checkpoints.download(file_store, "runs/k", tmp_path / "there", above=20) is None
+    assert not (tmp_path / "there").exists()
+    found = checkpoints.download(file_store, "runs/k", tmp_path / "there", above=10)
+    assert found is not None
+    assert found[1].step == 20
+
+
+def test_whoever_was_taken_over_makes_nothing_count_and_deletes_nothing(
+    tmp_path: Path, file_store
+) -> None:
+    first = held(file_store, "runs/k", tmp_path / "lease")
+    _save(tmp_path / "first", 10)
+    checkpoints.mirror(first, tmp_path / "first", checkpoints.Retention(2))
+    second = held(file_store, "runs/k", tmp_path / "lease")
+    _save(tmp_path / "second", 20)
+    checkpoints.mirror(second, tmp_path / "second", checkpoints.Retention(2))
+    _save(tmp_path / "first", 20, 30)
+    there = set(file_store.keys("runs/k/checkpoints/"))
+    with pytest.raises(Superseded, match=f"taken over by process {os.getpid()}"):
+        checkpoints.mirror(first, tmp_path / "first", checkpoints.Retention(1))
+    assert checkpoints.counting(file_store, "runs/k") == ["00000010.1", "00000020.2"]
+    assert there <= set(file_store.keys("runs/k/checkpoints/"))
+
+
+def test_one_that_is_taken_over_inside_an_upload_leaves_nothing_to_find(
+    tmp_path: Path, file_store
+) -> None:
+    """Its files lie under its own number: they neither count nor mix with its successor's."""
+    first = held(file_store, "runs/k", tmp_path / "lease")
+    _save(tmp_path / "first", 10)
+
+    class Slow(type(file_store)):  # type: ignore[misc]
+        def put_file(self, key: str, path: Path) -> None:
+            if path.name == checkpoints.MANIFEST:
+                second = held(file_store, "runs/k", tmp_path / "lease")
+                checkpoints.mirror(second, tmp_path / "first", checkpoints.Retention(1))
+            super().put_file(key, path)
+
+    slow = replace(first, store=Slow(file_store.root))
+    with pytest.raises(Superseded):
+        checkpoints.mirror(slow, tmp_path / "first", checkpoints.Retention(1))
+    assert file_store.exists("runs/k/checkpoints/00000010.1/manifest.json")
+    assert checkpoints.counting(file_store, "runs/k") == ["00000010.2"]
+    # the next one tidies up
+    third = held(file_store, "runs/k", tmp_path / "lease")
+    checkpoints.mirror(third, tmp_path / "first", checkpoints.Retention(1))
+    keys = list(file_store.keys("runs/k/checkpoints/"))
+    assert {key.split("/")[3] for key in keys} == {"00000010.2"}
+    assert checkpoints.download(file_store, "runs/k", tmp_path / "there") is not None
+
+
+def test_a_late_clearing_spares_what_a_later_holder_is_writing(file_store) -> None:
+    for name in ("00000010.1", "00000020.1", "00000030.2", "00000040"):
+        file_store.put(f"runs/k/checkpoints/{name}/scalars.json", b"{}")
+    checkpoints._clear(file_store, "runs/k/checkpoints", ["00000010.1"], 1)
+    keys = file_store.keys("runs/k/checkpoints/")
+    assert [key.split("/")[3] for key in keys] == ["00000010.1", "00000030.2"]
 
 
 def test_background_does_what_waits_once_and_survives_errors(capsys) -> None:

@@ -24,6 +24,7 @@ from dreambooth_core.priors import class_images, ensure_class_images
 from dreambooth_core.records import Image, ImageSet, Weights
 from dreambooth_core.storage import Store, open_store
 from dreambooth_core.trainer import attempt
+from tests.leased_by_hand import held
 
 STEPS = 24
 TRACKING: dict[str, str] = {}
@@ -154,14 +155,6 @@ def test_a_batch_must_be_shared_evenly(tiny_base: Path, tmp_path: Path) -> None:
         _config(tiny_base, tmp_path, batch_size=3, processes=2)
 
 
-def test_one_training_per_run_folder(
-    tiny_base: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    monkeypatch.setattr(fit, "LOCK_SECONDS", 0.1)
-    with fit._locked(tmp_path), pytest.raises(StageFailed, match="another process"):
-        fit._locked(tmp_path).__enter__()
-
-
 def test_the_key_covers_what_decides_the_weights(tiny_base: Path, tmp_path: Path) -> None:
     store = open_store(_config(tiny_base, tmp_path).storage)
     photos = _photos(store)
@@ -182,10 +175,10 @@ def test_no_secret_reaches_the_spec(tiny_base: Path, tmp_path: Path) -> None:
     config = _config(tiny_base, tmp_path)
     store = open_store(config.storage)
     folder = tmp_path / "runs" / "key"
-    folder.mkdir(parents=True)
+    hold = held(store, "runs/key", folder)
     os.environ["AWS_SECRET_ACCESS_KEY"] = "very-secret-value"
     try:
-        fit._prepare(config, store, folder, _photos(store), ())
+        fit._prepare(config, hold, folder, _photos(store), ())
     finally:
         del os.environ["AWS_SECRET_ACCESS_KEY"]
     assert "very-secret-value" not in (folder / "spec.json").read_text()

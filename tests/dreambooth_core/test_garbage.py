@@ -12,6 +12,7 @@ from dreambooth_core.garbage import DAY, sweep
 from dreambooth_core.photos.versions import push
 from dreambooth_core.records import Blob, Image, Record
 from dreambooth_core.stages import once
+from tests.leased_by_hand import held
 
 OLD = 40 * DAY
 
@@ -82,16 +83,18 @@ def test_what_a_version_needs_stays_however_old(tiny_config, file_store):
     assert there(file_store) == before
 
 
-def test_a_training_that_goes_on_keeps_all_of_its_folder(file_store):
-    blob = put_blob(file_store, b"class image")
+def test_a_training_that_goes_on_keeps_all_of_its_folder(file_store, tmp_path):
+    blob, decided = put_blob(file_store, b"class image"), put_blob(file_store, b"its result")
     folder = f"runs/{'a' * 64}"
+    hold = held(file_store, folder, tmp_path / "work")
+    hold.amend(result=decided)
     file_store.put(f"{folder}/spec.json", blob.model_dump_json().encode())
     file_store.put(f"{folder}/checkpoints/00000001/manifest.json", b"{}")
     aged(file_store, "")
-    file_store.put(f"{folder}/lease.json", b"{}")
+    hold.amend()  # a beat
     assert sweep(file_store, 30 * DAY, delete=True).objects == 0
     aged(file_store, folder)
-    assert sweep(file_store, 30 * DAY, delete=True).objects == 4
+    assert sweep(file_store, 30 * DAY, delete=True).objects == 5
     assert there(file_store) == set()
 
 

@@ -1,5 +1,6 @@
 """Class images: shared among runs, of the photos' shapes, for every class noun."""
 
+import threading
 from pathlib import Path
 from typing import Any
 
@@ -49,6 +50,26 @@ def test_class_images_are_extended_and_shared(tiny_base: Path, tmp_path: Path) -
     assert (four.images[:2], reused) == (two.images, False)
     assert ensure_class_images(config, store, photos) == (two, True)
     assert {image.prompt for image in four.images} == {"a photo of a dog"}
+
+
+def test_of_two_at_once_one_draws_them(tiny_base: Path, tmp_path: Path) -> None:
+    storage = {"uri": f"file://{tmp_path / 'store'}", "endpoint": None}
+    configs = [_config(tiny_base, tmp_path / name, storage=storage) for name in ("here", "there")]
+    photos = _photos(open_store(configs[0].storage), (64, 64))
+    start, found = threading.Barrier(2), []
+
+    def draw(config: Config) -> None:
+        start.wait(30)
+        found.append(ensure_class_images(config, open_store(config.storage), photos))
+
+    threads = [threading.Thread(target=draw, args=(config,)) for config in configs]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join(300)
+    (first, drew), (second, took) = found
+    assert first == second
+    assert (drew, took) == (False, True)
 
 
 def test_there_are_none_where_none_are_asked_for(tiny_base: Path, tmp_path: Path) -> None:

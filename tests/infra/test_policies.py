@@ -12,7 +12,8 @@ from botocore.exceptions import ClientError
 
 BUCKET = "dreambooth"
 PHOTO = "factory/datasets/dog.json"
-CHECKPOINT = "factory/runs/abc/00000010/manifest.json"
+CHECKPOINT = "factory/runs/abc/checkpoints/00000010.1/manifest.json"
+LEASE = "factory/runs/abc/lease.json"
 ALIAS = "factory/models/dog/registry/aliases/000001.json"
 OUTSIDE = "somebody/else"
 
@@ -20,7 +21,7 @@ OUTSIDE = "somebody/else"
 @pytest.fixture
 def filled(clients: dict[str, Any]) -> dict[str, Any]:
     """The clients, and an object at each place."""
-    for key in (PHOTO, CHECKPOINT, ALIAS, OUTSIDE):
+    for key in (PHOTO, CHECKPOINT, LEASE, ALIAS, OUTSIDE):
         clients["admin"].put_object(Bucket=BUCKET, Key=key, Body=b"first")
     return clients
 
@@ -36,6 +37,13 @@ def write(client: Any, key: str) -> None:
 def create(client: Any, key: str) -> None:
     client.put_object(Bucket=BUCKET, Key=f"{key}.new", Body=b"new", IfNoneMatch="*")
     client.get_object(Bucket=BUCKET, Key=f"{key}.new")
+
+
+def swap(client: Any, key: str) -> None:
+    tag = client.get_object(Bucket=BUCKET, Key=key)["ETag"]
+    client.put_object(Bucket=BUCKET, Key=key, Body=b"second", IfMatch=tag)
+    with pytest.raises(ClientError, match="PreconditionFailed"):
+        client.put_object(Bucket=BUCKET, Key=key, Body=b"third", IfMatch=tag)
 
 
 def delete(client: Any, key: str) -> None:
@@ -64,6 +72,8 @@ MAY = [
     ("trainer", create, CHECKPOINT),
     ("trainer", upload, CHECKPOINT),
     ("trainer", delete, CHECKPOINT),
+    ("trainer", swap, LEASE),
+    ("flow", swap, LEASE),
     ("flow", write, ALIAS),
     ("flow", create, PHOTO),
     ("flow", delete, CHECKPOINT),
@@ -86,6 +96,8 @@ MAY_NOT = [
     ("flow", delete, ALIAS),
     ("flow", read, OUTSIDE),
     ("janitor", write, CHECKPOINT),
+    ("janitor", swap, LEASE),
+    ("reader", swap, LEASE),
     ("janitor", delete, ALIAS),
     ("janitor", delete_many, ALIAS),
     ("janitor", delete, OUTSIDE),

@@ -10,6 +10,7 @@ import pytest
 from safetensors.torch import load_file
 
 from dreambooth_core import fit, tracking
+from dreambooth_core.checkpoints import counting
 from dreambooth_core.config import Config
 from dreambooth_core.curves import curves_of
 from dreambooth_core.errors import StageFailed
@@ -65,9 +66,8 @@ def _killed_when(there: Callable[[], bool], work: Path) -> Progress:
 
 
 def _saved(store: Store) -> set[int]:
-    ends = "/manifest.json"
-    keys = store.keys("runs/")
-    return {int(key.removesuffix(ends).rsplit("/", 1)[1]) for key in keys if key.endswith(ends)}
+    runs = {"/".join(key.split("/")[:2]) for key in store.keys("runs/")}
+    return {int(name.partition(".")[0]) for run in runs for name in counting(store, run)}
 
 
 @pytest.mark.slow

@@ -5,11 +5,12 @@ from collections.abc import Callable
 from pathlib import Path
 
 import pytest
+from mlflow.entities import Run
 from PIL import Image
 
 from dreambooth_core import tracking
 from dreambooth_core.config import Config
-from dreambooth_core.errors import Preempted, StageFailed
+from dreambooth_core.errors import Preempted, StageFailed, Superseded
 from dreambooth_core.records import Course, Look
 from dreambooth_core.trainer import live
 
@@ -129,3 +130,20 @@ def test_no_training_waits_for_an_mlflow_that_does_not_answer(
     said = capsys.readouterr().err
     assert "MLflow at http://127.0.0.1:9 lacks some of the learning curves" in said
     assert "secret" not in said
+
+
+def test_what_another_has_taken_over_is_the_other_s_to_tell(tracked_config: Config) -> None:
+    client = tracking.open_client(tracked_config)
+
+    def runs() -> list[Run]:
+        return list(client.search_runs([e.experiment_id for e in client.search_experiments()]))
+
+    def taken_over() -> None:
+        with live.in_mlflow(tracked_config, KEY, lambda: None, NOWHERE):
+            _soon(runs)
+            tracking.set_status(client, runs()[0].info.run_id, "FINISHED")
+            raise Superseded("taken over")
+
+    with pytest.raises(Superseded):
+        taken_over()
+    assert [run.info.status for run in runs()] == ["FINISHED"]
