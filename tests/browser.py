@@ -80,9 +80,9 @@ class Tab:
         return answer["result"].get("value")
 
     def until(self, expression: str, seconds: float = 60) -> Any:
-        """The value of a JavaScript expression, once it is true of anything."""
+        """The value of a JavaScript expression, once there is one that is not false."""
         deadline = time.monotonic() + seconds
-        while not (value := self.ask(expression)):
+        while (value := self.ask(expression)) in (None, False):  # an element comes as {}
             if time.monotonic() > deadline:
                 self.photograph("waited-in-vain")
                 raise AssertionError(f"waited in vain for {expression}")
@@ -107,9 +107,12 @@ class Tab:
 
     def photograph(self, name: str, height: int | None = None) -> Path:
         """Keep the whole page, or what is above `height`, as an image."""
-        size = self.do("Page.getLayoutMetrics")["cssContentSize"]
+        metrics = self.do("Page.getLayoutMetrics")
+        size = metrics["cssContentSize"]
         clip = {**size, "height": min(size["height"], height or size["height"]), "scale": 1}
-        shot = self.do("Page.captureScreenshot", captureBeyondViewport=True, clip=clip)
+        # where there is nothing beyond, it would lay out the page anew
+        beyond = clip["height"] > metrics["cssLayoutViewport"]["clientHeight"]
+        shot = self.do("Page.captureScreenshot", captureBeyondViewport=beyond, clip=clip)
         SCREENSHOTS.mkdir(parents=True, exist_ok=True)
         path = SCREENSHOTS / f"{name}.png"
         path.write_bytes(base64.b64decode(shot["data"]))

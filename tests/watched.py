@@ -47,6 +47,10 @@ class Exporter:
         real = {labels: value for labels, value in steps if "asked-" not in str(labels)}
         return {**found, "dreambooth_step": real} if real else found
 
+    def now(self, name: str, **labels: str) -> float | None:
+        """One sample's value on the page as it stands."""
+        return self._read().get(name, {}).get(frozenset(labels.items()))
+
     def _read(self) -> dict[str, dict[Labels, float]]:
         from prometheus_client.parser import text_string_to_metric_families
 
