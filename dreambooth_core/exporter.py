@@ -10,6 +10,7 @@ import socket
 import sys
 import time
 from collections.abc import Callable, Iterable, Mapping
+from functools import partial
 from itertools import product
 from typing import Any, NamedTuple
 
@@ -36,7 +37,7 @@ _NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,63}")
 _KINDS: Mapping[Kind, Callable[..., Any]] = {
     "counter": Counter,
     "gauge": Gauge,
-    "histogram": lambda *named, **place: Histogram(*named, buckets=BUCKETS, **place),
+    "histogram": partial(Histogram, buckets=BUCKETS),
 }
 _VERBS: Mapping[Kind, str] = {"counter": "inc", "gauge": "set", "histogram": "observe"}
 
@@ -143,7 +144,7 @@ def main() -> None:
         "--silence", type=float, default=SILENCE_SECONDS, help="seconds that a gauge outlives"
     )
     asked = parser.parse_args()
-    disable_created_metrics()
+    disable_created_metrics()  # type: ignore[no-untyped-call]
     serve(Board(asked.silence), asked.host, asked.port, asked.page)
 
 

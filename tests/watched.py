@@ -77,6 +77,7 @@ def exporting(folder: Path) -> Iterator[Exporter]:
     with there.log.open("wb") as log:
         process = subprocess.Popen(
             [sys.executable, "-m", "dreambooth_core.exporter", *words],
+            cwd=ROOT,
             env={**os.environ, "PYTHONPATH": str(ROOT)},
             stderr=log,
         )
