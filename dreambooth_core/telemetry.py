@@ -48,7 +48,7 @@ METRICS: Mapping[str, Metric] = {
     "dreambooth_loss": Metric("gauge", "on the photos, since the point before", _OF_A_MODEL),
     "dreambooth_memory_bytes": Metric(
         "gauge",
-        "the most that the first device held; without a GPU, that its process held",
+        "the most that the first rank held on its device; without a GPU, its process",
         _OF_A_MODEL,
     ),
     "dreambooth_checkpoint_stall_seconds_total": Metric(
