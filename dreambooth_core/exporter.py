@@ -112,11 +112,12 @@ def _is_value(word: str, values: Iterable[str]) -> bool:
 
 def serve(board: Board, host: str, port: int, page: int) -> None:
     """Hear datagrams at `port` and show the board at `http://host:page/metrics`, for ever."""
-    start_http_server(page, host, board.registry)
     family, kind, _, _, address = socket.getaddrinfo(host, port, type=socket.SOCK_DGRAM)[0]
     with socket.socket(family, kind) as ear:
         ear.bind(address)
         ear.settimeout(1.0)
+        # last, so that whoever sees the page can tell something
+        start_http_server(page, host, board.registry)
         print(f"hears at {host}:{port}, shows at {host}:{page}/metrics", file=sys.stderr)
         while True:
             _hear(board, ear)

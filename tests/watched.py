@@ -11,6 +11,8 @@ from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path
 
+import pytest
+
 from dreambooth_core import telemetry
 from dreambooth_core.servers import free_port
 
@@ -66,6 +68,19 @@ class Exporter:
     def value(self, name: str, **labels: str) -> float | None:
         """One sample's value; None when it is not shown."""
         return self.samples().get(name, {}).get(frozenset(labels.items()))
+
+
+@contextmanager
+def hearing() -> Iterator[socket.socket]:
+    """What is told while the block runs; whoever waits longer than 10 s for it gets an error."""
+    with (
+        socket.socket(socket.AF_INET, socket.SOCK_DGRAM) as ear,
+        pytest.MonkeyPatch.context() as us,
+    ):
+        ear.bind(("127.0.0.1", 0))
+        ear.settimeout(10)
+        us.setenv(telemetry.PLACE, f"127.0.0.1:{ear.getsockname()[1]}")
+        yield ear
 
 
 @contextmanager

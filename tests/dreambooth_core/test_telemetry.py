@@ -7,15 +7,12 @@ from typing import get_args
 import pytest
 
 from dreambooth_core import records, summary, telemetry
+from tests.watched import hearing
 
 
 @pytest.fixture
-def ear(monkeypatch: pytest.MonkeyPatch) -> Iterator[socket.socket]:
-    """Hears what is told."""
-    with socket.socket(socket.AF_INET, socket.SOCK_DGRAM) as ear:
-        ear.bind(("127.0.0.1", 0))
-        ear.settimeout(10)
-        monkeypatch.setenv(telemetry.PLACE, f"127.0.0.1:{ear.getsockname()[1]}")
+def ear() -> Iterator[socket.socket]:
+    with hearing() as ear:
         yield ear
 
 
