@@ -9,7 +9,7 @@ from functools import cache, partial
 from PIL import Image as Pillow
 from PIL.PngImagePlugin import PngInfo
 
-from dreambooth_core import bases
+from dreambooth_core import bases, telemetry
 from dreambooth_core.blobs import (
     digest_json,
     get_record,
@@ -118,6 +118,7 @@ def generate(
             width=width,
             **guidance,
         ).images
+        telemetry.tell("dreambooth_images_total", len(batch))
         yield from made[: len(batch)]
         if progress is not None:
             progress(start + len(batch), len(requests), "images")

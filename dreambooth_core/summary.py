@@ -4,7 +4,7 @@ from collections.abc import Callable
 from types import TracebackType
 from typing import Any, Literal, Self, TypeVar
 
-from dreambooth_core import console
+from dreambooth_core import console, telemetry
 from dreambooth_core.blobs import digest_json
 from dreambooth_core.config import Config
 from dreambooth_core.costs import Meter, gpus_here, remember, remembered
@@ -133,11 +133,13 @@ class Run:
         trace: TracebackType | None,
     ) -> None:
         self._left = summarise(self.config, self.results, self.stages, error)
+        telemetry.tell("dreambooth_runs_total", 1, state=self._left.status)
         _save(self.config, self._left)
 
     def _note(self, name: str, status: StageStatus, cost: Cost, saved: Cost | None = None) -> None:
         self.stages[name] = Stage(status=status, saved=saved, **cost.model_dump())
         console.say(f"{name:>9}  {status} in {cost.seconds:.1f} s")
+        _tell(name, self.stages[name])
 
 
 def run_id(config: Config, results: Results) -> str:
@@ -181,6 +183,16 @@ def summarise(
 def failed(config: Config) -> Summary:
     """The summary of a run that ended before its first stage."""
     return summarise(config, Results(), {}, RuntimeError())
+
+
+def _tell(name: str, stage: Stage) -> None:
+    """For dashboards: that a stage ended, and how."""
+    telemetry.tell("dreambooth_stages_total", 1, stage=name, status=stage.status)
+    if stage.status == "done":
+        telemetry.tell("dreambooth_stage_seconds", stage.seconds, stage=name)
+    telemetry.tell("dreambooth_gpu_seconds_total", stage.gpu_seconds)
+    if stage.saved:
+        telemetry.tell("dreambooth_gpu_seconds_saved_total", stage.saved.gpu_seconds)
 
 
 def _gpus_held(config: Config, stage: str) -> int:

@@ -43,7 +43,7 @@ def train_flow(config: Config) -> Summary:
             settled = run.stage("promote", promote_version, config, version, verdict)
             run.stage("sample", generate_samples, config, weights)
             run.stage("report", write_report, config, run.results, run.stages)
-        publish_results(config, run.summary, verdict)
+        publish_results(config, run.summary, run.results)
         if run.stages["promote"].status == "done":
             tell_outcome(settled, verdict)
         if verdict.outcome == "promote":

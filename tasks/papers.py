@@ -4,7 +4,7 @@ from collections.abc import Callable, Iterable
 from typing import Any
 
 from prefect.artifacts import (
-    create_link_artifact,
+    create_image_artifact,
     create_markdown_artifact,
     create_table_artifact,
 )
@@ -13,8 +13,15 @@ from prefect.logging import get_run_logger
 from dreambooth_core.config import Config
 from dreambooth_core.forecasts import Forecast
 from dreambooth_core.photos.intake import Intake
-from dreambooth_core.records import Comparison, Document, Stage, Verdict
-from dreambooth_core.storage import open_store
+from dreambooth_core.records import (
+    Comparison,
+    Document,
+    ImageSet,
+    SampleSet,
+    Stage,
+    Verdict,
+)
+from dreambooth_core.storage import Store, open_store
 from dreambooth_core.summary import Results, Summary
 from tasks.stages import stage
 
@@ -37,28 +44,43 @@ def publish_plan(config: Config, intake: Intake) -> Forecast:
     planned = forecast(config, open_store(config.storage), intake.images)
     found = [finding.model_dump() for finding in intake.validation.findings]
     nothing = [{"level": "none", "file": intake.validation.folder}]
-    shown(
-        create_table_artifact, found or nothing, key="dataset", description="findings in the photos"
-    )
-    shown(create_markdown_artifact, plan_as_markdown(planned), key="plan", description=config.name)
+    name = config.name
+    about = f"{name}: what the checks found in the photos"
+    shown(create_table_artifact, found or nothing, key="dataset", description=about)
+    about = f"{name}: what goes in, what is reused, what the rest may cost"
+    shown(create_markdown_artifact, plan_as_markdown(planned), key="plan", description=about)
     return planned
 
 
 @stage("show")
-def publish_results(config: Config, summary: Summary, verdict: Verdict) -> None:
-    """Show numbers, costs, what the gate said, the model's card, and where the pictures are."""
+def publish_results(config: Config, summary: Summary, results: Results) -> None:
+    """Show numbers, costs, what the gate said, the model's card, and pictures."""
     from dreambooth_core.registry import book_of
     from dreambooth_core.versions.cards import read_card
 
-    book = book_of(config, open_store(config.storage))
-    shown(create_markdown_artifact, as_markdown(summary), key="summary", description=summary.run_id)
-    shown(create_table_artifact, cost_rows(summary), key="cost", description=summary.run_id)
-    publish_verdict(summary.run_id, verdict)
+    store = open_store(config.storage)
+    book, name = book_of(config, store), summary.run_id
+    about = f"{name}: numbers, stages, where everything lies"
+    shown(create_markdown_artifact, as_markdown(summary), key="summary", description=about)
+    about = f"{name}: seconds spent and saved, stage by stage"
+    shown(create_table_artifact, cost_rows(summary), key="cost", description=about)
+    if results.verdict is not None:
+        publish_verdict(name, results.verdict)
     if book is not None and summary.model is not None:
-        card = read_card(book, summary.model.version)
-        shown(create_markdown_artifact, card, key="model-card", description=config.name)
-    if "report" in summary.artifacts:
-        shown(create_link_artifact, summary.artifacts["report"], "Open the report", key="gallery")
+        card, about = read_card(book, summary.model.version), f"{name}: the model's card"
+        shown(create_markdown_artifact, card, key="model-card", description=about)
+    if results.intake and results.samples:
+        sheet = gallery(store, results.intake.images, results.samples)
+        about = f"{name}: its photos, then a row of samples for each prompt"
+        shown(create_image_artifact, sheet, key="gallery", description=about)
+
+
+def gallery(store: Store, photos: ImageSet, samples: SampleSet) -> str:
+    """Photos and samples on one sheet, inside its own address: the page can fetch nothing here."""
+    from dreambooth_core.drawing.sheets import contact_sheet, data_url
+
+    first = [photo.model_copy(update={"prompt": ""}) for photo in photos.images]
+    return data_url(contact_sheet(store, [*first, *samples.images]))
 
 
 def shown(create: Callable[..., Any], *content: Any, **named: Any) -> None:
@@ -113,7 +135,8 @@ def plan_as_markdown(planned: Forecast) -> str:
 def publish_verdict(name: str, verdict: Verdict) -> None:
     """Show what the gate said of a version, metric by metric."""
     text = f"# {name}: {verdict.outcome}\n\n{verdict.sentence}\n\n{comparison_table(verdict)}"
-    shown(create_markdown_artifact, text, key="verdict", description=name)
+    about = f"{name}: the candidate against {verdict.against}, and what the gate says"
+    shown(create_markdown_artifact, text, key="verdict", description=about)
 
 
 def comparison_table(verdict: Verdict) -> str:
@@ -132,18 +155,16 @@ def _interval(one: Comparison) -> str:
 
 
 def as_markdown(summary: Summary) -> str:
-    """The summary as two tables and a list of links."""
+    """The summary as two tables and a list of places; a browser opens none that are on a disk."""
     metrics = [
         f"| {name} | {value:.3f} | {summary.base_metrics.get(name, float('nan')):.3f} |"
         for name, value in summary.metrics.items()
     ]
     stages = [f"| {name} | {s.status} | {s.seconds:.1f} |" for name, s in summary.stages.items()]
     links = [f"- {name}: `{uri}`" for name, uri in summary.artifacts.items()]
-    report = summary.artifacts.get("report")
     return "\n".join(
         [
             f"# {summary.run_id}: {summary.status}",
-            *([f"[Open the report]({report})"] if report else []),
             "\n| metric | tuned | base |\n|---|---|---|",
             *metrics,
             "\n| stage | status | seconds |\n|---|---|---|",

@@ -16,6 +16,7 @@ from prefect.exceptions import ObjectNotFound
 from prefect.logging import get_run_logger
 from prefect.states import Completed
 
+from dreambooth_core import telemetry
 from dreambooth_core.console import progress_bar
 from dreambooth_core.errors import NotFound, StorageError
 from dreambooth_core.records import Progress
@@ -41,7 +42,7 @@ def stage(name: str, *, gpu: bool = False) -> Callable[[Callable[P, R]], Callabl
         name=name,
         retries=2,
         retry_delay_seconds=[1, 5],
-        retry_condition_fn=is_hiccup,
+        retry_condition_fn=_tries_again,
         cache_policy=NO_CACHE,
         persist_result=False,
     )
@@ -100,6 +101,13 @@ def is_hiccup(_task: Any, _run: Any, state: Any) -> bool:
     """Whether the failure came from a store that may answer in a moment."""
     error = state.result(raise_on_failure=False)
     return isinstance(error, StorageError) and not isinstance(error, NotFound)
+
+
+def _tries_again(task: Any, run: Any, state: Any) -> bool:
+    again = is_hiccup(task, run, state)
+    if again:
+        telemetry.tell("dreambooth_retries_total", 1)
+    return again
 
 
 @contextmanager

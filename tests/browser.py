@@ -7,6 +7,7 @@ import os
 import re
 import shutil
 import subprocess
+import time
 import urllib.request
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -39,6 +40,7 @@ class Tab:
     def __init__(self, socket: Any) -> None:
         self._socket = socket
         self._numbers = itertools.count(1)
+        self._home = ""
         self.complaints: list[str] = []
         """What the page wrote to the console, what it threw, and what it was refused."""
         for domain in ("Page", "Runtime", "Log", "Network"):
@@ -52,12 +54,17 @@ class Tab:
         assert "error" not in answer, answer
         return answer["result"]
 
-    def open(self, path: Path, width: int, height: int = 900) -> None:
-        """Load a file at a size in CSS pixels; returns when it is loaded."""
+    def open(self, page: Path | str, width: int, height: int = 900) -> None:
+        """Load a file, or a server's page, at a size in CSS pixels; returns when it is loaded.
+
+        A server may be asked for whatever it has; asking another one is worth a complaint.
+        """
+        url = page.resolve().as_uri() if isinstance(page, Path) else page
+        self._home = "" if isinstance(page, Path) else "/".join(url.split("/")[:3])
         size = {"width": width, "height": height, "deviceScaleFactor": 1, "mobile": width < 600}
         self.do("Emulation.setDeviceMetricsOverride", **size)
         self.prefer("light")
-        self.do("Page.navigate", url=path.resolve().as_uri())
+        self.do("Page.navigate", url=url)
         while self._next().get("method") != "Page.loadEventFired":
             pass
 
@@ -72,11 +79,40 @@ class Tab:
         assert "exceptionDetails" not in answer, answer
         return answer["result"].get("value")
 
+    def until(self, expression: str, seconds: float = 60) -> Any:
+        """The value of a JavaScript expression, once there is one that is not false."""
+        deadline = time.monotonic() + seconds
+        while (value := self.ask(expression)) in (None, False):  # an element comes as {}
+            if time.monotonic() > deadline:
+                self.photograph("waited-in-vain")
+                raise AssertionError(f"waited in vain for {expression}")
+            time.sleep(0.25)
+        return value
+
+    def click(self, element: str) -> None:
+        """Press the mouse in the middle of what a JavaScript expression finds, once it is there."""
+        place = self.until(
+            f"(() => {{ const it = {element}; if (!it || it.disabled) return null; "
+            "it.scrollIntoView({block: 'center'}); const box = it.getBoundingClientRect(); "
+            "return {x: box.x + box.width / 2, y: box.y + box.height / 2} })()"
+        )
+        for kind in ("mousePressed", "mouseReleased"):
+            self.do("Input.dispatchMouseEvent", type=kind, button="left", clickCount=1, **place)
+
+    def write(self, element: str, text: str) -> None:
+        """Type into a field, in the place of what stands there."""
+        self.click(element)
+        self.ask(f"{element}.select()")
+        self.do("Input.insertText", text=text)
+
     def photograph(self, name: str, height: int | None = None) -> Path:
         """Keep the whole page, or what is above `height`, as an image."""
-        size = self.do("Page.getLayoutMetrics")["cssContentSize"]
+        metrics = self.do("Page.getLayoutMetrics")
+        size = metrics["cssContentSize"]
         clip = {**size, "height": min(size["height"], height or size["height"]), "scale": 1}
-        shot = self.do("Page.captureScreenshot", captureBeyondViewport=True, clip=clip)
+        # where there is nothing beyond, it would lay out the page anew
+        beyond = clip["height"] > metrics["cssLayoutViewport"]["clientHeight"]
+        shot = self.do("Page.captureScreenshot", captureBeyondViewport=beyond, clip=clip)
         SCREENSHOTS.mkdir(parents=True, exist_ok=True)
         path = SCREENSHOTS / f"{name}.png"
         path.write_bytes(base64.b64decode(shot["data"]))
@@ -93,7 +129,7 @@ class Tab:
             self.complaints.append(told["entry"]["text"])
         if message.get("method") == "Network.requestWillBeSent":
             url = told["request"]["url"]
-            if not url.startswith(("file:", "data:", "blob:")):
+            if not url.startswith(("file:", "data:", "blob:", self._home or "file:")):
                 self.complaints.append(f"asked for {url}")
         return message
 

@@ -12,11 +12,12 @@ CORE = ROOT / "dreambooth_core"
 
 LEVELS = [
     "config records errors plugins objectives prompts randomness processes console guard curves "
+    "telemetry "
     "pages photos judging drawing trainer versions "
     "drawing.orders "
     "pages.bundle pages.charts "
     "trainer.stopping",
-    "storage blobs leases stages forms garbage costs images servers services tensor_files "
+    "storage blobs leases stages forms garbage costs exporter images servers services tensor_files "
     "photos.buckets photos.likeness photos.masks",
     "dataset latents adapters families bases metrics caches embeddings inversion adapter_layers "
     "finders vision "

@@ -1,5 +1,6 @@
 """Contact sheets: many images as one, a row per prompt."""
 
+import base64
 import io
 import math
 from collections.abc import Sequence
@@ -41,6 +42,18 @@ def sheet_of(rows: Sequence[Sequence[Image.Image]]) -> bytes:
     return _png(sheet)
 
 
+def data_url(png: bytes, most: int = 150_000) -> str:
+    """The picture as an address that holds it, for pages that fetch nothing; `most` bytes of it.
+
+    What is larger is made smaller.
+    """
+    with Image.open(io.BytesIO(png)) as opened:
+        picture = opened.convert("RGB")
+    while len(small := _webp(picture)) > most:
+        picture = picture.resize((max(1, picture.width * 3 // 4), max(1, picture.height * 3 // 4)))
+    return f"data:image/webp;base64,{base64.b64encode(small).decode()}"
+
+
 def thumbnail(png: bytes, side: int) -> bytes:
     """At most `side` pixels high and wide, as PNG; small images stay as they are."""
     with Image.open(io.BytesIO(png)) as image:
@@ -68,4 +81,10 @@ def _cell(whole: Image.Image) -> Image.Image:
 def _png(image: Image.Image) -> bytes:
     buffer = io.BytesIO()
     image.save(buffer, "PNG")
+    return buffer.getvalue()
+
+
+def _webp(image: Image.Image) -> bytes:
+    buffer = io.BytesIO()
+    image.save(buffer, "WEBP", quality=80)
     return buffer.getvalue()

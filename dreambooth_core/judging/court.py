@@ -4,6 +4,7 @@ from collections import Counter
 from collections.abc import Iterable
 from dataclasses import dataclass
 
+from dreambooth_core import telemetry
 from dreambooth_core.blobs import digest_json
 from dreambooth_core.config import Config
 from dreambooth_core.evaluation import evaluate, judged_like, rows_of
@@ -90,6 +91,7 @@ def judge(
 
     def make(key: str) -> Verdict:
         case, decision = _decided(court, candidate, scores, rival)
+        telemetry.tell("dreambooth_gate_decisions_total", 1, outcome=decision.outcome)
         verdict = Verdict(
             uri=_uri(store, key),
             digest="",

@@ -7,7 +7,7 @@ from contextlib import contextmanager
 from functools import partial
 from pathlib import Path
 
-from dreambooth_core import services, tracking
+from dreambooth_core import services, telemetry, tracking
 from dreambooth_core.errors import StageFailed
 from dreambooth_core.processes import end_of, supervised
 from dreambooth_core.servers import exported
@@ -61,8 +61,15 @@ def working_with(place: Place) -> Iterator[None]:
 
 
 def inherited() -> dict[str, str]:
-    """The user's environment without what points to servers elsewhere, or past ours."""
-    kept = {name: value for name, value in os.environ.items() if not name.startswith(_THEIRS)}
+    """The user's environment without what points to servers elsewhere, or past ours.
+
+    Where numbers are told to stays: there is no server of ours for that.
+    """
+    kept = {
+        name: value
+        for name, value in os.environ.items()
+        if name == telemetry.PLACE or not name.startswith(_THEIRS)
+    }
     return {**kept, **services.unproxied()}
 
 

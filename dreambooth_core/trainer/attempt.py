@@ -13,6 +13,7 @@ from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Literal
 
+from dreambooth_core import telemetry
 from dreambooth_core.drawing.sheets import sheet_of
 from dreambooth_core.errors import DreamBoothError, Preempted, StageFailed
 from dreambooth_core.fit import LOOKS, MEETING, Outcome, Spec, Told, read_record, write_record
@@ -261,6 +262,14 @@ def _say(spec: Spec, step: int, figures: Mapping[str, float]) -> None:
     parts.append(f"{figures['steps_per_second']:.1f} steps/s")
     standing = Told(step=step, total=spec.config.train.steps, label=", ".join(parts))
     write_record(spec.folder / "progress.json", standing)
+    told = {
+        "dreambooth_step": step,
+        "dreambooth_loss": figures["instance"],
+        "dreambooth_steps_per_second": figures["steps_per_second"],
+        "dreambooth_memory_bytes": peak_memory_bytes(),
+    }
+    for name, value in told.items():
+        telemetry.tell(name, value, model=spec.config.name)
 
 
 def _failed(spec: Spec, message: str, out_of_memory: bool = False) -> Outcome:

@@ -10,7 +10,7 @@ import pytorch_lightning as lightning
 import torch
 from torch import Tensor
 
-from dreambooth_core import checkpoints, curves, optimizers
+from dreambooth_core import checkpoints, curves, optimizers, telemetry
 from dreambooth_core.checkpoints import Snapshot
 from dreambooth_core.errors import StageFailed
 from dreambooth_core.records import Course, Look
@@ -194,7 +194,9 @@ class Keeper(lightning.Callback):  # type: ignore[misc]
             raise StageFailed(
                 f"the loss is not a number from step {first} on; lower train.learning_rate"
             )
-        standing.stalls.append((done, round(time.monotonic() - started, 4)))
+        stall = time.monotonic() - started
+        standing.stalls.append((done, round(stall, 4)))
+        telemetry.tell("dreambooth_checkpoint_stall_seconds_total", stall)
         course = standing.course().model_dump(mode="json")
         self.orders.save(replace(snapshot, scalars={**snapshot.scalars, "course": course}))
 

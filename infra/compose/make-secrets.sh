@@ -25,7 +25,7 @@ read_secret() {
 }
 
 for name in postgres_password prefect_db_password mlflow_db_password redis_password \
-    mlflow_admin_password mlflow_flow_password mlflow_secret_key; do
+    mlflow_admin_password mlflow_flow_password mlflow_secret_key grafana_admin_password; do
     drawn 24 | keep "$name"
 done
 for role in admin flow trainer janitor reader mlflow; do

@@ -48,6 +48,7 @@ def test_what_has_not_changed_is_not_trained_again(server, tracked_config, file_
         "gallery",
     }
     assert "| instance images | 4," in shown["plan"]["data"]
+    assert shown["gallery"]["data"].startswith("data:image/webp;base64,")
 
     again = retrain_flow(retraining, return_state=True)
     assert (again.name, again.message) == (

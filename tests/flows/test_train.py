@@ -3,18 +3,25 @@
 import io
 import json
 import os
+import re
 import signal
 import subprocess
 import sys
 import time
+from collections import Counter
+from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
 import yaml
 from PIL import Image
 
+from dreambooth_core.config import Config
+from dreambooth_core.sampling import DRAWN_BY
 from dreambooth_core.summary import STAGES, Summary
+from tests.watched import ROOT, Exporter, exporting
 
+DASHBOARD = ROOT / "infra/metrics/dreambooth.json"
 METRICS = {"subject_fidelity", "clip_i", "prompt_fidelity", "prior_drift"}
 """Always there; others hang on what the config brings: a finder, choices, a judge."""
 
@@ -34,6 +41,42 @@ def ran(*words) -> subprocess.CompletedProcess[str]:
     return subprocess.run(command(*words), capture_output=True, text=True, timeout=300)
 
 
+@pytest.fixture
+def exporter(tmp_path, monkeypatch) -> Iterator[Exporter]:
+    with exporting(tmp_path) as there:
+        for name, value in there.environment.items():
+            monkeypatch.setenv(name, value)
+        yield there
+
+
+def dashboard_shows(exporter: Exporter, config: Config, ended: Counter[str]) -> None:
+    """What Grafana's dashboard asks for, once every stage has ended in these ways."""
+    shown = exporter.samples()
+    asked = set(re.findall(r"\bdreambooth_\w+", DASHBOARD.read_text()))
+    assert asked <= shown.keys(), asked - shown.keys()
+    assert shown["dreambooth_stages_total"] == {
+        frozenset({("stage", stage), ("status", status)}): ended[status]
+        for stage in STAGES
+        for status in ("done", "reused", "failed")
+    }
+    store = Path(config.storage.uri.removeprefix("file://"))
+    drawn = [path for path in store.glob("images/*/*.json") if path.name != DRAWN_BY]
+    (model,) = shown["dreambooth_step"]
+    assert dict(model) == {"model": config.name}
+    expected = {
+        "dreambooth_images_total": len(drawn),
+        "dreambooth_runs_total": ended.total(),
+        "dreambooth_gate_decisions_total": 1,
+        "dreambooth_stage_seconds_count": len(STAGES),
+        "dreambooth_step": config.train.steps,
+        "dreambooth_retries_total": 0,
+    }
+    assert {name: sum(shown[name].values()) for name in expected} == expected
+    for name in ("loss", "steps_per_second", "memory_bytes", "checkpoint_stall_seconds_total"):
+        assert sum(shown[f"dreambooth_{name}"].values()) > 0, name
+    assert "not understood" not in exporter.log.read_text()
+
+
 def report_of(told: dict) -> Path:
     return Path(told["artifacts"]["report"].removeprefix("file://"))
 
@@ -51,7 +94,7 @@ def left_over(work: Path) -> list[str]:
     return found
 
 
-def test_from_photos_to_a_registered_model_and_back(config_file, tiny_config, tmp_path):
+def test_from_photos_to_a_registered_model_and_back(config_file, tiny_config, tmp_path, exporter):
     work = tiny_config.paths.work
     first = ran("run", config_file, "--json")
     assert first.returncode == 0, first.stderr
@@ -72,6 +115,7 @@ def test_from_photos_to_a_registered_model_and_back(config_file, tiny_config, tm
     assert report.read_text().startswith("<!doctype html>")
     assert json.loads((report.parent / "summary.json").read_text()) == told
     assert not left_over(work)
+    dashboard_shows(exporter, tiny_config, Counter(done=1))
 
     again = ran("run", config_file)
     assert again.returncode == 0, again.stderr
@@ -79,6 +123,7 @@ def test_from_photos_to_a_registered_model_and_back(config_file, tiny_config, tm
     later = Summary.model_validate_json((report.parent / "summary.json").read_bytes())
     assert later.run_id == told["run_id"]
     assert {stage.status for stage in later.stages.values()} == {"reused"}
+    dashboard_shows(exporter, tiny_config, Counter(done=1, reused=1))
 
     words = ("sample", "tiny@candidate", "--prompt", "{subject} at night", "--seeds", "1")
     drawn = ran(*words, "--work", work, "--out", tmp_path / "out")

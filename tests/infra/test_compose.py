@@ -8,8 +8,8 @@ from typing import Any
 import pytest
 import yaml
 
-PUBLIC = {"prefect-api", "mlflow"}
-KEPT_FROM_NETWORKS = {"postgres", "redis", "seaweedfs"}
+PUBLIC = {"prefect-api", "mlflow", "grafana"}
+KEPT_FROM_NETWORKS = {"postgres", "redis", "seaweedfs", "metrics", "prometheus"}
 
 
 @pytest.fixture(scope="module")

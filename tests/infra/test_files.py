@@ -8,6 +8,8 @@ from pathlib import Path
 import pytest
 import yaml
 
+from dreambooth_core.telemetry import METRICS
+
 ROOT = Path(__file__).parents[2]
 WORKFLOWS = sorted((ROOT / ".github/workflows").glob("*.yml"))
 DEPLOYMENTS = sorted((ROOT / "infra").rglob("deployments.yaml"))
@@ -97,23 +99,43 @@ def test_deployments_are_what_their_flows_take(path: Path) -> None:
                 assert read.tracking.uri == "http://mlflow:5000"
 
 
-def test_dashboard_shows_what_is_exported_and_nothing_else(infra: Path) -> None:
-    board = json.loads((infra / "grafana/dreambooth.json").read_text(encoding="utf-8"))
-    shown = {
-        re.sub(r"_(bucket|count|sum)$", "", name)
-        for panel in board["panels"]
-        for target in panel.get("targets", [])
-        for name in re.findall(r"dreambooth_\w+", target["expr"])
-    }
+def test_the_page_tells_of_what_is_exported(infra: Path) -> None:
     page = (infra / "README.md").read_text(encoding="utf-8")
-    told = set(re.findall(r"^\| `(dreambooth_\w+)` \|", page, re.MULTILINE))
-    assert len(shown) > 10
-    assert shown == told
+    told = [
+        tuple(cell.strip() for cell in row.split("|")[1:-1])
+        for row in page.splitlines()
+        if row.startswith("| `dreambooth_")
+    ]
+    assert told == [
+        (f"`{name}`", metric.kind, ", ".join(metric.labels), metric.what)
+        for name, metric in METRICS.items()
+    ]
+
+
+def test_dashboard_asks_for_what_is_exported_and_leaves_nothing_out(infra: Path) -> None:
+    board = json.loads((infra / "metrics/dreambooth.json").read_text(encoding="utf-8"))
+    asked = [target["expr"] for panel in board["panels"] for target in panel.get("targets", [])]
+    exported = {
+        name + ("_bucket" if metric.kind == "histogram" else ""): metric
+        for name, metric in METRICS.items()
+    }
+    assert {name for text in asked for name in re.findall(r"dreambooth_\w+", text)} == set(exported)
+    for text in asked:
+        for name, chosen in re.findall(r"(dreambooth_\w+)\{(.*?)\}", text):
+            for label, words in re.findall(r'(\w+)=~?"([^"]*)"', chosen):
+                known = {*exported[name].labels[label]} or {"$model"}
+                assert {*words.split("|")} <= known, text
+        for grouped in re.findall(r"by \((.*?)\)", text):
+            name = re.search(r"dreambooth_\w+", text)
+            assert name
+            assert {*grouped.split(", ")} - {"le"} <= exported[name[0]].labels.keys(), text
+    [variable] = [each for each in board["templating"]["list"] if each["name"] == "model"]
+    assert variable["query"] == "label_values(dreambooth_step, model)"
     assert len({panel["id"] for panel in board["panels"]}) == len(board["panels"])
 
 
 def test_panels_lie_side_by_side(infra: Path) -> None:
-    board = json.loads((infra / "grafana/dreambooth.json").read_text(encoding="utf-8"))
+    board = json.loads((infra / "metrics/dreambooth.json").read_text(encoding="utf-8"))
     taken: set[tuple[int, int]] = set()
     for panel in board["panels"]:
         place = panel["gridPos"]

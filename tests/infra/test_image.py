@@ -3,6 +3,7 @@
 import os
 import re
 import subprocess
+import sys
 from collections.abc import Callable
 from pathlib import Path
 
@@ -111,3 +112,23 @@ class TestSecretsFromFiles:
         done = self.run(infra, A_KEY__FILE=str(tmp_path / "key"))
         assert (done.returncode, done.stdout) == (78, "")
         assert "A_KEY__FILE" in done.stderr
+
+
+def test_the_image_of_the_services_has_all_that_the_exporter_needs(
+    infra: Path, tmp_path: Path
+) -> None:
+    text = (infra / "image/Dockerfile").read_text().split("AS services\n")[1]
+    [copied] = re.findall(r"^COPY (dreambooth_core/.*) dreambooth_core/$", text, re.MULTILINE)
+    for name in copied.split():
+        path = tmp_path / name
+        path.parent.mkdir(exist_ok=True)
+        path.write_bytes((infra.parent / name).read_bytes())
+    done = subprocess.run(
+        [sys.executable, "-m", "dreambooth_core.exporter", "--help"],
+        cwd=tmp_path,
+        env={**os.environ, "PYTHONPATH": str(tmp_path)},
+        capture_output=True,
+        text=True,
+    )
+    assert done.returncode == 0, done.stderr
+    assert {"prometheus-client"} <= pins(infra / "image/requirements/services.txt").keys()

@@ -11,12 +11,19 @@ import pytest
 import yaml
 from prefect.utilities.templating import apply_values, find_placeholders
 
+from dreambooth_core import telemetry
+
 SCHEMAS = "1.32"
 Built = dict[str, list[dict[str, Any]]]
 
 
 def of_kind(documents: list[dict[str, Any]], *kinds: str) -> list[dict[str, Any]]:
     return [document for document in documents if document["kind"] in kinds]
+
+
+def named(documents: list[dict[str, Any]], kind: str, name: str) -> dict[str, Any]:
+    [found] = [each for each in of_kind(documents, kind) if each["metadata"]["name"] == name]
+    return found
 
 
 def templates(documents: list[dict[str, Any]]) -> Iterator[tuple[str, dict[str, Any]]]:
@@ -144,7 +151,7 @@ def test_prefect_s_api_and_services_are_apart_and_several(built: Built) -> None:
     assert "--no-services" in commands["prefect-api"]
     assert commands["prefect-services"] == ["prefect", "server", "services", "start"]
     assert min(deployments[name]["replicas"] for name in ("prefect-api", "prefect-services")) > 1
-    [settings] = of_kind(built["production"], "ConfigMap")
+    settings = named(built["production"], "ConfigMap", "prefect-server")
     # several replicas with leases in memory end each other's runs
     assert settings["data"]["PREFECT_SERVER_CONCURRENCY_LEASE_STORAGE"].startswith("prefect_redis")
     assert settings["data"]["PREFECT_SERVER_DATABASE_MIGRATE_ON_START"] == "false"
@@ -160,6 +167,22 @@ def test_every_file_belongs_to_a_kustomization(infra: Path) -> None:
         patches = [patch["path"] for patch in said.get("patches", [])]
         named = {*said["resources"], *patches, *said.get("configurations", []), listing.name}
         assert {path.name for path in listing.parent.glob("*.yaml")} <= named
+
+
+def test_a_run_s_numbers_reach_the_exporter(built: Built) -> None:
+    documents = built["production"]
+    [container] = _job_template()["spec"]["containers"]
+    [source] = [each["configMapRef"] for each in container["envFrom"] if "configMapRef" in each]
+    settings = named(documents, "ConfigMap", source["name"])["data"]
+    name, port = settings[telemetry.PLACE].split(":")
+    ports = named(documents, "Service", name)["spec"]["ports"]
+    assert ("UDP", port) in {(each.get("protocol"), str(each["port"])) for each in ports}
+    [leaving] = [
+        rule
+        for rule in named(documents, "NetworkPolicy", "from-flow-runs")["spec"]["egress"]
+        if {"port": int(port), "protocol": "UDP"} in rule["ports"]
+    ]
+    assert leaving["to"] == [{"podSelector": {"matchLabels": {"app": name}}}]
 
 
 class TestWorkPool:

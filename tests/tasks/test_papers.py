@@ -1,8 +1,14 @@
+import base64
+import io
+
+from PIL import Image
+
+from dreambooth_core.drawing.sheets import SIDE
 from dreambooth_core.forecasts import Forecast
-from dreambooth_core.records import Comparison, Cost, Stage
+from dreambooth_core.records import Comparison, Cost, ImageSet, SampleSet, Stage
 from dreambooth_core.summary import Model, Summary
-from tasks.papers import as_markdown, comparison_table, cost_rows, plan_as_markdown
-from tests.registered_by_hand import verdict
+from tasks.papers import as_markdown, comparison_table, cost_rows, gallery, plan_as_markdown
+from tests.registered_by_hand import drawn, verdict
 
 SUMMARY = Summary(
     run_id="tiny-1",
@@ -33,7 +39,7 @@ def test_the_note_in_prefect_names_numbers_stages_and_the_report():
     text = as_markdown(SUMMARY)
     assert "| clip_i | 0.750 | 0.500 |" in text
     assert "| train | reused | 1.2 |" in text
-    assert "(file:///r.html)" in text
+    assert "- report: `file:///r.html`" in text
 
 
 def test_the_bill_adds_up_what_was_spent_and_what_was_saved():
@@ -80,3 +86,13 @@ def test_candidate_and_champion_stand_side_by_side():
         "|---|---|---|---|---|",
         "| prompt fidelity | 0.500 | 0.250 | +0.250 | 75% |",
     ]
+
+
+def test_the_gallery_has_a_row_of_photos_whatever_their_captions_and_one_per_prompt(file_store):
+    photos, samples = drawn(file_store, ImageSet, 0), drawn(file_store, SampleSet, 1)
+    captions = [image.model_copy(update={"prompt": image.name}) for image in photos.images]
+    captioned = photos.model_copy(update={"images": tuple(captions)})
+    head, _, body = gallery(file_store, captioned, samples).partition(",")
+    assert head == "data:image/webp;base64"
+    with Image.open(io.BytesIO(base64.b64decode(body))) as sheet:
+        assert sheet.size == (2 * SIDE, 2 * SIDE)

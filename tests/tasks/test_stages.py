@@ -4,6 +4,7 @@ import pytest
 
 from dreambooth_core.errors import DatasetRefused, NotFound, StageFailed, StorageError
 from tasks.stages import is_hiccup, progress_shown, stage
+from tests.watched import hearing
 
 
 @pytest.mark.parametrize(
@@ -49,10 +50,11 @@ def test_a_stage_in_a_flow_is_retried_reports_progress_and_keeps_its_error():
         hiccup()
         bad()
 
-    with prefect_test_harness(server_startup_timeout=120):
+    with hearing() as ear, prefect_test_harness(server_startup_timeout=120):
         with pytest.raises(DatasetRefused, match="bad photos"):
             both_flow()
         artifact = Artifact.get("hiccup-progress")
+        assert ear.recv(1000) == b"dreambooth_retries_total:1|c"
     assert calls == {"hiccup": 2, "bad": 1}
     assert float(artifact.data) == 100
     assert artifact.type == "progress"

@@ -1,11 +1,13 @@
+import base64
 import io
 
+import numpy as np
 import pytest
 from PIL import Image
 
 from dreambooth_core import records
 from dreambooth_core.blobs import put_blob
-from dreambooth_core.drawing.sheets import SIDE, contact_sheet, thumbnail
+from dreambooth_core.drawing.sheets import SIDE, contact_sheet, data_url, thumbnail
 
 
 def png(size, colour) -> bytes:
@@ -48,3 +50,15 @@ def test_thumbnails_are_small(size, expected):
 def test_what_is_small_already_stays_byte_for_byte():
     given = png((64, 64), "red")
     assert thumbnail(given, 256) is given
+
+
+@pytest.mark.parametrize(("most", "side"), [(150_000, 256), (5_000, 108)])
+def test_an_address_holds_a_whole_picture_in_so_many_bytes(most, side):
+    noise = np.random.default_rng(0).integers(0, 255, (256, 256, 3), dtype=np.uint8)
+    file = io.BytesIO()
+    Image.fromarray(noise).save(file, "PNG")
+    head, _, body = data_url(file.getvalue(), most).partition(",")
+    assert head == "data:image/webp;base64"
+    held = base64.b64decode(body)
+    assert len(held) <= most
+    assert Image.open(io.BytesIO(held)).size == (side, side)

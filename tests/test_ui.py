@@ -1,0 +1,220 @@
+"""A run as people start it and follow it: Prefect's pages in a browser, on the servers of `dreambooth up`."""
+
+import json
+import os
+import subprocess
+import sys
+import time
+import urllib.request
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+import yaml
+
+from tests import browser
+from tests.watched import ROOT, Exporter, exporting
+
+pytestmark = [pytest.mark.servers, pytest.mark.timeout(3600)]
+
+NAME = "from-the-browser"
+PHOTOS = "examples/small_world/photos/robot"
+STEPS = 60
+FIELD = """((...path) => {
+  const own = it => it.querySelector(".schema-form-property__label").innerText;
+  let place = document;
+  for (const label of path)
+    place = [...place.querySelectorAll(".schema-form-property")]
+      .find(it => own(it).replace(" (Optional)", "") === label);
+  return place.querySelector("textarea, input, select");
+})"""
+FIELDS = """[...document.querySelectorAll(".schema-form-property")].map(it => {
+  const path = [];
+  for (let at = it; at; at = at.parentElement.closest(".schema-form-property"))
+    path.unshift(at.querySelector(".schema-form-property__label").innerText);
+  const control = it.querySelector("textarea, input, select");
+  return {
+    path,
+    said: it.querySelector(":scope > .p-label__description")?.innerText ?? "",
+    choices: [...(control?.options ?? [])].map(each => each.value),
+  };
+})"""
+SUBMIT = 'document.querySelector("button[type=submit]")'
+REFUSED = '[...document.querySelectorAll(".p-label__message--failed")].map(it => it.innerText)'
+TEXT = "document.body.innerText"
+PICTURE = '[...document.querySelectorAll("img")].find(it => it.src.startsWith("data:image/webp"))'
+SHOWN = {
+    "plan": ["instance images", "class images", "training", "evaluation"],
+    "dataset": ["level"],
+    "verdict": [f"{NAME}-", "candidate", "difference", "images won"],
+    "model-card": [f"{NAME}, version 1", "What it learned from", "How good it is"],
+    "cost": ["gpu seconds", "saved seconds", "all"],
+    "summary": ["tuned", "status", "stored_report"],
+    "gallery": [],
+    **{f"{stage}-progress": ["100"] for stage in ("priors", "train", "evaluate", "sample")},
+}
+"""Artifact -> words that its page has."""
+
+
+@pytest.fixture(scope="module")
+def exporter(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Exporter]:
+    with exporting(tmp_path_factory.mktemp("exporter")) as there:
+        yield there
+
+
+@pytest.fixture(scope="module")
+def project(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Ours, but `train` is as short as the smoke deployment and knows no subject."""
+    folder = tmp_path_factory.mktemp("project")
+    for name in ("flows", "examples"):
+        (folder / name).symlink_to(ROOT / name)
+    document = yaml.safe_load((ROOT / "prefect.yaml").read_text(encoding="utf-8"))
+    deployments = {each["name"]: each for each in document["deployments"]}
+    config = {**deployments["ci-smoke"]["parameters"]["config"], "train": {"steps": STEPS}}
+    del config["name"], config["subject"]
+    deployments["train"]["parameters"] = {"config": config}
+    (folder / "prefect.yaml").write_text(yaml.safe_dump(document))
+    return folder
+
+
+@pytest.fixture(scope="module")
+def prefect(
+    project: Path, exporter: Exporter, tmp_path_factory: pytest.TempPathFactory
+) -> Iterator[str]:
+    """Where Prefect's pages are."""
+    home = str(tmp_path_factory.mktemp("up"))
+    environment = {**os.environ, **exporter.environment, "PYTHONPATH": str(ROOT)}
+
+    def dreambooth(*words: str) -> str:
+        command = [sys.executable, "-m", "dreambooth_core.cli", *words, "--folder", home]
+        done = subprocess.run(command, env=environment, capture_output=True, text=True)
+        assert done.returncode == 0, done.stderr
+        return done.stdout
+
+    try:
+        up = json.loads(dreambooth("up", "--detach", "--json", "--project", str(project)))
+        yield up["parts"]["prefect"]["link"]
+    finally:
+        dreambooth("down")
+
+
+@pytest.fixture(scope="module")
+def tab(tmp_path_factory: pytest.TempPathFactory) -> Iterator[browser.Tab]:
+    if browser.executable() is None:
+        pytest.skip("needs Chromium")
+    with browser.browsing(tmp_path_factory.mktemp("profile")) as tab:
+        yield tab
+
+
+def asked(prefect: str, path: str, **what: Any) -> Any:
+    """What Prefect's API answers."""
+    body, kind = json.dumps(what).encode(), {"content-type": "application/json"}
+    with urllib.request.urlopen(urllib.request.Request(f"{prefect}/api{path}", body, kind)) as said:
+        return json.load(said)
+
+
+def field(*path: str) -> str:
+    return f"{FIELD}({', '.join(map(json.dumps, ('config', *path)))})"
+
+
+def look_at_the_form(tab: browser.Tab) -> None:
+    """Groups in order, each with a description, drop-downs, and little that must be filled in."""
+    fields = [{**found, "path": found["path"][1:]} for found in tab.ask(FIELDS)]
+    required = [found["path"] for found in fields if "(Optional)" not in "".join(found["path"])]
+    assert required == [[], ["Name"], ["Subject"], ["Subject", "Images"], ["Subject", "Class Noun"]]
+    known = {
+        tuple(name.replace(" (Optional)", "") for name in found["path"]): found for found in fields
+    }
+    groups = [path[0] for path in known if len(path) == 2]
+    order = list(dict.fromkeys(groups))
+    assert order[:6] == ["Subject", "Model", "Dataset", "Prior", "Train", "Adapter"]
+    assert order[-3:] == ["Storage", "Tracking", "Paths"]
+    assert all(known[name,]["said"] for name in order)
+    assert {"sdxl", "flux", "stable_diffusion"} <= {*known["Model", "Family"]["choices"]}
+    assert known["Train", "Method"]["choices"][:2] == ["full", "lora"]
+
+
+def fill_in(tab: browser.Tab) -> None:
+    """Nothing first, then a number out of bounds, then what it takes."""
+    tab.click(SUBMIT)
+    tab.until(f"{REFUSED}.length")
+    assert tab.ask(REFUSED) == [
+        f"'{name}' is a required property" for name in ("name", "images", "class_noun")
+    ]
+    tab.write(field("Name"), NAME)
+    tab.write(field("Subject", "Images"), PHOTOS)
+    tab.write(field("Subject", "Class Noun"), "robot")
+    tab.write(field("Train", "Steps"), "0")
+    assert tab.ask(f"{field('Train', 'Steps')}.validity.rangeUnderflow")
+    tab.write(field("Train", "Steps"), str(STEPS))
+    assert tab.ask(f"{field('Train', 'Steps')}.validity.valid")
+
+
+def first_step(exporter: Exporter, pressed: float) -> float:
+    """Seconds from pressing the button to the first step that the training told of."""
+    while exporter.now("dreambooth_step", model=NAME) is None:
+        assert time.monotonic() < pressed + 1200, "no step was told of"
+        time.sleep(0.1)
+    return time.monotonic() - pressed
+
+
+def ended(prefect: str, run: str) -> dict[str, Any]:
+    """The run, once it has an end."""
+    deadline = time.monotonic() + 1800
+    while time.monotonic() < deadline:
+        (found,) = asked(prefect, "/flow_runs/filter", flow_runs={"id": {"any_": [run]}})
+        if found["state_type"] in ("COMPLETED", "FAILED", "CRASHED", "CANCELLED"):
+            return dict(found)
+        time.sleep(1)
+    raise AssertionError("the run did not end")
+
+
+def show_artifacts(tab: browser.Tab, prefect: str, run: str) -> None:
+    tab.open(f"{prefect}/runs/flow-run/{run}", 1400, 1400)
+    tab.click('[...document.querySelectorAll("button")].find(it => it.innerText === "Artifacts")')
+
+
+def test_a_run_is_started_followed_and_read_in_the_browser(
+    tab: browser.Tab, prefect: str, exporter: Exporter, capsys: pytest.CaptureFixture[str]
+) -> None:
+    (train,) = asked(prefect, "/deployments/filter", deployments={"name": {"any_": ["train"]}})
+    tab.open(f"{prefect}/deployments/deployment/{train['id']}/run", 1400, 1000)
+    tab.until(SUBMIT)
+    look_at_the_form(tab)
+    tab.photograph("ui-form")
+    fill_in(tab)
+    tab.photograph("ui-form-filled")
+
+    pressed = time.monotonic()
+    tab.click(SUBMIT)
+    seconds = first_step(exporter, pressed)
+    with capsys.disabled():
+        print(f"\nfrom Submit to the first training step: {seconds:.1f} s")
+    (run,) = asked(
+        prefect, "/flow_runs/filter", flow_runs={"deployment_id": {"any_": [train["id"]]}}
+    )
+    show_artifacts(tab, prefect, run["id"])
+    tab.until(f"{TEXT}.includes('train-progress')", 300)
+    assert "Running" in tab.ask(TEXT)
+    tab.photograph("ui-running")
+
+    # a few steps may or may not convince the gate
+    end = ended(prefect, run["id"])
+    assert end["state_name"] in ("Completed", "GateRejected"), end["state"]["message"]
+    show_artifacts(tab, prefect, run["id"])
+    for key in SHOWN:
+        tab.until(f"{TEXT}.includes({json.dumps(key)})", 120)
+    tab.photograph("ui-artifacts")
+    found = asked(prefect, "/artifacts/filter", artifacts={"flow_run_id": {"any_": [run["id"]]}})
+    for key, words in SHOWN.items():
+        (artifact,) = [each for each in found if each["key"] == key]
+        tab.open(f"{prefect}/artifacts/artifact/{artifact['id']}", 1400, 1000)
+        for word in words:
+            tab.until(f"{TEXT}.includes({json.dumps(word)})", 120)
+        if key == "gallery":
+            tab.until(f"{PICTURE}?.naturalWidth > 100", 120)
+        tab.photograph(f"ui-{key}")
+    assert not [each for each in tab.complaints if each.startswith("asked for")]
+    shown = exporter.samples()
+    assert shown["dreambooth_runs_total"][frozenset({("state", "done")})] == 1
