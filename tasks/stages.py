@@ -17,7 +17,7 @@ from prefect.logging import get_run_logger
 from prefect.states import Completed
 
 from dreambooth_core import telemetry
-from dreambooth_core.console import progress_bar
+from dreambooth_core.console import go_on_unheard, progress_bar
 from dreambooth_core.errors import NotFound, StorageError
 from dreambooth_core.records import Progress
 
@@ -37,6 +37,7 @@ def stage(name: str, *, gpu: bool = False) -> Callable[[Callable[P, R]], Callabl
 
     Prefect neither caches nor keeps its result: `dreambooth_core.stages.once` knows what is there.
     Tried again only when the store had a hiccup. With `gpu`, it waits for its turn (see `booked`).
+    It goes on when the worker that started its run is gone.
     """
     promised = task(
         name=name,
@@ -48,9 +49,18 @@ def stage(name: str, *, gpu: bool = False) -> Callable[[Callable[P, R]], Callabl
     )
 
     def promise(act: Callable[P, R]) -> Callable[P, R]:
-        return promised(_in_turn(act) if gpu else act)
+        return promised(_outliving(_in_turn(act) if gpu else act))
 
     return promise
+
+
+def _outliving(act: Callable[P, R]) -> Callable[P, R]:
+    @wraps(act)
+    def going_on(*args: P.args, **kwargs: P.kwargs) -> R:
+        go_on_unheard()
+        return act(*args, **kwargs)
+
+    return going_on
 
 
 def _in_turn(act: Callable[P, R]) -> Callable[P, R]:
