@@ -14,6 +14,8 @@ from dreambooth_core.storage import Store
 from dreambooth_core.versions.aliases import CANDIDATE
 
 BLOBS = "blobs/sha256/"
+THEIRS = "mlflow/"
+"""What MLflow puts beside it, under names of its own."""
 
 
 def kept(store: Store) -> set[str]:
@@ -37,7 +39,8 @@ def weights_of(store: Store) -> dict[str, str]:
 
 def halves(store: Store) -> list[str]:
     """The keys of what is visible and not whole: blobs, records, checkpoints with a manifest."""
-    return [key for key in store.keys("") if not _is_whole(store, key)]
+    ours = [key for key in store.keys("") if not key.startswith(THEIRS)]
+    return [key for key in ours if not _is_whole(store, key)]
 
 
 def _is_whole(store: Store, key: str) -> bool:

@@ -95,12 +95,12 @@ class Scene:
             time.sleep(0.2)
         return [_named(process) for process in found]
 
-    def until(self, condition: Callable[[], bool]) -> bool:
+    def until(self, condition: Callable[[], bool], every: float = LOOK_SECONDS) -> bool:
         """Wait for it; raises `TimeIsUp`."""
         while not condition():
             if time.monotonic() > self._deadline:
                 raise TimeIsUp
-            time.sleep(LOOK_SECONDS)
+            time.sleep(every)
         return True
 
     def clear(self) -> None:

@@ -8,7 +8,9 @@ from pathlib import Path
 
 import pytest
 
-from tests.chaos import clock, disk, report
+from dreambooth_core.blobs import blob_key, put_blob
+from dreambooth_core.storage import Store
+from tests.chaos import checks, clock, disk, report
 from tests.chaos.__main__ import _taken_up, _verdict
 from tests.chaos.cases import drawn
 from tests.chaos.faults import FAULTS
@@ -69,6 +71,32 @@ def test_a_list_that_is_not_complete_is_gone_on_with(tmp_path: Path) -> None:
     assert _taken_up([GOOD], 3) == (3, [])
     assert report.read(tmp_path / "nothing.json") == []
     assert report.table(earlier).splitlines()[2] == "| f | train | one retry | yes | 0 | 0 |"
+
+
+def test_what_is_half_is_seen(file_store: Store) -> None:
+    whole = put_blob(file_store, b"whole")
+    file_store.put("runs/1/result.json", b"{}")
+    step, files = "runs/1/checkpoints/00000001", {"a": whole.model_dump()}
+    file_store.put(f"{step}/manifest.json", json.dumps({"files": files}).encode())
+    file_store.put(f"{step}/a", b"whole")
+    file_store.put("mlflow/1/half.json", b"{")
+    assert checks.halves(file_store) == []
+    assert checks.kept(file_store) == {
+        blob_key(whole),
+        "runs/1/result.json",
+        "mlflow/1/half.json",
+    }
+    file_store.put(f"{step}/a", b"whol")
+    assert checks.halves(file_store) == [f"{step}/manifest.json"]
+    file_store.delete(f"{step}/a")
+    assert checks.halves(file_store) == [f"{step}/manifest.json"]
+    file_store.put(blob_key(whole), b"whol")
+    file_store.put("runs/1/result.json", b"{")
+    assert checks.halves(file_store) == [
+        blob_key(whole),
+        f"{step}/manifest.json",
+        "runs/1/result.json",
+    ]
 
 
 def test_the_clock_jumps_for_a_program_that_runs(tmp_path: Path) -> None:

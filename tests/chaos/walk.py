@@ -11,6 +11,8 @@ from tests.chaos.report import Outcome, Row
 from tests.chaos.scene import Scene
 
 HOPELESS = ("lost", "stuck")
+SEARCH_SECONDS = 0.1
+"""Between two looks for what is to be struck, among all processes."""
 
 
 @dataclass(frozen=True)
@@ -104,10 +106,10 @@ def _strike(case: Case, scene: Scene, blow: Blow) -> None:
     def ready() -> bool:
         return case.fault.ready(scene) or scene.has_stopped()
 
-    scene.until(ready)
+    scene.until(ready, SEARCH_SECONDS)
     blow.before = checks.kept(scene.store)
     time.sleep(blow.moment)
-    scene.until(ready)
+    scene.until(ready, SEARCH_SECONDS)
     blow.stage = scene.attempt.stage() or blow.stage
     if not scene.has_stopped():
         case.fault.strike(scene)
