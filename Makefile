@@ -8,7 +8,7 @@ export DO_NOT_TRACK := 1
 export PREFECT_SERVER_ANALYTICS_ENABLED := false
 export MLFLOW_DISABLE_TELEMETRY := true
 
-.PHONY: help install demo test test-servers test-fast check clean
+.PHONY: help install demo test test-servers test-fast chaos check clean
 
 help: ## Show this list
 	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | awk -F ':.*## ' '{printf "  make %-10s %s\n", $$1, $$2}'
@@ -38,6 +38,10 @@ test-servers: install ## Run the tests of whole stacks of servers
 test-fast: export OMP_NUM_THREADS := 1
 test-fast: install ## Run the tests that take seconds
 	$(PYTEST) -m "not slow and not servers"
+
+chaos: export OMP_NUM_THREADS := 1
+chaos: install ## Kill and disturb real servers under real runs, in at most 25 minutes: chaos.json
+	$(BIN)/python -m tests.chaos
 
 check: install ## Ruff, format, mypy, and the layer test
 	$(BIN)/ruff check .

@@ -1,9 +1,14 @@
 """What a person sees of a run: a bar on a terminal, plain lines elsewhere; all on stderr."""
 
+import functools
+import os
+import select
+import stat
 import sys
+import threading
 import time
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 
 from dreambooth_core.records import Progress
 
@@ -24,6 +29,29 @@ def progress_bar(stage: str) -> Iterator[Progress]:
 def say(line: str) -> None:
     """One line for people."""
     print(line, file=sys.stderr, flush=True)
+
+
+@functools.cache
+def go_on_unheard() -> None:
+    """From now on nothing ends because nobody reads what is printed; may be called again.
+
+    A run prints into a pipe to Prefect's worker, and is to outlive it. With the pipe's other end gone,
+    Prefect's own log lines would end the run, as would a library's progress bar.
+    """
+    for descriptor in (1, 2):
+        with suppress(OSError):
+            if stat.S_ISFIFO(os.fstat(descriptor).st_mode):
+                threading.Thread(target=_fall_silent, args=(descriptor,), daemon=True).start()
+
+
+def _fall_silent(descriptor: int) -> None:
+    """Once the reader is gone, whoever writes there, also a child, writes to nowhere."""
+    waiting = select.poll()
+    waiting.register(descriptor, 0)  # of errors one is told in any case
+    waiting.poll()
+    nowhere = os.open(os.devnull, os.O_WRONLY)
+    os.dup2(nowhere, descriptor)
+    os.close(nowhere)
 
 
 @contextmanager

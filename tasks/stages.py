@@ -6,18 +6,20 @@ from contextlib import contextmanager
 from functools import wraps
 from typing import Any, ParamSpec, TypeVar, cast
 
+from httpx import TransportError
 from prefect import task
 from prefect.artifacts import create_progress_artifact, update_progress_artifact
 from prefect.cache_policies import NO_CACHE
 from prefect.client.orchestration import get_client
 from prefect.client.schemas.objects import State
+from prefect.concurrency.asyncio import ConcurrencySlotAcquisitionError
 from prefect.concurrency.sync import concurrency
 from prefect.exceptions import ObjectNotFound
 from prefect.logging import get_run_logger
 from prefect.states import Completed
 
 from dreambooth_core import telemetry
-from dreambooth_core.console import progress_bar
+from dreambooth_core.console import go_on_unheard, progress_bar
 from dreambooth_core.errors import NotFound, StorageError
 from dreambooth_core.records import Progress
 
@@ -26,7 +28,10 @@ R = TypeVar("R")
 
 ARTIFACT_SECONDS = 2.0
 """Time between two updates of a progress artifact."""
-
+PAUSES = (1, 5, 15, 30)
+"""Seconds before each retry of a stage: a Prefect server that was killed is back after 20."""
+LEASE_SECONDS = 60.0
+"""After which a place on a GPU is free again that a killed run has held; the least Prefect takes."""
 
 GPU = "gpu"
 """Name of the global concurrency limit that keeps a GPU from being booked twice."""
@@ -36,21 +41,31 @@ def stage(name: str, *, gpu: bool = False) -> Callable[[Callable[P, R]], Callabl
     """A Prefect task, called directly and never submitted: SIGTERM reaches only the main thread.
 
     Prefect neither caches nor keeps its result: `dreambooth_core.stages.once` knows what is there.
-    Tried again only when the store had a hiccup. With `gpu`, it waits for its turn (see `booked`).
+    Tried again only when store or server had a hiccup. With `gpu`, it waits for its turn (see `booked`).
+    It goes on when the worker that started its run is gone.
     """
     promised = task(
         name=name,
-        retries=2,
-        retry_delay_seconds=[1, 5],
+        retries=len(PAUSES),
+        retry_delay_seconds=[*PAUSES],
         retry_condition_fn=_tries_again,
         cache_policy=NO_CACHE,
         persist_result=False,
     )
 
     def promise(act: Callable[P, R]) -> Callable[P, R]:
-        return promised(_in_turn(act) if gpu else act)
+        return promised(_outliving(_in_turn(act) if gpu else act))
 
     return promise
+
+
+def _outliving(act: Callable[P, R]) -> Callable[P, R]:
+    @wraps(act)
+    def going_on(*args: P.args, **kwargs: P.kwargs) -> R:
+        go_on_unheard()
+        return act(*args, **kwargs)
+
+    return going_on
 
 
 def _in_turn(act: Callable[P, R]) -> Callable[P, R]:
@@ -84,7 +99,13 @@ def booked() -> Iterator[None]:
     if not _has_limit():
         yield
         return
-    with concurrency(GPU, occupy=1, strict=True, raise_on_lease_renewal_failure=False):
+    with concurrency(
+        GPU,
+        occupy=1,
+        strict=True,
+        lease_duration=LEASE_SECONDS,
+        raise_on_lease_renewal_failure=False,
+    ):
         yield
 
 
@@ -98,9 +119,12 @@ def _has_limit() -> bool:
 
 
 def is_hiccup(_task: Any, _run: Any, state: Any) -> bool:
-    """Whether the failure came from a store that may answer in a moment."""
+    """Whether the failure came from a store, or a Prefect server, that may answer in a moment."""
     error = state.result(raise_on_failure=False)
-    return isinstance(error, StorageError) and not isinstance(error, NotFound)
+    if isinstance(error, ConcurrencySlotAcquisitionError):
+        error = error.__cause__
+    hiccup = isinstance(error, StorageError | TransportError)
+    return hiccup and not isinstance(error, NotFound)
 
 
 def _tries_again(task: Any, run: Any, state: Any) -> bool:

@@ -74,6 +74,11 @@ def s3_endpoint(tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
 
 @pytest.fixture(scope="session")
 def tiny_encoders(tmp_path_factory: pytest.TempPathFactory, tiny_base: Path) -> tuple[Path, Path]:
+    """Folders of a CLIP and of a ViT in DINO's role; do not write into them."""
+    return build_tiny_encoders(tmp_path_factory.mktemp("encoders"), tiny_base)
+
+
+def build_tiny_encoders(folder: Path, tiny_base: Path) -> tuple[Path, Path]:
     """Folders of a CLIP and of a ViT in DINO's role, tiny and with random weights."""
     import torch
     from transformers import (
@@ -86,7 +91,6 @@ def tiny_encoders(tmp_path_factory: pytest.TempPathFactory, tiny_base: Path) -> 
         ViTModel,
     )
 
-    folder = tmp_path_factory.mktemp("encoders")
     tokenizer = CLIPTokenizer.from_pretrained(tiny_base / "tokenizer")
     small = {
         "hidden_size": 16,
@@ -128,7 +132,7 @@ def tiny_config(tiny_base: Path, tiny_encoders: tuple[Path, Path], tmp_path: Pat
     return Config.model_validate(
         {
             "name": "tiny",
-            "subject": {"images": _photos(tmp_path / "photos"), "class_noun": "robot"},
+            "subject": {"images": draw_photos(tmp_path / "photos"), "class_noun": "robot"},
             "model": {"base": str(tiny_base), "resolution": 32},
             "prior": {"images": 2},
             "train": {"steps": 6, "learning_rate": 1e-4},
@@ -171,7 +175,7 @@ def tracked_config(tiny_config, mlflow_tables: Path):  # type: ignore[no-untyped
     return tiny_config
 
 
-def _photos(folder: Path) -> Path:
+def draw_photos(folder: Path) -> Path:
     """Four photos that no check takes for one another."""
     import numpy as np
     from PIL import Image

@@ -105,6 +105,12 @@ def _prefect(place: Place) -> Part:
         "PREFECT_SERVER_DATABASE_CONNECTION_TIMEOUT": "60",
         "PREFECT_SERVER_DATABASE_TIMEOUT": "60",
     }
+    # in its memory, as usual, they would end with it, and a taken place would never be free again
+    leases = {
+        "PREFECT_SERVER_CONCURRENCY_LEASE_STORAGE": (
+            "prefect.server.concurrency.lease_storage.filesystem"
+        )
+    }
     if place.settings.postgres:
         url = postgres.url(place, "prefect", driver="asyncpg")
         database["PREFECT_SERVER_DATABASE_CONNECTION_URL"] = url
@@ -116,7 +122,7 @@ def _prefect(place: Place) -> Part:
         link=place.prefect,
         ports=(place.settings.port,),
         command=(sys.executable, "-m", "prefect", *words, "--log-level", "WARNING"),
-        env={**_quiet(), **own, **database},
+        env={**_quiet(), **own, **database, **leases},
         answers=partial(is_well, f"{place.prefect}/api/health"),
         settle=partial(deployments.offer, place, client),
         after=("postgres",) if place.settings.postgres else (),

@@ -4,7 +4,7 @@ import os
 import re
 import time
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import TYPE_CHECKING
 from urllib.parse import urlsplit
@@ -20,6 +20,8 @@ if TYPE_CHECKING:
 
 ATTEMPTS = 10
 """Tries of a request, with waits that double up to 20 s between them."""
+READ_PAUSES = (0.2, 0.4, 0.8, 1.6)
+"""Seconds before an answer that broke off is asked for again."""
 CONFLICT_TRIES = 20
 _PART = 32 * 2**20
 _ABSENT = {"NoSuchKey", "404", "NotFound"}
@@ -48,8 +50,7 @@ class S3Store:
     def get_tagged(self, key: str) -> tuple[bytes, str]:
         place = self._place(key)
         with self._spoken("read", key):
-            answer = self._client.get_object(Bucket=self._bucket, Key=place)
-            return answer["Body"].read(), answer["ETag"]
+            return self._read(place)
 
     def put(self, key: str, data: bytes) -> None:
         place = self._place(key)
@@ -124,6 +125,18 @@ class S3Store:
     def _place(self, key: str) -> str:
         return self._prefix + checked_key(key)
 
+    def _read(self, place: str) -> tuple[bytes, str]:
+        """boto tries a request again, but not the reading of an answer that breaks off."""
+        from botocore.exceptions import BotoCoreError
+
+        for pause in READ_PAUSES:
+            answer = self._client.get_object(Bucket=self._bucket, Key=place)
+            with suppress(BotoCoreError):
+                return answer["Body"].read(), answer["ETag"]
+            time.sleep(pause)
+        answer = self._client.get_object(Bucket=self._bucket, Key=place)
+        return answer["Body"].read(), answer["ETag"]
+
     def _try_put(self, place: str, data: bytes, tag: str | None) -> bool | None:
         """True won, False lost, None a conflict that says nothing yet."""
         from botocore.exceptions import ClientError
@@ -149,7 +162,7 @@ class S3Store:
         """A retried request loses against its own first try when only the answer got lost."""
         if not error.response["ResponseMetadata"].get("RetryAttempts"):
             return False
-        return self._client.get_object(Bucket=self._bucket, Key=place)["Body"].read() == data
+        return self._read(place)[0] == data
 
     @contextmanager
     def _spoken(self, action: str, key: str) -> Iterator[None]:

@@ -1,10 +1,14 @@
 """Class images: shared among runs, of the photos' shapes, for every class noun."""
 
+import os
+import subprocess
+import sys
 import threading
+import time
 from pathlib import Path
 from typing import Any
 
-from dreambooth_core.blobs import image_set
+from dreambooth_core.blobs import get_blob, image_set
 from dreambooth_core.config import Config
 from dreambooth_core.priors import class_images, ensure_class_images
 from dreambooth_core.records import Blob, Image, ImageSet
@@ -105,3 +109,52 @@ def test_each_class_noun_has_its_own(tiny_base: Path, tmp_path: Path) -> None:
     photos = _photos(store, (64, 64), (64, 64), (64, 64), subjects=(0, 1, 2))
     prompts = [item.prompt for item in class_images(config, photos)]
     assert prompts == ["a photo of a dog"] * 2 + ["a photo of a cat"] * 2
+
+
+MAKER = """
+import sys
+from pathlib import Path
+from dreambooth_core.config import Config
+from dreambooth_core.priors import ensure_class_images
+from dreambooth_core.records import ImageSet
+from dreambooth_core.storage import open_store
+
+config = Config.model_validate_json(Path(sys.argv[1]).read_text())
+ensure_class_images(config, open_store(config.storage), ImageSet.model_validate_json(sys.argv[2]))
+"""
+
+
+def test_killed_while_it_draws_it_goes_on_to_the_same_images(
+    tiny_base: Path, tmp_path: Path
+) -> None:
+    options = {"prior": {"images": 12}, "sampler": {"inference_steps": 4, "batch_size": 1}}
+    config = _config(tiny_base, tmp_path / "killed", **options)
+    store = open_store(config.storage)
+    photos = _photos(store, (64, 64))
+    (tmp_path / "config.json").write_text(config.model_dump_json())
+    command = [sys.executable, "-c", MAKER, str(tmp_path / "config.json"), photos.model_dump_json()]
+    environment = {**os.environ, "PYTHONPATH": os.pathsep.join(sys.path)}
+    with subprocess.Popen(command, env=environment) as maker:
+        while not _drawn(config, photos, store):
+            assert maker.poll() is None
+            time.sleep(0.01)
+        maker.kill()
+    drawn = _drawn(config, photos, store)
+    assert 0 < len(drawn) < 12
+
+    images, reused = ensure_class_images(config, store, photos)
+    assert not reused
+    assert drawn.items() <= _drawn(config, photos, store).items()  # none of them was made again
+    undisturbed = _config(tiny_base, tmp_path / "undisturbed", **options)
+    calm, _ = ensure_class_images(undisturbed, open_store(undisturbed.storage), photos)
+    assert images is not None
+    assert calm is not None
+    assert images.digest == calm.digest
+    for image in images.images:
+        get_blob(store, image.blob)
+
+
+def _drawn(config: Config, photos: ImageSet, store: Store) -> dict[str, float]:
+    """Key of each class image's record that is there -> when it was written."""
+    planned = {image.key for image in class_images(config, photos)}
+    return {found.key: found.written for found in store.listed("") if found.key in planned}

@@ -1,6 +1,8 @@
 """What Prefect is promised, on a real temporary server."""
 
+import httpx
 import pytest
+from prefect.concurrency.asyncio import ConcurrencySlotAcquisitionError
 
 from dreambooth_core.errors import DatasetRefused, NotFound, StageFailed, StorageError
 from tasks.stages import is_hiccup, progress_shown, stage
@@ -21,6 +23,16 @@ def test_only_a_hiccup_of_the_store_is_tried_again(error, again):
     from prefect.states import Failed
 
     assert is_hiccup(None, None, Failed(data=error)) is again
+
+
+@pytest.mark.parametrize(("cause", "again"), [(httpx.ConnectError("refused"), True), (None, False)])
+def test_so_is_a_place_that_a_server_away_cannot_give(cause, again):
+    from prefect.states import Failed
+
+    error = ConcurrencySlotAcquisitionError("no place")
+    error.__cause__ = cause
+    assert is_hiccup(None, None, Failed(data=error)) is again
+    assert is_hiccup(None, None, Failed(data=httpx.ReadError("gone")))
 
 
 def test_a_stage_in_a_flow_is_retried_reports_progress_and_keeps_its_error():

@@ -141,11 +141,20 @@ def test_a_whole_life(home: Path, project: Path, monkeypatch: pytest.MonkeyPatch
     assert json.loads(_dreambooth(*words)) == again
 
     # parts that were killed
-    for name in ("mlflow", "s3"):
+    lease = _taken_place(place)
+    killed = {"mlflow", "prefect", "s3"}
+    for name in killed:
         os.kill(_pids(again)[name], signal.SIGKILL)
-    _until(lambda: _now(home) is not None and _restarted(_now(home), again, {"mlflow", "s3"}))
+    _until(lambda: _now(home) is not None and _restarted(_now(home), again, killed))
     with parts.working_with(place):
         _all_is_there()
+    # whoever had a place on the GPU before can give it back
+    api = f"{place.prefect}/api/v2/concurrency_limits"
+    given = ask(f"{api}/decrement-with-lease", {"lease_id": lease})
+    assert getattr(given, "status", None) == 204
+    limit = ask(f"{api}/gpu")
+    assert limit is not None
+    assert limit.document()["active_slots"] == 0
 
     # no secret where it can be read
     secret = json.loads((home / "s3" / "s3.json").read_text())["identities"][0]["credentials"][0]
@@ -189,6 +198,14 @@ def _run_the_probe(place: Place) -> None:
         return bool(kind == "COMPLETED")
 
     _until(ended)
+
+
+def _taken_place(place: Place) -> str:
+    """The lease of the only place on the GPU."""
+    wanted = {"names": ["gpu"], "slots": 1, "mode": "concurrency", "lease_duration": 600}
+    taken = ask(f"{place.prefect}/api/v2/concurrency_limits/increment-with-lease", wanted)
+    assert taken is not None
+    return str(taken.document()["lease_id"])
 
 
 def _run() -> config.Config:

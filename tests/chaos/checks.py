@@ -1,0 +1,118 @@
+"""What must hold when a run has ended, however it was disturbed: in the store and in the registry."""
+
+import json
+from collections import Counter
+from typing import Any
+
+from dreambooth_core import checkpoints, tracking
+from dreambooth_core.blobs import Blob, digest_of, get_blob, get_record
+from dreambooth_core.config import Config
+from dreambooth_core.errors import DreamBoothError, NotFound
+from dreambooth_core.records import Weights
+from dreambooth_core.registry import book_of, check_stored
+from dreambooth_core.storage import Store
+from dreambooth_core.versions.aliases import CANDIDATE
+
+BLOBS = "blobs/sha256/"
+THEIRS = "mlflow/"
+"""What MLflow puts beside it, under names of its own."""
+
+
+def kept(store: Store) -> set[str]:
+    """The keys of what a run may rely on to stay: all but checkpoints, of which only some are kept."""
+    return {key for key in store.keys("") if "/checkpoints/" not in key}
+
+
+def weights_of(store: Store) -> dict[str, str]:
+    """Training and file -> SHA-256 of the bytes that the store gives, of all trainings that ended.
+
+    Raises `StorageError` for what is not there, or not whole.
+    """
+    found = {}
+    for key in store.keys("runs/"):
+        if key.count("/") == 2 and key.endswith("/result.json"):
+            weights = Weights.model_validate_json(store.get(key))
+            for name, blob in weights.files.items():
+                found[f"{key} {name}"] = digest_of(get_blob(store, blob))
+    return found
+
+
+def halves(store: Store) -> list[str]:
+    """The keys of what is visible and not whole: blobs, records, checkpoints with a manifest."""
+    ours = [key for key in store.keys("") if not key.startswith(THEIRS)]
+    return [key for key in ours if not _is_whole(store, key)]
+
+
+def _is_whole(store: Store, key: str) -> bool:
+    data = store.get(key)
+    if key.startswith(BLOBS):
+        return digest_of(data) == key.rpartition("/")[2]
+    if not key.endswith(".json"):
+        return True
+    try:
+        document = json.loads(data)
+    except ValueError:
+        return False
+    if not key.endswith(f"/{checkpoints.MANIFEST}"):
+        return True
+    folder, files = key.rpartition("/")[0], document["files"]
+    return all(_is_there(store, f"{folder}/{name}", Blob(**files[name])) for name in files)
+
+
+def _is_there(store: Store, key: str, blob: Blob) -> bool:
+    try:
+        return digest_of(store.get(key)) == blob.sha256
+    except NotFound:
+        return False
+
+
+def versions_without_weights(config: Config, store: Store) -> list[str]:
+    """What is wrong with the versions of the run's model in MLflow, at any time; a sentence each."""
+    wrong = []
+    for version in _versions(config):
+        name = f"{config.name}/{version.version}"
+        try:
+            weights = get_record(store, version.tags["dreambooth.weights_record"], Weights)
+            if weights is None:
+                wrong.append(f"{name} has no record of its weights")
+            else:
+                check_stored(store, weights)
+        except (DreamBoothError, LookupError) as error:
+            wrong.append(f"{name}: {error}")
+    return wrong
+
+
+def contradictions(config: Config, store: Store) -> list[str]:
+    """What MLflow, the registry and the store say differently of a run that is done."""
+    client = tracking.open_client(config)
+    versions = [str(version.version) for version in _versions(config)]
+    if versions != ["1"]:
+        return [f"there are the versions {versions} of {config.name} instead of one"]
+    wrong = []
+    book = book_of(config, store)
+    aliases = client.get_registered_model(config.name).aliases
+    if book is None or book.standing.aliases != aliases or aliases.get(CANDIDATE) != "1":
+        wrong.append(f"MLflow says {aliases}, the log {book and book.standing.aliases}")
+    runs = client.search_runs([tracking.experiment_of(client, config)])
+    trainings = Counter(run.data.tags.get(tracking.TRAINING) for run in runs)
+    unfinished = [run.info.run_id for run in runs if run.info.status != "FINISHED"]
+    if len(runs) != 1 or unfinished:
+        wrong.append(f"runs in MLflow per training: {dict(trainings)}, not finished: {unfinished}")
+    return wrong + [
+        f"{name} is told twice of a step" for run in runs for name in _doubled(client, run)
+    ]
+
+
+def _doubled(client: Any, run: Any) -> list[str]:
+    """The learning curves that have two points at one step; the machine's own are not ours."""
+    names = [name for name in run.data.metrics if not name.startswith("system/")]
+    steps = {
+        name: [point.step for point in client.get_metric_history(run.info.run_id, name)]
+        for name in names
+    }
+    return [name for name, found in steps.items() if len(found) != len(set(found))]
+
+
+def _versions(config: Config) -> list[Any]:
+    client = tracking.open_client(config)
+    return [*client.search_model_versions(f"name = '{config.name}'")]

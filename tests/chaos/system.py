@@ -1,0 +1,177 @@
+"""The system under test: the servers of `dreambooth up`, and runs of its deployment `train`."""
+
+import os
+import subprocess
+import sys
+import time
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import psutil
+import yaml
+
+from dreambooth_core.config import Config
+from dreambooth_core.stack import parts, supervisor
+from dreambooth_core.stack.asking import ask
+from dreambooth_core.stack.place import Place, settled
+from tests.conftest import build_tiny_base, build_tiny_encoders, draw_photos
+
+ROOT = Path(__file__).parents[2]
+UP_SECONDS = 600.0
+WORKER = "worker-local"
+ENDED = {"COMPLETED", "FAILED", "CRASHED", "CANCELLED"}
+
+
+@dataclass(frozen=True)
+class System:
+    """A stack that is up, and the tiny models and photos that its runs work with."""
+
+    place: Place
+    environment: Mapping[str, str]
+    """What the stack was started with, on top of ours."""
+
+    @property
+    def folder(self) -> Path:
+        return self.place.project
+
+    @property
+    def api(self) -> str:
+        return f"{self.place.prefect}/api"
+
+    def config(self, name: str, endpoint: str = "local") -> Config:
+        """A run that takes seconds, with a store, a work folder and a registered model of its own.
+
+        Nothing of what is its own decides its weights.
+        """
+        folder = self.folder
+        return Config.model_validate(
+            {
+                "name": name,
+                "subject": {"images": folder / "photos", "class_noun": "robot"},
+                "model": {"base": str(folder / "base"), "resolution": 32},
+                "prior": {"images": 6},
+                "train": {"steps": 60, "learning_rate": 1e-4},
+                "checkpoints": {"every": 10},
+                "sampler": {"inference_steps": 2, "batch_size": 2},
+                "evaluation": {
+                    "prompts": ["a photo of {subject}", "{subject} on the beach"],
+                    "accessories": [],
+                    "seeds": 2,
+                    "class_images": 2,
+                    "clip": str(folder / "encoders" / "clip"),
+                    "identity": str(folder / "encoders" / "identity"),
+                },
+                "gate": {"rounds": 1},
+                "sample": {"prompts": ["a photo of {subject}"], "seeds": 2},
+                "storage": {"uri": f"s3://dreambooth/{name}", "endpoint": endpoint},
+                "paths": {"work": self.work(name)},
+            }
+        )
+
+    def work(self, name: str) -> Path:
+        return self.folder / "work" / name
+
+    def start(self, config: Config) -> str:
+        """Start a run as the UI does; its id."""
+        found = self._asked("/deployments/name/train/train")
+        parameters = {"config": config.model_dump(mode="json")}
+        new = {"parameters": parameters, "state": {"type": "SCHEDULED"}}
+        return str(self._asked(f"/deployments/{found['id']}/create_flow_run", new)["id"])
+
+    def retry(self, run: str) -> None:
+        """The UI's `Retry`, and `prefect flow-run retry`."""
+        self._set(run, {"type": "SCHEDULED", "name": "AwaitingRetry"})
+
+    def cancel(self, run: str) -> None:
+        """The UI's `Cancel`."""
+        self._set(run, {"type": "CANCELLING"})
+
+    def crash(self, run: str) -> None:
+        """Give up a run that does not end."""
+        self._set(run, {"type": "CRASHED"})
+
+    def state(self, run: str) -> str:
+        """The type of its state; "" while Prefect does not answer."""
+        answer = ask(f"{self.api}/flow_runs/{run}")
+        return str(answer.document()["state"]["type"]) if answer and answer.status == 200 else ""
+
+    def pid(self, part: str) -> int:
+        """Of a part that works; 0 while it does not."""
+        standing = supervisor.standing(self.place.folder)
+        found = standing and standing.parts[part]
+        return found.pid if found and found.phase == "ready" else 0
+
+    def is_whole(self) -> bool:
+        """Whether all parts work."""
+        standing = supervisor.standing(self.place.folder)
+        return standing is not None and standing.ready
+
+    def processes(self, run: str) -> list[psutil.Process]:
+        """What was started for a run and lives, the first started first."""
+        found = [process for process in psutil.process_iter() if _flow_run_of(process) == run]
+        return sorted(found, key=lambda process: (process.create_time(), process.pid))
+
+    def _set(self, run: str, new: Mapping[str, str]) -> None:
+        self._asked(f"/flow_runs/{run}/set_state", {"state": new, "force": True})
+
+    def _asked(self, path: str, document: Any = None) -> Any:
+        deadline = time.monotonic() + UP_SECONDS
+        while True:
+            answer = ask(self.api + path, document, 60.0)
+            if answer is not None and answer.status in (200, 201):
+                return answer.document()
+            if time.monotonic() > deadline:
+                raise RuntimeError(f"Prefect answers {answer} to {path}")
+            time.sleep(0.5)
+
+
+@contextmanager
+def running(folder: Path, environment: Mapping[str, str]) -> Iterator[System]:
+    """Everything in an empty folder, its servers up while the block runs and in our environment."""
+    folder.mkdir(parents=True, exist_ok=True)
+    build_tiny_base(folder / "base")
+    build_tiny_encoders(folder / "encoders", folder / "base")
+    draw_photos(folder / "photos")
+    _offer_one_deployment(folder)
+    home = folder / "up"
+    words = ("--folder", str(home), "--project", str(folder))
+    try:
+        _dreambooth(("up", "--detach", *words), environment, folder)
+        settings = settled(home)
+        assert settings is not None
+        place = Place(home, settings, folder)
+        with parts.working_with(place):
+            yield System(place, environment)
+    finally:
+        _dreambooth(("down", "--folder", str(home)), environment, folder)
+
+
+def _offer_one_deployment(folder: Path) -> None:
+    """`prefect.yaml` as it is with one deployment: a server started again is told all of them."""
+    document = yaml.safe_load((ROOT / "prefect.yaml").read_text(encoding="utf-8"))
+    [train] = [one for one in document["deployments"] if one["name"] == "train"]
+    text = yaml.safe_dump({"name": document["name"], "deployments": [train]})
+    (folder / "prefect.yaml").write_text(text, encoding="utf-8")
+    for name in ("flows", "tasks"):
+        (folder / name).symlink_to(ROOT / name)
+
+
+def _dreambooth(words: tuple[str, ...], environment: Mapping[str, str], cwd: Path) -> None:
+    subprocess.run(
+        [sys.executable, "-m", "dreambooth_core.cli", *words],
+        env={**os.environ, "PYTHONPATH": str(ROOT), **environment},
+        cwd=cwd,
+        check=True,
+        timeout=UP_SECONDS,
+        stdout=subprocess.DEVNULL,
+    )
+
+
+def _flow_run_of(process: psutil.Process) -> str:
+    try:
+        return str(process.environ().get("PREFECT__FLOW_RUN_ID", ""))
+    except psutil.Error:
+        return ""
