@@ -145,7 +145,9 @@ def browsing(profile: Path) -> Iterator[Tab]:
         port = _port(process)
         with urllib.request.urlopen(f"http://127.0.0.1:{port}/json/list") as answer:
             (target,) = [each for each in json.load(answer) if each["type"] == "page"]
-        with connect(target["webSocketDebuggerUrl"], max_size=None, proxy=None) as socket:
+        # while nobody reads what the page has to say, no ping is answered either
+        quiet: dict[str, Any] = {"max_size": None, "proxy": None, "ping_interval": None}
+        with connect(target["webSocketDebuggerUrl"], **quiet) as socket:
             yield Tab(socket)
     finally:
         process.terminate()
