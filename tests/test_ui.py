@@ -40,6 +40,8 @@ FIELDS = """[...document.querySelectorAll(".schema-form-property")].map(it => {
     choices: [...(control?.options ?? [])].map(each => each.value),
   };
 })"""
+ARTIFACTS = """[...document.querySelectorAll("[role=tab], .p-tab, button")]
+  .find(it => it.innerText.trim() === "Artifacts")"""
 SUBMIT = 'document.querySelector("button[type=submit]")'
 REFUSED = '[...document.querySelectorAll(".p-label__message--failed")].map(it => it.innerText)'
 TEXT = "document.body.innerText"
@@ -174,7 +176,7 @@ def ended(prefect: str, run: str) -> dict[str, Any]:
 
 def show_artifacts(tab: browser.Tab, prefect: str, run: str) -> None:
     tab.open(f"{prefect}/runs/flow-run/{run}", 1400, 1400)
-    tab.click('[...document.querySelectorAll("button")].find(it => it.innerText === "Artifacts")')
+    tab.click(ARTIFACTS)
 
 
 def read_artifacts(tab: browser.Tab, prefect: str, run: str) -> None:
