@@ -43,7 +43,7 @@ def publish_plan(config: Config, intake: Intake) -> Forecast:
 
     planned = forecast(config, open_store(config.storage), intake.images)
     found = [finding.model_dump() for finding in intake.validation.findings]
-    nothing = [{"level": "none", "file": intake.validation.folder}]
+    nothing = [{"level": "none", "file": intake.validation.folder, "measure": "nothing was found"}]
     name = config.name
     about = f"findings in the photos of {name}"
     shown(create_table_artifact, found or nothing, key="dataset", description=about)
@@ -141,6 +141,8 @@ def publish_verdict(name: str, verdict: Verdict) -> None:
 
 def comparison_table(verdict: Verdict) -> str:
     """Candidate against champion, a metric a row, as the gate compared them."""
+    if not verdict.comparisons:
+        return "Nothing could be compared."
     rows = [
         f"| {one.metric.replace('_', ' ')} | {one.challenger:.3f} | {one.champion:.3f} "
         f"| {one.difference:+.3f}{_interval(one)} | {one.win_rate:.0%} |"

@@ -21,6 +21,7 @@ pytestmark = [pytest.mark.servers, pytest.mark.timeout(3600)]
 NAME = "from-the-browser"
 PHOTOS = "examples/small_world/photos/robot"
 STEPS = 60
+PROMPTS = ["a photo of {subject}", "{subject} on the beach"]
 FIELD = """((...path) => {
   const own = it => it.querySelector(".schema-form-property__label").innerText;
   let place = document;
@@ -48,7 +49,7 @@ TEXT = "document.body.innerText"
 PICTURE = '[...document.querySelectorAll("img")].find(it => it.src.startsWith("data:image/webp"))'
 SHOWN = {
     "plan": ["instance images", "class images", "training", "evaluation"],
-    "dataset": ["level"],
+    "dataset": ["nothing was found"],
     "verdict": [f"{NAME}-", "candidate", "difference", "images won"],
     "model-card": [f"{NAME}, version 1", "What it learned from", "How good it is"],
     "cost": ["gpu seconds", "saved seconds", "all"],
@@ -74,6 +75,8 @@ def project(tmp_path_factory: pytest.TempPathFactory) -> Path:
     document = yaml.safe_load((ROOT / "prefect.yaml").read_text(encoding="utf-8"))
     deployments = {each["name"]: each for each in document["deployments"]}
     config = {**deployments["ci-smoke"]["parameters"]["config"], "train": {"steps": STEPS}}
+    # of a single prompt the gate compares nothing
+    config["evaluation"] = {**config["evaluation"], "prompts": PROMPTS}
     del config["name"], config["subject"]
     deployments["train"]["parameters"] = {"config": config}
     (folder / "prefect.yaml").write_text(yaml.safe_dump(document))
