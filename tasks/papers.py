@@ -43,11 +43,11 @@ def publish_plan(config: Config, intake: Intake) -> Forecast:
 
     planned = forecast(config, open_store(config.storage), intake.images)
     found = [finding.model_dump() for finding in intake.validation.findings]
-    nothing = [{"level": "none", "file": intake.validation.folder}]
+    nothing = [{"level": "none", "file": intake.validation.folder, "measure": "nothing was found"}]
     name = config.name
-    about = f"{name}: what the checks found in the photos"
+    about = f"findings in the photos of {name}"
     shown(create_table_artifact, found or nothing, key="dataset", description=about)
-    about = f"{name}: what goes in, what is reused, what the rest may cost"
+    about = f"inputs, reuse and cost of {name}"
     shown(create_markdown_artifact, plan_as_markdown(planned), key="plan", description=about)
     return planned
 
@@ -60,18 +60,18 @@ def publish_results(config: Config, summary: Summary, results: Results) -> None:
 
     store = open_store(config.storage)
     book, name = book_of(config, store), summary.run_id
-    about = f"{name}: numbers, stages, where everything lies"
+    about = f"numbers and places of {name}"
     shown(create_markdown_artifact, as_markdown(summary), key="summary", description=about)
-    about = f"{name}: seconds spent and saved, stage by stage"
+    about = f"seconds spent and saved by {name}"
     shown(create_table_artifact, cost_rows(summary), key="cost", description=about)
     if results.verdict is not None:
         publish_verdict(name, results.verdict)
     if book is not None and summary.model is not None:
-        card, about = read_card(book, summary.model.version), f"{name}: the model's card"
+        card, about = read_card(book, summary.model.version), f"the card of {name}"
         shown(create_markdown_artifact, card, key="model-card", description=about)
     if results.intake and results.samples:
         sheet = gallery(store, results.intake.images, results.samples)
-        about = f"{name}: its photos, then a row of samples for each prompt"
+        about = f"photos and samples of {name}"
         shown(create_image_artifact, sheet, key="gallery", description=about)
 
 
@@ -135,12 +135,14 @@ def plan_as_markdown(planned: Forecast) -> str:
 def publish_verdict(name: str, verdict: Verdict) -> None:
     """Show what the gate said of a version, metric by metric."""
     text = f"# {name}: {verdict.outcome}\n\n{verdict.sentence}\n\n{comparison_table(verdict)}"
-    about = f"{name}: the candidate against {verdict.against}, and what the gate says"
+    about = f"candidate against {verdict.against}: {name}"
     shown(create_markdown_artifact, text, key="verdict", description=about)
 
 
 def comparison_table(verdict: Verdict) -> str:
     """Candidate against champion, a metric a row, as the gate compared them."""
+    if not verdict.comparisons:
+        return "Nothing could be compared."
     rows = [
         f"| {one.metric.replace('_', ' ')} | {one.challenger:.3f} | {one.champion:.3f} "
         f"| {one.difference:+.3f}{_interval(one)} | {one.win_rate:.0%} |"

@@ -21,6 +21,7 @@ pytestmark = [pytest.mark.servers, pytest.mark.timeout(3600)]
 NAME = "from-the-browser"
 PHOTOS = "examples/small_world/photos/robot"
 STEPS = 60
+PROMPTS = ["a photo of {subject}", "{subject} on the beach"]
 FIELD = """((...path) => {
   const own = it => it.querySelector(".schema-form-property__label").innerText;
   let place = document;
@@ -40,13 +41,15 @@ FIELDS = """[...document.querySelectorAll(".schema-form-property")].map(it => {
     choices: [...(control?.options ?? [])].map(each => each.value),
   };
 })"""
+ARTIFACTS = """[...document.querySelectorAll("[role=tab], .p-tab, button")]
+  .find(it => it.innerText.trim() === "Artifacts")"""
 SUBMIT = 'document.querySelector("button[type=submit]")'
 REFUSED = '[...document.querySelectorAll(".p-label__message--failed")].map(it => it.innerText)'
 TEXT = "document.body.innerText"
 PICTURE = '[...document.querySelectorAll("img")].find(it => it.src.startsWith("data:image/webp"))'
 SHOWN = {
     "plan": ["instance images", "class images", "training", "evaluation"],
-    "dataset": ["level"],
+    "dataset": ["nothing was found"],
     "verdict": [f"{NAME}-", "candidate", "difference", "images won"],
     "model-card": [f"{NAME}, version 1", "What it learned from", "How good it is"],
     "cost": ["gpu seconds", "saved seconds", "all"],
@@ -72,6 +75,8 @@ def project(tmp_path_factory: pytest.TempPathFactory) -> Path:
     document = yaml.safe_load((ROOT / "prefect.yaml").read_text(encoding="utf-8"))
     deployments = {each["name"]: each for each in document["deployments"]}
     config = {**deployments["ci-smoke"]["parameters"]["config"], "train": {"steps": STEPS}}
+    # of a single prompt the gate compares nothing
+    config["evaluation"] = {**config["evaluation"], "prompts": PROMPTS}
     del config["name"], config["subject"]
     deployments["train"]["parameters"] = {"config": config}
     (folder / "prefect.yaml").write_text(yaml.safe_dump(document))
@@ -174,7 +179,7 @@ def ended(prefect: str, run: str) -> dict[str, Any]:
 
 def show_artifacts(tab: browser.Tab, prefect: str, run: str) -> None:
     tab.open(f"{prefect}/runs/flow-run/{run}", 1400, 1400)
-    tab.click('[...document.querySelectorAll("button")].find(it => it.innerText === "Artifacts")')
+    tab.click(ARTIFACTS)
 
 
 def read_artifacts(tab: browser.Tab, prefect: str, run: str) -> None:

@@ -80,6 +80,7 @@ def test_candidate_and_champion_stand_side_by_side():
         prompts=2,
         images=8,
     )
+    assert comparison_table(verdict("2", "keep", "tiny/1")) == "Nothing could be compared."
     said = verdict("2", "promote", "tiny/1").model_copy(update={"comparisons": (compared,)})
     assert comparison_table(said).splitlines() == [
         "| metric | candidate | tiny/1 | difference | images won |",
