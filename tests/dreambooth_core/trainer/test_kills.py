@@ -11,6 +11,7 @@ import pytest
 
 from dreambooth_core import checkpoints, fit
 from dreambooth_core.randomness import integer, uniform
+from dreambooth_core.storage import open_store
 from tests.forked_attempts import Attempts, differ, exports, starts, until
 from tests.training_for_real import Run
 
@@ -69,13 +70,18 @@ def test_a_damaged_checkpoint_is_passed_over(
     whole = Attempts(Run(tiny_base, tmp_path / "whole", STEPS, train, {"every": STEPS}))
     rules = {"every": 1, "keep": STEPS}
     parts = Attempts(Run(tiny_base, tmp_path / "parts", STEPS, train, rules))
+    store = open_store(parts.run.config.storage)
     for harm in (_flip, _cut, _bare):
         parts.told(signal.SIGTERM)
         *_, before, newest = sorted(parts.run.saved.iterdir())
         harm(newest)
         capsys.readouterr()
-        assert parts.run.prepared().resume == before
+        assert parts.run.prepared().resume == newest  # as the store has it
         assert f"{newest} is damaged and is passed over" in capsys.readouterr().err
+        harm(newest)
+        for key in list(store.keys("runs/by_hand/checkpoints/")):
+            store.delete(key)
+        assert parts.run.prepared().resume == before
     assert differ(parts.finished(), whole.finished()) == []
     assert parts.weights() == whole.weights()
 
