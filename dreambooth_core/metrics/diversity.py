@@ -14,14 +14,13 @@ HIGHER_IS_BETTER = True
 OF = "prompts"
 OF_PHOTOS = False
 SKIPS: frozenset[Kind] = frozenset()
-SEES: Final[Sight] = ("clip", "whole")
+SEES: Final[Sight] = ("identity", "whole")
 
 
 def measure(evidence: Evidence) -> Values | None:
     """Each image's mean distance, 1 - cosine, to the other seeds of its prompt; nan without others.
 
-    The paper's own is LPIPS, which sees pixels (`lpips_diversity`); this sees what CLIP does. Not the
-    identity encoder, to which two good pictures of one subject are to look the same.
+    The paper's own is LPIPS, which sees pixels; this sees what the identity encoder does.
     """
     rows = evidence.generated.by(SEES)
     return None if rows is None else np.asarray(1 - among(rows, evidence.prompts))
