@@ -53,6 +53,13 @@ def brief(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(leases, "SECONDS", 0.2)
 
 
+def _until_beat(store: Store, number: int) -> None:
+    deadline = time.monotonic() + 30
+    while _read(store).beat < number:
+        assert time.monotonic() < deadline
+        time.sleep(0.01)
+
+
 def _read(store: Store) -> Lease:
     lease = leases.read(store, PLACE)
     assert lease is not None
@@ -83,10 +90,7 @@ def test_the_first_one_holds_it_and_lets_go(store: Store, tmp_path: Path) -> Non
 def test_it_beats_for_as_long_as_it_is_held(store: Store, tmp_path: Path) -> None:
     with leases.alone(store, PLACE, tmp_path / "work", _never) as hold:
         assert hold is not None
-        deadline = time.monotonic() + 30
-        while _read(store).beat < 3:
-            assert time.monotonic() < deadline
-            time.sleep(0.01)
+        _until_beat(store, 3)
         hold.check()
     beats = _read(store).beat
     time.sleep(leases.SECONDS)
@@ -230,10 +234,7 @@ def test_a_store_that_is_away_for_a_while_ends_nothing(file_store: Store, tmp_pa
     shaky = Shaky(file_store.root)  # type: ignore[attr-defined]
     with leases.alone(shaky, PLACE, tmp_path / "work", _never) as hold:
         assert hold is not None
-        deadline = time.monotonic() + 30
-        while _read(file_store).beat < 2:
-            assert time.monotonic() < deadline
-            time.sleep(0.01)
+        _until_beat(file_store, 2)
         hold.check()
     assert len(away) == 3
 
