@@ -37,8 +37,9 @@ def marked(
         else photo.model_copy(update={"mask": _found(store, finder, nouns[photo.subject], photo)})
         for photo in photos
     ]
+    shown = Counter(nouns[photo.subject] for photo in done)
     bare = Counter(nouns[photo.subject] for photo in done if photo.mask is None)
-    return done, [_remark(noun, count, len(done)) for noun, count in bare.items()]
+    return done, [_remark(noun, count, shown[noun]) for noun, count in bare.items()]
 
 
 def _found(store: "Store", finder: Finder, noun: str, photo: Image) -> Blob | None:
