@@ -1,1 +1,1 @@
-"""The paper's ablations on the small world, and our defaults against diffusers' own script."""
+"""The paper's ablations on the small world, and our recipe against diffusers' own script."""

@@ -6,10 +6,11 @@ from pathlib import Path
 from examples.small_world.render import render
 from examples.small_world.world import random_identity, random_scene
 
-SUBJECTS = ("cat", "bird", "car", "house", "mug")
+SUBJECTS = ("cat", "robot", "car", "rocket", "mug")
 """One identity of each class; nothing is ever chosen by what these score."""
-OTHERS = ("fish", "boat", "flower")
-"""For choosing recipes by."""
+OTHERS = ("fish", "boat", "flower", "butterfly", "mushroom", "bird", "house")
+"""For choosing recipes by. Bird and house were in the study until a recipe was given up for its pictures
+of them."""
 PLACES = ("white", "grass", "wood", "city", "yellow", "gray", "desert", "pink")
 """Of the photos, in their order; no evaluation prompt names one of them."""
 

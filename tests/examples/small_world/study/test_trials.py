@@ -8,7 +8,7 @@ import pytest
 from dreambooth_core.config import load_config
 from dreambooth_core.errors import ConfigError
 from examples.small_world.study import trials
-from examples.small_world.study.arms import OURS, QUESTIONS, Arm, Trial
+from examples.small_world.study.arms import IMAGES, OURS, QUESTIONS, Arm, Trial
 from examples.small_world.study.peer import Peer
 from examples.small_world.study.subjects import PLACES, SUBJECTS, make_photos
 
@@ -16,6 +16,8 @@ SCRIPT, PYTHON = "STUDY_PEER", "STUDY_PEER_PYTHON"
 """Environment variables: `train_dreambooth.py`, and a Python that can run it."""
 SHORT = (
     "train.steps=2",
+    "train.lr_warmup_steps=0",
+    "prior.target=images",
     "prior.images=2",
     "sampler.inference_steps=1",
     "evaluation.seeds=1",
@@ -32,11 +34,22 @@ def test_every_planned_trial_has_a_config(tmp_path: Path) -> None:
         assert len(list(config.subject.images.iterdir())) == arm.photos
 
 
-def test_our_defaults_are_the_small_worlds_recipe(tmp_path: Path) -> None:
+def test_ours_is_the_small_worlds_recipe(tmp_path: Path) -> None:
     ours = trials.config_of(Trial(OURS, "cat", 0), tmp_path)
     recipe = load_config(Path("examples/small_world/config.yaml"))
-    for section in ("train", "prior", "loss", "optimizer", "model"):
+    for section in ("train", "adapter", "prior", "loss", "optimizer", "model"):
         assert getattr(ours, section) == getattr(recipe, section)
+    assert ours.dataset.find_masks == recipe.dataset.find_masks
+
+
+def test_the_script_is_given_whole_photos_and_the_class_images_of_ours(tmp_path: Path) -> None:
+    ours = trials.config_of(Trial(IMAGES, "cat", 0), tmp_path)
+    for arm in {trial.arm for trial in trials.planned(QUESTIONS)}:
+        config = trials.config_of(Trial(arm, "cat", 0), tmp_path)
+        if arm.script is not None:
+            assert not config.dataset.find_masks
+            if "--with_prior_preservation" in arm.script:
+                assert config.prior == ours.prior
 
 
 def test_evaluation_prompts_name_no_place_of_the_photos(tmp_path: Path) -> None:
