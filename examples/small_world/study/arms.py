@@ -180,7 +180,7 @@ QUESTIONS = (
         "LoRA ranks against full weights",
         "Adapters at one rate and a scale of 1; full weights at a rate of 1e-4, with class images, "
         "since prior prediction is for adapters.",
-        (OURS, *(lora(rank) for rank in (1, 4, 16, 64)), FULL),
+        (*(lora(rank) for rank in (64, 1, 4, 16)), FULL),
         subjects=FEW,
         seeds=(0,),
     ),

@@ -24,7 +24,7 @@ def write(questions: Sequence[Question], results: Path, page: Path) -> None:
         found = findings.gather(question, results)
         if question.against:
             _write_json(results / f"{question.name}.json", findings.against(*found))
-        if any(each.results for each in found):
+        if len(_there(found)) > 1:
             plots.write(found, page.parent / "study" / f"{question.name}.svg")
         sections.append(section(question, found))
     page.parent.mkdir(parents=True, exist_ok=True)
@@ -33,14 +33,19 @@ def write(questions: Sequence[Question], results: Path, page: Path) -> None:
 
 def section(question: Question, found: Sequence[Found]) -> str:
     """What was asked, what is missing, and what was found."""
-    there = [each for each in found if each.results]
+    there = _there(found)
     about = textwrap.fill(question.about, WIDTH)
     lines = [f"## {question.title}", "", about, "", *_missing(question, found)]
-    if not there:
+    if len(there) < 2:
         return "\n".join(lines)
     picture = f"![{question.title}](study/{question.name}.svg)"
     lines += [picture, "", *(_pair(found) if question.against else _table(there)), ""]
     return "\n".join(lines)
+
+
+def _there(found: Sequence[Found]) -> list[Found]:
+    """Arms of which there are trials; a single one answers no question."""
+    return [each for each in found if each.results]
 
 
 def _opening() -> str:

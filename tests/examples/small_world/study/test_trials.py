@@ -28,6 +28,7 @@ SHORT = (
 def test_every_planned_trial_has_a_config(tmp_path: Path) -> None:
     arms = {trial.arm for trial in trials.planned(QUESTIONS)}
     assert len({arm.name for arm in arms}) == len(arms)
+    assert all(len({*question.arms}) == len(question.arms) for question in QUESTIONS)
     for arm in arms:
         config = trials.config_of(Trial(arm, "cat", 7), tmp_path)
         assert (config.seed, config.subject.class_noun) == (7, "cat")
