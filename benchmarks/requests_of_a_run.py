@@ -22,8 +22,10 @@ RESULT = HERE / "requests_of_a_run.json"
 CONFIG = HERE.parent / "examples/small_world/config.yaml"
 IMAGES, SAVES = 8, 4
 LEAST = {
+    "prior.target": "images",
     "prior.images": 4,
     "train.steps": 8,
+    "train.lr_warmup_steps": 0,
     "checkpoints.every": 8,
     "sampler.inference_steps": 2,
     "evaluation.prompts": '["a photo of {subject}"]',

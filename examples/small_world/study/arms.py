@@ -52,24 +52,24 @@ CLASS_IMAGES = ("prior.target=images", "prior.images=32", "prior.weight=1")
 WHOLE_PHOTOS = ("dataset.find_masks=false", "loss.masks=false")
 
 
-def diffusers(name: str, label: str, *script: str, options: tuple[str, ...] = ()) -> Arm:
+def diffusers(name: str, label: str, script: tuple[str, ...], options: tuple[str, ...] = ()) -> Arm:
     """The script, which knows no masks."""
-    return Arm(f"diffusers{name}", f"diffusers, {label}", (*WHOLE_PHOTOS, *options), script=script)
+    return Arm(name, f"diffusers, {label}", (*WHOLE_PHOTOS, *options), script=script)
 
 
 OURS = Arm("ours", "our recipe")
-DIFFUSERS = diffusers("", "rate 1e-4", SCRIPT_RATE)
+DIFFUSERS = diffusers("diffusers", "rate 1e-4", (SCRIPT_RATE,))
 DIFFUSERS_COSINE = diffusers(
-    "-cosine",
+    "diffusers-cosine",
     "cosine from 2e-4",
-    *("--learning_rate=2e-4", "--lr_scheduler=cosine", "--lr_warmup_steps=0"),
+    ("--learning_rate=2e-4", "--lr_scheduler=cosine", "--lr_warmup_steps=0"),
 )
-DIFFUSERS_LITERAL = diffusers("-literal", "rate 5e-6")
+DIFFUSERS_LITERAL = diffusers("diffusers-literal", "rate 5e-6", ())
 DIFFUSERS_PRIOR = diffusers(
-    "-prior",
+    "diffusers-prior",
     "rate 1e-4, class images",
-    *(SCRIPT_RATE, "--with_prior_preservation"),
-    options=CLASS_IMAGES,
+    (SCRIPT_RATE, "--with_prior_preservation"),
+    CLASS_IMAGES,
 )
 NO_PRIOR = Arm("no-prior", "ours without prior", ("prior.enabled=false",))
 IMAGES = Arm("class-images", "ours, class images", CLASS_IMAGES)
@@ -120,7 +120,8 @@ QUESTIONS = (
         "small world's `config.yaml`: an adapter of rank 64, the text encoder too, the base's own answers to "
         "preserve the prior, and a loss that looks at the subject, which a finder marks in the photos. The "
         "script has its own defaults but for the rate, whose default is meant for Stable Diffusion: all of "
-        "the denoiser's weights, no prior preservation, no masks (it knows none).",
+        "the denoiser's weights, no prior preservation, no masks (it knows none). Our recipe was looked for, "
+        "on the subjects of the last question; the script's rate was not.",
         (OURS, DIFFUSERS),
         against=True,
     ),
@@ -195,7 +196,8 @@ QUESTIONS = (
     Question(
         "recipe",
         "Recipes tried on other subjects",
-        "The recipe was chosen here, on subjects and a seed that the rest of the study never sees.",
+        "The recipe was chosen on these subjects, which the rest of the study never sees. Two of them, bird "
+        "and house, were in the study until an earlier recipe failed on them; others took their place.",
         (OURS, DIFFUSERS),
         subjects=OTHERS,
         seeds=(100,),

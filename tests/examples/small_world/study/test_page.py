@@ -89,6 +89,17 @@ def test_missing_trials_are_said(results: Path, tmp_path: Path) -> None:
     assert "**Trials are missing**; there are: third 1 of 3." in second
 
 
+def test_single_arm_answers_no_question(results: Path, tmp_path: Path) -> None:
+    alone = Question("alone", "One arm", "", (THIRD, Arm("no", "none yet")), SUBJECTS, (0,))
+    path = tmp_path / "study.md"
+    page.write((alone,), results, path)
+    text = path.read_text()
+    assert "third 1 of 3, none yet 0 of 3" in text
+    assert "|---" not in text
+    assert ".svg" not in text
+    assert not (tmp_path / "study").exists()
+
+
 def test_question_without_any_trial_has_no_table(tmp_path: Path) -> None:
     path = tmp_path / "study.md"
     page.write((PAIR,), tmp_path / "results", path)
