@@ -18,7 +18,7 @@ install: $(VENV)/.installed ## Make .venv and install everything from constraint
 $(VENV)/.installed: pyproject.toml constraints.txt
 	$(PYTHON) -m venv $(VENV)
 	$(BIN)/python -m pip install --quiet --upgrade "pip>=24"
-	$(BIN)/python -m pip install --quiet --constraint constraints.txt --editable ".[local,postgres,heic,gpu,trackers,dev]"
+	$(BIN)/python -m pip install --quiet --constraint constraints.txt --editable ".[local,postgres,heic,gpu,ray,trackers,dev]"
 	@touch $@
 
 demo: install ## Learn the small world's dog: photos to report, in minutes

@@ -39,6 +39,14 @@ def base_folder(model: config.Model) -> Path:
     return _snapshot(model.base, str(model.revision))
 
 
+def placed(model: config.Model) -> config.Model:
+    """The model with its folder's whole path, for processes that work in other folders."""
+    folder = Path(model.base)
+    if not folder.is_dir():
+        return model
+    return model.model_copy(update={"base": str(folder.resolve())})
+
+
 def newest(model: config.Model, branch: str) -> config.Model:
     """The model at the commit where a branch or tag of its Hub repository stands now.
 

@@ -133,7 +133,8 @@ def judged_like(champion: Config, candidate: Config) -> Config:
         }
     )
     size = {"resolution": candidate.model.resolution}
-    shared = ("more_subjects", "sampler", "evaluation", "gate", "storage", "tracking", "paths")
+    places = ("compute", "storage", "tracking", "paths")
+    shared = ("more_subjects", "sampler", "evaluation", "gate", *places)
     return champion.model_copy(
         update={
             "subject": subject,

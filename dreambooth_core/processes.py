@@ -25,14 +25,15 @@ def supervised(
     grace: float = 10.0,
     hold: tuple[int, ...] = (),
     cwd: Path | None = None,
+    talks: bool = False,
 ) -> Iterator["subprocess.Popen[bytes]"]:
     """Run `command` while the block runs; its whole process tree is gone when the block is left.
 
     Leaving, `Popen.terminate()`, and our own death (SIGKILL too) send `stop_signal` once to the
     command's process group; what is left after `grace` seconds is killed. `returncode` is the
     command's. Output goes to the end of `log`, or to our stderr. `hold`: file descriptors, such as
-    one with a lock, that stay open until the tree is gone. Raises `StageFailed` when there is no
-    such program.
+    one with a lock, that stay open until the tree is gone. `talks`: standard input and output are
+    pipes to us. Raises `StageFailed` when there is no such program.
     """
     program = shutil.which(command[0], path=None if env is None else env.get("PATH"))
     if program is None:
@@ -43,8 +44,8 @@ def supervised(
         process = subprocess.Popen(
             [*guard, *limits, program, *command[1:]],
             env=env,
-            stdin=subprocess.DEVNULL,
-            stdout=output,
+            stdin=subprocess.PIPE if talks else subprocess.DEVNULL,
+            stdout=subprocess.PIPE if talks else output,
             stderr=output,
             start_new_session=True,
             pass_fds=hold,

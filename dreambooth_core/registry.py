@@ -32,7 +32,7 @@ class Found(Record):
     name: str
     version: str
     config: Config
-    """As the version was trained, with `paths.work` and `tracking` of the caller."""
+    """As the version was trained, with `paths.work`, `tracking` and `compute` of the caller."""
     weights_record: str
     """Key of its `Weights` in the store."""
 
@@ -132,10 +132,11 @@ def find_version(config: Config | None, work: Path, wanted: str) -> Found:
     if "dreambooth.config" not in tags:
         raise ConfigError(f"{wanted} was not registered by dreambooth run: it cannot be loaded")
     trained = Config.model_validate_json(tags["dreambooth.config"])
+    ours = {"paths": Paths(work=work), "tracking": place.tracking, "compute": place.compute}
     return Found(
         name=found.name,
         version=str(found.version),
-        config=trained.model_copy(update={"paths": Paths(work=work), "tracking": place.tracking}),
+        config=trained.model_copy(update=ours),
         weights_record=tags["dreambooth.weights_record"],
     )
 
@@ -194,7 +195,7 @@ def _entry(
 def _tags(config: Config, origin: Origin, found: Ancestry) -> dict[str, str]:
     """What the run and the version say of themselves in MLflow."""
     weights, scores, classes = found.weights, found.scores, found.classes
-    plain = config.model_dump(mode="json", exclude={"paths"})
+    plain = config.model_dump(mode="json", exclude={"paths", "compute"})
     return {
         "dreambooth.config": config.model_dump_json(exclude=PRIVATE),
         "dreambooth.config_digest": digest_json(plain),

@@ -18,6 +18,7 @@ from dreambooth_core.blobs import (
     put_record,
 )
 from dreambooth_core.config import Config, Sampler
+from dreambooth_core.drawing.crews import Crew, crew_of
 from dreambooth_core.drawing.painters import (
     Blend,
     Painter,
@@ -26,6 +27,7 @@ from dreambooth_core.drawing.painters import (
     load_painter,
     painter_of,
 )
+from dreambooth_core.errors import StorageError
 from dreambooth_core.randomness import seed_for
 from dreambooth_core.records import Image, Progress, Record, SampleSet, Weights
 from dreambooth_core.stages import once, stage_key
@@ -90,6 +92,8 @@ class Drawing:
     """Height and width in pixels."""
     by: DrawnBy | None = None
     """Kept beside the images, if anyone is to find out later whose they are."""
+    crew: Crew | None = None
+    """Other processes that draw; without them, this one does."""
 
 
 def generate(
@@ -183,9 +187,14 @@ def each_image(
             yield request, found, False
     if missing and drawing.by is not None:
         put_record(store, f"{prefix}/{DRAWN_BY}", drawing.by)
-    images = generate(drawing.load(), drawing, missing, progress) if missing else iter(())
-    for request, image in zip(missing, images, strict=True):
-        yield request, _committed(store, image_key(prefix, request), request, image), True
+    if missing and drawing.crew is not None:
+        drawing.crew(missing, progress)
+        for request in missing:
+            yield request, _made_by_others(store, image_key(prefix, request)), True
+    elif missing:
+        images = generate(drawing.load(), drawing, missing, progress)
+        for request, image in zip(missing, images, strict=True):
+            yield request, _committed(store, image_key(prefix, request), request, image), True
 
 
 def image_key(prefix: str, request: Request) -> str:
@@ -202,6 +211,15 @@ def _committed(store: Store, key: str, request: Request, image: Pillow.Image) ->
     if put_record(store, key, record):
         return record
     return get_record(store, key, Image) or record
+
+
+def _made_by_others(store: Store, key: str) -> Image:
+    found = get_record(store, key, Image)
+    if found is None:
+        raise StorageError(
+            f"{key} is not in {store.uri}, although it was made: do all machines use this store?"
+        )
+    return found
 
 
 def sample_set(
@@ -258,7 +276,8 @@ def drawing_of(
     """
     by = drawn_by(config, weights, size)
     load = cache(partial(load_painter, config, store, weights))
-    return Drawing(load, config.sampler, by.size, by)
+    crew = crew_of(config, blend_of(weights), by.size, by.prefix)
+    return Drawing(load, config.sampler, by.size, by, crew)
 
 
 def grid(config: Config, prompts: Sequence[str], seeds: int, stream: str) -> list[Request]:

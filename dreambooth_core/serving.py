@@ -23,6 +23,7 @@ from dreambooth_core.records import Record, Weights
 from dreambooth_core.sampling import Drawing, encode_png, generate, load_painter
 from dreambooth_core.services import local_services
 from dreambooth_core.storage import open_store
+from dreambooth_core.versions.origins import PRIVATE
 
 WORK = "DREAMBOOTH_WORK"
 """Variable of the environment with `paths.work` of a server; `.dreambooth` when it is not set."""
@@ -51,7 +52,7 @@ def pointer_json(pointer: Pointer) -> str:
     for curve in ("losses", "looks", "rates", "speeds", "stalls"):
         weights.pop(curve, None)
     shown = pointer.model_copy(update={"weights": Weights.model_validate(weights)})
-    return shown.model_dump_json(exclude={"config": {"paths": True, "tracking": {"uri"}}})
+    return shown.model_dump_json(exclude={"config": PRIVATE})
 
 
 class Served:

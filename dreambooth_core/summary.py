@@ -144,7 +144,7 @@ class Run:
 
 def run_id(config: Config, results: Results) -> str:
     """The subject's name and 12 hex digits over the config and what the results hold."""
-    asked = config.model_dump(mode="json", exclude={"paths", "storage", "tracking"})
+    asked = config.model_dump(mode="json", exclude={"paths", "storage", "tracking", "compute"})
     found = (results.intake and results.intake.images, results.weights, results.scores)
     digests = [record.digest if record else None for record in found]
     return f"{config.name}-{digest_json([asked, digests])[:12]}"

@@ -17,7 +17,7 @@ LEVELS = [
     "drawing.orders "
     "pages.bundle pages.charts "
     "trainer.stopping",
-    "storage blobs leases stages forms garbage costs exporter images servers services tensor_files "
+    "storage blobs leases stages forms garbage costs exporter images servers services tensor_files engines "
     "photos.buckets photos.likeness photos.masks",
     "dataset latents adapters families bases metrics caches embeddings inversion adapter_layers "
     "finders vision "
@@ -27,7 +27,7 @@ LEVELS = [
     "photos.candidates photos.captions photos.findings photos.marking photos.sets "
     "trainer.quantization trainer.walks",
     "checkpoints optimizers training sampling summary exports "
-    "drawing.painters "
+    "drawing.crews drawing.painters "
     "judging.plans judging.sights judging.suspicions "
     "trainer.averages trainer.batches trainer.choosing trainer.keeper trainer.loggers "
     "trainer.memory trainer.ranks trainer.rehearsal trainer.shards "

@@ -3,6 +3,7 @@
 Nothing heavy is imported here: the command line and `prefect deploy` read configs without torch.
 """
 
+from dreambooth_core.config.compute import Compute
 from dreambooth_core.config.inputs import DATASET_NAME, Dataset, Model, Subject
 from dreambooth_core.config.places import Paths, Storage
 from dreambooth_core.config.reading import load_config, placed
@@ -33,6 +34,7 @@ __all__ = [
     "Adapter",
     "Checkpoints",
     "Choosing",
+    "Compute",
     "Config",
     "Dataset",
     "Endpoint",

@@ -4,6 +4,7 @@ from typing import Annotated, Literal, Self
 
 from pydantic import Field, model_validator
 
+from dreambooth_core.config.compute import Compute
 from dreambooth_core.config.inputs import Dataset, Model, Subject
 from dreambooth_core.config.places import Paths, Storage
 from dreambooth_core.config.results import Evaluation, Gate, Sample, Sampler, Tracking
@@ -49,6 +50,7 @@ class Config(Section):
     evaluation: Evaluation = Evaluation()
     gate: Gate = Gate()
     sample: Sample = Sample()
+    compute: Compute = Compute()
     storage: Storage = Storage()
     tracking: Tracking = Tracking()
     paths: Paths = Paths()
@@ -97,6 +99,7 @@ def _disagreements(config: Config) -> list[Disagreement]:
         *_of_text_encoders(config),
         *_of_shards(config),
         *_of_masks(config),
+        *_of_clusters(config),
         (
             config.choosing.every is None and config.choosing != Choosing(),
             "choosing.* has no effect without choosing.every",
@@ -225,5 +228,17 @@ def _of_shards(config: Config) -> list[Disagreement]:
             sharded and config.choosing.every is not None,
             "choosing.every looks at a whole model, which train.strategy fsdp2 leaves to no rank: "
             "use ddp, or leave choosing.every out",
+        ),
+    ]
+
+
+def _of_clusters(config: Config) -> list[Disagreement]:
+    """What several machines cannot share."""
+    engine, storage = config.compute.engine, config.storage
+    return [
+        (
+            engine != "local" and storage.uri.startswith("s3://") and storage.endpoint == "local",
+            f"compute.engine {engine} needs a store that every machine reaches, and the local one "
+            "is this machine's: set storage.endpoint, or storage.uri to a shared folder",
         ),
     ]

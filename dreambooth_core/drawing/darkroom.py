@@ -10,14 +10,15 @@ again, and whoever is killed loses the pictures of one forward.
 import re
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from functools import cache, partial
 from itertools import groupby
 
 from dreambooth_core.bases import base_digest, base_folder
 from dreambooth_core.blobs import digest_json, get_record, put_record
-from dreambooth_core.config import Config, Sampler
+from dreambooth_core.config import Compute, Config, Sampler
 from dreambooth_core.drawing import noise_schedulers
+from dreambooth_core.drawing.crews import crew_of
 from dreambooth_core.drawing.orders import Order, Wish, fill, wishes
 from dreambooth_core.drawing.painters import Model, Painter, load_model, painter_for
 from dreambooth_core.drawing.palettes import Mixture
@@ -81,6 +82,8 @@ class Plan:
     pictures: tuple[Picture, ...]
     mixtures: Mapping[str, Mixture]
     """Name of a mixture -> itself."""
+    compute: Compute = field(default_factory=Compute)
+    """Who draws it."""
 
     @property
     def prefix(self) -> str:
@@ -103,7 +106,8 @@ def plan(order: Order, mixtures: Mapping[str, Mixture]) -> Plan:
     pictures = tuple(
         _planned(index, wish, order, mixtures[wish.model]) for index, wish in enumerate(wanted)
     )
-    return Plan(order.name, pictures, {mixture.name: mixture for mixture in mixtures.values()})
+    named = {mixture.name: mixture for mixture in mixtures.values()}
+    return Plan(order.name, pictures, named, order.compute)
 
 
 def shard_of(text: str) -> tuple[int, int]:
@@ -242,10 +246,12 @@ def _drawn(
         model = cache(partial(load_model, mixture.config, store, mixture.blend))
         for prefix, alike in groupby(of_model, key=lambda picture: picture.images):
             pictures = list(alike)
-            config = mixture.config.model_copy(update={"sampler": pictures[0].sampler})
+            asked = {"sampler": pictures[0].sampler, "compute": planned.compute}
+            config = mixture.config.model_copy(update=asked)
             load = partial(_painter, config, model)
             by = drawn_by(config, mixture.blend, pictures[0].size)
-            drawing = Drawing(load, config.sampler, by.size, by)
+            crew = crew_of(config, mixture.blend, by.size, prefix)
+            drawing = Drawing(load, config.sampler, by.size, by, crew)
             yield from _alike(store, prefix, drawing, pictures)
 
 

@@ -21,7 +21,7 @@ from typing import Annotated, Any, Literal, NamedTuple, Self
 
 from pydantic import BeforeValidator, Field, ValidationError, field_validator, model_validator
 
-from dreambooth_core.config import Section, Subject
+from dreambooth_core.config import Compute, Section, Subject
 from dreambooth_core.config.reading import read_yaml, wrong_fields
 from dreambooth_core.config.sections import NAME, Fraction, Positive
 from dreambooth_core.errors import ConfigError
@@ -124,6 +124,7 @@ class Order(Section):
     flags: Flags = Flags()
     scores: bool = False
     """Measure each image with the encoders of its model's `evaluation`: CLIP-T, and against the photos."""
+    compute: Compute = Compute()
 
     @model_validator(mode="before")
     @classmethod

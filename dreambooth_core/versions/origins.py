@@ -16,7 +16,7 @@ from dreambooth_core.versions.aliases import Book, now, whoever
 
 R = TypeVar("R", bound=Record)
 
-PRIVATE: Any = {"paths": True, "tracking": {"uri"}}
+PRIVATE: Any = {"paths": True, "tracking": {"uri"}, "compute": True}
 """What a version does not say of its config: this machine's folders, and a URI with maybe a password."""
 
 

@@ -70,6 +70,8 @@ def _config(**sections: Any) -> Config:
         ({"loss": {"times_mean": 1}}, "without loss.times: logit_normal"),
         ({"loss": {"unmasked_weight": 0.5}}, "without loss.masks"),
         ({"more_subjects": [SUBJECT]}, "identifier of its own"),
+        ({"compute": {"engine": "dask"}}, "there is: local, ray"),
+        ({"compute": {"engine": "ray"}}, "a store that every machine reaches"),
     ],
 )
 def test_what_makes_no_sense_is_refused(sections: dict[str, Any], words: str) -> None:
