@@ -5,17 +5,13 @@ import sys
 from collections.abc import Iterator
 from contextlib import contextmanager
 from functools import partial
-from pathlib import Path
 
 from dreambooth_core import services, telemetry, tracking
-from dreambooth_core.errors import StageFailed
-from dreambooth_core.processes import end_of, supervised
 from dreambooth_core.servers import exported
-from dreambooth_core.stack import deployments, postgres
+from dreambooth_core.stack import deployments, postgres, tables
 from dreambooth_core.stack.asking import is_well
 from dreambooth_core.stack.part import Part, nothing
 from dreambooth_core.stack.place import BUCKET, Place
-from dreambooth_core.storage import written_beside
 
 _THEIRS = ("AWS_", "PREFECT", "MLFLOW_", "DREAMBOOTH_", "PG")
 """Beginnings of variables that a user has set for servers elsewhere."""
@@ -130,8 +126,8 @@ def _prefect(place: Place) -> Part:
 
 
 def _mlflow(place: Place) -> Part:
-    tables = place.folder / "mlflow" / "mlflow.db"
-    uri = f"sqlite:///{tables}"
+    file, made_with = place.folder / "mlflow" / "mlflow.db", {**inherited(), **_quiet()}
+    uri = f"sqlite:///{file}"
     if place.settings.postgres:
         uri = postgres.url(place, "mlflow", driver="psycopg2")
     port = str(place.settings.port + 1)
@@ -152,7 +148,7 @@ def _mlflow(place: Place) -> Part:
             "MLFLOW_SERVER_ENABLE_JOB_EXECUTION": "false",
         },
         answers=partial(is_well, f"{place.mlflow}/health"),
-        make=nothing if place.settings.postgres else partial(_make_tables, tables),
+        make=nothing if place.settings.postgres else partial(tables.make, file, made_with),
         after=("s3", "postgres") if place.settings.postgres else ("s3",),
     )
 
@@ -198,18 +194,3 @@ def _temporary(place: Place) -> dict[str, str]:
     path = place.folder / "tmp"
     path.mkdir(exist_ok=True)
     return {"TMPDIR": str(path)} if len(os.fsencode(path)) <= _TEMPORARY_PATH else {}
-
-
-def _make_tables(path: Path) -> None:
-    """Beside and renamed: MLflow cannot go on with tables whose making was cut off."""
-    if path.exists():
-        return
-    for cut_off in path.parent.glob("~*"):
-        cut_off.unlink()
-    with written_beside(path) as unfinished:
-        command = [sys.executable, "-m", "mlflow", "db", "upgrade", f"sqlite:///{unfinished}"]
-        log = path.with_name("tables.log")
-        with supervised(command, env={**inherited(), **_quiet()}, log=log) as process:
-            status = process.wait()
-        if status:
-            raise StageFailed(f"MLflow's tables could not be made; {end_of(log)}")

@@ -2,6 +2,7 @@
 
 import json
 import os
+import shutil
 import signal
 import stat
 import subprocess
@@ -172,6 +173,17 @@ def test_a_whole_life(home: Path, project: Path, monkeypatch: pytest.MonkeyPatch
     assert all(map(is_free, ports_in_use(settings)))
     assert _dreambooth("down", "--folder", str(home)) == "nothing was up\n"
 
+    # restored from a copy, without Prefect's history and with other credentials
+    home.rename(home.with_name("copy"))
+    shutil.copytree(home.with_name("copy"), home)
+    shutil.rmtree(home / "prefect")
+    (home / "s3" / "s3.json").unlink()
+    assert json.loads(_dreambooth(*words, "--detach"))["ready"]
+    assert secret["secretKey"] not in (home / "env.sh").read_text()
+    _run_the_probe(place)
+    with parts.working_with(place):
+        _all_is_there(runs=2)
+
 
 def _run_the_probe(place: Place) -> None:
     """By the worker, as if somebody had clicked."""
@@ -215,12 +227,13 @@ def _run() -> config.Config:
     )
 
 
-def _all_is_there() -> None:
-    """What the worker's run has put into S3 and MLflow."""
+def _all_is_there(runs: int = 1) -> None:
+    """What the worker's runs have put into S3 and MLflow."""
     run = _run()
     assert open_store(run.storage).get("probe/kept") == b"by the worker"
     client = tracking.open_client(run)
-    (found,) = client.search_runs([tracking.experiment_of(client, run)])
+    found, *others = client.search_runs([tracking.experiment_of(client, run)])
+    assert len(others) == runs - 1
     assert found.info.run_name == "by the worker"
     # the server shows in its pages what the run has put into S3
     page = f"{os.environ[tracking.SERVER]}/get-artifact?path=kept.txt&run_id={found.info.run_id}"
