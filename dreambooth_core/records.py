@@ -255,7 +255,8 @@ class Document(Record):
     """The local copy."""
 
 
-StageStatus = Literal["done", "reused", "failed"]
+StageStatus = Literal["done", "reused", "skipped", "failed"]
+"""Skipped is what the config does not ask for, such as class images for prior prediction."""
 
 
 class Cost(Record):

@@ -105,7 +105,7 @@ class Run:
         self._left: Summary | None = None
 
     def stage(self, name: str, act: Callable[..., tuple[T, bool]], *arguments: Any) -> T:
-        """Run one stage; `act` gives its record and whether it was reused."""
+        """Run one stage; `act` gives its record, None for nothing to do, and whether it was reused."""
         meter = Meter(_gpus_held(self.config, name))
         try:
             record, reused = act(*arguments)
@@ -114,7 +114,8 @@ class Run:
             raise
         cost = meter.read()
         saved = _booked(self.config, record, cost, reused)
-        self._note(name, "reused" if reused else "done", cost, saved)
+        status: StageStatus = "reused" if reused else "done"
+        self._note(name, "skipped" if record is None else status, cost, saved)
         self.results = self.results.model_copy(update={STAGES[name]: record})
         return record
 

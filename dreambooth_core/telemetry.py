@@ -60,7 +60,7 @@ METRICS: Mapping[str, Metric] = {
     "dreambooth_stages_total": Metric(
         "counter",
         "stages that ended",
-        {"stage": STAGES, "status": ("done", "reused", "failed")},
+        {"stage": STAGES, "status": ("done", "reused", "skipped", "failed")},
     ),
     "dreambooth_stage_seconds": Metric("histogram", "of stages that were made", {"stage": STAGES}),
     "dreambooth_retries_total": Metric(

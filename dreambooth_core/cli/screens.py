@@ -34,7 +34,7 @@ def show_summary(summary: Summary) -> None:
         print(f"Model   {summary.model.name}, version {summary.model.version}{aliases}")
     if summary.gate:
         print(f"Gate    {summary.gate.outcome}: {summary.gate.sentence}")
-    if all(stage.status == "reused" for stage in summary.stages.values()):
+    if all(stage.status in ("reused", "skipped") for stage in summary.stages.values()):
         print("Reused  every stage: nothing has changed since")
     print(f"Report  {summary.artifacts.get('report', '').removeprefix('file://')}")
 

@@ -149,6 +149,12 @@ def test_a_run_that_breaks_leaves_what_it_got_to(config, error, status):
     assert not (config.paths.work / "reports").exists()
 
 
+def test_a_stage_with_nothing_to_do_reuses_nothing(config):
+    with Run(config) as run:
+        run.stage("priors", lambda: (None, True))
+    assert run.summary.stages["priors"].status == "skipped"
+
+
 def test_what_reuse_saves_is_what_making_had_cost(config):
     def slowly():
         sum(range(2_000_000))

@@ -12,12 +12,14 @@ import time
 from collections import Counter
 from collections.abc import Iterator
 from pathlib import Path
+from typing import get_args
 
 import pytest
 import yaml
 from PIL import Image
 
 from dreambooth_core.config import Config
+from dreambooth_core.records import StageStatus
 from dreambooth_core.sampling import DRAWN_BY
 from dreambooth_core.summary import STAGES, Summary
 from tests.watched import ROOT, Exporter, exporting
@@ -58,7 +60,7 @@ def dashboard_shows(exporter: Exporter, config: Config, ended: Counter[str]) -> 
     assert shown["dreambooth_stages_total"] == {
         frozenset({("stage", stage), ("status", status)}): ended[status]
         for stage in STAGES
-        for status in ("done", "reused", "failed")
+        for status in get_args(StageStatus)
     }
     store = Path(config.storage.uri.removeprefix("file://"))
     drawn = [path for path in store.glob("images/*/*.json") if path.name != DRAWN_BY]
