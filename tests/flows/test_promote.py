@@ -12,14 +12,8 @@ from dreambooth_core.errors import ConfigError
 from dreambooth_core.forms import Place, Promotion
 from dreambooth_core.versions import promotion
 from dreambooth_core.versions.origins import read_origin
-from tests.prefect_for_real import ROOT, events, in_a_process, prefect_server
+from tests.prefect_for_real import ROOT, events, in_a_process
 from tests.registered_by_hand import log_of, verdict, version_by_hand
-
-
-@pytest.fixture(scope="module")
-def server(tmp_path_factory):
-    with prefect_server(tmp_path_factory.mktemp("prefect")) as url:
-        yield url
 
 
 @pytest.fixture

@@ -4,22 +4,7 @@ import pytest
 
 from dreambooth_core.forms import Assessment, Place, Retraining
 from dreambooth_core.photos.versions import push
-from tests.prefect_for_real import prefect_server
-
-
-@pytest.fixture(scope="module")
-def server(tmp_path_factory):
-    with prefect_server(tmp_path_factory.mktemp("prefect")) as url:
-        yield url
-
-
-def artifacts() -> dict[str, dict]:
-    """The newest artifact of each key."""
-    from prefect.client.orchestration import get_client
-
-    with get_client(sync_client=True) as client:
-        found = client.request("POST", "/artifacts/latest/filter", json={}).json()
-    return {one["key"]: one for one in found}
+from tests.prefect_for_real import artifacts
 
 
 @pytest.mark.servers
