@@ -175,7 +175,7 @@ def test_a_whole_life(home: Path, project: Path, monkeypatch: pytest.MonkeyPatch
 
     # restored from a copy, without Prefect's history and with other credentials
     home.rename(home.with_name("copy"))
-    shutil.copytree(home.with_name("copy"), home)
+    shutil.copytree(home.with_name("copy"), home, ignore=shutil.ignore_patterns("*.sock"))
     shutil.rmtree(home / "prefect")
     (home / "s3" / "s3.json").unlink()
     assert json.loads(_dreambooth(*words, "--detach"))["ready"]
