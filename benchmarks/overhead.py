@@ -1,9 +1,9 @@
 """What orchestration costs: `python benchmarks/overhead.py`, some minutes on a quiet machine.
 
-In turns, `dreambooth train`, which trains without Prefect and the registry, and `dreambooth run` up to the
-end of the same training, each from nothing in a folder of its own. What the run takes beyond that, less
-its own further stages, is orchestration: Prefect's server, its tasks and artifacts, and the report
-of what was done. Writes overhead.json beside this file.
+In turns, `dreambooth train`, which trains without Prefect and the registry, and `dreambooth run` with the
+same training, each from nothing in a folder of its own. What the run takes beyond the first, less its
+further stages, is orchestration: Prefect's server, its states and artifacts. Writes overhead.json
+beside this file.
 """
 
 import argparse

@@ -39,7 +39,7 @@ def base_folder(model: config.Model) -> Path:
     return _snapshot(model.base, str(model.revision))
 
 
-def placed(model: config.Model) -> config.Model:
+def absolute(model: config.Model) -> config.Model:
     """The model with its folder's whole path, for processes that work in other folders."""
     folder = Path(model.base)
     if not folder.is_dir():

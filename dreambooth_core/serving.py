@@ -17,6 +17,7 @@ from pydantic import ValidationError
 
 from dreambooth_core.bases import base_digest
 from dreambooth_core.config import Config, Paths, Sampler
+from dreambooth_core.config.compute import WORK
 from dreambooth_core.errors import ConfigError, ModelError
 from dreambooth_core.families import load_family
 from dreambooth_core.records import Record, Weights
@@ -24,9 +25,6 @@ from dreambooth_core.sampling import Drawing, encode_png, generate, load_painter
 from dreambooth_core.services import local_services
 from dreambooth_core.storage import open_store
 from dreambooth_core.versions.origins import PRIVATE
-
-WORK = "DREAMBOOTH_WORK"
-"""Variable of the environment with `paths.work` of a server; `.dreambooth` when it is not set."""
 
 SETTINGS = {
     "steps": "inference_steps",

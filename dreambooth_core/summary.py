@@ -114,8 +114,7 @@ class Run:
             raise
         cost = meter.read()
         saved = _booked(self.config, record, cost, reused)
-        status: StageStatus = "reused" if reused else "done"
-        self._note(name, "skipped" if record is None else status, cost, saved)
+        self._note(name, _status(record, reused), cost, saved)
         self.results = self.results.model_copy(update={STAGES[name]: record})
         return record
 
@@ -184,6 +183,12 @@ def summarise(
 def failed(config: Config) -> Summary:
     """The summary of a run that ended before its first stage."""
     return summarise(config, Results(), {}, RuntimeError())
+
+
+def _status(record: object, reused: bool) -> StageStatus:
+    if record is None:
+        return "skipped"
+    return "reused" if reused else "done"
 
 
 def _tell(name: str, stage: Stage) -> None:

@@ -187,8 +187,8 @@ def serve(
 ) -> None:
     """Answer requests with images until interrupted: `mlflow models serve`, with the store at hand."""
     from dreambooth_core import tracking
+    from dreambooth_core.config.compute import WORK
     from dreambooth_core.processes import supervised
-    from dreambooth_core.serving import WORK
     from dreambooth_core.versions import views
 
     settings, place = _where(config, work)

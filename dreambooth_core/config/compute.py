@@ -12,7 +12,7 @@ from dreambooth_core.config.places import Paths
 from dreambooth_core.config.sections import Positive, Section
 
 WORK = "DREAMBOOTH_WORK"
-"""Variable of the environment with `paths.work` of a machine that works for others."""
+"""Variable of the environment with `paths.work` of a process that serves or draws for others."""
 
 
 def _one_of_the_engines(schema: dict[str, Any]) -> None:

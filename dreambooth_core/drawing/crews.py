@@ -7,7 +7,7 @@ from collections.abc import Callable, Sequence
 from functools import lru_cache, partial
 from typing import TYPE_CHECKING
 
-from dreambooth_core.bases import placed
+from dreambooth_core import bases
 from dreambooth_core.config import Compute, Config
 from dreambooth_core.config.compute import paths_here
 from dreambooth_core.drawing.painters import Blend, Share
@@ -49,7 +49,7 @@ def crew_of(config: Config, blend: Blend, size: tuple[int, int], prefix: str) ->
         return None
     import torch
 
-    plain = config.model_copy(update={"compute": Compute(), "model": placed(config.model)})
+    plain = config.model_copy(update={"compute": Compute(), "model": bases.absolute(config.model)})
     whole = Range(
         config=plain,
         blend=blend,

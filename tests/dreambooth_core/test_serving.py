@@ -20,11 +20,12 @@ from PIL import Image
 from dreambooth_core import registry
 from dreambooth_core.blobs import blob_key, digest_json, get_blob, put_blob
 from dreambooth_core.config import Config, Paths, Storage
+from dreambooth_core.config.compute import WORK
 from dreambooth_core.errors import ConfigError, ModelError, StorageError
 from dreambooth_core.processes import supervised
 from dreambooth_core.records import Weights
 from dreambooth_core.sampling import base_digest, drawing_of, make_images
-from dreambooth_core.serving import WORK, Pointer, Served, pointer_json
+from dreambooth_core.serving import Pointer, Served, pointer_json
 from dreambooth_core.versions import flavours
 from dreambooth_core.versions.origins import Ancestry
 from tests.dreambooth_core.exports.trained import config_of, trained
