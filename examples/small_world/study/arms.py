@@ -74,6 +74,11 @@ DIFFUSERS_PRIOR = diffusers(
 NO_PRIOR = Arm("no-prior", "ours without prior", ("prior.enabled=false",))
 IMAGES = Arm("class-images", "ours, class images", CLASS_IMAGES)
 NO_MASKS = Arm("no-masks", "ours without masks", WHOLE_PHOTOS)
+MIN_SNR = Arm(
+    "min-snr",
+    "with min-SNR, prior's weight 1.5",
+    ("loss.weighting=min_snr", "prior.weight=1.5"),
+)
 NO_TEXT = Arm(
     "no-text-encoder",
     "denoiser alone",
@@ -141,6 +146,15 @@ QUESTIONS = (
         (OURS, NO_MASKS),
         subjects=FEW,
         seeds=(0,),
+    ),
+    Question(
+        "weighting",
+        "Min-SNR",
+        "With every noise level counting alike, or weighted by min-SNR, which for a base that predicts v, as "
+        "this one does, leaves next to nothing at the noisy end. The second was the recipe until its answer "
+        "to the first question, in which other members of the class came to look like the subject; what "
+        "replaced it was chosen on the subjects of the last question.",
+        (OURS, MIN_SNR),
     ),
     Question(
         "text_encoder",

@@ -1,13 +1,19 @@
 """Promotion on a real MLflow store and a real log: by the gate, by a person, and back."""
 
+import itertools
+import multiprocessing
+import random
 import threading
+import time
 
 import pytest
 
 from dreambooth_core import registry, tracking
 from dreambooth_core.blobs import blob_key, get_record
+from dreambooth_core.config import Config
 from dreambooth_core.errors import ConfigError, StorageError
 from dreambooth_core.records import Weights
+from dreambooth_core.storage import Store
 from dreambooth_core.versions import promotion
 from dreambooth_core.versions.aliases import Change, now
 from dreambooth_core.versions.origins import read_origin
@@ -161,6 +167,39 @@ def test_whoever_is_killed_before_mlflow_was_told_is_made_good(
     client.set_registered_model_alias("tiny", "previous", "3")
     assert promotion.standing_of(tracked_config, file_store).previous == "1"
     assert aliases(client) == {"champion": "2", "previous": "1"}
+
+
+def promote_for_ever(config: Config, store: Store) -> None:
+    for version in itertools.cycle("123"):
+        promotion.promote(config, store, Wish(version, "ann", "again and again"))
+
+
+@pytest.mark.slow
+def test_whoever_is_killed_while_promoting_is_made_good(
+    client, tracked_config, file_store, versions
+):
+    book = registry.open_book(client, tracked_config, file_store)
+    dice = random.Random(0)
+    kinds = multiprocessing.get_context("forkserver")
+    kinds.set_forkserver_preload(["mlflow.tracking", "dreambooth_core.versions.promotion"])
+    cut_short = 0
+    for _ in range(12):
+        length = len(book.history())
+        process = kinds.Process(target=promote_for_ever, args=(tracked_config, file_store))
+        process.start()
+        while len(book.history()) == length:
+            assert process.is_alive()
+            time.sleep(0.01)
+        time.sleep(dice.uniform(0, 0.3))
+        process.kill()
+        process.join(10)
+        cut_short += not book.is_followed()
+        history = book.history()
+        assert [entry.number for entry in history] == list(range(1, len(history) + 1))
+        standing = promotion.standing_of(tracked_config, file_store)
+        assert standing == history[-1].standing
+        assert aliases(client) == standing.aliases
+    assert cut_short, "none was killed between the log and MLflow"
 
 
 def test_promotions_at_once_leave_mlflow_where_the_log_ends(
