@@ -102,6 +102,15 @@ def difference(ours: Found, theirs: Found, metric: str) -> Estimate | None:
     return estimate(gains) if gains else None
 
 
+def wins(ours: Found, theirs: Found, metric: str) -> int:
+    """In how many of the trials that both have ours is the better one; a tie is not."""
+    sign = 1 if catalogue()[metric].higher_is_better else -1
+    return sum(
+        sign * ours.results[place].metrics[metric] > sign * theirs.results[place].metrics[metric]
+        for place in both(ours, theirs)
+    )
+
+
 def both(ours: Found, theirs: Found) -> list[Place]:
     """Subjects and seeds that neither arm lacks."""
     return sorted(ours.results.keys() & theirs.results.keys())

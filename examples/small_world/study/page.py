@@ -90,10 +90,11 @@ def _missing(question: Question, found: Sequence[Found]) -> Iterator[str]:
 
 def _pair(found: Sequence[Found]) -> Iterator[str]:
     ours, theirs = found
-    yield f"Over the trials that both have, {len(findings.both(ours, theirs))}:"
+    trials = len(findings.both(ours, theirs))
+    yield f"Over the trials that both have, {trials}, and in how many of them ours is better:"
     yield ""
-    yield f"| metric | base | {ours.arm.label} | {theirs.arm.label} | difference | ours is |"
-    yield "|---|---|---|---|---|---|"
+    yield f"| metric | base | {ours.arm.label} | {theirs.arm.label} | difference | in | ours is |"
+    yield "|---|---|---|---|---|---|---|"
     for metric, row in findings.against(ours, theirs).items():
         better = bool(row["higher_is_better"])
         gain = Estimate(value=row["difference"], low=row["low"], high=row["high"])
@@ -102,6 +103,7 @@ def _pair(found: Sequence[Found]) -> Iterator[str]:
             f"{row['ours']:.3f}",
             f"{row['peer']:.3f}",
             _shown(gain, "+"),
+            f"{findings.wins(ours, theirs, metric)} of {trials}",
             findings.answer(gain, better),
         )
         yield f"| {_titled(metric)} | " + " | ".join(cells) + " |"

@@ -79,6 +79,16 @@ def test_difference_pairs_subjects_and_seeds(tmp_path: Path) -> None:
     assert findings.answer(gain, higher_is_better=False) == "worse"
 
 
+def test_wins_are_counted_the_metrics_way_and_a_tie_is_none(tmp_path: Path) -> None:
+    for subject, ours in zip(QUESTION.subjects, (0.9, 0.8, 0.7), strict=False):
+        put(tmp_path, OURS, subject, 0, ours, drift=ours)
+        put(tmp_path, THEIRS, subject, 0, 0.8, drift=0.8)
+    sides = findings.gather(QUESTION, tmp_path)
+    trials = len(findings.both(*sides))
+    assert findings.wins(*sides, "subject_fidelity") == 1
+    assert findings.wins(*sides, "prior_drift") == trials - 2
+
+
 def test_trial_that_one_side_lacks_is_left_out_of_both(tmp_path: Path) -> None:
     put(tmp_path, OURS, "cat", 0, 0.9)
     put(tmp_path, OURS, "mug", 0, 0.1)
