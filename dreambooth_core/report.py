@@ -21,7 +21,7 @@ from dreambooth_core.records import Document, Row, Scores, Stage, Weights
 from dreambooth_core.stages import code_digest, once
 from dreambooth_core.storage import Store, written_beside
 from dreambooth_core.summary import Results, run_id
-from dreambooth_core.tracking import link_report, without_password
+from dreambooth_core.tracking import keep_report, without_password
 
 TILES = ("prompt_fidelity", "prior_drift", "memorisation")
 """Metrics that stand at the top, behind the one that the gate decides by."""
@@ -48,11 +48,11 @@ def write_report(
     }
 
     def make(_: str) -> Document:
-        page = render(config, store, results, stages).encode()
-        store.put(key, page)
+        page, uri = render(config, store, results, stages), f"{store.uri}/{key}"
+        store.put(key, page.encode())
         if results.version:
-            link_report(config, results.version.run_id, f"{store.uri}/{key}", str(path))
-        return Document(uri=f"{store.uri}/{key}", digest=digest_of(page), path=str(path))
+            keep_report(config, results.version.run_id, page, uri, str(path))
+        return Document(uri=uri, digest=digest_of(page.encode()), path=str(path))
 
     document, reused = once(store, "report", inputs, Document, make)
     _bring(store, key, document, path)

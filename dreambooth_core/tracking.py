@@ -26,6 +26,8 @@ TRAINING = "dreambooth.training"
 """Tag with the training's key; what resumes the training finds its run by it."""
 KEY = "dreambooth.key"
 """Tag with the digest of what was registered, set last: what has it is complete."""
+REPORT = "report.html"
+"""Artifact of the run of a model that was reported on."""
 PARAMS = {
     *("seed", "subject", "more_subjects", "model", "dataset", "prior", "train", "adapter"),
     *("inversion", "loss", "optimizer", "choosing"),
@@ -67,6 +69,7 @@ def open_client(config: Config) -> Any:
     """
     os.environ.setdefault("MLFLOW_DISABLE_TELEMETRY", "true")
     os.environ.setdefault("DO_NOT_TRACK", "1")
+    os.environ.setdefault("MLFLOW_ENABLE_ARTIFACTS_PROGRESS_BAR", "false")
     import logging
 
     from mlflow import MlflowClient
@@ -131,11 +134,22 @@ def log_curves(client: Any, run: str, curves: Curves, told: Mapping[str, int]) -
     return advanced(known, curves)
 
 
-def link_report(config: Config, run: str, uri: str, path: str) -> None:
-    """Let the run point to its report, in its tags and in its description."""
+def keep_report(config: Config, run: str, page: str, uri: str, path: str) -> None:
+    """Show the report among the run's artifacts; its tags and description say where else it lies."""
     client = open_client(config)
+    client.log_text(run, page, REPORT)
     client.set_tag(run, "dreambooth.report", uri)
     client.set_tag(run, "mlflow.note.content", f"Report: `{path}`, stored at `{uri}`")
+
+
+def report_address(config: Config, run: str) -> str | None:
+    """Where a browser finds the run's report; None for MLflow in a file, which has no pages."""
+    server = server_of(config)
+    if server is None or not server.startswith("http"):
+        return None
+    experiment = open_client(config).get_run(run).info.experiment_id
+    home = without_password(server).rstrip("/")
+    return f"{home}/#/experiments/{experiment}/runs/{run}/artifacts/{REPORT}"
 
 
 def flat(document: Mapping[str, Any], prefix: str = "") -> dict[str, str]:

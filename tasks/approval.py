@@ -106,6 +106,13 @@ def _question(dossier: Dossier, missing: str) -> str:
         f"**{missing}**\n" if missing else "",
         f"{said} In service now: {rival}.\n",
         comparison_table(verdict) if verdict else "",
-        f"\nGallery and report: `{dossier.report or 'not written'}`",
+        f"\nGallery and report: {_linked(dossier.report)}",
     ]
     return "\n".join(line for line in lines if line)
+
+
+def _linked(report: str | None) -> str:
+    """Only an address is one to click: a page in a store is for those who may read it."""
+    if report is None:
+        return "not written"
+    return f"[open it in MLflow]({report})" if report.startswith("http") else f"`{report}`"

@@ -6,6 +6,7 @@ from dreambooth_core.records import ImageSet, ModelVersion, Record, Scores, Verd
 from dreambooth_core.registry import Found, book_of, followed
 from dreambooth_core.storage import Store
 from dreambooth_core.summary import Summary
+from dreambooth_core.tracking import report_address
 from dreambooth_core.versions.origins import ancestry_of, read_origin
 
 
@@ -22,7 +23,7 @@ class Dossier(Record):
     champion: str | None
     """The version in service."""
     report: str | None
-    """URI of its run's page in the store."""
+    """Where its run's page is: an address for a browser, or its URI in the store; None without one."""
 
     @property
     def name(self) -> str:
@@ -53,11 +54,11 @@ def dossier_of(found: Found, store: Store) -> Dossier:
         scores=ancestry.scores,
         verdict=verdict_of(book, found.version),
         champion=standing.champion,
-        report=_report(store, found),
+        report=_report(store, found, origin.run_id),
     )
 
 
-def _report(store: Store, found: Found) -> str | None:
+def _report(store: Store, found: Found, run: str) -> str | None:
     """The page of the last run that ended in this version."""
     for key in reversed(list(store.keys(f"reports/{found.name}-"))):
         if not key.endswith("/summary.json"):
@@ -65,5 +66,6 @@ def _report(store: Store, found: Found) -> str | None:
         summary = Summary.model_validate_json(store.get(key))
         model = summary.model
         if model and (model.name, model.version) == (found.name, found.version):
-            return summary.artifacts.get("stored_report")
+            stored = summary.artifacts.get("stored_report")
+            return stored and (report_address(found.config, run) or stored)
     return None

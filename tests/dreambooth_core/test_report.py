@@ -2,14 +2,17 @@
 
 import json
 import re
+import time
 from pathlib import Path
 
 import pytest
 
-from dreambooth_core import report
+from benchmarks import measured_servers
+from dreambooth_core import report, tracking
 from dreambooth_core.pages.exhibits import MOST
 from dreambooth_core.pages.facts import Facts
 from dreambooth_core.summary import Results
+from tests import browser
 from tests.page import Page
 from tests.reported_by_hand import PROMPTS, SEEDS, STAGES, results_of, run_of, verdict_of
 
@@ -203,10 +206,9 @@ class TestWhatIsNotThere:
 class TestWritten:
     @pytest.fixture(autouse=True)
     def _a_run_in_mlflow(self, tracked_config, file_store):
-        from dreambooth_core.tracking import open_client
-
-        self.client = open_client(tracked_config)
-        self.run = self.client.create_run("0").info.run_id
+        self.client = tracking.open_client(tracked_config)
+        experiment = tracking.experiment_of(self.client, tracked_config)
+        self.run = self.client.create_run(experiment).info.run_id
         results = results_of(file_store)
         version = results.version.model_copy(update={"run_id": self.run})
         self.results = results.model_copy(update={"version": version})
@@ -217,7 +219,10 @@ class TestWritten:
         page = Path(first.path).read_bytes()
         key = first.uri.removeprefix(f"{file_store.uri}/")
         assert file_store.get(key) == page
-        assert self.client.get_run(self.run).data.tags["dreambooth.report"] == first.uri
+        kept = self.client.get_run(self.run)
+        assert kept.data.tags["dreambooth.report"] == first.uri
+        assert [each.path for each in self.client.list_artifacts(self.run)] == [tracking.REPORT]
+        assert tracking.report_address(tracked_config, self.run) is None, "a file has no pages"
         Path(first.path).unlink()
         again = report.write_report(tracked_config, file_store, self.results, {})
         assert again == (first, True)
@@ -229,3 +234,25 @@ class TestWritten:
         second, reused = report.write_report(tracked_config, file_store, without, STAGES)
         assert not reused
         assert second.digest != first.digest
+
+
+@pytest.mark.slow
+def test_a_browser_finds_the_report_at_its_address(tracked_config, file_store, tmp_path):
+    if browser.executable() is None:
+        pytest.skip("needs Chromium")
+    with measured_servers.mlflow(tmp_path / "server") as url, browser.browsing(tmp_path) as tab:
+        place = tracked_config.tracking.model_copy(update={"uri": url})
+        config = tracked_config.model_copy(update={"tracking": place})
+        run = tracking.open_client(config).create_run("0").info.run_id
+        results = results_of(file_store)
+        version = results.version.model_copy(update={"run_id": run})
+        made = results.model_copy(update={"version": version})
+        report.write_report(config, file_store, made, STAGES)
+        address = tracking.report_address(config, run)
+        assert address is not None
+        tab.open(address, 1280, 1000)
+        framed = "document.querySelector('iframe')"
+        tab.until(f"{framed} !== null", 120)
+        # the frame is a stranger to the page around it: only a picture shows what is in it
+        time.sleep(3)
+        tab.photograph("report-in-mlflow")
