@@ -85,7 +85,9 @@ def test_a_suspended_run_comes_back_for_its_answer(server, book, tracked_config,
     monkeypatch.chdir(ROOT)
     asked = Promotion(model="tiny/2", place=Place(work=tracked_config.paths.work))
     parameters = {"promotion": asked.model_dump(mode="json")}
-    promote_flow.to_deployment("by-hand", parameters=parameters).apply()
+    # in the folder itself, as by prefect.yaml: Prefect's own way is to copy it first, with all of .venv
+    here = promote_flow.from_source(str(ROOT), "flows/promote.py:promote_flow")
+    here.to_deployment("by-hand", parameters=parameters).apply()
     run = run_deployment("promote/by-hand", timeout=0)
     in_a_process("flow-run", "execute", str(run.id))
     run = waiting(run.id)
