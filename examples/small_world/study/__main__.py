@@ -113,7 +113,7 @@ def parser() -> argparse.ArgumentParser:
     add("--page-only", action="store_true", help="make no trial; write the page from what is there")
     add("--peer", type=Path, help="diffusers' train_dreambooth.py; docs/study.md says which")
     add("--peer-python", type=Path, default=Path(sys.executable), help="Python to run it with")
-    add("--subjects", metavar="NOUN,NOUN", help="other class nouns than the study's")
+    add("--subjects", metavar="CAT,BIRD_2", help="other subjects than the study's")
     add("--seeds", metavar="SEED,SEED", help="other seeds than the study's")
     add("--work", type=Path, default=Path(".dreambooth/study"), help="store and local state")
     add("--results", type=Path, default=HERE / "results", help="the trials' files")

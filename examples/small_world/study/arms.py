@@ -3,7 +3,7 @@
 from dataclasses import dataclass
 from typing import NamedTuple
 
-from examples.small_world.study.subjects import OTHERS, SUBJECTS
+from examples.small_world.study.subjects import EVERY_CLASS, OTHERS, SUBJECTS
 
 FEW = SUBJECTS[:3]
 
@@ -43,7 +43,7 @@ class Trial(NamedTuple):
 
     arm: Arm
     subject: str
-    """Class noun."""
+    """Of the study's subjects: `cat`, or `bird_2` for a class's second individual."""
     seed: int
 
 
@@ -128,6 +128,17 @@ QUESTIONS = (
         "the denoiser's weights, no prior preservation, no masks (it knows none). Our recipe was looked for, "
         "on the subjects of the last question; the script's rate was not.",
         (OURS, DIFFUSERS),
+        against=True,
+    ),
+    Question(
+        "every_class",
+        "Our recipe against diffusers' script on every class of the world",
+        "The first question with one seed and more subjects, as an interval over five tells little: one of "
+        "each of the world's classes, and none that the recipe was chosen by; `_2` is the second individual "
+        "of a class whose first was. It was asked when the answer to the first question was known.",
+        (OURS, DIFFUSERS),
+        subjects=EVERY_CLASS,
+        seeds=(0,),
         against=True,
     ),
     Question(

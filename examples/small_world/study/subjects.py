@@ -11,20 +11,27 @@ SUBJECTS = ("cat", "robot", "car", "rocket", "mug")
 OTHERS = ("fish", "boat", "flower", "butterfly", "mushroom", "bird", "house")
 """For choosing recipes by. Bird and house were in the study until a recipe was given up for its pictures
 of them."""
+EVERY_CLASS = (*SUBJECTS, "dog", "teapot", *(f"{noun}_2" for noun in OTHERS))
+"""One subject of each class of the world, that nothing was chosen by: of `OTHERS`, another individual."""
 PLACES = ("white", "grass", "wood", "city", "yellow", "gray", "desert", "pink")
 """Of the photos, in their order; no evaluation prompt names one of them."""
 
 
-def make_photos(folder: Path, class_noun: str, count: int) -> Path:
-    """The first `count` photos of a class's subject, PNG files alone in `folder/<noun>-<count>`.
+def class_noun_of(subject: str) -> str:
+    """Of `bird_2`, the second individual, as of `bird`, the first: bird."""
+    return subject.partition("_")[0]
+
+
+def make_photos(folder: Path, subject: str, count: int) -> Path:
+    """The first `count` photos of a subject, PNG files alone in `folder/<subject>-<count>`.
 
     A larger set holds the smaller ones.
     """
-    identity = random_identity(random.Random(f"study/{class_noun}"), class_noun)
-    made = folder / f"{class_noun}-{count}"
+    identity = random_identity(random.Random(f"study/{subject}"), class_noun_of(subject))
+    made = folder / f"{subject}-{count}"
     made.mkdir(parents=True, exist_ok=True)
     for number, place in enumerate(PLACES[:count]):
-        rng = random.Random(f"study/{class_noun}/{number}")
+        rng = random.Random(f"study/{subject}/{number}")
         scene = random_scene(rng, place, accessory_share=0)
         render(identity, scene).save(made / f"{number:02d}.png")
     return made

@@ -15,7 +15,7 @@ from dreambooth_core.records import Record, Weights
 from dreambooth_core.storage import Store, open_store
 from examples.small_world.study.arms import OURS, Question, Trial
 from examples.small_world.study.peer import Order, Peer, train_by_script
-from examples.small_world.study.subjects import make_photos
+from examples.small_world.study.subjects import class_noun_of, make_photos
 
 HERE = Path(__file__).parent
 
@@ -128,7 +128,7 @@ def config_of(trial: Trial, work: Path) -> Config:
     options = {
         "seed": trial.seed,
         "subject.images": photos,
-        "subject.class_noun": trial.subject,
+        "subject.class_noun": class_noun_of(trial.subject),
         "paths.work": work,
         "storage.uri": (work.resolve() / "store").as_uri(),
     }

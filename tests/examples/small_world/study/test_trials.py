@@ -7,10 +7,18 @@ import pytest
 
 from dreambooth_core.config import load_config
 from dreambooth_core.errors import ConfigError
+from examples.small_world.shapes import CLASSES
 from examples.small_world.study import trials
 from examples.small_world.study.arms import IMAGES, OURS, QUESTIONS, Arm, Trial
 from examples.small_world.study.peer import Peer
-from examples.small_world.study.subjects import PLACES, SUBJECTS, make_photos
+from examples.small_world.study.subjects import (
+    EVERY_CLASS,
+    OTHERS,
+    PLACES,
+    SUBJECTS,
+    class_noun_of,
+    make_photos,
+)
 
 SCRIPT, PYTHON = "STUDY_PEER", "STUDY_PEER_PYTHON"
 """Environment variables: `train_dreambooth.py`, and a Python that can run it."""
@@ -84,6 +92,13 @@ def test_larger_set_of_photos_holds_the_smaller(tmp_path: Path) -> None:
     assert len(list(many.iterdir())) == 8
     for photo in few.iterdir():
         assert photo.read_bytes() == (many / photo.name).read_bytes()
+
+
+def test_every_class_has_a_subject_that_nothing_was_chosen_by(tmp_path: Path) -> None:
+    assert sorted(map(class_noun_of, EVERY_CLASS)) == sorted(CLASSES)
+    assert not {*EVERY_CLASS} & {*OTHERS}
+    first, second = (make_photos(tmp_path, subject, 1) for subject in ("bird", "bird_2"))
+    assert (first / "00.png").read_bytes() != (second / "00.png").read_bytes()
 
 
 def test_arm_of_the_script_wants_the_script(tmp_path: Path) -> None:
