@@ -132,6 +132,7 @@ def _verdict(rows: Sequence[Row]) -> int:
 def _folder(asked: Path | None) -> Iterator[Path]:
     """The one asked for, which stays, or a temporary one."""
     if asked is not None:
+        asked.mkdir(parents=True, exist_ok=True)
         yield asked.resolve()
         return
     with tempfile.TemporaryDirectory(prefix="chaos-") as name:
