@@ -2,6 +2,7 @@
 
 import json
 import shlex
+import shutil
 from pathlib import Path
 
 import pytest
@@ -9,7 +10,7 @@ import pytest
 from dreambooth_core.fit import write_record
 from examples.small_world.study import page, trials
 from examples.small_world.study.__main__ import main, parser
-from examples.small_world.study.arms import Arm, Question, Trial
+from examples.small_world.study.arms import QUESTIONS, Arm, Question, Trial
 from examples.small_world.study.trials import Result
 
 OURS, THEIRS, THIRD = Arm("ours", "our defaults"), Arm("theirs", "theirs"), Arm("third", "third")
@@ -144,3 +145,20 @@ def test_command_on_the_page_is_one_that_the_study_takes(tmp_path: Path) -> None
     given = parser().parse_args(shlex.split(line)[3:])
     assert given.peer == Path("diffusers") / page.peer.SCRIPT
     assert given.peer_python == Path("peer/bin/python")
+
+
+def test_what_is_shipped_is_what_the_trials_files_say(tmp_path: Path) -> None:
+    """Pictures aside, whose bytes are matplotlib's."""
+    shipped, copied = Path("examples/small_world/study/results"), tmp_path / "results"
+    shutil.copytree(shipped, copied)
+    page.write(QUESTIONS, copied, tmp_path / "study.md")
+    assert (tmp_path / "study.md").read_text() == Path("docs/study.md").read_text()
+    answers = sorted(path.name for path in shipped.glob("*.json"))
+    assert answers == sorted(each.name + ".json" for each in QUESTIONS if each.against)
+    for name in answers:
+        made, kept = (json.loads((folder / name).read_text()) for folder in (copied, shipped))
+        assert made.keys() == kept.keys()
+        for metric, row in kept.items():
+            assert made[metric] == pytest.approx(row), (name, metric)
+    drawn = {path.name for path in Path("docs/study").iterdir()}
+    assert drawn == {f"{each.name}.svg" for each in QUESTIONS}
