@@ -18,6 +18,8 @@ PANELS = (
 """What is drawn, of what was measured; the tables have the rest."""
 WIDTH, ROW = 150, 22
 """Pixels: of a panel, and of an arm in it."""
+MARGIN = {"left": 28, "right": 8, "top": 5, "bottom": 5}
+"""Pixels; left, a reader's font may be wider than the one that the labels were measured with."""
 
 
 def write(found: Sequence[Found], path: Path) -> None:
@@ -29,7 +31,7 @@ def write(found: Sequence[Found], path: Path) -> None:
     shown = [name for name in PANELS if name in metrics_of(there)]
     panels = [_panel(there, name, labelled=place == 0) for place, name in enumerate(shown)]
     chart = altair.hconcat(*panels, spacing=12, background="white").configure_view(stroke="#ddd")
-    chart.save(str(path), format="svg")
+    chart.properties(padding=MARGIN).save(str(path), format="svg")
 
 
 def _panel(found: Sequence[Found], metric: str, labelled: bool) -> Any:

@@ -148,7 +148,7 @@ def test_command_on_the_page_is_one_that_the_study_takes(tmp_path: Path) -> None
 
 
 def test_what_is_shipped_is_what_the_trials_files_say(tmp_path: Path) -> None:
-    """Pictures aside, whose bytes are matplotlib's."""
+    """Of pictures only that each is there: another version of Vega draws other bytes."""
     shipped, copied = Path("examples/small_world/study/results"), tmp_path / "results"
     shutil.copytree(shipped, copied)
     page.write(QUESTIONS, copied, tmp_path / "study.md")
