@@ -2,8 +2,9 @@
 
 Real servers of Prefect, MLflow and S3 on loopback; of the runs only the GPU's time is stubbed: each
 stage sleeps, and writes and reads what a stage does, through the same store, `stages.once`, and
-MLflow client. Prints how long runs took beyond their sleep, what failed, and what was asked of whom;
-ends with 1 when a run failed or its results are not all there.
+MLflow client. Prints how long runs took beyond their sleep, what failed, what was asked of whom,
+and which states Prefect keeps of runs and tasks; ends with 1 when a run failed, a state was lost, or
+its results are not all there.
 """
 
 import argparse
@@ -39,6 +40,8 @@ STAGES = (
 IMAGES = 16
 """Blobs that a run draws, each with a record beside it."""
 IMAGE_BYTES, WEIGHTS_BYTES = 8_000, 3_000_000
+PATIENCE = 180.0
+"""Seconds for Prefect to have heard of the last task."""
 CURVE = 100
 """Points of a learning curve."""
 
@@ -123,6 +126,21 @@ def is_there(run: int, uri: str, endpoint: str) -> bool:
     return True
 
 
+def states(kind: str, wanted: int) -> Counter[str]:
+    """What Prefect's server says of the `flow_runs` or `task_runs`, once all have ended or a while is over.
+
+    Tasks' states come to it as events, some time after the run.
+    """
+    url, deadline = f"{os.environ['PREFECT_API_URL']}/{kind}/filter", time.monotonic() + PATIENCE
+    while True:
+        found: Counter[str] = Counter()
+        while page := measured_servers.posted(url, {"limit": 200, "offset": found.total()}):
+            found.update(one["state_type"] or "NONE" for one in page)
+        if found["COMPLETED"] >= wanted or time.monotonic() > deadline:
+            return found
+        time.sleep(2)
+
+
 def attempt(work: "partial[float]", run: int) -> float | str:
     """The run's seconds, or what went wrong."""
     try:
@@ -151,7 +169,14 @@ def main() -> int:
                 ends = list(pool.map(partial(attempt, work), range(told.runs)))
             wall, requests = time.monotonic() - began, counted() - before
             whole = sum(is_there(run, uri, endpoint) for run in range(told.runs))
-    return report(ends, told.seconds, wall, requests, whole)
+            # a task per stage, and one for MLflow
+            tasks = told.runs * (len(STAGES) + 1)
+            wanted = {"flow_runs": told.runs, "task_runs": tasks}
+            kept = {kind: states(kind, count) for kind, count in wanted.items()}
+    lost = [kind for kind, count in wanted.items() if kept[kind] != {"COMPLETED": count}]
+    for kind, found in kept.items():
+        print(f"Prefect's {kind.replace('_', ' ')}: {dict(found)}, of {wanted[kind]}")
+    return report(ends, told.seconds, wall, requests, whole) or len(lost)
 
 
 def report(

@@ -11,6 +11,7 @@ from collections import Counter
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
+from typing import Any
 
 from dreambooth_core.servers import Server, claimed, exported, running
 
@@ -36,6 +37,16 @@ def asked(url: str) -> str:
     direct = urllib.request.build_opener(urllib.request.ProxyHandler({}))
     with direct.open(url, timeout=10) as answer:
         return str(answer.read().decode())
+
+
+def posted(url: str, document: object) -> list[dict[str, Any]]:
+    """The rows of the answer to a POST, past any proxy."""
+    direct = urllib.request.build_opener(urllib.request.ProxyHandler({}))
+    body = json.dumps(document).encode()
+    request = urllib.request.Request(url, body, {"Content-Type": "application/json"})
+    with direct.open(request, timeout=60) as answer:
+        rows: list[dict[str, Any]] = json.load(answer)
+    return rows
 
 
 @contextmanager

@@ -78,7 +78,7 @@ def collect(store: "Store", config: config.Config) -> tuple[ImageSet, Validation
     ]
     validation = merged([found.validation for found in surveys])
     if validation.refused:
-        raise DatasetRefused(refusal(validation))
+        raise DatasetRefused(refusal(validation), validation.findings)
     members = [
         member
         for number, found in enumerate(surveys)
@@ -99,7 +99,7 @@ def store_photos(
     """
     found = _survey(folder, rules, resolution, _as_written)
     if found.validation.refused:
-        raise DatasetRefused(refusal(found.validation))
+        raise DatasetRefused(refusal(found.validation), found.validation.findings)
     return _members(store, rules, 0, found), found.validation
 
 

@@ -14,6 +14,9 @@
 Every message is one sentence: what, where, which limit, and the remedy.
 """
 
+from collections.abc import Sequence
+from typing import Any
+
 
 class DreamBoothError(Exception):
     """Root of everything this project raises on purpose."""
@@ -31,6 +34,11 @@ class DatasetRefused(DreamBoothError):
     """The instance images have at least one hard finding."""
 
     exit_code = 3
+
+    def __init__(self, sentence: str, findings: Sequence[Any] = ()) -> None:
+        super().__init__(sentence)
+        self.findings = tuple(findings)
+        """All that was found in the photos, each a `photos.findings.Finding`, for whoever shows it."""
 
 
 class StageFailed(DreamBoothError):

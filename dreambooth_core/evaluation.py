@@ -9,7 +9,7 @@ from PIL import Image as Pillow
 
 from dreambooth_core.blobs import digest_json, get_blob, put_blob
 from dreambooth_core.config import Config
-from dreambooth_core.judging.plans import Plan, options_of, plan_of
+from dreambooth_core.judging.plans import Plan, options_of, plan_of, stranger_of
 from dreambooth_core.judging.sights import Pictures, Viewer
 from dreambooth_core.judging.statistics import estimate, of_base
 from dreambooth_core.judging.suspicions import suspicions
@@ -55,6 +55,13 @@ class Drawn(NamedTuple):
 
     samples: SampleSet
     classes: SampleSet
+    strangers: SampleSet | None
+    """Of another class, for the self-check; the base's alone."""
+
+    @property
+    def digests(self) -> tuple[str, str]:
+        """Of what the scores are about."""
+        return self.samples.digest, self.classes.digest
 
 
 def evaluate(
@@ -81,6 +88,7 @@ def evaluate(
         "requests": plan.requests(config.subject),
         "classes": plan.class_requests(config.subject),
         "nouns": [subject.class_noun for subject in config.subjects],
+        "stranger": stranger_of(config),
     }
 
     def make(key: str) -> Scores:
@@ -102,7 +110,7 @@ def evaluate(
         }
         return Scores(
             uri=f"{store.uri}/scores/{key}/result.json",
-            digest=digest_json([values, *(made.digest for made in (*tuned, *base))]),
+            digest=digest_json([values, *tuned.digests, *base.digests]),
             samples=tuned.samples,
             class_samples=tuned.classes,
             base_samples=base.samples,
@@ -161,7 +169,11 @@ def _draw(
         return sample_set(store, prefix, drawing, requests, told)
 
     asked = plan.requests(subject) if weights else plan.base_requests(subject)
-    return Drawn(draw(asked, "prompts"), draw(plan.class_requests(subject), "class images"))
+    samples = draw(asked, "prompts")
+    classes = draw(plan.class_requests(subject), "class images")
+    noun = "" if weights else stranger_of(config)
+    strangers = draw(plan.stranger_requests(noun), "another class") if noun else None
+    return Drawn(samples, classes, strangers)
 
 
 def _look(
@@ -203,14 +215,24 @@ def _look(
         store=store,
     )
     theirs = replace(ours, generated=seen[2], classes=seen[3])
-    others = {
-        subject.fill("{subject}"): viewer.see(
+    return ours, theirs, suspicions(ours, _others(config, viewer, instance, drawn[1].strangers))
+
+
+def _others(
+    config: Config, viewer: Viewer, instance: ImageSet, strangers: SampleSet | None
+) -> Mapping[str, Seen]:
+    """What must be less like the main subject than all else: the other subjects, and another class."""
+    found = {
+        f"the photos of {subject.fill('{subject}')}": viewer.see(
             _members(instance, place), subject.class_noun, OF_CLASSES
         )
         for place, subject in enumerate(config.subjects)
         if place > 0
     }
-    return ours, theirs, suspicions(ours, others)
+    if strangers is not None:
+        noun = stranger_of(config)
+        found[f"the base's {noun} images"] = viewer.see(strangers.images, noun, OF_CLASSES)
+    return found
 
 
 def _choices(config: Config, viewer: Viewer) -> Mapping[str, tuple[Choice, ...]]:

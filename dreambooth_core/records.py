@@ -230,6 +230,9 @@ class Verdict(Record):
     """`base`, or the champion as NAME/version."""
     rounds: int
     """How often seeds were added, plus 1."""
+    noise: dict[str, float] = {}
+    """Metric -> how far the champion is from itself when drawn with other seeds: half the width of that
+    difference's interval. A guard's margin is never below it; empty without a champion."""
     candidate: Scores
     """Of the last round."""
     champion: Scores | None

@@ -215,6 +215,7 @@ def _tags(config: Config, origin: Origin, found: Ancestry) -> dict[str, str]:
         "dreambooth.steps": str(weights.steps),
         "dreambooth.scores": scores.uri,
         "dreambooth.scores_digest": scores.digest,
+        "dreambooth.warnings": "\n".join(scores.warnings),
         "dreambooth.code": origin.code,
         **{f"dreambooth.metric.{name}": f"{value:.6f}" for name, value in scores.metrics.items()},
     }

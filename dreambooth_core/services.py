@@ -13,7 +13,7 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
-from dreambooth_core.config import Config
+from dreambooth_core.config import Config, Storage
 from dreambooth_core.errors import ConfigError, StageFailed, StorageError
 from dreambooth_core.servers import Server, claimed, exported, running
 from dreambooth_core.storage import written_beside
@@ -35,7 +35,7 @@ STACK = "DREAMBOOTH_STACK"
 
 @contextmanager
 def local_services(config: Config) -> Iterator[None]:
-    """The local S3 server, for an `s3://` store at the endpoint `local`; else nothing.
+    """The local S3 server, for an `s3://` store at the endpoint `local`; else it is only told of.
 
     Inside, the environment holds endpoint and credentials for boto, MLflow and child processes. May
     be nested, also in what `dreambooth up` has started: its S3 server is the local one there. Raises
@@ -44,9 +44,12 @@ def local_services(config: Config) -> Iterator[None]:
     """
     storage = config.storage
     folder = config.paths.work.resolve() / "s3"
-    wanted = storage.uri.startswith("s3://") and storage.endpoint == "local"
-    if not wanted or os.environ.get(_ENTERED) == str(folder):
+    if not storage.uri.startswith("s3://") or os.environ.get(_ENTERED) == str(folder):
         yield
+        return
+    if storage.endpoint != "local":
+        with _known_to_mlflow(storage):
+            yield
         return
     bucket = storage.uri.removeprefix("s3://").split("/", 1)[0]
     if os.environ.get(STACK):
@@ -66,6 +69,16 @@ def local_services(config: Config) -> Iterator[None]:
         ):
             make_bucket(url(port), bucket)
             yield
+
+
+@contextmanager
+def _known_to_mlflow(storage: Storage) -> Iterator[None]:
+    """Where MLflow has no server, its client puts artifacts into the store by a boto of its own."""
+    if not storage.endpoint or "MLFLOW_S3_ENDPOINT_URL" in os.environ:
+        yield
+        return
+    with exported({"MLFLOW_S3_ENDPOINT_URL": storage.endpoint}):
+        yield
 
 
 @contextmanager

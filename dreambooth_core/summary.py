@@ -72,6 +72,8 @@ class Summary(Record):
     base_metrics: dict[str, float]
     model: Model | None
     gate: Gate | None = None
+    warnings: tuple[str, ...] = ()
+    """What the evaluation's self-check found wrong with the measuring itself."""
     artifacts: dict[str, str]
     """Name -> URI."""
     digests: dict[str, str | None]
@@ -165,6 +167,7 @@ def summarise(
         stages=dict(stages),
         metrics=scores.metrics if scores else {},
         base_metrics=scores.base_metrics if scores else {},
+        warnings=scores.warnings if scores else (),
         model=Model(name=version.name, version=version.version, aliases=version.aliases)
         if version
         else None,

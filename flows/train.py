@@ -7,6 +7,7 @@ from prefect.client.schemas.objects import State
 from prefect.states import Completed
 
 from dreambooth_core.config import Config
+from dreambooth_core.errors import DatasetRefused
 from dreambooth_core.services import local_services
 from dreambooth_core.summary import Run, Summary
 from tasks.events import tell_outcome
@@ -18,7 +19,7 @@ from tasks.models import (
     register_version,
     train_model,
 )
-from tasks.papers import publish_plan, publish_results, write_report
+from tasks.papers import publish_findings, publish_plan, publish_results, write_report
 from tasks.photos import collect_instance_images, ensure_class_images, pin_datasets
 
 
@@ -28,7 +29,11 @@ def train_flow(config: Config) -> Summary:
     with local_services(config):
         config = pin_datasets(config)
         with Run(config) as run:
-            intake = run.stage("validate", collect_instance_images, config)
+            try:
+                intake = run.stage("validate", collect_instance_images, config)
+            except DatasetRefused as refused:
+                publish_findings(config, refused.findings)
+                raise
             publish_plan(config, intake)
             photos = intake.images
             if not config.prior.alongside:

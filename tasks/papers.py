@@ -1,6 +1,6 @@
 """What people read: the report, and a note of it in Prefect."""
 
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Sequence
 from typing import Any
 
 from prefect.artifacts import (
@@ -12,6 +12,7 @@ from prefect.logging import get_run_logger
 
 from dreambooth_core.config import Config
 from dreambooth_core.forecasts import Forecast
+from dreambooth_core.photos.findings import Finding
 from dreambooth_core.photos.intake import Intake
 from dreambooth_core.records import (
     Comparison,
@@ -42,14 +43,18 @@ def publish_plan(config: Config, intake: Intake) -> Forecast:
     from dreambooth_core.forecasts import forecast
 
     planned = forecast(config, open_store(config.storage), intake.images)
-    found = [finding.model_dump() for finding in intake.validation.findings]
-    nothing = [{"level": "none", "file": intake.validation.folder, "measure": "nothing was found"}]
-    name = config.name
-    about = f"findings in the photos of {name}"
-    shown(create_table_artifact, found or nothing, key="dataset", description=about)
-    about = f"inputs, reuse and cost of {name}"
+    publish_findings(config, intake.validation.findings)
+    about = f"inputs, reuse and cost of {config.name}"
     shown(create_markdown_artifact, plan_as_markdown(planned), key="plan", description=about)
     return planned
+
+
+def publish_findings(config: Config, findings: Sequence[Finding]) -> None:
+    """Show what was found in the photos, whether they were taken or refused."""
+    nothing = [{"level": "none", "file": config.name, "measure": "nothing was found"}]
+    found = [finding.model_dump() for finding in findings]
+    about = f"findings in the photos of {config.name}"
+    shown(create_table_artifact, found or nothing, key="dataset", description=about)
 
 
 @stage("show")
@@ -145,11 +150,15 @@ def comparison_table(verdict: Verdict) -> str:
         return "Nothing could be compared."
     rows = [
         f"| {one.metric.replace('_', ' ')} | {one.challenger:.3f} | {one.champion:.3f} "
-        f"| {one.difference:+.3f}{_interval(one)} | {one.win_rate:.0%} |"
+        f"| {one.difference:+.3f}{_interval(one)} | {one.win_rate:.0%} | {one.p:.3f} "
+        f"| {'' if one.smallest_effect is None else f'{one.smallest_effect:.3f}'} |"
         for one in verdict.comparisons
     ]
-    head = f"| metric | candidate | {verdict.against} | difference | images won |"
-    return "\n".join([head, "|---|---|---|---|---|", *rows])
+    head = (
+        f"| metric | candidate | {verdict.against} | difference | images won | p "
+        "| smallest effect that would show |"
+    )
+    return "\n".join([head, "|---|---|---|---|---|---|---|", *rows])
 
 
 def _interval(one: Comparison) -> str:
@@ -167,6 +176,7 @@ def as_markdown(summary: Summary) -> str:
     return "\n".join(
         [
             f"# {summary.run_id}: {summary.status}",
+            *(f"\nThe measuring itself is in doubt: {warning}" for warning in summary.warnings),
             "\n| metric | tuned | base |\n|---|---|---|",
             *metrics,
             "\n| stage | status | seconds |\n|---|---|---|",

@@ -4,15 +4,17 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from PIL import Image as Pillow
 
-from dreambooth_core import adapters
-from dreambooth_core.blobs import digest_json, put_blob, put_record
+from dreambooth_core import adapters, registry
+from dreambooth_core.blobs import digest_json, get_record, image_set, put_blob, put_record
 from dreambooth_core.config import Config
 from dreambooth_core.drawing.darkroom import Plan, plan
 from dreambooth_core.drawing.orders import Order
 from dreambooth_core.drawing.palettes import Member, mixtures
 from dreambooth_core.families import load_family
-from dreambooth_core.records import Weights
+from dreambooth_core.records import Image, SampleSet, Scores, Weights
+from dreambooth_core.sampling import encode_png
 from dreambooth_core.storage import open_store
 
 
@@ -40,6 +42,28 @@ class Ordered:
         member = Member(name=f"{name}/1", config=config, version="1", weights_record=key)
         self.members[name] = member
         return member
+
+    def register(self, name: str) -> Weights:
+        """A version in MLflow, of weights that are really stored and scores that nobody measured."""
+        member = self.add(name)
+        assert member.weights_record is not None
+        weights = get_record(self.store, member.weights_record, Weights)
+        assert weights is not None
+        blob = put_blob(self.store, encode_png(Pillow.new("RGB", (8, 8)), "a", 1))
+        photos = image_set(self.store, "datasets/x", [Image(name="0.png", blob=blob, size=(8, 8))])
+        drawn = SampleSet(uri=f"{self.store.uri}/x", digest="b" * 64, images=photos.images)
+        scores = Scores(
+            uri=f"{self.store.uri}/scores/{name}/result.json",
+            digest="c" * 64,
+            metrics={"subject_fidelity": 0.5},
+            base_metrics={"subject_fidelity": 0.1},
+            samples=drawn,
+            base_samples=drawn,
+            class_samples=drawn,
+            base_class_samples=drawn,
+        )
+        registry.register(member.config, self.store, photos, None, weights, scores)
+        return weights
 
     def order(self, **document: Any) -> Order:
         return Order.model_validate({"name": "x", "models": "dog", "prompts": "a"} | document)

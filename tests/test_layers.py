@@ -52,7 +52,12 @@ LEVELS = [
 LEVEL = {name: level for level, line in enumerate(LEVELS) for name in line.split()}
 SPREAD = {name.partition(".")[0] for name in LEVEL if "." in name}
 """Packages whose modules have a level each."""
-ABOVE = {"cli.training": {"flows"}, "cli.approvals": {"tasks"}, "cli.datasets": {"tasks"}}
+ABOVE = {
+    "cli.training": {"flows"},
+    "cli.approvals": {"tasks"},
+    "cli.datasets": {"tasks"},
+    "cli.models": {"tasks"},
+}
 """Commands that hand over to Prefect's side, and what of it they may import."""
 HEAVY = {"torch", "diffusers", "transformers", "peft", "mlflow", "boto3", "botocore", "lightning"}
 FLOWS_MAY_NOT = HEAVY | {"pytorch_lightning"}

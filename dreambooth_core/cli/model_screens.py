@@ -72,10 +72,11 @@ def show_difference(found: Difference, as_json: bool) -> None:
             "" if one.low is None or one.high is None else f"{one.low:+.3f} to {one.high:+.3f}",
             f"{100 * one.win_rate:.0f} %",
             f"{one.p:.3f}",
+            _number(one.smallest_effect),
         ]
         for one in found.comparisons
     ]
-    columns = ("metric", "difference", "interval", "wins", "p")
+    columns = ("metric", "difference", "interval", "wins", "p", "would show from")
     print_table(f"{found.right} against {found.left}, image by image", columns, compared)
 
 

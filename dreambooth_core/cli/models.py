@@ -13,6 +13,7 @@ from dreambooth_core.errors import ConfigError, StageFailed
 
 if TYPE_CHECKING:
     from dreambooth_core.config import Config
+    from dreambooth_core.versions.aliases import Standing
 
 app = typer.Typer()
 
@@ -100,10 +101,11 @@ def promote(
 
     settings, place = _where(config, work)
     with views.opened(settings, place, model) as one:
-        found = one.found
+        found, before = one.found, one.book.standing
         _confirm(f"Make {found.name}/{found.version} the {to.value}?", yes)
         wish = promotion.Wish(found.version, by or aliases.whoever(), reason)
         standing = promotion.promote(found.config, one.store, wish)
+    _tell(found.name, before, standing, f"{wish.by} put {found.name}/{found.version} into service")
     model_screens.show_standing(found.name, standing, as_json)
 
 
@@ -124,10 +126,12 @@ def rollback(
     settings, place = _where(config, work)
     wanted = model if "/" in model else f"{model}@champion"
     with views.opened(settings, place, wanted) as one:
-        found = one.found
+        found, before = one.found, one.book.standing
         _confirm(f"Take {found.name}/{found.version} out of service?", yes)
         wish = promotion.Wish(found.version, by or aliases.whoever(), reason)
         standing = promotion.rollback(found.config, one.store, wish)
+    said = f"{wish.by} took {found.name}/{found.version} out of service"
+    _tell(found.name, before, standing, said)
     model_screens.show_standing(found.name, standing, as_json)
 
 
@@ -224,3 +228,11 @@ def _confirm(question: str, yes: bool) -> None:
         raise ConfigError(f"{question} There is no terminal to ask at: add --yes")
     if not typer.confirm(question, err=True):
         raise typer.Exit(1)
+
+
+def _tell(name: str, before: "Standing", now: "Standing", sentence: str) -> None:
+    """Prefect's server hears of another version in service, for what waits for it; if there is a server."""
+    from tasks.events import MODEL_PROMOTED, model_event, tell
+
+    if now.champion is not None and now.champion != before.champion:
+        tell(model_event(MODEL_PROMOTED, name, now.champion, sentence))

@@ -32,6 +32,8 @@ def show_summary(summary: Summary) -> None:
     if summary.model:
         aliases = "".join(f" @{alias}" for alias in summary.model.aliases)
         print(f"Model   {summary.model.name}, version {summary.model.version}{aliases}")
+    for warning in summary.warnings:
+        print(f"Doubt   {warning}")
     if summary.gate:
         print(f"Gate    {summary.gate.outcome}: {summary.gate.sentence}")
     if all(stage.status in ("reused", "skipped") for stage in summary.stages.values()):

@@ -68,6 +68,9 @@ class Evaluation(Section):
     """The images' seeds follow from this one, not from the run's: all models are drawn alike."""
     class_images: Positive = 16
     """Images of the class prompt, for the prior drift."""
+    strangers: Annotated[tuple[str, ...], Field(min_length=1)] = ("teapot", "house")
+    """Class nouns of which the base draws a few images for the self-check: less like the subject than all
+    else. The first that is not the subject's own."""
     clip: str = "openai/clip-vit-base-patch32"
     """CLIP of the metrics: local folder or Hub id."""
     identity: str = "facebook/dino-vits16"

@@ -156,10 +156,12 @@ def _cluster() -> Iterator[Any]:
             _knock(place)
             # what workers print must not come out where `--json` is read
             ray.init(address=place, log_to_driver=False, logging_level="WARNING")
-        except (OSError, ray.exceptions.RayError) as error:
+        except (OSError, RuntimeError, ray.exceptions.RayError) as error:
+            # a RuntimeError, where this machine is no node of the cluster that answers
             raise StageFailed(
-                f"no Ray cluster answers at {place} ({type(error).__name__}): start one, as "
-                "infra/README.md says, set RAY_ADDRESS, or set compute.engine: local"
+                f"no Ray cluster takes us in at {place} ({type(error).__name__}): start one, as "
+                "infra/README.md says, set RAY_ADDRESS (from outside of the cluster "
+                "ray://HOST:10001), or set compute.engine: local"
             ) from error
     try:
         yield ray

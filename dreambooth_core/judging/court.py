@@ -101,6 +101,7 @@ def judge(
             comparisons=decision.comparisons,
             against=case.against,
             rounds=case.round,
+            noise=dict(case.noise),
             candidate=case.candidate.scores,
             champion=case.champion and case.champion.scores,
         )

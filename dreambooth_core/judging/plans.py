@@ -17,6 +17,9 @@ from dreambooth_core.randomness import seed_for
 from dreambooth_core.records import ImageSet, SeedSet
 from dreambooth_core.sampling import Request
 
+STRANGERS = 4
+"""Images of another class, at the most, that the self-check holds against the photos."""
+
 
 @dataclass(frozen=True)
 class Plan:
@@ -43,6 +46,10 @@ class Plan:
 
     def class_requests(self, subject: Subject) -> list[Request]:
         return [(subject.fill(self.class_template), seed) for seed in self.class_seeds]
+
+    def stranger_requests(self, noun: str) -> list[Request]:
+        """What nobody would take for the subject: another class, by the seeds of the class images."""
+        return [(f"a photo of a {noun}", seed) for seed in self.class_seeds[:STRANGERS]]
 
     def texts(self, subject: Subject) -> tuple[str, ...]:
         """The prompts as CLIP is to read them."""
@@ -88,6 +95,12 @@ def seeds_of(config: Config, template: str, count: int, seed_set: SeedSet) -> li
     """A prompt's seeds; fewer of them are the first ones."""
     stream = f"evaluate {seed_set} {template}"
     return [seed_for(config.evaluation.seed, stream, index) for index in range(count)]
+
+
+def stranger_of(config: Config) -> str:
+    """The class noun that the self-check draws; empty when all that may be drawn are the subject's own."""
+    own = {subject.class_noun for subject in config.subjects}
+    return next((noun for noun in config.evaluation.strangers if noun not in own), "")
 
 
 def plain(subject: Subject, template: str) -> str:

@@ -18,7 +18,7 @@ def suspicions(evidence: Evidence, others: Mapping[str, Seen]) -> tuple[str, ...
 
     By the identity encoder, on crops where there are any: the photos must be more like each other
     than the generated images are like them, and those more than the base's class images; `others`,
-    photos of further subjects by what these are called, must be less like them than all of these.
+    pictures of something else by what to call them, must be less like them than all of these.
     """
     crop: Sight = ("identity", "crop")
     cropped = all(crop in seen.rows for seen in (evidence.photos, evidence.generated))
@@ -47,12 +47,7 @@ def _ladder(evidence: Evidence, sight: Sight) -> list[Rung]:
 
 def _strangers(evidence: Evidence, others: Mapping[str, Seen], sight: Sight) -> list[Rung]:
     photos = evidence.photos.by(sight)
-    return _known(
-        {
-            f"the photos of {name}": mean_cosines(seen.by(sight), photos)
-            for name, seen in others.items()
-        }
-    )
+    return _known({name: mean_cosines(seen.by(sight), photos) for name, seen in others.items()})
 
 
 def _known(values: Mapping[str, Values | None]) -> list[Rung]:

@@ -1,5 +1,6 @@
 """One question to a server on loopback, past any proxy."""
 
+import base64
 import json
 import urllib.error
 import urllib.request
@@ -22,12 +23,25 @@ class Answer(NamedTuple):
             return None
 
 
-def ask(url: str, document: Any = None, seconds: float = SECONDS) -> Answer | None:
-    """GET, or POST of a JSON document; None when nobody answers, an answer also for 4xx and 5xx."""
+def ask(
+    url: str,
+    document: Any = None,
+    seconds: float = SECONDS,
+    *,
+    method: str | None = None,
+    credentials: str = "",
+) -> Answer | None:
+    """GET, or POST of a JSON document; None when nobody answers, an answer also for 4xx and 5xx.
+
+    `credentials` are `user:password`.
+    """
     direct = urllib.request.build_opener(urllib.request.ProxyHandler({}))
     body = None if document is None else json.dumps(document).encode()
     try:
-        request = urllib.request.Request(url, body, {"Content-Type": "application/json"})
+        headers = {"Content-Type": "application/json"}
+        if credentials:
+            headers["Authorization"] = f"Basic {base64.b64encode(credentials.encode()).decode()}"
+        request = urllib.request.Request(url, body, headers, method=method)
         with direct.open(request, timeout=seconds) as answer:
             return Answer(answer.status, answer.headers, answer.read())
     except urllib.error.HTTPError as error:

@@ -1,4 +1,4 @@
-"""What Prefect is told to offer: work pools, limits, every deployment of `prefect.yaml`.
+"""What Prefect is told to offer: work pools, limits, automations, every deployment of `prefect.yaml`.
 
 By Prefect's own command line, since the core does not import Prefect.
 """
@@ -17,6 +17,8 @@ from dreambooth_core.stack.place import Place
 
 LIMITS = {"gpu": 1}
 """Global concurrency limits, made when they are missing; what a team changed stays."""
+AUTOMATIONS = "infra/automations"
+"""Folder of the project with a file per automation; those below it need what only a person can make."""
 SECONDS = 180.0
 HEARTBEAT_SECONDS = 10
 """Time between two reports of a worker."""
@@ -46,6 +48,27 @@ def offer(place: Place, env: Mapping[str, str]) -> None:
         if _lacks(f"{api}/v2/concurrency_limits/{name}"):
             _prefect(place, env, "gcl", "create", name, "--limit", str(limit))
     _prefect(place, env, "deploy", "--all")
+    automations(place, env)
+
+
+def automations(place: Place, env: Mapping[str, str]) -> None:
+    """Each of the project's in the place of the one of its name; raises `StageFailed` when one is refused."""
+    ours = [yaml.safe_load(path.read_bytes()) for path in _automations(place.project)]
+    if not ours:
+        return
+    names, api = {one["name"] for one in ours}, f"{place.prefect}/api/automations"
+    answer = ask(f"{api}/filter", {}, SECONDS)
+    for there in (answer.document() if answer else None) or ():
+        if there["name"] in names:
+            ask(f"{api}/{there['id']}", seconds=SECONDS, method="DELETE")
+    # all in one file: a command of Prefect's takes seconds to begin
+    together = place.folder / "automations.yaml"
+    together.write_text(yaml.safe_dump({"automations": ours}), encoding="utf-8")
+    _prefect(place, env, "automation", "create", "--from-file", str(together))
+
+
+def _automations(project: Path) -> list[Path]:
+    return sorted((project / AUTOMATIONS).glob("*.yaml"))
 
 
 def has_worker(place: Place, pool: str, name: str) -> bool:

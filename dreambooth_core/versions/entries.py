@@ -116,6 +116,8 @@ def _log_scores(client: Any, run: str, model: str, entry: Entry) -> None:
         **scores.metrics,
         **{f"base.{name}": value for name, value in scores.base_metrics.items()},
         **{f"photos.{name}": value for name, value in scores.reference.items()},
+        **_ends("low", {name: one.low for name, one in scores.estimates.items()}),
+        **_ends("high", {name: one.high for name, one in scores.estimates.items()}),
     }
     known = client.get_run(run).data.metrics
     metrics = [
@@ -124,6 +126,11 @@ def _log_scores(client: Any, run: str, model: str, entry: Entry) -> None:
         if name not in known
     ]
     client.log_batch(run, metrics=metrics)
+
+
+def _ends(name: str, values: Mapping[str, float | None]) -> dict[str, float]:
+    """One end of the scores' intervals, where there is one."""
+    return {f"{name}.{metric}": value for metric, value in values.items() if value is not None}
 
 
 def _log_inputs(client: Any, run: str, inputs: Iterable[Input]) -> None:

@@ -74,6 +74,8 @@ class Decision(Record):
     outcome: str
     against: str
     sentence: str
+    noise: dict[str, float]
+    """Metric -> by how much the champion differed from itself, which no guard's margin was below."""
 
 
 class Lineage(Record):
@@ -99,7 +101,7 @@ class Lineage(Record):
     model_id: str
     verdict: Decision | None
     changes: tuple[Change, ...]
-    """Of aliases, those that were about this version or took one from it."""
+    """Of aliases, and refusals: those about this version, or that took an alias from it."""
 
 
 def lineage_of(store: Store, book: Book, version: str) -> Lineage:
@@ -166,11 +168,11 @@ def _decision(verdict: Verdict | None) -> Decision | None:
 
 
 def _changes(book: Book, version: str) -> tuple[Change, ...]:
-    """Those after which the version has other aliases than before."""
+    """Those about the version, and those after which it has other aliases than before."""
     changes, before = [], tuple[str, ...]()
     for change in book.history():
         now = change.standing.of(version)
-        if now != before:
+        if now != before or change.version == version:
             changes.append(change)
         before = now
     return tuple(changes)

@@ -1,5 +1,6 @@
 """What a model version comes from: the record of it in the store, from the photos to the scores."""
 
+import os
 import subprocess
 from dataclasses import dataclass
 from pathlib import Path
@@ -15,6 +16,9 @@ from dreambooth_core.storage import Store
 from dreambooth_core.versions.aliases import Book, now, whoever
 
 R = TypeVar("R", bound=Record)
+
+COMMIT = "DREAMBOOTH_COMMIT"
+"""Environment variable with the code's commit, where there is no clone: in the image of the workers."""
 
 PRIVATE: Any = {"paths": True, "tracking": {"uri"}, "compute": True}
 """What a version does not say of its config: this machine's folders, and a URI with maybe a password."""
@@ -45,7 +49,7 @@ class Origin(Record):
     """Key of the `Scores`."""
     scores_digest: str
     code: str
-    """Version and, from a clone, commit of the code that registered it."""
+    """Version and commit of the code that registered it, `-dirty` where files differed from the commit."""
     when: str
     """UTC, ISO 8601."""
     by: str
@@ -128,11 +132,12 @@ def _key(store: Store, uri: str) -> str:
 
 
 def _commit() -> str:
-    """Commit of the working tree this runs from; empty for an installed copy."""
+    """Of the working tree this runs from, or as an image's build has left it; empty where nobody knows."""
     home = Path(dreambooth_core.__file__).parent.parent
     if not (home / ".git").exists():
-        return ""
+        return os.environ.get(COMMIT, "")
+    named = ("describe", "--always", "--dirty", "--abbrev=40", "--exclude=*")
     answer = subprocess.run(
-        ["git", "-C", str(home), "rev-parse", "HEAD"], capture_output=True, text=True, check=False
+        ["git", "-C", str(home), *named], capture_output=True, text=True, check=False
     )
     return answer.stdout.strip()

@@ -146,13 +146,56 @@ def test_the_base_is_drawn_once_for_all_models(config, file_store, photos, tiny_
     assert compare("prompt_gain", others, rows, 0.9).images == 6
 
 
+def test_another_class_is_drawn_for_the_self_check_alone(
+    config, file_store, photos, tiny_base, drawn
+):
+    moved = weights_of(tiny_base, file_store, 0.05)
+    rules = config.evaluation.model_copy(update={"strangers": ("robot",)})
+    nobody, _ = evaluate(config.model_copy(update={"evaluation": rules}), file_store, photos, moved)
+    assert not any("teapot" in prompt for prompt, _ in drawn)
+    drawn.clear()
+    scores, reused = evaluate(config, file_store, photos, moved)
+    assert not reused
+    assert [prompt for prompt, _ in drawn] == ["a photo of a teapot"] * 2
+    assert (scores.plan, scores.metrics) == (nobody.plan, nobody.metrics)
+    assert scores.class_samples == nobody.class_samples
+
+
+def test_scores_say_what_the_self_check_found(config, file_store, photos, tiny_base):
+    """An encoder with random weights has all pictures alike, so that their order is any."""
+    scores, _ = evaluate(config, file_store, photos, weights_of(tiny_base, file_store, 0.05))
+    eye = Encoder(config.evaluation.identity, None, config.evaluation.preprocessing)
+    rows = {
+        name: eye.identity_images(pixels(file_store, made))
+        for name, made in {
+            "photos": photos,
+            "generated": scores.samples,
+            "classes": scores.base_class_samples,
+        }.items()
+    }
+    count = photos.count
+    among_photos = ((rows["photos"] @ rows["photos"].T).sum() - count) / (count * (count - 1))
+    kept = [at for at, row in enumerate(rows_of(file_store, scores)[:6]) if row.kind != "property"]
+    generated = (rows["generated"][kept] @ rows["photos"].T).mean()
+    classes = (rows["classes"] @ rows["photos"].T).mean()
+    told = " ".join(scores.warnings)
+    assert ("as close to the photos" in told) == bool(scores.warnings)
+    assert (f"({generated:.3f}) as the photos among themselves" in told) == (
+        among_photos <= generated
+    )
+    assert (
+        f"base's class images are as close to the photos ({classes:.3f}) as the generated" in told
+    ) == (generated <= classes)
+    assert scores.warnings, "another seed for the tiny encoder: this one finds nothing to say"
+
+
 def test_a_further_round_draws_only_the_further_half(config, file_store, photos, tiny_base, drawn):
     moved = weights_of(tiny_base, file_store, 0.05)
     first, _ = evaluate(config, file_store, photos, moved)
     drawn.clear()
     second, reused = evaluate(config, file_store, photos, moved, round=2)
     assert not reused
-    assert len(drawn) == 2 * (6 + 2)
+    assert len(drawn) == 2 * (6 + 2) + 2  # of the base's other class two as well
     old, new = (
         {place(row): (row.image, row.base_image) for row in rows_of(file_store, scores)}
         for scores in (first, second)

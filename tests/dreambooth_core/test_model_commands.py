@@ -104,6 +104,15 @@ def test_a_lineage_goes_from_the_photos_to_the_aliases(work, file_store) -> None
     assert "promote by the gate: @champion" in " ".join(shown.split())
 
 
+def test_a_lineage_tells_of_a_refusal(work, tracked_config, file_store) -> None:
+    promotion.reject(tracked_config, file_store, promotion.Wish("2", "ann", "too yellow"))
+    changes = told(work, "lineage", "tiny/2")["changes"]
+    assert [(one["action"], one["by"], one["reason"]) for one in changes] == [
+        ("reject", "ann", "too yellow")
+    ]
+    assert "reject" not in [one["action"] for one in told(work, "lineage", "tiny/1")["changes"]]
+
+
 def test_a_difference_names_what_is_not_the_same(work, tmp_path) -> None:
     page = tmp_path / "pages" / "diff.html"
     found = told(work, "diff", "tiny/1", "tiny/2", "--out", str(page))

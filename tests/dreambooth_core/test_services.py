@@ -63,12 +63,29 @@ def _run(work: Path, **storage: str | None) -> config.Config:
 
 @pytest.mark.parametrize(
     "storage",
-    [{"uri": "file:///some/folder"}, {"uri": "s3://bucket", "endpoint": "http://s3.test:9000"}],
+    [{"uri": "file:///some/folder"}, {"uri": "s3://bucket", "endpoint": None}],
 )
-def test_nothing_happens_when_nothing_is_needed(tmp_path: Path, storage: dict[str, str]) -> None:
+def test_nothing_happens_when_nothing_is_needed(
+    tmp_path: Path, storage: dict[str, str | None]
+) -> None:
     before = dict(os.environ)
     with services.local_services(_run(tmp_path / "w", **storage)):
         assert dict(os.environ) == before
+    assert not (tmp_path / "w").exists()
+
+
+def test_mlflow_s_own_boto_is_told_of_a_server_elsewhere(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.delenv("MLFLOW_S3_ENDPOINT_URL", raising=False)
+    before = dict(os.environ)
+    run = _run(tmp_path / "w", uri="s3://bucket", endpoint="http://s3.test:9000")
+    with services.local_services(run):
+        assert os.environ["MLFLOW_S3_ENDPOINT_URL"] == "http://s3.test:9000"
+    assert dict(os.environ) == before
+    monkeypatch.setenv("MLFLOW_S3_ENDPOINT_URL", "http://theirs.test:9000")
+    with services.local_services(run):
+        assert os.environ["MLFLOW_S3_ENDPOINT_URL"] == "http://theirs.test:9000"
     assert not (tmp_path / "w").exists()
 
 

@@ -27,6 +27,7 @@ SCORES = Scores(
     digest="2" * 64,
     metrics={"clip_i": 0.5},
     base_metrics={"clip_i": 0.25},
+    warnings=("the finder is blind",),
     samples=SAMPLES,
     base_samples=SAMPLES,
     class_samples=SAMPLES,
@@ -84,12 +85,13 @@ def test_a_finished_run_is_told_as_the_issue_says(config, capsys):
     told = json.loads(walk(config).model_dump_json())
     assert list(told) == [
         *("run_id", "status", "stages", "metrics", "base_metrics", "model", "gate"),
-        *("artifacts", "digests"),
+        *("warnings", "artifacts", "digests"),
     ]
     assert told["status"] == "done"
     assert list(told["stages"]) == list(STAGES)
     assert {"status", "seconds"} <= set(told["stages"]["train"])
     assert told["metrics"] == {"clip_i": 0.5}
+    assert told["warnings"] == ["the finder is blind"]
     assert told["base_metrics"] == {"clip_i": 0.25}
     assert told["model"] == {"name": "robot", "version": "3", "aliases": ["candidate", "champion"]}
     assert told["gate"] == {

@@ -73,6 +73,27 @@ def test_an_approval_puts_the_version_into_service(server, book, tracked_config)
     assert (again.name, again.message) == ("Unchanged", "tiny/1 is champion")
 
 
+def test_a_command_tells_of_a_new_champion_once(server, book, tracked_config):
+    from dreambooth_core.cli.models import app
+
+    def typed(*words: str) -> None:
+        place = ("--work", str(tracked_config.paths.work), "--by", "ann", "--yes")
+        done = CliRunner().invoke(app, [*words, *place])
+        assert done.exception is None, done.exception
+
+    before = len(events("dreambooth.model.promoted", seconds=0))
+    typed("promote", "tiny/1")
+    typed("promote", "tiny/1")
+    typed("promote", "tiny/2", "--reason", "the client likes it")
+    typed("rollback", "tiny/2", "--reason", "he does not")
+    deadline = time.monotonic() + 60
+    while len(told := events("dreambooth.model.promoted")[before:]) < 3:
+        assert time.monotonic() < deadline
+        time.sleep(0.5)
+    assert [event["payload"]["model"] for event in told] == ["tiny/1", "tiny/2", "tiny/1"]
+    assert told[-1]["payload"]["sentence"] == "ann took tiny/2 out of service"
+
+
 @pytest.mark.servers
 @pytest.mark.timeout(1200)
 def test_a_suspended_run_comes_back_for_its_answer(server, book, tracked_config, monkeypatch):

@@ -1,5 +1,7 @@
 """Retraining by photos that were pushed: once, not again, and once more when they change."""
 
+import json
+
 import pytest
 
 from dreambooth_core.forms import Assessment, Place, Retraining
@@ -55,3 +57,16 @@ def test_what_has_not_changed_is_not_trained_again(server, tracked_config, file_
     assert (verdict.outcome, verdict.against) == ("keep", "base")
     fewer = assess_flow(Assessment(model="tiny/1", seeds=1, place=place))
     assert fewer.digest != verdict.digest
+
+
+@pytest.mark.servers
+def test_photos_that_are_refused_are_shown_with_the_reasons(server, tracked_config):
+    from flows.train import train_flow
+
+    for path in tracked_config.subject.images.iterdir():
+        path.write_bytes(b"no photo")
+    state = train_flow(tracked_config, return_state=True)
+    assert state.is_failed()
+    found = json.loads(artifacts()["dataset"]["data"])
+    assert {row["level"] for row in found} == {"hard"}
+    assert all(row["remedy"] for row in found)

@@ -9,7 +9,7 @@ import pytest
 from dreambooth_core.config import Config
 from dreambooth_core.forms import Cleaning, Sweep
 from dreambooth_core.garbage import DAY
-from dreambooth_core.records import Weights
+from dreambooth_core.records import Scores, Weights
 from dreambooth_core.storage import Store
 from tests.prefect_for_real import artifacts
 
@@ -21,6 +21,16 @@ def trained(store: Store) -> dict[int, Weights]:
     keys = [key for key in store.keys("runs/") if key.endswith("/result.json")]
     found = [Weights.model_validate_json(store.get(key)) for key in keys]
     return {weights.steps: weights for weights in found}
+
+
+def seeds_by_set(store: Store) -> dict[str, list[set[int | None]]]:
+    """Seed set -> the seeds of each evaluation by it."""
+    found: dict[str, list[set[int | None]]] = {"dev": [], "confirm": []}
+    for key in store.keys("scores/"):
+        if key.endswith("/result.json"):
+            scores = Scores.model_validate_json(store.get(key))
+            found[scores.seed_set].append({image.seed for image in scores.samples.images})
+    return found
 
 
 def age(folder: Path, days: float) -> None:
@@ -41,6 +51,9 @@ def test_the_best_of_a_grid_is_registered_and_all_that_the_janitor_leaves(
     sweep = Sweep(config=tracked_config, grid={"train.steps": STEPS})
     summary = sweep_flow(sweep, return_state=True).result()
     assert summary.model.version == "1"
+    seeds = seeds_by_set(file_store)
+    assert len(seeds["dev"]) == len(STEPS)  # a trial each: nothing is chosen by the gate's seeds
+    assert not set.union(*seeds["dev"]) & set.union(*seeds["confirm"])
     both = trained(file_store)
     assert both.keys() == set(STEPS)
     (best,) = (steps for steps in STEPS if both[steps].digest == summary.digests["weights"])

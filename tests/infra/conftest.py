@@ -4,7 +4,7 @@ import subprocess
 import sys
 from collections.abc import Callable, Iterator
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import pytest
 import yaml
@@ -48,12 +48,32 @@ def built(tool: Callable[..., str], infra: Path) -> dict[str, list[dict[str, Any
     }
 
 
-@pytest.fixture(scope="session")
-def clients(infra: Path, tmp_path_factory: pytest.TempPathFactory) -> Iterator[dict[str, Any]]:
-    """A boto3 client per role, of a SeaweedFS with identities as Compose gives it."""
-    from boto3.session import Session
-    from botocore.config import Config
+class Guarded(NamedTuple):
+    """A SeaweedFS with identities as Compose gives it."""
 
+    url: str
+    keys: dict[str, dict[str, str]]
+    """Role -> what boto reads its keys from, in the environment."""
+
+    def client(self, role: str) -> Any:
+        from boto3.session import Session
+        from botocore.config import Config
+
+        names = ("aws_access_key_id", "aws_secret_access_key")
+        pair = {name: self.keys[role][name.upper()] for name in names}
+        quick = Config(s3={"addressing_style": "path"}, retries={"total_max_attempts": 3})
+        session = Session(**pair, region_name="us-east-1")
+        return session.client("s3", endpoint_url=self.url, config=quick)
+
+
+@pytest.fixture(scope="session")
+def clients(guarded_s3: Guarded) -> dict[str, Any]:
+    """A boto3 client per role."""
+    return {role: guarded_s3.client(role) for role in guarded_s3.keys}
+
+
+@pytest.fixture(scope="session")
+def guarded_s3(infra: Path, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Guarded]:
     from dreambooth_core.servers import Server, claimed, running
 
     folder = tmp_path_factory.mktemp("identities")
@@ -63,17 +83,13 @@ def clients(infra: Path, tmp_path_factory: pytest.TempPathFactory) -> Iterator[d
     (folder / "s3.json").write_bytes(made.stdout)
     (folder / "data").mkdir()
 
-    def client(role: str, port: int) -> Any:
-        pair = dict(
-            line.split(" = ") for line in (secrets / f"s3_{role}").read_text().splitlines()[1:]
-        )
-        quick = Config(s3={"addressing_style": "path"}, retries={"total_max_attempts": 3})
-        url = f"http://127.0.0.1:{port}"
-        return Session(**pair, region_name="us-east-1").client("s3", endpoint_url=url, config=quick)
+    roles = ["admin", *(path.stem for path in (infra / "storage/policies").glob("*.json"))]
+    keys = {role: _pair(secrets / f"s3_{role}") for role in roles}
 
     def answers(port: int) -> bool:
         try:
-            return bool(client("admin", port).list_buckets())
+            admin = Guarded(f"http://127.0.0.1:{port}", keys).client("admin")
+            return bool(admin.list_buckets())
         except Exception:
             return False
 
@@ -90,9 +106,13 @@ def clients(infra: Path, tmp_path_factory: pytest.TempPathFactory) -> Iterator[d
 
     env = {"HOME": str(folder), "GOMEMLIMIT": "300MiB"}
     server = Server("SeaweedFS", command, answers, env, folder, 60.0, neighbours=4)
-    roles = ["admin", *(path.stem for path in (infra / "storage/policies").glob("*.json"))]
     with claimed(folder) as lock, running(server, lock) as port:
-        yield {role: client(role, port) for role in roles}
+        yield Guarded(f"http://127.0.0.1:{port}", keys)
+
+
+def _pair(file: Path) -> dict[str, str]:
+    pairs = (line.split(" = ") for line in file.read_text().splitlines()[1:])
+    return {"AWS_DEFAULT_REGION": "us-east-1", **{name.upper(): value for name, value in pairs}}
 
 
 def _secrets(infra: Path, folder: Path) -> Path:

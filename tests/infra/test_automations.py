@@ -3,6 +3,7 @@
 import inspect
 import json
 import os
+import subprocess
 import sys
 import time
 import urllib.request
@@ -24,7 +25,7 @@ LOST = "No heartbeat for 540 s"
 
 
 def document(path: Path) -> dict[str, Any]:
-    """As bootstrap.sh hands it over."""
+    """As apply.sh hands it over."""
     text = path.read_text(encoding="utf-8").replace("NOTIFICATION_BLOCK_ID", BLOCK)
     found: dict[str, Any] = yaml.safe_load(text)
     return found
@@ -79,6 +80,30 @@ def test_the_server_takes_every_one(api: str) -> None:
 
 
 @pytest.mark.servers
+def test_applied_they_stand_in_the_place_of_those_of_their_names(api: str) -> None:
+    create(api, {**document(FOLDER / "pause-queue.yaml"), "enabled": False})
+    bin = Path(sys.executable).parent
+    env = {
+        **{name: value for name, value in os.environ.items() if not name.startswith("PREFECT")},
+        "PREFECT_API_URL": api,
+        "PATH": f"{bin}{os.pathsep}{os.environ['PATH']}",
+        "NOTIFICATION_BLOCK_ID": BLOCK,
+    }
+    before = {each["name"] for each in ask(f"{api}/automations/filter", {})}
+    done = subprocess.run(
+        ["sh", FOLDER / "apply.sh"], env=env, capture_output=True, text=True, timeout=500
+    )
+    assert done.returncode == 0, done.stdout + done.stderr
+    found = ask(f"{api}/automations/filter", {})
+    ours = [each for each in found if each["name"] in {document(path)["name"] for path in FILES}]
+    assert len(ours) == len(FILES)
+    assert all(each["enabled"] for each in ours)
+    assert before <= {each["name"] for each in found}
+    told = [action for each in ours for action in each["actions"] if "block_document_id" in action]
+    assert {action["block_document_id"] for action in told} == {BLOCK}
+
+
+@pytest.mark.servers
 def test_a_run_without_a_heartbeat_is_crashed_and_taken_up_again(api: str) -> None:
     """As the files say it, but after 10 s instead of 540."""
     lost = document(FOLDER / "lost-heartbeat.yaml")
@@ -114,7 +139,7 @@ def test_a_run_without_a_heartbeat_is_crashed_and_taken_up_again(api: str) -> No
 
 @pytest.mark.parametrize("path", FILES, ids=lambda path: path.stem)
 def test_its_first_line_is_its_name(path: Path) -> None:
-    """By which bootstrap.sh finds the one to replace."""
+    """By which apply.sh finds the one to replace."""
     first = path.read_text(encoding="utf-8").splitlines()[0]
     assert first == f"name: {document(path)['name']}"
 
@@ -123,14 +148,14 @@ def test_what_marks_a_lost_run_is_what_the_others_wait_for() -> None:
     [action] = document(FOLDER / "lost-heartbeat.yaml")["actions"]
     assert (action["state"], action["message"]) == ("CRASHED", LOST)
     waiting = [*FOLDER.glob("reschedule-*.yaml"), FOLDER / "pause-queue.yaml"]
-    assert len(waiting) == 3
+    assert len(waiting) == 6
     for path in waiting:
         trigger = document(path)["trigger"]
         assert trigger["match"]["prefect.state-message"] == LOST
         assert trigger["expect"] == ["prefect.flow-run.Crashed"]
 
 
-@pytest.mark.parametrize("name", ["train", "sample"])
+@pytest.mark.parametrize("name", ["train", "retrain", "sweep", "assess", "sample"])
 def test_a_lost_run_is_taken_up_with_its_parameters(name: str) -> None:
     import importlib
 

@@ -60,7 +60,9 @@ def test_whoever_is_waited_for_says_when_it_is_well(compose: dict[str, Any]) -> 
 def test_no_secret_stands_in_the_file(compose: dict[str, Any]) -> None:
     for name, service in compose["services"].items():
         for variable, value in service.get("environment", {}).items():
-            if re.search("PASSWORD|SECRET|TOKEN|AUTH_STRING|CREDENTIALS|_URI|DOCKET", variable):
+            if re.search(
+                "PASSWORD|SECRET|TOKEN|AUTH_STRING|CREDENTIALS|STORE_URI|DOCKET", variable
+            ):
                 assert str(value).startswith("/run/secrets/"), f"{name}: {variable}"
                 assert Path(value).name in service["secrets"], f"{name}: {variable}"
 
@@ -70,7 +72,7 @@ def test_every_secret_is_made_used_and_ignored_by_git(
 ) -> None:
     used = {secret for service in compose["services"].values() for secret in service["secrets"]}
     # roles that people take up, and that no service here has
-    used |= {"s3_reader", "s3_janitor", "s3_trainer", "s3_admin"}
+    used |= {"s3_reader", "s3_trainer", "s3_admin"}
     assert compose["secrets"].keys() == used
     script = (infra / "compose/make-secrets.sh").read_text()
     for name, secret in compose["secrets"].items():
@@ -87,8 +89,29 @@ def test_no_role_has_another_role_s_keys(compose: dict[str, Any]) -> None:
     }
     assert keys["mlflow"] == {"s3_mlflow"}
     assert keys["worker"] == keys["worker-gpu"] == {"s3_flow"}
-    others = {name for name, held in keys.items() if held} - {"mlflow", "worker", "worker-gpu"}
+    assert keys["worker-janitor"] == {"s3_janitor"}
+    one_role = {"mlflow", "worker", "worker-gpu", "worker-janitor"}
+    others = {name for name, held in keys.items() if held} - one_role
     assert others == {"seaweedfs"}
+    for name in one_role:  # and uses it
+        told = compose["services"][name]["environment"]["AWS_SHARED_CREDENTIALS_FILE"]
+        assert {told.removeprefix("/run/secrets/")} == keys[name]
+
+
+def test_the_janitor_s_runs_go_to_who_has_its_keys(compose: dict[str, Any], infra: Path) -> None:
+    deployments = yaml.safe_load((infra / "deployments.yaml").read_text())["deployments"]
+    queues = {
+        name: service["command"][service["command"].index("--work-queue") + 1]
+        for name, service in compose["services"].items()
+        if name.startswith("worker")
+    }
+    assert queues == {"worker": "default", "worker-gpu": "default", "worker-janitor": "janitor"}
+    janitors = {
+        one["name"] for one in deployments if one["work_pool"].get("work_queue_name") == "janitor"
+    }
+    assert janitors == {
+        one["name"] for one in deployments if one["entrypoint"].startswith("flows/janitor.py")
+    }
 
 
 def test_databases_are_on_a_network_without_a_way_out(compose: dict[str, Any]) -> None:

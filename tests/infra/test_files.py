@@ -2,8 +2,9 @@
 
 import json
 import re
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from pathlib import Path
+from typing import Any
 
 import pytest
 import yaml
@@ -12,7 +13,6 @@ from dreambooth_core.telemetry import METRICS
 
 ROOT = Path(__file__).parents[2]
 WORKFLOWS = sorted((ROOT / ".github/workflows").glob("*.yml"))
-DEPLOYMENTS = sorted((ROOT / "infra").rglob("deployments.yaml"))
 SHELL = sorted(path for path in (ROOT / "infra").rglob("*") if path.suffix in (".sh", ".sbatch"))
 
 
@@ -70,33 +70,63 @@ def test_workflows_run_deployments_that_are_there() -> None:
     steps = re.findall(r"prefect (?:--no-prompt )?(deploy(?:ment run)?) (.+)", release)
     assert [command for command, _ in steps] == ["deploy", "deployment run", "deploy"]
     files = {file for _, rest in steps for file in re.findall(r"--prefect-file (\S+)", rest)}
-    assert files == {"infra/kubernetes/deployments.yaml"}
+    assert files == {"infra/deployments.yaml"}
     assert "--name train/ci-smoke" in steps[0][1]
     assert steps[1][1].startswith("train/ci-smoke --watch")
     assert "--all" in steps[2][1]
-    for path in DEPLOYMENTS:
-        names = [each["name"] for each in yaml.safe_load(path.read_text())["deployments"]]
-        assert "ci-smoke" in names
+    assert "sh infra/automations/apply.sh" in release
+    for variable in ("POOL", "IMAGE", "S3_ENDPOINT"):
+        assert re.search(rf"\b{variable}[:=]", release), variable
 
 
-@pytest.mark.parametrize("path", DEPLOYMENTS, ids=lambda path: path.parent.name)
-def test_deployments_are_what_their_flows_take(path: Path) -> None:
-    from dreambooth_core.config import Config
-    from dreambooth_core.drawing.orders import Order
+def test_a_team_is_offered_what_a_laptop_is(infra: Path) -> None:
+    """All deployments of prefect.yaml, that differ in nothing but where they run and put things."""
 
-    kinds = {"config": Config, "place": Config, "order": Order}
-    flows = {
-        "flows/train.py:train_flow": {"config"},
-        "flows/sample.py:sample_flow": {"order", "place"},
-    }
-    for deployment in yaml.safe_load(path.read_text(encoding="utf-8"))["deployments"]:
-        given = deployment["parameters"]
-        assert given.keys() == flows[deployment["entrypoint"]]
-        for name, document in given.items():
-            read = kinds[name].model_validate(document)
-            if isinstance(read, Config):
-                assert read.storage.endpoint != "local"
-                assert read.tracking.uri == "http://mlflow:5000"
+    def offered(path: Path) -> list[Any]:
+        found: list[Any] = yaml.safe_load(path.read_text(encoding="utf-8"))["deployments"]
+        return found
+
+    theirs = offered(infra / "deployments.yaml")
+    assert [_placeless(one) for one in theirs] == [
+        _placeless(one) for one in offered(ROOT / "prefect.yaml")
+    ]
+    for deployment in theirs:
+        assert deployment["work_pool"]["name"] == "{{ $POOL }}"
+        assert deployment["work_pool"]["job_variables"]["image"] == "{{ $IMAGE }}"
+        for place in _stores(deployment["parameters"]):
+            assert place == {"uri": "s3://dreambooth/factory", "endpoint": "{{ $S3_ENDPOINT }}"}
+    with_a_config = {"train", "ci-smoke", "weekly", "on-new-dataset", "sweep", "nightly"}
+    assert {one["name"] for one in theirs if [*_stores(one["parameters"])]} == with_a_config
+
+
+def _placeless(document: Any) -> Any:
+    """Without pools and stores."""
+    if isinstance(document, dict):
+        kept = {
+            key: value for key, value in document.items() if key not in ("work_pool", "storage")
+        }
+        return {key: _placeless(value) for key, value in kept.items()}
+    return [_placeless(one) for one in document] if isinstance(document, list) else document
+
+
+def _stores(document: Any) -> Iterator[Any]:
+    for key, value in document.items():
+        if key == "storage":
+            yield value
+        elif isinstance(value, dict):
+            yield from _stores(value)
+
+
+def test_runs_of_a_team_know_its_mlflow(infra: Path) -> None:
+    """By their environment: a form without a config says nothing of it."""
+    from dreambooth_core.tracking import SERVER
+
+    compose = yaml.safe_load((infra / "compose/compose.yaml").read_text(encoding="utf-8"))
+    for worker in ("worker", "worker-gpu", "worker-janitor"):
+        assert compose["services"][worker]["environment"][SERVER] == "http://mlflow:5000"
+    settings = (infra / "kubernetes/base/metrics.yaml").read_text(encoding="utf-8")
+    [told] = [one for one in yaml.safe_load_all(settings) if one["kind"] == "ConfigMap"]
+    assert told["data"][SERVER] == "http://mlflow:5000"
 
 
 def test_the_page_tells_of_what_is_exported(infra: Path) -> None:

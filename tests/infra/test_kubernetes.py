@@ -172,7 +172,8 @@ def test_every_file_belongs_to_a_kustomization(infra: Path) -> None:
 def test_a_run_s_numbers_reach_the_exporter(built: Built) -> None:
     documents = built["production"]
     [container] = _job_template()["spec"]["containers"]
-    [source] = [each["configMapRef"] for each in container["envFrom"] if "configMapRef" in each]
+    named_maps = [each["configMapRef"] for each in container["envFrom"] if "configMapRef" in each]
+    [source] = [each for each in named_maps if not each.get("optional")]
     settings = named(documents, "ConfigMap", source["name"])["data"]
     name, port = settings[telemetry.PLACE].split(":")
     ports = named(documents, "Service", name)["spec"]["ports"]
@@ -183,6 +184,25 @@ def test_a_run_s_numbers_reach_the_exporter(built: Built) -> None:
         if {"port": int(port), "protocol": "UDP"} in rule["ports"]
     ]
     assert leaving["to"] == [{"podSelector": {"matchLabels": {"app": name}}}]
+
+
+def test_a_run_s_job_finds_ray_where_there_is_a_cluster(built: Built) -> None:
+    """Told by a config map, and a token, that the job goes without where there is none."""
+    template = _job_template()["spec"]
+    [container] = template["containers"]
+    [told] = [
+        each["configMapRef"]
+        for each in container["envFrom"]
+        if each.get("configMapRef", {}).get("optional")
+    ]
+    settings = named(built["ray"], "ConfigMap", told["name"])["data"]
+    [cluster] = of_kind(built["ray"], "RayCluster")
+    assert settings["RAY_ADDRESS"] == f"ray://{cluster['metadata']['name']}-head-svc:10001"
+    assert settings["RAY_AUTH_MODE"] == cluster["spec"]["authOptions"]["mode"]
+    [mount] = [each for each in container["volumeMounts"] if each["name"] == "ray-token"]
+    assert settings["RAY_AUTH_TOKEN_PATH"].startswith(f"{mount['mountPath']}/")
+    [volume] = [each for each in template["volumes"] if each["name"] == "ray-token"]
+    assert volume["secret"] == {"secretName": cluster["metadata"]["name"], "optional": True}
 
 
 class TestWorkPool:
@@ -245,7 +265,7 @@ def _job(**asked: Any) -> dict[str, Any]:
 def test_the_deployments_ask_for_variables_that_the_pool_has(
     infra: Path, documents: Callable[[Path], list[dict[str, Any]]]
 ) -> None:
-    [file] = documents(infra / "kubernetes/deployments.yaml")
+    [file] = documents(infra / "deployments.yaml")
     known = set(_pool()["variables"]["properties"])
     for deployment in file["deployments"]:
         assert deployment["work_pool"]["job_variables"].keys() <= known

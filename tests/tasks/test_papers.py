@@ -40,6 +40,9 @@ def test_the_note_in_prefect_names_numbers_stages_and_the_report():
     assert "| clip_i | 0.750 | 0.500 |" in text
     assert "| train | reused | 1.2 |" in text
     assert "- report: `file:///r.html`" in text
+    assert "in doubt" not in text
+    doubted = as_markdown(SUMMARY.model_copy(update={"warnings": ("the finder is blind",)}))
+    assert "The measuring itself is in doubt: the finder is blind" in doubted
 
 
 def test_the_bill_adds_up_what_was_spent_and_what_was_saved():
@@ -76,16 +79,17 @@ def test_candidate_and_champion_stand_side_by_side():
         level=0.9,
         win_rate=0.75,
         p=0.01,
-        smallest_effect=None,
+        smallest_effect=0.125,
         prompts=2,
         images=8,
     )
     assert comparison_table(verdict("2", "keep", "tiny/1")) == "Nothing could be compared."
     said = verdict("2", "promote", "tiny/1").model_copy(update={"comparisons": (compared,)})
     assert comparison_table(said).splitlines() == [
-        "| metric | candidate | tiny/1 | difference | images won |",
-        "|---|---|---|---|---|",
-        "| prompt fidelity | 0.500 | 0.250 | +0.250 | 75% |",
+        "| metric | candidate | tiny/1 | difference | images won | p "
+        "| smallest effect that would show |",
+        "|---|---|---|---|---|---|---|",
+        "| prompt fidelity | 0.500 | 0.250 | +0.250 | 75% | 0.010 | 0.125 |",
     ]
 
 

@@ -11,6 +11,7 @@ import os
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
+from importlib.metadata import version
 from pathlib import Path
 from typing import Literal
 
@@ -19,6 +20,7 @@ from dreambooth_core.config import Storage
 from dreambooth_core.errors import DreamBoothError
 from dreambooth_core.records import Record
 from dreambooth_core.stack import state
+from dreambooth_core.stack.asking import ask
 from dreambooth_core.stack.parts import working_with
 from dreambooth_core.stack.place import Place, Settings, settled
 
@@ -48,6 +50,48 @@ class Site:
     prefect: str | None = None
     """Address of the server, without `/api`."""
     mlflow: str | None = None
+
+
+@dataclass(frozen=True)
+class Server:
+    """One of those that have a client of their own version here."""
+
+    name: str
+    """Of the check, and of the library."""
+    url: str | None
+    health: str
+    """Paths that answer."""
+    version: str
+    credentials: str
+    """`user:password` from the environment; empty for none."""
+    remedy: str
+    """What to do where they are refused."""
+
+
+def checked(server: Server) -> Finding:
+    """Whether it is well, lets us in, and is of the version of our client."""
+    if server.url is None:
+        return Finding(check=server.name, level="skipped", sentence=NOTHING_UP)
+    url, ours = server.url, version(server.name)
+    health, told = (
+        ask(f"{url}{path}", credentials=server.credentials)
+        for path in (server.health, server.version)
+    )
+    if {answer.status for answer in (health, told) if answer} & {401, 403}:
+        sentence = f"{url} refuses {'the' if server.credentials else 'us without'} credentials: "
+        return Finding(check=server.name, level="broken", sentence=sentence + server.remedy)
+    if health is None or told is None or health.status != 200:
+        sentence = f"no good answer from {url}: start `dreambooth up` again, or see its log"
+        return Finding(check=server.name, level="broken", sentence=sentence)
+    theirs = told.body.decode(errors="replace").strip().strip('"')
+    if theirs == ours:
+        sentence = f"{url} is well and of our version {ours}"
+        return Finding(check=server.name, level="ok", sentence=sentence)
+    sentence = (
+        f"{url} is of version {theirs}, the client of {ours}: install the server's with "
+        "pip, or restart the server (`dreambooth down`, `dreambooth up`)"
+    )
+    return Finding(check=server.name, level="warning", sentence=sentence)
 
 
 def examine(folder: Path) -> list[Finding]:

@@ -12,7 +12,7 @@ from typing import Literal, NamedTuple
 import numpy as np
 
 from dreambooth_core.judging.statistics import interval
-from dreambooth_core.metrics import catalogue
+from dreambooth_core.metrics import catalogue, range_of
 from dreambooth_core.records import Estimate
 from examples.small_world.study import trials
 from examples.small_world.study.arms import Arm, Question, Trial
@@ -21,6 +21,8 @@ from examples.small_world.study.trials import Result
 LEVEL = 0.95
 Place = tuple[str, int]
 """Subject and seed."""
+Bounds = tuple[float, float]
+"""What no mean can leave."""
 Answer = Literal["better", "worse", "no difference shown"]
 
 
@@ -65,8 +67,11 @@ def metrics_of(found: Iterable[Found]) -> list[str]:
     return sorted(names, key=lambda name: (known[name].of != "prompts", name))
 
 
-def estimate(values: Mapping[Place, float]) -> Estimate:
-    """Mean over subjects of the means over seeds, with its interval; raises `ValueError` for none."""
+def estimate(values: Mapping[Place, float], bounds: Bounds) -> Estimate:
+    """Mean over subjects of the means over seeds, with its interval, which ends at the bounds.
+
+    Raises `ValueError` for no values.
+    """
     if not values:
         raise ValueError("there is no trial to take a mean over")
     by_subject = defaultdict(list)
@@ -74,13 +79,15 @@ def estimate(values: Mapping[Place, float]) -> Estimate:
         by_subject[subject].append(value)
     means = np.array([np.mean(seeds) for seeds in by_subject.values()])
     low, high = interval(means, LEVEL)
+    if low is not None and high is not None:
+        low, high = max(low, bounds[0]), min(high, bounds[1])
     return Estimate(value=float(means.mean()), low=low, high=high)
 
 
 def of_arm(found: Found, metric: str) -> Estimate | None:
     """The arm's own value; None when all its trials are missing."""
     values = {place: result.metrics[metric] for place, result in found.results.items()}
-    return estimate(values) if values else None
+    return estimate(values, range_of(metric)) if values else None
 
 
 def of_base(found: Found, metric: str) -> Estimate | None:
@@ -90,7 +97,7 @@ def of_base(found: Found, metric: str) -> Estimate | None:
         for place, result in found.results.items()
         if metric in result.base_metrics
     }
-    return estimate(values) if values else None
+    return estimate(values, range_of(metric)) if values else None
 
 
 def difference(ours: Found, theirs: Found, metric: str) -> Estimate | None:
@@ -99,7 +106,8 @@ def difference(ours: Found, theirs: Found, metric: str) -> Estimate | None:
         place: ours.results[place].metrics[metric] - theirs.results[place].metrics[metric]
         for place in both(ours, theirs)
     }
-    return estimate(gains) if gains else None
+    low, high = range_of(metric)
+    return estimate(gains, (low - high, high - low)) if gains else None
 
 
 def wins(ours: Found, theirs: Found, metric: str) -> int:
@@ -132,7 +140,9 @@ def against(ours: Found, peer: Found) -> dict[str, dict[str, float | bool | None
         if gain is None:
             continue
         sides = (
-            estimate({place: side.results[place].metrics[metric] for place in shared}).value
+            estimate(
+                {place: side.results[place].metrics[metric] for place in shared}, range_of(metric)
+            ).value
             for side in (ours, peer)
         )
         rows[metric] = {

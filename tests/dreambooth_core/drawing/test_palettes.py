@@ -4,40 +4,11 @@ from pathlib import Path
 
 import pytest
 
-from dreambooth_core import registry
-from dreambooth_core.blobs import get_record, image_set, put_blob
 from dreambooth_core.config import Config
 from dreambooth_core.drawing import palettes
 from dreambooth_core.drawing.orders import Order
 from dreambooth_core.errors import ConfigError
-from dreambooth_core.records import Image, SampleSet, Scores, Weights
-from dreambooth_core.sampling import encode_png
 from tests.orders_for_real import Ordered
-
-
-def _registered(shop: Ordered, name: str) -> Weights:
-    """A version in MLflow, of weights that are really stored and scores that nobody measured."""
-    from PIL import Image as Pillow
-
-    member = shop.add(name)
-    assert member.weights_record is not None
-    weights = get_record(shop.store, member.weights_record, Weights)
-    assert weights is not None
-    blob = put_blob(shop.store, encode_png(Pillow.new("RGB", (8, 8)), "a", 1))
-    photos = image_set(shop.store, "datasets/x", [Image(name="0.png", blob=blob, size=(8, 8))])
-    drawn = SampleSet(uri=f"{shop.store.uri}/x", digest="b" * 64, images=photos.images)
-    scores = Scores(
-        uri=f"{shop.store.uri}/scores/{name}/result.json",
-        digest="c" * 64,
-        metrics={"subject_fidelity": 0.5},
-        base_metrics={"subject_fidelity": 0.1},
-        samples=drawn,
-        base_samples=drawn,
-        class_samples=drawn,
-        base_class_samples=drawn,
-    )
-    registry.register(member.config, shop.store, photos, None, weights, scores)
-    return weights
 
 
 def _order(*models: str) -> Order:
@@ -46,7 +17,7 @@ def _order(*models: str) -> Order:
 
 def test_registered_versions_are_found_by_name_alias_and_number(tracked_config: Config):
     shop = Ordered(tracked_config)
-    weights = _registered(shop, "dog")
+    weights = shop.register("dog")
     order = _order("dog", "dog@candidate:0.5", "dog/1")
     members = palettes.find_members(order, None, tracked_config.paths.work)
     assert {member.name for member in members.values()} == {"dog/1"}

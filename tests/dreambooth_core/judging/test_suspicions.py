@@ -26,7 +26,7 @@ IN_ORDER = Evidence(
     base_classes=seen(60, 70),
     kinds=("scene", "scene"),
 )
-STRANGER = {"zwx cat": seen(85, 90)}
+STRANGER = {"the photos of zwx cat": seen(85, 90)}
 
 
 def test_nothing_is_said_when_all_is_in_order():
@@ -47,8 +47,16 @@ def test_nothing_is_said_when_all_is_in_order():
             {},
             ["the base's class images are", "the generated images"],
         ),
-        ({}, {"zwx cat": seen(50)}, ["the photos of zwx cat are", "the base's class images"]),
-        ({}, {"zwx cat": seen(10)}, ["the photos of zwx cat are", "the base's class images"]),
+        (
+            {},
+            {"the photos of zwx cat": seen(50)},
+            ["the photos of zwx cat are", "the base's class images"],
+        ),
+        (
+            {},
+            {"the photos of zwx cat": seen(10)},
+            ["the photos of zwx cat are", "the base's class images"],
+        ),
     ],
 )
 def test_what_is_out_of_order_is_one_sentence(changes, others, names):

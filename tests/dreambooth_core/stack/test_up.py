@@ -48,6 +48,7 @@ def project(tmp_path: Path) -> Path:
     folder = tmp_path / "project"
     folder.mkdir()
     (folder / "flows").symlink_to(ROOT / "flows")
+    (folder / "infra").symlink_to(ROOT / "infra")
     (folder / "probe.py").write_text(PROBE)
     document = yaml.safe_load((ROOT / "prefect.yaml").read_text())
     pool = {"name": document["deployments"][0]["work_pool"]["name"]}
@@ -196,6 +197,11 @@ def _run_the_probe(place: Place) -> None:
     limit = ask(f"{api}/v2/concurrency_limits/gpu")
     assert limit is not None
     assert limit.document()["limit"] == 1
+    acting = ask(f"{api}/automations/filter", {})
+    assert acting is not None
+    named = [one["name"] for one in acting.document() if one["name"].startswith("dreambooth-")]
+    files = (ROOT / "infra/automations").glob("*.yaml")
+    assert sorted(named) == sorted(f"dreambooth-{path.stem}" for path in files)
 
     run = json.loads(_run().model_dump_json())
     new = {"parameters": {"run": run}, "state": {"type": "SCHEDULED"}}

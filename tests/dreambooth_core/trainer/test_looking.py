@@ -15,6 +15,7 @@ from dreambooth_core.blobs import image_set, put_blob
 from dreambooth_core.config import Config
 from dreambooth_core.families import channels_last
 from dreambooth_core.judging.encoders import Encoder
+from dreambooth_core.judging.plans import seeds_of
 from dreambooth_core.records import Image, ImageSet, Look
 from dreambooth_core.sampling import encode_png
 from dreambooth_core.storage import Store
@@ -232,3 +233,25 @@ def test_a_grid_goes_without_class_images(make: Make) -> None:
     look = looker(attempt.module, 1)
     assert look.subject_fidelity is not None
     assert look.pres is None
+
+
+def test_looks_are_drawn_by_seeds_that_the_gate_never_sees(make: Make) -> None:
+    _, look = make(choosing={"seeds": 3})
+    config = look.config
+    subject = config.subject
+    asked = {
+        (prompt, seed)
+        for requests in (looking.requests_of, looking.class_requests_of)
+        for prompt, seed in requests(config, subject)
+    }
+    prompts = [*config.choosing.prompts, subject.class_prompt]
+    dev, confirm = (
+        {
+            (subject.fill(prompt), seed)
+            for prompt in prompts
+            for seed in seeds_of(config, prompt, 64, seed_set)
+        }
+        for seed_set in ("dev", "confirm")
+    )
+    assert asked < dev
+    assert not asked & confirm

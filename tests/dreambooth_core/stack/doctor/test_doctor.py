@@ -1,5 +1,6 @@
 """Each check meets what it is for: a taken port, a path that is no folder, wrong keys, a wrong clock."""
 
+import base64
 import json
 import os
 import secrets
@@ -171,6 +172,39 @@ def test_a_server_of_another_version(tmp_path: Path, server: str, name: str) -> 
     assert finding.level == "warning"
     assert "0.1" in finding.sentence
     assert version(name) in finding.sentence
+
+
+@pytest.mark.parametrize("server", [(b"", 0.0)], indirect=True)
+@pytest.mark.parametrize(
+    ("name", "keys"),
+    [
+        ("prefect", {"PREFECT_API_AUTH_STRING": "ann:secret"}),
+        ("mlflow", {"MLFLOW_TRACKING_USERNAME": "ann", "MLFLOW_TRACKING_PASSWORD": "secret"}),
+    ],
+)
+def test_a_server_that_asks_who_we_are(
+    tmp_path: Path, server: str, name: str, keys: dict[str, str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    known = f"Basic {base64.b64encode(b'ann:secret').decode()}"
+
+    def guarded(web: Told) -> None:
+        web.send_response(200 if web.headers["Authorization"] == known else 401)
+        web.end_headers()
+        web.wfile.write(f'"{version(name)}"'.encode())
+
+    monkeypatch.setattr(Told, "do_GET", guarded)
+    for variable in keys:
+        monkeypatch.delenv(variable, raising=False)
+    finding = _checked(name, _site(tmp_path, **{name: server}))
+    assert (finding.level, "refuses us without credentials: set" in finding.sentence) == (
+        "broken",
+        True,
+    )
+    for variable, value in keys.items():
+        monkeypatch.setenv(variable, value)
+    finding = _checked(name, _site(tmp_path, **{name: server}))
+    assert finding.level == "ok"
+    assert "secret" not in finding.sentence
 
 
 @pytest.mark.parametrize("name", ["prefect", "mlflow"])

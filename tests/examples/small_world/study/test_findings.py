@@ -1,10 +1,12 @@
 """Means, intervals and differences, on constructed results."""
 
+import math
 from pathlib import Path
 
 import pytest
 
 from dreambooth_core.fit import write_record
+from dreambooth_core.metrics import range_of
 from dreambooth_core.records import Estimate
 from examples.small_world.study import findings, trials
 from examples.small_world.study.arms import Arm, Question, Trial
@@ -14,6 +16,9 @@ OURS, THEIRS = Arm("ours", "ours"), Arm("theirs", "theirs", script=())
 QUESTION = Question(
     "q", "Q", "Why.", (OURS, THEIRS), subjects=("cat", "mug", "car"), seeds=(0, 1), against=True
 )
+
+
+ANY = (-math.inf, math.inf)
 
 
 def put(
@@ -45,22 +50,45 @@ def put(
 def test_seeds_are_averaged_before_subjects() -> None:
     # three seeds of one subject count no more than the one of the other
     values = {("cat", 0): 0.0, ("cat", 1): 0.3, ("cat", 2): 0.6, ("mug", 0): 0.9}
-    found = findings.estimate(values)
+    found = findings.estimate(values, ANY)
     assert found.value == pytest.approx(0.6)
     # Student's t of two means, 0.3 and 0.9: 0.6 -+ 12.706 * 0.3
     assert found.low == pytest.approx(0.6 - 12.7062 * 0.3, abs=1e-3)
     assert found.high == pytest.approx(0.6 + 12.7062 * 0.3, abs=1e-3)
 
 
+def test_an_interval_ends_where_no_mean_can_be() -> None:
+    values = {("cat", 0): 0.3, ("mug", 0): 0.9}
+    assert findings.estimate(values, (0, 1)) == Estimate(value=0.6, low=0, high=1)
+
+
+def test_a_difference_ends_where_both_sides_do(tmp_path: Path) -> None:
+    for subject, ours in zip(QUESTION.subjects, (1.0, 0.0, 1.0), strict=True):
+        for seed in QUESTION.seeds:
+            put(tmp_path, OURS, subject, seed, ours)
+            put(tmp_path, THEIRS, subject, seed, 0.0)
+    ours, theirs = findings.gather(QUESTION, tmp_path)
+    lowest, highest = range_of("subject_fidelity")
+    mean, gain = (
+        findings.of_arm(ours, "subject_fidelity"),
+        findings.difference(ours, theirs, "subject_fidelity"),
+    )
+    assert mean is not None
+    assert gain is not None
+    assert mean.high == highest
+    assert gain.high is not None
+    assert highest < gain.high <= highest - lowest
+
+
 def test_one_subject_has_no_interval() -> None:
-    found = findings.estimate({("cat", 0): 0.5, ("cat", 1): 0.7})
+    found = findings.estimate({("cat", 0): 0.5, ("cat", 1): 0.7}, ANY)
     assert (found.low, found.high) == (None, None)
     assert findings.answer(found, higher_is_better=True) == "no difference shown"
 
 
 def test_nothing_has_no_mean() -> None:
     with pytest.raises(ValueError, match="no trial"):
-        findings.estimate({})
+        findings.estimate({}, ANY)
 
 
 def test_difference_pairs_subjects_and_seeds(tmp_path: Path) -> None:

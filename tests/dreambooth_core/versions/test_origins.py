@@ -1,0 +1,46 @@
+"""Which code a version comes from."""
+
+import subprocess
+from pathlib import Path
+
+import dreambooth_core
+from dreambooth_core.versions import origins
+from dreambooth_core.versions.origins import COMMIT, origin_of
+from tests.registered_by_hand import ancestry
+
+
+def git(home: Path, *words: str) -> str:
+    who = ("-c", "user.name=a", "-c", "user.email=a@example.com")
+    command = ["git", "-C", str(home), *who, *words]
+    return subprocess.run(command, capture_output=True, text=True, check=True).stdout.strip()
+
+
+def test_code_is_named_by_its_commit_and_marked_when_it_differs(
+    tiny_config, file_store, tmp_path: Path, monkeypatch
+) -> None:
+    home = tmp_path / "clone"
+    (home / "dreambooth_core").mkdir(parents=True)
+    code = home / "dreambooth_core" / "__init__.py"
+    code.write_text("x = 1\n")
+    git(home, "init", "--quiet")
+    git(home, "add", ".")
+    git(home, "commit", "--quiet", "--message", "a")
+    git(home, "tag", "v9")
+    commit = git(home, "rev-parse", "HEAD")
+    monkeypatch.setattr(origins.dreambooth_core, "__file__", str(code))
+
+    def said() -> str:
+        return origin_of(tiny_config, file_store, ancestry(file_store)).code
+
+    assert said() == f"{dreambooth_core.__version__} {commit}"
+    code.write_text("x = 2\n")
+    assert said() == f"{dreambooth_core.__version__} {commit}-dirty"
+
+
+def test_code_in_an_image_is_named_as_its_build_said(
+    tiny_config, file_store, tmp_path: Path, monkeypatch
+) -> None:
+    monkeypatch.setattr(origins.dreambooth_core, "__file__", str(tmp_path / "p" / "__init__.py"))
+    monkeypatch.setenv(COMMIT, "c" * 40)
+    found = origin_of(tiny_config, file_store, ancestry(file_store))
+    assert found.code == f"{dreambooth_core.__version__} {'c' * 40}"
