@@ -10,8 +10,9 @@ from typing import Any
 
 from dreambooth_core import tracking
 from dreambooth_core.config import Config
+from dreambooth_core.errors import ConfigError
 from dreambooth_core.records import Record
-from dreambooth_core.registry import Found, find_version, open_book, tracking_place
+from dreambooth_core.registry import Found, book_of, find_version, tracking_place
 from dreambooth_core.services import local_services
 from dreambooth_core.storage import Store, open_store
 from dreambooth_core.versions.aliases import Book
@@ -50,10 +51,12 @@ def opened(config: Config | None, work: Path, wanted: str) -> Iterator[Opened]:
     """
     found = find_version(config, work, wanted)
     with local_services(found.config):
-        store, client = open_store(found.config.storage), tracking.open_client(found.config)
-        book = open_book(client, found.config, store)
+        store = open_store(found.config.storage)
+        book = book_of(found.config, store)
+        if book is None:  # deleted since it was found
+            raise ConfigError(f"{wanted} is no longer registered")
         if not book.is_followed():
-            book.follow(client)
+            book.follow(tracking.open_client(found.config))
             found = find_version(config, work, wanted)
         yield Opened(found, store, book)
 
