@@ -32,6 +32,7 @@ from pydantic import ValidationError
 from dreambooth_core import bases, checkpoints, console
 from dreambooth_core.blobs import digest_json, get_record, put_blob
 from dreambooth_core.config import ADAPTERS, INVERSIONS, Config
+from dreambooth_core.engines import TRIES
 from dreambooth_core.errors import Preempted, StageFailed
 from dreambooth_core.leases import Hold
 from dreambooth_core.priors import ClassImage, class_images
@@ -39,15 +40,13 @@ from dreambooth_core.processes import last_lines, supervised
 from dreambooth_core.records import Course, ImageSet, Progress, Record, Weights
 from dreambooth_core.stages import code_digest, once_alone, stage_key
 from dreambooth_core.storage import Store
-from dreambooth_core.trainer import live
+from dreambooth_core.trainer import launch, live
 from dreambooth_core.trainer.stopping import STALLED
 
 LOOK_SECONDS = 0.1
 GRACE_SECONDS = 25.0
 """Between the order to stop and the end by force: Prefect gives a cancelled flow 30 s in all."""
-MEETING = "meeting"
 LOOKS = "looks"
-LOOPBACK = "lo" if sys.platform.startswith("linux") else "lo0"
 
 
 R = TypeVar("R", bound=Record)
@@ -78,7 +77,8 @@ class Outcome(Record):
     """How an attempt ended."""
 
     attempt: str
-    status: Literal["done", "preempted", "failed", "out_of_memory"]
+    status: Literal["done", "preempted", "failed", "out_of_memory", "lost"]
+    """Lost is one of whose machines died."""
     message: str = ""
     step: int = 0
     chosen_step: int = 0
@@ -116,13 +116,16 @@ def train(
             return read_record(folder / "course.json", Course)
 
         with live.in_mlflow(config, key, course, folder / LOOKS):
-            settings = planned_to_fit(config)
+            settings, lost = planned_to_fit(config), 0
             while True:
                 spec = _prepare(settings, hold, folder, instance, planned)
                 outcome = _watch(spec, hold, progress)
-                if outcome.status != "out_of_memory":
+                if outcome.status == "out_of_memory":
+                    settings = _smaller(settings, outcome.message)
+                elif outcome.status == "lost":
+                    lost = _lost_again(lost)
+                else:
                     return _stored(store, spec, outcome)
-                settings = _smaller(settings, outcome.message)
 
     inputs = _inputs(config, instance, planned)
     return once_alone(store, "runs", inputs, Weights, make, config.paths.work)
@@ -175,7 +178,8 @@ def _what_looks_decide(config: Config) -> list[object] | None:
     from dreambooth_core.judging.encoders import encoder_digest
 
     clip = encoder_digest(eyes.clip, eyes.clip_revision)
-    return [rules, config.sampler, clip, encoder_digest(eyes.identity, eyes.identity_revision)]
+    identity = encoder_digest(eyes.identity, eyes.identity_revision)
+    return [rules, config.sampler, clip, identity, "within a standard error"]
 
 
 def planned_to_fit(config: Config) -> Config:
@@ -207,6 +211,17 @@ def _smaller(config: Config, message: str) -> Config:
     return smaller
 
 
+def _lost_again(times: int) -> int:
+    """One more than so many; raises `StageFailed` for the last."""
+    if times + 1 == TRIES:
+        raise StageFailed(
+            f"machines died in {TRIES} attempts at one training: look after the cluster; the same "
+            "command goes on from the last checkpoint in the store"
+        )
+    console.say("a machine was lost: going on from the last checkpoint in the store")
+    return times + 1
+
+
 def _prepare(
     config: Config,
     hold: Hold,
@@ -216,7 +231,8 @@ def _prepare(
 ) -> Spec:
     """Find the place to go on from and write the spec; nothing of an earlier attempt misleads."""
     saved = folder / "checkpoints"
-    found = checkpoints.newest(saved, console.say)
+    # other machines reach what is in the store, and nothing else
+    found = checkpoints.newest(saved, console.say) if config.compute.nodes == 1 else None
     reached = found[1].step if found else 0
     found = checkpoints.download(hold.store, hold.place, saved, above=reached) or found
     code = code_digest()
@@ -247,12 +263,12 @@ def _watch(spec: Spec, hold: Hold, progress: Progress | None) -> Outcome:
     log = spec.folder / "train.log"
     before = log.stat().st_size if log.exists() else 0
     with ExitStack() as children:
-        children.enter_context(_meeting(spec.folder / MEETING))
+        children.enter_context(_meeting(spec.folder / launch.MEETING))
         maker = children.enter_context(_class_images_alongside(spec))
         child = children.enter_context(
             supervised(
                 _command(spec),
-                env=_environment(spec),
+                env=launch.environment(spec.config.train.processes),
                 log=log,
                 grace=GRACE_SECONDS,
                 hold=(hold.lock,),
@@ -324,44 +340,15 @@ def _class_images_alongside(spec: Spec) -> Iterator["Popen[bytes] | None"]:
         str(spec.folder / "spec.json"),
     ]
     log = spec.folder / "priors.log"
-    with supervised(command, env=_environment(spec), log=log) as maker:
+    with supervised(command, env=launch.environment(spec.config.train.processes), log=log) as maker:
         yield maker
 
 
 def _command(spec: Spec) -> Sequence[str]:
-    """One rank is started directly; torchrun would add seconds and a port open to the network."""
-    module = ["-m", "dreambooth_core.trainer.attempt", str(spec.folder / "spec.json")]
-    ranks = spec.config.train.processes
-    if ranks == 1:
-        return [sys.executable, *module]
-    return [
-        *(sys.executable, "-m", "torch.distributed.run", "--nproc-per-node", str(ranks)),
-        *("--rdzv-backend", "c10d", "--rdzv-endpoint", str(spec.folder / MEETING / "launcher")),
-        *("--rdzv-conf", "store_type=file", "--rdzv-id", spec.attempt),
-        *("--local-addr", "127.0.0.1", *module),
-    ]
-
-
-def _environment(spec: Spec) -> dict[str, str]:
-    """Ours, with the cores shared among the ranks and the libraries kept quiet and at home.
-
-    Left alone, torchrun offers its ranks a store on all interfaces, which they do not use, and the
-    ranks talk over whatever the machine's name stands for.
-    """
-    cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count()
-    threads = max(1, (cores or 1) // spec.config.train.processes)
-    defaults = {
-        "TORCH_DISABLE_SHARE_RDZV_TCP_STORE": "1",
-        "GLOO_SOCKET_IFNAME": LOOPBACK,
-        "NCCL_SOCKET_IFNAME": LOOPBACK,
-        "OMP_NUM_THREADS": str(threads),
-        "TRANSFORMERS_VERBOSITY": "error",
-        "DIFFUSERS_VERBOSITY": "error",
-        "HF_HUB_OFFLINE": "1",
-        "DO_NOT_TRACK": "1",
-        "PYTHONUNBUFFERED": "1",
-    }
-    return {**defaults, **os.environ}
+    file = spec.folder / "spec.json"
+    if spec.config.compute.nodes > 1:
+        return [sys.executable, "-m", "dreambooth_core.trainer.nodes", str(file)]
+    return launch.command(file, spec.config.train.processes, spec.attempt)
 
 
 def _stored(store: Store, spec: Spec, outcome: Outcome) -> Weights:

@@ -67,6 +67,8 @@ class Look(Record):
     stable_loss: float
     """Mean loss over fixed photos, noises and times: falls and rises with the model alone."""
     subject_fidelity: float | None = None
+    subject_error: float | None = None
+    """Standard error of the subject fidelity, over the grid's images."""
     prompt_fidelity: float | None = None
     pres: float | None = None
     """Of the class prompt's images: rises when the class noun comes to mean the subject."""

@@ -18,7 +18,7 @@ import torch
 
 from dreambooth_core import checkpoints, fit
 from dreambooth_core.errors import Preempted
-from dreambooth_core.trainer import attempt
+from dreambooth_core.trainer import attempt, launch
 from tests.training_for_real import Run
 
 PATIENCE = 120.0
@@ -70,7 +70,7 @@ class Attempts:
         """A living attempt, which the block may end, and which ends with it."""
         spec = self.run.prepared()
         file, count = str(spec.folder / "spec.json"), spec.config.train.processes
-        with fit._meeting(spec.folder / fit.MEETING):
+        with fit._meeting(spec.folder / launch.MEETING):
             ranks = [_forks().Process(target=_main, args=(file, r, count)) for r in range(count)]
             for rank in ranks:
                 rank.start()
@@ -175,5 +175,5 @@ def _main(spec: str, rank: int, count: int) -> None:
     if count > 1:
         words = {"RANK": rank, "LOCAL_RANK": rank, "WORLD_SIZE": count, "TORCHELASTIC_RUN_ID": "t"}
         os.environ.update({name: str(word) for name, word in words.items()})
-        os.environ["GLOO_SOCKET_IFNAME"] = fit.LOOPBACK
+        os.environ["GLOO_SOCKET_IFNAME"] = launch.LOOPBACK
     sys.exit(attempt.main([spec]))

@@ -90,12 +90,9 @@ class Cluster:
         self._port = _free_port()
         self._session = Path(tempfile.mkdtemp(prefix="ray-"))  # sockets' paths are short
         self.address = f"127.0.0.1:{self._port}"
-        client = str(_free_port())
-        self.from_outside = f"ray://127.0.0.1:{client}"
-        """For what is no node of it."""
         self._head = self._started(
             *("--head", "--port", str(self._port), "--temp-dir", str(self._session)),
-            *("--include-dashboard", "false", "--ray-client-server-port", client),
+            *("--include-dashboard", "false", "--ray-client-server-port", str(_free_port())),
             work=folder / "head",
             host="127.0.0.1",
             cpus=0,

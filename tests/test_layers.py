@@ -29,7 +29,7 @@ LEVELS = [
     "checkpoints optimizers training sampling summary exports "
     "drawing.crews drawing.painters "
     "judging.plans judging.sights judging.suspicions "
-    "trainer.averages trainer.batches trainer.choosing trainer.keeper trainer.loggers "
+    "trainer.averages trainer.batches trainer.launch trainer.choosing trainer.keeper trainer.loggers "
     "trainer.memory trainer.ranks trainer.rehearsal trainer.shards "
     "photos.intake photos.references photos.versions "
     "versions.aliases",
@@ -47,7 +47,7 @@ LEVELS = [
     "cli "
     "cli.__main__ cli.approvals cli.arguments cli.bench cli.configs cli.datasets cli.models "
     "cli.pictures cli.stack cli.stopping cli.training "
-    "trainer.alongside trainer.attempt",
+    "trainer.alongside trainer.attempt trainer.nodes",
 ]
 LEVEL = {name: level for level, line in enumerate(LEVELS) for name in line.split()}
 SPREAD = {name.partition(".")[0] for name in LEVEL if "." in name}

@@ -37,6 +37,7 @@ class Run:
     checkpoints: dict[str, Any] = field(default_factory=dict)
     storage: dict[str, Any] = field(default_factory=dict)
     """Where the store is, when not in the folder."""
+    compute: dict[str, Any] = field(default_factory=dict)
 
     @property
     def config(self) -> Config:
@@ -55,6 +56,7 @@ class Run:
                 "storage": self.storage
                 or {"uri": f"file://{self.work / 'store'}", "endpoint": None},
                 "paths": {"work": self.work},
+                "compute": self.compute,
             }
         )
 

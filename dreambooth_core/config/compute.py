@@ -21,14 +21,17 @@ def _one_of_the_engines(schema: dict[str, Any]) -> None:
 
 
 class Compute(Section):
-    """Which processes draw, and on which machines; nothing here decides a result."""
+    """Which processes draw and train, and on which machines; nothing here decides a result."""
 
     engine: Annotated[str, Field(json_schema_extra=_one_of_the_engines)] = "local"
     """A file of `dreambooth_core/engines/`: `local` is this machine, `ray` a Ray cluster."""
     workers: Positive = 1
     """Processes that draw class images, samples and images to measure at once."""
+    nodes: Positive = 1
+    """Machines of the cluster that train together, each with its share of `train.processes`; 1 trains on
+    this machine."""
     gpu: bool = True
-    """In the cluster, ask for a GPU for each worker; without, for a core."""
+    """In the cluster, ask for a GPU for each worker and rank; without, for a core."""
     wait_minutes: Annotated[float, Field(gt=0)] = 15
     """How long to wait until the cluster has room for one."""
 
@@ -39,6 +42,8 @@ class Compute(Section):
             raise ValueError(
                 f"compute.engine is unknown: {self.engine}; there is: {', '.join(known)}"
             )
+        if self.nodes > 1 and self.engine == "local":
+            raise ValueError("compute.nodes beyond 1 needs compute.engine: ray")
         return self
 
     @property

@@ -235,7 +235,17 @@ def _of_shards(config: Config) -> list[Disagreement]:
 def _of_clusters(config: Config) -> list[Disagreement]:
     """What several machines cannot share."""
     engine, storage = config.compute.engine, config.storage
+    nodes, ranks = config.compute.nodes, config.train.processes
     return [
+        (
+            ranks % nodes != 0,
+            f"train.processes {ranks} cannot be shared out among compute.nodes {nodes}",
+        ),
+        (
+            nodes > 1 and config.memory.fit == "auto",
+            "memory.fit auto looks at this machine's device, and compute.nodes train on others: "
+            "set what fits theirs",
+        ),
         (
             engine != "local" and storage.uri.startswith("s3://") and storage.endpoint == "local",
             f"compute.engine {engine} needs a store that every machine reaches, and the local one "

@@ -193,6 +193,6 @@ class Choosing(Section):
     """Images of the class prompt beside the grid, to see the prior drift; they choose nothing."""
     prompt_floor: Fraction = 0.9
     """The best step has the highest subject fidelity among those whose prompt fidelity is at least this
-    share of the untouched base's."""
+    share of the untouched base's; of those within a standard error of it, the highest prompt fidelity."""
     patience: Positive | None = None
     """Stop after so many looks without a better one; never when left out."""

@@ -97,7 +97,7 @@ class Ray:
     def spread(
         self, compute: Compute, work: Work, pieces: Sequence[str], done: Callable[[int], None]
     ) -> None:
-        with _cluster() as ray, closing(_Shift(ray, compute, work, pieces)) as shift:
+        with cluster() as ray, closing(_Shift(ray, compute, work, pieces)) as shift:
             patience = _Patience(ray, compute)
             for _ in range(min(compute.workers, len(pieces))):
                 shift.hire()
@@ -138,7 +138,7 @@ class _Patience:
 
 
 @contextmanager
-def _cluster() -> Iterator[Any]:
+def cluster() -> Iterator[Any]:
     """Ray, connected; its module, so that nobody else imports it before it is known to be there."""
     try:
         import ray

@@ -16,10 +16,11 @@ from typing import TYPE_CHECKING, Literal
 from dreambooth_core import telemetry
 from dreambooth_core.drawing.sheets import sheet_of
 from dreambooth_core.errors import DreamBoothError, Preempted, StageFailed
-from dreambooth_core.fit import LOOKS, MEETING, Outcome, Spec, Told, read_record, write_record
+from dreambooth_core.fit import LOOKS, Outcome, Spec, Told, read_record, write_record
 from dreambooth_core.leases import Hold
 from dreambooth_core.records import Course
 from dreambooth_core.storage import written_beside
+from dreambooth_core.trainer import launch
 from dreambooth_core.trainer.stopping import Stop, Watchdog
 
 if TYPE_CHECKING:
@@ -63,7 +64,7 @@ def _attempt(spec: Spec, stop: Stop, watchdog: Watchdog) -> Outcome:
     from dreambooth_core.trainer import keeper, looking, ranks
     from dreambooth_core.trainer.loggers import Loggers
 
-    ranks.join(spec.folder / MEETING / "ranks", spec.config.checkpoints.stall_minutes)
+    ranks.join(spec.folder / launch.MEETING / "ranks", spec.config.checkpoints.stall_minutes)
     place, module, supply = _prepared(spec, watchdog)
     hold, folder = Hold(place.store, spec.prefix, spec.holder), spec.folder / "checkpoints"
     rules = spec.config.checkpoints

@@ -27,6 +27,7 @@ from dreambooth_core.metrics import (
     Evidence,
     Seen,
     Sight,
+    Values,
     pres,
     prompt_fidelity,
     subject_fidelity,
@@ -79,14 +80,7 @@ class Looker:
         if drawn is None:
             return Look(step=step, stable_loss=loss)
         self.show(step, [row for each in drawn for row in each.rows(rules.seeds)])
-        subject, prompt, prior = self._measured(drawn)
-        return Look(
-            step=step,
-            stable_loss=loss,
-            subject_fidelity=subject,
-            prompt_fidelity=prompt,
-            pres=prior,
-        )
+        return Look(step=step, stable_loss=loss, **self._measured(drawn))
 
     def _draw(self, module: DreamBooth) -> list["Drawn"]:
         """Each subject's grid and class images, whose seeds are the same at every look."""
@@ -100,8 +94,8 @@ class Looker:
             found.append(Drawn(images[: len(grid)], images[len(grid) :]))
         return found
 
-    def _measured(self, drawn: Sequence["Drawn"]) -> tuple[float, float, float | None]:
-        """Subject fidelity, prompt fidelity and PRES, each the mean over the subjects."""
+    def _measured(self, drawn: Sequence["Drawn"]) -> dict[str, float | None]:
+        """What a `Look` says of the images, each the mean over the subjects."""
         clip, rules = self._clip(), self.config.choosing
         texts = [
             clip.clip_texts([plain(subject, t) for t in rules.prompts for _ in range(rules.seeds)])
@@ -120,11 +114,16 @@ class Looker:
             for index, each in enumerate(drawn)
         ]
 
-        def mean(metric: ModuleType) -> float:
-            return float(np.mean([metric.measure(one) for one in evidence]))
+        def values(metric: ModuleType) -> list[Values]:
+            return [metric.measure(one) for one in evidence]
 
-        prior = mean(pres) if rules.class_images else None
-        return mean(subject_fidelity), mean(prompt_fidelity), prior
+        likeness = values(subject_fidelity)
+        return {
+            "subject_fidelity": float(np.mean(likeness)),
+            "subject_error": standard_error(likeness),
+            "prompt_fidelity": float(np.mean(values(prompt_fidelity))),
+            "pres": float(np.mean(values(pres))) if rules.class_images else None,
+        }
 
     @cached_property
     def _photos(self) -> list[Embeddings]:
@@ -140,6 +139,14 @@ class Looker:
     def _eye(self) -> Encoder:
         rules = self.config.evaluation
         return Encoder(rules.identity, rules.identity_revision, rules.preprocessing)
+
+
+def standard_error(groups: Sequence[Values]) -> float | None:
+    """Of the mean over equally large groups, each of which has a mean of its own; None for single values."""
+    if len(groups[0]) < 2:
+        return None
+    squares = [np.var(values, ddof=1) / len(values) for values in groups]
+    return float(np.sqrt(np.sum(squares)) / len(groups))
 
 
 def requests_of(config: Config, subject: Subject) -> list[Request]:

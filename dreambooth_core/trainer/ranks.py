@@ -1,6 +1,7 @@
 """Several processes that train one model: how they meet, wait for one another, and agree.
 
-They meet at a file and speak over the loopback interface: nothing listens to the network.
+On one machine they meet at a file and speak over the loopback interface: nothing listens to the
+network. On several they meet where torchrun says, and speak over the machines' own.
 """
 
 import os
@@ -24,7 +25,7 @@ def count() -> int:
 
 
 def join(meeting: Path, minutes: float) -> None:
-    """Meet the others at a file of this attempt's own; nothing where there are none.
+    """Meet the others, at a file of this attempt's own where all are here; nothing where there are none.
 
     An answer that takes longer than `minutes` raises from then on.
     """
@@ -33,11 +34,15 @@ def join(meeting: Path, minutes: float) -> None:
     distributed.init_process_group(
         # whatever is on the CPU, as the question whether to stop, does not wait for the GPU
         "cpu:gloo,cuda:nccl" if torch.cuda.is_available() else "gloo",
-        init_method=f"file://{meeting}",
+        init_method=f"file://{meeting}" if _all_here() else "env://",
         rank=own(),
         world_size=count(),
         timeout=timedelta(minutes=minutes),
     )
+
+
+def _all_here() -> bool:
+    return int(os.environ.get("LOCAL_WORLD_SIZE", count())) == count()
 
 
 def leave() -> None:

@@ -1,10 +1,7 @@
 """What only a Ray cluster can refuse, or be without."""
 
-import json
-import os
 import subprocess
 import sys
-from pathlib import Path
 
 import pytest
 
@@ -12,7 +9,6 @@ from dreambooth_core.config import Compute
 from dreambooth_core.engines import load_engine
 from dreambooth_core.errors import StageFailed
 from tests.pieces_of_work import note
-from tests.ray_for_real import Cluster
 
 WITHOUT = """
 import sys
@@ -24,14 +20,6 @@ try:
     load_engine("ray").spread(Compute(engine="ray"), print, ["{}"], print)
 except ConfigError as error:
     print(error)
-"""
-
-OUTSIDE = """
-import sys
-from dreambooth_core.config import Compute
-from dreambooth_core.engines import load_engine
-from tests.pieces_of_work import note
-load_engine("ray").spread(Compute(engine="ray", workers=2), note, sys.argv[1:], print)
 """
 
 
@@ -47,24 +35,6 @@ def test_without_a_cluster_the_sentence_says_where_none_is(
     monkeypatch.setenv("RAY_ADDRESS", "127.0.0.1:1")
     with pytest.raises(StageFailed, match=r"no Ray cluster takes us in at 127\.0\.0\.1:1"):
         load_engine("ray").spread(Compute(engine="ray"), note, ["{}"], print)
-
-
-@pytest.mark.servers
-def test_work_is_spread_from_outside_of_the_cluster(ray_cluster: Cluster, tmp_path: Path) -> None:
-    """As a job in Kubernetes does, in a process of its own: one that was a node stays one."""
-    pieces = [json.dumps({"folder": str(tmp_path / str(n)), "how": "ends"}) for n in range(3)]
-    outside = {**os.environ, "RAY_ADDRESS": ray_cluster.from_outside}
-    done = subprocess.run(
-        [sys.executable, "-c", OUTSIDE, *pieces],
-        env=outside,
-        capture_output=True,
-        text=True,
-        timeout=300,
-    )
-    assert done.returncode == 0, done.stderr
-    assert sorted(done.stdout.split()) == ["0", "1", "2"]
-    for number in range(3):
-        assert len(list((tmp_path / str(number)).glob("ended-*"))) == 1
 
 
 @pytest.mark.servers

@@ -235,6 +235,14 @@ def test_a_grid_goes_without_class_images(make: Make) -> None:
     assert look.pres is None
 
 
+def test_a_look_knows_how_sure_it_is() -> None:
+    one = np.array([0.2, 0.4, 0.6])  # variance 0.04
+    assert looking.standard_error([one]) == pytest.approx((0.04 / 3) ** 0.5)
+    two = looking.standard_error([one, one + 10])  # apart, which is no uncertainty
+    assert two == pytest.approx((0.04 / 3 / 2) ** 0.5)
+    assert looking.standard_error([one[:1]]) is None
+
+
 def test_looks_are_drawn_by_seeds_that_the_gate_never_sees(make: Make) -> None:
     _, look = make(choosing={"seeds": 3})
     config = look.config
