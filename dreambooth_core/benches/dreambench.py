@@ -17,7 +17,7 @@ from pydantic import ValidationError
 from dreambooth_core import console
 from dreambooth_core.benches._subjects import Subject, chosen, subjects_in
 from dreambooth_core.blobs import digest_json, put_record
-from dreambooth_core.config import Config, Evaluation
+from dreambooth_core.config import Config
 from dreambooth_core.errors import ConfigError
 from dreambooth_core.judging.statistics import interval
 from dreambooth_core.prompts import SETS
@@ -25,7 +25,9 @@ from dreambooth_core.records import Estimate, Record, Scores
 from dreambooth_core.services import local_services
 from dreambooth_core.storage import open_store, written_beside
 
-SUBJECTS, IMAGES_PER_PROMPT = 30, 4
+SUBJECTS, IMAGES_PER_PROMPT, PIXELS = 30, 4, 512
+CLASS_PROMPT = "a {class_noun}"
+"""Of the class images, and of those that PRES and the drift are measured on."""
 CLIP, IDENTITY = "openai/clip-vit-base-patch32", "facebook/dino-vits16"
 LEVEL = 0.95
 
@@ -110,7 +112,11 @@ def config_for(recipe: Config, subject: Subject, prompts: int | None = None) -> 
     document = recipe.model_dump()
     document["name"] = f"{recipe.name}-{subject.name}"[:64]
     document["more_subjects"] = ()
-    document["subject"] |= {"images": subject.folder, "class_noun": subject.class_noun}
+    document["subject"] |= {
+        "images": subject.folder,
+        "class_noun": subject.class_noun,
+        "class_prompt": CLASS_PROMPT,
+    }
     # all as scenes: the paper's DINO and CLIP-I count images whose prompt changes the subject, too
     document["evaluation"] |= {
         "prompts": tuple(published[:prompts]),
@@ -140,21 +146,25 @@ def run(recipe: Config, subjects: Sequence[Subject], prompts: int | None = None)
             base=_means(one.base for one in standings),
             real=_means(one.real for one in standings),
             paper={name: dict(values) for name, values in PAPER.items()},
-            deviations=tuple(deviations(recipe.evaluation, len(configs), prompts)),
+            deviations=tuple(deviations(recipe, len(configs), prompts)),
         )
         _keep(recipe, bench)
     return bench
 
 
-def deviations(rules: Evaluation, subjects: int, prompts: int | None) -> list[str]:
+def deviations(recipe: Config, subjects: int, prompts: int | None) -> list[str]:
     """One sentence for each thing that is not as the paper has it."""
-    found = []
+    rules, side, found = recipe.evaluation, recipe.model.resolution, list[str]()
     if subjects != SUBJECTS:
         found.append(f"{subjects} of the {SUBJECTS} subjects")
     if prompts is not None and prompts < 25:
         found.append(f"{prompts} of the 25 prompts")
     if rules.seeds != IMAGES_PER_PROMPT:
         found.append(f"{rules.seeds} images per prompt, not {IMAGES_PER_PROMPT}")
+    if side != PIXELS:
+        found.append(f"images of {side} pixels a side, not {PIXELS}")
+    if rules.preprocessing != "paper":
+        found.append(f"encoders see by evaluation.preprocessing {rules.preprocessing}, not paper")
     if rules.identity != IDENTITY:
         found.append(f"DINO is measured by {rules.identity}, not by {IDENTITY}")
     if rules.clip != CLIP:

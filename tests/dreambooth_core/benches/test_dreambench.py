@@ -118,6 +118,7 @@ def test_every_published_prompt_counts_as_the_paper_counts_it(recipe, noun, name
     assert made.evaluation.choices == ()
     assert (made.name, made.subject.images) == ("recipe-one", Path("photos/one"))
     assert (made.subject.class_noun, made.subject.identifier) == (noun, "qxz")
+    assert made.subject.fill(made.subject.class_prompt) == f"a {noun}"
     unchanged = {"name", "subject", "evaluation"}
     assert made.model_dump(exclude=unchanged) == recipe.model_dump(exclude=unchanged)
     assert len(config_for(recipe, subject, 3).evaluation.kinds) == 3
@@ -128,11 +129,16 @@ def test_a_recipe_that_does_not_fit_a_subject_is_refused(recipe):
         config_for(recipe, Subject("a name", Path("x"), "dog"))
 
 
-def test_what_is_not_as_in_the_paper_is_said():
-    whole = Evaluation(lpips="timm/vgg16.tv_in1k")
-    assert deviations(whole, 30, None) == []
-    said = deviations(Evaluation(seeds=1, clip="my/clip", identity="my/eye"), 2, 5)
-    words = ("2 of the 30", "5 of the 25", "1 images", "my/eye", "my/clip", "no DIV")
+def test_what_is_not_as_in_the_paper_is_said(recipe):
+    def of(resolution: int, **rules: object) -> Config:
+        model = recipe.model.model_copy(update={"resolution": resolution})
+        return recipe.model_copy(update={"model": model, "evaluation": Evaluation(**rules)})
+
+    assert deviations(of(512, lpips="timm/vgg16.tv_in1k"), 30, None) == []
+    other = of(64, seeds=1, clip="my/clip", identity="my/eye", preprocessing="own")
+    said = deviations(other, 2, 5)
+    words = ("2 of the 30", "5 of the 25", "1 images", "64 pixels", "own, not paper")
+    words += ("my/eye", "my/clip", "no DIV")
     for sentence, word in zip(said, words, strict=True):
         assert word in sentence
 
