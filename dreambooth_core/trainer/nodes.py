@@ -74,8 +74,14 @@ class Machine:
             return f"{own}:{free.getsockname()[1]}"
 
     def train(self, document: str, post: Post) -> Ended:
-        """This machine's part of the spec, to its end; raises `StageFailed` without its checkpoint."""
-        spec = self._settled(Spec.model_validate_json(document))
+        """This machine's part of the spec, to its end."""
+        try:
+            spec = self._settled(Spec.model_validate_json(document))
+            return self._trained(spec, post)
+        except DreamBoothError as error:
+            return Ended(1, str(error), {})
+
+    def _trained(self, spec: Spec, post: Post) -> Ended:
         own, log = self.address().rpartition(":")[0], spec.folder / "train.log"
         log.unlink(missing_ok=True)
         where = (post.ranks, post.number, post.machines, post.first)
@@ -113,7 +119,10 @@ class Machine:
         self._stop.set()
 
     def _settled(self, spec: Spec) -> Spec:
-        """The spec as it is here, with nothing of an earlier attempt beside it."""
+        """The spec as it is here, with nothing of an earlier attempt beside it.
+
+        Raises `StageFailed` without the checkpoint to go on from.
+        """
         paths = paths_here(spec.config.paths)
         folder = paths.work / "runs" / spec.folder.name
         folder.mkdir(parents=True, exist_ok=True)
@@ -177,9 +186,9 @@ class _Crew:
         """Nobody works any more: those that are left end by order, or by force."""
         with suppress(self._ray.exceptions.RayError):
             self.stop()
-            self._ray.wait(
-                [*self._working], num_returns=len(self._working), timeout=GRACE_SECONDS + 5
-            ) if self._working else None
+            if self._working:
+                left = [*self._working]
+                self._ray.wait(left, num_returns=len(left), timeout=GRACE_SECONDS + 5)
 
 
 def main(arguments: list[str]) -> int:
@@ -224,9 +233,10 @@ def _led(crew: _Crew, spec: Spec, asked: threading.Event) -> Outcome | None:
             crew.tell()
             since = since or (time.monotonic() if ends else 0.0)
             if since and time.monotonic() - since > END_SECONDS:
+                number, ended = min(ends.items())
                 raise StageFailed(
-                    f"machines {sorted(ends)} have ended and others not within {END_SECONDS:g} s: "
-                    "see the cluster's logs, then run again"
+                    f"machine {number} has ended with status {ended.status}, and others have not "
+                    f"within {END_SECONDS:g} s; its log ends: {ended.said}"
                 )
     finally:
         crew.end()
