@@ -4,6 +4,7 @@ Both are folders in transformers' format or Hub ids, `openai/clip-vit-base-patch
 `facebook/dino-vits16` among them.
 """
 
+import functools
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any, Literal, TypeVar
@@ -39,7 +40,8 @@ class Encoder:
         from transformers import AutoImageProcessor, AutoModel
 
         self._source, self._preprocessing = source, preprocessing
-        self._where = {"revision": revision} if revision else {}
+        commit = pinned(source, revision)
+        self._where = {"revision": commit} if commit else {}
         self._device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
         # of whatever type it was saved in: halves are five times slower on a processor
         self._model = self._load(AutoModel, dtype=torch.float32).eval().to(self._device)
@@ -111,11 +113,29 @@ class Encoder:
             ) from error
 
 
+@functools.cache
+def pinned(source: str, revision: str | None) -> str | None:
+    """The commit where a Hub id's revision stands, so that scores of another one have other names.
+
+    As the Hub says, or the cache where the Hub is out of reach; `revision` itself where neither
+    knows it, and for a folder.
+    """
+    if Path(source).is_dir():
+        return revision
+    from huggingface_hub import hf_hub_download
+
+    try:
+        # its place in the cache is .../snapshots/COMMIT/config.json
+        return Path(hf_hub_download(source, "config.json", revision=revision)).parent.name
+    except (OSError, ValueError):
+        return revision
+
+
 def encoder_digest(source: str, revision: str | None) -> str:
-    """What names an encoder's content: SHA-256 over a folder's files, or Hub id and revision."""
+    """What names an encoder's content: SHA-256 over a folder's files, or Hub id and commit."""
     folder = Path(source)
     if not folder.is_dir():
-        return digest_json({"hub": source, "revision": revision})
+        return digest_json({"hub": source, "revision": pinned(source, revision)})
     files = sorted(path for path in folder.rglob("*") if path.is_file())
     return digest_json([[p.relative_to(folder).as_posix(), digest_of_file(p)] for p in files])
 

@@ -19,6 +19,7 @@ from torch import Tensor
 from torch.nn import functional
 
 from dreambooth_core.errors import ModelError
+from dreambooth_core.judging.encoders import pinned
 
 if TYPE_CHECKING:
     from PIL.Image import Image
@@ -161,7 +162,8 @@ def _backbone(source: str, revision: str | None) -> dict[str, Tensor]:
 def _fetched(source: str, revision: str | None) -> str:
     from huggingface_hub import hf_hub_download
 
-    return str(hf_hub_download(source, "model.safetensors", revision=revision))
+    commit = pinned(source, revision)
+    return str(hf_hub_download(source, "model.safetensors", revision=commit))
 
 
 def _heads(layout: Layout) -> list[Tensor]:

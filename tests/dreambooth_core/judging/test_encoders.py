@@ -9,7 +9,7 @@ from safetensors.numpy import load_file, save_file
 from transformers import CLIPModel, ViTModel
 
 from dreambooth_core.errors import ModelError
-from dreambooth_core.judging.encoders import Encoder, encoder_digest
+from dreambooth_core.judging.encoders import Encoder, encoder_digest, pinned
 
 
 def pictures(count: int) -> list[Image.Image]:
@@ -124,3 +124,21 @@ def test_the_digest_follows_the_content_and_not_the_place(tiny_encoders, tmp_pat
     (folder / "preprocessor_config.json").write_text("{}")
     assert encoder_digest(str(folder), None) != encoder_digest(str(tiny_encoders[1]), None)
     assert encoder_digest("a/b", "1") != encoder_digest("a/b", "2")
+
+
+def test_a_branch_of_the_hub_is_the_commit_where_it_stands(tmp_path, monkeypatch):
+    """Scores by a branch that has moved on must not pass for scores by what it was."""
+    monkeypatch.setattr("huggingface_hub.constants.HF_HUB_CACHE", str(tmp_path))
+
+    def digest(commit: str) -> str:
+        repository = tmp_path / "models--someone--eye"
+        for name, text in {"refs/main": commit, f"snapshots/{commit}/config.json": "{}"}.items():
+            (repository / name).parent.mkdir(parents=True, exist_ok=True)
+            (repository / name).write_text(text)
+        pinned.cache_clear()
+        return encoder_digest("someone/eye", None)
+
+    first, second = digest("a" * 40), digest("b" * 40)
+    assert first != second == encoder_digest("someone/eye", "b" * 40)
+    assert pinned("someone/eye", None) == "b" * 40
+    assert pinned("someone/else", "v1") == "v1"
