@@ -179,7 +179,8 @@ def _what_looks_decide(config: Config) -> list[object] | None:
 
     clip = encoder_digest(eyes.clip, eyes.clip_revision)
     identity = encoder_digest(eyes.identity, eyes.identity_revision)
-    return [rules, config.sampler, clip, identity, "within a standard error"]
+    seen = [clip, identity, eyes.preprocessing]
+    return [rules, config.sampler, eyes.seed, seen, "within a standard error"]
 
 
 def planned_to_fit(config: Config) -> Config:

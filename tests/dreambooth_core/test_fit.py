@@ -171,6 +171,21 @@ def test_the_key_covers_what_decides_the_weights(tiny_base: Path, tmp_path: Path
     assert inputs(prior=False) != inputs()
 
 
+def test_the_key_covers_how_looks_choose_a_step(tiny_base: Path, tmp_path: Path) -> None:
+    config = _config(tiny_base, tmp_path)
+    photos = _photos(open_store(config.storage))
+
+    def inputs(every: int | None, **evaluation: object) -> object:
+        told = {**config.model_dump(), "choosing": {"every": every}, "evaluation": evaluation}
+        return fit._inputs(Config.model_validate(told), photos, ())
+
+    decides = ({"seed": 5}, {"preprocessing": "own"}, {"clip": "someone/clip"})
+    for change in decides:
+        assert inputs(2, **change) != inputs(2), change
+        assert inputs(None, **change) == inputs(None), change
+    assert inputs(2, class_images=3) == inputs(2)
+
+
 def test_no_secret_reaches_the_spec(tiny_base: Path, tmp_path: Path) -> None:
     config = _config(tiny_base, tmp_path)
     store = open_store(config.storage)
