@@ -267,6 +267,12 @@ def _tell(config: Config, book: Book, version: str, verdict: Verdict) -> None:
     for name, value in tags.items():
         client.set_model_version_tag(book.name, version, name, value)
         client.set_tag(origin.run_id, name, value)
+    for metric, width in verdict.noise.items():
+        # the champion's own: how far it is from itself, by which its next rivals are let off
+        champion = verdict.against.removeprefix(f"{book.name}/")
+        client.set_model_version_tag(
+            book.name, champion, f"dreambooth.noise.{metric}", f"{width:.6f}"
+        )
     told = cards.Told(origin, ancestry_of(book.store, origin), verdict)
     cards.publish(client, book, told)
 

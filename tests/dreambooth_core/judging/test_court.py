@@ -151,6 +151,7 @@ def test_the_champions_noise_is_measured_once_and_is_the_margin(bench):
     assert bench.stored("noise") == stored
     one, other = (bench.evaluate(HIGH, seed_set) for seed_set in ("confirm", "dev"))
     widths = half_widths(rows_of(bench.store, one), rows_of(bench.store, other), 0.9)
+    assert verdict.noise == widths
     (guard,) = [each for each in verdict.reasons if each.rule == "non-inferiority"]
     assert guard.metric == "prompt_fidelity"
     allowed = -max(0.01, widths["prompt_fidelity"])

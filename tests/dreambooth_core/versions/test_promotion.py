@@ -58,8 +58,12 @@ def test_the_gates_word_puts_a_version_into_service(client, tracked_config, file
     assert promotion.settle(tracked_config, file_store, first, said) == (settled, True)
     (tracked_config.paths.work / "away.db").rename(tracked_config.paths.work / "mlflow.db")
 
-    promotion.settle(tracked_config, file_store, second, verdict("2", "promote", "tiny/1"))
+    rival = verdict("2", "promote", "tiny/1").model_copy(update={"noise": {"clip_i": 0.0125}})
+    promotion.settle(tracked_config, file_store, second, rival)
     assert aliases(client) == {"champion": "2", "previous": "1"}
+    noise = "dreambooth.noise.clip_i"
+    tags = [client.get_model_version("tiny", version).tags for version in "12"]
+    assert [one.get(noise) for one in tags] == ["0.012500", None]
     book = registry.open_book(client, tracked_config, file_store)
     assert log_of(book) == [("promote", "1", GATE), ("promote", "2", GATE)]
     assert book.history()[0].verdict == said.digest
