@@ -49,7 +49,9 @@ def read_yaml(path: Path, what: str = "config") -> dict[str, Any]:
 def wrong_fields(error: ValidationError) -> str:
     """One clause per wrong field: `train.steps: Input should be ... (got 0)`."""
     clauses = []
-    for item in error.errors():
+    # what follows from a field that is wrong is not wrong itself
+    told = [item for item in error.errors() if item["type"] != "default_factory_not_called"]
+    for item in told:
         where = ".".join(str(part) for part in item["loc"]) or "config"
         got = "" if item["type"] in ("missing", "value_error") else f" (got {item['input']!r})"
         clauses.append(f"{where}: {item['msg'].removeprefix('Value error, ')}{got}")

@@ -1,6 +1,9 @@
 """A whole run, and what in it cannot go together."""
 
-from typing import Annotated, Literal, Self
+import re
+from collections.abc import Mapping
+from pathlib import PurePath
+from typing import Annotated, Any, Literal, Self
 
 from pydantic import Field, model_validator
 
@@ -27,12 +30,12 @@ from dreambooth_core.config.training import (
 class Config(Section):
     """A whole run."""
 
+    subject: Subject
+    name: Annotated[str, Field(pattern=NAME, default_factory=lambda known: _called(known))]
+    """Name of the registered model; the last word of `subject.images` when left out."""
     version: Literal[1] = 1
-    name: Annotated[str, Field(pattern=NAME)]
-    """Name of the registered model."""
     seed: Annotated[int, Field(ge=0, lt=2**31)] = 0
     """Every random number of the run follows from this one."""
-    subject: Subject
     more_subjects: tuple[Subject, ...] = ()
     """Others to learn in the same run, each as often as the first."""
     model: Model = Model()
@@ -86,6 +89,16 @@ class Config(Section):
             if wrong:
                 raise ValueError(sentence)
         return self
+
+
+def _called(known: Mapping[str, Any]) -> str:
+    """`dog` for photos/dog and dataset://dog@latest, in letters that a name may have; or the class noun."""
+    subject = known["subject"]
+    images = PurePath(str(subject.images).partition("@")[0]).name
+    words = (
+        re.sub(r"[^A-Za-z0-9._-]+", "-", word).strip("-._") for word in (images, subject.class_noun)
+    )
+    return next(filter(None, words), "")[:64]
 
 
 Disagreement = tuple[bool, str]

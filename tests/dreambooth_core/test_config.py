@@ -7,6 +7,7 @@ from pydantic import ValidationError
 
 from dreambooth_core import families
 from dreambooth_core.config import Config
+from dreambooth_core.config.reading import wrong_fields
 from dreambooth_core.errors import ConfigError
 from dreambooth_core.families import load_family
 
@@ -102,3 +103,25 @@ def test_what_is_left_out_is_read_back_from_a_written_config() -> None:
     config = _config(train=LORA, choosing={"every": 10}, loss={"times": "mode"})
     assert Config.model_validate_json(config.model_dump_json()) == config
     assert Config.model_validate_json(_config().model_dump_json()) == _config()
+
+
+@pytest.mark.parametrize(
+    ("images", "name"),
+    [
+        ("photos/my dog", "my-dog"),
+        ("dataset://robot@latest", "robot"),
+        ("/photos/_x_/", "x"),
+        ("photos/\u72ac", "dog"),
+        ("..", "dog"),
+    ],
+)
+def test_a_run_without_a_name_is_called_after_its_photos(images: str, name: str) -> None:
+    subject = {**SUBJECT, "images": images}
+    assert Config.model_validate({"subject": subject}).name == name
+    assert _config(subject=subject).name == "test"
+
+
+def test_a_run_without_photos_is_not_blamed_for_its_name() -> None:
+    with pytest.raises(ValidationError) as refused:
+        Config.model_validate({"subject": {"class_noun": "dog"}})
+    assert wrong_fields(refused.value) == "subject.images: Field required"

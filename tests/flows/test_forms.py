@@ -34,9 +34,9 @@ def in_order(schema: dict[str, Any]) -> list[str]:
 
 def test_the_form_of_a_training_begins_with_the_two_fields_that_must_be_filled_in():
     config = group(train_flow, "Config")
-    assert config["required"] == ["name", "subject"]
+    assert config["required"] == ["subject"]
     order = in_order(config)
-    assert order[:5] == ["name", "subject", "version", "seed", "more_subjects"]
+    assert order[:5] == ["subject", "name", "version", "seed", "more_subjects"]
     wanted = ["model", "dataset", "prior", "train", "adapter", "optimizer", "evaluation", "gate"]
     assert [name for name in order if name in wanted] == wanted
     assert order[-2:] == ["tracking", "paths"]
