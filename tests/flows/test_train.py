@@ -6,11 +6,13 @@ import os
 import re
 import shutil
 import signal
+import sqlite3
 import subprocess
 import sys
 import time
 from collections import Counter
 from collections.abc import Iterator
+from contextlib import closing
 from pathlib import Path
 from typing import get_args
 
@@ -120,6 +122,9 @@ def test_from_photos_to_a_registered_model_and_back(config_file, tiny_config, tm
     assert not left_over(work)
     dashboard_shows(exporter, tiny_config, Counter(done=1))
 
+    with closing(sqlite3.connect(work / "prefect" / "prefect.db")) as database:
+        ended = database.execute("select state_type, state_name from flow_run").fetchall()
+    assert ended == [("COMPLETED", "GateRejected")]
     shutil.rmtree(work / "prefect")  # Prefect's database holds history alone
     again = ran("run", config_file)
     assert again.returncode == 0, again.stderr
