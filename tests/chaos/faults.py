@@ -16,8 +16,10 @@ from tests.chaos.stages import STAGES
 from tests.chaos.system import WORKER
 
 Act = Callable[[Scene], None]
+HALVES = tuple(STAGES[start::2] for start in range(2))
+"""Every stage, over two runs, of which a kill takes the one stage alone."""
 THIRDS = tuple(STAGES[start::3] for start in range(3))
-"""Every stage, over three runs: what was killed has to come up again before it can be killed."""
+"""Over three runs, for servers that take longer than a stage to come up again and be killed again."""
 AN_HOUR = 3600
 
 
@@ -61,9 +63,9 @@ def _works(part: str, scene: Scene) -> bool:
     return scene.system.pid(part) != 0
 
 
-def _part(name: str, part: str) -> Fault:
+def _part(name: str, part: str, runs: tuple[tuple[str, ...], ...]) -> Fault:
     ready = partial(_works, part)
-    return Fault(name, partial(_kill_part, part), ready=ready, runs=THIRDS)
+    return Fault(name, partial(_kill_part, part), ready=ready, runs=runs)
 
 
 def _running(module: str, scene: Scene) -> list[psutil.Process]:
@@ -131,11 +133,11 @@ def _disk(scene: Scene) -> str:
 
 FAULTS = (
     _module("trainer killed", "dreambooth_core.trainer.attempt", (("train",), ("train",))),
-    _module("flow killed", "prefect.engine", THIRDS),
-    _part("worker killed", WORKER),
-    _part("Prefect killed", "prefect"),
-    _part("MLflow killed", "mlflow"),
-    _part("S3 killed", "s3"),
+    _module("flow killed", "prefect.engine", HALVES),
+    _part("worker killed", WORKER, HALVES),
+    _part("Prefect killed", "prefect", THIRDS),
+    _part("MLflow killed", "mlflow", THIRDS),
+    _part("S3 killed", "s3", HALVES),
     Fault("cancelled", _cancel, draws=3),
     _by_proxy("S3 answers 500", "500", seconds=3, draws=3),
     _by_proxy("S3 answers 503", "503", seconds=3, draws=3),

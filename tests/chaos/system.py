@@ -53,7 +53,7 @@ class System:
                 "subject": {"images": folder / "photos", "class_noun": "robot"},
                 "model": {"base": str(folder / "base"), "resolution": 32},
                 "prior": {"images": 6},
-                "train": {"steps": 60, "learning_rate": 1e-4},
+                "train": {"steps": 40, "learning_rate": 1e-4},
                 "checkpoints": {"every": 10},
                 "sampler": {"inference_steps": 2, "batch_size": 2},
                 "evaluation": {
