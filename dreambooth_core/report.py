@@ -22,6 +22,8 @@ from dreambooth_core.stages import code_digest, once
 from dreambooth_core.storage import Store, written_beside
 from dreambooth_core.summary import Results, run_id
 from dreambooth_core.tracking import keep_report, without_password
+from dreambooth_core.versions.lineage import Permission, checkpoints_of, permissions_of
+from dreambooth_core.versions.origins import code_version, config_digest
 
 TILES = ("prompt_fidelity", "prior_drift", "memorisation")
 """Metrics that stand at the top, behind the one that the gate decides by."""
@@ -83,7 +85,7 @@ def render(config: Config, store: Store, results: Results, stages: dict[str, Sta
         learning=_learning(results.weights),
         stages=stages,
         formats=possible(config.model.family, results.weights.method),
-        lineage=_lineage(config, results),
+        lineage=_lineage(config, store, results),
         document=without_password(yaml.safe_dump(config.model_dump(mode="json"), sort_keys=False)),
     )
 
@@ -161,8 +163,8 @@ def _title(name: str) -> str:
     return metric.title if metric else name.replace("_", " ")
 
 
-def _lineage(config: Config, results: Results) -> list[tuple[str, str, str]]:
-    """What was made from what: name, digest, and where it lies."""
+def _lineage(config: Config, store: Store, results: Results) -> list[tuple[str, str, str]]:
+    """What was made from what: name, digest or what is known, and where it lies."""
     base = config.model.base + (f" @ {config.model.revision}" if config.model.revision else "")
     named = {
         "instance images": results.intake.images if results.intake else None,
@@ -172,11 +174,23 @@ def _lineage(config: Config, results: Results) -> list[tuple[str, str, str]]:
         "verdict": results.verdict,
         "samples": results.samples,
     }
+    steps = checkpoints_of(store, results.weights.key) if results.weights else ()
     return [
         ("base", base_digest(config.model), base),
-        ("code", code_digest(), ""),
+        *([("licence of the base", config.model.licence, "")] if config.model.licence else []),
+        *(row for told in permissions_of(config) for row in _permission(told)),
+        ("config", config_digest(config), ""),
+        ("code", code_digest(), code_version()),
         *((name, made.digest, made.uri) for name, made in named.items() if made),
+        *((f"checkpoint of step {step.step}", step.digest, "") for step in steps),
         *([("MLflow run", results.version.run_id, "")] if results.version else []),
+    ]
+
+
+def _permission(told: Permission) -> list[tuple[str, str, str]]:
+    return [
+        (f"provenance of {told.subject}", told.provenance or "not said", ""),
+        (f"consent for {told.subject}", told.consent or "not said", ""),
     ]
 
 

@@ -4,6 +4,8 @@ from collections.abc import Callable
 from types import TracebackType
 from typing import Any, Literal, Self, TypeVar
 
+from pydantic import Field
+
 from dreambooth_core import console, telemetry
 from dreambooth_core.blobs import digest_json
 from dreambooth_core.config import Config
@@ -13,8 +15,10 @@ from dreambooth_core.photos.intake import Intake
 from dreambooth_core.records import (
     Cost,
     Document,
+    Estimate,
     ImageSet,
     ModelVersion,
+    Reason,
     Record,
     SampleSet,
     Scores,
@@ -59,6 +63,8 @@ class Gate(Record):
     """promote, keep or inconclusive."""
     sentence: str
     against: str
+    reasons: tuple[Reason, ...] = ()
+    """Rule by rule, in the gate's order."""
 
 
 class Summary(Record):
@@ -78,6 +84,8 @@ class Summary(Record):
     """Name -> URI."""
     digests: dict[str, str | None]
     """SHA-256 of dataset, class images and weights; None for what there is not."""
+    estimates: dict[str, Estimate] = Field(default_factory=dict)
+    """The metrics again, with the ends of their 95 % intervals."""
 
 
 class Results(Record):
@@ -171,7 +179,7 @@ def summarise(
         model=Model(name=version.name, version=version.version, aliases=version.aliases)
         if version
         else None,
-        gate=Gate(outcome=verdict.outcome, sentence=verdict.sentence, against=verdict.against)
+        gate=Gate(**{name: getattr(verdict, name) for name in Gate.model_fields})
         if verdict
         else None,
         artifacts=_artifacts(config, results),
@@ -180,6 +188,7 @@ def summarise(
             "class_images": results.classes.digest if results.classes else None,
             "weights": results.weights.digest if results.weights else None,
         },
+        estimates=scores.estimates if scores else {},
     )
 
 

@@ -89,8 +89,9 @@ def _lineage_rows(lineage: Lineage) -> list[list[str]]:
     base, training, verdict = lineage.base, lineage.training, lineage.verdict
     rows = [["photo", photo.name, photo.sha256] for photo in lineage.instance.images]
     rows.append(["instance images", f"{len(lineage.instance.images)}", lineage.instance.digest])
-    rows.append(["provenance", "", lineage.provenance or "not said"])
-    rows.append(["consent", "", lineage.consent or "not said"])
+    for told in lineage.subjects:
+        rows.append(["provenance", told.subject, told.provenance or "not said"])
+        rows.append(["consent", told.subject, told.consent or "not said"])
     if lineage.classes:
         rows.append(["class images", f"{len(lineage.classes.images)}", lineage.classes.digest])
     rows.append(["base", f"{base.name} {base.revision or ''}".strip(), base.digest])

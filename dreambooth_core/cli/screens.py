@@ -20,15 +20,15 @@ TESTED = "trained, exported and put in again with tiny random weights"
 
 
 def show_summary(summary: Summary) -> None:
-    """Stages, metrics beside the base's, and where the report lies."""
+    """Stages, metrics with their intervals beside the base's, the gate's reasons, and the report's place."""
     stages = [[name, s.status, f"{s.seconds:.1f} s"] for name, s in summary.stages.items()]
     _table(f"Run {summary.run_id}", ("stage", "status", "time"), stages)
     base = {name: f"{value:.3f}" for name, value in summary.base_metrics.items()}
     rows = [
-        [name.replace("_", " "), f"{value:.3f}", base.get(name, "")]
+        [name.replace("_", " "), f"{value:.3f}", _ends(summary, name), base.get(name, "")]
         for name, value in summary.metrics.items()
     ]
-    _table("", ("metric", "tuned", "base"), rows)
+    _table("", ("metric", "tuned", "95 % interval", "base"), rows)
     if summary.model:
         aliases = "".join(f" @{alias}" for alias in summary.model.aliases)
         print(f"Model   {summary.model.name}, version {summary.model.version}{aliases}")
@@ -36,9 +36,19 @@ def show_summary(summary: Summary) -> None:
         print(f"Doubt   {warning}")
     if summary.gate:
         print(f"Gate    {summary.gate.outcome}: {summary.gate.sentence}")
+        for reason in summary.gate.reasons:
+            print(f"        {reason.outcome}, {reason.rule}: {reason.sentence}")
     if all(stage.status in ("reused", "skipped") for stage in summary.stages.values()):
         print("Reused  every stage: nothing has changed since")
     print(f"Report  {summary.artifacts.get('report', '').removeprefix('file://')}")
+
+
+def _ends(summary: Summary, metric: str) -> str:
+    """Empty where a single prompt leaves none."""
+    found = summary.estimates.get(metric)
+    if found is None or found.low is None or found.high is None:
+        return ""
+    return f"{found.low:.3f} to {found.high:.3f}"
 
 
 def show_validation(found: dataset.Validation, as_json: bool) -> None:

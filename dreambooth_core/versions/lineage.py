@@ -1,12 +1,12 @@
 """From the photos to the alias: everything that a model version comes from, by digests."""
 
-from dreambooth_core.blobs import digest_json, digest_of
+from dreambooth_core.blobs import digest_of
 from dreambooth_core.checkpoints import CHECKPOINTS, MANIFEST, Checkpoint, counting
-from dreambooth_core.config import Method
+from dreambooth_core.config import Config, Method
 from dreambooth_core.records import ImageSet, Record, Verdict
 from dreambooth_core.storage import Store
 from dreambooth_core.versions.aliases import Book, Change
-from dreambooth_core.versions.origins import PRIVATE, ancestry_of, read_origin
+from dreambooth_core.versions.origins import ancestry_of, config_digest, read_origin
 from dreambooth_core.versions.promotion import verdict_of
 
 
@@ -23,6 +23,15 @@ class Images(Record):
     uri: str
     digest: str
     images: tuple[Photo, ...]
+
+
+class Permission(Record):
+    """Whose a subject's photos are."""
+
+    subject: str
+    """As prompts call it."""
+    provenance: str
+    consent: str
 
 
 class Base(Record):
@@ -85,8 +94,8 @@ class Lineage(Record):
     """NAME/version."""
     aliases: tuple[str, ...]
     instance: Images
-    provenance: str
-    consent: str
+    subjects: tuple[Permission, ...]
+    """All that were learned, the main one first."""
     classes: Images | None
     base: Base
     config: str
@@ -113,8 +122,7 @@ def lineage_of(store: Store, book: Book, version: str) -> Lineage:
         model=f"{book.name}/{version}",
         aliases=book.standing.of(version),
         instance=_images(found.instance),
-        provenance=config.subject.provenance,
-        consent=config.subject.consent,
+        subjects=permissions_of(config),
         classes=_images(found.classes) if found.classes else None,
         base=Base(
             name=config.model.base,
@@ -122,7 +130,7 @@ def lineage_of(store: Store, book: Book, version: str) -> Lineage:
             digest=origin.base_digest,
             licence=config.model.licence,
         ),
-        config=digest_json(config.model_dump(mode="json", exclude=PRIVATE)),
+        config=config_digest(config),
         code=origin.code,
         training=Training(
             key=weights.key,
@@ -130,7 +138,7 @@ def lineage_of(store: Store, book: Book, version: str) -> Lineage:
             steps=weights.steps,
             chosen_step=weights.chosen_step or weights.steps,
             resumed_from=weights.resumed_from,
-            checkpoints=_checkpoints(store, weights.key),
+            checkpoints=checkpoints_of(store, weights.key),
             weights=weights.digest,
             files={name: blob.sha256 for name, blob in weights.files.items()},
         ),
@@ -144,12 +152,25 @@ def lineage_of(store: Store, book: Book, version: str) -> Lineage:
     )
 
 
+def permissions_of(config: Config) -> tuple[Permission, ...]:
+    """What the config says of every subject's photos."""
+    return tuple(
+        Permission(
+            subject=subject.fill("{subject}"),
+            provenance=subject.provenance,
+            consent=subject.consent,
+        )
+        for subject in config.subjects
+    )
+
+
 def _images(found: ImageSet) -> Images:
     photos = tuple(Photo(name=image.name, sha256=image.blob.sha256) for image in found.images)
     return Images(uri=found.uri, digest=found.digest, images=photos)
 
 
-def _checkpoints(store: Store, key: str) -> tuple[Step, ...]:
+def checkpoints_of(store: Store, key: str) -> tuple[Step, ...]:
+    """A training's, in their order; none for a training without a key."""
     if not key:
         return ()
     run, steps = f"runs/{key}", []

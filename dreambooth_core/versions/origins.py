@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import Any, TypeVar
 
 import dreambooth_core
-from dreambooth_core.blobs import get_record, put_record
+from dreambooth_core.blobs import digest_json, get_record, put_record
 from dreambooth_core.config import Config
 from dreambooth_core.errors import ConfigError, StorageError
 from dreambooth_core.records import ImageSet, Record, Scores, Weights
@@ -88,10 +88,20 @@ def origin_of(config: Config, store: Store, found: Ancestry) -> Origin:
         weights_digest=weights.digest,
         scores=_key(store, scores.uri),
         scores_digest=scores.digest,
-        code=f"{dreambooth_core.__version__} {_commit()}".strip(),
+        code=code_version(),
         when=now(),
         by=whoever(),
     )
+
+
+def config_digest(config: Config) -> str:
+    """The same wherever it runs: without what is this machine's own."""
+    return digest_json(config.model_dump(mode="json", exclude=PRIVATE))
+
+
+def code_version() -> str:
+    """Version and commit of this code, `-dirty` where files differ from the commit."""
+    return f"{dreambooth_core.__version__} {_commit()}".strip()
 
 
 def put_origin(book: Book, origin: Origin) -> None:

@@ -10,34 +10,46 @@ from dreambooth_core.blobs import put_blob
 from dreambooth_core.cli.models import app
 from dreambooth_core.errors import ConfigError
 from dreambooth_core.records import Weights
-from dreambooth_core.versions import cards, promotion
+from dreambooth_core.versions import cards, origins, promotion
 from dreambooth_core.versions.origins import ancestry_of, read_origin
 from tests.registered_by_hand import ancestry, verdict, version_by_hand
+
+
+def registered(client, config, store, mark: str):
+    """A version that the commands can find."""
+    version = version_by_hand(client, config, store, mark)
+    origin = read_origin(registry.open_book(client, config, store), version.version)
+    tags = {
+        "dreambooth.config": config.model_dump_json(exclude={"paths"}),
+        "dreambooth.weights_record": origin.weights,
+        "dreambooth.metric.clip_i": "0.750000",
+    }
+    for name, value in tags.items():
+        client.set_model_version_tag("tiny", version.version, name, value)
+    return version
 
 
 @pytest.fixture
 def work(tracked_config, file_store):
     """A work folder where version 1 is champion, and version 2, of other photos, was refused."""
     client = tracking.open_client(tracked_config)
-    first = version_by_hand(client, tracked_config, file_store, "a")
+    first = registered(client, tracked_config, file_store, "a")
     subject = tracked_config.subject.model_copy(update={"consent": "mine | all mine"})
     train = tracked_config.train.model_copy(update={"steps": 9})
     other = tracked_config.model_copy(update={"subject": subject, "train": train})
-    second = version_by_hand(client, other, file_store, "b")
-    for config, version in ((tracked_config, first), (other, second)):
-        book = registry.open_book(client, config, file_store)
-        origin = read_origin(book, version.version)
-        tags = {
-            "dreambooth.config": config.model_dump_json(exclude={"paths"}),
-            "dreambooth.weights_record": origin.weights,
-            "dreambooth.metric.clip_i": "0.750000",
-        }
-        for name, value in tags.items():
-            client.set_model_version_tag("tiny", version.version, name, value)
+    second = registered(client, other, file_store, "b")
     promotion.settle(tracked_config, file_store, first, verdict("1", "promote", "base"))
     said = verdict("2", "keep", "tiny/1", candidate=ancestry(file_store, "b").scores)
     promotion.settle(other, file_store, second, said)
     return tracked_config.paths.work
+
+
+def with_another_subject(config):
+    """Two subjects, of each of which the other half is known."""
+    first = config.subject.model_copy(update={"provenance": "my desk"})
+    named = {"class_noun": "mug", "identifier": "zwx", "consent": "Ann | her mug"}
+    other = config.subject.model_copy(update=named)
+    return config.model_copy(update={"subject": first, "more_subjects": (other,)})
 
 
 def typed(work, *words: str):
@@ -104,6 +116,22 @@ def test_a_lineage_goes_from_the_photos_to_the_aliases(work, file_store) -> None
     assert "promote by the gate: @champion" in " ".join(shown.split())
 
 
+def test_a_lineage_tells_whose_every_subject_is(work, tracked_config, file_store) -> None:
+    config = with_another_subject(tracked_config)
+    registered(tracking.open_client(config), config, file_store, "c")
+    traced = told(work, "lineage", "tiny/3")
+    assert traced["subjects"] == [
+        {"subject": "sks robot", "provenance": "my desk", "consent": ""},
+        {"subject": "zwx mug", "provenance": "", "consent": "Ann | her mug"},
+    ]
+    assert traced["config"] == origins.config_digest(config)
+    shown = [" ".join(line.split()) for line in typed(work, "lineage", "tiny/3").stdout.split("\n")]
+    assert "provenance sks robot my desk" in shown
+    assert "consent sks robot not said" in shown
+    assert "provenance zwx mug not said" in shown
+    assert "consent zwx mug Ann | her mug" in shown
+
+
 def test_a_lineage_tells_of_a_refusal(work, tracked_config, file_store) -> None:
     promotion.reject(tracked_config, file_store, promotion.Wish("2", "ann", "too yellow"))
     changes = told(work, "lineage", "tiny/2")["changes"]
@@ -156,6 +184,18 @@ def test_a_card_says_what_one_must_know(work, tracked_config, file_store) -> Non
     assert f"{book.place}/cards/2.md" in described
     run = client.get_model_version("tiny", "2").run_id
     assert "model_card.md" in [artifact.path for artifact in client.list_artifacts(run)]
+
+
+def test_a_card_tells_whose_every_subject_is(tracked_config, file_store) -> None:
+    found = ancestry(file_store)
+    origin = origins.origin_of(with_another_subject(tracked_config), file_store, found)
+    learned = cards.render(file_store, cards.Told(origin, found)).split("## What it learned")[1]
+    told_of = learned.split("## How good")[0].splitlines()
+    first = told_of.index("- Where the photos of `sks robot` come from: my desk")
+    assert "not said in the config" in told_of[first + 1]
+    second = told_of[first + 2]
+    assert second.startswith("- Where the photos of `zwx mug` come from: not said")
+    assert told_of[first + 3] == "- Who agreed to them, and how: Ann \\| her mug"
 
 
 def test_a_card_of_a_lora_says_how_to_put_it_over_the_base(work, tracked_config, file_store):

@@ -9,9 +9,14 @@ import pytest
 
 from benchmarks import measured_servers
 from dreambooth_core import report, tracking
+from dreambooth_core.blobs import digest_of
+from dreambooth_core.checkpoints import Checkpoint
+from dreambooth_core.leases import Lease
 from dreambooth_core.pages.exhibits import MOST
 from dreambooth_core.pages.facts import Facts
+from dreambooth_core.stages import code_digest
 from dreambooth_core.summary import Results
+from dreambooth_core.versions import origins
 from tests import browser
 from tests.page import Page
 from tests.reported_by_hand import PROMPTS, SEEDS, STAGES, results_of, run_of, verdict_of
@@ -141,6 +146,51 @@ def test_lineage_has_every_digest(page, results):
     made = (results.intake.images, results.classes, results.weights, results.scores)
     for record in (*made, results.verdict, results.samples):
         assert record.digest in words
+
+
+def test_lineage_tells_code_config_licence_and_whose_the_photos_are(made):
+    config, store, results = made
+    subject = config.subject.model_copy(update={"provenance": "my <own>", "consent": "nobody"})
+    other = subject.model_copy(update={"identifier": "zwx", "consent": "Ann did"})
+    told = config.model_copy(
+        update={
+            "subject": subject.model_copy(update={"provenance": ""}),
+            "more_subjects": (other,),
+            "model": config.model.model_copy(update={"licence": "MIT"}),
+        }
+    )
+    words = Page(report.render(told, store, results, STAGES)).sections["lineage"]
+    assert "licence of the base MIT" in words
+    assert f"config {origins.config_digest(told)}" in words
+    assert f"code {code_digest()} {origins.code_version()}" in words
+    assert "provenance of sks robot not said consent for sks robot nobody" in words
+    assert "provenance of zwx robot my <own> consent for zwx robot Ann did" in words
+
+
+def test_lineage_has_no_licence_that_nobody_told(page):
+    assert "licence" not in page.sections["lineage"].split("The whole config")[0]
+
+
+def test_lineage_has_the_checkpoints_that_are_still_there(made):
+    config, store, results = made
+    key, name = "c" * 64, "00000020.1"
+    manifest = Checkpoint(step=20, run=key, code="d" * 64, files={}).model_dump_json().encode()
+    store.put(f"runs/{key}/checkpoints/{name}/manifest.json", manifest)
+    lease = Lease(
+        number=1,
+        holder="h",
+        host="h",
+        process=1,
+        since="",
+        folder="f",
+        seconds=60,
+        checkpoints=(name,),
+    )
+    store.put(f"runs/{key}/lease.json", lease.model_dump_json().encode())
+    weights = results.weights.model_copy(update={"key": key})
+    changed = results.model_copy(update={"weights": weights})
+    words = Page(report.render(config, store, changed, STAGES)).sections["lineage"]
+    assert f"checkpoint of step 20 {digest_of(manifest)}" in words
 
 
 def test_a_password_in_the_config_stays_outside(made):

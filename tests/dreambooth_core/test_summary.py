@@ -3,6 +3,7 @@ import time
 
 import pytest
 
+from dreambooth_core.cli import screens
 from dreambooth_core.config import Config
 from dreambooth_core.dataset import Validation
 from dreambooth_core.errors import DatasetRefused, Preempted
@@ -10,8 +11,10 @@ from dreambooth_core.photos.intake import Intake
 from dreambooth_core.records import (
     Cost,
     Document,
+    Estimate,
     ImageSet,
     ModelVersion,
+    Reason,
     SampleSet,
     Scores,
     Verdict,
@@ -27,11 +30,16 @@ SCORES = Scores(
     digest="2" * 64,
     metrics={"clip_i": 0.5},
     base_metrics={"clip_i": 0.25},
+    estimates={"clip_i": Estimate(value=0.5, low=0.375, high=0.625)},
     warnings=("the finder is blind",),
     samples=SAMPLES,
     base_samples=SAMPLES,
     class_samples=SAMPLES,
     base_class_samples=SAMPLES,
+)
+
+REASON = Reason(
+    rule="superiority", metric="clip_i", outcome="passed", sentence="clip i is 0.500 against 0.250"
 )
 
 
@@ -61,7 +69,7 @@ def left(name: str):
             digest="3" * 64,
             outcome="promote",
             sentence="It is better than the base.",
-            reasons=(),
+            reasons=(REASON,),
             comparisons=(),
             against="base",
             rounds=1,
@@ -85,7 +93,7 @@ def test_a_finished_run_is_told_as_the_issue_says(config, capsys):
     told = json.loads(walk(config).model_dump_json())
     assert list(told) == [
         *("run_id", "status", "stages", "metrics", "base_metrics", "model", "gate"),
-        *("warnings", "artifacts", "digests"),
+        *("warnings", "artifacts", "digests", "estimates"),
     ]
     assert told["status"] == "done"
     assert list(told["stages"]) == list(STAGES)
@@ -98,9 +106,44 @@ def test_a_finished_run_is_told_as_the_issue_says(config, capsys):
         "outcome": "promote",
         "sentence": "It is better than the base.",
         "against": "base",
+        "reasons": [REASON.model_dump()],
     }
+    assert told["estimates"] == {"clip_i": {"value": 0.5, "low": 0.375, "high": 0.625}}
     assert told["digests"] == {"dataset": DIGEST, "class_images": DIGEST, "weights": "1" * 64}
     assert capsys.readouterr().out == ""
+
+
+def test_a_run_that_measured_nothing_has_no_intervals_and_no_reasons(config):
+    with Run(config) as run:
+        run.stage("validate", lambda: (left("validate"), False))
+    assert run.summary.estimates == {}
+    assert run.summary.gate is None
+
+
+def test_a_summary_of_before_is_still_read(config):
+    told = json.loads(walk(config).model_dump_json())
+    del told["estimates"], told["gate"]["reasons"]
+    found = Summary.model_validate(told)
+    assert found.estimates == {}
+    assert found.gate is not None
+    assert found.gate.reasons == ()
+
+
+def test_people_see_the_intervals_and_why_the_gate_decided(config, capsys, monkeypatch):
+    monkeypatch.setenv("COLUMNS", "100")
+    screens.show_summary(walk(config))
+    lines = [" ".join(line.split()) for line in capsys.readouterr().out.splitlines()]
+    assert "metric tuned 95 % interval base" in lines
+    assert "clip i 0.500 0.375 to 0.625 0.250" in lines
+    decided = lines.index("Gate promote: It is better than the base.")
+    assert lines[decided + 1] == f"passed, superiority: {REASON.sentence}"
+
+
+def test_a_single_prompt_leaves_an_interval_empty(config, capsys):
+    alone = walk(config).model_copy(update={"estimates": {"clip_i": Estimate(value=0.5)}})
+    screens.show_summary(alone)
+    lines = [" ".join(line.split()) for line in capsys.readouterr().out.splitlines()]
+    assert "clip i 0.500 0.250" in lines
 
 
 def test_it_lies_beside_the_report_here_and_in_the_store(config, tmp_path):

@@ -11,6 +11,7 @@ PANELS = (
     "identity",
     "subject_fidelity",
     "prompt_fidelity",
+    "diversity",
     "pres",
     "class_diversity",
     "prior_drift",

@@ -86,16 +86,24 @@ CHANGES: dict[str, dict[str, Any]] = {
     "an encoder's revision": {"identity": "someone/eye", "identity_revision": "1"},
     "another revision": {"identity": "someone/eye", "identity_revision": "2"},
 }
+SAMPLERS: dict[str, dict[str, Any]] = {
+    "the guidance": {"guidance_scale": 3.0},
+    "the steps": {"inference_steps": 3},
+    "the noise scheduler": {"noise_scheduler": "DDIMScheduler"},
+    "the negative prompt": {"negative_prompt": "blurry"},
+    "the batch, which decides the last bit": {"batch_size": 3},
+}
 
 
 def test_the_digest_follows_everything_that_decides_what_is_measured(config):
     changed = {name: plan(with_evaluation(config, **change)) for name, change in CHANGES.items()}
-    sampler = config.sampler.model_copy(update={"guidance_scale": 3.0})
-    steps = config.sampler.model_copy(update={"inference_steps": 3})
+    samplers = {
+        name: config.model_copy(update={"sampler": config.sampler.model_copy(update=change)})
+        for name, change in SAMPLERS.items()
+    }
     size = config.model.model_copy(update={"resolution": 64})
     changed |= {
-        "the guidance": plan(config.model_copy(update={"sampler": sampler})),
-        "the steps": plan(config.model_copy(update={"sampler": steps})),
+        **{name: plan(other) for name, other in samplers.items()},
         "the size": plan(config.model_copy(update={"model": size})),
         "the photos": plan(config, PHOTOS.model_copy(update={"digest": "b"})),
         "the seed set": plan(config, seed_set="dev"),

@@ -8,6 +8,7 @@ from pathlib import Path
 import pytest
 
 from dreambooth_core.fit import write_record
+from dreambooth_core.metrics import catalogue
 from examples.small_world.study import page, trials
 from examples.small_world.study.__main__ import main, parser
 from examples.small_world.study.arms import QUESTIONS, Arm, Question, Trial
@@ -19,8 +20,10 @@ PAIR = Question("pair", "A pair", "About it.", (OURS, THEIRS), SUBJECTS, (0,), a
 THREE = Question("three", "Three arms", "About them.", (OURS, THEIRS, THIRD), SUBJECTS, (0,))
 
 
-def put(folder: Path, arm: Arm, subject: str, fidelity: float, pres: float) -> None:
-    metrics = {"subject_fidelity": fidelity, "pres": pres}
+def put(
+    folder: Path, arm: Arm, subject: str, fidelity: float, pres: float, **others: float
+) -> None:
+    metrics = {"subject_fidelity": fidelity, "pres": pres, **others}
     result = Result(
         arm=arm.name,
         subject=subject,
@@ -66,6 +69,16 @@ def test_page_json_and_pictures(results: Path, tmp_path: Path) -> None:
         assert picture.read_text().startswith("<svg")
         assert picture.stat().st_size < 60_000
     assert "our defaults" in (tmp_path / "docs" / "study" / "pair.svg").read_text()
+
+
+def test_pictures_have_a_panel_for_each_metric_that_was_measured(tmp_path: Path) -> None:
+    names = ("identity", "diversity", "class_diversity")
+    for arm in (OURS, THEIRS):
+        put(tmp_path, arm, "cat", 0.9, 0.3, **dict.fromkeys(names, 0.5))
+    page.write((PAIR,), tmp_path, tmp_path / "study.md")
+    drawn = (tmp_path / "study" / "pair.svg").read_text()
+    titles = [catalogue()[name].title for name in (*names, "subject_fidelity", "pres")]
+    assert [title for title in titles if f">{title}</text>" not in drawn] == []
 
 
 def test_same_results_are_the_same_bytes(results: Path, tmp_path: Path) -> None:
