@@ -164,6 +164,18 @@ def s3_rows(
     return told, dollars
 
 
+def traffic(it: Assumptions) -> tuple[float, float]:
+    """MB written into S3 and read from it per subject; the base comes from the node's disk.
+
+    Images are read once, to be measured or learned from, those of the base too; weights by what
+    draws for the evaluation and for the samples.
+    """
+    made = it.evaluation_images + it.samples + (1 - it.class_images_reused) * it.class_images
+    sent = it.image_mb * made + it.weights_mb + it.checkpoints * it.checkpoint_mb
+    fetched = it.image_mb * (2 * it.evaluation_images + it.class_images) + 2 * it.weights_mb
+    return sent, fetched
+
+
 def rows(it: Assumptions, counted: Counted) -> Iterator[tuple[str, str]]:
     """What it comes to, line by line."""
     count, found, seconds = gpus(it)
@@ -179,6 +191,9 @@ def rows(it: Assumptions, counted: Counted) -> Iterator[tuple[str, str]]:
     yield "the same on demand", f"${per_subject / 3600 * it.on_demand_dollars:.3f}"
     asked, priced = s3_rows(it, counted, busy) if counted else ((UNCOUNTED,), 0.0)
     yield from asked
+    sent, fetched = traffic(it)
+    yield "S3 traffic per subject: written, read", f"{sent:.0f} MB, {fetched:.0f} MB"
+    yield "S3 traffic, busy hours", f"{busy * sent:.1f} MB/s, {busy * fetched:.1f} MB/s"
     kept = it.weights_mb + it.image_mb * (it.evaluation_images + it.samples)
     made = kept + 2 * it.checkpoint_mb
     yield (
