@@ -68,16 +68,24 @@ def down(folder: Folder = FOLDER) -> None:
 
 
 @app.command()
-def doctor(folder: Folder = FOLDER, as_json: AsJson = False) -> None:
+def doctor(
+    folder: Folder = FOLDER,
+    config: Annotated[
+        Path | None, typer.Option(help="A run's config, whose store is looked at.")
+    ] = None,
+    as_json: AsJson = False,
+) -> None:
     """Check versions, ports, disk, memory, GPU, credentials, clocks and servers; say what to do.
 
     Looks at the servers that the environment names, else at those of `up`. Exit code 1 when
     something is broken.
     """
     from dreambooth_core.cli.stack_screens import show_findings
+    from dreambooth_core.config import load_config
     from dreambooth_core.stack.doctor import examine
 
-    found = examine(folder.resolve())
+    store = load_config(config).storage if config is not None else None
+    found = examine(folder.resolve(), store)
     show_findings(found, as_json)
     if any(finding.level == "broken" for finding in found):
         raise typer.Exit(1)

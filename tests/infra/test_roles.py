@@ -67,6 +67,12 @@ def test_every_role_can_do_its_work(guarded_s3: Guarded, config_file: Path, clie
     assert traced["training"]["weights"] == summary["digests"]["weights"]
     assert told(guarded_s3, "reader", *dreambooth, "models", *place)[0]["version"] == "1"
 
+    # the doctor takes a team's store for well with the keys of those who work on it
+    for role in ("flow", "trainer"):
+        checks = told(guarded_s3, role, *dreambooth, "doctor", "--config", config_file, "--json")
+        (found,) = [one for one in checks if one["check"] == "storage"]
+        assert found["level"] == "ok", found["sentence"]
+
     nobodys = JUDGED.format(digest="e" * 64)
     clients["flow"].put_object(Bucket="dreambooth", Key=nobodys, Body=b"{}")
     swept = told(

@@ -94,9 +94,12 @@ def checked(server: Server) -> Finding:
     return Finding(check=server.name, level="warning", sentence=sentence)
 
 
-def examine(folder: Path) -> list[Finding]:
-    """All checks, in the order of their names, of what the environment names, else of the stack."""
-    with _site(folder) as site:
+def examine(folder: Path, store: Storage | None = None) -> list[Finding]:
+    """All checks, in the order of their names, of what the environment names, else of the stack.
+
+    `store` is looked at in the place of theirs, unless it is the local one.
+    """
+    with _site(folder, store) as site:
         return [
             finding
             for name in plugins.names(__name__)
@@ -105,14 +108,17 @@ def examine(folder: Path) -> list[Finding]:
 
 
 @contextmanager
-def _site(folder: Path) -> Iterator[Site]:
+def _site(folder: Path, store: Storage | None) -> Iterator[Site]:
     """Servers of the environment, with its keys; where it names none, the stack's with theirs."""
     settings = _settings(folder)
     named = os.environ.get
+    theirs = Storage(endpoint=None) if named("AWS_ENDPOINT_URL_S3") else None
+    if store is not None and store.endpoint != "local":
+        theirs = store
     elsewhere = Site(
         folder=folder,
         settings=settings,
-        storage=Storage(endpoint=None) if named("AWS_ENDPOINT_URL_S3") else None,
+        storage=theirs,
         prefect=(named("PREFECT_API_URL") or "").removesuffix("/api") or None,
         mlflow=named(tracking.SERVER) or None,
     )
