@@ -118,23 +118,34 @@ def _bill(stage: str, status: str, seconds: Iterable[float]) -> dict[str, str]:
 def plan_as_markdown(planned: Forecast) -> str:
     """What goes in, by digests, what is reused, and what the rest may cost."""
     seconds = planned.training_seconds
-    time = (
-        "of unknown length: none was done yet" if seconds is None else f"of about {seconds:.0f} s"
+    training = _about(seconds)
+    if planned.trained:
+        training = f"reused, `{planned.trained[:16]}`, {seconds or 0:.0f} s saved"
+    parts = (
+        planned.priors_seconds,
+        0.0 if planned.trained else seconds,
+        planned.evaluation_seconds,
     )
-    there = (
-        f"reused, {planned.trained[:16]}, {seconds or 0:.0f} s saved" if planned.trained else time
-    )
+    known = [part for part in parts if part is not None]
+    whole = _about(sum(known)) if len(known) == len(parts) else _about(None)
+    there = f"{planned.class_images}, {planned.class_images_there} of them reused"
+    measured = f"{planned.evaluated_images} images each of model and base"
     return "\n".join(
         [
             "| what | plan |",
             "|---|---|",
             f"| instance images | {planned.photos}, `{planned.instance[:16]}` |",
             f"| base | `{planned.base[:16]}` |",
-            f"| class images | {planned.class_images}, {planned.class_images_there} of them reused |",
-            f"| training | {there} |",
-            f"| evaluation | {planned.evaluated_images} images each of model and base |",
+            f"| class images | {there}, {_about(planned.priors_seconds)} |",
+            f"| training | {training} |",
+            f"| evaluation | {measured}, {_about(planned.evaluation_seconds)} |",
+            f"| in all, at the champion's pace | {whole} |",
         ]
     )
+
+
+def _about(seconds: float | None) -> str:
+    return "unknown time: no champion tells" if seconds is None else f"about {seconds:.0f} s"
 
 
 def publish_verdict(name: str, verdict: Verdict) -> None:

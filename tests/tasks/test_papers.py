@@ -31,7 +31,9 @@ FORECAST = Forecast(
     class_images_there=40,
     trained=None,
     evaluated_images=36,
+    priors_seconds=None,
     training_seconds=None,
+    evaluation_seconds=None,
 )
 
 
@@ -59,12 +61,17 @@ def test_the_bill_adds_up_what_was_spent_and_what_was_saved():
 
 
 def test_the_plan_says_what_is_there_and_what_the_rest_may_cost():
-    assert "| training | of unknown length: none was done yet |" in plan_as_markdown(FORECAST)
-    assert "| class images | 100, 40 of them reused |" in plan_as_markdown(FORECAST)
-    known = FORECAST.model_copy(update={"training_seconds": 61.4})
-    assert "| training | of about 61 s |" in plan_as_markdown(known)
+    first = plan_as_markdown(FORECAST)
+    assert "| training | unknown time: no champion tells |" in first
+    assert "| class images | 100, 40 of them reused, unknown time" in first
+    assert "pace | unknown time" in first
+    seconds = {"priors_seconds": 20.0, "training_seconds": 61.4, "evaluation_seconds": 10.0}
+    known = FORECAST.model_copy(update=seconds)
+    assert "| training | about 61 s |" in plan_as_markdown(known)
+    assert "| in all, at the champion's pace | about 91 s |" in plan_as_markdown(known)
     done = known.model_copy(update={"trained": "c" * 64})
-    assert f"| training | reused, {'c' * 16}, 61 s saved |" in plan_as_markdown(done)
+    assert f"| training | reused, `{'c' * 16}`, 61 s saved |" in plan_as_markdown(done)
+    assert "| in all, at the champion's pace | about 30 s |" in plan_as_markdown(done)
 
 
 def test_candidate_and_champion_stand_side_by_side():
