@@ -32,7 +32,7 @@ class Encoder:
     def __init__(
         self, source: str, revision: str | None, preprocessing: Preprocessing = "paper"
     ) -> None:
-        """Load from a folder or the Hub's cache; raises `ModelError` when there is none.
+        """Load from a folder or the Hub's cache, safetensors only; raises `ModelError` when there is none.
 
         `paper` preprocesses as the encoders' authors evaluated them, whatever the folder says but
         for side, mean and deviation; `own` as it says.
@@ -44,7 +44,8 @@ class Encoder:
         self._where = {"revision": commit} if commit else {}
         self._device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
         # of whatever type it was saved in: halves are five times slower on a processor
-        self._model = self._load(AutoModel, dtype=torch.float32).eval().to(self._device)
+        model = self._load(AutoModel, dtype=torch.float32, use_safetensors=True)
+        self._model = model.eval().to(self._device)
         self._processor = self._load(AutoImageProcessor)
         self._tokenizer: Any = None
 

@@ -142,3 +142,13 @@ def test_a_branch_of_the_hub_is_the_commit_where_it_stands(tmp_path, monkeypatch
     assert first != second == encoder_digest("someone/eye", "b" * 40)
     assert pinned("someone/eye", None) == "b" * 40
     assert pinned("someone/else", "v1") == "v1"
+
+
+def test_weights_that_could_hold_code_are_not_read(tiny_encoders, tmp_path):
+    folder = shutil.copytree(tiny_encoders[1], tmp_path / "pickled")
+    weights = load_file(folder / "model.safetensors")
+    (folder / "model.safetensors").unlink()
+    moved = {name: torch.from_numpy(value) for name, value in weights.items()}
+    torch.save(moved, folder / "pytorch_model.bin")
+    with pytest.raises(ModelError, match="no encoder for the metrics"):
+        Encoder(str(folder), None)
