@@ -1,6 +1,10 @@
 """One machine's services: by Compose's schema, and by what the schema cannot say."""
 
+import json
+import os
 import re
+import subprocess
+import sys
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -161,4 +165,61 @@ def test_prefect_knows_every_setting(compose: dict[str, Any], infra: Path) -> No
         if not name.startswith(foreign)
     }
     assert len(named) > 15
-    assert named - {"PREFECT_UI_API_URL"} <= known
+    assert named <= known
+
+
+PAGES = """
+import json
+from fastapi.testclient import TestClient
+from prefect.server.api.server import create_ui_app
+
+browser = TestClient(create_ui_app(ephemeral=False))
+page = browser.get("/v2/index.html")
+print(json.dumps([page.status_code, browser.get("/ui-settings").json()]))
+"""
+
+
+def test_prefect_s_pages_are_served_from_where_it_may_write(
+    compose: dict[str, Any], tmp_path: Path
+) -> None:
+    service = compose["services"]["prefect-api"]
+    told = {key: value for key, value in service["environment"].items() if "_SERVER_UI_" in key}
+    folder = Path(told["PREFECT_SERVER_UI_STATIC_DIRECTORY"])
+    writable = [Path(mount.split(":")[0]) for mount in service["tmpfs"]]
+    assert any(mount in folder.parents for mount in writable)
+    here = tmp_path / folder.relative_to("/")
+    theirs = {name: value for name, value in os.environ.items() if not name.startswith("PREFECT")}
+    done = subprocess.run(
+        [sys.executable, "-c", PAGES],
+        env={
+            **theirs,
+            **told,
+            "PREFECT_SERVER_UI_STATIC_DIRECTORY": str(here),
+            "PREFECT_HOME": str(tmp_path / "home"),
+        },
+        capture_output=True,
+        text=True,
+        timeout=300,
+    )
+    assert done.returncode == 0, done.stderr
+    status, settings = json.loads(done.stdout.splitlines()[-1])
+    assert status == 200
+    assert {path.parent.name for path in here.glob("*/index.html")} == {"v1", "v2"}
+    # beside the pages, so that it is right behind any proxy
+    assert settings["api_url"] == "/api"
+
+
+def test_base_models_are_kept_on_the_disk(compose: dict[str, Any]) -> None:
+    """A worker's home is in memory."""
+    for name in ("worker", "worker-gpu", "worker-janitor"):
+        service = compose["services"][name]
+        mounts = [volume.split(":") for volume in service["volumes"]]
+        kept = [Path(mount[1]) for mount in mounts if mount[0] in compose["volumes"]]
+        folder = Path(service["environment"]["HF_HOME"])
+        assert any(mount in folder.parents for mount in kept), name
+
+
+def test_an_image_knows_the_code_that_it_is_made_of(compose: dict[str, Any]) -> None:
+    built = [service["build"] for service in compose["services"].values() if "build" in service]
+    assert {build["target"] for build in built} == {"services", "worker"}
+    assert all(build["args"]["REVISION"] == "${REVISION:-unknown}" for build in built)

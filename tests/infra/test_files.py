@@ -21,6 +21,22 @@ def test_shell(tool: Callable[..., str]) -> None:
     tool("shellcheck", *SHELL)
 
 
+def test_shell_of_workflows(tool: Callable[..., str], tmp_path: Path) -> None:
+    """What actionlint asks shellcheck."""
+    steps = [
+        step["run"]
+        for path in WORKFLOWS
+        for job in yaml.safe_load(path.read_text(encoding="utf-8"))["jobs"].values()
+        for step in job["steps"]
+        if "run" in step
+    ]
+    assert len(steps) > 10
+    for number, step in enumerate(steps):
+        assert "${{" not in step  # what others write must come as a variable
+        (tmp_path / f"{number}.sh").write_text(f"#!/bin/bash\nset -e\n{step}\n")
+    tool("shellcheck", *sorted(tmp_path.glob("*.sh")))
+
+
 def test_yaml(tool: Callable[..., str]) -> None:
     rules = {
         "extends": "default",
@@ -62,6 +78,9 @@ def test_workflows_begin_with_no_rights_and_pin_what_they_use() -> None:
             assert "timeout-minutes" in job
         for used in re.findall(r"uses: (.+)", text):
             assert re.fullmatch(r"[\w/-]+@[0-9a-f]{40} # v[\d.]+", used), used
+        for installed in re.findall(r"pip install (.+)", text):
+            libraries = [word for word in installed.split() if word[0].isalpha()]
+            assert "--require-hashes" in installed or all("==" in word for word in libraries)
 
 
 def test_workflows_run_deployments_that_are_there() -> None:
@@ -77,6 +96,30 @@ def test_workflows_run_deployments_that_are_there() -> None:
     assert "sh infra/automations/apply.sh" in release
     for variable in ("POOL", "IMAGE", "S3_ENDPOINT"):
         assert re.search(rf"\b{variable}[:=]", release), variable
+    # by the job that they are checked against, which is not left as an older release had it
+    pool = release.index('work-pool update "$POOL" --base-job-template')
+    assert release.index("job=infra/work-pools/gpu.json") < pool < release.index("deploy --prefect")
+
+
+def test_whatever_is_run_on_one_machine_shows_its_pages() -> None:
+    steps = _steps("test.yml", "image")
+    compose = yaml.safe_load((ROOT / "infra/compose/compose.yaml").read_text(encoding="utf-8"))
+    [port] = compose["services"]["prefect-api"]["ports"]
+    [asked] = [step for step in steps if "curl" in step]
+    assert "--fail " in asked
+    assert f"http://127.0.0.1:{port.rsplit(':')[-2]}/\n" in f"{asked}\n"
+    assert steps.index(asked) > next(n for n, step in enumerate(steps) if "up --detach" in step)
+
+
+def test_the_newest_libraries_are_checked_as_the_others_are() -> None:
+    weekly = {line for step in _steps("unlocked.yml", "test") for line in step.splitlines()}
+    always = (ROOT / ".ci/run").read_text(encoding="utf-8")
+    assert {*re.findall(r"^make .+", always, re.MULTILINE)} <= weekly
+
+
+def _steps(workflow: str, job: str) -> list[str]:
+    text = (ROOT / ".github/workflows" / workflow).read_text(encoding="utf-8")
+    return [step["run"] for step in yaml.safe_load(text)["jobs"][job]["steps"] if "run" in step]
 
 
 def test_a_team_is_offered_what_a_laptop_is(infra: Path) -> None:

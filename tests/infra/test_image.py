@@ -4,6 +4,7 @@ import os
 import re
 import subprocess
 import sys
+import tomllib
 from collections.abc import Callable
 from pathlib import Path
 
@@ -39,15 +40,17 @@ class TestLock:
             assert locked[library].split("+")[0] == tested[library], library
 
     def test_what_is_asked_for_is_locked(self, infra: Path, name: str) -> None:
-        wanted = (infra / f"image/requirements/{name}.in").read_text()
+        wanted = (infra / f"image/requirements/{name}.in").read_text().splitlines()
+        script = (infra / "image/lock.sh").read_text()
+        [handed] = re.findall(rf"^lock {name}\b(.*)", script, re.MULTILINE)
         if name != "services":
-            project = (infra.parent / "pyproject.toml").read_text()
-            wanted += "\n".join(
-                re.findall(
-                    r'^ +"([\w.-]+).*",', project.split("[project.optional")[0], re.MULTILINE
-                )
-            )
-        names = re.findall(r"^([A-Za-z][\w.-]*)", wanted, re.MULTILINE)
+            assert "pyproject.toml" in handed
+            project = tomllib.loads((infra.parent / "pyproject.toml").read_text())["project"]
+            extras = {"heic", "trackers", *(["gpu"] if name == "cuda" else [])}
+            assert {*re.findall(r"--extra (\w+)", handed)} == extras
+            wanted += project["dependencies"]
+            wanted += [one for extra in extras for one in project["optional-dependencies"][extra]]
+        names = re.findall(r"^([A-Za-z][\w.-]*)", "\n".join(wanted), re.MULTILINE)
         assert {re.sub(r"[._-]+", "-", each).lower() for each in names} <= pins(
             infra / f"image/requirements/{name}.txt"
         ).keys()

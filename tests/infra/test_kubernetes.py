@@ -9,6 +9,7 @@ from typing import Any
 import kubernetes_validate
 import pytest
 import yaml
+from prefect.utilities.schema_tools.validation import ValidationError, validate
 from prefect.utilities.templating import apply_values, find_placeholders
 
 from dreambooth_core import telemetry
@@ -157,6 +158,63 @@ def test_prefect_s_api_and_services_are_apart_and_several(built: Built) -> None:
     assert settings["data"]["PREFECT_SERVER_DATABASE_MIGRATE_ON_START"] == "false"
 
 
+def test_prefect_s_pages_are_laid_out_where_it_may_write(built: Built) -> None:
+    """It goes on without them otherwise."""
+    settings = named(built["production"], "ConfigMap", "prefect-server")["data"]
+    folder = Path(settings["PREFECT_SERVER_UI_STATIC_DIRECTORY"])
+    [container] = _pod(built["production"], "prefect-api")["containers"]
+    assert {"configMapRef": {"name": "prefect-server"}} in container["envFrom"]
+    writable = [Path(m["mountPath"]) for m in container["volumeMounts"] if not m.get("readOnly")]
+    assert any(mount in folder.parents for mount in writable)
+    # beside the pages: from inside the cluster nobody knows by what name browsers find it
+    assert settings["PREFECT_SERVER_UI_API_URL"] == "/api"
+
+
+@pytest.mark.parametrize("overlay", ["production", "trial"])
+@pytest.mark.parametrize("server", ["prefect-api", "prefect-services", "prefect-migrate", "mlflow"])
+def test_no_server_starts_without_all_of_its_secrets(
+    built: Built, infra: Path, overlay: str, server: str
+) -> None:
+    """From a secret as a whole, Prefect's server would start open where the password is missing."""
+    pod = _pod(built[overlay], server)
+    [container] = pod["containers"]
+    assert not [source for source in container.get("envFrom", []) if "secretRef" in source]
+    asked = [each["valueFrom"]["secretKeyRef"] for each in container["env"] if "valueFrom" in each]
+    asked += [
+        {"name": volume["secret"]["secretName"], "key": item["key"], **volume["secret"]}
+        for volume in pod["volumes"]
+        if "secret" in volume
+        for item in volume["secret"]["items"]
+    ]
+    assert not any(each.get("optional") for each in asked)
+    secret = "mlflow" if server == "mlflow" else "prefect-server"
+    page = (infra / "README.md").read_text(encoding="utf-8")
+    [row] = [line for line in page.splitlines() if line.startswith(f"| `{secret}` |")]
+    keys = {*row.split("|")[2].replace("`", "").replace(" ", "").split(",")}
+    assert {(each["name"], each["key"]) for each in asked} == {(secret, key) for key in keys}
+    for each in container["env"]:
+        if "valueFrom" in each:
+            assert each["name"] == each["valueFrom"]["secretKeyRef"]["key"]
+
+
+def _pod(documents: list[dict[str, Any]], name: str) -> dict[str, Any]:
+    pods = dict(templates([*of_kind(documents, "Deployment", "Job")]))
+    spec: dict[str, Any] = pods[name]["spec"]
+    return spec
+
+
+def test_browsers_may_use_mlflow_by_the_entrance_s_name(built: Built) -> None:
+    """It refuses other hosts, and what is sent from other pages."""
+    [container] = _pod(built["production"], "mlflow")["containers"]
+    told = {each["name"]: each.get("value") for each in container["env"]}
+    [origin] = told["MLFLOW_SERVER_CORS_ALLOWED_ORIGINS"].split(",")
+    hosts = told["MLFLOW_SERVER_ALLOWED_HOSTS"].split(",")
+    assert origin.removeprefix("https://") in hosts
+    [base] = _pod(built["trial"], "mlflow")["containers"]
+    inner = {each["name"]: each.get("value") for each in base["env"]}["MLFLOW_SERVER_ALLOWED_HOSTS"]
+    assert {*inner.split(",")} < {*hosts}
+
+
 def test_no_overlay_holds_a_secret(built: Built) -> None:
     assert not [kind for documents in built.values() for kind in of_kind(documents, "Secret")]
 
@@ -164,7 +222,7 @@ def test_no_overlay_holds_a_secret(built: Built) -> None:
 def test_every_file_belongs_to_a_kustomization(infra: Path) -> None:
     for listing in (infra / "kubernetes").rglob("kustomization.yaml"):
         said = yaml.safe_load(listing.read_text())
-        patches = [patch["path"] for patch in said.get("patches", [])]
+        patches = {patch["path"] for patch in said.get("patches", [])}
         named = {*said["resources"], *patches, *said.get("configurations", []), listing.name}
         assert {path.name for path in listing.parent.glob("*.yaml")} <= named
 
@@ -184,6 +242,39 @@ def test_a_run_s_numbers_reach_the_exporter(built: Built) -> None:
         if {"port": int(port), "protocol": "UDP"} in rule["ports"]
     ]
     assert leaving["to"] == [{"podSelector": {"matchLabels": {"app": name}}}]
+
+
+def test_what_ray_s_workers_draw_reaches_the_exporter_too(built: Built) -> None:
+    base, ray = built["production"], built["ray"]
+    [cluster] = of_kind(ray, "RayCluster")
+    for group in cluster["spec"]["workerGroupSpecs"]:
+        [container] = group["template"]["spec"]["containers"]
+        [source] = [
+            each["valueFrom"] for each in container["env"] if each["name"] == telemetry.PLACE
+        ]
+        told = source["configMapKeyRef"]
+        name, port = named(base, "ConfigMap", told["name"])["data"][told["key"]].split(":")
+        labels = group["template"]["metadata"]["labels"]
+        policies = [each["spec"] for each in of_kind(ray, "NetworkPolicy")]
+        there = {"podSelector": {"matchLabels": {"app": name}}}
+        out = [
+            rule
+            for policy in policies
+            if policy["podSelector"]["matchLabels"].items() <= labels.items()
+            for rule in policy.get("egress", [])
+            if there in rule.get("to", [])
+        ]
+        assert [rule["ports"] for rule in out] == [[{"port": int(port), "protocol": "UDP"}]]
+        into = [
+            (peer["podSelector"]["matchLabels"], rule["ports"])
+            for policy in policies
+            if policy["podSelector"] == there["podSelector"]
+            for rule in policy["ingress"]
+            for peer in rule["from"]
+        ]
+        [exporter] = _pod(base, name)["containers"]
+        [door] = [each for each in exporter["ports"] if each["containerPort"] == int(port)]
+        assert into == [(labels, [{"port": door["name"], "protocol": "UDP"}])]
 
 
 def test_a_run_s_job_finds_ray_where_there_is_a_cluster(built: Built) -> None:
@@ -226,6 +317,13 @@ class TestWorkPool:
         }
         assert restricted(pod)
 
+    def test_a_run_may_ask_for_no_gpu(self) -> None:
+        job = _job(gpu_count=0)
+        kubernetes_validate.validate(job, SCHEMAS, strict=True)
+        [container] = job["spec"]["template"]["spec"]["containers"]
+        asked = {**container["resources"]["requests"], **container["resources"]["limits"]}
+        assert asked.get("nvidia.com/gpu", 0) == 0
+
     def test_prefect_alone_decides_about_another_try(self) -> None:
         assert _job()["spec"]["backoffLimit"] == 0
 
@@ -246,14 +344,17 @@ def _job_template() -> dict[str, Any]:
     return template
 
 
-def _job(**asked: Any) -> dict[str, Any]:
-    """The Kubernetes job of a run, as Prefect's worker fills it in."""
-    pool = _pool()
-    defaults = {
+def _defaults() -> dict[str, Any]:
+    return {
         name: variable["default"]
-        for name, variable in pool["variables"]["properties"].items()
+        for name, variable in _pool()["variables"]["properties"].items()
         if variable.get("default") is not None
     }
+
+
+def _job(**asked: Any) -> dict[str, Any]:
+    """The Kubernetes job of a run, as Prefect's worker fills it in."""
+    pool, defaults = _pool(), _defaults()
     image = "registry.example.com/dreambooth-worker@sha256:0"
     given: dict[str, Any] = {"name": "run", "image": image, "command": ["prefect"], "env": []}
     manifest = copy.deepcopy(pool["job_configuration"]["job_manifest"])
@@ -262,10 +363,33 @@ def _job(**asked: Any) -> dict[str, Any]:
     return job
 
 
-def test_the_deployments_ask_for_variables_that_the_pool_has(
-    infra: Path, documents: Callable[[Path], list[dict[str, Any]]]
+def test_the_deployments_ask_for_what_the_pool_gives(
+    infra: Path, documents: Callable[[Path], list[dict[str, Any]]], built: Built
 ) -> None:
+    """By what Prefect's server takes or refuses a deployment with."""
     [file] = documents(infra / "deployments.yaml")
-    known = set(_pool()["variables"]["properties"])
+    variables, defaults = _pool()["variables"], _defaults()
+    accounts = {each["metadata"]["name"] for each in of_kind(built["production"], "ServiceAccount")}
+    small = set()
     for deployment in file["deployments"]:
-        assert deployment["work_pool"]["job_variables"].keys() <= known
+        asked = deployment["work_pool"]["job_variables"]
+        assert asked.keys() <= variables["properties"].keys()
+        given = {**defaults, **asked}
+        validate(given, variables, raise_on_error=True, allow_none_with_default=True)
+        assert given["service_account_name"] in accounts
+        kubernetes_validate.validate(_job(**asked), SCHEMAS, strict=True)
+        if given["gpu_count"] == 0:
+            small.add(deployment["entrypoint"].split(":")[0])
+            assert quantity(given["cpu_request"]) < 1
+            assert quantity(given["memory_limit"]) < quantity(defaults["memory_request"])
+    # whoever trains or draws has a GPU
+    assert small == {"flows/promote.py", "flows/janitor.py"}
+    with pytest.raises(ValidationError):  # as it would be told
+        validate({**defaults, "gpu_count": -1}, variables, raise_on_error=True)
+
+
+def quantity(text: str) -> float:
+    """Cores, or GiB."""
+    if text.endswith("m"):
+        return float(text[:-1]) / 1000
+    return float(text.removesuffix("Gi"))
