@@ -105,8 +105,9 @@ def _question(dossier: Dossier, missing: str) -> str:
         f"## Put {dossier.name} into service?",
         f"**{missing}**\n" if missing else "",
         f"{said} In service now: {rival}.\n",
+        # above the table, which is longer than what the form shows at once
+        f"Gallery and report: {_linked(dossier.report)}\n",
         comparison_table(verdict) if verdict else "",
-        f"\nGallery and report: {_linked(dossier.report)}",
     ]
     return "\n".join(line for line in lines if line)
 

@@ -90,11 +90,16 @@ class Tab:
         return value
 
     def click(self, element: str) -> None:
-        """Press the mouse in the middle of what a JavaScript expression finds, once it is there."""
+        """Press the mouse in the middle of what a JavaScript expression finds.
+
+        Once it is there, and nothing lies on it, such as a message that goes away after a while.
+        """
         place = self.until(
             f"(() => {{ const it = {element}; if (!it || it.disabled) return null; "
-            "it.scrollIntoView({block: 'center'}); const box = it.getBoundingClientRect(); "
-            "return {x: box.x + box.width / 2, y: box.y + box.height / 2} })()"
+            "it.scrollIntoView({block: 'center', behavior: 'instant'}); "
+            "const box = it.getBoundingClientRect(); "
+            "const at = {x: box.x + box.width / 2, y: box.y + box.height / 2}; "
+            "return it.contains(document.elementFromPoint(at.x, at.y)) ? at : null })()"
         )
         for kind in ("mousePressed", "mouseReleased"):
             self.do("Input.dispatchMouseEvent", type=kind, button="left", clickCount=1, **place)
@@ -104,6 +109,14 @@ class Tab:
         self.click(element)
         self.ask(f"{element}.select()")
         self.do("Input.insertText", text=text)
+
+    def choose(self, element: str, option: str) -> None:
+        """Pick from a drop-down list, by its first letters and Enter."""
+        self.click(element)
+        for key in (*option, "\r"):
+            self.do("Input.dispatchKeyEvent", type="keyDown", key=key, text=key)
+            self.do("Input.dispatchKeyEvent", type="keyUp", key=key)
+        self.until(f"{element}.value === {json.dumps(option)}")
 
     def photograph(self, name: str, height: int | None = None) -> Path:
         """Keep the whole page, or what is above `height`, as an image."""

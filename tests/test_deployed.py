@@ -1,6 +1,7 @@
 """`prefect deploy --all` on a real server: what it is told, and what news make it start."""
 
 import time
+from collections import Counter
 
 import pytest
 import yaml
@@ -66,7 +67,13 @@ def test_what_is_out_of_bounds_is_refused_before_anything_runs(server):
 
 
 def test_news_start_what_waits_for_them(server):
-    from tasks.events import MODEL_CANDIDATE, dataset_published, model_event, tell
+    from tasks.events import (
+        MODEL_CANDIDATE,
+        MODEL_PROMOTED,
+        dataset_published,
+        model_event,
+        tell,
+    )
 
     publication = Publication(number=1, digest="a" * 64, photos=4, when="now", by="ann")
     nothing = Validation(folder="x", findings=(), accepted=(), digest="b" * 64)
@@ -79,19 +86,26 @@ def test_news_start_what_waits_for_them(server):
     }
     deadline = time.monotonic() + 120
     runs: list[dict] = []
-    told = 0.0
-    while len({run["deployment_id"] for run in runs}) < 2 and time.monotonic() < deadline:
-        if time.monotonic() - told > 20:  # the server loads its triggers a while after they come
+    told: list[float] = []
+    while len({run["deployment_id"] for run in runs}) < 3 and time.monotonic() < deadline:
+        # the server loads its triggers a while after they come
+        if not told or time.monotonic() - told[-1] > 20:
             assert tell(dataset_published(Pushed(name="small-world-robot", **pushed)))
             assert tell(dataset_published(Pushed(name="another", **pushed)))
             assert tell(model_event(MODEL_CANDIDATE, "robot", "3", "it is better"))
-            told = time.monotonic()
+            assert tell(model_event(MODEL_PROMOTED, "robot", "3", "ann likes it"))
+            assert tell(model_event(MODEL_PROMOTED, "small-world-robot", "2", "ann likes it"))
+            told.append(time.monotonic())
         time.sleep(1)
         found = asked("/flow_runs/filter")
         runs = [run for run in found if not run["auto_scheduled"]]
     names = {found["id"]: name for name, found in deployed().items()}
     started = {names[run["deployment_id"]]: run["parameters"] for run in runs}
-    assert started.keys() == {"on-new-dataset", "on-candidate"}
+    assert started.keys() == {"on-new-dataset", "on-candidate", "on-promotion"}
     assert started["on-candidate"]["promotion"] == {"model": "robot/3"}
     config = started["on-new-dataset"]["retraining"]["config"]
     assert config["subject"]["images"] == "dataset://small-world-robot@latest"
+    (group,) = started["on-promotion"]["order"]["groups"]
+    assert group["models"] == ["small-world-robot@champion"]
+    # nobody waits for news of other datasets and models
+    assert max(Counter(run["deployment_id"] for run in runs).values()) <= len(told)

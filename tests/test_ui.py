@@ -7,21 +7,27 @@ import sys
 import time
 import urllib.request
 from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
 import pytest
 import yaml
 
+from dreambooth_core.stack import parts
+from dreambooth_core.stack.place import Place, settled
+from dreambooth_core.versions import promotion, views
 from tests import browser
 from tests.watched import ROOT, Exporter, exporting
 
 pytestmark = [pytest.mark.servers, pytest.mark.timeout(3600)]
 
-NAME = "from-the-browser"
 PHOTOS = "examples/small_world/photos/robot"
+NAME = "robot"
+"""After its photos, as nobody gives the run another one."""
 STEPS = 60
 PROMPTS = ["a photo of {subject}", "{subject} on the beach"]
+REASON = "its colours are off"
 FIELD = """((...path) => {
   const own = it => it.querySelector(".schema-form-property__label").innerText;
   let place = document;
@@ -44,6 +50,12 @@ FIELDS = """[...document.querySelectorAll(".schema-form-property")].map(it => {
 ARTIFACTS = """[...document.querySelectorAll("[role=tab], .p-tab, button")]
   .find(it => it.innerText.trim() === "Artifacts")"""
 SUBMIT = 'document.querySelector("button[type=submit]")'
+RESUME = """[...document.querySelectorAll("button")].find(it => it.innerText.trim() === "Resume")"""
+QUESTION = 'document.querySelector(".p-modal article")'
+LINK = f"{QUESTION}.querySelector('a')"
+ROWS = f"""[...{QUESTION}.querySelectorAll("tbody tr")].map(
+  row => [...row.querySelectorAll("td")].map(it => it.innerText.trim()))"""
+ANSWER = 'document.querySelector(".p-modal__footer .p-button--default")'
 REFUSED = '[...document.querySelectorAll(".p-label__message--failed")].map(it => it.innerText)'
 TEXT = "document.body.innerText"
 PICTURE = '[...document.querySelectorAll("img")].find(it => it.src.startsWith("data:image/webp"))'
@@ -75,6 +87,8 @@ def project(tmp_path_factory: pytest.TempPathFactory) -> Path:
     document = yaml.safe_load((ROOT / "prefect.yaml").read_text(encoding="utf-8"))
     deployments = {each["name"]: each for each in document["deployments"]}
     config = {**deployments["ci-smoke"]["parameters"]["config"], "train": {"steps": STEPS}}
+    # who goes into service is a person's decision
+    config["gate"] = {**config["gate"], "automatic": False}
     # of a single prompt the gate compares nothing
     config["evaluation"] = {**config["evaluation"], "prompts": PROMPTS}
     del config["name"], config["subject"]
@@ -84,24 +98,32 @@ def project(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 @pytest.fixture(scope="module")
-def prefect(
+def place(
     project: Path, exporter: Exporter, tmp_path_factory: pytest.TempPathFactory
-) -> Iterator[str]:
-    """Where Prefect's pages are."""
-    home = str(tmp_path_factory.mktemp("up"))
+) -> Iterator[Place]:
+    """Servers that are up."""
+    home = tmp_path_factory.mktemp("up")
     environment = {**os.environ, **exporter.environment, "PYTHONPATH": str(ROOT)}
 
     def dreambooth(*words: str) -> str:
-        command = [sys.executable, "-m", "dreambooth_core.cli", *words, "--folder", home]
+        command = [sys.executable, "-m", "dreambooth_core.cli", *words, "--folder", str(home)]
         done = subprocess.run(command, env=environment, capture_output=True, text=True)
         assert done.returncode == 0, done.stderr
         return done.stdout
 
     try:
-        up = json.loads(dreambooth("up", "--detach", "--json", "--project", str(project)))
-        yield up["parts"]["prefect"]["link"]
+        dreambooth("up", "--detach", "--project", str(project))
+        settings = settled(home)
+        assert settings is not None
+        yield Place(home, settings, project)
     finally:
         dreambooth("down")
+
+
+@pytest.fixture
+def prefect(place: Place) -> str:
+    """Where its pages are."""
+    return place.prefect
 
 
 @pytest.fixture(scope="module")
@@ -120,14 +142,20 @@ def asked(prefect: str, path: str, **what: Any) -> Any:
 
 
 def field(*path: str) -> str:
-    return f"{FIELD}({', '.join(map(json.dumps, ('config', *path)))})"
+    return f"{FIELD}({', '.join(map(json.dumps, path))})"
+
+
+def deployment(prefect: str, name: str) -> str:
+    """Its id."""
+    (found,) = asked(prefect, "/deployments/filter", deployments={"name": {"any_": [name]}})
+    return str(found["id"])
 
 
 def look_at_the_form(tab: browser.Tab) -> None:
     """Groups in order, each with a description, drop-downs, and little that must be filled in."""
     fields = [{**found, "path": found["path"][1:]} for found in tab.ask(FIELDS)]
     required = [found["path"] for found in fields if "(Optional)" not in "".join(found["path"])]
-    assert required == [[], ["Name"], ["Subject"], ["Subject", "Images"], ["Subject", "Class Noun"]]
+    assert required == [[], ["Subject"], ["Subject", "Images"], ["Subject", "Class Noun"]]
     known = {
         tuple(name.replace(" (Optional)", "") for name in found["path"]): found for found in fields
     }
@@ -145,15 +173,14 @@ def fill_in(tab: browser.Tab) -> None:
     tab.click(SUBMIT)
     tab.until(f"{REFUSED}.length")
     assert tab.ask(REFUSED) == [
-        f"'{name}' is a required property" for name in ("name", "images", "class_noun")
+        f"'{name}' is a required property" for name in ("images", "class_noun")
     ]
-    tab.write(field("Name"), NAME)
-    tab.write(field("Subject", "Images"), PHOTOS)
-    tab.write(field("Subject", "Class Noun"), "robot")
-    tab.write(field("Train", "Steps"), "0")
+    tab.write(field("config", "Subject", "Images"), PHOTOS)
+    tab.write(field("config", "Subject", "Class Noun"), "robot")
+    tab.write(field("config", "Train", "Steps"), "0")
     tab.click(SUBMIT)
     tab.until(f"{TEXT}.includes('0 is less than the minimum of 1')")
-    tab.write(field("Train", "Steps"), str(STEPS))
+    tab.write(field("config", "Train", "Steps"), str(STEPS))
     # what it says hides the button for a while
     tab.until(f"!{TEXT}.includes('0 is less than the minimum of 1')")
 
@@ -166,12 +193,12 @@ def first_step(exporter: Exporter, pressed: float) -> float:
     return time.monotonic() - pressed
 
 
-def ended(prefect: str, run: str) -> dict[str, Any]:
-    """The run, once it has an end."""
+def ended(prefect: str, run: str, *also: str) -> dict[str, Any]:
+    """The run, once it has an end, or is in one of these states."""
     deadline = time.monotonic() + 1800
     while time.monotonic() < deadline:
         (found,) = asked(prefect, "/flow_runs/filter", flow_runs={"id": {"any_": [run]}})
-        if found["state_type"] in ("COMPLETED", "FAILED", "CRASHED", "CANCELLED"):
+        if found["state_type"] in ("COMPLETED", "FAILED", "CRASHED", "CANCELLED", *also):
             return dict(found)
         time.sleep(1)
     raise AssertionError("the run did not end")
@@ -199,11 +226,59 @@ def read_artifacts(tab: browser.Tab, prefect: str, run: str) -> None:
         tab.photograph(f"ui-{key}")
 
 
+def ask_a_person(prefect: str) -> str:
+    """The promotion of what was trained, once it is suspended; its id."""
+    new = {"parameters": {"promotion": {"model": f"{NAME}/1"}}, "state": {"type": "SCHEDULED"}}
+    made = asked(prefect, f"/deployments/{deployment(prefect, 'manual')}/create_flow_run", **new)
+    found = ended(prefect, made["id"], "PAUSED")
+    assert found["state_name"] == "Suspended", found["state"]["message"]
+    return str(made["id"])
+
+
+def read_the_question(tab: browser.Tab, place: Place) -> str:
+    """Every number that the gate compared, and where the report is, which is seen at once."""
+    tab.until(f"{QUESTION}?.innerText.includes('Put {NAME}/1 into service?')")
+    with opened(place) as one:
+        verdict = promotion.verdict_of(one.book, "1")
+    assert verdict is not None
+    assert verdict.sentence in tab.ask(f"{QUESTION}.innerText")
+    assert verdict.comparisons
+    assert [row[:3] for row in tab.ask(ROWS)] == [
+        [one.metric.replace("_", " "), f"{one.challenger:.3f}", f"{one.champion:.3f}"]
+        for one in verdict.comparisons
+    ]
+    # without scrolling
+    assert tab.ask(f"""(() => {{
+      const box = {LINK}.getBoundingClientRect();
+      return document.elementFromPoint(box.x + box.width / 2, box.y + box.height / 2) === {LINK}
+    }})()""")
+    return str(tab.ask(f"{LINK}.href"))
+
+
+def refuse(tab: browser.Tab, prefect: str, run: str) -> None:
+    tab.choose(field("Decision"), "reject")
+    tab.write(field("By"), "ann")
+    tab.write(field("Reason"), REASON)
+    tab.photograph("ui-approval")
+    tab.click(ANSWER)
+    end = ended(prefect, run)
+    assert end["state_name"] == "Rejected", end["state"]["message"]
+    assert end["state"]["message"] == f"ann rejected {NAME}/1: {REASON}"
+
+
+@contextmanager
+def opened(place: Place) -> Iterator[views.Opened]:
+    """The version as its log and its store know it."""
+    work = place.project / ".dreambooth"
+    with parts.working_with(place), views.opened(None, work, f"{NAME}/1") as one:
+        yield one
+
+
 def test_a_run_is_started_followed_and_read_in_the_browser(
     tab: browser.Tab, prefect: str, exporter: Exporter, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    (train,) = asked(prefect, "/deployments/filter", deployments={"name": {"any_": ["train"]}})
-    tab.open(f"{prefect}/deployments/deployment/{train['id']}/run", 1400, 1000)
+    train = deployment(prefect, "train")
+    tab.open(f"{prefect}/deployments/deployment/{train}/run", 1400, 1000)
     tab.until(f"{TEXT}.includes('Work (Optional)')", 120)  # the last one
     look_at_the_form(tab)
     tab.photograph("ui-form")
@@ -215,7 +290,7 @@ def test_a_run_is_started_followed_and_read_in_the_browser(
     seconds = first_step(exporter, pressed)
     with capsys.disabled():
         print(f"\nfrom Submit to the first training step: {seconds:.1f} s")
-    mine = {"deployment_id": {"any_": [train["id"]]}}
+    mine = {"deployment_id": {"any_": [train]}}
     (run,) = [each["id"] for each in asked(prefect, "/flow_runs/filter", flow_runs=mine)]
     show_artifacts(tab, prefect, run)
     tab.until(f"{TEXT}.includes('train-progress')", 300)
@@ -228,3 +303,19 @@ def test_a_run_is_started_followed_and_read_in_the_browser(
     read_artifacts(tab, prefect, run)
     assert not [each for each in tab.complaints if each.startswith("asked for")]
     assert exporter.value("dreambooth_runs_total", state="done") == 1
+
+
+def test_what_it_trained_is_refused_in_the_browser(
+    tab: browser.Tab, place: Place, prefect: str
+) -> None:
+    run = ask_a_person(prefect)
+    tab.open(f"{prefect}/runs/flow-run/{run}", 1400, 1000)
+    tab.click(RESUME)
+    report = read_the_question(tab, place)
+    refuse(tab, prefect, run)
+    with opened(place) as one:
+        last, standing = one.book.history()[-1], one.book.standing
+    assert (last.action, last.version, last.by, last.reason) == ("reject", "1", "ann", REASON)
+    assert standing.champion is None
+    tab.open(report, 1400, 1000)
+    tab.until("document.querySelector('iframe') !== null", 120)

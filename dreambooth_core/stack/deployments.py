@@ -12,6 +12,7 @@ import yaml
 
 from dreambooth_core.errors import ConfigError, StageFailed
 from dreambooth_core.processes import end_of, supervised
+from dreambooth_core.stack import state
 from dreambooth_core.stack.asking import ask
 from dreambooth_core.stack.place import Place
 
@@ -71,14 +72,41 @@ def _automations(project: Path) -> list[Path]:
     return sorted((project / AUTOMATIONS).glob("*.yaml"))
 
 
+def take_up(place: Place, pool: str, worker: str) -> None:
+    """Let the worker's runs go on that ended without a word, with the worker or the whole machine.
+
+    Prefect would call them Running for ever: it hears of an end from the worker alone. Nothing is done
+    while another worker reports to the pool, whose runs these may be.
+    """
+    if _workers(place, pool) - {worker}:
+        return
+    api, alive = f"{place.prefect}/api/flow_runs", state.values_of("PREFECT__FLOW_RUN_ID")
+    wanted = {
+        "flow_runs": {"state": {"type": {"any_": ["PENDING", "RUNNING"]}}},
+        "work_pools": {"name": {"any_": [pool]}},
+    }
+    answer = ask(f"{api}/filter", wanted, SECONDS)
+    again = {"type": "SCHEDULED", "name": "AwaitingRetry", "message": "its process was gone"}
+    for run in (answer.document() if answer else None) or ():
+        if run["id"] not in alive:
+            ask(f"{api}/{run['id']}/set_state", {"state": again, "force": True}, SECONDS)
+
+
 def has_worker(place: Place, pool: str, name: str) -> bool:
-    """Whether a worker of that name has reported to the server within two of its heartbeats."""
-    workers = f"{place.prefect}/api/work_pools/{pool}/workers/filter"
-    answer = ask(workers, {"workers": None})
+    """Whether a worker of that name is at work."""
+    return name in _workers(place, pool)
+
+
+def _workers(place: Place, pool: str) -> set[str]:
+    """Names of those that have reported to the server within two of their heartbeats."""
+    answer = ask(f"{place.prefect}/api/work_pools/{pool}/workers/filter", {"workers": None})
     found = answer.document() if answer and answer.status == 200 else None
-    beats = [worker["last_heartbeat_time"] for worker in found or () if worker["name"] == name]
-    latest = max(map(datetime.fromisoformat, beats), default=datetime.min.replace(tzinfo=UTC))
-    return datetime.now(UTC) - latest < timedelta(seconds=2 * HEARTBEAT_SECONDS)
+    oldest = datetime.now(UTC) - timedelta(seconds=2 * HEARTBEAT_SECONDS)
+    return {
+        worker["name"]
+        for worker in found or ()
+        if datetime.fromisoformat(worker["last_heartbeat_time"]) > oldest
+    }
 
 
 def _lacks(url: str) -> bool:

@@ -178,6 +178,7 @@ def _worker(place: Place, pool: str, port: int) -> Part:
             "PREFECT_WORKER_WEBSERVER_PORT": str(port),
         },
         answers=answers,
+        make=partial(deployments.take_up, place, pool, name),
         after=("s3", "prefect", "mlflow"),
         cwd=place.project,
         # a training saves its state before it ends

@@ -7,6 +7,7 @@ of its number since, and finds what a killed part has left behind.
 import os
 import signal
 import time
+from contextlib import suppress
 from pathlib import Path
 
 from pydantic import ValidationError
@@ -70,11 +71,20 @@ def marked(folder: Path, part: str | None = None) -> list[int]:
     ]
 
 
+def values_of(variable: str) -> set[str]:
+    """What a variable of the environment holds, of all processes that have it."""
+    import psutil
+
+    return {_variable(pid, variable) for pid in psutil.pids()} - {""}
+
+
 def stop(folder: Path, started: Started) -> None:
     """Ask a part's process group to end, then what is left of it; returns when nothing is."""
     if lives(folder, started.part, started.pid):
         _signal(-started.pid, started.stop_signal)
-        _gone(folder, started.part, started.grace)
+    for pid in _orphans(folder, started):
+        _signal(pid, signal.SIGTERM)
+    _gone(folder, started.part, started.grace)
     sweep(folder, started.part)
     state_file(folder, started.part).unlink(missing_ok=True)
 
@@ -96,6 +106,19 @@ def stop_all(folder: Path) -> None:
     sweep(folder)
 
 
+def _orphans(folder: Path, started: Started) -> list[int]:
+    """What an earlier process of the part has left at work, such as a worker's runs."""
+    import psutil
+
+    ours = {*marked(folder, started.part)}
+    found = []
+    for pid in ours - {started.pid}:
+        with suppress(psutil.Error):
+            if psutil.Process(pid).ppid() not in ours:
+                found.append(pid)
+    return found
+
+
 def _gone(folder: Path, part: str | None, seconds: float) -> bool:
     """Wait for the last process of a part; whether it went in time."""
     deadline = time.monotonic() + seconds
@@ -107,11 +130,15 @@ def _gone(folder: Path, part: str | None, seconds: float) -> bool:
 
 
 def _mark_of(pid: int) -> str:
+    return _variable(pid, MARK)
+
+
+def _variable(pid: int, name: str) -> str:
     """ "" for processes that are not there, not ours to look at, or ended and not collected."""
     import psutil
 
     try:
-        return str(psutil.Process(pid).environ().get(MARK, ""))
+        return str(psutil.Process(pid).environ().get(name, ""))
     except psutil.Error:
         return ""
 

@@ -13,11 +13,14 @@ from dreambooth_core import sampling
 from dreambooth_core.blobs import get_blob, image_set
 from dreambooth_core.config import Compute, Config
 from dreambooth_core.drawing.crews import Range, crew_of, draw_range, ranges
-from dreambooth_core.drawing.darkroom import draw, finished
+from dreambooth_core.drawing.darkroom import Picture, draw, finished
 from dreambooth_core.errors import ModelError
+from dreambooth_core.evaluation import evaluate
+from dreambooth_core.photos.intake import take_in
 from dreambooth_core.priors import ensure_class_images
 from dreambooth_core.records import Blob, Image, ImageSet
 from dreambooth_core.storage import Store, open_store
+from tests.moved_weights import weights_of
 from tests.orders_for_real import Ordered
 from tests.pieces_of_work import hands
 from tests.ray_for_real import cluster, own_network
@@ -143,9 +146,34 @@ def test_three_workers_of_which_one_is_killed_lose_nothing_that_was_stored(
     assert not hands()
 
 
+def _digest_of_class_images(config: Config) -> str:
+    return _class_images(config).digest
+
+
+def _order(config: Config) -> tuple[Picture, ...]:
+    """Two prompts with twelve seeds, by an adapter whose weights are in the store alone."""
+    shop = Ordered(config)
+    shop.add("dog")
+    asked = {"prompts": ["a {subject}", "a {class}"], "seeds": 12}
+    planned = shop.plan(shop.order(**asked, compute=config.compute.model_dump()))
+    assert draw(shop.store, planned).made == 24
+    return finished(shop.store, planned)
+
+
+def _scores(config: Config) -> str:
+    """Of 24 images by trained weights, and of those that they are compared with."""
+    measured = config.evaluation.model_copy(update={"seeds": 12, "accessories": ()})
+    config = config.model_copy(update={"evaluation": measured})
+    store = open_store(config.storage)
+    photos = take_in(config, store)[0].images
+    weights = weights_of(Path(config.model.base), store, 0.05)
+    return evaluate(config, store, photos, weights)[0].digest
+
+
 @pytest.mark.servers
+@pytest.mark.parametrize("make", [_digest_of_class_images, _order, _scores])
 def test_a_ray_cluster_loses_a_machine_and_nothing_that_was_stored(
-    tiny_config: Config, tmp_path: Path
+    make: Callable[[Config], object], tiny_config: Config, tmp_path: Path
 ) -> None:
     alone = _config(tiny_config, tmp_path / "alone", 1, images=24)
     shared = _config(tiny_config, tmp_path / "shared", 2, images=24)
@@ -155,9 +183,10 @@ def test_a_ray_cluster_loses_a_machine_and_nothing_that_was_stored(
     with own_network(), cluster(tmp_path / "cluster", machines=2) as machines:
         killer, seen = _killing(store, machines.machines[0].kill)
         killer.start()
-        made = _class_images(shared)
+        made = make(shared)
         killer.join()
-    assert made.digest == _class_images(alone).digest
+    assert len(seen) < 24, "it was killed too late"
+    assert made == make(alone)
     assert seen.items() <= _written(store).items()
     assert _kept(shared) == _kept(alone)
 

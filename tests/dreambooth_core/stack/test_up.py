@@ -1,4 +1,4 @@
-"""`dreambooth up` as a whole, with the real servers: one life from the first start to `down`."""
+"""`dreambooth up` as a whole, with the real servers: from the first start to `down`, and back."""
 
 import json
 import os
@@ -22,6 +22,8 @@ from dreambooth_core.stack import parts, state
 from dreambooth_core.stack.asking import ask
 from dreambooth_core.stack.place import PORTS, Place, keep, ports_in_use, settle, settled
 from dreambooth_core.storage import open_store
+from dreambooth_core.training_alone import train_alone, weights_of
+from tests.chaos.system import WORKER, System, running
 
 ROOT = Path(__file__).parents[3]
 # What every flow of ours does around its stages.
@@ -184,6 +186,66 @@ def test_a_whole_life(home: Path, project: Path, monkeypatch: pytest.MonkeyPatch
     _run_the_probe(place)
     with parts.working_with(place):
         _all_is_there(runs=2)
+
+
+@pytest.mark.servers
+@pytest.mark.timeout(1800)
+def test_a_training_goes_on_from_where_down_has_stopped_it(tmp_path: Path) -> None:
+    with running(tmp_path, {}) as system:
+        config = _long(system.config("cut"))
+        run = system.start(config)
+        _until(lambda: _step(system, "cut") > 20)
+        _down(system)
+        first = _step(system, "cut")
+        # what the store has is enough
+        shutil.rmtree(system.work("cut"))
+
+        # by itself
+        _up(system)
+        _until(lambda: _step(system, "cut") > first)
+        # a worker that is started again leaves alone what still works, and is not asked to stop it
+        flow, worker = system.processes(run)[0], system.pid(WORKER)
+        os.kill(worker, signal.SIGKILL)
+        _until(lambda: system.pid(WORKER) not in (0, worker))
+        assert (system.state(run), system.processes(run)[0]) == ("RUNNING", flow)
+        _down(system)
+        second = _step(system, "cut")
+        shutil.rmtree(system.work("cut"))
+
+        _up(system)
+        assert system.state(run) == "CRASHED"
+        system.retry(run)
+        _until(lambda: system.state(run) == "COMPLETED", 900)
+        weights = weights_of(config)
+        assert 20 < first < second <= weights.resumed_from < config.train.steps
+        assert weights.digest == train_alone(_long(system.config("alone"))).digests.weights
+
+
+def _down(system: System) -> None:
+    """Nobody and no port is left, and it did not take until the last of its patience."""
+    before = time.monotonic()
+    assert "processes stopped" in _dreambooth("down", "--folder", str(system.place.folder))
+    assert time.monotonic() - before < 80
+    assert state.marked(system.place.folder) == []
+    assert all(map(is_free, ports_in_use(system.place.settings)))
+
+
+def _up(system: System) -> None:
+    words = ("--folder", str(system.place.folder), "--project", str(system.folder))
+    _dreambooth("up", "--detach", *words)
+
+
+def _long(config: config.Config) -> config.Config:
+    """A training of a minute, of which nothing is saved unless it is asked to stop."""
+    train = config.train.model_copy(update={"steps": 1200})
+    rarely = config.checkpoints.model_copy(update={"every": train.steps})
+    return config.model_copy(update={"train": train, "checkpoints": rarely})
+
+
+def _step(system: System, name: str) -> int:
+    """How far a run's training is; 0 before it begins."""
+    told = next(system.work(name).glob("runs/*/progress.json"), None)
+    return int(json.loads(told.read_text())["step"]) if told else 0
 
 
 def _run_the_probe(place: Place) -> None:
