@@ -35,7 +35,8 @@ from dreambooth_core.records import (
 from dreambooth_core.storage import open_store
 from dreambooth_core.sweeps import Point, point_of, trials_of, winner
 
-pytestmark = pytest.mark.slow
+# on a busy machine the sweep's ten trainings alone take minutes
+pytestmark = [pytest.mark.slow, pytest.mark.timeout(1800)]
 
 HOME = Path("examples/small_world")
 PLACES = (
