@@ -2,8 +2,10 @@
 
 import json
 import resource
+import signal
 import subprocess
 import sys
+from functools import partial
 
 import pytest
 import yaml
@@ -121,3 +123,20 @@ class TestDryRun:
         done = dreambooth("run", config_file, "--dry-run")
         assert done.returncode == 3
         assert is_one_sentence(done.stderr)
+
+
+@pytest.mark.parametrize("ignored", [False, True], ids=["a closed terminal", "nohup"])
+def test_a_closed_terminal_stops_a_run_that_was_not_told_to_ignore_it(ignored):
+    code = (
+        "import os, signal; from dreambooth_core.cli.stopping import interruptible\n"
+        "with interruptible(): os.kill(os.getpid(), signal.SIGHUP); print('goes on')"
+    )
+    began = signal.SIG_IGN if ignored else signal.SIG_DFL
+    done = subprocess.run(
+        [sys.executable, "-c", code],
+        preexec_fn=partial(signal.signal, signal.SIGHUP, began),
+        capture_output=True,
+        text=True,
+    )
+    assert (done.stdout == "goes on\n") == (done.returncode == 0) == ignored
+    assert ("Preempted" in done.stderr) != ignored

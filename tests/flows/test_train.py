@@ -13,6 +13,7 @@ import time
 from collections import Counter
 from collections.abc import Iterator
 from contextlib import closing
+from functools import partial
 from pathlib import Path
 from typing import get_args
 
@@ -161,7 +162,12 @@ def stopped(words: tuple, work: Path, number: int) -> dict:
     saved = "runs/*/checkpoints/*/manifest.json"
     before = {*work.glob(saved)}
     process = subprocess.Popen(
-        command(*words), stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True
+        command(*words),
+        # a shell has its background jobs ignore SIGINT, and so would we, and what we start
+        preexec_fn=partial(signal.signal, signal.SIGINT, signal.SIG_DFL),
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        text=True,
     )
     deadline = time.monotonic() + 240
     while not {*work.glob(saved)} - before:
