@@ -11,7 +11,8 @@ from dreambooth_core.blobs import digest_json, digest_of_file
 from dreambooth_core.errors import ConfigError, ModelError
 
 _COMMIT = re.compile(r"[0-9a-f]{40}")
-_READ = ("*.json", "*.txt", "*.model", "*.jinja", "*.safetensors")
+READ = ("*.json", "*.txt", "*.model", "*.jinja", "*.safetensors")
+"""Files that are read of a model; nothing else is fetched."""
 
 
 def check_base(model: config.Model) -> None:
@@ -80,7 +81,7 @@ def base_digest(model: config.Model) -> str:
 def component_digest(folder: Path, names: Iterable[str]) -> str:
     """SHA-256 over the files of some components in a base's folder; raises `ModelError`."""
     parts = tuple(names)
-    files = [path for part in parts for kind in _READ for path in (folder / part).glob(kind)]
+    files = [path for part in parts for kind in READ for path in (folder / part).glob(kind)]
     if not files:
         raise ModelError(f"{folder} holds no {' or '.join(parts)}; the model must be complete")
     return _digest_all(folder, sorted(files))
@@ -99,7 +100,7 @@ def _snapshot(repository: str, revision: str) -> Path:
         index = Path(
             snapshot_download(repository, revision=revision, allow_patterns=["model_index.json"])
         )
-        wanted = [f"{part}/{kind}" for part in _parts(index) for kind in _READ]
+        wanted = [f"{part}/{kind}" for part in _parts(index) for kind in READ]
         return Path(
             snapshot_download(
                 repository,
@@ -130,7 +131,7 @@ def _parts(folder: Path) -> list[str]:
 
 def _files(folder: Path) -> list[Path]:
     found = [
-        path for part in _parts(folder) for kind in _READ for path in (folder / part).glob(kind)
+        path for part in _parts(folder) for kind in READ for path in (folder / part).glob(kind)
     ]
     return sorted([folder / "model_index.json", *found]) if found else []
 

@@ -1,6 +1,6 @@
 """What a run is going to do: from what, what of it is there already, and what the rest may cost."""
 
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, NamedTuple
 
 from dreambooth_core import bases, fit
 from dreambooth_core.config import Config
@@ -37,19 +37,17 @@ class Forecast(Record):
 
 def forecast(config: Config, store: Store, instance: ImageSet) -> Forecast:
     """Raises `ModelError` for a base that is not there."""
-    planned = class_images(config, instance)
-    weights, rules = fit.find(config, store, instance), config.evaluation
-    champion = _champion(config, store)
-    if weights is not None:
-        cost = remembered(store, weights)
-        seconds = cost.seconds if cost else None
-    else:
-        speed = champion.weights.steps_per_second if champion else 0.0
-        seconds = config.train.steps / speed if speed else None
+    from dreambooth_core.versions.promotion import ancestry_of_champion
+
+    planned, rules = class_images(config, instance), config.evaluation
     there = sum(store.exists(image.key) for image in planned)
     measured = len(rules.kinds) * rules.seeds + rules.class_images
-    classes, scores = (champion.classes, champion.scores) if champion else (None, None)
-    shown = scores.samples.count + scores.class_samples.count if scores else 0
+    weights = fit.find(config, store, instance)
+    pace = _pace_of(store, ancestry_of_champion(config, store))
+    training = _times(config.train.steps, pace.step)
+    if weights is not None:
+        cost = remembered(store, weights)
+        training = cost.seconds if cost else None
     return Forecast(
         photos=instance.count,
         instance=instance.digest,
@@ -58,27 +56,37 @@ def forecast(config: Config, store: Store, instance: ImageSet) -> Forecast:
         class_images_there=there,
         trained=weights.digest if weights else None,
         evaluated_images=measured,
-        priors_seconds=_expected(
-            store, classes, classes.count if classes else 0, len(planned) - there
-        ),
-        training_seconds=seconds,
-        evaluation_seconds=_expected(store, scores, shown, measured),
+        priors_seconds=_times(len(planned) - there, pace.class_image),
+        training_seconds=training,
+        evaluation_seconds=_times(measured, pace.measured_image),
     )
 
 
-def _champion(config: Config, store: Store) -> "Ancestry | None":
-    """What the model in service was made of; None when there is none."""
-    from dreambooth_core.registry import book_of, followed
-    from dreambooth_core.versions.origins import ancestry_of, read_origin
+class _Pace(NamedTuple):
+    """Seconds that the champion took for one of each; None where nobody knows."""
 
-    book = book_of(config, store)
-    version = followed(config, book).champion if book else None
-    return ancestry_of(store, read_origin(book, version)) if book and version else None
+    class_image: float | None = None
+    step: float | None = None
+    measured_image: float | None = None
 
 
-def _expected(store: Store, made: Record | None, count: int, wanted: int) -> float | None:
-    """Seconds for so many images, at the pace of `made` with its own; none for none."""
-    if wanted == 0:
-        return 0.0
-    cost = remembered(store, made) if made is not None and count else None
-    return cost.seconds / count * wanted if cost else None
+def _pace_of(store: Store, champion: "Ancestry | None") -> _Pace:
+    if champion is None:
+        return _Pace()
+    classes, scores, speed = champion.classes, champion.scores, champion.weights.steps_per_second
+    measured = scores.samples.count + scores.class_samples.count
+    return _Pace(
+        class_image=_each(store, classes, classes.count) if classes else None,
+        step=1 / speed if speed else None,
+        measured_image=_each(store, scores, measured),
+    )
+
+
+def _each(store: Store, made: Record, count: int) -> float | None:
+    cost = remembered(store, made)
+    return cost.seconds / count if cost and count else None
+
+
+def _times(count: int, each: float | None) -> float | None:
+    """Nothing takes no time, whatever one of it would."""
+    return 0.0 if count == 0 else each and count * each

@@ -13,6 +13,7 @@ import numpy as np
 import torch
 from PIL.Image import Image, Resampling
 
+from dreambooth_core.bases import READ
 from dreambooth_core.blobs import digest_json, digest_of_file
 from dreambooth_core.errors import ModelError
 from dreambooth_core.metrics import Embeddings, unit
@@ -118,16 +119,17 @@ class Encoder:
 def pinned(source: str, revision: str | None) -> str | None:
     """The commit where a Hub id's revision stands, so that scores of another one have other names.
 
-    As the Hub says, or the cache where the Hub is out of reach; `revision` itself where neither
-    knows it, and for a folder.
+    What is read of it is in the Hub's cache then, as training, which looks with it, may not ask the
+    Hub. Out of the Hub's reach the cache says; `revision` itself where neither knows it, and for a
+    folder.
     """
     if Path(source).is_dir():
         return revision
-    from huggingface_hub import hf_hub_download
+    from huggingface_hub import snapshot_download
 
     try:
-        # its place in the cache is .../snapshots/COMMIT/config.json
-        return Path(hf_hub_download(source, "config.json", revision=revision)).parent.name
+        # .../snapshots/COMMIT
+        return Path(snapshot_download(source, revision=revision, allow_patterns=[*READ])).name
     except (OSError, ValueError):
         return revision
 

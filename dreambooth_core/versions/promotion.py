@@ -16,7 +16,7 @@ from dreambooth_core.registry import book_of, check_stored, followed
 from dreambooth_core.storage import Store
 from dreambooth_core.versions import cards
 from dreambooth_core.versions.aliases import Book, Change, Standing, now
-from dreambooth_core.versions.origins import Origin, ancestry_of, read_origin
+from dreambooth_core.versions.origins import Ancestry, Origin, ancestry_of, read_origin
 
 GATE = "the gate"
 """Who promotes when no person does."""
@@ -37,6 +37,13 @@ def champion_of(config: Config, store: Store) -> Contender | None:
     if book is None:
         return None
     return _contender(config, book, followed(config, book).champion)
+
+
+def ancestry_of_champion(config: Config, store: Store) -> Ancestry | None:
+    """What that version was made of; None when none is in service."""
+    book = book_of(config, store)
+    version = followed(config, book).champion if book else None
+    return ancestry_of(store, read_origin(book, version)) if book and version else None
 
 
 def rival_of(config: Config, store: Store, weights: Weights) -> Contender | None:
@@ -267,12 +274,11 @@ def _tell(config: Config, book: Book, version: str, verdict: Verdict) -> None:
     for name, value in tags.items():
         client.set_model_version_tag(book.name, version, name, value)
         client.set_tag(origin.run_id, name, value)
+    # the champion's own: how far it is from itself, which no rival is held to
+    champion = verdict.against.removeprefix(f"{book.name}/")
     for metric, width in verdict.noise.items():
-        # the champion's own: how far it is from itself, by which its next rivals are let off
-        champion = verdict.against.removeprefix(f"{book.name}/")
-        client.set_model_version_tag(
-            book.name, champion, f"dreambooth.noise.{metric}", f"{width:.6f}"
-        )
+        name = f"dreambooth.noise.{metric}"
+        client.set_model_version_tag(book.name, champion, name, f"{width:.6f}")
     told = cards.Told(origin, ancestry_of(book.store, origin), verdict)
     cards.publish(client, book, told)
 

@@ -17,9 +17,9 @@ from tests.chaos.system import WORKER
 
 Act = Callable[[Scene], None]
 HALVES = tuple(STAGES[start::2] for start in range(2))
-"""Every stage, over two runs, of which a kill takes the one stage alone."""
+"""Every stage, over two runs: what is up again within a stage can be killed in the next but one."""
 THIRDS = tuple(STAGES[start::3] for start in range(3))
-"""Over three runs, for servers that take longer than a stage to come up again and be killed again."""
+"""Over three, for servers that take longer to come up again."""
 AN_HOUR = 3600
 
 
