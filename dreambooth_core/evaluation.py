@@ -94,31 +94,46 @@ def evaluate(
     def make(key: str) -> Scores:
         tuned = _draw(config, store, plan, weights, progress)
         base = _draw(config, store, plan, None, progress)
-        ours, theirs, doubts = _look(config, store, plan, instance, (tuned, base), progress)
-        rows = _rows(plan, (tuned, base), ours, theirs)
-        estimates, reference = _estimates(rows), measure_photos(ours)
-        values = {
-            "plan": plan.digest,
-            "seed_set": seed_set,
-            "ids": {name: plan.ids.get(name, name) for name in estimates},
-            "metrics": {name: found.value for name, found in estimates.items()},
-            "base_metrics": {name: one.value for name, one in _estimates(of_base(rows)).items()},
-            "reference": {name: float(np.nanmean(found)) for name, found in reference.items()},
-            "estimates": estimates,
-            "table": put_blob(store, Table(rows=rows).model_dump_json().encode()),
-            "warnings": doubts,
-        }
-        return Scores(
-            uri=f"{store.uri}/scores/{key}/result.json",
-            digest=digest_json([values, *tuned.digests, *base.digests]),
-            samples=tuned.samples,
-            class_samples=tuned.classes,
-            base_samples=base.samples,
-            base_class_samples=base.classes,
-            **values,
+        seen = _look(config, store, plan, instance, (tuned, base), progress)
+        return _scored(
+            store, f"{store.uri}/scores/{key}/result.json", plan, seed_set, (tuned, base), seen
         )
 
     return once(store, "scores", inputs, Scores, make)
+
+
+def _scored(
+    store: Store,
+    uri: str,
+    plan: Plan,
+    seed_set: SeedSet,
+    drawn: tuple[Drawn, Drawn],
+    seen: tuple[Evidence, Evidence, tuple[str, ...]],
+) -> Scores:
+    """What was seen of the tuned model's images and the base's, as numbers."""
+    (tuned, base), (ours, theirs, doubts) = drawn, seen
+    rows = _rows(plan, drawn, ours, theirs)
+    estimates, reference = _estimates(rows), measure_photos(ours)
+    values = {
+        "plan": plan.digest,
+        "seed_set": seed_set,
+        "ids": {name: plan.ids.get(name, name) for name in estimates},
+        "metrics": {name: found.value for name, found in estimates.items()},
+        "base_metrics": {name: one.value for name, one in _estimates(of_base(rows)).items()},
+        "reference": {name: float(np.nanmean(found)) for name, found in reference.items()},
+        "estimates": estimates,
+        "table": put_blob(store, Table(rows=rows).model_dump_json().encode()),
+        "warnings": doubts,
+    }
+    return Scores(
+        uri=uri,
+        digest=digest_json([values, *tuned.digests, *base.digests]),
+        samples=tuned.samples,
+        class_samples=tuned.classes,
+        base_samples=base.samples,
+        base_class_samples=base.classes,
+        **values,
+    )
 
 
 def rows_of(store: Store, scores: Scores) -> tuple[Row, ...]:

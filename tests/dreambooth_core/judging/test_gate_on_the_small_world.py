@@ -260,6 +260,7 @@ def test_nor_can_it_be_judged_by_the_seeds_that_chose_it(world, good, swept):
     verdict = world.judge(swept.weights[swept.chosen], good, "dev")
     assert verdict.outcome == "keep"
     assert failures(verdict) == {("integrity", "all")}
+    assert "the seeds by which it may have been chosen" in verdict.sentence
 
 
 def test_the_luckiest_of_ten_equals_passes_by_the_seeds_that_chose_it_and_by_no_others(
