@@ -147,11 +147,8 @@ def image_set(
 
 
 def _is_there(store: Store, blob: Blob) -> bool:
-    key, oldest = blob_key(blob), time.time() - YOUNG_SECONDS
-    return any(
-        found.key == key and found.size == blob.size and found.written > oldest
-        for found in store.listed(key)
-    )
+    found, oldest = store.look(blob_key(blob)), time.time() - YOUNG_SECONDS
+    return found is not None and found.size == blob.size and found.written > oldest
 
 
 def _identity(image: Image) -> list[object]:

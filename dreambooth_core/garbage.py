@@ -124,7 +124,7 @@ def _named(store: Store, objects: Iterable[Listed], gone: set[str]) -> set[str]:
 
 def _deleted(store: Store, one: Listed, oldest: float) -> bool:
     """Whether it went; what was written again since it was listed stays."""
-    now = next((found for found in store.listed(one.key) if found.key == one.key), None)
+    now = store.look(one.key)
     if now is None or now.written > oldest:
         return False
     store.delete(one.key)

@@ -20,7 +20,7 @@ _PREFIX = re.compile(r"[A-Za-z0-9._=/-]*")
 
 
 class Listed(NamedTuple):
-    """An object as a listing shows it."""
+    """What a listing shows of an object."""
 
     key: str
     size: int
@@ -65,8 +65,8 @@ class Store(Protocol):
 
     def exists(self, key: str) -> bool: ...
 
-    def size(self, key: str) -> int | None:
-        """Bytes, or None when there is no such object."""
+    def look(self, key: str) -> Listed | None:
+        """What a listing shows of the object, or None when there is none; S3 bills it as a read."""
         ...
 
     def keys(self, prefix: str) -> Iterator[str]:
@@ -94,9 +94,9 @@ def renew(store: Store, key: str, seconds: float) -> None:
 
     What has no other sign of being needed is as old as this, or its first writing, says.
     """
-    for found in store.listed(key):
-        if found.key == key and time.time() - found.written > seconds:
-            store.put(key, store.get(key))
+    found = store.look(key)
+    if found and time.time() - found.written > seconds:
+        store.put(key, store.get(key))
 
 
 def checked_key(key: str) -> str:

@@ -56,12 +56,15 @@ class FileStore:
             shutil.copyfile(path, temporary)
 
     def exists(self, key: str) -> bool:
-        return self.size(key) is not None
+        return self.look(key) is not None
 
-    def size(self, key: str) -> int | None:
+    def look(self, key: str) -> Listed | None:
         path = self._place(key)
-        with self._spoken("look at", key):
-            return path.stat().st_size if path.is_file() else None
+        try:
+            with self._spoken("look at", key):
+                return _listed(key, path) if path.is_file() else None
+        except NotFound:  # deleted in between
+            return None
 
     def keys(self, prefix: str) -> Iterator[str]:
         return (found.key for found in self.listed(prefix))
@@ -76,8 +79,7 @@ class FileStore:
                 # "~": lock and unfinished files; a link is not ours, and may lead outside
                 if key.startswith(prefix) and "~" not in name and not path.is_symlink():
                     with suppress(FileNotFoundError):  # deleted meanwhile
-                        state = path.stat()
-                        found.append(Listed(key, state.st_size, state.st_mtime))
+                        found.append(_listed(key, path))
         return iter(sorted(found))
 
     def delete(self, key: str) -> None:
@@ -115,6 +117,11 @@ class FileStore:
                 f"cannot {action} {key} in {self.uri}: {reason} ({error.filename}); "
                 "check the folder's rights and the free space"
             ) from error
+
+
+def _listed(key: str, path: Path) -> Listed:
+    state = path.stat()
+    return Listed(key, state.st_size, state.st_mtime)
 
 
 def _tag(data: bytes) -> str:

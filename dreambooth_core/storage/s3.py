@@ -85,14 +85,14 @@ class S3Store:
             self._client.upload_file(str(path), self._bucket, place, Config=_transfer_config())
 
     def exists(self, key: str) -> bool:
-        return self.size(key) is not None
+        return self.look(key) is not None
 
-    def size(self, key: str) -> int | None:
+    def look(self, key: str) -> Listed | None:
         place = self._place(key)
         try:
             with self._spoken("look at", key):
                 answer = self._client.head_object(Bucket=self._bucket, Key=place)
-                return answer["ContentLength"]
+                return Listed(key, answer["ContentLength"], answer["LastModified"].timestamp())
         except NotFound:
             return None
 
