@@ -95,7 +95,12 @@ def _s3(place: Place) -> Part:
 
 def _prefect(place: Place) -> Part:
     home = place.folder / "prefect"
-    own = {"PREFECT_HOME": str(home), "PREFECT_UI_API_URL": f"{place.prefect}/api"}
+    # its own pages, which automations send links to, and what these ask
+    own = {
+        "PREFECT_HOME": str(home),
+        "PREFECT_UI_URL": place.prefect,
+        "PREFECT_UI_API_URL": f"{place.prefect}/api",
+    }
     # a training beside it may take every core for longer than its usual 5 and 10 s
     database = {
         "PREFECT_SERVER_DATABASE_CONNECTION_TIMEOUT": "60",

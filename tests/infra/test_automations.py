@@ -3,12 +3,16 @@
 import inspect
 import json
 import os
+import queue
 import subprocess
 import sys
+import threading
 import time
 import urllib.request
 from collections.abc import Iterator
 from datetime import UTC, datetime
+from functools import partial
+from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -16,17 +20,33 @@ from uuid import uuid4
 
 import pytest
 import yaml
+from prefect.blocks.notifications import CustomWebhookNotificationBlock
 from prefect.events.schemas.automations import AutomationCore
+
+from dreambooth_core.config import Config
+from dreambooth_core.photos.versions import push
+from dreambooth_core.servers import exported
+from dreambooth_core.storage import Store
+from tasks.events import (
+    MODEL_CANDIDATE,
+    MODEL_PROMOTED,
+    MODEL_REJECTED,
+    dataset_published,
+    model_event,
+    tell,
+)
+from tests.prefect_for_real import prefect_server
 
 FOLDER = Path(__file__).parents[2] / "infra/automations"
 FILES = sorted(FOLDER.rglob("*.yaml"))
 BLOCK = "00000000-0000-4000-8000-000000000000"
+PAGES = "https://prefect.example.com"
 LOST = "No heartbeat for 540 s"
 
 
-def document(path: Path) -> dict[str, Any]:
+def document(path: Path, block: str = BLOCK) -> dict[str, Any]:
     """As apply.sh hands it over."""
-    text = path.read_text(encoding="utf-8").replace("NOTIFICATION_BLOCK_ID", BLOCK)
+    text = path.read_text(encoding="utf-8").replace("NOTIFICATION_BLOCK_ID", block)
     found: dict[str, Any] = yaml.safe_load(text)
     return found
 
@@ -34,26 +54,9 @@ def document(path: Path) -> dict[str, Any]:
 @pytest.fixture(scope="module")
 def api(tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
     """The URL of a Prefect server with the services that act on events."""
-    from dreambooth_core.servers import Server, claimed, running
-
-    def command(port: int) -> list[str]:
-        app = ("uvicorn", "--factory", "prefect.server.api.server:create_app")
-        where = ("--host", "127.0.0.1", "--port", str(port), "--log-level", "warning")
-        return [sys.executable, "-m", *app, *where]
-
-    def answers(port: int) -> bool:
-        try:
-            return ask(f"http://127.0.0.1:{port}/api/health") is True
-        except OSError:
-            return False
-
     folder = tmp_path_factory.mktemp("automations")
-    quiet = {"DO_NOT_TRACK": "1", "PREFECT_SERVER_ANALYTICS_ENABLED": "false"}
-    theirs = {name: value for name, value in os.environ.items() if not name.startswith("PREFECT")}
-    env = {**theirs, **quiet, "PREFECT_HOME": str(folder / "home"), "PREFECT_UI_ENABLED": "0"}
-    server = Server("Prefect's server", command, answers, env, folder, 400.0)
-    with claimed(folder) as lock, running(server, lock) as port:
-        yield f"http://127.0.0.1:{port}/api"
+    with exported({"PREFECT_UI_URL": PAGES}), prefect_server(folder) as url:
+        yield url
 
 
 def ask(url: str, body: Any = None) -> Any:
@@ -135,6 +138,85 @@ def test_a_run_without_a_heartbeat_is_crashed_and_taken_up_again(api: str) -> No
     assert again["deployment_id"] == deployment
     assert again["parameters"] == given["parameters"]
     assert again["state"]["type"] in ("SCHEDULED", "PENDING")
+
+
+class Posted(BaseHTTPRequestHandler):
+    """Keeps what it is sent, as a chat's webhook would show it."""
+
+    def __init__(self, told: "queue.Queue[tuple[str, str]]", *given: Any) -> None:
+        self.told = told
+        super().__init__(*given)
+
+    def do_POST(self) -> None:
+        note = json.loads(self.rfile.read(int(self.headers["Content-Length"])))
+        self.told.put((note["subject"], note["body"]))
+        self.send_response(204)
+        self.end_headers()
+
+    def log_message(self, *_: object) -> None:
+        """Quiet."""
+
+
+@pytest.fixture
+def told() -> Iterator[tuple[str, "queue.Queue[tuple[str, str]]"]]:
+    """A webhook's URL, and the subjects and bodies that come to it."""
+    heard: queue.Queue[tuple[str, str]] = queue.Queue()
+    web = ThreadingHTTPServer(("127.0.0.1", 0), partial(Posted, heard))
+    thread = threading.Thread(target=web.serve_forever)
+    thread.start()
+    yield f"http://127.0.0.1:{web.server_port}", heard
+    web.shutdown()
+    thread.join()
+    web.server_close()
+
+
+@pytest.mark.servers
+def test_somebody_is_told_of_what_happened_and_of_what_waits(
+    api: str,
+    told: tuple[str, "queue.Queue[tuple[str, str]]"],
+    tiny_config: Config,
+    file_store: Store,
+) -> None:
+    """Through a real block, with the reminder after 10 s instead of two days."""
+    url, heard = told
+    note = {"subject": "{{subject}}", "body": "{{body}}"}
+    hook = CustomWebhookNotificationBlock(name="chat", url=url, json_data=note)
+    block = str(hook.save("chat"))
+    for path in (FOLDER / "notify").glob("*.yaml"):
+        one = document(path, block)
+        if path.stem == "candidate-waits":
+            one["trigger"]["within"] = 10
+        create(api, {**one, "name": f"now {path.stem}"})
+
+    def hear(wanted: str) -> str:
+        subject, body = heard.get(timeout=120)
+        assert subject == wanted
+        return body
+
+    pushed = push(file_store, tiny_config.subject.images, "cat", 32)
+    tell(dataset_published(pushed))
+    digest = pushed.publication.digest
+    assert hear(f"{pushed.reference} is published") == f"4 photos, digest {digest}"
+
+    tell(model_event(MODEL_PROMOTED, "cat", "7", "identity is up by .1"))
+    assert hear("cat/7 is in service") == "identity is up by .1"
+
+    # of the three candidates, nobody decides on the last one
+    for name in ("dog", "fox", "owl"):
+        tell(model_event(MODEL_CANDIDATE, name, "1", "it passed the gate"))
+    tell(model_event(MODEL_REJECTED, "dog", "1", "its ears are wrong"))
+    tell(model_event(MODEL_PROMOTED, "fox", "1", "a person agreed"))
+    assert hear("fox/1 is in service") == "a person agreed"
+    assert hear("A candidate waits for a decision").startswith("dreambooth.model.owl has had")
+
+    flow = ask(f"{api}/flows/", {"name": "train"})["id"]
+    given = {"flow_id": flow, "name": "red-fox", "state": {"type": "PENDING"}}
+    run = ask(f"{api}/flow_runs/", given)["id"]
+    failed = {"state": {"type": "FAILED", "name": "Failed", "message": "no photos"}, "force": True}
+    ask(f"{api}/flow_runs/{run}/set_state", failed)
+    assert hear("train/red-fox: Failed") == f"no photos\n{PAGES}/runs/flow-run/{run}"
+    with pytest.raises(queue.Empty):
+        heard.get(timeout=15)
 
 
 @pytest.mark.parametrize("path", FILES, ids=lambda path: path.stem)

@@ -209,6 +209,14 @@ def test_prefect_s_pages_are_served_from_where_it_may_write(
     assert settings["api_url"] == "/api"
 
 
+def test_links_in_notifications_lead_to_the_published_port(compose: dict[str, Any]) -> None:
+    """Without this they are the word None: the server that sends them does not know its name."""
+    [port] = compose["services"]["prefect-api"]["ports"]
+    _, published, _ = port.rsplit(":", 2)
+    told = compose["services"]["prefect-services"]["environment"]["PREFECT_UI_URL"]
+    assert told.endswith(f":-http://127.0.0.1:{published}}}")
+
+
 def test_base_models_are_kept_on_the_disk(compose: dict[str, Any]) -> None:
     """A worker's home is in memory."""
     for name in ("worker", "worker-gpu", "worker-janitor"):

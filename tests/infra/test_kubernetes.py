@@ -170,6 +170,14 @@ def test_prefect_s_pages_are_laid_out_where_it_may_write(built: Built) -> None:
     assert settings["PREFECT_SERVER_UI_API_URL"] == "/api"
 
 
+def test_links_in_notifications_lead_to_the_entrance(built: Built) -> None:
+    """Without this they are the word None: the server that sends them does not know its name."""
+    settings = named(built["production"], "ConfigMap", "prefect-server")["data"]
+    assert settings["PREFECT_UI_URL"] == "https://prefect.example.com"
+    # what the overlay adds takes nothing away
+    assert settings["PREFECT_SERVER_UI_API_URL"] == "/api"
+
+
 @pytest.mark.parametrize("overlay", ["production", "trial"])
 @pytest.mark.parametrize("server", ["prefect-api", "prefect-services", "prefect-migrate", "mlflow"])
 def test_no_server_starts_without_all_of_its_secrets(

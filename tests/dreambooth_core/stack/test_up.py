@@ -259,6 +259,9 @@ def _run_the_probe(place: Place) -> None:
     limit = ask(f"{api}/v2/concurrency_limits/gpu")
     assert limit is not None
     assert limit.document()["limit"] == 1
+    settings = ask(f"{api}/admin/settings")
+    assert settings is not None
+    assert settings.document()["ui_url"] == place.prefect
     acting = ask(f"{api}/automations/filter", {})
     assert acting is not None
     named = [one["name"] for one in acting.document() if one["name"].startswith("dreambooth-")]
