@@ -5,7 +5,6 @@ on with. Exit code 1 when something was lost, 75 when cases are left for the nex
 """
 
 import argparse
-import json
 import random
 import sys
 import tempfile
@@ -14,13 +13,10 @@ from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 
-from tests.chaos import checks, clock, disk, report
-from tests.chaos.cases import Case, drawn
-from tests.chaos.proxy import Proxy, misbehaving
-from tests.chaos.report import Outcome, Row
-from tests.chaos.scene import Scene, TimeIsUp
-from tests.chaos.system import System, running
-from tests.chaos.walk import Reference, walk
+from tests.chaos import report
+from tests.chaos.cases import drawn
+from tests.chaos.hands import Hands, walk_all
+from tests.chaos.report import Row
 
 DOWN_SECONDS = 30.0
 """Kept back for stopping everything."""
@@ -37,81 +33,10 @@ def main() -> int:
     cases = [case for case in drawn(seed, asked.only) if case.name not in done]
     deadline = begun + 60 * asked.minutes - DOWN_SECONDS
     with _folder(asked.folder) as folder:
-        try:
-            with running(folder, clock.built(folder)) as system:
-                rows = _all(system, cases, rows, asked.out, seed, deadline)
-        finally:
-            disk.unmount_below(folder / "work")
+        hands = Hands(folder, seed, deadline, asked.side_by_side)
+        rows = walk_all(cases, rows, hands, asked.out)
     print(report.table(rows))
     return _verdict(rows)
-
-
-def _all(
-    system: System,
-    cases: Sequence[Case],
-    rows: list[Row],
-    out: Path,
-    seed: int,
-    deadline: float,
-) -> list[Row]:
-    """The rows of all cases, written after each; those without time as not run."""
-    with misbehaving(system.place.s3, seed) as proxy:
-        reference = _undisturbed(system, proxy, deadline)
-        for number, case in enumerate(cases):
-            rows = rows + _one(system, case, proxy, reference, seed, deadline)
-            left = [row for later in cases[number + 1 :] for row in _not_run(later, seed)]
-            report.write(out, rows + left)
-    return rows
-
-
-def _one(
-    system: System, case: Case, proxy: Proxy, reference: Reference, seed: int, deadline: float
-) -> list[Row]:
-    config = system.config(case.name, proxy.url if case.fault.by_proxy else "local")
-    scene = Scene(system, config, proxy, deadline)
-    began = time.monotonic()
-    try:
-        rows = walk(case, scene, reference)
-    except TimeIsUp:
-        rows = _not_run(case, seed)
-        scene.clear()
-    except Exception as error:
-        # one case that cannot be judged is no reason to leave the others out
-        rows = [row.model_copy(update={"note": repr(error)}) for row in _rows(case, "lost", seed)]
-        scene.clear()
-    told = ", ".join(f"{row.stage}: {row.outcome}" for row in rows)
-    print(f"{time.monotonic() - began:5.0f} s  {case.name}  {told}", flush=True)
-    return [row.model_copy(update={"seed": seed}) for row in rows]
-
-
-def _undisturbed(system: System, proxy: Proxy, deadline: float) -> Reference:
-    """What every other run is held against."""
-    scene = Scene(system, system.config("undisturbed"), proxy, deadline)
-    try:
-        scene.start()
-        scene.until(scene.has_ended)
-    except TimeIsUp:
-        raise SystemExit("no time is left for the undisturbed run: give more --minutes") from None
-    summary = json.loads((scene.config.paths.work / "last_run.json").read_text(encoding="utf-8"))
-    if scene.state() != "COMPLETED":
-        raise SystemExit(f"the undisturbed run ended as {scene.state()}: {summary['stages']}")
-    wrong = checks.contradictions(scene.config, scene.store)
-    if wrong:
-        raise SystemExit(f"the undisturbed run left contradictions: {wrong}")
-    seconds = {name: float(stage["seconds"]) for name, stage in summary["stages"].items()}
-    print(f"{sum(seconds.values()):5.0f} s  undisturbed  {seconds}", flush=True)
-    return Reference(checks.weights_of(scene.store), seconds)
-
-
-def _not_run(case: Case, seed: int) -> list[Row]:
-    return _rows(case, "not run", seed)
-
-
-def _rows(case: Case, outcome: Outcome, seed: int) -> list[Row]:
-    return [
-        Row(fault=case.fault.name, stage=stage, outcome=outcome, case=case.name, seed=seed)
-        for stage in case.stages
-    ]
 
 
 def _taken_up(earlier: Sequence[Row], seed: int | None) -> tuple[int, list[Row]]:
@@ -143,6 +68,7 @@ def _arguments() -> argparse.Namespace:
     parser = argparse.ArgumentParser(prog="python -m tests.chaos", description=__doc__)
     parser.add_argument("--seed", type=int, help="draws stages and moments; else a new one")
     parser.add_argument("--minutes", type=float, default=25.0, help="after which no case is begun")
+    parser.add_argument("--side-by-side", type=int, default=2, help="so many runs, on servers each")
     parser.add_argument("--out", type=Path, default=Path("chaos.json"))
     parser.add_argument("--only", default="", help="faults with this word in their name")
     parser.add_argument("--folder", type=Path, help="an empty one, kept, with all logs")
