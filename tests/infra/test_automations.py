@@ -177,7 +177,7 @@ def test_somebody_is_told_of_what_happened_and_of_what_waits(
     tiny_config: Config,
     file_store: Store,
 ) -> None:
-    """Through a real block, with the reminder after 10 s instead of two days."""
+    """Through a real block, with the reminder after 30 s instead of two days."""
     url, heard = told
     note = {"subject": "{{subject}}", "body": "{{body}}"}
     hook = CustomWebhookNotificationBlock(name="chat", url=url, json_data=note)
@@ -185,7 +185,7 @@ def test_somebody_is_told_of_what_happened_and_of_what_waits(
     for path in (FOLDER / "notify").glob("*.yaml"):
         one = document(path, block)
         if path.stem == "candidate-waits":
-            one["trigger"]["within"] = 10
+            one["trigger"]["within"] = 30
         create(api, {**one, "name": f"now {path.stem}"})
 
     def hear(wanted: str) -> str:

@@ -1,26 +1,48 @@
-"""`infra/deployments.yaml` on a real Prefect server, as Compose's bootstrap and a release deploy it."""
+"""`infra/deployments.yaml` on a real Prefect server, by Compose's bootstrap; a release deploys the same."""
+
+import os
+import subprocess
+import sys
+from pathlib import Path
 
 import pytest
 
 from dreambooth_core.config import Config
 from dreambooth_core.forms import Cleaning
-from tests.prefect_for_real import in_a_process, prefect_server
+from tests.prefect_for_real import ROOT, prefect_server
 
 S3 = "http://seaweedfs:8333"
 
 
+def bootstrap() -> str:
+    """What it prints, with the `prefect` of this environment."""
+    path = f"{Path(sys.executable).parent}{os.pathsep}{os.environ['PATH']}"
+    done = subprocess.run(
+        ["sh", "infra/compose/bootstrap.sh"],
+        cwd=ROOT,
+        env={**os.environ, "PATH": path},
+        capture_output=True,
+        text=True,
+        timeout=600,
+    )
+    assert done.returncode == 0, done.stdout + done.stderr
+    return done.stdout + done.stderr
+
+
 @pytest.mark.servers
+@pytest.mark.timeout(1300)
 def test_it_is_taken_with_pool_image_and_store(tmp_path, monkeypatch):
     from prefect.client.orchestration import get_client
 
     for name, value in {"POOL": "team", "IMAGE": "worker@sha256:0", "S3_ENDPOINT": S3}.items():
         monkeypatch.setenv(name, value)
     with prefect_server(tmp_path):
-        in_a_process("work-pool", "create", "team", "--type", "process")
-        deploy = ("deploy", "--prefect-file", "infra/deployments.yaml", "--all")
-        said = in_a_process("--no-prompt", *deploy)
-        assert "placeholder" not in said
+        assert "placeholder" not in bootstrap()
         with get_client(sync_client=True) as client:
+            client.request("PATCH", "/work_pools/team", json={"is_paused": True})
+            bootstrap()
+            assert client.request("GET", "/work_pools/team").json()["is_paused"]
+            assert client.request("GET", "/v2/concurrency_limits/gpu").json()["limit"] == 1
             answer = client.request("POST", "/deployments/filter", json={}).json()
         found = {one["name"]: one for one in answer}
     assert {one["work_pool_name"] for one in answer} == {"team"}
