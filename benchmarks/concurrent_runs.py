@@ -2,12 +2,13 @@
 
 Real servers of Prefect, MLflow and S3 on loopback; of the runs only the GPU's time is stubbed: each
 stage sleeps, and writes and reads what a stage does, through the same store, `stages.once`, and
-MLflow client. Prints how long runs took beyond their sleep, what failed, what was asked of whom,
-and which states Prefect keeps of runs and tasks; ends with 1 when a run failed, a state was lost, or
-its results are not all there.
+MLflow client. Tells how long runs took beyond their sleep, what failed, what was asked of S3, and
+which states Prefect keeps of runs and tasks, and keeps it in concurrent_runs.json beside this file;
+ends with 1 when a run failed, a state was lost, or its results are not all there.
 """
 
 import argparse
+import json
 import os
 import statistics
 import sys
@@ -17,6 +18,7 @@ from collections import Counter
 from concurrent.futures import ThreadPoolExecutor
 from functools import partial
 from pathlib import Path
+from typing import Any
 
 import measured_servers
 
@@ -26,6 +28,7 @@ from dreambooth_core.records import Blob, Record
 from dreambooth_core.stages import once
 from dreambooth_core.storage import Store, open_store
 
+RESULT = Path(__file__).with_name("concurrent_runs.json")
 STAGES = (
     "validate",
     "priors",
@@ -153,50 +156,65 @@ def main() -> int:
     asked = argparse.ArgumentParser(description=__doc__)
     asked.add_argument("--runs", type=int, default=10, help="all at once")
     asked.add_argument("--seconds", type=float, default=30.0, help="a run's time on a GPU")
+    asked.add_argument(
+        "--postgres",
+        metavar="USER:PASSWORD@HOST:PORT",
+        help="with empty databases `prefect` and `mlflow`, in the place of sqlite files",
+    )
     told = asked.parse_args()
     os.environ["PREFECT_LOGGING_LEVEL"] = "ERROR"
+    with tempfile.TemporaryDirectory() as folder:
+        found = measured(told.runs, told.seconds, told.postgres, Path(folder))
+    kept = json.loads(RESULT.read_text(encoding="utf-8")) if RESULT.exists() else {}
+    kept["PostgreSQL" if told.postgres else "sqlite"] = found
+    RESULT.write_text(json.dumps(kept, indent=1) + "\n", encoding="utf-8")
+    print(json.dumps(found, indent=1))
+    # a task per stage, and one for MLflow
+    tasks = told.runs * (len(STAGES) + 1)
+    whole = found["done"] == found["complete"] == told.runs
+    states_kept = found["flow_runs"] == {"COMPLETED": told.runs}
+    return 0 if whole and states_kept and found["task_runs"] == {"COMPLETED": tasks} else 1
+
+
+def measured(runs: int, seconds: float, postgres: str | None, folder: Path) -> dict[str, Any]:
+    """Start the servers, send so many runs through, and ask what came of them."""
     uri = f"s3://{measured_servers.BUCKET}/concurrent"
-    with tempfile.TemporaryDirectory() as temporary:
-        folder = Path(temporary)
-        with (
-            measured_servers.s3(folder / "s3") as (endpoint, counted),
-            measured_servers.mlflow(folder / "mlflow") as mlflow,
-            measured_servers.prefect(folder / "prefect"),
-        ):
-            work = partial(walk, uri=uri, endpoint=endpoint, mlflow=mlflow, seconds=told.seconds)
-            before, began = counted(), time.monotonic()
-            with ThreadPoolExecutor(told.runs) as pool:
-                ends = list(pool.map(partial(attempt, work), range(told.runs)))
-            wall, requests = time.monotonic() - began, counted() - before
-            whole = sum(is_there(run, uri, endpoint) for run in range(told.runs))
-            # a task per stage, and one for MLflow
-            tasks = told.runs * (len(STAGES) + 1)
-            wanted = {"flow_runs": told.runs, "task_runs": tasks}
-            kept = {kind: states(kind, count) for kind, count in wanted.items()}
-    lost = [kind for kind, count in wanted.items() if kept[kind] != {"COMPLETED": count}]
-    for kind, found in kept.items():
-        print(f"Prefect's {kind.replace('_', ' ')}: {dict(found)}, of {wanted[kind]}")
-    return report(ends, told.seconds, wall, requests, whole) or len(lost)
+    with (
+        measured_servers.s3(folder / "s3") as (endpoint, counted),
+        measured_servers.mlflow(folder / "mlflow", postgres) as mlflow,
+        measured_servers.prefect(folder / "prefect", postgres),
+    ):
+        work = partial(walk, uri=uri, endpoint=endpoint, mlflow=mlflow, seconds=seconds)
+        before, began = counted(), time.monotonic()
+        with ThreadPoolExecutor(runs) as pool:
+            ends = list(pool.map(partial(attempt, work), range(runs)))
+        wall, requests = time.monotonic() - began, counted() - before
+        done = [end for end in ends if isinstance(end, float)]
+        return {
+            "runs": runs,
+            "done": len(done),
+            "complete": sum(is_there(run, uri, endpoint) for run in range(runs)),
+            "flow_runs": states("flow_runs", runs),
+            "task_runs": states("task_runs", runs * (len(STAGES) + 1)),
+            "errors": Counter(end for end in ends if isinstance(end, str)),
+            "gpu_seconds": seconds,
+            "wall_seconds": round(wall, 1),
+            "beyond_gpu": beyond([end - seconds for end in done]),
+            "s3_per_run": {kind: count / runs for kind, count in sorted(requests.items())},
+        }
 
 
-def report(
-    ends: list[float | str], seconds: float, wall: float, requests: Counter[str], whole: int
-) -> int:
-    """Print what happened; 0 when all went well."""
-    done = [end for end in ends if isinstance(end, float)]
-    print(f"runs: {len(ends)}, done: {len(done)}, results complete: {whole}")
-    print(f"wall: {wall:.1f} s, of which a GPU's time is {seconds:.1f} s")
-    if done:
-        over = sorted(end - seconds for end in done)
-        print(
-            f"beyond it, per run: median {statistics.median(over):.1f} s, "
-            f"95 % {over[int(0.95 * (len(over) - 1))]:.1f} s, most {over[-1]:.1f} s"
-        )
-    for name, count in sorted(requests.items()):
-        print(f"S3 {name}: {count / len(ends):.1f} per run, {count / wall:.1f} per second")
-    for error, count in Counter(end for end in ends if isinstance(end, str)).most_common():
-        print(f"{count} x {error}")
-    return 0 if len(done) == whole == len(ends) else 1
+def beyond(seconds: list[float]) -> dict[str, float]:
+    """What runs took more than their time on a GPU."""
+    if not seconds:
+        return {}
+    ordered = sorted(seconds)
+    parts = {
+        "median": statistics.median(ordered),
+        "95 %": ordered[int(0.95 * (len(ordered) - 1))],
+        "most": ordered[-1],
+    }
+    return {name: round(value, 1) for name, value in parts.items()}
 
 
 if __name__ == "__main__":

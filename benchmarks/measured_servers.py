@@ -106,8 +106,11 @@ def _counted(port: int) -> Counter[str]:
 
 
 @contextmanager
-def prefect(folder: Path) -> Iterator[str]:
-    """Prefect's server with all its background services; yields the URL of its API."""
+def prefect(folder: Path, postgres: str | None = None) -> Iterator[str]:
+    """Prefect's server with all its background services; yields the URL of its API.
+
+    Its tables are on a sqlite file, or in the database `prefect` of a PostgreSQL, `USER:PASSWORD@HOST:PORT`.
+    """
 
     def command(port: int) -> list[str]:
         words = ("-m", "prefect", "server", "start", "--host", "127.0.0.1", "--port", str(port))
@@ -115,6 +118,9 @@ def prefect(folder: Path) -> Iterator[str]:
 
     home = folder / "home"
     env = {**os.environ, **QUIET, "PREFECT_HOME": str(home)}
+    if postgres:
+        url = f"postgresql+asyncpg://{postgres}/prefect"
+        env["PREFECT_SERVER_DATABASE_CONNECTION_URL"] = url
     server = Server("Prefect's server", command, _is_well("/api/health"), env, folder, SECONDS)
     with claimed(folder) as lock, running(server, lock) as port:
         url = f"http://127.0.0.1:{port}/api"
@@ -123,19 +129,20 @@ def prefect(folder: Path) -> Iterator[str]:
 
 
 @contextmanager
-def mlflow(folder: Path) -> Iterator[str]:
-    """MLflow's server on a sqlite file; yields its URL."""
+def mlflow(folder: Path, postgres: str | None = None) -> Iterator[str]:
+    """MLflow's server on a sqlite file, or the database `mlflow` of a PostgreSQL; yields its URL."""
 
     def command(port: int) -> list[str]:
         words = ("-m", "mlflow", "server", "--host", "127.0.0.1", "--port", str(port))
-        tables = f"sqlite:///{folder / 'mlflow.db'}"
         artifacts = str(folder / "artifacts")
         return [
             *(sys.executable, *words, "--workers", "1"),
-            *("--backend-store-uri", tables, "--artifacts-destination", artifacts),
+            *("--artifacts-destination", artifacts),
         ]
 
-    env = {**os.environ, **QUIET}
+    tables = f"postgresql+psycopg2://{postgres}/mlflow" if postgres else ""
+    tables = tables or f"sqlite:///{folder / 'mlflow.db'}"
+    env = {**os.environ, **QUIET, "MLFLOW_BACKEND_STORE_URI": tables}
     server = Server("MLflow's server", command, _is_well("/health"), env, folder, SECONDS)
     with exported(QUIET), claimed(folder) as lock, running(server, lock) as port:
         yield f"http://127.0.0.1:{port}"

@@ -1,7 +1,8 @@
 """What 1,000 subjects a day need: `python benchmarks/scale.py`; `--write` puts it into docs/scale.md.
 
 Arithmetic over the assumptions below, and a simulated queue of GPUs. What a run asks of S3 was counted
-(requests_of_a_run.py); what a GPU takes was not: put in your own numbers.
+(requests_of_a_run.py), and what many runs at once do to the servers measured (concurrent_runs.py);
+what a GPU takes was not: put in your own numbers.
 """
 
 import argparse
@@ -10,10 +11,12 @@ import json
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, fields
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 
 COUNTED = Path(__file__).with_name("requests_of_a_run.json")
+MANY = COUNTED.with_name("concurrent_runs.json")
 PAGE = Path(__file__).parent.parent / "docs/scale.md"
 BEGIN, END = "<!-- begin: python benchmarks/scale.py --write -->", "<!-- end -->"
 DAY = 86_400
@@ -249,8 +252,39 @@ def tables(it: Assumptions) -> str:
             *assumed,
             "\n| what follows | |\n|---|--:|",
             *found,
+            *many_runs(),
         ]
     )
+
+
+def many_runs() -> Iterator[str]:
+    """The table of what concurrent_runs.py measured, a column per database."""
+    if not MANY.is_file():
+        return
+    told = json.loads(MANY.read_text(encoding="utf-8"))
+    yield f"\n| many runs at once, as measured | {' | '.join(told)} |\n|---|{'--:|' * len(told)}"
+    asked = {
+        "runs at once": lambda one: f"{one['runs']}",
+        "done, and all their results stored": lambda one: f"{one['done']}, {one['complete']}",
+        "states that Prefect keeps of runs": lambda one: _counts(one["flow_runs"]),
+        "and of tasks": lambda one: _counts(one["task_runs"]),
+        "seconds of a run asleep, for its GPU": lambda one: f"{one['gpu_seconds']:.0f}",
+        "seconds beyond: median, 95 %, most": lambda one: ", ".join(
+            f"{each:.0f}" for each in one["beyond_gpu"].values()
+        ),
+        "S3 requests per second": lambda one: f"{_s3_rate(one):.0f}",
+    }
+    for name, tell in asked.items():
+        yield f"| {name} | {' | '.join(map(tell, told.values()))} |"
+
+
+def _counts(states: dict[str, int]) -> str:
+    return ", ".join(f"{count:,} {state.lower()}" for state, count in states.items())
+
+
+def _s3_rate(measured: dict[str, Any]) -> float:
+    per_run = sum(count for kind, count in measured["s3_per_run"].items() if kind.isupper())
+    return float(per_run * measured["runs"] / measured["wall_seconds"])
 
 
 def written(page: str, text: str) -> str:

@@ -48,6 +48,7 @@ def ancestry(store: Store, mark: str = "a", value: float = 0.75) -> Ancestry:
         method="full",
         files={"unet/weights.safetensors": blob},
         steps=3,
+        steps_per_second=2.0,
         losses=((1, 0.5, 0.25), (3, 0.4, None)),
     )
     rows = (_row("{subject} on the beach", 1, 0.5), _row("{subject} in the snow", 2, 0.25))

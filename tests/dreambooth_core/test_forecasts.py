@@ -33,4 +33,6 @@ def test_the_champion_lends_its_pace(tracked_config, file_store):
     photos = dataset.collect(file_store, tracked_config)[0]
     found = forecast(tracked_config, file_store, photos)
     assert found.priors_seconds == pytest.approx(3.0 / 2 * 2)
+    # by hand, it trained two steps a second
+    assert found.training_seconds == pytest.approx(tracked_config.train.steps / 2)
     assert found.evaluation_seconds == pytest.approx(10.0 / 4 * 8)

@@ -5,11 +5,11 @@ from pathlib import Path
 
 import pytest
 
-from dreambooth_core.config import load_config
+from dreambooth_core.config import Config, load_config
 from dreambooth_core.errors import ConfigError
 from examples.small_world.shapes import CLASSES
 from examples.small_world.study import trials
-from examples.small_world.study.arms import IMAGES, OURS, QUESTIONS, Arm, Trial
+from examples.small_world.study.arms import DEFAULTS, IMAGES, OURS, QUESTIONS, Arm, Trial
 from examples.small_world.study.peer import Peer
 from examples.small_world.study.subjects import (
     EVERY_CLASS,
@@ -49,6 +49,16 @@ def test_ours_is_the_small_worlds_recipe(tmp_path: Path) -> None:
     for section in ("train", "adapter", "prior", "loss", "optimizer", "model"):
         assert getattr(ours, section) == getattr(recipe, section)
     assert ours.dataset.find_masks == recipe.dataset.find_masks
+
+
+def test_defaults_are_those_of_a_config_that_says_nothing(tmp_path: Path) -> None:
+    said = trials.config_of(Trial(DEFAULTS, "cat", 0), tmp_path)
+    silent = Config(name="silent", subject=said.subject)
+    for section in ("prior", "loss", "optimizer"):
+        assert getattr(said, section) == getattr(silent, section)
+    asked = {"steps": said.train.steps, "batch_size": said.train.batch_size}
+    assert said.train == silent.train.model_copy(update=asked)
+    assert said.dataset.find_masks == silent.dataset.find_masks
 
 
 def test_the_script_is_given_whole_photos_and_the_class_images_of_ours(tmp_path: Path) -> None:
