@@ -52,18 +52,26 @@ def document(path: Path, block: str = BLOCK) -> dict[str, Any]:
 
 
 @pytest.fixture(scope="module")
-def api(tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
+def server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
     """The URL of a Prefect server with the services that act on events."""
     folder = tmp_path_factory.mktemp("automations")
     with exported({"PREFECT_UI_URL": PAGES}), prefect_server(folder) as url:
         yield url
 
 
-def ask(url: str, body: Any = None) -> Any:
-    """What the server answers to a GET, or to a POST of a document."""
+@pytest.fixture
+def api(server: str) -> Iterator[str]:
+    """The same, which knows no automation of another test."""
+    yield server
+    for each in ask(f"{server}/automations/filter", {}):
+        ask(f"{server}/automations/{each['id']}", method="DELETE")
+
+
+def ask(url: str, body: Any = None, method: str | None = None) -> Any:
+    """What the server answers to a GET, or to a POST of a document, if no other method is given."""
     direct = urllib.request.build_opener(urllib.request.ProxyHandler({}))
     data = None if body is None else json.dumps(body).encode()
-    request = urllib.request.Request(url, data, {"Content-Type": "application/json"})
+    request = urllib.request.Request(url, data, {"Content-Type": "application/json"}, method=method)
     with direct.open(request, timeout=30) as answer:
         return json.loads(answer.read() or b"null")
 
