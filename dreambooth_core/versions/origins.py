@@ -49,7 +49,7 @@ class Origin(Record):
     """Key of the `Scores`."""
     scores_digest: str
     code: str
-    """Version and commit of the code that registered it, `-dirty` where files differed from the commit."""
+    """Version and commit of the code that registered it, `-dirty` where it differed from the commit."""
     when: str
     """UTC, ISO 8601."""
     by: str
@@ -100,7 +100,7 @@ def config_digest(config: Config) -> str:
 
 
 def code_version() -> str:
-    """Version and commit of this code, `-dirty` where files differ from the commit."""
+    """Version and commit of this code, `-dirty` where files differ from the commit, or there are new ones."""
     return f"{dreambooth_core.__version__} {_commit()}".strip()
 
 
@@ -146,8 +146,13 @@ def _commit() -> str:
     home = Path(dreambooth_core.__file__).parent.parent
     if not (home / ".git").exists():
         return os.environ.get(COMMIT, "")
-    named = ("describe", "--always", "--dirty", "--abbrev=40", "--exclude=*")
-    answer = subprocess.run(
-        ["git", "-C", str(home), *named], capture_output=True, text=True, check=False
-    )
-    return answer.stdout.strip()
+    commit = _git(home, "describe", "--always", "--dirty", "--abbrev=40", "--exclude=*")
+    # a new file is no change to git, but a plugin to us
+    new = _git(home, "ls-files", "--others", "--exclude-standard", "--", "dreambooth_core/*.py")
+    return f"{commit.removesuffix('-dirty')}-dirty" if commit and new else commit
+
+
+def _git(home: Path, *words: str) -> str:
+    """What it prints; empty where it fails."""
+    command = ["git", "-C", str(home), *words]
+    return subprocess.run(command, capture_output=True, text=True, check=False).stdout.strip()

@@ -33,7 +33,14 @@ def test_code_is_named_by_its_commit_and_marked_when_it_differs(
         return origin_of(tiny_config, file_store, ancestry(file_store)).code
 
     assert said() == f"{dreambooth_core.__version__} {commit}"
+    (home / "notes.py").write_text("of no consequence\n")
+    assert said() == f"{dreambooth_core.__version__} {commit}"
+    plugin = code.with_name("plugin.py")
+    plugin.write_text("y = 1\n")
+    assert said() == f"{dreambooth_core.__version__} {commit}-dirty"
     code.write_text("x = 2\n")
+    assert said() == f"{dreambooth_core.__version__} {commit}-dirty"
+    plugin.unlink()
     assert said() == f"{dreambooth_core.__version__} {commit}-dirty"
 
 
