@@ -16,6 +16,7 @@ from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
+from urllib.error import HTTPError
 from uuid import uuid4
 
 import pytest
@@ -72,8 +73,16 @@ def ask(url: str, body: Any = None, method: str | None = None) -> Any:
     direct = urllib.request.build_opener(urllib.request.ProxyHandler({}))
     data = None if body is None else json.dumps(body).encode()
     request = urllib.request.Request(url, data, {"Content-Type": "application/json"}, method=method)
-    with direct.open(request, timeout=30) as answer:
-        return json.loads(answer.read() or b"null")
+    deadline = time.monotonic() + 60
+    while True:
+        try:
+            with direct.open(request, timeout=30) as answer:
+                return json.loads(answer.read() or b"null")
+        except HTTPError as error:
+            # 503: another of the server's writers has the sqlite file
+            if error.code != 503 or time.monotonic() > deadline:
+                raise
+            time.sleep(1)
 
 
 def create(api: str, automation: dict[str, Any]) -> None:
