@@ -8,11 +8,12 @@ the environment of its `ray start` and never travel. So is its work folder (see 
 import os
 import signal
 import socket
+import sys
 import threading
 import time
 from collections import Counter, deque
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import closing, contextmanager
+from contextlib import closing, contextmanager, redirect_stdout
 from typing import Any
 
 from dreambooth_core.config import Compute
@@ -150,11 +151,20 @@ def cluster() -> Iterator[Any]:
     if ray.is_initialized():
         yield ray
         return
-    place = os.environ.get("RAY_ADDRESS", "auto")
+    # what workers print, and Ray itself of machines that are gone, must not come out where `--json` is read
+    with redirect_stdout(sys.stderr):
+        _join(ray, os.environ.get("RAY_ADDRESS", "auto"))
+        try:
+            yield ray
+        finally:
+            ray.shutdown()
+
+
+def _join(ray: Any, place: str) -> None:
+    """Raises `StageFailed` where no cluster answers."""
     with _handler_kept():
         try:
             _knock(place)
-            # what workers print must not come out where `--json` is read
             ray.init(address=place, log_to_driver=False, logging_level="WARNING")
         except (OSError, RuntimeError, ray.exceptions.RayError) as error:
             # a RuntimeError, where this machine is no node of the cluster that answers
@@ -163,10 +173,6 @@ def cluster() -> Iterator[Any]:
                 "infra/README.md says, set RAY_ADDRESS (from outside of the cluster "
                 "ray://HOST:10001), or set compute.engine: local"
             ) from error
-    try:
-        yield ray
-    finally:
-        ray.shutdown()
 
 
 def _knock(place: str) -> None:
