@@ -56,8 +56,9 @@ class Started:
         return document
 
     def images(self) -> list[str]:
-        """Keys of the records of what was drawn."""
-        return [key for key in self.store.keys("images/") if not key.endswith("/lease.json")]
+        """Keys of the records of what was drawn, without sets, whose URIs name the store, and leases."""
+        kept = (key for key in self.store.keys("images/") if "/sets/" not in key)
+        return [key for key in kept if not key.endswith("/lease.json")]
 
     def has(self, kind: str, name: str) -> bool:
         return any(key.endswith(name) for key in self.store.keys(kind))
