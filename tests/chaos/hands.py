@@ -60,6 +60,7 @@ def _hand(
     told: "Queue[list[Row]]",
     start: AbstractContextManager[bool],
 ) -> None:
+    """Cases from `waiting`, their rows to `told`, while there is time; servers come up under `start`."""
     folder, seed = hands.folder / str(number), hands.seed
     folder.mkdir()
     try:
