@@ -40,6 +40,8 @@ STAGES = (
     "sample",
     "report",
 )
+TASKS = len(STAGES) + 1
+"""Of a run: one for MLflow too."""
 IMAGES = 16
 """Blobs that a run draws, each with a record beside it."""
 IMAGE_BYTES, WEIGHTS_BYTES = 8_000, 3_000_000
@@ -169,11 +171,10 @@ def main() -> int:
     kept["PostgreSQL" if told.postgres else "sqlite"] = found
     RESULT.write_text(json.dumps(kept, indent=1) + "\n", encoding="utf-8")
     print(json.dumps(found, indent=1))
-    # a task per stage, and one for MLflow
-    tasks = told.runs * (len(STAGES) + 1)
     whole = found["done"] == found["complete"] == told.runs
     states_kept = found["flow_runs"] == {"COMPLETED": told.runs}
-    return 0 if whole and states_kept and found["task_runs"] == {"COMPLETED": tasks} else 1
+    tasks_kept = found["task_runs"] == {"COMPLETED": told.runs * TASKS}
+    return 0 if whole and states_kept and tasks_kept else 1
 
 
 def measured(runs: int, seconds: float, postgres: str | None, folder: Path) -> dict[str, Any]:
@@ -195,7 +196,7 @@ def measured(runs: int, seconds: float, postgres: str | None, folder: Path) -> d
             "done": len(done),
             "complete": sum(is_there(run, uri, endpoint) for run in range(runs)),
             "flow_runs": states("flow_runs", runs),
-            "task_runs": states("task_runs", runs * (len(STAGES) + 1)),
+            "task_runs": states("task_runs", runs * TASKS),
             "errors": Counter(end for end in ends if isinstance(end, str)),
             "gpu_seconds": seconds,
             "wall_seconds": round(wall, 1),
