@@ -8,6 +8,7 @@ import socket
 import subprocess
 import sys
 import threading
+import time
 from collections.abc import Iterator
 from datetime import UTC, datetime, timedelta
 from email.utils import format_datetime
@@ -221,6 +222,8 @@ def test_parts_that_nobody_supervises(tmp_path: Path) -> None:
         ["sleep", "300"], env={**os.environ, state.MARK: state.mark(tmp_path, "mlflow")}
     )
     try:
+        while not state.marked(tmp_path):  # a process has no environment yet when it has just begun
+            time.sleep(0.01)
         finding = _checked("parts", _site(tmp_path))
         assert (finding.level, finding.sentence.split(":")[0]) == (
             "broken",
