@@ -38,7 +38,8 @@ from dreambooth_core.leases import Hold
 from dreambooth_core.priors import ClassImage, class_images
 from dreambooth_core.processes import last_lines, supervised
 from dreambooth_core.records import Course, ImageSet, Progress, Record, Weights
-from dreambooth_core.stages import code_digest, once_alone, stage_key
+from dreambooth_core.source import code_digest, code_version
+from dreambooth_core.stages import once_alone, stage_key
 from dreambooth_core.storage import Store
 from dreambooth_core.trainer import launch, live
 from dreambooth_core.trainer.stopping import STALLED
@@ -366,6 +367,7 @@ def _stored(store: Store, spec: Spec, outcome: Outcome) -> Weights:
         uri=f"{store.uri}/{spec.prefix}/result.json",
         digest=digest,
         key=spec.folder.name,
+        code=code_version(),
         method=spec.config.train.method,
         files=files,
         steps=outcome.step,

@@ -96,6 +96,8 @@ class Weights(Course):
     """SHA-256 over the files' names and digests."""
     key: str = ""
     """The training's: digest of all that decides it, and its place `runs/<key>` in the store."""
+    code: str = ""
+    """Version and commit of the code that made the last attempt; `-dirty` where it was not that commit."""
     method: Method
     files: dict[str, Blob]
     """Path inside the model folder -> blob."""

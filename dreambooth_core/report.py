@@ -18,12 +18,13 @@ from dreambooth_core.pages import charts
 from dreambooth_core.pages.exhibits import Pictures
 from dreambooth_core.pages.facts import Facts, Rows, facts_of, prompt_means, sides_of
 from dreambooth_core.records import Document, Row, Scores, Stage, Weights
-from dreambooth_core.stages import code_digest, once
+from dreambooth_core.source import code_digest, code_version
+from dreambooth_core.stages import once
 from dreambooth_core.storage import Store, written_beside
 from dreambooth_core.summary import Results, run_id
 from dreambooth_core.tracking import keep_report, without_password
 from dreambooth_core.versions.lineage import Permission, checkpoints_of, permissions_of
-from dreambooth_core.versions.origins import code_version, config_digest
+from dreambooth_core.versions.origins import config_digest
 
 TILES = ("prompt_fidelity", "prior_drift", "memorisation")
 """Metrics that stand at the top, behind the one that the gate decides by."""
@@ -174,7 +175,8 @@ def _lineage(config: Config, store: Store, results: Results) -> list[tuple[str, 
         "verdict": results.verdict,
         "samples": results.samples,
     }
-    steps = checkpoints_of(store, results.weights.key) if results.weights else ()
+    weights = results.weights
+    steps = checkpoints_of(store, weights.key) if weights else ()
     return [
         ("base", base_digest(config.model), base),
         *([("licence of the base", config.model.licence, "")] if config.model.licence else []),
@@ -182,6 +184,7 @@ def _lineage(config: Config, store: Store, results: Results) -> list[tuple[str, 
         ("config", config_digest(config), ""),
         ("code", code_digest(), code_version()),
         *((name, made.digest, made.uri) for name, made in named.items() if made),
+        *([("code that trained", weights.code, "")] if weights and weights.code else []),
         *((f"checkpoint of step {step.step}", step.digest, "") for step in steps),
         *([("MLflow run", results.version.run_id, "")] if results.version else []),
     ]

@@ -1,12 +1,11 @@
 """A stage is made once: what decides its result decides its key, and what is stored is taken."""
 
-import functools
 from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import TypeVar
 
 from dreambooth_core import leases
-from dreambooth_core.blobs import YOUNG_SECONDS, digest_json, digest_of_file, get_record, put_record
+from dreambooth_core.blobs import YOUNG_SECONDS, digest_json, get_record, put_record
 from dreambooth_core.leases import RESULT, Hold
 from dreambooth_core.records import Record
 from dreambooth_core.storage import Store, renew
@@ -81,12 +80,3 @@ def _found(store: Store, place: str, kind: type[R]) -> R | None:
 def stage_key(stage: str, inputs: Mapping[str, object]) -> str:
     """Digest of the stage's name, its inputs and the code's epoch."""
     return digest_json({"stage": stage, "epoch": CODE_EPOCH, "inputs": dict(inputs)})
-
-
-@functools.cache
-def code_digest() -> str:
-    """Digest of the core's source, which a checkpoint keeps to say what wrote it."""
-    home = Path(__file__).parent
-    return digest_json(
-        {path.relative_to(home).as_posix(): digest_of_file(path) for path in home.rglob("*.py")}
-    )

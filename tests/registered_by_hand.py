@@ -45,6 +45,7 @@ def ancestry(store: Store, mark: str = "a", value: float = 0.75) -> Ancestry:
         uri=f"{store.uri}/runs/{mark}/result.json",
         digest=mark * 64,
         key=mark * 64,
+        code=f"0.0.1 {mark * 40}",
         method="full",
         files={"unet/weights.safetensors": blob},
         steps=3,

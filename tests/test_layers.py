@@ -17,7 +17,8 @@ LEVELS = [
     "drawing.orders "
     "pages.bundle pages.charts "
     "trainer.stopping",
-    "storage blobs leases stages forms garbage costs exporter images servers services tensor_files engines "
+    "storage blobs leases source stages forms garbage costs exporter images servers services tensor_files "
+    "engines "
     "photos.buckets photos.likeness photos.masks",
     "dataset latents adapters families bases metrics caches embeddings inversion adapter_layers "
     "finders vision "

@@ -97,13 +97,14 @@ def _lineage_rows(lineage: Lineage) -> list[list[str]]:
     rows.append(["base", f"{base.name} {base.revision or ''}".strip(), base.digest])
     rows.append(["licence of the base", "", base.licence or "not said"])
     rows.append(["config", "", lineage.config])
-    rows.append(["code", "", lineage.code])
     rows.append(["training", f"{training.method}, {training.steps} steps", training.key])
+    rows.append(["code", "that trained", training.code or "not said"])
     rows += [["checkpoint", f"step {step.step}", step.digest] for step in training.checkpoints]
     rows.append(["weights", f"of step {training.chosen_step}", training.weights])
     shown = ", ".join(f"{name} {value:.3f}" for name, value in lineage.scores.metrics.items())
     rows.append(["scores", shown, lineage.scores.digest])
     rows.append(["registered", f"{lineage.registered} by {lineage.by}", f"run {lineage.run_id}"])
+    rows.append(["code", "that registered", lineage.code])
     if verdict:
         rows.append(["gate", f"{verdict.outcome}: {verdict.sentence}", verdict.digest])
     for change in lineage.changes:

@@ -57,6 +57,8 @@ class Training(Record):
     """How the weights came about."""
 
     key: str
+    code: str
+    """Version and commit of the code that trained; empty where an older one did."""
     method: Method
     steps: int
     chosen_step: int
@@ -101,6 +103,7 @@ class Lineage(Record):
     config: str
     """Digest of the config, without what is this machine's own."""
     code: str
+    """Version and commit of the code that registered it."""
     training: Training
     scores: Measured
     registered: str
@@ -134,6 +137,7 @@ def lineage_of(store: Store, book: Book, version: str) -> Lineage:
         code=origin.code,
         training=Training(
             key=weights.key,
+            code=weights.code,
             method=weights.method,
             steps=weights.steps,
             chosen_step=weights.chosen_step or weights.steps,

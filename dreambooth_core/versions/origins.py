@@ -1,24 +1,18 @@
 """What a model version comes from: the record of it in the store, from the photos to the scores."""
 
-import os
-import subprocess
 from dataclasses import dataclass
-from pathlib import Path
 from typing import Any, TypeVar
 
-import dreambooth_core
 from dreambooth_core.blobs import digest_json, get_record, put_record
 from dreambooth_core.config import Config
 from dreambooth_core.errors import ConfigError, StorageError
 from dreambooth_core.records import ImageSet, Record, Scores, Weights
 from dreambooth_core.sampling import base_digest
+from dreambooth_core.source import code_version
 from dreambooth_core.storage import Store
 from dreambooth_core.versions.aliases import Book, now, whoever
 
 R = TypeVar("R", bound=Record)
-
-COMMIT = "DREAMBOOTH_COMMIT"
-"""Environment variable with the code's commit, where there is no clone: in the image of the workers."""
 
 PRIVATE: Any = {"paths": True, "tracking": {"uri"}, "compute": True}
 """What a version does not say of its config: this machine's folders, and a URI with maybe a password."""
@@ -99,11 +93,6 @@ def config_digest(config: Config) -> str:
     return digest_json(config.model_dump(mode="json", exclude=PRIVATE))
 
 
-def code_version() -> str:
-    """Version and commit of this code, `-dirty` where files differ from the commit, or there are new ones."""
-    return f"{dreambooth_core.__version__} {_commit()}".strip()
-
-
 def put_origin(book: Book, origin: Origin) -> None:
     """Keep it under the version's number, once."""
     put_record(book.store, f"{book.place}/versions/{origin.version}.json", origin)
@@ -139,20 +128,3 @@ def _read(store: Store, key: str, kind: type[R]) -> R:
 
 def _key(store: Store, uri: str) -> str:
     return uri.removeprefix(f"{store.uri}/")
-
-
-def _commit() -> str:
-    """Of the working tree this runs from, or as an image's build has left it; empty where nobody knows."""
-    home = Path(dreambooth_core.__file__).parent.parent
-    if not (home / ".git").exists():
-        return os.environ.get(COMMIT, "")
-    commit = _git(home, "describe", "--always", "--dirty", "--abbrev=40", "--exclude=*")
-    # a new file is no change to git, but a plugin to us
-    new = _git(home, "ls-files", "--others", "--exclude-standard", "--", "dreambooth_core/*.py")
-    return f"{commit.removesuffix('-dirty')}-dirty" if commit and new else commit
-
-
-def _git(home: Path, *words: str) -> str:
-    """What it prints; empty where it fails."""
-    command = ["git", "-C", str(home), *words]
-    return subprocess.run(command, capture_output=True, text=True, check=False).stdout.strip()

@@ -22,6 +22,7 @@ from dreambooth_core.config import Config, Memory
 from dreambooth_core.errors import Preempted, StageFailed
 from dreambooth_core.priors import class_images, ensure_class_images
 from dreambooth_core.records import Image, ImageSet, Weights
+from dreambooth_core.source import code_version
 from dreambooth_core.storage import Store, open_store
 from dreambooth_core.trainer import attempt
 from tests.leased_by_hand import held
@@ -136,6 +137,7 @@ def test_killed_stopped_and_resumed_gives_the_same_bytes(
     assert len(whole.losses) == STEPS
     assert parts.losses == whole.losses
     assert (parts.digest, parts.files) == (whole.digest, whole.files)
+    assert parts.code == code_version()
     store = open_store(config.storage)
     assert fit.train(config, store, _photos(store)) == (parts, True)
 

@@ -106,6 +106,7 @@ def test_a_lineage_goes_from_the_photos_to_the_aliases(work, file_store) -> None
     assert found.classes is not None
     assert traced["classes"]["digest"] == found.classes.digest
     assert traced["training"]["weights"] == "a" * 64
+    assert traced["training"]["code"] == f"0.0.1 {'a' * 40}"
     assert traced["scores"]["digest"] == "a" * 64
     assert traced["verdict"]["outcome"] == "promote"
     (change,) = traced["changes"]
@@ -113,7 +114,9 @@ def test_a_lineage_goes_from_the_photos_to_the_aliases(work, file_store) -> None
     assert change["verdict"] == traced["verdict"]["digest"]
     assert change["when"].endswith("+00:00")
     shown = typed(work, "lineage", "tiny@champion").stdout
-    assert "promote by the gate: @champion" in " ".join(shown.split())
+    shown = " ".join(shown.split())
+    assert "promote by the gate: @champion" in shown
+    assert "code that trained 0.0.1 " in shown
 
 
 def test_a_lineage_tells_whose_every_subject_is(work, tracked_config, file_store) -> None:

@@ -14,7 +14,7 @@ from dreambooth_core.checkpoints import Checkpoint
 from dreambooth_core.leases import Lease
 from dreambooth_core.pages.exhibits import MOST
 from dreambooth_core.pages.facts import Facts
-from dreambooth_core.stages import code_digest
+from dreambooth_core.source import code_digest, code_version
 from dreambooth_core.summary import Results
 from dreambooth_core.versions import origins
 from tests import browser
@@ -162,7 +162,7 @@ def test_lineage_tells_code_config_licence_and_whose_the_photos_are(made):
     words = Page(report.render(told, store, results, STAGES)).sections["lineage"]
     assert "licence of the base MIT" in words
     assert f"config {origins.config_digest(told)}" in words
-    assert f"code {code_digest()} {origins.code_version()}" in words
+    assert f"code {code_digest()} {code_version()}" in words
     assert "provenance of sks robot not said consent for sks robot nobody" in words
     assert "provenance of zwx robot my <own> consent for zwx robot Ann did" in words
 
