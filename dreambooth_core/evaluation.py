@@ -5,7 +5,6 @@ from dataclasses import replace
 from typing import NamedTuple
 
 import numpy as np
-from PIL import Image as Pillow
 
 from dreambooth_core.blobs import digest_json, get_blob, put_blob
 from dreambooth_core.config import Config
@@ -167,9 +166,9 @@ def judged_like(champion: Config, candidate: Config) -> Config:
     )
 
 
-def photos_of(store: Store, instance: ImageSet, subject: int = 0) -> list[Pillow.Image]:
-    """The photos of one subject, opened as RGB; the config's main one is 0."""
-    return list(Pictures(store, _members(instance, subject)))
+def photos_of(store: Store, instance: ImageSet, subject: int = 0) -> Pictures:
+    """The photos of one subject; the config's main one is 0."""
+    return Pictures(store, _members(instance, subject))
 
 
 def _draw(

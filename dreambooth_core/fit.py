@@ -176,11 +176,14 @@ def _what_looks_decide(config: Config) -> list[object] | None:
     rules = config.choosing.model_dump(mode="json", exclude={"class_images"})
     if not config.choosing.prompts:
         return [rules]
+    from dreambooth_core.judging.crops import finder_digest
     from dreambooth_core.judging.encoders import encoder_digest
 
     clip = encoder_digest(eyes.clip, eyes.clip_revision)
     identity = encoder_digest(eyes.identity, eyes.identity_revision)
     seen = [clip, identity, eyes.preprocessing]
+    if (finder := finder_digest(eyes.finder)) is not None:
+        seen.append(finder)
     return [rules, config.sampler, eyes.seed, seen, "within a standard error"]
 
 

@@ -67,6 +67,7 @@ class Look(Record):
     stable_loss: float
     """Mean loss over fixed photos, noises and times: falls and rises with the model alone."""
     subject_fidelity: float | None = None
+    """Of the subject alone, where there is a finder."""
     subject_error: float | None = None
     """Standard error of the subject fidelity, over the grid's images."""
     prompt_fidelity: float | None = None

@@ -49,6 +49,11 @@ class Pictures(Sequence[Pillow.Image]):
     def __len__(self) -> int:
         return len(self.images)
 
+    def mask(self, place: int) -> Pillow.Image | None:
+        """As grey, white on the subject; None for an image that came without."""
+        mask = self.images[place].mask
+        return None if mask is None else _opened(self.store, mask).convert("L")
+
 
 @dataclass(frozen=True)
 class Viewer:
@@ -108,7 +113,7 @@ class Viewer:
         keys = [key_of(**self._sought(image, noun)) for image in pictures.images]
 
         def compute(missing: list[int]) -> Iterator[Entry]:
-            masks = [_mask(self.store, pictures.images[place]) for place in missing]
+            masks = [pictures.mask(place) for place in missing]
             shown = [pictures[place] for place in missing]
             finder = self._finder if None in masks else None
             yield from (_packed(spot) for spot in spots(finder, shown, noun, masks))
@@ -190,10 +195,6 @@ def _unpacked(entry: Entry) -> Spot | None:
     height, width = entry["shape"].tolist()
     bits = np.unpackbits(entry["mask"].numpy(), count=height * width)
     return Spot((left, top, right, bottom), bits.astype(np.bool_).reshape(height, width))
-
-
-def _mask(store: Store, image: Image) -> Pillow.Image | None:
-    return None if image.mask is None else _opened(store, image.mask).convert("L")
 
 
 def _opened(store: Store, blob: Blob) -> Pillow.Image:

@@ -20,6 +20,8 @@ from dreambooth_core import inversion
 from dreambooth_core.config import INVERSIONS, Config, Subject
 from dreambooth_core.evaluation import photos_of
 from dreambooth_core.families import Parts, channels_last, only
+from dreambooth_core.finders import Finder, load_finder
+from dreambooth_core.judging.crops import crop, spots
 from dreambooth_core.judging.encoders import Encoder
 from dreambooth_core.judging.plans import plain, seeds_of
 from dreambooth_core.metrics import (
@@ -31,6 +33,7 @@ from dreambooth_core.metrics import (
     pres,
     prompt_fidelity,
     subject_fidelity,
+    subject_fidelity_crop,
 )
 from dreambooth_core.objectives import example_losses, target
 from dreambooth_core.records import ImageSet, Look
@@ -40,7 +43,8 @@ from dreambooth_core.trainer.supply import Place
 from dreambooth_core.training import DreamBooth, frozen_numbers, resolved_precision
 
 Picture = Pillow.Image
-LIKE: Sight = ("identity", "whole")
+WHOLE: Sight = ("identity", "whole")
+ALONE: Sight = ("identity", "crop")
 ASKED: Sight = ("clip", "whole")
 
 
@@ -103,21 +107,21 @@ class Looker:
         ]
         seen = [clip.clip_images(each.grid) for each in drawn]
         del clip
-        photos, eye = self._photos, self._eye()
+        photos, eyes = self._photos, self._eyes()
         evidence = [
             Evidence(
-                generated=Seen({LIKE: eye.identity_images(each.grid), ASKED: seen[index]}),
-                photos=Seen({LIKE: photos[index]}),
-                classes=Seen({LIKE: eye.identity_images(each.classes)} if each.classes else {}),
+                generated=Seen({**eyes.see(each.grid, subject.class_noun), ASKED: seen[index]}),
+                photos=Seen(photos[index]),
+                classes=Seen({WHOLE: eyes.whole(each.classes)} if each.classes else {}),
                 text_rows=texts[index],
             )
-            for index, each in enumerate(drawn)
+            for index, (each, subject) in enumerate(zip(drawn, self.config.subjects, strict=True))
         ]
 
         def values(metric: ModuleType) -> list[Values]:
             return [metric.measure(one) for one in evidence]
 
-        likeness = values(subject_fidelity)
+        likeness = [likeness_of(one) for one in evidence]
         return {
             "subject_fidelity": float(np.mean(likeness)),
             "subject_error": standard_error(likeness),
@@ -126,19 +130,63 @@ class Looker:
         }
 
     @cached_property
-    def _photos(self) -> list[Embeddings]:
+    def _photos(self) -> list[dict[Sight, Embeddings]]:
         """Each subject's photos, as the identity encoder sees them."""
-        eye, subjects = self._eye(), range(len(self.config.subjects))
-        photos = (photos_of(self.place.store, self.instance, subject) for subject in subjects)
-        return [eye.identity_images(theirs) for theirs in photos]
+        eyes, found = self._eyes(), []
+        for index, subject in enumerate(self.config.subjects):
+            photos = photos_of(self.place.store, self.instance, index)
+            masks = [photos.mask(place) for place in range(len(photos))]
+            found.append(eyes.see(photos, subject.class_noun, masks))
+        return found
 
     def _clip(self) -> Encoder:
         rules = self.config.evaluation
         return Encoder(rules.clip, rules.clip_revision, rules.preprocessing)
 
-    def _eye(self) -> Encoder:
+    def _eyes(self) -> "Eyes":
         rules = self.config.evaluation
-        return Encoder(rules.identity, rules.identity_revision, rules.preprocessing)
+        identity = Encoder(rules.identity, rules.identity_revision, rules.preprocessing)
+        return Eyes(identity, load_finder(rules.finder))
+
+
+@dataclass(frozen=True)
+class Eyes:
+    """The identity encoder, and who finds the subject for it."""
+
+    identity: Encoder
+    finder: Finder | None
+
+    def see(
+        self,
+        pictures: Sequence[Picture],
+        noun: str,
+        masks: Sequence[Picture | None] | None = None,
+    ) -> dict[Sight, Embeddings]:
+        """(pictures, d) each: whole, and with a finder the subject alone, nan where it is not seen."""
+        rows = {WHOLE: self.whole(pictures)}
+        if self.finder is not None:
+            rows[ALONE] = np.full_like(rows[WHOLE], np.nan)
+            found = enumerate(spots(self.finder, pictures, noun, masks))
+            cuts = {place: crop(pictures[place], spot) for place, spot in found if spot}
+            if cuts:
+                rows[ALONE][list(cuts)] = self.whole(list(cuts.values()))
+        return rows
+
+    def whole(self, pictures: Sequence[Picture]) -> Embeddings:
+        """(pictures, d)"""
+        return self.identity.identity_images(pictures)
+
+
+def likeness_of(evidence: Evidence) -> Values:
+    """Subject fidelity of each picture: of the subject alone, where it is found in a photo.
+
+    A copied background counts as little here as in the gate; a picture without the subject is as unlike as
+    can be told, 0.
+    """
+    alone = subject_fidelity_crop.measure(evidence)
+    values = alone if alone is not None else subject_fidelity.measure(evidence)
+    assert values is not None  # photos are there, and seen as wholes
+    return np.nan_to_num(values)
 
 
 def standard_error(groups: Sequence[Values]) -> float | None:

@@ -181,7 +181,12 @@ def test_the_key_covers_how_looks_choose_a_step(tiny_base: Path, tmp_path: Path)
         told = {**config.model_dump(), "choosing": {"every": every}, "evaluation": evaluation}
         return fit._inputs(Config.model_validate(told), photos, ())
 
-    decides = ({"seed": 5}, {"preprocessing": "own"}, {"clip": "someone/clip"})
+    decides = (
+        {"seed": 5},
+        {"preprocessing": "own"},
+        {"clip": "someone/clip"},
+        {"finder": {"kind": "segmenter", "model": "someone/finder", "revision": "a" * 40}},
+    )
     for change in decides:
         assert inputs(2, **change) != inputs(2), change
         assert inputs(None, **change) == inputs(None), change

@@ -1,6 +1,7 @@
 """Looks at a model in training: what they see, and that they leave no trace."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
+from dataclasses import replace
 from itertools import count
 from pathlib import Path
 from typing import Any
@@ -12,19 +13,23 @@ from PIL import Image as Pillow
 
 from dreambooth_core import adapters, sampling
 from dreambooth_core.blobs import image_set, put_blob
-from dreambooth_core.config import Config
+from dreambooth_core.config import Config, Finder
 from dreambooth_core.families import channels_last
+from dreambooth_core.finders import Spot, load_finder
+from dreambooth_core.judging.crops import crop
 from dreambooth_core.judging.encoders import Encoder
 from dreambooth_core.judging.plans import seeds_of
+from dreambooth_core.metrics import Evidence, Seen
 from dreambooth_core.records import Image, ImageSet, Look
 from dreambooth_core.sampling import encode_png
 from dreambooth_core.storage import Store
 from dreambooth_core.trainer import looking
 from dreambooth_core.trainer.batches import Photos, Plan, Steps
-from dreambooth_core.trainer.looking import Looker, stable_loss
+from dreambooth_core.trainer.looking import Eyes, Looker, likeness_of, stable_loss
 from dreambooth_core.trainer.supply import Place
 from tests.training_by_hand import FAMILY, SIDE, Attempt, Drawn, config_of
 
+FINDER = Path(__file__).parents[3] / "examples/small_world/finder"
 Make = Callable[..., tuple[Attempt, Looker]]
 
 
@@ -68,7 +73,7 @@ def make(
             tiny_base,
             choosing=choosing,
             sampler={"inference_steps": 2, "batch_size": 1},
-            evaluation={"clip": clip, "identity": identity},
+            evaluation={"clip": clip, "identity": identity, **sections.pop("evaluation", {})},
             **sections,
         )
         attempt = Attempt(config, tmp_path / f"run-{next(runs)}")
@@ -179,6 +184,62 @@ def test_before_the_first_step_it_is_the_base_that_is_drawn_and_measured(make: M
     drawn = list(sampling.generate(painter, drawing, classes, None))
     pairs = eye.identity_images(drawn) @ photos.T
     assert look.pres == pytest.approx(pairs.mean(), abs=1e-9)
+
+
+class Bright:
+    """A finder of what is bright."""
+
+    def find(self, images: Sequence[Pillow.Image], noun: str) -> list[Spot | None]:
+        return [Spot.around(np.asarray(image.convert("L")) > 128) for image in images]
+
+
+def test_with_a_finder_a_copied_background_is_no_likeness(tiny_encoders: tuple[Path, Path]) -> None:
+    draw = np.random.default_rng(5)
+    here, there = (draw.integers(0, 100, (48, 48, 3), dtype=np.uint8) for _ in range(2))
+    subject, impostor = (draw.integers(160, 256, (12, 12, 3), dtype=np.uint8) for _ in range(2))
+
+    def picture(ground: np.ndarray, patch: np.ndarray | None, at: int = 8) -> Pillow.Image:
+        pixels = ground.copy()
+        if patch is not None:
+            pixels[at : at + 12, at : at + 12] = patch
+        return Pillow.fromarray(pixels)
+
+    grid = [picture(there, subject, 30), picture(here, impostor), picture(here, None)]
+    eye = Encoder(str(tiny_encoders[1]), None)
+
+    def likeness(finder: Bright | None, photo: Pillow.Image) -> np.ndarray:
+        eyes = Eyes(eye, finder)
+        generated, photos = eyes.see(grid, "thing"), eyes.see([photo], "thing")
+        return likeness_of(Evidence(Seen(generated), photos=Seen(photos)))
+
+    photo = picture(here, subject)
+    elsewhere, copied, _ = likeness(None, photo)
+    assert copied > elsewhere
+    elsewhere, copied, absent = likeness(Bright(), photo)
+    assert elsewhere > copied > absent == 0
+    # in a photo where it is not found either, there is nothing to compare but the whole
+    nowhere = picture(here, None)
+    assert likeness(Bright(), nowhere).tolist() == likeness(None, nowhere).tolist()
+
+
+def test_a_look_cuts_photos_by_their_own_masks(make: Make, file_store: Store) -> None:
+    finder = {"kind": "segmenter", "model": str(FINDER)}
+    attempt, looker = make(evaluation={"finder": finder}, choosing={"seeds": 4})
+    attempt.module.configure_optimizers()
+    photo, box = _pictures(0)[0], (4, 4, 12, 12)
+    mask = Pillow.new("L", photo.size)
+    mask.paste(255, box)
+    blobs = [put_blob(file_store, encode_png(one, "", 0)) for one in (photo, mask)]
+    instance = image_set(file_store, "cut", [Image(name="a.png", blob=blobs[0], mask=blobs[1])])
+    look = replace(looker, instance=instance)(attempt.module, 0)
+
+    (drawn,) = looker._draw(attempt.module)
+    eyes = Eyes(
+        Encoder(str(attempt.config.evaluation.identity), None), load_finder(Finder(**finder))
+    )
+    alone = eyes.whole([crop(photo, Spot(box))])
+    cosines = eyes.see(drawn.grid, "dog")["identity", "crop"] @ alone.T
+    assert look.subject_fidelity == pytest.approx(np.nan_to_num(cosines).mean(), abs=1e-9)
 
 
 def test_each_subject_is_held_against_its_own_photos(make: Make) -> None:
