@@ -114,6 +114,11 @@ class Weights(Course):
     peak_memory_bytes: int = 0
     """Most that the device held in the last attempt; without a GPU, that its process held."""
 
+    @property
+    def seconds(self) -> float:
+        """Of all steps at the last attempt's pace; 0 where that attempt found every step taken."""
+        return self.steps / self.steps_per_second if self.steps_per_second else 0.0
+
 
 class Contender(Record):
     """A model version in service, with all that it takes to draw from it again."""

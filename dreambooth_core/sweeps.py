@@ -58,13 +58,12 @@ def point_of(trial: Trial, weights: Weights, scores: Scores) -> Point:
         raise ConfigError(
             "a sweep compares gate.primary and prompt_fidelity: neither may be missing"
         )
-    speed = weights.steps_per_second
     return Point(
         settings=trial.settings,
         subject_fidelity=scores.metrics[primary],
         prompt_fidelity=scores.metrics["prompt_fidelity"],
         base_prompt_fidelity=scores.base_metrics["prompt_fidelity"],
-        seconds=weights.steps / speed if speed else 0.0,
+        seconds=weights.seconds,
     )
 
 

@@ -100,7 +100,7 @@ def make(trial: Trial, place: Place) -> Result:
     photos = take_in(config_of(trial._replace(arm=OURS), place.work), store)[0].images
     scores, _ = evaluate(config, store, photos, weights)
     _drop_local_state(store, place.work, weights)
-    seconds = weights.steps / weights.steps_per_second + time.monotonic() - start
+    seconds = weights.seconds + time.monotonic() - start
     earlier = read(place.results, trial)
     if earlier is not None and earlier.weights == weights.digest:
         seconds = earlier.seconds
