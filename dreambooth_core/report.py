@@ -83,7 +83,7 @@ def render(config: Config, store: Store, results: Results, stages: dict[str, Sta
         facts=facts,
         numbers=_numbers(config, facts, sides),
         pictures=_pictures(store, results, scores, champion, sides),
-        learning=_learning(results.weights),
+        learning=_learning(config, results.weights),
         stages=stages,
         formats=possible(config.model.family, results.weights.method),
         lineage=_lineage(config, store, results),
@@ -140,11 +140,11 @@ def _pictures(
     }
 
 
-def _learning(weights: Weights) -> dict[str, Any]:
+def _learning(config: Config, weights: Weights) -> dict[str, Any]:
     """Learning curves, and the looks again in numbers."""
     curves = curves_of(weights)
     looked = {name: dict(points) for name, points in curves.items() if name.startswith("look/")}
-    titles = {name: _title(name.removeprefix("look/")) for name in looked}
+    titles = {name: _title(config, name.removeprefix("look/")) for name in looked}
     drawn: dict[str, charts.Chart | None] = {
         titles[name]: charts.look_chart(titles[name], curves[name], weights.chosen_step)
         for name in looked
@@ -158,10 +158,11 @@ def _learning(weights: Weights) -> dict[str, Any]:
     }
 
 
-def _title(name: str) -> str:
-    """A metric's own, or the name in words."""
-    metric = catalogue().get(name)
-    return metric.title if metric else name.replace("_", " ")
+def _title(config: Config, looked: str) -> str:
+    """That of the metric by which a look sees it, or its name in words."""
+    alone = looked == "subject_fidelity" and config.evaluation.finder.kind is not None
+    metric = catalogue().get("subject_fidelity_crop" if alone else looked)
+    return metric.title if metric else looked.replace("_", " ")
 
 
 def _lineage(config: Config, store: Store, results: Results) -> list[tuple[str, str, str]]:

@@ -178,6 +178,7 @@ def results_of(store: Store) -> Results:
         weights=Weights(
             uri="file:///w",
             digest="1" * 64,
+            code="3b5c0de-dirty",
             method="full",
             files={},
             steps=30,

@@ -7,8 +7,8 @@ loaded for it and dropped after it.
 
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import AbstractContextManager, contextmanager, nullcontext
-from dataclasses import dataclass
-from functools import cached_property, partial
+from dataclasses import dataclass, field
+from functools import partial
 from types import ModuleType
 from typing import Any
 
@@ -74,6 +74,8 @@ class Looker:
     instance: ImageSet
     show: Callable[[int, Sequence[Sequence[Picture]]], None] = lambda step, rows: None
     """Given the step and what was drawn, as `Drawn.rows` has it."""
+    photos: list[dict[Sight, Embeddings]] = field(default_factory=list, init=False)
+    """Each subject's, as the identity encoder sees them; from the first look on."""
 
     def __call__(self, module: DreamBooth, step: int) -> Look:
         """Raises `ModelError` when an encoder is missing."""
@@ -107,11 +109,12 @@ class Looker:
         ]
         seen = [clip.clip_images(each.grid) for each in drawn]
         del clip
-        photos, eyes = self._photos, self._eyes()
+        eyes = self._eyes()
+        self.photos = self.photos or self._see_photos(eyes)
         evidence = [
             Evidence(
                 generated=Seen({**eyes.see(each.grid, subject.class_noun), ASKED: seen[index]}),
-                photos=Seen(photos[index]),
+                photos=Seen(self.photos[index]),
                 classes=Seen({WHOLE: eyes.whole(each.classes)} if each.classes else {}),
                 text_rows=texts[index],
             )
@@ -129,10 +132,8 @@ class Looker:
             "pres": float(np.mean(values(pres))) if rules.class_images else None,
         }
 
-    @cached_property
-    def _photos(self) -> list[dict[Sight, Embeddings]]:
-        """Each subject's photos, as the identity encoder sees them."""
-        eyes, found = self._eyes(), []
+    def _see_photos(self, eyes: "Eyes") -> list[dict[Sight, Embeddings]]:
+        found = []
         for index, subject in enumerate(self.config.subjects):
             photos = photos_of(self.place.store, self.instance, index)
             masks = [photos.mask(place) for place in range(len(photos))]

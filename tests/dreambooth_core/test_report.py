@@ -11,6 +11,7 @@ from benchmarks import measured_servers
 from dreambooth_core import report, tracking
 from dreambooth_core.blobs import digest_of
 from dreambooth_core.checkpoints import Checkpoint
+from dreambooth_core.config import Finder
 from dreambooth_core.leases import Lease
 from dreambooth_core.pages.exhibits import MOST
 from dreambooth_core.pages.facts import Facts
@@ -134,6 +135,16 @@ def test_looks_are_drawn_and_told_with_the_chosen_one_marked(page, text):
     assert len(page.all("figure", **{"class": "chart card"})) == 6 + 2
 
 
+def test_looks_that_see_the_subject_alone_say_so(made):
+    config, store, results = made
+    finder = Finder(kind="segmenter", model="examples/small_world/finder")
+    rules = config.evaluation.model_copy(update={"finder": finder})
+    seen = config.model_copy(update={"evaluation": rules})
+    text = report.render(seen, store, results, STAGES)
+    assert "<h3>subject fidelity (crop)</h3>" in text
+    assert "<h3>subject fidelity</h3>" not in text
+
+
 def test_cost_tells_seconds_and_what_was_saved(page, results):
     words = page.sections["cost"]
     assert "13.2 s by the clock; results that were found again saved 1 min 15 s" in words
@@ -163,6 +174,7 @@ def test_lineage_tells_code_config_licence_and_whose_the_photos_are(made):
     assert "licence of the base MIT" in words
     assert f"config {origins.config_digest(told)}" in words
     assert f"code {code_digest()} {code_version()}" in words
+    assert "code that trained 3b5c0de-dirty" in words
     assert "provenance of sks robot not said consent for sks robot nobody" in words
     assert "provenance of zwx robot my <own> consent for zwx robot Ann did" in words
 
