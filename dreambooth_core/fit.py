@@ -152,7 +152,7 @@ def _inputs(config: Config, instance: ImageSet, planned: Sequence[ClassImage]) -
         ],
         "instance": instance.digest,
         "classes": planned,
-        "prior": [config.prior.enabled, config.prior.target, config.prior.weight],
+        "prior": [config.prior.enabled, config.prior_target, config.prior.weight],
         "prompts": [
             [subject.identifier, subject.fill(subject.instance_prompt)]
             for subject in config.subjects

@@ -36,7 +36,7 @@ def class_images(config: Config, instance: ImageSet) -> tuple[ClassImage, ...]:
     the run's seed: every run shares them, and a longer set extends a shorter one.
     """
     prior, resolution = config.prior, config.model.resolution
-    if not (prior.enabled and prior.target == "images"):
+    if config.prior_target != "images":
         return ()
     photos = [image.size or (resolution, resolution) for image in instance.images]
     buckets = assigned(photos, resolution, config.dataset)

@@ -95,8 +95,7 @@ class DreamBooth(lightning.LightningModule):  # type: ignore[misc]  # Lightning 
     def _wanted(self, batch: Batch) -> Tensor:
         """The objective's target; for class examples perhaps what the frozen base answers."""
         wanted = target(self.objective, batch["latents"], batch["noise"], batch["times"])
-        prior = self.config.prior
-        if not (prior.enabled and prior.target == "prediction"):
+        if self.config.prior_target != "prediction":
             return wanted
         rows = batch["is_class"]
         with torch.no_grad(), adapters.switched_off(self.family, self.parts):

@@ -104,7 +104,7 @@ def recipes() -> list[Config]:
 def as_row(config: Config) -> list[str]:
     """A recipe as the table of recipes tells it."""
     train, prior, method = config.train, config.prior, config.train.method
-    kind = "prediction" if prior.target == "prediction" else f"{prior.images} images"
+    kind = "prediction" if config.prior_target == "prediction" else f"{prior.images} images"
     moves = "yes" if families.moving_encoders(load_family(config.model.family), config) else "no"
     until = f" until {train.text_encoder_until}" if train.text_encoder_until < 1 else ""
     shift = f", shift {config.loss.times_shift:g}" if config.loss.times_shift != 1 else ""

@@ -26,10 +26,12 @@ def config_of(base: Path, **sections: Any) -> Config:
         "seed": 5,
         "subject": {"images": "photos", "class_noun": "dog"},
         "model": {"base": str(base), "resolution": 32},
+        "prior": {"target": "images"},
         "adapter": {"rank": 4, "alpha": 8},
         "checkpoints": {"every": 100},
     }
-    train = {"steps": 6, "batch_size": 2, "learning_rate": 1e-3, "lr_schedule": "cosine"}
+    train = {"method": "full", "steps": 6, "batch_size": 2}
+    train |= {"learning_rate": 1e-3, "lr_schedule": "cosine"}
     document["train"] = {**train, **sections.pop("train", {})}
     return Config.model_validate({**document, **sections})
 
@@ -58,7 +60,7 @@ def steps_of(config: Config, rank: int = 0, ranks: int = 1) -> Steps:
     photos = Photos(Drawn(0, config.loss.masks), (0,) * 3, (SIDE,) * 3, (0,) * 3)
     if not config.prior.enabled:
         return Steps(plan, photos, None)
-    if config.prior.target == "prediction":
+    if config.prior_target == "prediction":
         return Steps(plan, photos, Classes((1,)))
     return Steps(plan, photos, Classes((1,), Drawn(1), (1,) * 4, (SIDE,) * 4))
 

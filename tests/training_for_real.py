@@ -41,7 +41,8 @@ class Run:
 
     @property
     def config(self) -> Config:
-        train = {"steps": self.steps, "learning_rate": 1e-3, "lr_schedule": "cosine", **self.train}
+        train = {"method": "full", "learning_rate": 1e-3, "lr_schedule": "cosine"}
+        train |= {"steps": self.steps, **self.train}
         return Config.model_validate(
             {
                 "name": "test",
@@ -51,7 +52,7 @@ class Run:
                 "train": train,
                 "adapter": {"rank": 4, "alpha": 4},
                 "checkpoints": self.checkpoints,
-                "prior": {"images": 4},
+                "prior": {"target": "images", "images": 4},
                 "sampler": {"inference_steps": 2, "batch_size": 2},
                 "storage": self.storage
                 or {"uri": f"file://{self.work / 'store'}", "endpoint": None},

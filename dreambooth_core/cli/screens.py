@@ -156,10 +156,12 @@ def _plan(config: Config, checked: list[dataset.Validation]) -> dict[str, str]:
     accepted = sum(len(found.accepted) for found in checked)
     findings = sum(len(found.findings) for found in checked)
     drawn = len(rules.kinds) * rules.seeds + rules.class_images
-    prior = f"{config.prior.images} class images of base {base_digest(config)[:12]}"
+    base = base_digest(config)[:12]
+    priors = {"images": f"{config.prior.images} class images of base {base}"}
+    priors |= {"prediction": f"no class images: the prior is what base {base} answers"}
     return {
         "validate": f"{accepted} photos accepted, {findings} findings",
-        "priors": prior if config.prior.enabled else "off",
+        "priors": priors[config.prior_target] if config.prior_target else "off",
         "train": f"{train.method}, {family.denoiser}{text}, {train.steps} steps of {train.batch_size}, "
         f"a checkpoint every {config.checkpoints.every}",
         "evaluate": f"{drawn} images each of the tuned model and of the base",

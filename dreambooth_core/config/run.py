@@ -23,6 +23,7 @@ from dreambooth_core.config.training import (
     Memory,
     Optimizer,
     Prior,
+    PriorTarget,
     Train,
 )
 
@@ -62,6 +63,13 @@ class Config(Section):
     def subjects(self) -> tuple[Subject, ...]:
         """All that are learned, the main one first."""
         return (self.subject, *self.more_subjects)
+
+    @property
+    def prior_target(self) -> PriorTarget | None:
+        """What preserves the prior: `prior.target`, or what the method can do; None where nothing does."""
+        if not self.prior.enabled:
+            return None
+        return self.prior.target or ("prediction" if self.train.method in ADAPTERS else "images")
 
     @model_validator(mode="after")
     def _prompts_fill(self) -> Self:
@@ -126,7 +134,7 @@ def _of_methods(config: Config) -> list[Disagreement]:
     adapter = train.method in ADAPTERS
     return [
         (
-            prior.enabled and prior.target == "prediction" and not adapter,
+            config.prior_target == "prediction" and not adapter,
             f"prior.target: prediction needs an adapter to switch off, which train.method "
             f"{train.method} has not: use lora, dora, lokr or pivotal, or prior.target: images",
         ),
@@ -141,8 +149,13 @@ def _of_methods(config: Config) -> list[Disagreement]:
             "alone: use train.method pivotal",
         ),
         (
-            prior.alongside and not (prior.enabled and prior.target == "images"),
+            prior.alongside and config.prior_target != "images",
             "prior.alongside needs class images to make: prior.enabled and prior.target: images",
+        ),
+        (
+            config.prior_target == "prediction" and prior.images != Prior().images,
+            f"prior.images {prior.images} has no effect on prior.target: prediction, which is an adapter's "
+            "where none is given: set prior.target: images, or leave prior.images out",
         ),
         (
             quantize != "none" and not adapter,

@@ -1,11 +1,13 @@
 """Options of the training: what moves, by which loss, with which optimizer, how it is kept."""
 
-from typing import Annotated, Literal, Self
+from collections.abc import Mapping
+from typing import Annotated, Any, Literal, Self
 
 from pydantic import Field, model_validator
 
 from dreambooth_core.config.sections import Fraction, Positive, Rate, Section, Weight
 
+PriorTarget = Literal["images", "prediction"]
 Method = Literal["full", "lora", "dora", "lokr", "textual_inversion", "pivotal"]
 ADAPTERS = ("lora", "dora", "lokr", "pivotal")
 """Methods that leave the base as it is and add an adapter to it."""
@@ -17,9 +19,10 @@ class Prior(Section):
     """Prior preservation (DreamBooth, equation 2): the class noun keeps its meaning."""
 
     enabled: bool = True
-    target: Literal["images", "prediction"] = "images"
+    target: PriorTarget | None = None
     """`images`: class images made by the base, as in the paper. `prediction`: no class images; on the
-    photos' noisy latents with the class prompt, the adapter must answer what the base answers."""
+    photos' noisy latents with the class prompt, the adapter must answer what the base answers. Left out:
+    `prediction` for adapters, `images` for full weights."""
     images: Positive = 100
     """Class images to generate from the base, or to find there."""
     alongside: bool = False
@@ -104,13 +107,14 @@ class Optimizer(Section):
 class Train(Section):
     """How the weights move."""
 
-    method: Method = "full"
+    method: Method = "lora"
     steps: Positive = 800
     batch_size: Positive = 1
     """Instance images per forward; as many class images go with them when the prior is on."""
     accumulate: Positive = 1
     """Forwards per step."""
-    learning_rate: Rate = 5e-6
+    learning_rate: Rate = Field(default_factory=lambda known: _usual_rate(known))
+    """Left out, what is usual for Stable Diffusion: 5e-6 for full weights, as in the paper, else 1e-4."""
     text_encoder: bool | None = None
     """Train the text encoders as well; left out: where the family's can, and no new tokens are learned."""
     text_encoder_learning_rate: Rate | None = None
@@ -151,6 +155,10 @@ class Train(Section):
         if self.strategy == "fsdp2" and self.processes == 1:
             raise ValueError("train.strategy fsdp2 needs train.processes of at least 2")
         return self
+
+
+def _usual_rate(known: Mapping[str, Any]) -> float:
+    return 5e-6 if known["method"] == "full" else 1e-4
 
 
 class Checkpoints(Section):

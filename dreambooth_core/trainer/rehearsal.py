@@ -155,7 +155,7 @@ class _Step:
         times, is_class = batch["times"], batch["is_class"]
         answer = self.answer(batch, prompts, slice(None))
         wanted = target(self.objective, batch["latents"], batch["noise"], times)
-        if self.config.prior.enabled and self.config.prior.target == "prediction":
+        if self.config.prior_target == "prediction":
             with torch.no_grad(), adapters.switched_off(self.family, self.parts):
                 self.answer(batch, prompts, is_class)
         losses = example_losses(self.config.loss, self.objective, answer, wanted, times)

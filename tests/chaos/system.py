@@ -52,8 +52,8 @@ class System:
                 "name": name,
                 "subject": {"images": folder / "photos", "class_noun": "robot"},
                 "model": {"base": str(folder / "base"), "resolution": 32},
-                "prior": {"images": 6},
-                "train": {"steps": 40, "learning_rate": 1e-4},
+                "prior": {"target": "images", "images": 6},
+                "train": {"method": "full", "steps": 40, "learning_rate": 1e-4},
                 "checkpoints": {"every": 10},
                 "sampler": {"inference_steps": 2, "batch_size": 2},
                 "evaluation": {

@@ -115,7 +115,15 @@ class TestDryRun:
         told = json.loads(done.stdout)
         assert Config.model_validate(told["config"]) == tiny_config
         assert "6 steps" in told["plan"]["train"]
+        assert told["plan"]["priors"].startswith("2 class images of base ")
         assert not tiny_config.paths.work.exists()
+
+    def test_no_class_images_are_planned_where_the_base_answers(self, config_file):
+        words = "train.method=lora", "prior.target=prediction", "prior.images=100"
+        changes = [part for word in words for part in ("--set", word)]
+        done = dreambooth("run", config_file, "--dry-run", "--json", *changes)
+        assert done.returncode == 0, done.stderr
+        assert json.loads(done.stdout)["plan"]["priors"].startswith("no class images")
 
     def test_refused_photos_stop_it(self, config_file, tiny_config):
         for path in tiny_config.subject.images.iterdir():

@@ -12,6 +12,7 @@ from dreambooth_core.errors import ConfigError
 from dreambooth_core.families import load_family
 
 SUBJECT = {"images": "photos", "class_noun": "dog"}
+FULL = {"method": "full"}
 LORA = {"method": "lora"}
 FREE = {"name": "schedule_free"}
 FUSED = {"fused_backward": True}
@@ -26,8 +27,10 @@ def _config(**sections: Any) -> Config:
 @pytest.mark.parametrize(
     ("sections", "words"),
     [
-        ({"prior": {"target": "prediction"}}, "needs an adapter to switch off"),
+        ({"prior": {"target": "prediction"}, "train": FULL}, "needs an adapter to switch off"),
         ({"train": {"method": "textual_inversion"}}, "prior.enabled: false"),
+        ({"prior": {"images": 200}}, "prior.images 200 has no effect"),
+        ({"prior": {"alongside": True}}, "prior.alongside needs class images"),
         (
             {
                 "train": {"method": "textual_inversion", "text_encoder": True},
@@ -39,7 +42,7 @@ def _config(**sections: Any) -> Config:
             {"prior": {"alongside": True, "target": "prediction"}, "train": LORA},
             "needs class images",
         ),
-        ({"model": {"quantize": "nf4"}}, "which train.method full trains"),
+        ({"model": {"quantize": "nf4"}, "train": FULL}, "which train.method full trains"),
         ({"model": {"quantize": "int8"}, "train": {"method": "lokr"}}, "lokr has no layers"),
         ({"optimizer": FUSED}, "train.max_grad_norm: null"),
         ({"optimizer": FUSED, "train": {**UNCLIPPED, "accumulate": 2}}, "accumulate: 1"),
@@ -119,6 +122,30 @@ def test_a_run_without_a_name_is_called_after_its_photos(images: str, name: str)
     subject = {**SUBJECT, "images": images}
     assert Config.model_validate({"subject": subject}).name == name
     assert _config(subject=subject).name == "test"
+
+
+@pytest.mark.parametrize(("method", "rate"), [(None, 1e-4), ("dora", 1e-4), ("full", 5e-6)])
+def test_the_rate_is_that_of_the_method_where_none_is_given(
+    method: str | None, rate: float
+) -> None:
+    train = {} if method is None else {"method": method}
+    assert _config(train=train).train.learning_rate == rate
+    assert _config(train={**train, "learning_rate": 0.5}).train.learning_rate == 0.5
+
+
+@pytest.mark.parametrize(
+    ("sections", "target"),
+    [
+        ({}, "prediction"),
+        ({"train": FULL}, "images"),
+        ({"prior": {"target": "images"}}, "images"),
+        ({"prior": {"enabled": False}}, None),
+    ],
+)
+def test_the_prior_is_preserved_by_what_the_method_can_do(
+    sections: dict[str, Any], target: str | None
+) -> None:
+    assert _config(**sections).prior_target == target
 
 
 def test_a_run_without_photos_is_not_blamed_for_its_name() -> None:

@@ -39,9 +39,10 @@ def _tables(mlflow_tables: Path, tmp_path: Path) -> None:
 
 def _config(base: Path, work: Path, **train: object) -> Config:
     every, alongside = train.pop("every", 4), train.pop("alongside", False)
-    prior = {"images": 4, "alongside": alongside, "enabled": train.pop("prior", True)}
+    prior = {"target": "images", "images": 4, "alongside": alongside}
+    prior |= {"enabled": train.pop("prior", True)}
     rules = {"every": every, **train.pop("checkpoints", {})}  # type: ignore[dict-item]
-    options = {"steps": STEPS, "learning_rate": 1e-3, **train}
+    options = {"method": "full", "steps": STEPS, "learning_rate": 1e-3, **train}
     return Config.model_validate(
         {
             "name": "test",

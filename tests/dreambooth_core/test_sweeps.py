@@ -33,6 +33,11 @@ def test_a_grid_is_all_with_all():
     assert {one.config.name for one in trials} == {"robot"}
 
 
+def test_each_method_of_a_grid_has_its_usual_rate():
+    trials = trials_of(sweep({"train.method": ["lora", "full"]}))
+    assert [one.config.train.learning_rate for one in trials] == [1e-4, 5e-6]
+
+
 def test_some_of_it_are_drawn_and_always_the_same():
     grid = {"train.steps": list(range(100, 150)), "adapter.rank": [4, 8]}
     some = trials_of(sweep(grid, trials=5))

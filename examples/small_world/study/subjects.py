@@ -7,12 +7,15 @@ from examples.small_world.render import render
 from examples.small_world.world import random_identity, random_scene
 
 SUBJECTS = ("cat", "robot", "car", "rocket", "mug")
-"""One identity of each class; nothing is ever chosen by what these score."""
+"""One identity of each class. No recipe is chosen by what these score; that the defaults make no class images
+was."""
 OTHERS = ("fish", "boat", "flower", "butterfly", "mushroom", "bird", "house")
 """For choosing recipes by. Bird and house were in the study until a recipe was given up for its pictures
 of them."""
 EVERY_CLASS = (*SUBJECTS, "dog", "teapot", *(f"{noun}_2" for noun in OTHERS))
 """One subject of each class of the world, that nothing was chosen by: of `OTHERS`, another individual."""
+TWO_OF_EVERY_CLASS = (*EVERY_CLASS, *(f"{each.partition('_')[0]}_3" for each in EVERY_CLASS))
+"""The same and another individual of each, so that an interval over subjects tells more."""
 PLACES = ("white", "grass", "wood", "city", "yellow", "gray", "desert", "pink")
 """Of the photos, in their order; no evaluation prompt names one of them."""
 

@@ -28,6 +28,7 @@ def _config(config: Config, work: Path, database: Path) -> Config:
     shutil.copy(database, work / "mlflow.db")
     changes = {
         "train": {
+            "method": "full",
             "steps": STEPS,
             "learning_rate": 0.05,
             "lr_warmup_steps": STEPS - 5,

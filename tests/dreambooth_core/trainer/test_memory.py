@@ -28,6 +28,7 @@ def _config(resolution: int = 32, **sections: Any) -> Config:
         "name": "dog",
         "subject": {"images": "photos", "class_noun": "dog"},
         "model": {"resolution": resolution},
+        "train": {"method": "full"},
     }
     for section, options in sections.items():
         document[section] = {**document.get(section, {}), **options}
