@@ -98,4 +98,4 @@ def test_photos_must_be_left_to_train_on(tiny_base: Path, tmp_path: Path) -> Non
 
 def test_class_images_that_nobody_made_are_said(tiny_base: Path, tmp_path: Path) -> None:
     with pytest.raises(StageFailed, match="is missing: run again"):
-        _gather(_config(tiny_base, tmp_path, prior={"images": 2}))
+        _gather(_config(tiny_base, tmp_path, prior={"target": "images", "images": 2}))
