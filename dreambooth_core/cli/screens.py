@@ -157,11 +157,14 @@ def _plan(config: Config, checked: list[dataset.Validation]) -> dict[str, str]:
     findings = sum(len(found.findings) for found in checked)
     drawn = len(rules.kinds) * rules.seeds + rules.class_images
     base = base_digest(config)[:12]
-    priors = {"images": f"{config.prior.images} class images of base {base}"}
-    priors |= {"prediction": f"no class images: the prior is what base {base} answers"}
+    priors = {
+        "images": f"{config.prior.images} class images of base {base}",
+        "prediction": f"no class images: the prior is what base {base} answers",
+        None: "off",
+    }
     return {
         "validate": f"{accepted} photos accepted, {findings} findings",
-        "priors": priors[config.prior_target] if config.prior_target else "off",
+        "priors": priors[config.prior_target],
         "train": f"{train.method}, {family.denoiser}{text}, {train.steps} steps of {train.batch_size}, "
         f"a checkpoint every {config.checkpoints.every}",
         "evaluate": f"{drawn} images each of the tuned model and of the base",

@@ -174,6 +174,22 @@ def test_the_key_covers_what_decides_the_weights(tiny_base: Path, tmp_path: Path
     assert inputs(prior=False) != inputs()
 
 
+def test_what_the_method_chooses_is_the_same_left_out_and_said(
+    tiny_base: Path, tmp_path: Path
+) -> None:
+    config = _config(tiny_base, tmp_path)
+    photos = _photos(open_store(config.storage))
+
+    def inputs(**sections: object) -> object:
+        told = Config.model_validate({**config.model_dump(), **sections})
+        return fit._inputs(told, photos, class_images(told, photos))
+
+    lora, rated = {"method": "lora"}, {"method": "lora", "learning_rate": 1e-4}
+    predicted = {"target": "prediction"}
+    assert inputs(train=lora, prior={}) == inputs(train=rated, prior=predicted)
+    assert inputs(train=lora, prior={}) != inputs(train=lora, prior={"target": "images"})
+
+
 def test_the_key_covers_how_looks_choose_a_step(tiny_base: Path, tmp_path: Path) -> None:
     config = _config(tiny_base, tmp_path)
     photos = _photos(open_store(config.storage))

@@ -178,10 +178,9 @@ QUESTIONS = (
         "two_of_every_class",
         "Our recipe against diffusers' script on two of every class",
         "The last question with twice as many subjects and one seed: another individual of each class, `_3`, "
-        "which was trained when the last answer was known, and none of which anything was chosen by. Of nine "
-        "prompts that CLIP did not recognise, looked at in five subjects of ours, all were for a hat or a "
-        "crown and say no place; eight pictures show it, on a plain ground that CLIP took for another "
-        "prompt's.",
+        "which was trained when the last answer was known, and none of which anything was chosen by. The "
+        "prompts of ours that CLIP did not recognise were, where looked at, for hats and crowns, and name no "
+        "place.",
         (OURS, DIFFUSERS),
         subjects=TWO_OF_EVERY_CLASS,
         seeds=(0,),
