@@ -5,6 +5,7 @@ import shutil
 import signal
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import pytest
 from safetensors.torch import load_file
@@ -19,6 +20,7 @@ from dreambooth_core.priors import ensure_class_images
 from dreambooth_core.records import Progress, Weights
 from dreambooth_core.storage import Store, open_store
 
+WORLD = Path(__file__).parents[3] / "examples/small_world"
 STEPS = 60
 
 
@@ -99,6 +101,36 @@ def test_the_best_step_comes_out_also_on_another_machine(
     assert (parts.looks, parts.losses, parts.rates) == (whole.looks, whole.losses, whole.rates)
     assert (parts.digest, parts.files) == (whole.digest, whole.files)
     _shown_once(config, parts)
+
+
+@pytest.mark.slow
+def test_a_finder_decides_which_step_comes_out(
+    tiny_config: Config, mlflow_tables: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The same steps, looked at as wholes and by the subject alone."""
+    monkeypatch.setenv("OMP_NUM_THREADS", "1")
+    config = _config(tiny_config, tmp_path / "work", mlflow_tables)
+    changes = {
+        "subject": {"images": WORLD / "photos/robot", "class_noun": "robot"},
+        "train": {"method": "full", "steps": 12, "learning_rate": 0.01, "text_encoder": False},
+        "choosing": {
+            **{"every": 2, "draws": 1, "seeds": 1, "class_images": 0, "prompt_floor": 0},
+            "prompts": ["a photo of {subject} in a city"],
+        },
+    }
+    eyes = {"clip": WORLD / "encoders/clip", "identity": WORLD / "encoders/identity"}
+
+    def trained(**finder: Any) -> Weights:
+        document = {**config.model_dump(), **changes}
+        document["evaluation"] |= {**{name: str(path) for name, path in eyes.items()}, **finder}
+        return _train(Config.model_validate(document))
+
+    whole = trained()
+    alone = trained(finder={"kind": "segmenter", "model": str(WORLD / "finder")})
+    assert alone.losses == whole.losses
+    assert whole.chosen_step != alone.chosen_step
+    assert alone.chosen_step is not None
+    _holds_weights_of(alone.chosen_step, alone, tmp_path / "work")
 
 
 def _holds_weights_of(step: int, weights: Weights, work: Path) -> None:
