@@ -52,6 +52,8 @@ OF_CLASSES: tuple[Sight, ...] = (("identity", "whole"), ("identity", "crop"))
 class Drawn(NamedTuple):
     """What one model made by a plan."""
 
+    config: Config
+    """By which it was drawn."""
     samples: SampleSet
     classes: SampleSet
     strangers: SampleSet | None
@@ -70,6 +72,7 @@ def evaluate(
     weights: Weights,
     progress: Progress | None = None,
     *,
+    base_of: Config | None = None,
     seed_set: SeedSet = "confirm",
     round: int = 1,
 ) -> tuple[Scores, bool]:
@@ -77,22 +80,25 @@ def evaluate(
 
     Each further round doubles the seeds per prompt and the class images; the first ones stay, and
     are found again. The base's images do not depend on the weights: a second subject with the same
-    prompts finds them. Raises `ModelError` when an encoder or the finder is missing.
+    prompts finds them. The base is that of `base_of`, or the weights' own: what is counted from it,
+    as identity and drift are, can only be compared when it is the same one. Raises `ModelError` when
+    an encoder or the finder is missing.
     """
-    plan = plan_of(config, instance, seed_set, round)
+    plan, base_of = plan_of(config, instance, seed_set, round), base_of or config
     inputs = {
         "plan": plan.digest,
         "images": images_prefix(config, weights),
-        "base_images": images_prefix(config, None),
+        "base_images": images_prefix(base_of, None),
         "requests": plan.requests(config.subject),
+        "base_requests": plan.base_requests(base_of.subject),
         "classes": plan.class_requests(config.subject),
         "nouns": [subject.class_noun for subject in config.subjects],
-        "stranger": stranger_of(config),
+        "stranger": stranger_of(base_of),
     }
 
     def make(key: str) -> Scores:
         tuned = _draw(config, store, plan, weights, progress)
-        base = _draw(config, store, plan, None, progress)
+        base = _draw(base_of, store, plan, None, progress)
         seen = _look(config, store, plan, instance, (tuned, base), progress)
         return _scored(
             store, f"{store.uri}/scores/{key}/result.json", plan, seed_set, (tuned, base), seen
@@ -187,7 +193,7 @@ def _draw(
     classes = draw(plan.class_requests(subject), "class images")
     noun = "" if weights else stranger_of(config)
     strangers = draw(plan.stranger_requests(noun), "another class") if noun else None
-    return Drawn(samples, classes, strangers)
+    return Drawn(config, samples, classes, strangers)
 
 
 def _look(
@@ -229,23 +235,21 @@ def _look(
         store=store,
     )
     theirs = replace(ours, generated=seen[2], classes=seen[3])
-    return ours, theirs, suspicions(ours, _others(config, viewer, instance, drawn[1].strangers))
+    return ours, theirs, suspicions(ours, _others(viewer, instance, drawn[1]))
 
 
-def _others(
-    config: Config, viewer: Viewer, instance: ImageSet, strangers: SampleSet | None
-) -> Mapping[str, Seen]:
+def _others(viewer: Viewer, instance: ImageSet, base: Drawn) -> Mapping[str, Seen]:
     """What must be less like the main subject than all else: the other subjects, and another class."""
     found = {
         f"the photos of {subject.fill('{subject}')}": viewer.see(
             _members(instance, place), subject.class_noun, OF_CLASSES
         )
-        for place, subject in enumerate(config.subjects)
+        for place, subject in enumerate(base.config.subjects)
         if place > 0
     }
-    if strangers is not None:
-        noun = stranger_of(config)
-        found[f"the base's {noun} images"] = viewer.see(strangers.images, noun, OF_CLASSES)
+    if base.strangers is not None:
+        noun = stranger_of(base.config)
+        found[f"the base's {noun} images"] = viewer.see(base.strangers.images, noun, OF_CLASSES)
     return found
 
 

@@ -143,12 +143,16 @@ class Gate(Section):
     by more from itself, drawn with other seeds, that counts instead. Added to the defaults; null
     takes one away."""
     alpha: Annotated[float, Field(gt=0, le=0.2)] = 0.05
-    """How often a candidate that is no better, or worse than a margin, may pass in spite of it."""
+    """How often a candidate that is no better, or worse than a margin, may pass in spite of it; what is in
+    no image at all, as a rare near copy, more seldom shows, and the limit's reason says how much."""
     rounds: Annotated[int, Field(ge=1, le=6)] = 3
     """How often to look: with `evaluation.seeds`, and while that decides nothing with twice as many."""
     measured: Fraction = 0.8
     """Share of a candidate's images that a metric must have something to say of; a subject that is
     not found in its pictures has no identity."""
+    lost: Fraction = 0.1
+    """How much smaller than its rival's this share may be for the primary metric, which is compared where
+    both have it: a candidate must not win by losing its subject wherever it is bad at it."""
 
     @field_validator("limits", mode="before")
     @classmethod

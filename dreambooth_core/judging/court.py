@@ -39,8 +39,10 @@ class Noise(Record):
 
 @dataclass(frozen=True)
 class Court:
-    """Where models are measured, and by which photos."""
+    """Where models are measured, by which photos, and from which base."""
 
+    candidate: Config
+    """Its base is everyone's measure, whatever they were trained on."""
     store: Store
     instance: ImageSet
     progress: Progress | None
@@ -54,6 +56,7 @@ class Court:
             self.instance,
             who.weights,
             told,
+            base_of=self.candidate,
             seed_set=seed_set,
             round=round,
         )
@@ -81,10 +84,11 @@ def judge(
     rival = champion and champion.model_copy(
         update={"config": judged_like(champion.config, config)}
     )
-    court = Court(store, instance, progress)
+    court = Court(config, store, instance, progress)
     inputs = {
         "rules": config.gate.model_dump(exclude={"automatic"}),
         "scores": scores.digest,
+        "base": images_prefix(config, None),
         "candidate": _identity(candidate),
         "champion": rival and [rival.name, *_identity(rival)],
     }

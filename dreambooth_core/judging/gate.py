@@ -12,10 +12,18 @@ from typing import Literal
 
 from dreambooth_core.config import Gate
 from dreambooth_core.errors import ConfigError
-from dreambooth_core.judging.integrity import Case, metrics_of, primary, rival, sound, unsound
+from dreambooth_core.judging.integrity import (
+    Case,
+    coverage,
+    metrics_of,
+    primary,
+    rival,
+    sound,
+    unsound,
+)
 from dreambooth_core.judging.statistics import compare, estimate, shared_metrics
 from dreambooth_core.metrics import range_of
-from dreambooth_core.records import Comparison, Reason, Verdict
+from dreambooth_core.records import Comparison, Estimate, Reason, Row, Verdict
 
 Outcome = Literal["promote", "keep", "inconclusive"]
 Directions = Mapping[str, bool]
@@ -43,6 +51,7 @@ def decide(case: Case, rules: Gate, directions: Directions) -> Decision:
         sound(case, rules),
         *_limits(case, rules, level, directions),
         *(_guards(case, rules, comparisons) if case.champion else ()),
+        *_losses(case, rules),
         _superiority(case, rules, comparisons),
     )
     outcome = _outcome(reasons, last=case.round >= rules.rounds)
@@ -97,7 +106,7 @@ def _limits(case: Case, rules: Gate, level: float, directions: Directions) -> It
         side = "at least" if up else "at most"
         sentence = (
             f"{_words(metric)} is {found.value:.3f}{_ends(found.low, found.high)}, "
-            f"where {side} {limit:.3f} is asked"
+            f"where {side} {limit:.3f} is asked{_unseen(metric, rows, found, level)}"
         )
         yield Reason(rule="absolute", metric=metric, outcome=outcome, sentence=sentence)
 
@@ -114,6 +123,25 @@ def _guards(case: Case, rules: Gate, comparisons: Iterable[Comparison]) -> Itera
         if noise > margin:
             sentence += ", since the champion differs from itself by as much"
         yield Reason(rule="non-inferiority", metric=metric, outcome=outcome, sentence=sentence)
+
+
+def _losses(case: Case, rules: Gate) -> Iterator[Reason]:
+    """Whether the primary could be measured as often as of the rival; nothing when it always could."""
+    metric = primary(case, rules)
+    assert metric is not None  # or it were unsound
+    ours, theirs = case.candidate.rows, rival(case)
+    (found, asked), (of_rival, _) = (
+        coverage(metric, *both) for both in ((ours, theirs), (theirs, ours))
+    )
+    if found == asked:
+        return
+    yield Reason(
+        rule="non-inferiority",
+        metric=metric,
+        outcome="passed" if of_rival - found <= rules.lost * asked else "open",
+        sentence=f"{_words(metric)} is known of {found} of {asked} images, and of {of_rival} of "
+        f"{_name(case.against)}'s, where {rules.lost:.0%} fewer of all are allowed",
+    )
 
 
 def _superiority(case: Case, rules: Gate, comparisons: Iterable[Comparison]) -> Reason:
@@ -146,7 +174,9 @@ def _outcome(reasons: Iterable[Reason], last: bool) -> Outcome:
 def _sentence(outcome: Outcome, reasons: tuple[Reason, ...]) -> str:
     """The decision with the numbers that decided it."""
     if outcome == "promote":
-        return f"Promoted: {reasons[-1].sentence}, and every guard is passed."
+        guarded = any(reason.rule == "non-inferiority" for reason in reasons)
+        passed = "every guard is passed" if guarded else "every limit is kept"
+        return f"Promoted: {reasons[-1].sentence}, and {passed}."
     failed = [reason for reason in reasons if reason.outcome == "failed"]
     if failed:
         return f"Not promoted: {failed[0].sentence}."
@@ -156,12 +186,28 @@ def _sentence(outcome: Outcome, reasons: tuple[Reason, ...]) -> str:
     return f"Not certain yet: {first.sentence}."
 
 
+def _unseen(metric: str, rows: Iterable[Row], found: Estimate, level: float) -> str:
+    """What share can be in no image or in all of them by chance, where that is what was found.
+
+    Such values have no spread, and so an interval without width, which is all that is decided by; this
+    is the exact bound (Clopper & Pearson 1934), of images taken for strangers.
+    """
+    if range_of(metric) != (0, 1) or found.low != found.high or found.value not in (0, 1):
+        return ""
+    images = sum(metric in row.scores for row in rows)
+    hidden = 1 - ((1 - level) / 2) ** (1 / images)
+    return f"; {images} images cannot tell it from {abs(found.value - hidden):.3f}"
+
+
 def _difference(found: Comparison, against: str) -> str:
-    rival = "the base" if against == "base" else against
     return (
-        f"{_words(found.metric)} is {found.challenger:.3f} against {found.champion:.3f} of {rival}, "
+        f"{_words(found.metric)} is {found.challenger:.3f} against {found.champion:.3f} of {_name(against)}, "
         f"a difference of {found.difference:+.3f}{_ends(found.low, found.high, '+')}"
     )
+
+
+def _name(against: str) -> str:
+    return "the base" if against == "base" else against
 
 
 def _words(metric: str) -> str:

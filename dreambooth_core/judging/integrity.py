@@ -2,7 +2,7 @@
 
 import math
 from collections import Counter
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 
 from dreambooth_core.config import Gate
@@ -68,7 +68,7 @@ def unsound(case: Case, rules: Gate) -> Iterator[Reason]:
         name for name, bound in {**rules.limits, **rules.margins}.items() if bound is not None
     )
     for metric in dict.fromkeys((first, *guarded)):
-        found, asked = _coverage(metric, rows)
+        found, asked = coverage(metric, rows)
         if found < rules.measured * asked:
             yield _failed(
                 metric,
@@ -90,13 +90,15 @@ def _unlike(case: Case) -> Iterator[tuple[bool, str]]:
     yield not _finite(theirs.rows), f"a score of {case.against} is not a finite number"
 
 
-def _coverage(metric: str, rows: Iterable[Row]) -> tuple[int, int]:
+def coverage(metric: str, rows: Sequence[Row], others: Sequence[Row] = ()) -> tuple[int, int]:
     """How many images have the metric, and how many should.
 
-    It is asked of all images of each prompt of which it says anything, be it of the base.
+    It is asked of all images of each prompt of which it says anything, be it of the base or of others.
     """
     prompts = {
-        (row.kind, row.prompt) for row in rows if metric in row.scores or metric in row.base_scores
+        (row.kind, row.prompt)
+        for row in (*rows, *others)
+        if metric in row.scores or metric in row.base_scores
     }
     asked = [row for row in rows if (row.kind, row.prompt) in prompts]
     return sum(metric in row.scores for row in asked), len(asked)

@@ -16,6 +16,7 @@ A new metric is one new file here with
 and, where it brings a model of its own,
 
     def model(config: Config) -> str | None   # short name of that model's content; None: not there
+    ASKS: bool                       # may it leave an answer out that another day would bring?
 
 `Values` has one number per image of `OF`, in their order, nan where there is nothing to say of an
 image; None means that the evidence lacks what the metric needs. Nothing is averaged here.
@@ -128,6 +129,8 @@ class Metric:
     measure: Callable[[Evidence], Values | None]
     model: Callable[[Config], str | None] | None
     """Names the metric's own model, for those that have one."""
+    asks: bool
+    """Whether that model may leave an answer out that another day would bring."""
 
 
 @cache
@@ -258,6 +261,7 @@ def _metric(name: str) -> Metric:
         sees=module.SEES,
         measure=module.measure,
         model=getattr(module, "model", None),
+        asks=getattr(module, "ASKS", False),
     )
 
 

@@ -14,6 +14,7 @@ OF = "prompts"
 OF_PHOTOS = False
 SKIPS: frozenset[Kind] = frozenset()
 SEES = None
+ASKS = True
 
 TEMPLATE = """\
 This picture was made by a program that was asked for: "{prompt}".

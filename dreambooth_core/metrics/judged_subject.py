@@ -16,6 +16,7 @@ OF = "prompts"
 OF_PHOTOS = False
 SKIPS: frozenset[Kind] = frozenset({"property"})
 SEES = None
+ASKS = True
 
 TEMPLATE = """\
 The first {photos} pictures are photos of one and the same {noun}. The last picture was made by a \

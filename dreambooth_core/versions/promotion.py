@@ -24,11 +24,15 @@ GATE = "the gate"
 
 @dataclass(frozen=True)
 class Wish:
-    """What a person wants of a model's version."""
+    """What a person wants of a model's version; raises `ConfigError` for a blank name."""
 
     version: str
     by: str
     reason: str = ""
+
+    def __post_init__(self) -> None:
+        if not self.by.strip():
+            raise ConfigError(f"who moves version {self.version} stands in its log: give a name")
 
 
 def champion_of(config: Config, store: Store) -> Contender | None:
@@ -95,22 +99,28 @@ def promote(config: Config, store: Store, wish: Wish) -> Standing:
         if standing.champion == wish.version:
             return None
         doubt = _doubt(book, standing, origin, verdict)
+        if verdict is None:
+            raise ConfigError(
+                f"{book.name}/{wish.version} is not promoted: {doubt}, so nothing is known of its "
+                "images; run its config again, or the deployment `assess`"
+            )
         if doubt and not wish.reason.strip():
             raise ConfigError(
                 f"{book.name}/{wish.version} is not promoted: {doubt}; give --reason to do it "
                 "all the same, in your name"
             )
-        word = _word(config, book, wish, verdict) if doubt else verdict
+        word = override(store, verdict, wish.by, wish.reason) if doubt else verdict
         return Change(
             action="override" if doubt else "promote",
             version=wish.version,
             by=wish.by,
             when=now(),
             reason=wish.reason,
-            verdict=word.digest if word else "",
+            verdict=word.digest,
         )
 
     book.enter(propose)
+    _tell_word(config, book, wish.version, verdict)
     return followed(config, book)
 
 
@@ -251,13 +261,15 @@ def _contender(config: Config, book: Book, version: str | None) -> Contender | N
     )
 
 
-def _word(config: Config, book: Book, wish: Wish, verdict: Verdict | None) -> Verdict | None:
-    """The verdict as the person has overruled it, and told; None where there was none."""
-    if verdict is None:
-        return None
-    word = override(book.store, verdict, wish.by, wish.reason)
-    _tell(config, book, wish.version, word)
-    return word
+def _tell_word(config: Config, book: Book, version: str, verdict: Verdict | None) -> None:
+    """Let the version say that a person overruled the gate, if that is its log's last word.
+
+    After the log, so that nothing is said that did not happen; and whenever somebody promotes it again,
+    so that it is said in the end, whoever was killed in between.
+    """
+    last = _last_move(book, version)
+    if verdict is not None and last is not None and last.action == "override":
+        _tell(config, book, version, override(book.store, verdict, last.by, last.reason))
 
 
 def _tell(config: Config, book: Book, version: str, verdict: Verdict) -> None:

@@ -12,6 +12,7 @@ from dreambooth_core.evaluation import evaluate, rows_of
 from dreambooth_core.judging.court import half_widths, judge, override
 from dreambooth_core.records import Contender, Scores, Verdict, Weights
 from dreambooth_core.storage import open_store
+from tests.conftest import build_tiny_base
 from tests.moved_weights import weights_of
 
 RULES = {
@@ -128,6 +129,23 @@ def test_the_champion_is_measured_by_the_candidates_plan(bench):
         "a photo of zwx robot",
         "zwx robot on the beach",
     }
+
+
+def test_a_champion_of_another_base_is_measured_from_the_candidates(bench, tmp_path):
+    """What is counted from the base is not to be won by changing it."""
+    other = build_tiny_base(tmp_path / "other", prediction_type="v_prediction")
+    model = bench.config.model.model_copy(update={"base": str(other)})
+    champion = bench.champion(HIGH, model=model)
+    verdict, _ = bench.judge(HIGH, champion, rounds=1)
+    ours, theirs = verdict.candidate, verdict.champion
+    assert (theirs.base_samples, theirs.base_class_samples) == (
+        ours.base_samples,
+        ours.base_class_samples,
+    )
+    # the same weights, drawn by the base that they were trained on
+    assert {image.blob for image in theirs.samples.images}.isdisjoint(
+        image.blob for image in ours.samples.images
+    )
 
 
 def test_while_it_is_open_both_get_twice_the_seeds(bench):

@@ -1,5 +1,6 @@
 import numpy as np
 import pytest
+from scipy import stats
 
 from dreambooth_core.config import Gate
 from dreambooth_core.errors import ConfigError
@@ -148,6 +149,8 @@ def test_the_sentence_has_the_deciding_numbers():
         "Promoted: identity is 0.850 against 0.800 of dog/3, a difference of +0.050 (+0.0"
     )
     assert good.sentence.endswith("), and every guard is passed.")
+    first = decided(measured(2, identity=0.85))
+    assert first.sentence.endswith("), and every limit is kept.")
     bad = decided(measured(2, identity=0.85, prompt_fidelity=0.45), CHAMPION)
     assert bad.sentence.startswith(
         "Not promoted: prompt fidelity is 0.450 against 0.500 of dog/3, a difference of -0.050 (-0.0"
@@ -163,6 +166,20 @@ def test_a_limits_interval_ends_where_no_mean_can_be():
     (limit,) = (each for each in wild.reasons if each.rule == "absolute")
     assert limit.sentence.startswith("prompt fidelity is 0.950 (0.")
     assert limit.sentence.endswith(" to 1.000), where at least 0.900 is asked")
+
+
+def test_what_shows_in_no_image_is_said_to_be_little_known():
+    rules = Gate(limits={**RULES.limits, "memorisation": 0.05}, margins=RULES.margins)
+    clean = changed(GOOD, 20, memorisation=0.0)
+    found = decide(Case(clean, CHAMPION, "dog/3"), rules, {**UP, "memorisation": False})
+    (limit,) = (each for each in found.reasons if each.metric == "memorisation")
+    assert limit.outcome == "passed"
+    hidden = stats.beta.ppf(1 - 0.0125, 1, 20)  # Clopper and Pearson's, for none of 20
+    assert limit.sentence.endswith(f"; 20 images cannot tell it from {hidden:.3f}")
+    seen = decide(
+        Case(changed(clean, 1, memorisation=1.0), None), rules, {"memorisation": False, **UP}
+    )
+    assert "cannot tell" not in str(seen.reasons)
 
 
 def test_after_the_last_round_uncertainty_keeps_the_champion():
@@ -253,6 +270,45 @@ def test_nothing_is_decided_by_a_broken_measurement(candidate, champion, sentenc
 
 def test_a_champion_whose_subject_is_not_found_does_not_stay_for_that():
     assert decided(GOOD, changed(CHAMPION, 10, identity=None)).outcome == "promote"
+
+
+def lost(made: Measured, *places: int) -> Measured:
+    """Where the subject is not found in these images."""
+    for at in places:
+        there = changed(Measured(made.scores, made.rows[at:]), 1, identity=None)
+        made = Measured(made.scores, made.rows[:at] + there.rows)
+    return made
+
+
+@pytest.mark.parametrize(
+    ("candidate", "champion", "outcome"),
+    [
+        (lost(GOOD, 0, 5), CHAMPION, "promote"),
+        (lost(GOOD, 0, 5, 10), CHAMPION, "inconclusive"),
+        (lost(GOOD, 0, 5, 10), None, "inconclusive"),
+        (lost(GOOD, 0, 5, 10), lost(CHAMPION, 1), "promote"),
+        (lost(GOOD, 0, 1, 2, 3), lost(CHAMPION, 4, 5, 6, 7), "promote"),
+    ],
+)
+def test_a_candidate_does_not_win_by_losing_its_subject(candidate, champion, outcome):
+    found = decided(candidate, champion)
+    assert found.outcome == outcome
+    sentences = [each.sentence for each in found.reasons if each.rule == "non-inferiority"]
+    share = sum("identity" in row.scores for row in candidate.rows)
+    assert f"identity is known of {share} of 20 images" in sentences[-1]
+
+
+def test_a_prompt_whose_subject_is_lost_altogether_counts():
+    """Also where the base does not show it either."""
+    rows = tuple(
+        row.model_copy(update={"base_scores": {}}) if row.prompt == "prompt 0" else row
+        for row in lost(GOOD, 0, 1, 2, 3).rows
+    )
+    found = decided(Measured(GOOD.scores, rows), CHAMPION)
+    assert found.outcome == "inconclusive"
+    assert found.sentence.startswith(
+        "Not certain yet: identity is known of 16 of 20 images, and of 20"
+    )
 
 
 @pytest.mark.parametrize(

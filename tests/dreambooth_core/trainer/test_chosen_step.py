@@ -114,7 +114,11 @@ def test_a_finder_decides_which_step_comes_out(
         "subject": {"images": WORLD / "photos/robot", "class_noun": "robot"},
         "train": {"method": "full", "steps": 12, "learning_rate": 0.01, "text_encoder": False},
         "choosing": {
-            **{"every": 2, "draws": 1, "seeds": 1, "class_images": 0, "prompt_floor": 0},
+            "every": 2,
+            "draws": 1,
+            "seeds": 1,
+            "class_images": 0,
+            "prompt_floor": 0,
             "prompts": ["a photo of {subject} in a city"],
         },
     }

@@ -12,6 +12,7 @@ from dreambooth_core import registry, tracking
 from dreambooth_core.blobs import blob_key, get_record
 from dreambooth_core.config import Config
 from dreambooth_core.errors import ConfigError, StorageError
+from dreambooth_core.judging.court import override
 from dreambooth_core.records import Weights
 from dreambooth_core.storage import Store
 from dreambooth_core.versions import promotion
@@ -35,6 +36,12 @@ def versions(client, tracked_config, file_store):
 def aliases(client) -> dict[str, str]:
     found = client.get_registered_model("tiny").aliases
     return {alias: str(version) for alias, version in found.items()}
+
+
+def judged(config: Config, store: Store, versions) -> None:
+    """The gate refuses them all, so that people may promote them."""
+    for one in versions:
+        promotion.settle(config, store, one, verdict(one.version, "keep", "base"))
 
 
 def test_the_gates_word_puts_a_version_into_service(client, tracked_config, file_store, versions):
@@ -93,8 +100,35 @@ def test_a_refused_version_waits_for_a_person_with_a_reason(
     # again, and nothing is added
     promotion.promote(tracked_config, file_store, Wish("1", "bob"))
     assert len(book.history()) == 1
-    with pytest.raises(ConfigError, match="never asked"):
-        promotion.promote(tracked_config, file_store, Wish("2", "ann"))
+
+
+def test_what_the_gate_never_saw_no_reason_promotes(tracked_config, file_store, versions):
+    with pytest.raises(ConfigError, match="never asked about it, so nothing is known"):
+        promotion.promote(tracked_config, file_store, Wish("2", "ann", "it must go out today"))
+
+
+def test_nobody_moves_a_version_without_a_name():
+    with pytest.raises(ConfigError, match="give a name"):
+        Wish("1", " ", "please")
+
+
+def test_a_persons_word_is_made_good_if_it_was_not_told(
+    client, tracked_config, file_store, versions
+):
+    """Killed between the log and MLflow, which the next to promote it puts right."""
+    said = verdict("1", "keep", "base")
+    promotion.settle(tracked_config, file_store, versions[0], said)
+    word = override(file_store, said, "ann", "the client likes it")
+    entry = Change(
+        action="override", version="1", by="ann", when=now(), reason="the client likes it"
+    )
+    book = registry.open_book(client, tracked_config, file_store)
+    book.enter(lambda _: entry.model_copy(update={"verdict": word.digest}))
+    assert client.get_model_version("tiny", "1").tags["dreambooth.verdict"] == "keep"
+    promotion.promote(tracked_config, file_store, Wish("1", "bob"))
+    tags = client.get_model_version("tiny", "1").tags
+    assert tags["dreambooth.verdict_digest"] == word.digest
+    assert "ann promotes it" in tags["dreambooth.verdict_sentence"]
 
 
 def test_no_reason_promotes_what_is_not_what_it_should_be(tracked_config, file_store, versions):
@@ -182,6 +216,7 @@ def promote_for_ever(config: Config, store: Store) -> None:
 def test_whoever_is_killed_while_promoting_is_made_good(
     client, tracked_config, file_store, versions
 ):
+    judged(tracked_config, file_store, versions)
     book = registry.open_book(client, tracked_config, file_store)
     dice = random.Random(0)
     kinds = multiprocessing.get_context("forkserver")
@@ -209,6 +244,8 @@ def test_whoever_is_killed_while_promoting_is_made_good(
 def test_promotions_at_once_leave_mlflow_where_the_log_ends(
     client, tracked_config, file_store, versions
 ):
+    judged(tracked_config, file_store, versions)
+
     def work(version: str) -> None:
         promotion.promote(tracked_config, file_store, Wish(version, f"person {version}", "race"))
 
