@@ -81,8 +81,9 @@ def evaluate(
     Each further round doubles the seeds per prompt and the class images; the first ones stay, and
     are found again. The base's images do not depend on the weights: a second subject with the same
     prompts finds them. The base is that of `base_of`, or the weights' own: what is counted from it,
-    as identity and drift are, can only be compared when it is the same one. Raises `ModelError` when
-    an encoder or the finder is missing.
+    as identity and drift are, can only be compared when it is the same one. Scores for which a judge
+    left something unanswered are made anew, with its answers to what is asked again. Raises
+    `ModelError` when an encoder or the finder is missing.
     """
     plan, base_of = plan_of(config, instance, seed_set, round), base_of or config
     inputs = {
@@ -104,7 +105,13 @@ def evaluate(
             store, f"{store.uri}/scores/{key}/result.json", plan, seed_set, (tuned, base), seen
         )
 
-    return once(store, "scores", inputs, Scores, make)
+    scores, reused = once(store, "scores", inputs, Scores, make)
+    attempts = 0
+    while reused and scores.unanswered:
+        attempts += 1
+        asked_again = {**inputs, "attempts": attempts}
+        scores, reused = once(store, "scores", asked_again, Scores, make)
+    return scores, reused
 
 
 def _scored(
@@ -129,6 +136,7 @@ def _scored(
         "estimates": estimates,
         "table": put_blob(store, Table(rows=rows).model_dump_json().encode()),
         "warnings": doubts,
+        "unanswered": _unanswered(rows),
     }
     return Scores(
         uri=uri,
@@ -311,6 +319,19 @@ def _said(found: Mapping[str, Values], of: str, place: int) -> dict[str, float]:
         for name, values in found.items()
         if catalogue()[name].of == of and not np.isnan(values[place])
     }
+
+
+def _unanswered(rows: Sequence[Row]) -> int:
+    """How many answers are missing of those who are asked (`Metric.asks`), of both models' images."""
+    known = {name for row in rows for name in row.scores}
+    asked = [metric for name, metric in catalogue().items() if metric.asks and name in known]
+    return sum(
+        metric.name not in found
+        for metric in asked
+        for row in rows
+        if row.kind != "class" and row.kind not in metric.skips
+        for found in (row.scores, row.base_scores)
+    )
 
 
 def _estimates(rows: Sequence[Row]) -> dict[str, Estimate]:

@@ -187,6 +187,8 @@ class Scores(Record):
     """The `Table` of all images."""
     warnings: tuple[str, ...] = ()
     """What the self-check found wrong with the measuring itself."""
+    unanswered: int = 0
+    """Answers that the judge left out for now; whoever evaluates next asks for them again."""
     samples: SampleSet
     base_samples: SampleSet
     class_samples: SampleSet

@@ -1,4 +1,5 @@
 import io
+import json
 
 import numpy as np
 import pytest
@@ -6,6 +7,7 @@ from PIL import Image
 
 from dreambooth_core import dataset, sampling
 from dreambooth_core.blobs import get_blob
+from dreambooth_core.config import Judge
 from dreambooth_core.errors import ModelError
 from dreambooth_core.evaluation import evaluate, judged_like, rows_of
 from dreambooth_core.judging.encoders import Encoder
@@ -13,6 +15,8 @@ from dreambooth_core.judging.plans import plan_of
 from dreambooth_core.judging.statistics import compare, estimate, place
 from dreambooth_core.metrics import catalogue, range_of
 from dreambooth_core.records import ImageSet
+from dreambooth_core.vision import openai_compatible
+from tests.chat_server import Reply, serving
 from tests.moved_weights import weights_of
 
 WITHOUT_A_FINDER = {"subject_fidelity_crop", "clip_i_crop", "identity"}
@@ -251,6 +255,37 @@ def test_a_champion_is_measured_as_its_challenger_is(
     assert theirs.samples.images[0].prompt == "a photo of zwx robot"
     pairs = [[place(row) for row in rows_of(file_store, one)] for one in (ours, theirs)]
     assert pairs[0] == pairs[1]
+
+
+def test_what_a_judge_left_out_is_asked_again_by_the_next_evaluation(
+    config, file_store, photos, tiny_base, monkeypatch
+):
+    monkeypatch.setattr(openai_compatible, "FIRST_DELAY", 0.001)
+    down = True
+
+    def answer(number: int, request: object) -> Reply:
+        if down and "a red hat" in json.dumps(request):
+            return Reply("not what was asked for")
+        return Reply(json.dumps({"rationale": "seen", "score": 3}))
+
+    weights = weights_of(tiny_base, file_store, 0.05)
+    with serving(answer) as server:
+        judge = Judge(url=server.url, model="glm-4.5v", attempts=1)
+        rules = config.evaluation.model_copy(update={"judge": judge})
+        config = config.model_copy(update={"evaluation": rules})
+        first, _ = evaluate(config, file_store, photos, weights)
+        # two images of that prompt, of this model and of the base
+        assert first.unanswered == 4
+        second, reused = evaluate(config, file_store, photos, weights)
+        assert (second.digest, second.unanswered, reused) == (first.digest, 4, False)
+        down, before = False, len(server.requests)
+        third, reused = evaluate(config, file_store, photos, weights)
+        assert (third.unanswered, reused) == (0, False)
+        assert len(server.requests) == before + 4
+        assert evaluate(config, file_store, photos, weights) == (third, True)
+        assert len(server.requests) == before + 4
+    rows = [row for row in rows_of(file_store, third) if row.kind != "class"]
+    assert {row.scores["judged_prompt"] for row in rows} == {0.75}
 
 
 def test_a_missing_encoder_says_which(config, file_store, photos, tiny_base, tmp_path):
