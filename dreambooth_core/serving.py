@@ -76,7 +76,7 @@ class Served:
     def draw(self, prompts: Sequence[str], seed: int, settings: Mapping[str, Any]) -> list[bytes]:
         """A PNG per prompt, all with this seed; the same request always gives the same bytes.
 
-        Prompts may hold `{subject}`, `{identifier}` and `{class_noun}`; `settings` has keys of
+        Prompts may hold `{subject}`, `{identifier}` and `{class}`; `settings` has keys of
         `SETTINGS`. They are the images that a run draws with such a sampler. Raises `ConfigError`
         for a prompt or a setting that cannot be.
         """
@@ -100,7 +100,5 @@ class Served:
     def _filled(self, prompt: str) -> str:
         try:
             return self._config.subject.fill(prompt)
-        except (KeyError, IndexError, ValueError) as error:
-            raise ConfigError(
-                f"prompt {prompt!r} may only hold {{subject}}, {{identifier}} and {{class_noun}}"
-            ) from error
+        except ValueError as error:
+            raise ConfigError(str(error)) from error

@@ -61,7 +61,9 @@ def export(
 def compare(
     left: Annotated[Path, typer.Argument(help="summary.json of a run, or its folder.")],
     right: Annotated[Path, typer.Argument(help="summary.json of another run, or its folder.")],
-    out: Annotated[Path, typer.Option(help="The page to write.")] = Path("comparison.html"),
+    out: Annotated[Path, typer.Option(help="The page to write.", dir_okay=False)] = Path(
+        "comparison.html"
+    ),
 ) -> None:
     """Put the reports of two runs side by side on one page."""
     from dreambooth_core.pages.comparison import compare_runs
@@ -111,7 +113,7 @@ def promote(
 
 @app.command()
 def rollback(
-    model: Annotated[str, typer.Argument(help="NAME, or NAME/VERSION of the champion.")],
+    model: Annotated[str, typer.Argument(help="NAME, or the champion's NAME/VERSION.")],
     reason: Annotated[str, typer.Option(help="Why.")] = "",
     by: By = None,
     yes: Yes = False,
@@ -124,7 +126,7 @@ def rollback(
     from dreambooth_core.versions import aliases, promotion, views
 
     settings, place = _where(config, work)
-    wanted = model if "/" in model else f"{model}@champion"
+    wanted = model if "/" in model or "@" in model else f"{model}@champion"
     with views.opened(settings, place, wanted) as one:
         found, before = one.found, one.book.standing
         _confirm(f"Take {found.name}/{found.version} out of service?", yes)
@@ -158,7 +160,10 @@ def diff(
     left: Annotated[str, typer.Argument(metavar="A", help="NAME, NAME@alias or NAME/version.")],
     right: Annotated[str, typer.Argument(metavar="B", help="The same, of another one.")],
     out: Annotated[
-        Path | None, typer.Option(help="Also write a page here, with their images side by side.")
+        Path | None,
+        typer.Option(
+            help="Also write a page here, with their images side by side.", dir_okay=False
+        ),
     ] = None,
     as_json: AsJson = False,
     work: Work = Path(".dreambooth"),

@@ -83,7 +83,9 @@ def search(
         ),
     ] = None,
     top: Annotated[int, typer.Option(min=1, help="At most so many images.")] = 20,
-    html: Annotated[Path | None, typer.Option(help="Write a gallery of them to this file.")] = None,
+    html: Annotated[
+        Path | None, typer.Option(help="Write a gallery of them to this file.", dir_okay=False)
+    ] = None,
     work: Work = Path(".dreambooth"),
     config: Annotated[
         Path | None,
@@ -95,13 +97,15 @@ def search(
     import json
 
     from dreambooth_core.drawing import search as searching
+    from dreambooth_core.storage import written_beside
 
     settings = _settings(config)
     place = settings.paths.work if settings else work
     question = searching.Question(text=text, runs=tuple(runs or ()), top=top)
     hits, home = searching.search(settings, place, question)
     if html is not None:
-        html.write_text(searching.page(home, question, hits), encoding="utf-8")
+        with written_beside(html) as temporary:
+            temporary.write_text(searching.page(home, question, hits), encoding="utf-8")
     if as_json:
         print(json.dumps([hit.model_dump(mode="json") for hit in hits], indent=2))
         return

@@ -1,6 +1,7 @@
 """What is learned, from which photos, on which base."""
 
 import re
+import string
 from pathlib import Path
 from typing import Annotated, Any, Literal, Self
 
@@ -14,6 +15,21 @@ DATASET_NAME = r"[A-Za-z0-9][A-Za-z0-9_-]{0,63}"
 DATASET = rf"^dataset://{DATASET_NAME}@(latest|[0-9a-f]{{8,64}})$"
 DatasetReference = Annotated[str, Field(pattern=DATASET)]
 """A version of a photo set that was pushed: the newest, or one by its digest."""
+
+WILDCARDS = ("subject", "identifier", "class", "class_noun")
+"""What a prompt template may hold in braces."""
+
+
+def check_template(prompt: str) -> None:
+    """Raises `ValueError` when a prompt template holds anything but wildcards in its braces."""
+    try:
+        found = [name for _, name, _, _ in string.Formatter().parse(prompt) if name is not None]
+    except ValueError as error:
+        raise ValueError(f"prompt {prompt!r} has a brace that does not close: {error}") from None
+    strange = [name for name in found if name not in WILDCARDS]
+    if strange:
+        known = ", ".join(f"{{{name}}}" for name in WILDCARDS)
+        raise ValueError(f"prompt {prompt!r} has {{{strange[0]}}}, but may only hold {known}")
 
 
 def _one_of_the_families(schema: dict[str, Any]) -> None:
@@ -88,12 +104,10 @@ class Subject(Section):
         return self.images
 
     def fill(self, template: str) -> str:
-        """Put the identifier token and the class noun into a prompt template."""
-        return template.format(
-            identifier=self.identifier,
-            class_noun=self.class_noun,
-            subject=f"{self.identifier} {self.class_noun}",
-        )
+        """Put the identifier token and the class noun into a prompt template; raises `ValueError`."""
+        check_template(template)
+        words = (f"{self.identifier} {self.class_noun}", self.identifier, *[self.class_noun] * 2)
+        return template.format(**dict(zip(WILDCARDS, words, strict=True)))
 
 
 class Dataset(Section):

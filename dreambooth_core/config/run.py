@@ -76,12 +76,7 @@ class Config(Section):
         for subject in self.subjects:
             templates = (subject.instance_prompt, subject.class_prompt, *self.choosing.prompts)
             for template in (*templates, *self.evaluation.kinds, *self.sample.prompts):
-                try:
-                    subject.fill(template)
-                except (KeyError, IndexError, ValueError) as error:
-                    raise ValueError(
-                        f"prompt {template!r} may only hold {{subject}}, {{identifier}} and {{class_noun}}"
-                    ) from error
+                subject.fill(template)
             if subject.identifier not in subject.fill(subject.instance_prompt).split():
                 raise ValueError("subject.instance_prompt must contain {identifier} or {subject}")
             words = subject.fill(subject.class_prompt).split()

@@ -19,7 +19,7 @@ from dreambooth_core.blobs import digest_json, get_record, put_record
 from dreambooth_core.config import Compute, Config, Sampler
 from dreambooth_core.drawing import noise_schedulers
 from dreambooth_core.drawing.crews import crew_of
-from dreambooth_core.drawing.orders import Order, Wish, fill, wishes
+from dreambooth_core.drawing.orders import Order, Wish, wishes
 from dreambooth_core.drawing.painters import Model, Painter, load_model, painter_for
 from dreambooth_core.drawing.palettes import Mixture
 from dreambooth_core.errors import ConfigError
@@ -211,7 +211,7 @@ def _planned(index: int, wish: Wish, order: Order, mixture: Mixture) -> Picture:
         index=index,
         model=mixture.name,
         template=wish.template,
-        prompt=fill(config.subject, wish.template),
+        prompt=config.subject.fill(wish.template),
         seed=wish.seed,
         sampler=config.sampler,
         size=(height, width),

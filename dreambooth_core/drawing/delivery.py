@@ -26,7 +26,7 @@ class Wish:
     """What is asked of the model."""
 
     prompts: tuple[str, ...]
-    """Templates; `{subject}`, `{identifier}` and `{class_noun}` are those of the training."""
+    """Templates; `{subject}`, `{identifier}` and `{class}` are those of the training."""
     seeds: int
     """Images per prompt; the same seeds as a run's with the same config."""
     out: Path
@@ -106,7 +106,5 @@ def exported(
 def _check(config: Config, template: str) -> None:
     try:
         config.subject.fill(template)
-    except (KeyError, IndexError, ValueError) as error:
-        raise ConfigError(
-            f"prompt {template!r} may only hold {{subject}}, {{identifier}} and {{class_noun}}"
-        ) from error
+    except ValueError as error:
+        raise ConfigError(str(error)) from error

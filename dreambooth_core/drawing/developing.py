@@ -15,7 +15,7 @@ from dreambooth_core.blobs import blob_key
 from dreambooth_core.config import Config, Finder
 from dreambooth_core.drawing import flags
 from dreambooth_core.drawing.darkroom import Picture, Plan
-from dreambooth_core.drawing.orders import Flags, Order, fill
+from dreambooth_core.drawing.orders import Flags, Order
 from dreambooth_core.drawing.palettes import Member, photos_of
 from dreambooth_core.metrics import Embeddings, Eye
 from dreambooth_core.records import Blob, Image, Record
@@ -189,11 +189,11 @@ def _scores(
 
 
 def _measured(member: Member, store: Store, shots: Sequence[Shot]) -> list[dict[str, float]]:
+    from dreambooth_core.judging.plans import plain
     from dreambooth_core.judging.sights import Viewer
 
     config = member.config
-    plain = config.subject.model_copy(update={"identifier": ""})
-    texts = [" ".join(fill(plain, shot.picture.template).split()) for shot in shots]
+    texts = [plain(config.subject, shot.picture.template) for shot in shots]
     images = tuple(map(as_image, shots))
     read = Viewer(config, store).read(texts)
     scores = {"prompt_fidelity": (seen(config, store, images, "clip") * read).sum(axis=1)}

@@ -12,7 +12,6 @@ a bar at the end makes one seed a list: `seeds` of 7 are seven images, of `7|` t
 
 import csv
 import re
-import string
 from collections.abc import Iterator
 from functools import partial
 from itertools import product
@@ -21,13 +20,13 @@ from typing import Annotated, Any, Literal, NamedTuple, Self
 
 from pydantic import BeforeValidator, Field, ValidationError, field_validator, model_validator
 
-from dreambooth_core.config import Compute, Section, Subject
+from dreambooth_core.config import Compute, Section
+from dreambooth_core.config.inputs import check_template
 from dreambooth_core.config.reading import read_yaml, wrong_fields
 from dreambooth_core.config.sections import NAME, Fraction, Positive
 from dreambooth_core.errors import ConfigError
 from dreambooth_core.randomness import seed_for
 
-WILDCARDS = ("subject", "identifier", "class", "class_noun")
 STRONGEST = 2.0
 
 
@@ -81,7 +80,7 @@ class Group(Section):
     @classmethod
     def _wildcards(cls, prompts: tuple[str, ...]) -> tuple[str, ...]:
         for prompt in prompts:
-            _check_wildcards(prompt)
+            check_template(prompt)
         return prompts
 
     @property
@@ -187,11 +186,6 @@ def ingredients(mix: str) -> tuple[Ingredient, ...]:
     return tuple(_ingredient(part.strip(), mix) for part in mix.split(" + "))
 
 
-def fill(subject: Subject, template: str) -> str:
-    """The prompt of a template; see `WILDCARDS`."""
-    return subject.fill(template.replace("{class}", "{class_noun}"))
-
-
 def _of(group: Group, order_seed: int) -> Iterator[Wish]:
     seeds = group.seeds
     if isinstance(seeds, int):
@@ -210,17 +204,6 @@ def _ingredient(text: str, mix: str) -> Ingredient:
     if float(strength) > STRONGEST:
         raise ValueError(f"the strength {strength} in {mix!r} must be at most {STRONGEST:g}")
     return Ingredient(model.strip(), float(strength))
-
-
-def _check_wildcards(prompt: str) -> None:
-    known = ", ".join(f"{{{name}}}" for name in WILDCARDS)
-    try:
-        found = [name for _, name, _, _ in string.Formatter().parse(prompt) if name is not None]
-    except ValueError as error:
-        raise ValueError(f"prompt {prompt!r} has a brace that does not close: {error}") from None
-    strange = [name for name in found if name not in WILDCARDS]
-    if strange:
-        raise ValueError(f"prompt {prompt!r} has {{{strange[0]}}}, but may only hold {known}")
 
 
 def _rows(path: Path) -> list[dict[str, Any]]:

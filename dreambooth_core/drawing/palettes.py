@@ -1,12 +1,13 @@
 """The models that an order names: found in the registry or by a config, and what each puts into a base."""
 
+from collections import Counter
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 
 from dreambooth_core.bases import base_digest
 from dreambooth_core.blobs import get_record
-from dreambooth_core.config import Config, load_config
+from dreambooth_core.config import INVERSIONS, Config, load_config
 from dreambooth_core.drawing import orders
 from dreambooth_core.drawing.orders import Ingredient, Order
 from dreambooth_core.drawing.painters import Blend, Share
@@ -129,6 +130,18 @@ def _check_mix(
     families = {members[part.model].config.model.family for part in parts}
     if len(bases) > 1 or len(families) > 1:
         raise ConfigError(f"the models in {mix!r} were trained on different bases: they cannot mix")
+    brought = Counter(
+        subject.identifier.strip("<>")
+        for part in parts
+        if weights[part.model].method in INVERSIONS
+        for subject in members[part.model].config.subjects
+    )
+    twice = next((word for word, count in brought.items() if count > 1), None)
+    if twice is not None:
+        raise ConfigError(
+            f"two models in {mix!r} bring new tokens for {twice!r}: they cannot mix; train one of "
+            "them under another subject.identifier"
+        )
 
 
 def _said(part: Ingredient, name: str) -> str:

@@ -78,6 +78,7 @@ function fits(shot) {
     && (!at("model").value || shot.model === at("model").value)
     && (!at("prompt").value || shot.prompt === at("prompt").value)
     && !(at("repeats").checked && shot.duplicate_of != null)
+    && !(at("safe").checked && shot.unsafe)
     && reaches(shot);
 }
 
@@ -242,7 +243,9 @@ at("sort").append(make("option", { value: "", textContent: "As ordered" }),
   ...measured.map(([name, title]) => make("option", { value: name, textContent: `Best ${title} first` })));
 at("sort").parentElement.hidden = !measured.length;
 at("repeats").parentElement.hidden = !all.some((shot) => shot.duplicate_of != null);
-at("unsafe").parentElement.hidden = !all.some((shot) => shot.unsafe);
+for (const name of ["unsafe", "safe"]) {
+  at(name).parentElement.hidden = !all.some((shot) => shot.unsafe);
+}
 new IntersectionObserver((seen) => {
   if (seen.some((one) => one.isIntersecting) && drawn < shown.length) draw();
 }, { rootMargin: "1200px" }).observe(at("more"));

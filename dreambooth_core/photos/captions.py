@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import NamedTuple
 
 from dreambooth_core.config import Config, Subject
+from dreambooth_core.config.inputs import WILDCARDS
 from dreambooth_core.photos.findings import FOLDER, Finding, about, printable
 from dreambooth_core.records import ImageSet
 
@@ -57,7 +58,7 @@ def beside(
     for photo, (source, text) in texts.items():
         try:
             captions[photo] = subject.fill(text)
-        except (AttributeError, KeyError, IndexError, ValueError):
+        except ValueError:
             findings.append(_braces(source, text))
             continue
         if not _names(captions[photo], subject.identifier):
@@ -138,7 +139,7 @@ def _names(caption: str, identifier: str) -> bool:
 
 
 def _braces(source: Path, text: str) -> Finding:
-    limit = "{subject}, {identifier} and {class_noun} alone in braces"
+    limit = ", ".join(f"{{{name}}}" for name in WILDCARDS) + " alone in braces"
     return about(
         "hard", source, "caption", f"the caption {_short(text)}", limit, "correct its braces"
     )

@@ -67,7 +67,8 @@ def listed(config: Config | None, work: Path) -> list[Listed]:
     rows = []
     for model in _all(client.search_registered_models):
         aliases = {alias: str(version) for alias, version in model.aliases.items()}
-        of = partial(client.search_model_versions, f"name = '{model.name}'")
+        quote = '"' if "'" in model.name else "'"  # others may call their models anything
+        of = partial(client.search_model_versions, f"name = {quote}{model.name}{quote}")
         rows += [_listed(one, aliases) for one in _all(of)]
     return sorted(rows, key=lambda row: (row.name, -int(row.version)))
 

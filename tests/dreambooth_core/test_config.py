@@ -1,12 +1,13 @@
 """What a config may not say, and that it says so in one sentence."""
 
+from pathlib import Path
 from typing import Any
 
 import pytest
 from pydantic import ValidationError
 
 from dreambooth_core import families
-from dreambooth_core.config import Config
+from dreambooth_core.config import Config, Subject
 from dreambooth_core.config.reading import wrong_fields
 from dreambooth_core.errors import ConfigError
 from dreambooth_core.families import load_family
@@ -22,6 +23,16 @@ SHARDS = {"strategy": "fsdp2", "processes": 2, "batch_size": 2}
 
 def _config(**sections: Any) -> Config:
     return Config.model_validate({"name": "test", "subject": SUBJECT, **sections})
+
+
+def test_wildcards() -> None:
+    subject = Subject(images=Path(), class_noun="dog")
+    assert subject.fill("{subject}|{identifier}|{class}|{class_noun}") == "sks dog|sks|dog|dog"
+    for template in ("a {colour} dog", "{subject.images}", "{0}", "{}"):
+        with pytest.raises(ValueError, match=r"may only hold {subject}, {identifier}, {class}, "):
+            subject.fill(template)
+    with pytest.raises(ValueError, match="a brace that does not close"):
+        subject.fill("a {subject")
 
 
 @pytest.mark.parametrize(

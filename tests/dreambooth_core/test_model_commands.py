@@ -70,6 +70,11 @@ def test_models_are_listed_with_what_the_gate_said(work) -> None:
     assert "tiny/2" in typed(work, "models").stdout
 
 
+def test_other_peoples_models_do_not_hide_ours(work, tracked_config) -> None:
+    tracking.open_client(tracked_config).create_registered_model("Bob's model")
+    assert [row["name"] for row in told(work, "models")] == ["tiny", "tiny"]
+
+
 def test_a_person_promotes_and_takes_back(work) -> None:
     refused = typed(work, "promote", "tiny/2", "--yes")
     assert isinstance(refused.exception, ConfigError)
@@ -84,6 +89,7 @@ def test_a_person_promotes_and_takes_back(work) -> None:
     }
     assert told(work, "rollback", "tiny", "--yes")["aliases"] == {"champion": "1"}
     assert told(work, "rollback", "tiny/2", "--yes")["aliases"] == {"champion": "1"}
+    assert "first champion" in str(typed(work, "rollback", "tiny@champion", "--yes").exception)
     assert "first champion" in str(typed(work, "rollback", "tiny", "--yes").exception)
 
 

@@ -108,7 +108,7 @@ def test_what_does_not_go_together_is_refused(work: Path, words: list[str], said
 
 def test_words_find_what_was_drawn(work: Path, tracked_config: Config, tmp_path: Path) -> None:
     typed(work, "sample", str(order(tmp_path / "cards.yaml")), "--out", str(tmp_path / "out"))
-    config, page = tmp_path / "config.yaml", tmp_path / "found.html"
+    config, page = tmp_path / "config.yaml", tmp_path / "new" / "found.html"
     config.write_text(tracked_config.model_dump_json())
     asked = ("search", "on the beach", "--runs", "cards", "--top", "3", "--config", str(config))
     hits = json.loads(typed(work, *asked, "--html", str(page), "--json"))

@@ -70,7 +70,7 @@ def test_it_serves_what_a_run_draws(lora: Pointer, config: Config, file_store) -
     drawing = drawing_of(config, file_store, lora.weights)
     images, _ = make_images(file_store, "drawn", drawing, requests)
     drawn = [get_blob(file_store, image.blob) for image in images]
-    asked = ["a photo of {subject}", "a photo of a robot"]
+    asked = ["a photo of {subject}", "a photo of a {class}"]
     assert served.draw(asked, 5, {}) == drawn
     assert served.draw(asked[:1], 5, {"steps": 2}) == drawn[:1], "alone or not, twice or not"
     for seed, settings in ((6, {}), (5, {"steps": 3}), (5, {"guidance": 2.0})):

@@ -33,9 +33,10 @@ def test_a_grid_is_all_with_all():
     assert {one.config.name for one in trials} == {"robot"}
 
 
-def test_each_method_of_a_grid_has_its_usual_rate():
-    trials = trials_of(sweep({"train.method": ["lora", "full"]}))
-    assert [one.config.train.learning_rate for one in trials] == [1e-4, 5e-6]
+def test_each_method_of_a_grid_has_its_usual_rate_and_prior():
+    configs = [one.config for one in trials_of(sweep({"train.method": ["lora", "full"]}))]
+    assert [config.train.learning_rate for config in configs] == [1e-4, 5e-6]
+    assert [config.prior_target for config in configs] == ["prediction", "images"]
 
 
 def test_some_of_it_are_drawn_and_always_the_same():

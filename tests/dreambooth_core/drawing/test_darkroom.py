@@ -145,9 +145,9 @@ def test_a_noise_scheduler_that_does_not_fit_is_refused_before_anything_is_drawn
 
 def test_kill_nine_loses_nothing_that_was_committed(shop: Ordered):
     plan = shop.plan(shop.order(seeds=10, steps=2))
-    worker = multiprocessing.get_context("fork").Process(target=draw, args=(shop.store, plan))
+    worker = multiprocessing.get_context("spawn").Process(target=draw, args=(shop.store, plan))
     worker.start()
-    deadline = time.monotonic() + 120
+    deadline = time.monotonic() + 300
     while len(there := list(shop.store.keys(f"{plan.prefix}/pictures/"))) < 3:
         assert time.monotonic() < deadline
         assert worker.is_alive()

@@ -5,8 +5,7 @@ from typing import Any
 
 import pytest
 
-from dreambooth_core.config import Subject
-from dreambooth_core.drawing.orders import Ingredient, Order, fill, ingredients, read_order, wishes
+from dreambooth_core.drawing.orders import Ingredient, Order, ingredients, read_order, wishes
 from dreambooth_core.errors import ConfigError
 from dreambooth_core.randomness import seed_for
 
@@ -71,12 +70,6 @@ def test_mixtures():
         Ingredient("hat/2", 1.0),
     )
     assert ingredients("runs/dog.yaml:0") == (Ingredient("runs/dog.yaml", 0.0),)
-
-
-def test_wildcards():
-    dog = Subject(images=Path("."), class_noun="dog")
-    template = "{subject}|{identifier}|{class}|{class_noun}"
-    assert fill(dog, template) == "sks dog|sks|dog|dog"
 
 
 @pytest.mark.parametrize(

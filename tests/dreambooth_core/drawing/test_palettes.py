@@ -52,6 +52,16 @@ def test_models_of_two_stores_are_two_orders(tiny_config: Config, tmp_path: Path
         palettes.find_members(_order(*map(str, paths)), None, tiny_config.paths.work)
 
 
+def test_new_tokens_of_one_identifier_do_not_mix(tiny_config: Config):
+    shop = Ordered(tiny_config)
+    shop.add("dog", "pivotal")
+    shop.add("cat", "pivotal")
+    shop.add("hat", "pivotal", identifier="zwx")
+    assert len(palettes.mixtures(_order("dog + hat"), shop.members, shop.store)) == 1
+    with pytest.raises(ConfigError, match="bring new tokens for 'sks': they cannot mix"):
+        palettes.mixtures(_order("dog + cat"), shop.members, shop.store)
+
+
 def test_bases_do_not_mix(tiny_config: Config, tmp_path: Path):
     import shutil
 
