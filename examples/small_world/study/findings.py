@@ -61,10 +61,15 @@ def gather(question: Question, folder: Path) -> tuple[Found, ...]:
 
 def metrics_of(found: Iterable[Found]) -> list[str]:
     """Metrics that every result has: those of prompts first, by name."""
-    every = [set(result.metrics) for each in found for result in each.results.values()]
-    known = catalogue()
+    every, known = _measured(found), catalogue()
     names = set.intersection(*every) & set(known) if every else set()
     return sorted(names, key=lambda name: (known[name].of != "prompts", name))
+
+
+def left_out(found: Iterable[Found]) -> list[str]:
+    """Metrics that some results have and others lack."""
+    every = _measured(found)
+    return sorted(set.union(*every) - set.intersection(*every)) if every else []
 
 
 def estimate(values: Mapping[Place, float], bounds: Bounds) -> Estimate:
@@ -153,6 +158,10 @@ def against(ours: Found, peer: Found) -> dict[str, dict[str, float | bool | None
             "higher_is_better": catalogue()[metric].higher_is_better,
         }
     return rows
+
+
+def _measured(found: Iterable[Found]) -> list[set[str]]:
+    return [set(result.metrics) for each in found for result in each.results.values()]
 
 
 def _plans(results: Iterable[Result]) -> dict[str, str]:

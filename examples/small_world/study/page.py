@@ -85,6 +85,8 @@ def _missing(question: Question, found: Sequence[Found]) -> Iterator[str]:
     else:
         told = (f"{each.arm.label} {len(each.results)} of {each.planned}" for each in lacking)
         yield f"{size} per arm were planned. **Trials are missing**; there are: {', '.join(told)}."
+    if names := findings.left_out(found):
+        yield f"**Left out**, as not every trial has them: {', '.join(names)}."
     yield ""
 
 

@@ -101,6 +101,14 @@ def test_missing_trials_are_said(results: Path, tmp_path: Path) -> None:
     first, second = path.read_text().split("## ")[1:]
     assert "no trial is missing" in first
     assert "**Trials are missing**; there are: third 1 of 3." in second
+    assert "Left out" not in first + second
+
+
+def test_a_metric_that_a_trial_lacks_is_left_out_aloud(results: Path, tmp_path: Path) -> None:
+    path = tmp_path / "study.md"
+    put(results, OURS, "cat", 0.9, 0.3, identity=0.8)
+    page.write((PAIR,), results, path)
+    assert "**Left out**, as not every trial has them: identity." in path.read_text()
 
 
 def test_single_arm_answers_no_question(results: Path, tmp_path: Path) -> None:
