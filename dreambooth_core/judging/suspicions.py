@@ -18,7 +18,8 @@ def suspicions(evidence: Evidence, others: Mapping[str, Seen]) -> tuple[str, ...
 
     By the identity encoder, on crops where there are any: the photos must be more like each other
     than the generated images are like them, and those more than the base's class images; `others`,
-    pictures of something else by what to call them, must be less like them than all of these.
+    pictures of something else by what to call them, must be less like them than all of these. That
+    nothing is seen in them is said as well: then nobody knows.
     """
     crop: Sight = ("identity", "crop")
     cropped = all(crop in seen.rows for seen in (evidence.photos, evidence.generated))
@@ -27,7 +28,8 @@ def suspicions(evidence: Evidence, others: Mapping[str, Seen]) -> tuple[str, ...
     lowest = min(ladder, key=lambda rung: rung[1], default=None)
     pairs = [*pairwise(ladder), *((lowest, stranger) for stranger in strangers if lowest)]
     wrong = [_sentence(upper, lower) for upper, lower in pairs if upper[1] <= lower[1]]
-    return (*_unfound(evidence), *wrong)
+    unseen = others.keys() - {name for name, _ in strangers} if ladder else ()
+    return (*_unfound(evidence), *map(_unchecked, sorted(unseen)), *wrong)
 
 
 def _ladder(evidence: Evidence, sight: Sight) -> list[Rung]:
@@ -63,6 +65,10 @@ def _sentence(upper: Rung, lower: Rung) -> str:
         f"{lower[0]} are as close to the photos ({lower[1]:.3f}) as {upper[0]} ({upper[1]:.3f}): "
         "look at the encoder, the finder, the class noun and the photos before you trust the scores"
     )
+
+
+def _unchecked(name: str) -> str:
+    return f"nothing is seen in {name}: nobody knows whether they are less like the photos, as they must be"
 
 
 def _unfound(evidence: Evidence) -> list[str]:

@@ -62,14 +62,14 @@ def gather(question: Question, folder: Path) -> tuple[Found, ...]:
 def metrics_of(found: Iterable[Found]) -> list[str]:
     """Metrics that every result has: those of prompts first, by name."""
     every, known = _measured(found), catalogue()
-    names = set.intersection(*every) & set(known) if every else set()
+    names = every[0].intersection(*every) & known.keys() if every else ()
     return sorted(names, key=lambda name: (known[name].of != "prompts", name))
 
 
 def left_out(found: Iterable[Found]) -> list[str]:
     """Metrics that some results have and others lack."""
     every = _measured(found)
-    return sorted(set.union(*every) - set.intersection(*every)) if every else []
+    return sorted(every[0].union(*every) - every[0].intersection(*every)) if every else []
 
 
 def estimate(values: Mapping[Place, float], bounds: Bounds) -> Estimate:

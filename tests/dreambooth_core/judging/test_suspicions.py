@@ -64,6 +64,12 @@ def test_what_is_out_of_order_is_one_sentence(changes, others, names):
     assert all(name in sentence for name in names)
 
 
+def test_strangers_in_whom_nothing_is_seen_are_told_of():
+    unseen = Seen({WHOLE: rows(85), CROP: np.full((1, 2), np.nan)})
+    (sentence,) = suspicions(IN_ORDER, {**STRANGER, "the base's teapot images": unseen})
+    assert sentence.startswith("nothing is seen in the base's teapot images: nobody knows")
+
+
 def test_images_of_property_prompts_have_no_say():
     odd = replace(IN_ORDER, generated=seen(30, 180))
     assert len(suspicions(odd, {})) == 1
