@@ -45,6 +45,7 @@ FIELDS = """[...document.querySelectorAll(".schema-form-property")].map(it => {
     path,
     said: it.querySelector(":scope > .p-label__header .p-label__description")?.innerText ?? "",
     choices: [...(control?.options ?? [])].map(each => each.value),
+    value: control?.value ?? "",
   };
 })"""
 ARTIFACTS = """[...document.querySelectorAll("[role=tab], .p-tab, button")]
@@ -166,6 +167,9 @@ def look_at_the_form(tab: browser.Tab) -> None:
     assert all(known[name,]["said"] for name in order)
     assert {"sdxl", "flux", "stable_diffusion"} <= {*known["Model", "Family"]["choices"]}
     assert known["Train", "Method"]["choices"][:2] == ["full", "lora"]
+    # the method decides them where nobody does
+    for decided in (("Train", "Learning Rate"), ("Prior", "Target")):
+        assert known[decided]["value"] == "", decided
 
 
 def fill_in(tab: browser.Tab) -> None:
