@@ -177,13 +177,12 @@ QUESTIONS = (
     Question(
         "two_of_every_class",
         "Our recipe against diffusers' script on two of every class",
-        "The last question with twice as many subjects and one seed: another individual of each class, `_3`, "
-        "which was trained when the last answer was known, and none of which anything was chosen by. The "
-        "prompts of ours that CLIP did not recognise were, where looked at, for hats and crowns, and name no "
-        "place.",
+        "The last question with twice as many subjects: another individual of each class, `_3`, which was "
+        "trained when the last answer was known, and none of which anything was chosen by; its second and "
+        "third seed when its answer with one was, in which our prompts were recognised less often. Those of "
+        "ours that CLIP did not recognise were, where looked at, for hats and crowns, which name no place.",
         (OURS, DIFFUSERS),
         subjects=TWO_OF_EVERY_CLASS,
-        seeds=(0,),
         against=True,
     ),
     Question(
