@@ -192,7 +192,6 @@ QUESTIONS = (
         "diffusers' script with the very same class images.",
         (OURS, IMAGES, NO_PRIOR, DIFFUSERS_PRIOR),
         subjects=FEW,
-        seeds=(0,),
     ),
     Question(
         "masks",
