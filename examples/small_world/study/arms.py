@@ -236,7 +236,6 @@ QUESTIONS = (
         "Trained with the denoiser, as in the recipe, or left as it is.",
         (OURS, NO_TEXT),
         subjects=FEW,
-        seeds=(0,),
     ),
     Question(
         "schedule",
