@@ -122,11 +122,16 @@ def override(store: Store, verdict: Verdict, person: str, reason: str) -> Verdic
     inputs = {"verdict": verdict.digest, "person": person, "reason": reason}
 
     def make(key: str) -> Verdict:
-        decision = overridden(verdict, person, reason)
-        told = {name: getattr(decision, name) for name in ("outcome", "sentence", "reasons")}
-        return _stamped(verdict.model_copy(update={**told, "uri": _uri(store, key)}))
+        return overruled(verdict, person, reason).model_copy(update={"uri": _uri(store, key)})
 
     return once(store, "verdicts", inputs, Verdict, make)[0]
+
+
+def overruled(verdict: Verdict, person: str, reason: str) -> Verdict:
+    """What `override` stores, before it has a place of its own."""
+    decision = overridden(verdict, person, reason)
+    told = {name: getattr(decision, name) for name in ("outcome", "sentence", "reasons")}
+    return _stamped(verdict.model_copy(update=told))
 
 
 def noise_of(court: Court, champion: Contender) -> Noise:

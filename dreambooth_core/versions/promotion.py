@@ -10,7 +10,7 @@ from dreambooth_core import console, tracking
 from dreambooth_core.blobs import get_record
 from dreambooth_core.config import Config
 from dreambooth_core.errors import ConfigError
-from dreambooth_core.judging.court import override
+from dreambooth_core.judging.court import override, overruled
 from dreambooth_core.records import Contender, ModelVersion, Verdict, Weights
 from dreambooth_core.registry import book_of, check_stored, followed
 from dreambooth_core.storage import Store
@@ -268,7 +268,10 @@ def _tell_word(config: Config, book: Book, version: str, verdict: Verdict | None
     so that it is said in the end, whoever was killed in between.
     """
     last = _last_move(book, version)
-    if verdict is not None and last is not None and last.action == "override":
+    if verdict is None or last is None or last.action != "override":
+        return
+    # the gate may have been asked again since, of which the person said nothing
+    if overruled(verdict, last.by, last.reason).digest == last.verdict:
         _tell(config, book, version, override(book.store, verdict, last.by, last.reason))
 
 

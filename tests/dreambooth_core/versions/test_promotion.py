@@ -129,6 +129,12 @@ def test_a_persons_word_is_made_good_if_it_was_not_told(
     tags = client.get_model_version("tiny", "1").tags
     assert tags["dreambooth.verdict_digest"] == word.digest
     assert "ann promotes it" in tags["dreambooth.verdict_sentence"]
+    # judged again since, of which ann has said nothing
+    again = verdict("1", "keep", "tiny/0")
+    promotion.settle(tracked_config, file_store, versions[0], again)
+    promotion.promote(tracked_config, file_store, Wish("1", "bob"))
+    tags = client.get_model_version("tiny", "1").tags
+    assert tags["dreambooth.verdict_digest"] == again.digest
 
 
 def test_no_reason_promotes_what_is_not_what_it_should_be(tracked_config, file_store, versions):
