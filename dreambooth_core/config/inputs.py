@@ -106,8 +106,9 @@ class Subject(Section):
     def fill(self, template: str) -> str:
         """Put the identifier token and the class noun into a prompt template; raises `ValueError`."""
         check_template(template)
-        words = (f"{self.identifier} {self.class_noun}", self.identifier, *[self.class_noun] * 2)
-        return template.format(**dict(zip(WILDCARDS, words, strict=True)))
+        noun = {"class": self.class_noun, "class_noun": self.class_noun}
+        subject = f"{self.identifier} {self.class_noun}"
+        return template.format(subject=subject, identifier=self.identifier, **noun)
 
 
 class Dataset(Section):

@@ -143,8 +143,8 @@ class Gate(Section):
     by more from itself, drawn with other seeds, that counts instead. Added to the defaults; null
     takes one away."""
     alpha: Annotated[float, Field(gt=0, le=0.2)] = 0.05
-    """How often a candidate that is no better, or worse than a margin, may pass in spite of it; what is in
-    no image at all, as a rare near copy, more seldom shows, and the limit's reason says how much."""
+    """How often a candidate that is no better, or worse than a margin, may pass in spite of it. Not kept for
+    limits on rare shares: few images seldom show a near copy, and the reason says what they cannot tell."""
     rounds: Annotated[int, Field(ge=1, le=6)] = 3
     """How often to look: with `evaluation.seeds`, and while that decides nothing with twice as many."""
     measured: Fraction = 0.8
