@@ -34,7 +34,7 @@ LEVELS = [
     "trainer.memory trainer.ranks trainer.rehearsal trainer.shards "
     "photos.intake photos.references photos.versions "
     "versions.aliases",
-    "priors trainer.supply",
+    "priors trainer.supply cli.printing",
     "fit training_alone evaluation tracking registry report benches serving stack "
     "retraining sweeps forecasts "
     "cli.dataset_screens cli.model_screens cli.screens cli.stack_screens "

@@ -2,7 +2,7 @@
 
 from collections.abc import Sequence
 
-from dreambooth_core.cli.model_screens import print_json, print_table
+from dreambooth_core.cli.printing import print_json, print_table
 from dreambooth_core.cli.screens import show_validation
 from dreambooth_core.photos.versions import Pointer, Pushed
 from dreambooth_core.records import ImageSet

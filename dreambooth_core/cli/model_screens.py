@@ -1,16 +1,17 @@
 """What the commands about registered models print: tables for people, JSON for machines."""
 
-import json
 from collections.abc import Sequence
-from typing import Any
 
+from dreambooth_core.cli.printing import print_json, print_table
 from dreambooth_core.versions.aliases import Standing
 from dreambooth_core.versions.differences import Difference
 from dreambooth_core.versions.lineage import Lineage
 from dreambooth_core.versions.views import Listed
 
-SHOWN = ("identity", "subject_fidelity", "prompt_fidelity", "prior_drift")
-"""Metrics with a column in the table of models, those that were measured."""
+SUBJECT = ("identity", "subject_fidelity")
+"""The first one that was measured has a column in the table of models."""
+SHOWN = ("prompt_fidelity", "prior_drift")
+"""These have one too."""
 
 
 def show_models(models: Sequence[Listed], as_json: bool) -> None:
@@ -18,14 +19,16 @@ def show_models(models: Sequence[Listed], as_json: bool) -> None:
     if as_json:
         print_json([model.model_dump(mode="json") for model in models])
         return
-    names = [name for name in SHOWN if any(name in model.metrics for model in models)]
+    measured = {name for model in models for name in model.metrics}
+    subject = [name for name in SUBJECT if name in measured][:1]
+    names = [*subject, *(name for name in SHOWN if name in measured)]
     rows = [
         [
             f"{model.name}/{model.version}",
-            " ".join(f"@{alias}" for alias in model.aliases),
+            "\n".join(f"@{alias}" for alias in model.aliases),
             model.verdict or "not judged",
             *(_number(model.metrics.get(name)) for name in names),
-            model.when.replace("+00:00", "Z"),
+            model.when[:10],
         ]
         for model in models
     ]
@@ -47,7 +50,8 @@ def show_lineage(lineage: Lineage, as_json: bool) -> None:
     if as_json:
         print_json(lineage.model_dump(mode="json"))
         return
-    print_table(lineage.model, ("what", "", "digest, or what is known"), _lineage_rows(lineage))
+    print_table(lineage.model, ("what", "digest", "what is known"), _lineage_rows(lineage))
+    print("--json has the digests in full")
 
 
 def show_difference(found: Difference, as_json: bool) -> None:
@@ -80,51 +84,42 @@ def show_difference(found: Difference, as_json: bool) -> None:
     print_table(f"{found.right} against {found.left}, image by image", columns, compared)
 
 
-def print_json(document: Any) -> None:
-    """One document on stdout."""
-    print(json.dumps(document, indent=2, ensure_ascii=False))
-
-
 def _lineage_rows(lineage: Lineage) -> list[list[str]]:
+    """What, the start of its digest if it has one, and what is known of it."""
     base, training, verdict = lineage.base, lineage.training, lineage.verdict
-    rows = [["photo", photo.name, photo.sha256] for photo in lineage.instance.images]
-    rows.append(["instance images", f"{len(lineage.instance.images)}", lineage.instance.digest])
+    photos, classes, scores = lineage.instance, lineage.classes, lineage.scores
+    rows = [["photo", _short(photo.sha256), photo.name] for photo in photos.images]
+    rows.append(["instance images", _short(photos.digest), f"{len(photos.images)}"])
     for told in lineage.subjects:
-        rows.append(["provenance", told.subject, told.provenance or "not said"])
-        rows.append(["consent", told.subject, told.consent or "not said"])
-    if lineage.classes:
-        rows.append(["class images", f"{len(lineage.classes.images)}", lineage.classes.digest])
-    rows.append(["base", f"{base.name} {base.revision or ''}".strip(), base.digest])
+        rows.append(["provenance", "", f"{told.subject}: {told.provenance or 'not said'}"])
+        rows.append(["consent", "", f"{told.subject}: {told.consent or 'not said'}"])
+    if classes:
+        rows.append(["class images", _short(classes.digest), f"{len(classes.images)}"])
+    rows.append(["base", _short(base.digest), f"{base.name} {base.revision or ''}".strip()])
     rows.append(["licence of the base", "", base.licence or "not said"])
-    rows.append(["config", "", lineage.config])
-    rows.append(["training", f"{training.method}, {training.steps} steps", training.key])
-    rows.append(["code", "that trained", training.code or "not said"])
-    rows += [["checkpoint", f"step {step.step}", step.digest] for step in training.checkpoints]
-    rows.append(["weights", f"of step {training.chosen_step}", training.weights])
-    shown = ", ".join(f"{name} {value:.3f}" for name, value in lineage.scores.metrics.items())
-    rows.append(["scores", shown, lineage.scores.digest])
-    rows.append(["registered", f"{lineage.registered} by {lineage.by}", f"run {lineage.run_id}"])
-    rows.append(["code", "that registered", lineage.code])
+    rows.append(["config", _short(lineage.config), ""])
+    rows.append(["training", _short(training.key), f"{training.method}, {training.steps} steps"])
+    rows.append(["code that trained", "", training.code or "not said"])
+    rows += [["checkpoint", _short(at.digest), f"step {at.step}"] for at in training.checkpoints]
+    rows.append(["weights", _short(training.weights), f"of step {training.chosen_step}"])
+    shown = ", ".join(f"{name} {value:.3f}" for name, value in scores.metrics.items())
+    rows.append(["scores", _short(scores.digest), shown])
+    rows.append(["registered", "", f"{lineage.registered} by {lineage.by}"])
+    rows.append(["run in MLflow", "", lineage.run_id])
+    rows.append(["code that registered", "", lineage.code])
     if verdict:
-        rows.append(["gate", f"{verdict.outcome}: {verdict.sentence}", verdict.digest])
+        rows.append(["gate", _short(verdict.digest), f"{verdict.outcome}: {verdict.sentence}"])
     for change in lineage.changes:
         aliases = " ".join(f"@{alias}" for alias in change.standing.of(lineage.model.split("/")[1]))
-        said = f"{change.action} by {change.by}: {aliases or 'no alias'}"
-        rows.append(["aliases", change.when, f"{said} {change.reason}".strip()])
+        said = f"{change.when} {change.action} by {change.by}: {aliases or 'no alias'}"
+        rows.append(["aliases", "", f"{said} {change.reason}".strip()])
     return rows
+
+
+def _short(digest: str) -> str:
+    """Enough to tell it from others, as people read it."""
+    return digest[:12]
 
 
 def _number(value: float | None) -> str:
     return "" if value is None else f"{value:.3f}"
-
-
-def print_table(title: str, columns: Sequence[str], rows: list[list[str]]) -> None:
-    from rich import box
-    from rich.console import Console
-    from rich.table import Table
-    from rich.text import Text
-
-    table = Table(*columns, title=title or None, title_justify="left", box=box.SIMPLE_HEAD)
-    for row in rows:
-        table.add_row(*(Text(cell, overflow="fold") for cell in row))
-    Console().print(table)

@@ -1,14 +1,13 @@
 """What the command line prints on stdout: tables for people, JSON for machines."""
 
 import json
-from collections.abc import Sequence
 from pathlib import Path
-from typing import Any
 
 import yaml
 
 from dreambooth_core import dataset, families, plugins
 from dreambooth_core.benches import dreambench
+from dreambooth_core.cli.printing import page, print_json, print_table
 from dreambooth_core.config import Config
 from dreambooth_core.errors import DatasetRefused
 from dreambooth_core.photos.references import at_hand
@@ -22,13 +21,13 @@ TESTED = "trained, exported and put in again with tiny random weights"
 def show_summary(summary: Summary) -> None:
     """Stages, metrics with their intervals beside the base's, the gate's reasons, and the report's place."""
     stages = [[name, s.status, f"{s.seconds:.1f} s"] for name, s in summary.stages.items()]
-    _table(f"Run {summary.run_id}", ("stage", "status", "time"), stages)
+    print_table(f"Run {summary.run_id}", ("stage", "status", "time"), stages)
     base = {name: f"{value:.3f}" for name, value in summary.base_metrics.items()}
     rows = [
         [name.replace("_", " "), f"{value:.3f}", _ends(summary, name), base.get(name, "")]
         for name, value in summary.metrics.items()
     ]
-    _table("", ("metric", "tuned", "95 % interval", "base"), rows)
+    print_table("", ("metric", "tuned", "95 % interval", "base"), rows)
     if summary.model:
         aliases = "".join(f" @{alias}" for alias in summary.model.aliases)
         print(f"Model   {summary.model.name}, version {summary.model.version}{aliases}")
@@ -54,12 +53,10 @@ def _ends(summary: Summary, metric: str) -> str:
 def show_validation(found: dataset.Validation, as_json: bool) -> None:
     """Findings with measure, limit and remedy."""
     if as_json:
-        _json({**found.model_dump(mode="json"), "refused": found.refused})
+        print_json({**found.model_dump(mode="json"), "refused": found.refused})
         return
-    from rich.console import Console
-
     if found.findings:
-        Console().print(dataset.findings_table(found))
+        page().print(dataset.findings_table(found))
     print(f"{len(found.accepted)} photos accepted, {len(found.findings)} findings")
 
 
@@ -67,7 +64,7 @@ def show_config(config: Config, as_json: bool) -> None:
     """All keys, defaults filled in."""
     document = config.model_dump(mode="json")
     if as_json:
-        _json(document)
+        print_json(document)
     else:
         print(yaml.safe_dump(document, sort_keys=False), end="")
 
@@ -80,10 +77,10 @@ def show_plan(config: Config, as_json: bool) -> None:
     ]
     plan = _plan(config, checked)
     if as_json:
-        _json({"config": config.model_dump(mode="json"), "plan": plan})
+        print_json({"config": config.model_dump(mode="json"), "plan": plan})
     else:
         show_config(config, as_json=False)
-        _table("Plan", ("stage", "what"), [[name, what] for name, what in plan.items()])
+        print_table("Plan", ("stage", "what"), [[name, what] for name, what in plan.items()])
     for hard in (item for found in checked for item in found.findings if item.level == "hard"):
         raise DatasetRefused(f"{hard.file}: {hard.check}: {hard.measure}; {hard.remedy}")
 
@@ -92,10 +89,10 @@ def show_training_plan(planned: Planned, as_json: bool) -> None:
     """The config as it would be trained, and what the device would hold."""
     document, memory = planned.config.model_dump(mode="json"), planned.memory
     if as_json:
-        _json({"config": document, "memory": memory.as_json()})
+        print_json({"config": document, "memory": memory.as_json()})
         return
     show_config(planned.config, as_json=False)
-    _table("Memory plan", ("what", "bytes"), [list(row) for row in memory.as_table()])
+    print_table("Memory plan", ("what", "bytes"), [list(row) for row in memory.as_table()])
 
 
 def show_trained(trained: Trained, as_json: bool) -> None:
@@ -107,7 +104,7 @@ def show_trained(trained: Trained, as_json: bool) -> None:
     digests = document.pop("digests")
     rows = {**document, **{f"{name} digest": value for name, value in digests.items()}}
     shown = [[name.replace("_", " "), str(value)] for name, value in rows.items()]
-    _table("Trained", ("what", "value"), shown)
+    print_table("Trained", ("what", "value"), shown)
 
 
 def show_families(as_json: bool) -> None:
@@ -123,23 +120,23 @@ def show_families(as_json: bool) -> None:
         for name, family in found.items()
     }
     if as_json:
-        _json(document)
+        print_json(document)
         return
     rows = [
         [name, str(facts["pipeline"]), str(facts["objective"]), " ".join(facts["methods"])]
         for name, facts in document.items()
     ]
-    _table("", ("family", "pipeline", "objective", "methods"), rows)
+    print_table("", ("family", "pipeline", "objective", "methods"), rows)
     print(f"Tested, every method of every family: {TESTED}")
 
 
 def show_bench(bench: dreambench.Bench, path: Path, as_json: bool) -> None:
     """Ours beside the paper's, what is not as in the paper, and where the table lies."""
     if as_json:
-        _json(bench.model_dump(mode="json"))
+        print_json(bench.model_dump(mode="json"))
         return
     columns, *rows = dreambench.table(bench)
-    _table(f"DreamBench by {bench.recipe}", columns, rows)
+    print_table(f"DreamBench by {bench.recipe}", columns, rows)
     for sentence in bench.deviations:
         print(f"Not as in the paper: {sentence}")
     print(bench.caution)
@@ -172,19 +169,3 @@ def _plan(config: Config, checked: list[dataset.Validation]) -> dict[str, str]:
         "sample": f"{len(batch.prompts)} prompts x {batch.seeds} seeds",
         "report": f"{config.paths.work}/reports, and in {config.storage.uri}",
     }
-
-
-def _table(title: str, columns: Sequence[str], rows: list[list[str]]) -> None:
-    from rich import box
-    from rich.console import Console
-    from rich.table import Table
-    from rich.text import Text
-
-    table = Table(*columns, title=title or None, title_justify="left", box=box.SIMPLE_HEAD)
-    for row in rows:
-        table.add_row(*(Text(cell) for cell in row))
-    Console().print(table)
-
-
-def _json(document: Any) -> None:
-    print(json.dumps(document, indent=2, ensure_ascii=False))

@@ -1,8 +1,8 @@
 """What `up` and `doctor` print on stdout: a line each for people, JSON for machines."""
 
-import json
 from collections.abc import Sequence
 
+from dreambooth_core.cli.printing import print_json
 from dreambooth_core.stack.doctor import Finding
 from dreambooth_core.stack.supervisor import Standing
 
@@ -20,7 +20,7 @@ def show_standing(standing: Standing, as_json: bool) -> None:
 def show_findings(found: Sequence[Finding], as_json: bool) -> None:
     """What the doctor has seen."""
     if as_json:
-        print(json.dumps([finding.model_dump() for finding in found], indent=2))
+        print_json([finding.model_dump() for finding in found])
         return
     for finding in found:
         print(f"{finding.level:<8} {finding.check:<9} {finding.sentence}")

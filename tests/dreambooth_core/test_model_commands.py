@@ -135,10 +135,10 @@ def test_a_lineage_tells_whose_every_subject_is(work, tracked_config, file_store
     ]
     assert traced["config"] == origins.config_digest(config)
     shown = [" ".join(line.split()) for line in typed(work, "lineage", "tiny/3").stdout.split("\n")]
-    assert "provenance sks robot my desk" in shown
-    assert "consent sks robot not said" in shown
-    assert "provenance zwx mug not said" in shown
-    assert "consent zwx mug Ann | her mug" in shown
+    assert "provenance sks robot: my desk" in shown
+    assert "consent sks robot: not said" in shown
+    assert "provenance zwx mug: not said" in shown
+    assert "consent zwx mug: Ann | her mug" in shown
 
 
 def test_a_lineage_tells_of_a_refusal(work, tracked_config, file_store) -> None:
