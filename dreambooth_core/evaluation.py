@@ -48,15 +48,16 @@ ALL_SIGHTS: tuple[Sight, ...] = (
 )
 OF_CLASSES: tuple[Sight, ...] = (("identity", "whole"), ("identity", "crop"))
 
+Hand = Callable[[Sequence[Request], str], SampleSet]
+"""Draws what is asked of one model, under a word for people."""
+
 
 class Drawn(NamedTuple):
     """What one model made by a plan."""
 
-    config: Config
-    """By which it was drawn."""
     samples: SampleSet
     classes: SampleSet
-    strangers: SampleSet | None
+    strangers: SampleSet | None = None
     """Of another class, for the self-check; the base's alone."""
 
     @property
@@ -72,7 +73,7 @@ def evaluate(
     weights: Weights,
     progress: Progress | None = None,
     *,
-    base_of: Config | None = None,
+    by: Config | None = None,
     seed_set: SeedSet = "confirm",
     round: int = 1,
 ) -> tuple[Scores, bool]:
@@ -80,27 +81,30 @@ def evaluate(
 
     Each further round doubles the seeds per prompt and the class images; the first ones stay, and
     are found again. The base's images do not depend on the weights: a second subject with the same
-    prompts finds them. The base is that of `base_of`, or the weights' own: what is counted from it,
-    as identity and drift are, can only be compared when it is the same one. Scores for which a judge
+    prompts finds them. `config` says how the weights draw and what they call their subject, `by`
+    all else: the plan, the base, the class and who looks. It is `config` itself when left out;
+    models that are to be compared are measured by one. Scores for which a judge
     left something unanswered are made anew, with its answers to what is asked again. Raises
     `ModelError` when an encoder or the finder is missing.
     """
-    plan, base_of = plan_of(config, instance, seed_set, round), base_of or config
+    by = by or config
+    config = drawn_like(config, by)
+    plan = plan_of(by, instance, seed_set, round)
     inputs = {
         "plan": plan.digest,
         "images": images_prefix(config, weights),
-        "base_images": images_prefix(base_of, None),
+        "base_images": images_prefix(by, None),
         "requests": plan.requests(config.subject),
-        "base_requests": plan.base_requests(base_of.subject),
-        "classes": plan.class_requests(config.subject),
-        "nouns": [subject.class_noun for subject in config.subjects],
-        "stranger": stranger_of(base_of),
+        "base_requests": plan.base_requests(by.subject),
+        "classes": plan.class_requests(by.subject),
+        "nouns": [subject.class_noun for subject in by.subjects],
+        "stranger": stranger_of(by),
     }
 
     def make(key: str) -> Scores:
-        tuned = _draw(config, store, plan, weights, progress)
-        base = _draw(base_of, store, plan, None, progress)
-        seen = _look(config, store, plan, instance, (tuned, base), progress)
+        tuned = _draw_tuned(_hand(config, store, weights, progress), plan, config, by)
+        base = _draw_base(_hand(by, store, None, progress), plan, by)
+        seen = _look(by, store, plan, instance, (tuned, base), progress)
         return _scored(
             store, f"{store.uri}/scores/{key}/result.json", plan, seed_set, (tuned, base), seen
         )
@@ -156,26 +160,17 @@ def rows_of(store: Store, scores: Scores) -> tuple[Row, ...]:
     return Table.model_validate_json(get_blob(store, scores.table)).rows
 
 
-def judged_like(champion: Config, candidate: Config) -> Config:
-    """The config by which a champion's weights are measured as the candidate's are.
+def drawn_like(config: Config, by: Config) -> Config:
+    """The config by which a model's weights are drawn as those of `by` are, and in the same place.
 
-    Model, method and what it calls its subject stay the champion's own; prompts, seeds, sampler,
-    size and places are the candidate's.
+    Base, method and what it calls its subject stay its own; sampler, size and places are those of `by`.
     """
-    subject = champion.subject.model_copy(
-        update={
-            "images": candidate.subject.images,
-            "class_prompt": candidate.subject.class_prompt,
-        }
-    )
-    size = {"resolution": candidate.model.resolution}
     places = ("compute", "storage", "tracking", "paths")
-    shared = ("more_subjects", "sampler", "evaluation", "gate", *places)
-    return champion.model_copy(
+    size = {"resolution": by.model.resolution}
+    return config.model_copy(
         update={
-            "subject": subject,
-            "model": champion.model.model_copy(update=size),
-            **{name: getattr(candidate, name) for name in shared},
+            "model": config.model.model_copy(update=size),
+            **{name: getattr(by, name) for name in ("sampler", *places)},
         }
     )
 
@@ -185,23 +180,33 @@ def photos_of(store: Store, instance: ImageSet, subject: int = 0) -> Pictures:
     return Pictures(store, _members(instance, subject))
 
 
-def _draw(
-    config: Config, store: Store, plan: Plan, weights: Weights | None, progress: Progress | None
-) -> Drawn:
-    """The images of one model, which is loaded once, and only if one is missing."""
-    subject, prefix = config.subject, images_prefix(config, weights)
-    drawing, who = drawing_of(config, store, weights), "tuned" if weights else "base"
+def _draw_tuned(hand: Hand, plan: Plan, config: Config, by: Config) -> Drawn:
+    """Prompts with the weights' own name for the subject, and the class as `by` calls it."""
+    return Drawn(
+        hand(plan.requests(config.subject), "prompts"),
+        hand(plan.class_requests(by.subject), "class images"),
+    )
+
+
+def _draw_base(hand: Hand, plan: Plan, by: Config) -> Drawn:
+    noun = stranger_of(by)
+    return Drawn(
+        hand(plan.base_requests(by.subject), "prompts"),
+        hand(plan.class_requests(by.subject), "class images"),
+        hand(plan.stranger_requests(noun), "another class") if noun else None,
+    )
+
+
+def _hand(config: Config, store: Store, weights: Weights | None, progress: Progress | None) -> Hand:
+    """Draws images of one model, which is loaded once, and only if one is missing."""
+    prefix, drawing = images_prefix(config, weights), drawing_of(config, store, weights)
+    who = "tuned" if weights else "base"
 
     def draw(requests: Sequence[Request], what: str) -> SampleSet:
         told = _labelled(progress, f"{who}: {what}")
         return sample_set(store, prefix, drawing, requests, told)
 
-    asked = plan.requests(subject) if weights else plan.base_requests(subject)
-    samples = draw(asked, "prompts")
-    classes = draw(plan.class_requests(subject), "class images")
-    noun = "" if weights else stranger_of(config)
-    strangers = draw(plan.stranger_requests(noun), "another class") if noun else None
-    return Drawn(config, samples, classes, strangers)
+    return draw
 
 
 def _look(
@@ -243,21 +248,21 @@ def _look(
         store=store,
     )
     theirs = replace(ours, generated=seen[2], classes=seen[3])
-    return ours, theirs, suspicions(ours, _others(viewer, instance, drawn[1]))
+    return ours, theirs, suspicions(ours, _others(viewer, instance, drawn[1].strangers))
 
 
-def _others(viewer: Viewer, instance: ImageSet, base: Drawn) -> Mapping[str, Seen]:
+def _others(viewer: Viewer, instance: ImageSet, strangers: SampleSet | None) -> Mapping[str, Seen]:
     """What must be less like the main subject than all else: the other subjects, and another class."""
     found = {
         f"the photos of {subject.fill('{subject}')}": viewer.see(
             _members(instance, place), subject.class_noun, OF_CLASSES
         )
-        for place, subject in enumerate(base.config.subjects)
+        for place, subject in enumerate(viewer.config.subjects)
         if place > 0
     }
-    if base.strangers is not None:
-        noun = stranger_of(base.config)
-        found[f"the base's {noun} images"] = viewer.see(base.strangers.images, noun, OF_CLASSES)
+    if strangers is not None:
+        noun = stranger_of(viewer.config)
+        found[f"the base's {noun} images"] = viewer.see(strangers.images, noun, OF_CLASSES)
     return found
 
 

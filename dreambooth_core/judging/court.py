@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from dreambooth_core import telemetry
 from dreambooth_core.blobs import digest_json
 from dreambooth_core.config import Config
-from dreambooth_core.evaluation import evaluate, judged_like, rows_of
+from dreambooth_core.evaluation import drawn_like, evaluate, rows_of
 from dreambooth_core.judging.gate import Decision, decide, overridden
 from dreambooth_core.judging.integrity import Case, Measured
 from dreambooth_core.judging.statistics import compare, shared_metrics
@@ -39,10 +39,10 @@ class Noise(Record):
 
 @dataclass(frozen=True)
 class Court:
-    """Where models are measured, by which photos, and from which base."""
+    """Where models are measured, by which photos, and by what."""
 
     candidate: Config
-    """Its base is everyone's measure, whatever they were trained on."""
+    """Its plan, base and class are everyone's measure, whatever they were trained on."""
     store: Store
     instance: ImageSet
     progress: Progress | None
@@ -56,7 +56,7 @@ class Court:
             self.instance,
             who.weights,
             told,
-            base_of=self.candidate,
+            by=self.candidate,
             seed_set=seed_set,
             round=round,
         )
@@ -64,6 +64,11 @@ class Court:
 
     def measured(self, scores: Scores) -> Measured:
         return Measured(scores, rows_of(self.store, scores))
+
+    def identity(self, who: Contender) -> list[str]:
+        """What decides a contender's images, beside the plan."""
+        drawn, subject = drawn_like(who.config, self.candidate), who.config.subject
+        return [images_prefix(drawn, who.weights), subject.identifier, subject.class_noun]
 
 
 def judge(
@@ -81,20 +86,17 @@ def judge(
     `gate.rounds`; the images of the rounds before are found again. Raises what `evaluate` raises.
     """
     candidate = Contender(name="candidate", config=config, weights=weights)
-    rival = champion and champion.model_copy(
-        update={"config": judged_like(champion.config, config)}
-    )
     court = Court(config, store, instance, progress)
     inputs = {
         "rules": config.gate.model_dump(exclude={"automatic"}),
         "scores": scores.digest,
         "base": images_prefix(config, None),
-        "candidate": _identity(candidate),
-        "champion": rival and [rival.name, *_identity(rival)],
+        "candidate": court.identity(candidate),
+        "champion": champion and [champion.name, *court.identity(champion)],
     }
 
     def make(key: str) -> Verdict:
-        case, decision = _decided(court, candidate, scores, rival)
+        case, decision = _decided(court, candidate, scores, champion)
         telemetry.tell("dreambooth_gate_decisions_total", 1, outcome=decision.outcome)
         verdict = Verdict(
             uri=_uri(store, key),
@@ -140,13 +142,13 @@ def noise_of(court: Court, champion: Contender) -> Noise:
     Its images are paired by their place in the plan, which pairs nothing but prompts.
     """
     one = court.measure(champion)
-    level = 1 - 2 * champion.config.gate.alpha
+    level = 1 - 2 * court.candidate.gate.alpha
 
     def make(key: str) -> Noise:
         other = court.measure(champion, "dev")
         return Noise(level=level, half_widths=half_widths(one.rows, other.rows, level))
 
-    inputs = {"scores": one.scores.digest, "champion": _identity(champion), "level": level}
+    inputs = {"scores": one.scores.digest, "champion": court.identity(champion), "level": level}
     return once(court.store, "noise", inputs, Noise, make)[0]
 
 
@@ -180,12 +182,6 @@ def _decided(
         case = Case(ours, theirs, case.against, number, noise)
         decision = decide(case, rules, directions)
     return case, decision
-
-
-def _identity(who: Contender) -> list[str]:
-    """What decides a contender's images, beside the plan."""
-    subject = who.config.subject
-    return [images_prefix(who.config, who.weights), subject.identifier, subject.class_noun]
 
 
 def _by_place(rows: Iterable[Row]) -> tuple[Row, ...]:

@@ -9,7 +9,7 @@ from dreambooth_core import dataset, sampling
 from dreambooth_core.blobs import get_blob
 from dreambooth_core.config import Judge
 from dreambooth_core.errors import ModelError
-from dreambooth_core.evaluation import evaluate, judged_like, rows_of
+from dreambooth_core.evaluation import drawn_like, evaluate, rows_of
 from dreambooth_core.judging.encoders import Encoder
 from dreambooth_core.judging.plans import plan_of
 from dreambooth_core.judging.statistics import compare, estimate, place
@@ -228,7 +228,7 @@ def test_the_same_evaluation_is_reused(config, file_store, photos, tiny_base):
 def test_a_champion_is_measured_as_its_challenger_is(
     config, file_store, photos, tiny_base, tmp_path
 ):
-    """It was trained by another recipe, under another identifier, at another size and elsewhere."""
+    """It was trained by another recipe, as something else, at another size and elsewhere."""
     champion = config.model_validate(
         {
             **config.model_dump(),
@@ -236,7 +236,7 @@ def test_a_champion_is_measured_as_its_challenger_is(
             "seed": 7,
             "subject": {
                 "images": "elsewhere",
-                "class_noun": "robot",
+                "class_noun": "mug",
                 "identifier": "zwx",
                 "class_prompt": "a drawing of a {class_noun}",
             },
@@ -246,13 +246,22 @@ def test_a_champion_is_measured_as_its_challenger_is(
             "storage": {"uri": f"file://{tmp_path / 'other'}", "endpoint": None},
         }
     )
-    like = judged_like(champion, config)
-    assert (like.name, like.subject.identifier, like.train) == ("champion", "zwx", champion.train)
-    assert (like.storage, like.paths) == (config.storage, config.paths)
-    theirs, _ = evaluate(like, file_store, photos, weights_of(tiny_base, file_store, 0.1))
+    like = drawn_like(champion, config)
+    assert (like.name, like.subject, like.train) == ("champion", champion.subject, champion.train)
+    assert (like.sampler, like.storage, like.paths) == (
+        config.sampler,
+        config.storage,
+        config.paths,
+    )
+    moved = weights_of(tiny_base, file_store, 0.1)
+    theirs, _ = evaluate(champion, file_store, photos, moved, by=config)
     ours, _ = evaluate(config, file_store, photos, weights_of(tiny_base, file_store, 0.05))
     assert theirs.plan == ours.plan
-    assert theirs.samples.images[0].prompt == "a photo of zwx robot"
+    assert theirs.samples.images[0].prompt == "a photo of zwx mug"
+    assert {image.prompt for image in theirs.class_samples.images} == {"a photo of a robot"}
+    assert theirs.base_samples == ours.base_samples
+    assert theirs.base_class_samples == ours.base_class_samples
+    assert theirs.base_metrics == ours.base_metrics
     pairs = [[place(row) for row in rows_of(file_store, one)] for one in (ours, theirs)]
     assert pairs[0] == pairs[1]
 
