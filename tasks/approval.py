@@ -46,7 +46,7 @@ def asked(dossier: Dossier, days: int) -> Approval:
     """What a person says of the version; the flow's process ends meanwhile, if it can come back.
 
     A flow that a worker runs is suspended: no process waits, and the flow begins again from its top
-    when it is answered. Asked again when a reason is missing.
+    when it is answered. Asked again when a name or a reason is missing.
     """
     run = FlowRunContext.get()
     deployed = run is not None and run.flow_run is not None and run.flow_run.deployment_id
@@ -63,6 +63,8 @@ def asked(dossier: Dossier, days: int) -> Approval:
 
 def lacking(dossier: Dossier, answer: Approval) -> str:
     """What an answer cannot do without; empty when it has it."""
+    if not answer.by.strip():
+        return "Say who decides: the name stands in the version's log."
     if answer.reason.strip():
         return ""
     if answer.decision == "reject":

@@ -54,7 +54,8 @@ def test_an_approval_puts_the_version_into_service(server, book, tracked_config)
     from tasks.approval import Approval, answer_run
 
     def answer() -> None:
-        answer_run(waiting().name, Approval(decision="approve", by="ann"))
+        for name in (" ", "ann"):  # nobody is asked again
+            answer_run(waiting().name, Approval(decision="approve", by=name))
 
     # in a bare thread Prefect knows nothing of this server
     person = threading.Thread(target=copy_context().run, args=(answer,))
@@ -98,6 +99,7 @@ def test_a_command_tells_of_a_new_champion_once(server, book, tracked_config):
 @pytest.mark.timeout(1200)
 def test_a_suspended_run_comes_back_for_its_answer(server, book, tracked_config, monkeypatch):
     from prefect.client.orchestration import get_client
+    from prefect.client.schemas.actions import WorkPoolCreate
     from prefect.deployments import run_deployment
 
     from dreambooth_core.cli.approvals import app
@@ -106,9 +108,11 @@ def test_a_suspended_run_comes_back_for_its_answer(server, book, tracked_config,
     monkeypatch.chdir(ROOT)
     asked = Promotion(model="tiny/2", place=Place(work=tracked_config.paths.work))
     parameters = {"promotion": asked.model_dump(mode="json")}
-    # in the folder itself, as by prefect.yaml: Prefect's own way is to copy it first, with all of .venv
+    with get_client(sync_client=True) as client:
+        client.create_work_pool(WorkPoolCreate(name="by-hand", type="process"))
+    # in the folder itself, as by prefect.yaml: without a pool Prefect copies it first, with all of .venv
     here = promote_flow.from_source(str(ROOT), "flows/promote.py:promote_flow")
-    here.to_deployment("by-hand", parameters=parameters).apply()
+    here.to_deployment("by-hand", parameters=parameters, work_pool_name="by-hand").apply()
     run = run_deployment("promote/by-hand", timeout=0)
     in_a_process("flow-run", "execute", str(run.id))
     run = waiting(run.id)
