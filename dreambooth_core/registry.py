@@ -10,13 +10,13 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
-from dreambooth_core import tracking
+from dreambooth_core import lookups, tracking
 from dreambooth_core.blobs import blob_key, digest_json, digest_of, put_blob
 from dreambooth_core.config import Config, Paths
 from dreambooth_core.drawing.sheets import contact_sheet
-from dreambooth_core.errors import ConfigError, NotFound, StageFailed, StorageError
+from dreambooth_core.errors import ConfigError, NotFound, StorageError
 from dreambooth_core.records import ImageSet, ModelVersion, Record, Scores, Weights
-from dreambooth_core.stages import once
+from dreambooth_core.stages import once, stage_key
 from dreambooth_core.storage import Store
 from dreambooth_core.versions import cards, entries, flavours
 from dreambooth_core.versions.aliases import CANDIDATE, Book, Change, Standing, now, whoever
@@ -47,8 +47,9 @@ def register(
 ) -> tuple[ModelVersion, bool]:
     """Complete the run, register the version and give it the alias `candidate`.
 
-    The same weights with the same scores find the same version again, which becomes the candidate
-    once more if another has been in between. Raises `StageFailed` when MLflow does not answer, and
+    The same weights with the same scores, and the same word on licence, provenance and consent, find
+    the same version again, as long as MLflow has it; it becomes the candidate once more if another has
+    been in between. Raises `StageFailed` when MLflow does not answer, and
     `StorageError` when the store lacks a file of the weights.
     """
     found = Ancestry(instance, classes, weights, scores)
@@ -60,16 +61,19 @@ def register(
         "classes": classes.digest if classes else None,
         "weights": weights.digest,
         "scores": scores.digest,
+        "licence": config.model.licence,
+        "told": [(subject.provenance, subject.consent) for subject in config.subjects],
         "form": 2,  # of what is written
     }
+    check_stored(store, weights)
+    client = tracking.open_client(config)
+    book = open_book(client, config, store)
+    word = stage_key("register", inputs)
 
     def make(key: str) -> ModelVersion:
-        check_stored(store, weights)
-        client = tracking.open_client(config)
         origin = origin_of(config, store, found)
-        tags = {**_tags(config, origin, found), tracking.KEY: key}
+        tags = {**_tags(config, origin, found), tracking.KEY: word}
         run, model = entries.log_run(client, config, _entry(config, store, tags, found, client))
-        book = open_book(client, config, store)
         made = {"run_id": run, "model_id": model}
         made["version"] = _version(client, config.name, run, model, tags)
         origin = origin.model_copy(update=made)
@@ -79,8 +83,14 @@ def register(
             name=config.name, version=origin.version, aliases=(CANDIDATE,), run_id=run
         )
 
-    version, reused = once(store, "register", inputs, ModelVersion, make)
-    standing = _become_candidate(config, store, version.version)
+    def good(version: ModelVersion) -> bool:
+        there = lookups.found(lambda: client.get_model_version(version.name, version.version))
+        own = there is not None and there.tags.get(tracking.KEY) == word
+        return own and lookups.has_run(client, version.run_id)
+
+    inputs["registry"] = book.registry
+    version, reused = once(store, "register", inputs, ModelVersion, make, good)
+    standing = _become_candidate(config, book, version.version)
     return version.model_copy(update={"aliases": standing.of(version.version)}), reused
 
 
@@ -256,9 +266,9 @@ def _grids(store: Store, found: Ancestry) -> Iterator[entries.Grid]:
 
 
 def _version(client: Any, name: str, run: str, model: str, tags: dict[str, str]) -> str:
-    """The version with this key, found or made."""
+    """The version of this run with this key, found or made."""
     for found in client.search_model_versions(f"name = '{name}'"):
-        if found.tags.get(tracking.KEY) == tags[tracking.KEY]:
+        if (found.run_id, found.tags.get(tracking.KEY)) == (run, tags[tracking.KEY]):
             return str(found.version)
     place = client.get_logged_model(model).artifact_location
     # an sqlite registry forgets `model_id`
@@ -266,11 +276,7 @@ def _version(client: Any, name: str, run: str, model: str, tags: dict[str, str])
     return str(client.create_model_version(name, place, run, tags=named, model_id=model).version)
 
 
-def _become_candidate(config: Config, store: Store, version: str) -> Standing:
-    book = book_of(config, store)
-    if book is None:
-        raise StageFailed(f"the registered model {config.name} has gone from MLflow: run again")
-
+def _become_candidate(config: Config, book: Book, version: str) -> Standing:
     def propose(standing: Standing) -> Change | None:
         if standing.candidate == version:
             return None

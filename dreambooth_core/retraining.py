@@ -1,9 +1,10 @@
 """Whether there is anything new to learn from, for runs that a clock or new photos start."""
 
-from dreambooth_core import bases, fit
+from dreambooth_core import bases, fit, tracking
 from dreambooth_core.blobs import get_record
 from dreambooth_core.config import Config
 from dreambooth_core.forms import Retraining
+from dreambooth_core.lookups import has_version
 from dreambooth_core.photos.references import pinned
 from dreambooth_core.records import ImageSet
 from dreambooth_core.registry import book_of
@@ -33,8 +34,11 @@ def registered_as(config: Config, store: Store, instance: ImageSet) -> str | Non
     book = weights and book_of(config, store)
     if not weights or not book:
         return None
+    client = tracking.open_client(config)
     for key in reversed(list(store.keys(f"{book.place}/versions/"))):
         origin = get_record(store, key, Origin)
-        if origin is not None and origin.weights_digest == weights.digest:
+        if origin is None or origin.weights_digest != weights.digest:
+            continue
+        if has_version(client, book.name, origin.version):
             return f"{book.name}/{origin.version}"
     return None

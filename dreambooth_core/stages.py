@@ -22,13 +22,29 @@ def once(
     inputs: Mapping[str, object],
     kind: type[R],
     make: Callable[[str], R],
+    good: Callable[[R], bool] = lambda found: True,
 ) -> tuple[R, bool]:
     """The stage's result, and whether it was there already.
 
     `make` gets the key (64 hex digits) and may keep its own state below `<stage>/<key>/`; the
     result goes to `<stage>/<key>/result.json`, last. Of several makers at once the first one's
-    result counts for all.
+    result counts for all. What is found but is not `good` any more is made anew, under another key.
     """
+    found, reused = _once(store, stage, inputs, kind, make)
+    attempts = 0
+    while reused and not good(found):
+        attempts += 1
+        found, reused = _once(store, stage, {**inputs, "attempts": attempts}, kind, make)
+    return found, reused
+
+
+def _once(
+    store: Store,
+    stage: str,
+    inputs: Mapping[str, object],
+    kind: type[R],
+    make: Callable[[str], R],
+) -> tuple[R, bool]:
     key = stage_key(stage, inputs)
     place = f"{stage}/{key}/{RESULT}"
     stored = _found(store, place, kind)

@@ -14,6 +14,7 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
+from dreambooth_core import console
 from dreambooth_core.blobs import digest_of
 from dreambooth_core.config import Config
 from dreambooth_core.curves import Curves, advanced, beyond
@@ -28,6 +29,8 @@ KEY = "dreambooth.key"
 """Tag with the digest of what was registered, set last: what has it is complete."""
 REPORT = "report.html"
 """Artifact of the run of a model that was reported on."""
+LONGEST, MOST = 240, 6000
+"""Characters that MLflow takes of a parameter's name, with some to spare, and of its value."""
 PARAMS = {
     *("seed", "subject", "more_subjects", "model", "dataset", "prior", "train", "adapter"),
     *("inversion", "loss", "optimizer", "choosing"),
@@ -159,13 +162,13 @@ def flat(document: Mapping[str, Any], prefix: str = "") -> dict[str, str]:
         if isinstance(value, Mapping):
             found |= flat(value, f"{prefix}{name}.")
         else:
-            found[f"{prefix}{name}"] = without_password(str(value))[:6000]
+            found[f"{prefix}{name}"] = without_password(str(value))
     return found
 
 
 def without_password(uri: str) -> str:
-    """`scheme://user:secret@host` -> `scheme://host`."""
-    return re.sub(r"(?<=://)[^/@\s]+@", "", uri)
+    """`scheme://user:secret@host` -> `scheme://host`; a secret may hold an `@` itself."""
+    return re.sub(r"(?<=://)[^/?#\s]+@", "", uri)
 
 
 def runs_with(client: Any, experiment: str, tag: str, value: str) -> list[Any]:
@@ -190,9 +193,16 @@ def log_params(client: Any, run: str, document: Mapping[str, Any]) -> None:
     from mlflow.entities import Param
 
     known = client.get_run(run).data.params
-    params = [Param(name, value) for name, value in flat(document).items() if name not in known]
+    named = {_allowed(name): value[:MOST] for name, value in flat(document).items()}
+    params = [Param(name, value) for name, value in named.items() if name not in known]
     for start in range(0, len(params), 100):
         client.log_batch(run, params=params[start : start + 100])
+
+
+def _allowed(name: str) -> str:
+    """A parameter's name that MLflow takes, and no other one's: `adapter.ranks` has patterns for keys."""
+    taken = re.sub(r"[^\w\-. :]", "_", name)[:LONGEST]
+    return taken if taken == name else f"{taken}-{digest_of(name.encode())[:6]}"
 
 
 def experiment_of(client: Any, config: Config) -> str:
@@ -203,9 +213,12 @@ def experiment_of(client: Any, config: Config) -> str:
     if found is not None and found.artifact_location != place:
         name = f"{name}-{digest_of(place.encode())[:8]}"
         found = client.get_experiment_by_name(name)
-    if found is not None:
-        return str(found.experiment_id)
-    return str(client.create_experiment(name, artifact_location=place))
+    if found is None:
+        return str(client.create_experiment(name, artifact_location=place))
+    if found.lifecycle_stage == "deleted":  # its name is taken all the same
+        client.restore_experiment(found.experiment_id)
+        console.say(f"the experiment {name} was deleted in MLflow: it is restored, with its runs")
+    return str(found.experiment_id)
 
 
 @contextmanager

@@ -18,7 +18,7 @@ LEVELS = [
     "pages.bundle pages.charts "
     "trainer.stopping",
     "storage blobs leases source stages forms garbage costs exporter images servers services tensor_files "
-    "engines "
+    "engines lookups "
     "photos.buckets photos.likeness photos.masks",
     "dataset latents adapters families bases metrics caches embeddings inversion adapter_layers "
     "finders vision "

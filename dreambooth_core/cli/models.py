@@ -113,7 +113,10 @@ def promote(
 
 @app.command()
 def rollback(
-    model: Annotated[str, typer.Argument(help="NAME, or the champion's NAME/VERSION.")],
+    model: Annotated[
+        str,
+        typer.Argument(help="NAME, or the champion's NAME/VERSION, which a script may say twice."),
+    ],
     reason: Annotated[str, typer.Option(help="Why.")] = "",
     by: By = None,
     yes: Yes = False,

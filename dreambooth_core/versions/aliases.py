@@ -16,8 +16,10 @@ from dataclasses import dataclass
 from datetime import UTC, datetime
 from typing import Any, Literal
 
+from dreambooth_core import console
 from dreambooth_core.blobs import get_record, put_record
 from dreambooth_core.errors import NotFound, StorageError
+from dreambooth_core.lookups import has_version
 from dreambooth_core.records import Record
 from dreambooth_core.storage import Store
 
@@ -171,11 +173,18 @@ def whoever() -> str:
 
 
 def _tell(client: Any, name: str, standing: Standing) -> None:
+    """A version that somebody has deleted bears no alias: nor does another one in its place."""
     found = client.get_registered_model(name).aliases
     told = {alias: str(version) for alias, version in found.items()}
     for alias, version in standing.aliases.items():
-        if told.get(alias) != version:
+        if told.get(alias) == version:
+            continue
+        if has_version(client, name, version):
             client.set_registered_model_alias(name, alias, version)
+            continue
+        console.say(f"{name}@{alias} is version {version}, which was deleted in MLflow")
+        if alias in told:
+            client.delete_registered_model_alias(name, alias)
     if standing.champion and standing.previous is None and PREVIOUS in told:
         client.delete_registered_model_alias(name, PREVIOUS)
 

@@ -9,6 +9,7 @@ from typing import Any
 from dreambooth_core import exports
 from dreambooth_core.blobs import get_blob
 from dreambooth_core.config import INVERSIONS, Config
+from dreambooth_core.lookups import has_run
 from dreambooth_core.metrics import catalogue
 from dreambooth_core.records import Row, Scores, Table, Verdict
 from dreambooth_core.storage import Store
@@ -28,6 +29,8 @@ COMFY = {
 }
 """Exports that ComfyUI reads -> its folder for them."""
 FILE = "model_card.md"
+SAID = 4000
+"""Characters of a verdict in a version's description, of which MLflow's tables hold 5000."""
 
 
 @dataclass(frozen=True)
@@ -63,9 +66,10 @@ def publish(client: Any, book: Book, told: Told) -> str:
     text = render(book.store, told)
     key = _place(book, origin.version)
     book.store.put(key, text.encode())
-    client.log_text(origin.run_id, text, FILE)
+    if has_run(client, origin.run_id):
+        client.log_text(origin.run_id, text, FILE)
     uri = f"{book.store.uri}/{key}"
-    said = verdict.sentence if verdict else "The gate was not asked yet."
+    said = verdict.sentence[:SAID] if verdict else "The gate was not asked yet."
     client.update_model_version(
         book.name, origin.version, f"{said}\n\nModel card: `{FILE}` of the run, stored at `{uri}`"
     )

@@ -11,6 +11,7 @@ from dreambooth_core.blobs import get_record
 from dreambooth_core.config import Config
 from dreambooth_core.errors import ConfigError
 from dreambooth_core.judging.court import override, overruled
+from dreambooth_core.lookups import has_run, has_version
 from dreambooth_core.records import Contender, ModelVersion, Verdict, Weights
 from dreambooth_core.registry import book_of, check_stored, followed
 from dreambooth_core.storage import Store
@@ -128,14 +129,15 @@ def rollback(config: Config, store: Store, wish: Wish) -> Standing:
     """Take the champion `wish.version` out of service: the one before it is champion again.
 
     Nothing happens when just that has been done. Raises `ConfigError` when the version is not in
-    service, or there was none before it.
+    service, or there was none before it, or that one was deleted in MLflow; `StorageError` when its
+    weights are gone.
     """
-    book = _book(config, store)
+    book, client = _book(config, store), tracking.open_client(config)
 
     def propose(standing: Standing) -> Change | None:
         if standing.champion != wish.version:
-            last = book.latest()
-            if last and (last.action, last.version) == ("rollback", wish.version):
+            last = _last_move(book, wish.version)
+            if last and last.action == "rollback":
                 return None
             raise ConfigError(
                 f"{book.name}/{wish.version} is not the champion: nothing to take back"
@@ -144,6 +146,13 @@ def rollback(config: Config, store: Store, wish: Wish) -> Standing:
             raise ConfigError(
                 f"{book.name}/{wish.version} is the first champion: there is none to go back to"
             )
+        if not has_version(client, book.name, standing.previous):
+            raise ConfigError(
+                f"{book.name}/{standing.previous}, which would be champion again, was deleted in "
+                "MLflow: promote another version instead"
+            )
+        before = ancestry_of(store, read_origin(book, standing.previous))
+        check_stored(store, before.weights)
         return Change(
             action="rollback", version=wish.version, by=wish.by, when=now(), reason=wish.reason
         )
@@ -286,14 +295,17 @@ def _tell(config: Config, book: Book, version: str, verdict: Verdict) -> None:
         "dreambooth.verdict_digest": verdict.digest,
         "dreambooth.verdict_record": verdict.uri,
     }
+    run = has_run(client, origin.run_id)
     for name, value in tags.items():
         client.set_model_version_tag(book.name, version, name, value)
-        client.set_tag(origin.run_id, name, value)
+        if run:
+            client.set_tag(origin.run_id, name, value)
     # the champion's own: how far it is from itself, which no rival is held to
     champion = verdict.against.removeprefix(f"{book.name}/")
-    for metric, width in verdict.noise.items():
-        name = f"dreambooth.noise.{metric}"
-        client.set_model_version_tag(book.name, champion, name, f"{width:.6f}")
+    if verdict.noise and has_version(client, book.name, champion):
+        for metric, width in verdict.noise.items():
+            name = f"dreambooth.noise.{metric}"
+            client.set_model_version_tag(book.name, champion, name, f"{width:.6f}")
     told = cards.Told(origin, ancestry_of(book.store, origin), verdict)
     cards.publish(client, book, told)
 

@@ -129,6 +129,49 @@ def test_the_last_asked_for_is_the_candidate(tracked_config, file_store, made):
     assert str(client.get_model_version_by_alias("tiny", "candidate").version) == "1"
 
 
+def test_what_was_deleted_in_mlflow_is_registered_anew(tracked_config, file_store, made):
+    """Never is a version of that number taken for it, which may be another training's by then."""
+    instance, classes, weights, scores = made
+    others = weights.model_copy(update={"digest": "d" * 64})
+    client = tracking.open_client(tracked_config)
+    first, _ = registry.register(tracked_config, file_store, *made)
+    client.delete_registered_model("tiny")
+    registry.register(tracked_config, file_store, instance, classes, others, scores)
+    again, reused = registry.register(tracked_config, file_store, *made)
+    assert (again.version, again.run_id, reused) == ("2", first.run_id, False)
+    found = client.get_model_version_by_alias("tiny", "candidate")
+    assert found.tags["dreambooth.weights_digest"] == weights.digest
+
+    client.delete_model_version("tiny", "2")
+    third, reused = registry.register(tracked_config, file_store, *made)
+    assert (third.version, third.run_id, reused) == ("3", first.run_id, False)
+    assert registry.register(tracked_config, file_store, *made) == (third, True)
+
+
+@pytest.mark.parametrize("what", ["run", "experiment"])
+def test_a_versions_run_is_taken_out_of_the_bin(what, tracked_config, file_store, made, capsys):
+    first, _ = registry.register(tracked_config, file_store, *made)
+    client = tracking.open_client(tracked_config)
+    if what == "run":
+        client.delete_run(first.run_id)
+    else:
+        client.delete_experiment(client.get_run(first.run_id).info.experiment_id)
+        tracking.training_run(client, tracked_config, "another")
+    assert registry.register(tracked_config, file_store, *made) == (first, True)
+    assert client.get_run(first.run_id).info.lifecycle_stage == "active"
+    assert "restored" in capsys.readouterr().err
+
+
+def test_another_word_on_consent_is_another_version(tracked_config, file_store, made):
+    first, _ = registry.register(tracked_config, file_store, *made)
+    subject = tracked_config.subject.model_copy(update={"consent": "Ann, in writing"})
+    config = tracked_config.model_copy(update={"subject": subject})
+    second, reused = registry.register(config, file_store, *made)
+    assert (first.version, second.version, reused) == ("1", "2", False)
+    found = registry.find_version(None, config.paths.work, "tiny")
+    assert found.config.subject.consent == "Ann, in writing"
+
+
 def test_another_database_is_not_believed_to_hold_it(tracked_config, file_store, made, tmp_path):
     registry.register(tracked_config, file_store, *made)
     other = tracked_config.model_copy(
@@ -200,5 +243,5 @@ def test_no_registry_at_all(tmp_path):
 
 
 def test_parameters_are_flat_and_without_passwords():
-    document = {"a": {"b": 1, "uri": "http://me:secret@host/x"}, "c": None}
-    assert tracking.flat(document) == {"a.b": "1", "a.uri": "http://host/x", "c": "None"}
+    document = {"a": {"b": 1, "uri": "http://me:s@cret@host/x?y=a@b"}, "c": None}
+    assert tracking.flat(document) == {"a.b": "1", "a.uri": "http://host/x?y=a@b", "c": "None"}

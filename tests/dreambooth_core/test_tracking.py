@@ -102,6 +102,17 @@ def test_registering_completes_the_trainings_own_run(tracked_config: Config) -> 
     assert len(_points(client, run, "clip_i")) == 1
 
 
+def test_parameters_have_names_that_mlflow_takes(tracked_config: Config) -> None:
+    """Of `adapter.ranks` the keys are regular expressions; two that differ remain two."""
+    ranks = {"*attn2.to_[qk]": 8, "*attn2.to_(qk)": 4, "x" * 300: 2}
+    client = tracking.open_client(tracked_config)
+    run = tracking.training_run(client, tracked_config, "k")
+    for _ in range(2):
+        tracking.log_params(client, run, {"ranks": ranks})
+    params = client.get_run(run).data.params
+    assert sorted(params[name] for name in params if name.startswith("ranks.")) == ["2", "4", "8"]
+
+
 def test_what_was_cut_off_is_completed_in_the_same_run(tracked_config: Config) -> None:
     client = tracking.open_client(tracked_config)
     entry = _entry(client, "a")

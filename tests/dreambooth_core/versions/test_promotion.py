@@ -195,6 +195,33 @@ def test_a_rollback_goes_back_and_is_not_undone_by_the_gate(
     assert aliases(client) == {"champion": "2", "previous": "1"}
 
 
+def test_a_version_that_was_deleted_in_mlflow_bears_no_alias(
+    client, tracked_config, file_store, versions, capsys
+):
+    judged(tracked_config, file_store, versions)
+    for version in "12":
+        promotion.promote(tracked_config, file_store, Wish(version, "ann", "why not"))
+    client.delete_model_version("tiny", "1")
+    with pytest.raises(ConfigError, match="tiny/1, which would be champion again, was deleted"):
+        promotion.rollback(tracked_config, file_store, Wish("2", "ann"))
+    assert promotion.standing_of(tracked_config, file_store).champion == "2"
+    client.delete_model_version("tiny", "2")
+    promotion.promote(tracked_config, file_store, Wish("3", "ann", "the last one"))
+    assert aliases(client) == {"champion": "3"}
+    assert "tiny@previous is version 2, which was deleted in MLflow" in capsys.readouterr().err
+
+
+def test_no_rollback_to_what_has_lost_its_weights(tracked_config, file_store, versions):
+    judged(tracked_config, file_store, versions)
+    for version in "12":
+        promotion.promote(tracked_config, file_store, Wish(version, "ann", "why not"))
+    (blob,) = ancestry(file_store, "a").weights.files.values()
+    file_store.delete(blob_key(blob))
+    with pytest.raises(StorageError, match="no version goes without its weights"):
+        promotion.rollback(tracked_config, file_store, Wish("2", "ann"))
+    assert promotion.standing_of(tracked_config, file_store).champion == "2"
+
+
 def test_whoever_is_killed_before_mlflow_was_told_is_made_good(
     client, tracked_config, file_store, versions
 ):
