@@ -14,8 +14,10 @@ from dreambooth_core.config import Choosing, Config
 from dreambooth_core.config.reading import wrong_fields
 from dreambooth_core.errors import ConfigError
 from dreambooth_core.forms import Sweep
+from dreambooth_core.judging.statistics import estimate
+from dreambooth_core.metrics import catalogue
 from dreambooth_core.randomness import order
-from dreambooth_core.records import Look, Record, Scores, Weights
+from dreambooth_core.records import Look, Record, Row, Scores, Weights
 from dreambooth_core.trainer.choosing import best_of
 
 
@@ -32,7 +34,7 @@ class Point(Record):
 
     settings: dict[str, Any]
     subject_fidelity: float
-    """The gate's primary metric."""
+    """The gate's primary metric; an image in which the subject was not found counts 0."""
     prompt_fidelity: float
     base_prompt_fidelity: float
     seconds: float
@@ -51,16 +53,20 @@ def trials_of(sweep: Sweep) -> tuple[Trial, ...]:
     return tuple(_trial(sweep, dict(zip(sweep.grid, values, strict=True))) for values in grid)
 
 
-def point_of(trial: Trial, weights: Weights, scores: Scores) -> Point:
-    """Raises `ConfigError` when none of the gate's primary metrics was measured."""
-    primary = next((name for name in trial.config.gate.primary if name in scores.metrics), None)
+def point_of(trial: Trial, weights: Weights, scores: Scores, rows: Sequence[Row]) -> Point:
+    """By the metric that all trials have, also one in whose images the subject was lost: the photos'.
+
+    Raises `ConfigError` when none of the gate's primary metrics was measured.
+    """
+    known = {*scores.metrics, *scores.reference}
+    primary = next((name for name in trial.config.gate.primary if name in known), None)
     if primary is None or "prompt_fidelity" not in scores.metrics:
         raise ConfigError(
             "a sweep compares gate.primary and prompt_fidelity: neither may be missing"
         )
     return Point(
         settings=trial.settings,
-        subject_fidelity=scores.metrics[primary],
+        subject_fidelity=_with_lost_ones(primary, rows),
         prompt_fidelity=scores.metrics["prompt_fidelity"],
         base_prompt_fidelity=scores.base_metrics["prompt_fidelity"],
         seconds=weights.seconds,
@@ -96,6 +102,17 @@ def winner(points: Sequence[Point], rules: Choosing) -> int:
     if best is None:
         raise ConfigError("a sweep without a trial has no winner")
     return best.step - 1
+
+
+def _with_lost_ones(metric: str, rows: Sequence[Row]) -> float:
+    """Its mean over prompts, with 0 for images of which it knows nothing."""
+    skipped = {"class", *catalogue()[metric].skips}
+    whole = [
+        row.model_copy(update={"scores": {metric: row.scores.get(metric, 0.0)}})
+        for row in rows
+        if row.kind not in skipped
+    ]
+    return estimate(metric, whole).value
 
 
 def _trial(sweep: Sweep, settings: Mapping[str, Any]) -> Trial:

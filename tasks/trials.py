@@ -26,7 +26,7 @@ def measure_trial(trial: Trial, instance: ImageSet, weights: Weights) -> Point:
     config, store = trial.config, open_store(trial.config.storage)
     with progress_shown("evaluate") as progress:
         scores, _ = evaluation.evaluate(config, store, instance, weights, progress, seed_set="dev")
-    return point_of(trial, weights, scores)
+    return point_of(trial, weights, scores, evaluation.rows_of(store, scores))
 
 
 @stage("choose trial")

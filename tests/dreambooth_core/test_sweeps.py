@@ -2,10 +2,12 @@
 
 import pytest
 
-from dreambooth_core.config import Choosing
+from dreambooth_core.config import Choosing, Config
 from dreambooth_core.errors import ConfigError
 from dreambooth_core.forms import Sweep
-from dreambooth_core.sweeps import Point, front, trials_of, winner
+from dreambooth_core.records import Row
+from dreambooth_core.sweeps import Point, Trial, front, point_of, trials_of, winner
+from tests.registered_by_hand import ancestry
 
 CONFIG = {"name": "robot", "subject": {"images": "photos", "class_noun": "robot"}}
 
@@ -71,6 +73,35 @@ def test_the_front_is_what_no_other_beats():
         point(0.9, 0.5, 9),  # equal to the first
     ]
     assert front(points) == (0, 1, 3, 4)
+
+
+def test_a_trial_that_lost_its_subject_is_measured_as_the_others_are(file_store):
+    """Not by what is left to be measured of it, whole pictures, which says more of everybody."""
+    found = ancestry(file_store)
+    trial = Trial(settings={}, config=Config.model_validate(CONFIG))
+    reference = {"identity": 1.0, "subject_fidelity": 0.9}
+
+    def worth(*identities: float | None) -> float:
+        rows = [
+            Row(
+                prompt=f"{{subject}} at {place}",
+                kind="scene",
+                seed=0,
+                image="1" * 64,
+                base_image="2" * 64,
+                scores={"subject_fidelity": 0.6} | ({} if it is None else {"identity": it}),
+                base_scores={},
+            )
+            for place, it in enumerate(identities)
+        ]
+        numbers = {"prompt_fidelity": 0.5}
+        said = {"metrics": numbers, "base_metrics": numbers, "reference": reference}
+        scores = found.scores.model_copy(update=said)
+        return point_of(trial, found.weights, scores, rows).subject_fidelity
+
+    assert worth(0.5, 0.6) == pytest.approx(0.55)
+    assert worth(None, 0.9) == pytest.approx(0.45)
+    assert worth(None, None) == 0
 
 
 def test_the_winner_is_the_most_faithful_that_still_follows_its_prompts():

@@ -171,7 +171,7 @@ def swept(world) -> Swept:
     weights = tuple(world.trained(trial.config) for trial in trials)
     dev = tuple(world.measured(each, "dev") for each in weights)
     triples = zip(trials, weights, dev, strict=True)
-    points = [point_of(trial, each, found.scores) for trial, each, found in triples]
+    points = [point_of(trial, each, found.scores, found.rows) for trial, each, found in triples]
     return Swept(weights, dev, winner(points, world.config.choosing))
 
 
