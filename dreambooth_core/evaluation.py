@@ -109,13 +109,7 @@ def evaluate(
             store, f"{store.uri}/scores/{key}/result.json", plan, seed_set, (tuned, base), seen
         )
 
-    scores, reused = once(store, "scores", inputs, Scores, make)
-    attempts = 0
-    while reused and scores.unanswered:
-        attempts += 1
-        asked_again = {**inputs, "attempts": attempts}
-        scores, reused = once(store, "scores", asked_again, Scores, make)
-    return scores, reused
+    return once(store, "scores", inputs, Scores, make, lambda scores: not scores.unanswered)
 
 
 def _scored(
@@ -248,22 +242,24 @@ def _look(
         store=store,
     )
     theirs = replace(ours, generated=seen[2], classes=seen[3])
-    return ours, theirs, suspicions(ours, _others(viewer, instance, drawn[1].strangers))
+    others, kin = _others(viewer, instance, drawn[1].strangers)
+    return ours, theirs, suspicions(ours, others, kin)
 
 
-def _others(viewer: Viewer, instance: ImageSet, strangers: SampleSet | None) -> Mapping[str, Seen]:
-    """What must be less like the main subject than all else: the other subjects, and another class."""
-    found = {
-        f"the photos of {subject.fill('{subject}')}": viewer.see(
-            _members(instance, place), subject.class_noun, OF_CLASSES
-        )
-        for place, subject in enumerate(viewer.config.subjects)
-        if place > 0
-    }
+def _others(
+    viewer: Viewer, instance: ImageSet, strangers: SampleSet | None
+) -> tuple[Mapping[str, Seen], Mapping[str, Seen]]:
+    """What is not the main subject: of another class, drawn by the base or photographed; and of its own."""
+    main, *more = viewer.config.subjects
+    others, kin = dict[str, Seen](), dict[str, Seen]()
+    for place, subject in enumerate(more, 1):
+        seen = viewer.see(_members(instance, place), subject.class_noun, OF_CLASSES)
+        among = kin if subject.class_noun == main.class_noun else others
+        among[f"the photos of {subject.fill('{subject}')}"] = seen
     if strangers is not None:
         noun = stranger_of(viewer.config)
-        found[f"the base's {noun} images"] = viewer.see(strangers.images, noun, OF_CLASSES)
-    return found
+        others[f"the base's {noun} images"] = viewer.see(strangers.images, noun, OF_CLASSES)
+    return others, kin
 
 
 def _choices(config: Config, viewer: Viewer) -> Mapping[str, tuple[Choice, ...]]:

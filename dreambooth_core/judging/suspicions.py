@@ -9,26 +9,39 @@ from dreambooth_core.metrics import Evidence, Seen, Sight, Values, among, mean_c
 
 FOUND = 0.9
 """Share of the pictures in which a finder is to find the subject."""
+BASE = "the base's class images"
 Rung = tuple[str, float]
 """Some pictures, and their mean cosine with the photos."""
 
 
-def suspicions(evidence: Evidence, others: Mapping[str, Seen]) -> tuple[str, ...]:
+def suspicions(
+    evidence: Evidence, others: Mapping[str, Seen], kin: Mapping[str, Seen]
+) -> tuple[str, ...]:
     """Sentences about what cannot be right with encoder, finder, class noun or photos; maybe none.
 
     By the identity encoder, on crops where there are any: the photos must be more like each other
     than the generated images are like them, and those more than the base's class images; `others`,
-    pictures of something else by what to call them, must be less like them than all of these. That
-    nothing is seen in them is said as well: then nobody knows.
+    pictures of something else by what to call them, must be less like them than all of these; `kin`,
+    photos of others of the class, less than the photos and the generated images are, for what the base
+    draws of a class may be further away. That nothing is seen in them is said as well: then nobody
+    knows.
     """
     crop: Sight = ("identity", "crop")
     cropped = all(crop in seen.rows for seen in (evidence.photos, evidence.generated))
     sight: Sight = crop if cropped else ("identity", "whole")
-    ladder, strangers = _ladder(evidence, sight), _strangers(evidence, others, sight)
-    lowest = min(ladder, key=lambda rung: rung[1], default=None)
-    pairs = [*pairwise(ladder), *((lowest, stranger) for stranger in strangers if lowest)]
+    photos = evidence.photos.by(sight)
+    ladder = _ladder(evidence, sight)
+    subject = [rung for rung in ladder if rung[0] != BASE]
+    pairs, unseen = list(pairwise(ladder)), set[str]()
+    for pictures, above in ((others, ladder), (kin, subject)):
+        known = _known(
+            {name: mean_cosines(each.by(sight), photos) for name, each in pictures.items()}
+        )
+        lowest = min(above, key=lambda rung: rung[1], default=None)
+        if lowest is not None:
+            pairs += [(lowest, one) for one in known]
+            unseen |= pictures.keys() - {name for name, _ in known}
     wrong = [_sentence(upper, lower) for upper, lower in pairs if upper[1] <= lower[1]]
-    unseen = others.keys() - {name for name, _ in strangers} if ladder else ()
     return (*_unfound(evidence), *map(_unchecked, sorted(unseen)), *wrong)
 
 
@@ -42,14 +55,9 @@ def _ladder(evidence: Evidence, sight: Sight) -> list[Rung]:
         {
             "the photos among themselves": None if photos is None else among(photos),
             "the generated images": generated,
-            "the base's class images": mean_cosines(evidence.base_classes.by(sight), photos),
+            BASE: mean_cosines(evidence.base_classes.by(sight), photos),
         }
     )
-
-
-def _strangers(evidence: Evidence, others: Mapping[str, Seen], sight: Sight) -> list[Rung]:
-    photos = evidence.photos.by(sight)
-    return _known({name: mean_cosines(seen.by(sight), photos) for name, seen in others.items()})
 
 
 def _known(values: Mapping[str, Values | None]) -> list[Rung]:
