@@ -16,8 +16,10 @@ from pydantic import ValidationError
 
 from dreambooth_core import console
 from dreambooth_core.benches._subjects import Subject, chosen, subjects_in
-from dreambooth_core.blobs import digest_json, put_record
+from dreambooth_core.blobs import digest_json, digest_of, put_record
 from dreambooth_core.config import Config
+from dreambooth_core.config.reading import wrong_fields
+from dreambooth_core.config.sections import as_name
 from dreambooth_core.errors import ConfigError
 from dreambooth_core.judging.statistics import interval
 from dreambooth_core.prompts import SETS
@@ -110,7 +112,7 @@ def config_for(recipe: Config, subject: Subject, prompts: int | None = None) -> 
     """
     published = [prompt for kind in SETS[subject.prompts].values() for prompt in kind]
     document = recipe.model_dump()
-    document["name"] = f"{recipe.name}-{subject.name}"[:64]
+    document["name"] = _name(recipe, subject)
     document["more_subjects"] = ()
     document["subject"] |= {
         "images": subject.folder,
@@ -128,7 +130,9 @@ def config_for(recipe: Config, subject: Subject, prompts: int | None = None) -> 
     try:
         return Config.model_validate(document)
     except ValidationError as error:
-        raise ConfigError(f"{subject.name}: {error.errors()[0]['msg']}") from error
+        raise ConfigError(
+            f"the recipe does not go with {subject.folder}: {wrong_fields(error)}"
+        ) from error
 
 
 def run(recipe: Config, subjects: Sequence[Subject], prompts: int | None = None) -> Bench:
@@ -204,6 +208,13 @@ def _standing(config: Config, subject: Subject) -> Standing:
     with console.progress_bar("evaluate") as progress:
         scores, _ = evaluate(config, store, instance, weights, progress)
     return standing(subject, instance.count, weights.uri, scores)
+
+
+def _name(recipe: Config, subject: Subject) -> str:
+    """A name of the subject's own, whatever its folder is called."""
+    wanted = f"{recipe.name}-{subject.name}"
+    taken = as_name(wanted)
+    return taken if taken == wanted else f"{taken[:57]}-{digest_of(wanted.encode())[:6]}"
 
 
 def standing(subject: Subject, photos: int, weights: str, scores: Scores) -> Standing:

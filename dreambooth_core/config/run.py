@@ -1,6 +1,5 @@
 """A whole run, and what in it cannot go together."""
 
-import re
 from collections.abc import Mapping
 from pathlib import PurePath
 from typing import Annotated, Any, Literal, Self
@@ -11,7 +10,7 @@ from dreambooth_core.config.compute import Compute
 from dreambooth_core.config.inputs import Dataset, Model, Subject
 from dreambooth_core.config.places import Paths, Storage
 from dreambooth_core.config.results import Evaluation, Gate, Sample, Sampler, Tracking
-from dreambooth_core.config.sections import NAME, Section
+from dreambooth_core.config.sections import NAME, Section, as_name
 from dreambooth_core.config.training import (
     ADAPTERS,
     INVERSIONS,
@@ -98,10 +97,7 @@ def _called(known: Mapping[str, Any]) -> str:
     """`dog` for photos/dog and dataset://dog@latest, in letters that a name may have; or the class noun."""
     subject = known["subject"]
     images = PurePath(str(subject.images).partition("@")[0]).name
-    words = (
-        re.sub(r"[^A-Za-z0-9._-]+", "-", word).strip("-._") for word in (images, subject.class_noun)
-    )
-    return next(filter(None, words), "")[:64]
+    return next(filter(None, map(as_name, (images, subject.class_noun))), "")
 
 
 Disagreement = tuple[bool, str]

@@ -1,5 +1,6 @@
 """What every section of a config is made of."""
 
+import re
 from typing import Annotated, Any
 
 from pydantic import BaseModel, ConfigDict, Field
@@ -10,6 +11,11 @@ Positive = Annotated[int, Field(ge=1)]
 Rate = Annotated[float, Field(gt=0, le=1)]
 Weight = Annotated[float, Field(ge=0, le=100)]
 Prompts = Annotated[tuple[str, ...], Field(min_length=1)]
+
+
+def as_name(word: str) -> str:
+    """In letters that a `NAME` may have; empty where nothing is left."""
+    return re.sub(r"[^A-Za-z0-9._-]+", "-", word).strip("-._")[:64]
 
 
 def in_order(schema: dict[str, Any]) -> None:

@@ -125,8 +125,19 @@ def test_every_published_prompt_counts_as_the_paper_counts_it(recipe, noun, name
 
 
 def test_a_recipe_that_does_not_fit_a_subject_is_refused(recipe):
-    with pytest.raises(ConfigError, match="a name"):
-        config_for(recipe, Subject("a name", Path("x"), "dog"))
+    subject = recipe.subject.model_copy(update={"identifier": "a"})
+    recipe = recipe.model_copy(update={"subject": subject})
+    with pytest.raises(ConfigError, match=r"photos/dog: .* must not contain the identifier"):
+        config_for(recipe, Subject("dog", Path("photos/dog"), "dog"))
+
+
+def test_a_folder_may_be_called_as_folders_are(recipe):
+    """Each subject's runs are called after its folder, in letters that a run's name may have."""
+    names = ("Hündin (2)", "Hündin 2", "dog6", "x" * 80, "x" * 81)
+    made = [config_for(recipe, Subject(name, Path(name), "dog")).name for name in names]
+    assert made[0].startswith(f"{recipe.name}-H-ndin-2-")
+    assert made[2] == f"{recipe.name}-dog6"
+    assert len(set(made)) == len(names)
 
 
 def test_what_is_not_as_in_the_paper_is_said(recipe):
