@@ -1,13 +1,12 @@
 """The report: one HTML page with everything inside it, for looking and for passing on."""
 
-from pathlib import Path
 from typing import Any
 
 import yaml
 
 from dreambooth_core import pages
 from dreambooth_core.bases import base_digest
-from dreambooth_core.blobs import digest_of
+from dreambooth_core.blobs import blob_key, digest_of, put_blob
 from dreambooth_core.config import Config
 from dreambooth_core.curves import curves_of
 from dreambooth_core.errors import NotFound
@@ -17,12 +16,13 @@ from dreambooth_core.metrics import catalogue
 from dreambooth_core.pages import charts
 from dreambooth_core.pages.exhibits import Pictures
 from dreambooth_core.pages.facts import Facts, Rows, facts_of, prompt_means, sides_of
-from dreambooth_core.records import Document, Row, Scores, Stage, Weights
+from dreambooth_core.records import Blob, Document, Row, Scores, Stage, Weights
 from dreambooth_core.source import code_digest, code_version
 from dreambooth_core.stages import once
 from dreambooth_core.storage import Store, written_beside
 from dreambooth_core.summary import Results, run_id
 from dreambooth_core.tracking import keep_report, without_password
+from dreambooth_core.versions.cards import prompt_literal
 from dreambooth_core.versions.lineage import Permission, checkpoints_of, permissions_of
 from dreambooth_core.versions.origins import config_digest
 
@@ -48,17 +48,24 @@ def write_report(
         "storage": config.storage.uri,
         "results": [made.digest if made else None for made in found],
         "version": results.version,
+        "form": 2,  # of what is kept
     }
+    uri = f"{store.uri}/{key}"
 
     def make(_: str) -> Document:
-        page, uri = render(config, store, results, stages), f"{store.uri}/{key}"
-        store.put(key, page.encode())
-        if results.version:
-            keep_report(config, results.version.run_id, page, uri, str(path))
-        return Document(uri=uri, digest=digest_of(page.encode()), path=str(path))
+        page = render(config, store, results, stages).encode()
+        return Document(uri=uri, digest=put_blob(store, page).sha256, path=str(path))
 
     document, reused = once(store, "report", inputs, Document, make)
-    _bring(store, key, document, path)
+    page = store.get(blob_key(Blob(sha256=document.digest, size=0)))
+    if not _is(document, _stored(store, key)):
+        # new, or that of the run when its version had other aliases
+        if results.version:
+            keep_report(config, results.version.run_id, page.decode(), uri, str(path))
+        store.put(key, page)  # last: what is there counts as told
+    if not path.is_file() or not _is(document, path.read_bytes()):
+        with written_beside(path) as temporary:
+            temporary.write_bytes(page)
     return document.model_copy(update={"path": str(path)}), reused
 
 
@@ -85,6 +92,7 @@ def render(config: Config, store: Store, results: Results, stages: dict[str, Sta
         pictures=_pictures(store, results, scores, champion, sides),
         learning=_learning(config, results.weights),
         stages=stages,
+        prompt=prompt_literal(config),
         formats=possible(config.model.family, results.weights.method),
         lineage=_lineage(config, store, results),
         document=without_password(yaml.safe_dump(config.model_dump(mode="json"), sort_keys=False)),
@@ -115,7 +123,7 @@ def _numbers(config: Config, facts: Facts, sides: Rows) -> dict[str, Any]:
         "gains": charts.gain_chart(facts.comparisons, titles) if facts.comparisons else None,
         "means": means,
         "measured": [name for name in titles if any(name in found for found in means.values())],
-        "dots": charts.prompt_chart(means, titles, config.subject.fill) if means else None,
+        "dots": charts.prompt_chart(means, titles, config.subject.fill),
     }
 
 
@@ -198,13 +206,13 @@ def _permission(told: Permission) -> list[tuple[str, str, str]]:
     ]
 
 
-def _bring(store: Store, key: str, document: Document, path: Path) -> None:
-    """Put the page at its local place, unless it is there: it may have been deleted since."""
-    if path.is_file() and digest_of(path.read_bytes()) == document.digest:
-        return
+def _stored(store: Store, key: str) -> bytes:
+    """Nothing where there is nothing."""
     try:
-        page = store.get(key)
+        return store.get(key)
     except NotFound:
-        return
-    with written_beside(path) as temporary:
-        temporary.write_bytes(page)
+        return b""
+
+
+def _is(document: Document, page: bytes) -> bool:
+    return digest_of(page) == document.digest

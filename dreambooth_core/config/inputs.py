@@ -23,10 +23,15 @@ WILDCARDS = ("subject", "identifier", "class", "class_noun")
 def check_template(prompt: str) -> None:
     """Raises `ValueError` when a prompt template holds anything but wildcards in its braces."""
     try:
-        found = [name for _, name, _, _ in string.Formatter().parse(prompt) if name is not None]
+        parsed = [field for field in string.Formatter().parse(prompt) if field[1] is not None]
     except ValueError as error:
         raise ValueError(f"prompt {prompt!r} has a brace that does not close: {error}") from None
-    strange = [name for name in found if name not in WILDCARDS]
+    # neither are widths and other formats of the wildcards a prompt's business
+    strange = [
+        f"{name}{'!' if conversion else ''}{conversion or ''}{':' if form else ''}{form}"
+        for _, name, form, conversion in parsed
+        if name not in WILDCARDS or form or conversion
+    ]
     if strange:
         known = ", ".join(f"{{{name}}}" for name in WILDCARDS)
         raise ValueError(f"prompt {prompt!r} has {{{strange[0]}}}, but may only hold {known}")

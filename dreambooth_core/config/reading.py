@@ -34,7 +34,7 @@ def placed(work: Path) -> Config:
 def read_yaml(path: Path, what: str = "config") -> dict[str, Any]:
     """The mapping in a YAML file; raises `ConfigError`, which calls it `what`."""
     try:
-        document = yaml.safe_load(path.read_text(encoding="utf-8")) or {}
+        document = _joined(yaml.safe_load(path.read_text(encoding="utf-8"))) or {}
     except FileNotFoundError:
         raise ConfigError(f"no {what} at {path}: name an existing YAML file") from None
     except (OSError, UnicodeDecodeError, yaml.YAMLError) as error:
@@ -44,6 +44,18 @@ def read_yaml(path: Path, what: str = "config") -> dict[str, Any]:
             f"{path} must hold a mapping of sections, not a {type(document).__name__}"
         )
     return document
+
+
+def _joined(value: Any) -> Any:
+    r"""With halves of characters put together, which JSON writes as `\ud83d\udc36` and YAML leaves apart.
+
+    Raises `UnicodeDecodeError` for a half that is alone.
+    """
+    if isinstance(value, str):
+        return value.encode("utf-16", "surrogatepass").decode("utf-16")
+    if isinstance(value, dict):
+        return {_joined(key): _joined(one) for key, one in value.items()}
+    return [_joined(one) for one in value] if isinstance(value, list) else value
 
 
 def wrong_fields(error: ValidationError) -> str:

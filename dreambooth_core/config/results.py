@@ -10,11 +10,14 @@ from dreambooth_core.config.sections import Fraction, Positive, Prompts, Section
 from dreambooth_core.config.vision import Judge
 from dreambooth_core.prompts import SETS, Kind, PromptSet
 
+Steps = Annotated[int, Field(ge=1, le=1000)]
+"""Noise schedulers know 1000 noise levels."""
+
 
 class Sampler(Section):
     """How images are drawn from a model."""
 
-    inference_steps: Positive = 30
+    inference_steps: Steps = 30
     guidance_scale: Annotated[float, Field(ge=1, le=30)] = 7.5
     negative_prompt: str = ""
     noise_scheduler: Annotated[str, Field(pattern=r"^[A-Za-z0-9_]+$")] | None = None

@@ -11,7 +11,7 @@ import re
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
-from functools import cache, partial
+from functools import cache, cached_property, partial
 from itertools import groupby
 
 from dreambooth_core.bases import base_digest, base_folder
@@ -85,7 +85,7 @@ class Plan:
     compute: Compute = field(default_factory=Compute)
     """Who draws it."""
 
-    @property
+    @cached_property
     def prefix(self) -> str:
         """Where the order's own files lie in the store; another champion is another place."""
         plain = [picture.model_dump(mode="json", exclude={"model"}) for picture in self.pictures]
@@ -129,10 +129,10 @@ def draw(
     wanted = [picture for picture in mine if planned.sidecar(picture) not in there]
     made = 0
     pace = Pace(len(mine), len(mine) - len(wanted), progress)
-    for picture, drawn in _drawn(store, planned, wanted):
+    for picture, drawn in _drawn(store, planned, wanted, pace):
         put_record(store, planned.sidecar(picture), picture)
         made += drawn
-        pace.one_more(drawn)
+        pace.committed(drawn)
     seconds = time.monotonic() - began
     return Tally(
         made=made,
@@ -154,29 +154,39 @@ class Pace:
     """Tells how far a shard is, how fast it draws, and how long the rest will take."""
 
     total: int
-    done: int
+    found: int
+    """Pictures that were there."""
     progress: Progress | None
     clock: Callable[[], float] = time.monotonic
-    _began: float | None = None
+    _committed: int = 0
     _drawn: int = 0
+    """By forwards that are over, whose pictures need not be committed yet."""
+    _seconds: float = 0.0
+    """That these took, loading included."""
 
-    def one_more(self, drawn: bool) -> None:
-        """One picture is committed, which was drawn or found; the first drawn one starts the clock."""
-        self.done += 1
-        now = self.clock()
-        if drawn and self._began is None:
-            self._began = now
-        elif drawn:
-            self._drawn += 1
-        if self.progress is not None:
-            self.progress(self.done, self.total, self._words(now))
+    def __post_init__(self) -> None:
+        self._began = self.clock()
 
-    def _words(self, now: float) -> str:
-        if self._began is None or not self._drawn or now <= self._began:
-            return "images"
-        rate = self._drawn / (now - self._began)
-        left = (self.total - self.done) / rate
-        return f"images, {rate:.2f} images/s, {_spoken(left)} left"
+    def forward(self, count: int) -> None:
+        """So many images more have come out of forwards, here or in other processes."""
+        self._drawn += count
+        self._seconds = self.clock() - self._began
+        self._tell()
+
+    def committed(self, drawn: bool) -> None:
+        """A picture more is committed, which was drawn or found."""
+        self._committed += drawn
+        self.found += not drawn
+        self._tell()
+
+    def _tell(self) -> None:
+        if self.progress is None:
+            return
+        done, words = self.found + max(self._drawn, self._committed), "images"
+        if self._drawn and self._seconds > 0:
+            rate = self._drawn / self._seconds
+            words += f", {rate:.2f} images/s, {_spoken((self.total - done) / rate)} left"
+        self.progress(done, self.total, words)
 
 
 def _spoken(seconds: float) -> str:
@@ -238,7 +248,7 @@ def _settings(wish: Wish, order: Order, config: Config) -> Config:
 
 
 def _drawn(
-    store: Store, planned: Plan, wanted: Sequence[Picture]
+    store: Store, planned: Plan, wanted: Sequence[Picture], pace: Pace
 ) -> Iterator[tuple[Picture, bool]]:
     """Pictures with their images, and whether these had to be drawn; each model is loaded once."""
     for name, of_model in groupby(sorted(wanted, key=_model), key=lambda picture: picture.model):
@@ -252,7 +262,7 @@ def _drawn(
             by = drawn_by(config, mixture.blend, pictures[0].size)
             crew = crew_of(config, mixture.blend, by.size, prefix)
             drawing = Drawing(load, config.sampler, by.size, by, crew)
-            yield from _alike(store, prefix, drawing, pictures)
+            yield from _alike(store, prefix, drawing, pictures, pace)
 
 
 def _painter(config: Config, model: Callable[[], Model]) -> Painter:
@@ -260,13 +270,20 @@ def _painter(config: Config, model: Callable[[], Model]) -> Painter:
 
 
 def _alike(
-    store: Store, prefix: str, drawing: Drawing, pictures: Sequence[Picture]
+    store: Store, prefix: str, drawing: Drawing, pictures: Sequence[Picture], pace: Pace
 ) -> Iterator[tuple[Picture, bool]]:
     """Pictures by one model, sampler and size."""
+    reached = 0
+
+    def told(done: int, _: int, __: str) -> None:
+        nonlocal reached
+        pace.forward(done - reached)
+        reached = done
+
     asked: dict[Request, list[Picture]] = {}
     for picture in pictures:
         asked.setdefault((picture.prompt, picture.seed), []).append(picture)
-    for request, image, made in each_image(store, prefix, drawing, list(asked)):
+    for request, image, made in each_image(store, prefix, drawing, list(asked), told):
         for place, picture in enumerate(asked[request]):
             yield picture.model_copy(update={"image": image.blob}), made and place == 0
 

@@ -5,7 +5,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from dreambooth_core import console, exports
-from dreambooth_core.blobs import get_blob, get_record
+from dreambooth_core.blobs import fetch_blob, get_record
 from dreambooth_core.config import Config, Sample, load_config
 from dreambooth_core.drawing import darkroom
 from dreambooth_core.drawing.darkroom import Tally
@@ -33,8 +33,9 @@ class Wish:
 
 
 def from_registry(config: Config | None, work: Path, model: str, wish: Wish) -> Iterator[Path]:
-    """Write `<name>-v<version>-<index>.png` into `wish.out` and give each path.
+    """Write `<name>-v<version>-<index>-<digest>.png` into `wish.out` and give each path.
 
+    By the image's digest what was asked for before stays beside it.
     Prompt, seed and digest stand in each image's metadata. Raises `ConfigError` for a model or a
     template that is unknown.
     """
@@ -50,10 +51,10 @@ def from_registry(config: Config | None, work: Path, model: str, wish: Wish) -> 
         if weights is None:
             raise ConfigError(f"the weights of {model} are no longer in {store.uri}: train again")
         made, _ = sample(trained, store, weights, progress)
-        wish.out.mkdir(parents=True, exist_ok=True)
+        stem = f"{found.name}-v{found.version}"
         for image in made.images:
-            path = wish.out / f"{found.name}-v{found.version}-{image.name}"
-            path.write_bytes(get_blob(store, image.blob))
+            path = wish.out / f"{stem}-{image.name[:-4]}-{image.blob.sha256[:8]}.png"
+            fetch_blob(store, image.blob, path)
             yield path
 
 

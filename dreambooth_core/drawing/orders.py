@@ -23,7 +23,8 @@ from pydantic import BeforeValidator, Field, ValidationError, field_validator, m
 from dreambooth_core.config import Compute, Section
 from dreambooth_core.config.inputs import check_template
 from dreambooth_core.config.reading import read_yaml, wrong_fields
-from dreambooth_core.config.sections import NAME, Fraction, Positive
+from dreambooth_core.config.results import Steps
+from dreambooth_core.config.sections import NAME, Fraction, Positive, as_name
 from dreambooth_core.errors import ConfigError
 from dreambooth_core.randomness import seed_for
 
@@ -36,6 +37,7 @@ def _listed(value: Any) -> Any:
 
 
 Seed = Annotated[int, Field(ge=0, lt=2**63)]
+_Side = Annotated[int, Field(ge=32, le=4096)]
 _Guidance = Annotated[float, Field(ge=1, le=30)]
 _SchedulerName = Annotated[str, Field(pattern=r"^[A-Za-z0-9_]+$")]
 _SEVERAL = (BeforeValidator(_listed), Field(min_length=1))
@@ -63,7 +65,7 @@ class Group(Section):
     """Images per prompt, by seeds that follow from the order's; or these very seeds, as a list."""
     guidance: Annotated[tuple[_Guidance | None, ...], *_SEVERAL] = (None,)
     """Guidance scales."""
-    steps: Annotated[tuple[Positive | None, ...], *_SEVERAL] = (None,)
+    steps: Annotated[tuple[Steps | None, ...], *_SEVERAL] = (None,)
     """Inference steps."""
     noise_schedulers: Annotated[tuple[_SchedulerName | None, ...], *_SEVERAL] = (None,)
     """Noise schedulers of diffusers by their classes' names."""
@@ -114,7 +116,7 @@ class Order(Section):
     groups: Annotated[tuple[Group, ...], Field(min_length=1)]
     seed: Annotated[int, Field(ge=0, lt=2**31)] = 0
     """The images' seeds follow from it, as a run's samples' do from the run's seed."""
-    size: tuple[Positive, Positive] | None = None
+    size: tuple[_Side, _Side] | None = None
     """Height and width in pixels; the models' training resolution when left out."""
     batch_size: Positive | None = None
     """Images per forward; the model's own when left out. It decides the last bit of an image."""
@@ -173,12 +175,17 @@ def read_order(path: Path) -> Order:
 
     Without a `name` it has the file's.
     """
-    stem = re.sub(r"[^A-Za-z0-9._-]+", "-", path.stem).strip("-._")[:64] or "order"
-    document = {"groups": _rows(path)} if path.suffix == ".csv" else read_yaml(path, "order")
+    is_csv, rows = path.suffix == ".csv", dict[int, dict[str, Any]]()
+    if is_csv:
+        rows = _rows(path)
+    document = {"groups": [*rows.values()]} if is_csv else read_yaml(path, "order")
     try:
-        return Order.model_validate({"name": stem, **document})
+        return Order.model_validate({"name": as_name(path.stem) or "order", **document})
     except ValidationError as error:
-        raise ConfigError(f"{path}: {wrong_fields(error)}") from error
+        said = wrong_fields(error)
+        for place, number in enumerate(rows):
+            said = said.replace(f"groups.{place}.", f"row {number}: ")
+        raise ConfigError(f"{path}: {said}") from error
 
 
 def ingredients(mix: str) -> tuple[Ingredient, ...]:
@@ -206,19 +213,31 @@ def _ingredient(text: str, mix: str) -> Ingredient:
     return Ingredient(model.strip(), float(strength))
 
 
-def _rows(path: Path) -> list[dict[str, Any]]:
+def _rows(path: Path) -> dict[int, dict[str, Any]]:
+    """Number of a row, from 1 -> its group; rows without any text are passed over."""
     try:
         with path.open(newline="", encoding="utf-8-sig") as file:
-            rows = list(csv.DictReader(file, strict=True))
+            reader = csv.DictReader(file, strict=True)
+            columns = [column.strip() for column in reader.fieldnames or ()]
+            rows = dict(enumerate(reader, start=1))
     except FileNotFoundError:
         raise ConfigError(f"no order at {path}: name an existing YAML or CSV file") from None
     except (OSError, UnicodeDecodeError, csv.Error) as error:
         raise ConfigError(f"{path} is not readable CSV: {error}") from error
-    if not rows:
+    wrong = [name for name in columns if name not in Group.model_fields or columns.count(name) > 1]
+    if wrong:
+        known = ", ".join(Group.model_fields)
+        raise ConfigError(
+            f"{path} has a column {wrong[0]!r} that is unknown or stands twice: its first line is of "
+            f"{known}, between commas; what is for the whole order, such as limit, a YAML file says"
+        )
+    groups = {number: _group(row, f"{path}, row {number}") for number, row in rows.items()}
+    found = {number: group for number, group in groups.items() if group}
+    if not found:
         raise ConfigError(
             f"{path} has no rows: its first line names the columns, each other a group"
         )
-    return [_group(row, f"{path}, row {number}") for number, row in enumerate(rows, start=1)]
+    return found
 
 
 def _group(row: dict[Any, Any], where: str) -> dict[str, Any]:

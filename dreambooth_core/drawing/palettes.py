@@ -24,7 +24,7 @@ class Member(Record):
     """A model that an order names, before anything of it is fetched."""
 
     name: str
-    """NAME/version, or the name in a config."""
+    """NAME/version, or the name in a config; of another one of that name, with its file's."""
     config: Config
     version: str | None = None
     """None for a training that was not registered."""
@@ -52,13 +52,24 @@ def find_members(order: Order, place: Config | None, work: Path) -> dict[str, Me
     """
     mixes = {model for group in order.groups for model in group.models}
     words = sorted({part.model for mix in mixes for part in orders.ingredients(mix)})
-    members = {word: find_member(word, place, work) for word in words}
+    members = _told_apart({word: find_member(word, place, work) for word in words})
     homes = {(m.config.storage.uri, m.config.storage.endpoint): m.name for m in members.values()}
     if len(homes) > 1:
         raise ConfigError(
             f"{' and '.join(homes.values())} lie in different stores: make an order for each store"
         )
     return members
+
+
+def _told_apart(members: Mapping[str, Member]) -> dict[str, Member]:
+    """Images are known by their models' names: two configs of one name get their files' too."""
+    times = Counter(member.name for member in members.values() if member.version is None)
+    return {
+        word: member.model_copy(update={"name": f"{member.name} ({word})"})
+        if member.version is None and times[member.name] > 1
+        else member
+        for word, member in members.items()
+    }
 
 
 def mixtures(order: Order, members: Mapping[str, Member], store: Store) -> dict[str, Mixture]:
@@ -145,4 +156,4 @@ def _check_mix(
 
 
 def _said(part: Ingredient, name: str) -> str:
-    return name if part.strength == 1 else f"{name}:{part.strength:g}"
+    return name if part.strength == 1 else f"{name}:{part.strength}".removesuffix(".0")

@@ -5,12 +5,14 @@ is kept (see `sights`), so that only new images are looked at.
 """
 
 import json
+import re
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from itertools import chain
 from pathlib import Path
 
 from dreambooth_core.blobs import blob_key, get_blob, get_record
 from dreambooth_core.config import Config
+from dreambooth_core.config.sections import NAME
 from dreambooth_core.drawing.galleries import Exhibit, gallery
 from dreambooth_core.drawing.palettes import Member, find_member, weights_of_member
 from dreambooth_core.errors import ConfigError
@@ -119,6 +121,8 @@ def _members(config: Config | None, work: Path, runs: Sequence[str]) -> dict[str
         try:
             found[word] = None if word == BASE else find_member(word, config, work)
         except ConfigError:
+            if not re.fullmatch(NAME, word):  # no order is called so
+                raise
             found[word] = None
     return found
 
@@ -151,7 +155,9 @@ def _is_of(drawn: Drawn, wanted: tuple[set[str], set[str]]) -> bool:
 def _of_orders(store: Store) -> Iterator[Drawn]:
     for key in store.keys("orders/"):
         if key.endswith("/manifest.jsonl"):
-            for line in store.get(key).decode().splitlines():
+            for line in store.get(
+                key
+            ).splitlines():  # of bytes: a prompt may hold other ends of lines
                 row = json.loads(line)
                 yield Drawn(
                     image=Blob(sha256=row["sha256"], size=row["bytes"]),

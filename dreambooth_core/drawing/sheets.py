@@ -30,7 +30,10 @@ def contact_sheet(store: Store, images: Sequence[records.Image]) -> bytes:
     prompts = list(by_prompt(images).values())
     across = math.ceil(math.sqrt(len(images))) if len(prompts) == 1 else ACROSS
     rows = [row[start : start + across] for row in prompts for start in range(0, len(row), across)]
-    return sheet_of([[_opened(get_blob(store, image.blob)) for image in row] for row in rows])
+    # as cells, for all of them at their full size may not fit into memory
+    return sheet_of(
+        [[_cell(_opened(get_blob(store, image.blob))) for image in row] for row in rows]
+    )
 
 
 def sheet_of(rows: Sequence[Sequence[Image.Image]]) -> bytes:
@@ -70,6 +73,9 @@ def _opened(png: bytes) -> Image.Image:
 
 
 def _cell(whole: Image.Image) -> Image.Image:
+    """The picture in a cell; a cell itself."""
+    if whole.size == (SIDE, SIDE):
+        return whole
     scale = SIDE / max(whole.size)
     size = (max(1, round(whole.width * scale)), max(1, round(whole.height * scale)))
     method = Image.Resampling.NEAREST if scale > 1 else Image.Resampling.LANCZOS

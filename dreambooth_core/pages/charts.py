@@ -138,10 +138,13 @@ def gain_chart(comparisons: Sequence[Comparison], titles: Mapping[str, str]) -> 
     }
 
 
-def prompt_chart(means: Means, titles: Mapping[str, str], fill: Callable[[str], str]) -> Chart:
-    """Means per prompt of all sides, with intervals, for the metric that the reader picks.
+def prompt_chart(
+    means: Means, titles: Mapping[str, str], fill: Callable[[str], str]
+) -> Chart | None:
+    """Means per prompt of all sides, with intervals, for the metric that the reader picks; None for none.
 
-    `fill` puts the subject into a prompt template.
+    Metrics without a title are left out: a rival may have one that the candidate lacks. `fill` puts
+    the subject into a prompt template.
     """
     values = [
         {
@@ -154,10 +157,13 @@ def prompt_chart(means: Means, titles: Mapping[str, str], fill: Callable[[str], 
         }
         for (_, prompt), metrics in means.items()
         for metric, sides in metrics.items()
+        if metric in titles
         for side, mean in sides.items()
     ]
     here = {value["metric"] for value in values}
     metrics = [title for title in titles.values() if title in here]
+    if not metrics:
+        return None
     sides = [side for side in SIDES if any(value["model"] == side for value in values)]
     picked = {
         "name": "picked",

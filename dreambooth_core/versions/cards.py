@@ -1,5 +1,6 @@
 """Model cards: what a person must know of a version before using it, in Markdown."""
 
+import json
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from functools import lru_cache
@@ -94,7 +95,7 @@ def render(store: Store, told: Told) -> str:
             metrics=_metrics(told.scores),
             failures=_failures(config, rows),
             copies=sum(row.resembles is not None for row in rows),
-            prompt=_prompt(config),
+            prompt=prompt_literal(config),
             comfy=_comfy(config, found),
         )
     )
@@ -141,14 +142,14 @@ def _failures(config: Config, rows: Sequence[Row]) -> list[Failure]:
     return failures
 
 
-def _prompt(config: Config) -> str:
-    """As other programs must be asked, where new tokens stand for the identifier."""
+def prompt_literal(config: Config) -> str:
+    """What other programs must be asked, as a string of Python; new tokens stand for the identifier."""
     text = config.subject.fill("a photo of {subject}")
-    if config.train.method not in INVERSIONS:
-        return text
-    from dreambooth_core import inversion
+    if config.train.method in INVERSIONS:
+        from dreambooth_core import inversion
 
-    return inversion.spell(inversion.tokens_of(config), text)
+        text = inversion.spell(inversion.tokens_of(config), text)
+    return json.dumps(text, ensure_ascii=False)
 
 
 def _comfy(config: Config, found: Ancestry) -> list[tuple[str, str]]:

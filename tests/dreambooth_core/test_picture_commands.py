@@ -34,7 +34,8 @@ def order(path: Path) -> Path:
     document = {
         "name": "cards",
         "models": "dog",
-        "prompts": ["{subject} on the beach", "a {class}"],
+        # with an end of lines that JSON lines do not end at, as it is copied from documents
+        "prompts": ["{subject} on the beach", "a {class}\u2028"],
         "seeds": 2,
     }
     path.write_text(json.dumps(document))  # which is YAML as well
@@ -42,8 +43,7 @@ def order(path: Path) -> Path:
 
 
 def rows(folder: Path) -> list[dict[str, Any]]:
-    lines = (folder / "manifest.jsonl").read_text().splitlines()
-    return [json.loads(line) for line in lines]
+    return [json.loads(line) for line in (folder / "manifest.jsonl").read_bytes().splitlines()]
 
 
 def test_an_order_in_yaml_becomes_a_gallery_and_is_drawn_once(work: Path, tmp_path: Path) -> None:
@@ -53,7 +53,8 @@ def test_an_order_in_yaml_becomes_a_gallery_and_is_drawn_once(work: Path, tmp_pa
     assert all(Path(line).parent == out and Path(line).is_file() for line in told)
     found = rows(out)
     assert (
-        sorted(row["prompt"] for row in found) == ["a robot"] * 2 + ["sks robot on the beach"] * 2
+        sorted(row["prompt"] for row in found)
+        == ["a robot\u2028"] * 2 + ["sks robot on the beach"] * 2
     )
     again = json.loads(typed(work, "sample", str(path), "--out", str(out), "--json"))
     assert (again["tally"]["made"], again["tally"]["found"]) == (0, 4)
@@ -91,6 +92,9 @@ def test_a_model_draws_its_prompts(work: Path, tmp_path: Path) -> None:
     assert [path.name for path in paths] == sorted(path.name for path in out.iterdir())
     assert len(paths) == 2
     assert all(path.name.startswith("dog-v1-") for path in paths)
+    others = ("--prompt", "{subject} at night", *asked[2:])
+    assert not {*json.loads(typed(work, "sample", "dog", *others))} & {*map(str, paths)}
+    assert len(list(out.iterdir())) == 4, "nothing was written over"
 
 
 @pytest.mark.parametrize(

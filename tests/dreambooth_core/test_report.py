@@ -290,6 +290,21 @@ class TestWritten:
         assert again == (first, True)
         assert Path(first.path).read_bytes() == page
 
+    def test_a_standing_that_comes_back_brings_its_page(self, tracked_config, file_store):
+        """Not that of another one, which lies at the same address."""
+        first, _ = report.write_report(tracked_config, file_store, self.results, STAGES)
+        page = Path(first.path).read_bytes()
+        version = self.results.version.model_copy(update={"aliases": ("previous",)})
+        moved = self.results.model_copy(update={"version": version})
+        second, reused = report.write_report(tracked_config, file_store, moved, STAGES)
+        assert (second.uri, reused) == (first.uri, False)
+        assert Path(first.path).read_bytes() != page
+        assert report.write_report(tracked_config, file_store, self.results, {}) == (first, True)
+        assert Path(first.path).read_bytes() == page
+        assert file_store.get(first.uri.removeprefix(f"{file_store.uri}/")) == page
+        artifact = self.client.download_artifacts(self.run, tracking.REPORT)
+        assert Path(artifact).read_bytes() == page
+
     def test_another_verdict_is_another_page(self, tracked_config, file_store):
         first, _ = report.write_report(tracked_config, file_store, self.results, STAGES)
         without = self.results.model_copy(update={"verdict": None})

@@ -131,8 +131,8 @@ def test_what_cannot_mix_is_refused_before_anything_is_drawn(shop: Ordered):
     for mix in ("whole:0.5", "dog + whole"):
         with pytest.raises(ConfigError, match=r"whole in .* is a full training"):
             shop.plan(shop.order(models=mix))
-    with pytest.raises(ConfigError, match="size 30 x 32 must be multiples of 8"):
-        shop.plan(shop.order(size=[30, 32]))
+    with pytest.raises(ConfigError, match="size 36 x 32 must be multiples of 8"):
+        shop.plan(shop.order(size=[36, 32]))
     assert not list(shop.store.keys("images/"))
 
 
@@ -172,12 +172,18 @@ def test_kill_nine_loses_nothing_that_was_committed(shop: Ordered):
 
 def test_the_pace_is_of_what_is_drawn():
     told: list[tuple[int, int, str]] = []
-    now = iter([10.0, 10.0, 20.0, 30.0, 40.0])
+    now = iter([10.0, 30.0, 50.0])
     pace = Pace(
-        total=125, done=1, progress=lambda *said: told.append(said), clock=lambda: next(now)
+        total=125, found=1, progress=lambda *said: told.append(said), clock=lambda: next(now)
     )
-    for drawn in (False, True, True, True, True):
-        pace.one_more(drawn)
-    assert told[0] == (2, 125, "images")
-    assert told[1] == (3, 125, "images")
+    for drawn in (False, True, True):
+        pace.committed(drawn)
+    assert told == [(2, 125, "images"), (3, 125, "images"), (4, 125, "images")]
+    # a forward is over, and the next one's images come out at once
+    pace.forward(2)
+    for _ in range(2):
+        pace.committed(True)
     assert told[-1] == (6, 125, "images, 0.10 images/s, 19 min 50 s left")
+    # others have drawn what is not committed here yet
+    pace.forward(6)
+    assert told[-1] == (10, 125, "images, 0.20 images/s, 9 min 35 s left")

@@ -1,5 +1,6 @@
 """Orders: what they ask for, and what is wrong with them, in one sentence."""
 
+import json
 from pathlib import Path
 from typing import Any
 
@@ -89,6 +90,9 @@ def test_mixtures():
         ({"groups": []}, "groups"),
         ({"seeds": 2000}, "these are 2000 images, more than limit 1000: ask for fewer, or raise"),
         ({"name": "a/b"}, "name"),
+        ({"steps": [20, 1500]}, "steps"),
+        ({"size": [200000, 64]}, "size"),
+        ({"prompts": "{subject:>30}"}, "has {subject:>30}, but may only hold"),
     ],
 )
 def test_what_is_wrong_is_said(tmp_path: Path, document: dict[str, Any], sentence: str):
@@ -108,13 +112,33 @@ def test_what_is_wrong_is_said(tmp_path: Path, document: dict[str, Any], sentenc
         ("models,prompts\n", "has no rows"),
         ("models,prompts\ndog,a,b\n", "row 1 has not as many cells as there are columns"),
         ("models,prompts\ndog\n", "row 1 has not as many cells"),
-        ("models,prompts,seeds\ndog,a,many\n", "groups.0.seeds"),
+        ("models,prompts,seeds\ndog,a,many\n", "row 1: seeds"),
+        ("models,prompts,seeds\ndog,a,1\n,,\ndog,a,many\n", "row 3: seeds"),
+        ("models,prompts,prompts\ndog,a,b\n", "a column 'prompts' that is unknown or stands twice"),
+        ("Models,Prompts\ndog,a\n", "a column 'Models' that is unknown"),
+        ("models;prompts\ndog;a\n", "a column 'models;prompts' that is unknown"),
     ],
 )
 def test_what_is_wrong_with_a_csv_is_said(tmp_path: Path, text: str, sentence: str):
     path = tmp_path / "order.csv"
     path.write_text(text)
     with pytest.raises(ConfigError, match=sentence):
+        read_order(path)
+
+
+def test_rows_without_text_are_what_spreadsheets_leave(tmp_path: Path):
+    path = tmp_path / "order.csv"
+    path.write_text("models,prompts\ndog,a\n,\n , \n")
+    assert len(read_order(path).groups) == 1
+
+
+def test_a_character_in_two_halves_is_one(tmp_path: Path):
+    """As JSON writes what is beyond 16 bits, which is YAML too."""
+    path = tmp_path / "order.yaml"
+    path.write_text(json.dumps({"models": "dog", "prompts": "a \N{DOG FACE}"}))
+    assert read_order(path).groups[0].prompts == ("a \N{DOG FACE}",)
+    path.write_text('{"models": "dog", "prompts": "a \\ud83d"}')
+    with pytest.raises(ConfigError, match="not readable YAML"):
         read_order(path)
 
 

@@ -42,6 +42,20 @@ def test_a_config_stands_for_its_finished_training(tiny_config: Config, tmp_path
         palettes.mixtures(_order(str(path)), members, Ordered(tiny_config).store)
 
 
+def test_two_models_of_one_name_are_told_apart(tiny_config: Config, tmp_path: Path):
+    """Or one would draw what the other one is asked for, into the other one's place."""
+    paths = [str(tmp_path / f"{name}.yaml") for name in ("here", "there")]
+    for path in paths:
+        Path(path).write_text(tiny_config.model_dump_json())
+    members = palettes.find_members(_order(*paths), None, tiny_config.paths.work)
+    assert [members[path].name for path in paths] == [f"tiny ({path})" for path in paths]
+    shop = Ordered(tiny_config)
+    shop.add("dog")
+    order = _order("dog:0.5", "dog:0.50000001", "dog:2.0")
+    mixes = palettes.mixtures(order, shop.members, shop.store).values()
+    assert {mix.name for mix in mixes} == {"dog/1:0.5", "dog/1:0.50000001", "dog/1:2"}
+
+
 def test_models_of_two_stores_are_two_orders(tiny_config: Config, tmp_path: Path):
     paths = [tmp_path / f"{name}.yaml" for name in ("here", "there")]
     for path in paths:

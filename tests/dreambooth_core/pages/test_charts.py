@@ -156,6 +156,8 @@ def test_prompts_show_every_side_for_the_first_metric_and_offer_the_others():
         },
         ("accessory", "{subject} in a hat"): {"identity": means() | means("base", 0.2)},
     }
+    # the candidate has no crop, as its subject is nowhere to be seen
+    found["scene", "{subject} on the beach"]["clip_i_crop"] = means("base")
     titles = {"identity": "identity", "clip_i": "CLIP-I"}
     chart = prompt_chart(found, titles, lambda text: text.format(subject="sks dog"))
     (picked,) = chart["params"]
