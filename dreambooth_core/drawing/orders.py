@@ -175,10 +175,8 @@ def read_order(path: Path) -> Order:
 
     Without a `name` it has the file's.
     """
-    is_csv, rows = path.suffix == ".csv", dict[int, dict[str, Any]]()
-    if is_csv:
-        rows = _rows(path)
-    document = {"groups": [*rows.values()]} if is_csv else read_yaml(path, "order")
+    rows = _rows(path) if path.suffix == ".csv" else {}
+    document = {"groups": [*rows.values()]} if rows else read_yaml(path, "order")
     try:
         return Order.model_validate({"name": as_name(path.stem) or "order", **document})
     except ValidationError as error:

@@ -155,10 +155,8 @@ def _is_of(drawn: Drawn, wanted: tuple[set[str], set[str]]) -> bool:
 def _of_orders(store: Store) -> Iterator[Drawn]:
     for key in store.keys("orders/"):
         if key.endswith("/manifest.jsonl"):
-            for line in store.get(
-                key
-            ).splitlines():  # of bytes: a prompt may hold other ends of lines
-                row = json.loads(line)
+            # of bytes, since a prompt may hold what ends a line of text
+            for row in map(json.loads, store.get(key).splitlines()):
                 yield Drawn(
                     image=Blob(sha256=row["sha256"], size=row["bytes"]),
                     prompt=row["prompt"],
