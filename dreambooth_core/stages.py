@@ -30,30 +30,18 @@ def once(
     result goes to `<stage>/<key>/result.json`, last. Of several makers at once the first one's
     result counts for all. What is found but is not `good` any more is made anew, under another key.
     """
-    found, reused = _once(store, stage, inputs, kind, make)
     attempts = 0
-    while reused and not good(found):
+    while True:
+        key = stage_key(stage, {**inputs, "attempts": attempts} if attempts else inputs)
+        place = f"{stage}/{key}/{RESULT}"
+        stored = _found(store, place, kind)
+        if stored is None:
+            made = make(key)
+            kept = made if put_record(store, place, made) else get_record(store, place, kind)
+            return kept or made, False
+        if good(stored):
+            return stored, True
         attempts += 1
-        found, reused = _once(store, stage, {**inputs, "attempts": attempts}, kind, make)
-    return found, reused
-
-
-def _once(
-    store: Store,
-    stage: str,
-    inputs: Mapping[str, object],
-    kind: type[R],
-    make: Callable[[str], R],
-) -> tuple[R, bool]:
-    key = stage_key(stage, inputs)
-    place = f"{stage}/{key}/{RESULT}"
-    stored = _found(store, place, kind)
-    if stored is not None:
-        return stored, True
-    made = make(key)
-    if put_record(store, place, made):
-        return made, False
-    return get_record(store, place, kind) or made, False
 
 
 def once_alone(
