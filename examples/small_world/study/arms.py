@@ -199,7 +199,7 @@ QUESTIONS = (
         "With the subject found in the photos and the rest of them counting little, or on whole photos.",
         (OURS, NO_MASKS),
         subjects=FEW,
-        seeds=(0,),
+        seeds=(0, 1),
     ),
     Question(
         "weighting",
@@ -243,7 +243,7 @@ QUESTIONS = (
         "Whether the first answer is one about schedules: the script on a cosine too, at the same mean rate.",
         (OURS, DIFFUSERS, DIFFUSERS_COSINE),
         subjects=FEW,
-        seeds=(0,),
+        seeds=(0, 1),
     ),
     Question(
         "against_diffusers_literal",
@@ -280,7 +280,7 @@ QUESTIONS = (
         "The first so many of the eight, five by default; measured against the first five in every case.",
         tuple(photos(count) for count in (5, 1, 2, 3, 4, 6, 7, 8)),
         subjects=FEW,
-        seeds=(0,),
+        seeds=(0, 1),
     ),
     Question(
         "ranks",
@@ -289,7 +289,7 @@ QUESTIONS = (
         "since prior prediction is for adapters.",
         (*(lora(rank) for rank in (64, 1, 4, 16)), FULL),
         subjects=FEW,
-        seeds=(0,),
+        seeds=(0, 1),
     ),
     Question(
         "steps",
@@ -297,7 +297,7 @@ QUESTIONS = (
         "Too few, enough (250, the recipe's), too many.",
         tuple(steps(count) for count in (250, 60, 120, 500, 1000)),
         subjects=FEW,
-        seeds=(0,),
+        seeds=(0, 1),
     ),
     Question(
         "recipe",
