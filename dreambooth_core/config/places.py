@@ -2,7 +2,6 @@
 
 from pathlib import Path
 from typing import Self
-from urllib.parse import urlsplit
 
 from pydantic import model_validator
 
@@ -31,13 +30,4 @@ class Storage(Section):
         known = plugins.names("dreambooth_core.storage")
         if "://" not in self.uri or scheme not in known:
             raise ValueError(f"storage.uri must start with one of {', '.join(known)}, then ://")
-        return self
-
-    @model_validator(mode="after")
-    def _public(self) -> Self:
-        if self.endpoint and urlsplit(self.endpoint).username is not None:
-            raise ValueError(
-                "storage.endpoint is stored with the run and must hold no credentials: they are taken "
-                "from the environment, as AWS_ACCESS_KEY_ID and AWS_SECRET_ACCESS_KEY"
-            )
         return self
