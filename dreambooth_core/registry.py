@@ -7,6 +7,7 @@ none without its weights: they are looked for in the store before it is made.
 import json
 import secrets
 from collections.abc import Iterator
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -48,31 +49,18 @@ def register(
     """Complete the run, register the version and give it the alias `candidate`.
 
     The same weights with the same scores, and the same word on licence, provenance and consent, find
-    the same version again, as long as MLflow has it; it becomes the candidate once more if another has
-    been in between. Raises `StageFailed` when MLflow does not answer, and
-    `StorageError` when the store lacks a file of the weights.
+    the same version again, as long as MLflow has it; it becomes the candidate once more if another
+    has been in between. Raises `StageFailed` when MLflow does not answer, and `StorageError` when
+    the store lacks a file of the weights.
     """
     found = Ancestry(instance, classes, weights, scores)
-    inputs = {
-        "name": config.name,
-        "tracking": tracking.identity(config),
-        "storage": store.uri,
-        "instance": instance.digest,
-        "classes": classes.digest if classes else None,
-        "weights": weights.digest,
-        "scores": scores.digest,
-        "licence": config.model.licence,
-        "told": [(subject.provenance, subject.consent) for subject in config.subjects],
-        "form": 2,  # of what is written
-    }
     check_stored(store, weights)
-    client = tracking.open_client(config)
+    client, key = tracking.open_client(config), _key(config, store, found)
     book = open_book(client, config, store)
-    word = stage_key("register", inputs)
 
-    def make(key: str) -> ModelVersion:
+    def make(_: str) -> ModelVersion:
         origin = origin_of(config, store, found)
-        tags = {**_tags(config, origin, found), tracking.KEY: word}
+        tags = {**_tags(config, origin, found), tracking.KEY: key}
         run, model = entries.log_run(client, config, _entry(config, store, tags, found, client))
         made = {"run_id": run, "model_id": model}
         made["version"] = _version(client, config.name, run, model, tags)
@@ -83,12 +71,8 @@ def register(
             name=config.name, version=origin.version, aliases=(CANDIDATE,), run_id=run
         )
 
-    def good(version: ModelVersion) -> bool:
-        there = lookups.found(lambda: client.get_model_version(version.name, version.version))
-        own = there is not None and there.tags.get(tracking.KEY) == word
-        return own and lookups.has_run(client, version.run_id)
-
-    inputs["registry"] = book.registry
+    inputs = {"registered": key, "registry": book.registry}
+    good = partial(_is_there, client, key)
     version, reused = once(store, "register", inputs, ModelVersion, make, good)
     standing = _become_candidate(config, book, version.version)
     return version.model_copy(update={"aliases": standing.of(version.version)}), reused
@@ -187,6 +171,30 @@ def check_stored(store: Store, weights: Weights) -> None:
                 f"{name} of the weights {weights.digest[:16]}... is not in {store.uri}, and no "
                 f"version goes without its weights: delete {weights.uri} and train again"
             )
+
+
+def _key(config: Config, store: Store, found: Ancestry) -> str:
+    """Of all that a version says, in whatever registry: its run and it have it as a tag."""
+    inputs = {
+        "name": config.name,
+        "tracking": tracking.identity(config),
+        "storage": store.uri,
+        "instance": found.instance.digest,
+        "classes": found.classes.digest if found.classes else None,
+        "weights": found.weights.digest,
+        "scores": found.scores.digest,
+        "licence": config.model.licence,
+        "told": [(subject.provenance, subject.consent) for subject in config.subjects],
+        "form": 2,  # of what is written
+    }
+    return stage_key("register", inputs)
+
+
+def _is_there(client: Any, key: str, version: ModelVersion) -> bool:
+    """Whether MLflow still has the version, and under its number no other one."""
+    known = lookups.found(lambda: client.get_model_version(version.name, version.version))
+    own = known is not None and known.tags.get(tracking.KEY) == key
+    return own and lookups.has_run(client, version.run_id)
 
 
 def _entry(

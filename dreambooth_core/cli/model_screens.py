@@ -3,15 +3,14 @@
 from collections.abc import Sequence
 
 from dreambooth_core.cli.printing import print_json, print_table
+from dreambooth_core.config.results import PRIMARY
 from dreambooth_core.versions.aliases import Standing
 from dreambooth_core.versions.differences import Difference
 from dreambooth_core.versions.lineage import Lineage
 from dreambooth_core.versions.views import Listed
 
-SUBJECT = ("identity", "subject_fidelity")
-"""The first one that was measured has a column in the table of models."""
 SHOWN = ("prompt_fidelity", "prior_drift")
-"""These have one too."""
+"""Metrics with a column in the table of models, behind the first of what gates decide by."""
 
 
 def show_models(models: Sequence[Listed], as_json: bool) -> None:
@@ -20,7 +19,7 @@ def show_models(models: Sequence[Listed], as_json: bool) -> None:
         print_json([model.model_dump(mode="json") for model in models])
         return
     measured = {name for model in models for name in model.metrics}
-    subject = [name for name in SUBJECT if name in measured][:1]
+    subject = [name for name in PRIMARY if name in measured][:1]
     names = [*subject, *(name for name in SHOWN if name in measured)]
     rows = [
         [

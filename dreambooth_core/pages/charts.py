@@ -146,20 +146,7 @@ def prompt_chart(
     Metrics without a title are left out: a rival may have one that the candidate lacks. `fill` puts
     the subject into a prompt template.
     """
-    values = [
-        {
-            "prompt": fill(prompt),
-            "metric": titles[metric],
-            "model": side,
-            "mean": mean.value,
-            "low": mean.low,
-            "high": mean.high,
-        }
-        for (_, prompt), metrics in means.items()
-        for metric, sides in metrics.items()
-        if metric in titles
-        for side, mean in sides.items()
-    ]
+    values = _prompt_values(means, titles, fill)
     here = {value["metric"] for value in values}
     metrics = [title for title in titles.values() if title in here]
     if not metrics:
@@ -217,6 +204,25 @@ def smoothed(points: Sequence[Point]) -> list[Point]:
         total, weight = keep * total + loss, keep * weight + 1
         found.append((step, total / weight))
     return found
+
+
+def _prompt_values(
+    means: Means, titles: Mapping[str, str], fill: Callable[[str], str]
+) -> list[dict[str, Any]]:
+    return [
+        {
+            "prompt": fill(prompt),
+            "metric": titles[metric],
+            "model": side,
+            "mean": mean.value,
+            "low": mean.low,
+            "high": mean.high,
+        }
+        for (_, prompt), metrics in means.items()
+        for metric, sides in metrics.items()
+        if metric in titles
+        for side, mean in sides.items()
+    ]
 
 
 def _with_means(points: Sequence[Point]) -> list[tuple[Point, Point]]:

@@ -10,6 +10,7 @@ from typing import Any
 from dreambooth_core import exports
 from dreambooth_core.blobs import get_blob
 from dreambooth_core.config import INVERSIONS, Config
+from dreambooth_core.config.results import PRIMARY
 from dreambooth_core.lookups import has_run
 from dreambooth_core.metrics import catalogue
 from dreambooth_core.records import Row, Scores, Table, Verdict
@@ -19,9 +20,8 @@ from dreambooth_core.versions.origins import Ancestry, Origin
 
 WORST = 3
 """Images shown that score lowest."""
-IDENTITY = ("identity", "subject_fidelity_crop", "subject_fidelity")
 PROMPTS = ("prompt_fidelity",)
-"""Of these the first one that was measured says which images fail."""
+"""Of these, and of what gates decide by, the first one that was measured says which images fail."""
 COMFY = {
     "lora_comfy": "models/loras/",
     "lora_kohya": "models/loras/",
@@ -128,7 +128,7 @@ def _rows(store: Store, scores: Scores) -> tuple[Row, ...]:
 def _failures(config: Config, rows: Sequence[Row]) -> list[Failure]:
     """The images with the lowest identity, then those with the lowest prompt fidelity."""
     known, failures = catalogue(), []
-    for names in (IDENTITY, PROMPTS):
+    for names in (PRIMARY, PROMPTS):
         name = next((name for name in names if any(name in row.scores for row in rows)), None)
         if name is None:
             continue
