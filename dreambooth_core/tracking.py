@@ -167,8 +167,8 @@ def flat(document: Mapping[str, Any], prefix: str = "") -> dict[str, str]:
 
 
 def without_password(uri: str) -> str:
-    """`scheme://user:secret@host` -> `scheme://host`; a secret may hold an `@` itself."""
-    return re.sub(r"(?<=://)[^/?#\s]+@", "", uri)
+    """`scheme://user:secret@host` -> `scheme://host`; rather too much than a part of a secret."""
+    return re.sub(r"(?<=://)[^/\s]+@", "", uri)
 
 
 def runs_with(client: Any, experiment: str, tag: str, value: str) -> list[Any]:

@@ -243,5 +243,5 @@ def test_no_registry_at_all(tmp_path):
 
 
 def test_parameters_are_flat_and_without_passwords():
-    document = {"a": {"b": 1, "uri": "http://me:s@cret@host/x?y=a@b"}, "c": None}
+    document = {"a": {"b": 1, "uri": "http://me:s@c?r#et@host/x?y=a@b"}, "c": None}
     assert tracking.flat(document) == {"a.b": "1", "a.uri": "http://host/x?y=a@b", "c": "None"}
