@@ -11,7 +11,7 @@ ROOT = Path(__file__).parent.parent
 CORE = ROOT / "dreambooth_core"
 
 LEVELS = [
-    "config records errors plugins objectives prompts randomness processes console guard curves "
+    "config records errors plugins objectives prompts randomness processes console guard curves threads "
     "telemetry "
     "pages photos judging drawing trainer versions "
     "drawing.orders "

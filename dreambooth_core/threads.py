@@ -1,0 +1,51 @@
+"""How OpenMP's threads wait for each other, chosen before torch loads OpenMP."""
+
+import os
+import time
+from collections.abc import MutableMapping
+from pathlib import Path
+
+CHOSEN = "DREAMBOOTH_CHOSE_WAIT_POLICY"
+"""Set where the policy in the environment is our choice, which a child process makes again."""
+_LOAD = Path("/proc/loadavg")
+_SAMPLES = 5
+_PAUSE_SECONDS = 0.002
+
+
+def choose_wait_policy(environment: MutableMapping[str, str]) -> None:
+    """Set OMP_WAIT_POLICY=PASSIVE in `environment` where other programs need the cores now.
+
+    Threads that spin while they wait (libgomp's default) train 1.4 to 2 times as fast as threads that
+    sleep, on a machine that does nothing else. Beside one busy process they are half as fast or worse:
+    the scheduler takes the core from the thread that the others spin for. A policy or a spin count
+    that the user has set stays.
+    """
+    ours = environment.pop(CHOSEN, None) is not None
+    if "GOMP_SPINCOUNT" in environment or ("OMP_WAIT_POLICY" in environment and not ours):
+        return
+    environment.pop("OMP_WAIT_POLICY", None)
+    if is_busy(spare=_cores() - int(environment.get("OMP_NUM_THREADS") or _cores())):
+        environment.update({"OMP_WAIT_POLICY": "PASSIVE", CHOSEN: "1"})
+
+
+def is_busy(spare: int = 0) -> bool:
+    """Whether other programs needed more than `spare` cores in most of some samples within 10 ms.
+
+    From /proc/loadavg, whose fourth field counts the runnable threads of the machine, ours included;
+    False where the system has no such file.
+    """
+    try:
+        return sum(_others() > spare for _ in range(_SAMPLES)) > _SAMPLES // 2
+    except OSError:
+        return False
+
+
+def _cores() -> int:
+    if hasattr(os, "sched_getaffinity"):
+        return len(os.sched_getaffinity(0))
+    return os.cpu_count() or 1
+
+
+def _others() -> int:
+    time.sleep(_PAUSE_SECONDS)
+    return int(_LOAD.read_text().split()[3].split("/")[0]) - 1

@@ -1,0 +1,62 @@
+"""Spinning threads on a machine that is free, sleeping ones on a machine that is not."""
+
+import os
+import subprocess
+import sys
+from collections.abc import Iterator
+
+import pytest
+
+from dreambooth_core import threads
+
+SHOW = "import dreambooth_core, os; print(os.environ.get('OMP_WAIT_POLICY'))"
+
+
+def _policy(**variables: str) -> str:
+    unset = {"OMP_WAIT_POLICY", "GOMP_SPINCOUNT", threads.CHOSEN}
+    kept = {name: value for name, value in os.environ.items() if name not in unset}
+    command = [sys.executable, "-c", SHOW]
+    out = subprocess.run(command, env=kept | variables, capture_output=True, check=True, text=True)
+    return out.stdout.strip()
+
+
+@pytest.fixture
+def busy_cores() -> Iterator[None]:
+    """A busy process per core."""
+    count = os.cpu_count() or 1
+    processes = [subprocess.Popen([sys.executable, "-c", "while 1: pass"]) for _ in range(count)]
+    yield
+    for process in processes:
+        process.kill()
+        process.wait()
+
+
+@pytest.mark.usefixtures("busy_cores")
+@pytest.mark.skipif(not sys.platform.startswith("linux"), reason="reads /proc/loadavg")
+def test_threads_sleep_where_other_programs_need_the_cores() -> None:
+    assert _policy() == "PASSIVE"
+    assert _policy(GOMP_SPINCOUNT="1000") == "None"
+    assert _policy(OMP_WAIT_POLICY="ACTIVE") == "ACTIVE"
+
+
+def test_a_policy_of_ours_is_chosen_anew_by_a_child_and_a_users_is_kept(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setattr(threads, "is_busy", lambda spare: False)
+    inherited = {"OMP_WAIT_POLICY": "PASSIVE", threads.CHOSEN: "1"}
+    threads.choose_wait_policy(inherited)
+    assert inherited == {}
+    own = {"OMP_WAIT_POLICY": "PASSIVE"}
+    threads.choose_wait_policy(own)
+    assert own == {"OMP_WAIT_POLICY": "PASSIVE"}
+
+
+def test_cores_that_no_thread_of_ours_uses_are_for_others(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(threads, "_cores", lambda: 8)
+    monkeypatch.setattr(threads, "_others", lambda: 3)
+    few: dict[str, str] = {"OMP_NUM_THREADS": "5"}
+    threads.choose_wait_policy(few)
+    assert "OMP_WAIT_POLICY" not in few
+    many: dict[str, str] = {"OMP_NUM_THREADS": "6"}
+    threads.choose_wait_policy(many)
+    assert many["OMP_WAIT_POLICY"] == "PASSIVE"
