@@ -19,7 +19,9 @@ from numpy.typing import NDArray
 from examples.small_world.render import SIZE, render_array
 from examples.small_world.shapes import CLASSES
 from examples.small_world.world import (
+    FACES,
     Caption,
+    Faces,
     Identity,
     Scene,
     describe,
@@ -40,10 +42,10 @@ class Corpus(NamedTuple):
     captions: list[list[Caption]]
 
 
-def example(split: str, index: int) -> tuple[Identity, Scene, list[Caption]]:
+def example(split: str, index: int, faces: Faces = FACES) -> tuple[Identity, Scene, list[Caption]]:
     """The `index`-th picture of a split, one new identity each."""
     rng = random.Random(f"{split}/{index}")
-    identity = random_identity(rng, rng.choice(list(CLASSES)))
+    identity = random_identity(rng, rng.choice(list(CLASSES)), faces)
     scene = random_scene(rng)
     told = [_caption(rng, identity, scene) for _ in range(CAPTIONS_EACH)]
     return identity, scene, [truth(identity, scene), *told]

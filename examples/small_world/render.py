@@ -7,12 +7,14 @@ from numpy.typing import NDArray
 from PIL import Image, ImageDraw
 
 from examples.small_world import backgrounds
-from examples.small_world.shapes import BODY, CLASSES, INK, Part, Point, box, ellipse
+from examples.small_world.shapes import BODY, CLASSES, FACE, INK, Part, Point, box, ellipse
 from examples.small_world.world import COLORS, Color, Identity, Scene, rgb
 
 SIZE = 64
 SUPERSAMPLING = 3
 Matrix = tuple[float, float, float, float, float, float]
+Box = tuple[int, int, int, int]
+"""Left, top, right, bottom in pixels; right and bottom are outside of it."""
 
 
 def render(identity: Identity, scene: Scene, size: int = SIZE) -> Image.Image:
@@ -47,6 +49,57 @@ def subject_mask(identity: Identity, scene: Scene, size: int = SIZE) -> NDArray[
     if scene.accessory is not None:
         _stamp(canvas, accessory(scene.accessory, (0, 0, 0), drawing.top), 0, place)
     return np.asarray(canvas.reduce(SUPERSAMPLING)) >= 128
+
+
+def part_masks(identity: Identity, scene: Scene, size: int = SIZE) -> dict[str, NDArray[np.bool_]]:
+    """Part name -> where at least half of a pixel shows it, (size, size). `accessory` is one of them.
+
+    What another part hides is not in a mask; a part that is hidden whole, or outside, has an empty one.
+    """
+    return {
+        name: np.asarray(Image.fromarray(seen * np.uint8(255)).reduce(SUPERSAMPLING)) >= 128
+        for name, seen in _visible(identity, scene, size).items()
+    }
+
+
+def part_boxes(identity: Identity, scene: Scene, size: int = SIZE) -> dict[str, Box]:
+    """Part name -> box around every pixel that shows some of it; parts that are not seen have none.
+
+    `face` is the box around the parts of `shapes.FACE`, where eyes are among those seen.
+    """
+    seen = _visible(identity, scene, size)
+    face = [seen[name] for name in seen if name in FACE]
+    if "eyes" in seen and seen["eyes"].any():
+        seen["face"] = np.logical_or.reduce(face)
+    return {name: _box(where) for name, where in seen.items() if where.any()}
+
+
+def _box(where: NDArray[np.bool_]) -> Box:
+    """The box in pixels of a supersampled mask that is not empty."""
+    ys, xs = where.any(1).nonzero()[0], where.any(0).nonzero()[0]
+    near, far = SUPERSAMPLING, SUPERSAMPLING - 1
+    return (
+        int(xs[0]) // near,
+        int(ys[0]) // near,
+        (int(xs[-1]) + 1 + far) // near,
+        (int(ys[-1]) + 1 + far) // near,
+    )
+
+
+def _visible(identity: Identity, scene: Scene, size: int) -> dict[str, NDArray[np.bool_]]:
+    """Part name -> where it is seen on the supersampled canvas."""
+    side = size * SUPERSAMPLING
+    canvas = Image.new("L", (side, side))
+    drawing = CLASSES[identity.class_noun](identity)
+    place = _placement(scene, side)
+    names = list(dict.fromkeys(part.name for part in drawing.parts))
+    for part in drawing.parts:
+        _stamp(canvas, [part], 1 + names.index(part.name), place)
+    if scene.accessory is not None:
+        names.append("accessory")
+        _stamp(canvas, accessory(scene.accessory, (0, 0, 0), drawing.top), len(names), place)
+    levels = np.asarray(canvas)
+    return {name: levels == 1 + number for number, name in enumerate(names)}
 
 
 def accessory(kind: str, color: Color, top: tuple[float, float, float]) -> list[Part]:

@@ -16,6 +16,10 @@ BODY = "body"
 INK: Color = (30, 28, 34)
 WHITE: Color = (250, 250, 250)
 GLASS: Color = (190, 228, 246)
+FACE = frozenset({"eyes", "nose", "mouth", "muzzle", "whiskers", "visor", "beak"})
+"""Names of the parts that make a face. Classes without `eyes` have none."""
+HEAD_GROWTH = 1.3
+EYE_GROWTH = 1.5
 
 
 class Part(NamedTuple):
@@ -24,6 +28,8 @@ class Part(NamedTuple):
     points: list[Point]
     fill: Color | str
     outline: bool = True
+    name: str = "body"
+    """What it depicts; several parts may have one name, as two eyes have."""
 
 
 class Drawing(NamedTuple):
@@ -70,140 +76,172 @@ def bow(x: float, y: float, radius: float, start: float, end: float, width: floa
 def eyes(x: float, y: float, gap: float, size: float) -> list[Part]:
     parts = []
     for side in (-1, 1):
-        parts.append(Part(ellipse(x + side * gap, y, size, size * 1.1, n=12), WHITE, False))
-        parts.append(Part(ellipse(x + side * gap, y, size * 0.6, size * 0.7, n=10), INK, False))
+        parts.append(
+            Part(ellipse(x + side * gap, y, size, size * 1.1, n=12), WHITE, False, name="eyes")
+        )
+        pupil = ellipse(x + side * gap, y, size * 0.6, size * 0.7, n=10)
+        parts.append(Part(pupil, INK, False, name="eyes"))
     return parts
+
+
+def growth(i: Identity) -> tuple[float, float]:
+    """Factors of heads and of eyes over the small ones."""
+    return (HEAD_GROWTH, EYE_GROWTH) if i.faces == "large" else (1.0, 1.0)
 
 
 def cat(i: Identity) -> Drawing:
     a, b, c = i.proportions
     second = rgb(i.second)
-    head, wide, ear = 0.36 + 0.06 * a, 0.4 + 0.1 * b, 0.26 + 0.1 * c
-    y = -0.36
-    parts = (
-        [Part(bow(0.42, 0.34, 0.42, -1.3, 1.4, 0.16), BODY)]
+    k, e = growth(i)
+    head, wide, ear = (0.36 + 0.06 * a) * k, 0.4 + 0.1 * b, 0.26 + 0.1 * c
+    y = -0.36 if k == 1 else -0.22
+    tail = (
+        bow(0.42, 0.34, 0.42, -1.3, 1.4, 0.16)
         if i.variant != 2
-        else [Part(strip(0.3, 0.6, 0.85, 0.0, 0.17), BODY)]
+        else strip(0.3, 0.6, 0.85, 0.0, 0.17)
     )
+    parts = [Part(tail, BODY, name="tail")]
     parts.append(Part(ellipse(0, 0.42, wide, 0.5), BODY))
     for side in (-1, 1):
         tip = (side * head * (0.95 if i.variant else 0.7), y - head - ear)
-        parts.append(
-            Part([(side * head * 0.95, y - 0.08), tip, (side * 0.06, y - head * 0.9)], BODY)
-        )
-        parts.append(Part(ellipse(side * 0.2, 0.86, 0.16, 0.1, n=14), second if i.extra else BODY))
-    parts.append(Part(ellipse(0, y, head * 1.12, head), BODY))
-    if i.extra:
-        parts.append(Part(ellipse(0, 0.48, wide * 0.55, 0.3), second, False))
-    parts += eyes(0, y - 0.06, 0.16, 0.1)
-    parts.append(Part([(-0.06, y + 0.08), (0.06, y + 0.08), (0, y + 0.16)], (235, 120, 140), False))
+        ears = [(side * head * 0.95, y - 0.08), tip, (side * 0.06, y - head * 0.9)]
+        parts.append(Part(ears, BODY, name="ears"))
+        paw = ellipse(side * 0.2, 0.86, 0.16, 0.1, n=14)
+        parts.append(Part(paw, second if i.extra else BODY, name="legs"))
+    if i.extra and k > 1:
+        parts.append(Part(ellipse(0, 0.48, wide * 0.55, 0.3), second, False, name="belly"))
+    parts.append(Part(ellipse(0, y, head * 1.12, head), BODY, name="head"))
+    if i.extra and k == 1:
+        parts.append(Part(ellipse(0, 0.48, wide * 0.55, 0.3), second, False, name="belly"))
+    parts += eyes(0, y - 0.06 * k, 0.16 * e, 0.1 * e)
+    nose = [(-0.06 * k, y + 0.08 * k), (0.06 * k, y + 0.08 * k), (0, y + 0.16 * k)]
+    parts.append(Part(nose, (235, 120, 140), False, name="nose"))
     for side in (-1, 1):
-        parts.append(Part(strip(side * 0.1, y + 0.14, side * 0.5, y + 0.1, 0.03), INK, False))
+        whisker = strip(side * 0.1 * k, y + 0.14 * k, side * 0.5 * k, y + 0.1 * k, 0.03)
+        parts.append(Part(whisker, INK, False, name="whiskers"))
     return Drawing(parts, (0, y - head * 0.85, head * 1.1))
 
 
 def dog(i: Identity) -> Drawing:
     a, b, c = i.proportions
     second = rgb(i.second)
-    head, wide, ear = 0.36 + 0.05 * a, 0.38 + 0.1 * b, 0.3 + 0.12 * c
-    y = -0.38
-    parts = [Part(strip(0.25, 0.45, 0.85, 0.05 - 0.2 * i.variant, 0.15), BODY)]
+    k, e = growth(i)
+    head, wide, ear = (0.36 + 0.05 * a) * k, 0.38 + 0.1 * b, 0.3 + 0.12 * c
+    y, collar = (-0.38, 0.0) if k == 1 else (-0.26, 0.24)
+    parts = [Part(strip(0.25, 0.45, 0.85, 0.05 - 0.2 * i.variant, 0.15), BODY, name="tail")]
     parts.append(Part(ellipse(0, 0.38, wide, 0.46), BODY))
     for side in (-1, 1):
-        parts.append(Part(box(side * 0.24 - 0.11, 0.5, side * 0.24 + 0.11, 0.95), BODY))
-    parts.append(Part(ellipse(0, y, head, head), BODY))
+        leg = box(side * 0.24 - 0.11, 0.5, side * 0.24 + 0.11, 0.95)
+        parts.append(Part(leg, BODY, name="legs"))
+    parts.append(Part(ellipse(0, y, head, head), BODY, name="head"))
     for side in (-1, 1):
         if i.variant == 1:
-            parts.append(
-                Part(ellipse(side * head * 0.85, y - head * 0.8, ear * 0.55, ear * 0.55), second)
-            )
+            ears = ellipse(side * head * 0.85, y - head * 0.8, ear * 0.55, ear * 0.55)
         else:
             tilt = side * (-0.5 if i.variant == 0 else 0.2)
-            parts.append(
-                Part(ellipse(side * (head + 0.03), y + 0.05, ear * 0.45, ear, tilt), second)
-            )
-    parts.append(Part(ellipse(0, y + 0.16, 0.22, 0.17), WHITE if i.extra else second))
-    parts.append(Part(ellipse(0, y + 0.08, 0.09, 0.07, n=12), INK, False))
-    parts += eyes(0, y - 0.1, 0.15, 0.085)
+            ears = ellipse(side * (head + 0.03), y + 0.05, ear * 0.45, ear, tilt)
+        parts.append(Part(ears, second, name="ears"))
+    muzzle = ellipse(0, y + 0.16 * k, 0.22 * k, 0.17 * k)
+    parts.append(Part(muzzle, WHITE if i.extra else second, name="muzzle"))
+    parts.append(Part(ellipse(0, y + 0.08 * k, 0.09 * k, 0.07 * k, n=12), INK, False, name="nose"))
+    parts += eyes(0, y - 0.1 * e, 0.15 * e, 0.085 * e)
     if i.extra:
-        parts.append(Part(box(-0.3, -0.06, 0.3, 0.04), second))
-        parts.append(Part(ellipse(0, 0.08, 0.08, 0.08, n=12), (245, 200, 40)))
+        parts.append(Part(box(-0.3, -0.06 + collar, 0.3, 0.04 + collar), second, name="collar"))
+        tag = ellipse(0, 0.08 + collar, 0.08, 0.08, n=12)
+        parts.append(Part(tag, (245, 200, 40), name="collar"))
     return Drawing(parts, (0, y - head * 0.9, head))
 
 
 def bird(i: Identity) -> Drawing:
     a, b, c = i.proportions
     second = rgb(i.second)
+    k, e = growth(i)
     wide, high, beak = 0.5 + 0.1 * a, 0.5 + 0.08 * b, 0.24 + 0.12 * c
-    parts = [
-        Part([(0.3, 0.25), (0.95, 0.05 + 0.3 * (i.variant - 1)), (0.9, 0.45), (0.35, 0.5)], second)
-    ]
+    orange = (240, 150, 40)
+    tail = [(0.3, 0.25), (0.95, 0.05 + 0.3 * (i.variant - 1)), (0.9, 0.45), (0.35, 0.5)]
+    parts = [Part(tail, second, name="tail")]
     for x in (-0.14, 0.12):
-        parts.append(Part(strip(x, 0.5, x - 0.02, 0.95, 0.07), (240, 150, 40)))
-        parts.append(Part(strip(x - 0.16, 0.94, x + 0.1, 0.94, 0.07), (240, 150, 40), False))
+        parts.append(Part(strip(x, 0.5, x - 0.02, 0.95, 0.07), orange, name="legs"))
+        foot = strip(x - 0.16, 0.94, x + 0.1, 0.94, 0.07)
+        parts.append(Part(foot, orange, False, name="legs"))
     parts.append(Part(ellipse(0, 0.2, wide, high, 0.25), BODY))
-    parts.append(Part([(-0.55, -0.4), (-0.5 - beak, -0.28), (-0.5, -0.2)], (240, 150, 40)))
-    parts.append(Part(ellipse(-0.28, -0.36, 0.34, 0.32), BODY))
+    left, low = (0.0, 0.0) if k == 1 else (0.1, 0.04)
+    bill = [(-0.55 - left, -0.4), (-0.5 - beak - left, -0.28), (-0.5 - left, -0.2)]
+    parts.append(Part(bill, orange, name="beak"))
+    parts.append(Part(ellipse(-0.28, -0.36 + low, 0.34 * k, 0.32 * k), BODY, name="head"))
+    rise = 0.32 * (k - 1) - low
     if i.variant == 2:
-        for k in (-1, 0, 1):
-            parts.append(Part(strip(-0.26 + 0.1 * k, -0.62, -0.24 + 0.22 * k, -0.92, 0.08), second))
-    parts.append(Part(ellipse(0.14, 0.2, 0.34, 0.2, 0.5), second if i.extra else BODY))
-    parts.append(Part(ellipse(-0.36, -0.42, 0.1, 0.1, n=12), WHITE, False))
-    parts.append(Part(ellipse(-0.38, -0.42, 0.06, 0.06, n=10), INK, False))
-    return Drawing(parts, (-0.28, -0.64, 0.32))
+        for n in (-1, 0, 1):
+            crest = strip(-0.26 + 0.1 * n, -0.62 - rise, -0.24 + 0.22 * n, -0.92 - rise, 0.08)
+            parts.append(Part(crest, second, name="crest"))
+    wing = ellipse(0.14, 0.2, 0.34, 0.2, 0.5)
+    parts.append(Part(wing, second if i.extra else BODY, name="wings"))
+    parts.append(Part(ellipse(-0.36, -0.42, 0.1 * e, 0.1 * e, n=12), WHITE, False, name="eyes"))
+    pupil = ellipse(-0.38, -0.42, 0.06 * e, 0.06 * e, n=10)
+    parts.append(Part(pupil, INK, False, name="eyes"))
+    return Drawing(parts, (-0.28, -0.64 - rise, 0.32 * k))
 
 
 def fish(i: Identity) -> Drawing:
     a, b, c = i.proportions
     second = rgb(i.second)
+    _, e = growth(i)
     long, high, tail = 0.66 + 0.08 * a, 0.42 + 0.14 * b, 0.34 + 0.12 * c
     fork = 0.12 * i.variant
+    top = [(-0.25, -high * 0.8), (0.0, -high - 0.3), (0.35, -high * 0.75)]
+    bottom = [(-0.1, high * 0.8), (0.1, high + 0.24), (0.3, high * 0.7)]
     parts = [
-        Part([(0.42, 0), (0.95, -tail), (0.95 - fork, 0), (0.95, tail)], second),
-        Part([(-0.25, -high * 0.8), (0.0, -high - 0.3), (0.35, -high * 0.75)], second),
-        Part([(-0.1, high * 0.8), (0.1, high + 0.24), (0.3, high * 0.7)], second),
+        Part([(0.42, 0), (0.95, -tail), (0.95 - fork, 0), (0.95, tail)], second, name="tail"),
+        Part(top, second, name="fins"),
+        Part(bottom, second, name="fins"),
         Part(ellipse(-0.12, 0, long, high), BODY),
     ]
     if i.extra:
-        parts.append(Part(ellipse(0.02, 0.08, 0.18, 0.11, 0.4), second))
-    parts.append(Part(ellipse(-0.48, -0.1, 0.14, 0.14, n=14), WHITE))
-    parts.append(Part(ellipse(-0.51, -0.1, 0.07, 0.08, n=10), INK, False))
-    parts.append(Part(bow(-0.7, 0.06, 0.16, 0.2, 1.5, 0.05), INK, False))
+        parts.append(Part(ellipse(0.02, 0.08, 0.18, 0.11, 0.4), second, name="fins"))
+    parts.append(Part(ellipse(-0.48, -0.1, 0.14 * e, 0.14 * e, n=14), WHITE, name="eyes"))
+    pupil = ellipse(-0.51, -0.1, 0.07 * e, 0.08 * e, n=10)
+    parts.append(Part(pupil, INK, False, name="eyes"))
+    parts.append(Part(bow(-0.7, 0.06, 0.16, 0.2, 1.5, 0.05), INK, False, name="mouth"))
     return Drawing(parts, (-0.2, -high * 0.92, 0.4))
 
 
 def robot(i: Identity) -> Drawing:
     a, b, c = i.proportions
     second = rgb(i.second)
-    wide, head, leg = 0.36 + 0.08 * a, 0.28 + 0.07 * b, 0.26 + 0.08 * c
-    y = -0.5
+    k, e = growth(i)
+    wide, head, leg = 0.36 + 0.08 * a, (0.28 + 0.07 * b) * k, 0.26 + 0.08 * c
+    y = -0.5 if k == 1 else -0.42
     parts = []
     for side in (-1, 1):
-        parts.append(Part(box(side * 0.2 - 0.1, 0.45, side * 0.2 + 0.1, 0.55 + leg), second))
-        parts.append(
-            Part(box(side * 0.22 - 0.15, 0.5 + leg, side * 0.22 + 0.15, 0.66 + leg), second)
-        )
-        parts.append(Part(strip(side * wide, -0.1, side * (wide + 0.28), 0.35, 0.17), second))
-        parts.append(Part(ellipse(side * (wide + 0.28), 0.38, 0.11, 0.11, n=12), second))
+        limb = box(side * 0.2 - 0.1, 0.45, side * 0.2 + 0.1, 0.55 + leg)
+        foot = box(side * 0.22 - 0.15, 0.5 + leg, side * 0.22 + 0.15, 0.66 + leg)
+        arm = strip(side * wide, -0.1, side * (wide + 0.28), 0.35, 0.17)
+        hand = ellipse(side * (wide + 0.28), 0.38, 0.11, 0.11, n=12)
+        parts += [Part(limb, second, name="legs"), Part(foot, second, name="legs")]
+        parts += [Part(arm, second, name="arms"), Part(hand, second, name="arms")]
         if i.variant != 1:
             x = side * head * 0.6
-            parts.append(Part(strip(x, y - head * 0.7, x + side * 0.1, y - head - 0.24, 0.06), INK))
-            parts.append(Part(ellipse(x + side * 0.1, y - head - 0.24, 0.08, 0.08, n=12), second))
+            rod = strip(x, y - head * 0.7, x + side * 0.1, y - head - 0.24, 0.06)
+            knob = ellipse(x + side * 0.1, y - head - 0.24, 0.08, 0.08, n=12)
+            parts += [Part(rod, INK, name="antennas"), Part(knob, second, name="antennas")]
     if i.variant == 1:
-        parts.append(Part(strip(0, y - head * 0.7, 0, y - head - 0.26, 0.06), INK))
-        parts.append(Part(ellipse(0, y - head - 0.26, 0.1, 0.1, n=12), second))
+        rod = strip(0, y - head * 0.7, 0, y - head - 0.26, 0.06)
+        knob = ellipse(0, y - head - 0.26, 0.1, 0.1, n=12)
+        parts += [Part(rod, INK, name="antennas"), Part(knob, second, name="antennas")]
     parts.append(Part(box(-wide, -0.22, wide, 0.5), BODY))
-    face = (
+    outline = (
         ellipse(0, y, head * 1.15, head)
         if i.variant == 2
         else box(-head * 1.2, y - head, head * 1.2, y + head)
     )
-    parts.append(Part(face, BODY))
-    parts.append(Part(box(-0.26, y - 0.14, 0.26, y + 0.06), INK, False))
+    parts.append(Part(outline, BODY, name="head"))
+    visor = box(-0.26 * k, y - 0.14 * k, 0.26 * k, y + 0.06 * k)
+    parts.append(Part(visor, INK, False, name="visor"))
     for side in (-1, 1):
-        parts.append(Part(ellipse(side * 0.13, y - 0.04, 0.08, 0.07, n=12), (90, 235, 245), False))
+        lamp = ellipse(side * 0.13 * k, y - 0.04 * k, 0.08 * e, 0.07 * e, n=12)
+        parts.append(Part(lamp, (90, 235, 245), False, name="eyes"))
     chest = ellipse(0, 0.12, 0.16, 0.16) if i.extra else box(-0.18, 0.0, 0.18, 0.22)
-    parts.append(Part(chest, second))
+    parts.append(Part(chest, second, name="chest"))
     return Drawing(parts, (0, y - head * 0.92, head * 1.1))
 
 

@@ -5,9 +5,13 @@ from a seed, and together they give what no photo set gives: the truth about sub
 """
 
 import random
-from typing import NamedTuple
+from typing import Literal, NamedTuple
 
 Color = tuple[int, int, int]
+Faces = Literal["small", "large"]
+FACES: Faces = "small"
+"""Proportions of heads and eyes in everything that is shipped: photos, base, encoders, finder. In the
+`large` ones heads are 1.3 times and eyes 1.5 times as large."""
 
 COLORS: dict[str, Color] = {
     "red": (214, 40, 46),
@@ -62,6 +66,7 @@ class Identity(NamedTuple):
     extra: bool
     proportions: tuple[float, float, float]
     """Each in [-1, 1]."""
+    faces: Faces = FACES
 
 
 class Scene(NamedTuple):
@@ -101,7 +106,7 @@ def rgb(color: Named) -> Color:
     return r, g, b
 
 
-def random_identity(rng: random.Random, class_noun: str) -> Identity:
+def random_identity(rng: random.Random, class_noun: str, faces: Faces = FACES) -> Identity:
     first, second = rng.sample(list(COLORS), 2)
 
     def shaded(name: str) -> Named:
@@ -118,6 +123,7 @@ def random_identity(rng: random.Random, class_noun: str) -> Identity:
         variant=rng.randrange(3),
         extra=rng.random() < 0.5,
         proportions=(rng.uniform(-1, 1), rng.uniform(-1, 1), rng.uniform(-1, 1)),
+        faces=faces,
     )
 
 
