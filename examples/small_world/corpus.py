@@ -51,6 +51,11 @@ def example(split: str, index: int, faces: Faces = FACES) -> tuple[Identity, Sce
     return identity, scene, [truth(identity, scene), *told]
 
 
+def captions_of(split: str, index: int, faces: Faces = FACES) -> list[Caption]:
+    """The captions of `example`, the whole truth first."""
+    return example(split, index, faces)[2]
+
+
 def view(split: str, subject: int, number: int, class_noun: str | None = None) -> NDArray[np.uint8]:
     """The `number`-th picture of the `subject`-th identity of a split, as uint8 (64, 64, 3)."""
     rng = random.Random(f"{split}/identity/{subject}")

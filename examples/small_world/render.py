@@ -76,13 +76,13 @@ def part_boxes(identity: Identity, scene: Scene, size: int = SIZE) -> dict[str, 
 
 def _box(where: NDArray[np.bool_]) -> Box:
     """The box in pixels of a supersampled mask that is not empty."""
-    ys, xs = where.any(1).nonzero()[0], where.any(0).nonzero()[0]
+    ys, xs = np.nonzero(where)
     near, far = SUPERSAMPLING, SUPERSAMPLING - 1
     return (
-        int(xs[0]) // near,
-        int(ys[0]) // near,
-        (int(xs[-1]) + 1 + far) // near,
-        (int(ys[-1]) + 1 + far) // near,
+        int(xs.min()) // near,
+        int(ys.min()) // near,
+        (int(xs.max()) + 1 + far) // near,
+        (int(ys.max()) + 1 + far) // near,
     )
 
 
