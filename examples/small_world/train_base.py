@@ -282,12 +282,14 @@ class Latents:
         """Mean and standard deviation, each float32 (n, channels, 16, 16)."""
         rows = indices.cpu().numpy()
         missing = np.unique(rows[~self.known[rows]])
-        for part in torch.split(torch.from_numpy(missing).to(indices.device), 64):
+        for start in range(0, len(missing), 64):
+            part = missing[start : start + 64]
             with torch.no_grad():
-                posterior = self.vae.encode(self.pictures(part)).latent_dist
+                images = self.pictures(torch.from_numpy(part).to(indices.device))
+                posterior = self.vae.encode(images).latent_dist
             both = torch.cat([posterior.mean, posterior.std], 1) * self.vae.config.scaling_factor
-            self.values[part.cpu().numpy()] = both.float().cpu().numpy()
-            self.known[part.cpu().numpy()] = True
+            self.values[part] = both.float().cpu().numpy()
+            self.known[part] = True
         both = torch.from_numpy(self.values[rows]).to(indices.device).float()
         mean, deviation = both.chunk(2, 1)
         return mean, deviation
@@ -333,9 +335,10 @@ def train_denoiser(
     def figures(average: nn.Module, pictures: int) -> dict[str, float]:
         file = folder / "sheets" / f"denoiser-{pictures:09d}.png"
         drawn_sheet(pipeline(latents.vae, average, tokenizer), file)
-        rows_measured = torch.split(torch.arange(256, device=place), 32)
+        rows_measured = torch.split(torch.arange(min(rows, 256), device=place), 32)
         torch.manual_seed(0)
-        return {"fixed_noise_loss": sum(loss(average, part).item() for part in rows_measured) / 8}
+        losses = [loss(average, part).item() for part in rows_measured]
+        return {"fixed_noise_loss": sum(losses) / len(losses)}
 
     watch = Watch(figures, plan.measure_every[1]) if plan.face_loss else None
     facts = train("denoiser", both, loss, rows, plan.denoiser, folder, watch)

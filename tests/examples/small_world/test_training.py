@@ -1,11 +1,28 @@
+import json
+import signal
+import subprocess
+import sys
 from pathlib import Path
 
+import numpy as np
 import pytest
 import torch
 from torch import Tensor, nn
 
 from examples.small_world import loop, train_base, train_encoders
-from examples.small_world.loop import Recipe, lr_scale, progress, train
+from examples.small_world import progress as base_progress
+from examples.small_world.corpus import example
+from examples.small_world.loop import (
+    Recipe,
+    State,
+    Watch,
+    lr_scale,
+    progress,
+    request_cooldown,
+    train,
+)
+from examples.small_world.progress import psnr
+from examples.small_world.render import part_boxes
 
 RECIPE = Recipe(steps=40, batch=4, learning_rate=1e-2, warmup=1)
 
@@ -50,10 +67,107 @@ def test_loop_goes_on_where_it_was_cut_off(tmp_path: Path, monkeypatch: pytest.M
     )
 
 
+KILLED = """
+import os, signal, sys, torch
+from pathlib import Path
+from examples.small_world import loop
+from tests.examples.small_world.test_training import RECIPE, fresh, square
+
+loop.SAVE_EVERY_SECONDS = 0
+saved = loop._save
+
+def cut_off(file, network, average, optimizer, state):
+    if state.step == 21:
+        loop.os.fsync = lambda number: os.kill(os.getpid(), signal.SIGKILL)
+    saved(file, network, average, optimizer, state)
+
+loop._save = cut_off
+loop.train("line", fresh(), square, 10, RECIPE, Path(sys.argv[1]))
+"""
+
+
+def test_loop_killed_while_it_saves_goes_on_to_the_same_weights(tmp_path: Path) -> None:
+    (tmp_path / "whole").mkdir()
+    whole, again = fresh(), fresh()
+    train("line", whole, square, 10, RECIPE, tmp_path / "whole")
+    killed = subprocess.run([sys.executable, "-c", KILLED, str(tmp_path)], check=False)
+    assert killed.returncode == -signal.SIGKILL
+    assert (tmp_path / "line.partial").exists()
+    assert train("line", again, square, 10, RECIPE, tmp_path)["steps"] == RECIPE.steps
+    assert all(
+        torch.equal(a, b) for a, b in zip(whole.parameters(), again.parameters(), strict=True)
+    )
+
+
 def test_time_budget_ends_a_training() -> None:
     recipe = RECIPE._replace(seconds=10)
-    assert progress(1, 11, recipe) >= 1
+    assert progress(State(step=1, seconds=11), recipe) >= 1
     assert lr_scale(5, 0.999, recipe) == pytest.approx(0.02)
+
+
+def test_requested_cooldown_decays_and_ends_the_training(tmp_path: Path) -> None:
+    recipe = RECIPE._replace(steps=10_000, cooldown=10, log_every=1)
+    request_cooldown(tmp_path, "line")
+    assert train("line", fresh(), square, 10, recipe, tmp_path)["steps"] == 11
+    half = progress(State(step=6, cooldown_from=1), recipe)
+    assert lr_scale(6, half, recipe) == pytest.approx(0.5)
+
+
+def test_reached_goal_starts_the_cooldown_and_is_in_the_log(tmp_path: Path) -> None:
+    recipe = RECIPE._replace(steps=10_000, cooldown=10, log_every=5)
+    watch = Watch(lambda network, pictures: {"pictures_seen": pictures}, 0, {"pictures_seen": 20})
+    facts = train("line", fresh(), square, 10, recipe, tmp_path, watch)
+    lines = [json.loads(line) for line in (tmp_path / "log.jsonl").read_text().splitlines()]
+    assert facts["steps"] == 5 + recipe.cooldown
+    assert [line["pictures"] for line in lines if "pictures_seen" not in line] == [20, 40, 60]
+    assert [line["cooldown_from"] for line in lines if "pictures_seen" in line][4:6] == [None, 5]
+
+
+def test_more_latent_channels_start_as_the_old_autoencoder() -> None:
+    torch.manual_seed(0)
+    old, new = train_base.autoencoder(4).eval(), train_base.autoencoder(16).eval()
+    pixels = torch.rand(1, 3, 16, 16) * 2 - 1
+    train_base.warm_start(new, old.state_dict(), 16)
+    with torch.no_grad():
+        before, after = (vae.encode(pixels).latent_dist for vae in (old, new))
+        torch.testing.assert_close(after.mean[:, :4], before.mean)
+        torch.testing.assert_close(after.logvar[:, :4], before.logvar)
+        torch.testing.assert_close(new.decode(after.mean).sample, old.decode(before.mean).sample)
+
+
+def test_latents_are_encoded_once_and_kept_for_the_same_autoencoder(tmp_path: Path) -> None:
+    torch.manual_seed(0)
+    vae, calls = train_base.autoencoder(2).eval(), []
+
+    def pictures(indices: Tensor) -> Tensor:
+        calls.append(indices.tolist())
+        return indices.view(-1, 1, 1, 1).expand(-1, 3, 64, 64) / 10
+
+    first = train_base.Latents(vae, pictures, 10, tmp_path)(torch.tensor([3, 7, 3]))
+    again = train_base.Latents(vae, pictures, 10, tmp_path)(torch.tensor([7, 3]))
+    assert calls == [[3, 7]]
+    assert all(torch.equal(a[[1, 2]], b) for a, b in zip(first, again, strict=True))
+    other = train_base.autoencoder(2).eval()
+    train_base.Latents(other, pictures, 10, tmp_path)(torch.tensor([7]))
+    assert calls == [[3, 7], [7]]
+
+
+def test_weights_of_pixels_are_largest_on_eyes() -> None:
+    index = next(i for i in range(50) if example("base", i)[0].class_noun == "cat")
+    boxes = part_boxes(*example("base", index, "large")[:2])
+    weights = train_base.Pictures("large").weights(torch.tensor([index]))[0, 0]
+    left, top, right, bottom = boxes["eyes"]
+    assert weights[top:bottom, left:right].unique().tolist() == [7.0]
+    assert weights.unique().tolist() == [1.0, 3.0, 7.0]
+
+
+def test_psnr_is_of_the_box_alone() -> None:
+    picture = np.zeros((8, 8, 3), np.uint8)
+    other = picture.copy()
+    other[:4, :4] = 51
+    assert psnr(picture, other, (4, 4, 8, 8)) == pytest.approx(60)
+    assert psnr(picture, other, (0, 0, 4, 4)) == pytest.approx(-20 * np.log10(0.2))
+    assert psnr(picture, other) == pytest.approx(-20 * np.log10(0.1))
 
 
 def test_contrast_prefers_true_captions() -> None:
@@ -64,15 +178,23 @@ def test_contrast_prefers_true_captions() -> None:
 
 
 @pytest.mark.slow
-def test_base_is_made_from_nothing_in_stable_diffusions_format(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+@pytest.mark.parametrize("plan", ["SHIPPED", "NEXT"])
+def test_base_is_made_in_stable_diffusions_format(
+    plan: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     from diffusers import StableDiffusionPipeline
 
-    for name in ("AUTOENCODER", "DENOISER"):
-        monkeypatch.setattr(train_base, name, getattr(train_base, name)._replace(batch=2))
-    arguments = ["--scale", "0.0001", "--images", "100", "--work", str(tmp_path / "w")]
+    whole: train_base.Plan = getattr(train_base, plan)
+    few = whole._replace(
+        autoencoder=whole.autoencoder._replace(batch=2), denoiser=whole.denoiser._replace(batch=2)
+    )
+    monkeypatch.setattr(train_base, plan, few)
+    monkeypatch.setattr(base_progress, "INFERENCE_STEPS", 2)
+    arguments = ["--scale", "0.000001", "--work", str(tmp_path / "w")]
+    arguments += ["--next"] if plan == "NEXT" else []
     monkeypatch.setattr("sys.argv", ["train_base", *arguments, "--out", str(tmp_path / "base")])
     train_base.main()
     pipeline = StableDiffusionPipeline.from_pretrained(tmp_path / "base")
     assert pipeline.unet.config.cross_attention_dim == pipeline.text_encoder.config.hidden_size
+    assert pipeline.unet.config.in_channels == whole.latent_channels
+    assert bool(list(tmp_path.glob("w/sheets/denoiser-*.png"))) == (plan == "NEXT")

@@ -6,10 +6,27 @@ import pytest
 
 from examples.small_world import make_photos
 from examples.small_world.corpus import example, make_corpus, truth
-from examples.small_world.render import SIZE, render, render_array
-from examples.small_world.shapes import CLASSES
+from examples.small_world.render import (
+    SIZE,
+    part_boxes,
+    part_masks,
+    render,
+    render_array,
+    subject_mask,
+)
+from examples.small_world.shapes import CLASSES, INK, WHITE
 from examples.small_world.tokenizer import learn_merges, make_tokenizer
-from examples.small_world.world import BACKGROUNDS, COLORS, describe, random_identity, random_scene
+from examples.small_world.world import (
+    BACKGROUNDS,
+    COLORS,
+    Faces,
+    Identity,
+    Named,
+    Scene,
+    describe,
+    random_identity,
+    random_scene,
+)
 
 SHIPPED = Path(make_photos.HERE) / "photos"
 
@@ -118,3 +135,64 @@ def test_rare_words_take_no_part_in_merges() -> None:
 def test_image_size_can_be_chosen() -> None:
     rng = random.Random(6)
     assert render(random_identity(rng, "car"), random_scene(rng), 128).size == (128, 128)
+
+
+WITH_EYES = ("cat", "dog", "bird", "fish", "robot")
+CYAN = (90, 235, 245)
+
+
+def plain(class_noun: str, faces: Faces) -> tuple[Identity, Scene]:
+    """All in purple on yellow: no colour of an eye is anywhere else."""
+    rng = random.Random(class_noun)
+    purple = Named("purple", (0.0, 0.0, 0.0))
+    identity = random_identity(rng, class_noun, faces)._replace(
+        color=purple, second=purple, pattern="plain", extra=False
+    )
+    return identity, random_scene(rng, "yellow", accessory_share=0)._replace(scale=0.9)
+
+
+@pytest.mark.parametrize("faces", ["small", "large"])
+@pytest.mark.parametrize("class_noun", WITH_EYES)
+def test_mask_of_eyes_has_their_colours(class_noun: str, faces: Faces) -> None:
+    identity, scene = plain(class_noun, faces)
+    mask = part_masks(identity, scene)["eyes"]
+    shown = render_array(identity, scene).astype(int)
+    colours = np.array([CYAN] if class_noun == "robot" else [WHITE, INK])
+    distances = np.abs(shown[:, :, None] - colours).sum(-1).min(-1)
+    purples = np.abs(shown - np.array(COLORS["purple"])).sum(-1)
+    assert mask.sum() >= 8
+    assert (distances[mask] < purples[mask]).mean() > 0.9
+    left, top, right, bottom = part_boxes(identity, scene)["eyes"]
+    assert mask[top:bottom, left:right].sum() == mask.sum()
+    if class_noun != "robot":
+        whites = np.abs(shown - np.array(WHITE)).sum(-1) < 60
+        assert whites[top:bottom, left:right].sum() == whites.sum() > 0
+
+
+@pytest.mark.parametrize("class_noun", CLASSES)
+def test_masks_of_parts_are_apart_and_within_the_subject(class_noun: str) -> None:
+    rng = random.Random(class_noun)
+    identity, scene = random_identity(rng, class_noun), random_scene(rng, accessory_share=1)
+    masks = part_masks(identity, scene)
+    hat = masks.pop("accessory")
+    subject = subject_mask(identity, scene)
+    assert sum(mask.astype(int) for mask in [hat, *masks.values()]).max() <= 2  # type: ignore[union-attr]
+    assert not any((mask & ~subject).any() for mask in masks.values())
+    assert ("face" in part_boxes(identity, scene)) == (class_noun in WITH_EYES)
+
+
+def test_parts_that_are_hidden_have_an_empty_mask_and_no_box() -> None:
+    identity, scene = plain("cat", "small")
+    outside = scene._replace(x=5.0)
+    assert not part_masks(identity, outside)["eyes"].any()
+    assert part_boxes(identity, outside) == {}
+
+
+@pytest.mark.parametrize("class_noun", CLASSES)
+def test_large_faces_have_larger_eyes_and_change_nothing_else(class_noun: str) -> None:
+    (small, scene), (large, _) = plain(class_noun, "small"), plain(class_noun, "large")
+    same = np.array_equal(render_array(small, scene), render_array(large, scene))
+    assert same == (class_noun not in WITH_EYES)
+    if not same:
+        before, after = (part_masks(i, scene)["eyes"].sum() for i in (small, large))
+        assert after > 1.5 * before
