@@ -1,5 +1,8 @@
 """What the metrics see with: a CLIP, and an identity encoder in DINO's role.
 
+An identity encoder is a vision model of transformers with a class token (DINO, DINOv2, ViT), which
+is its embedding, or with a pooled output (ResNet, ConvNeXt, Swin, EfficientNet).
+
 Both are folders in transformers' format or Hub ids, `openai/clip-vit-base-patch32` and
 `facebook/dino-vits16` among them.
 """
@@ -15,7 +18,7 @@ from PIL.Image import Image, Resampling
 
 from dreambooth_core.bases import READ
 from dreambooth_core.blobs import digest_json, digest_of_file
-from dreambooth_core.errors import ModelError
+from dreambooth_core.errors import ConfigError, ModelError
 from dreambooth_core.metrics import Embeddings, unit
 
 T = TypeVar("T")
@@ -25,6 +28,9 @@ BATCH = 16
 Preprocessing = Literal["paper", "own"]
 WIDER: Mapping[str, float] = {"clip": 1.0, "identity": 256 / 224}
 """What CLIP's and DINO's authors resize the shorter side to, over the side that they then cut out."""
+
+CLASS_TOKENS = ("cls_token", "class_token", "class_embedding")
+"""Names that transformers gives the parameter of a class token; it is the first token then."""
 
 
 class Encoder:
@@ -57,8 +63,12 @@ class Encoder:
         )
 
     def identity_images(self, images: Sequence[Image]) -> Embeddings:
-        """(images, hidden) of the class token after the last layer, as DINO is read."""
-        return self._embed(images, "identity", lambda x: self._model(**x).last_hidden_state[:, 0])
+        """(images, hidden) of the class token after the last layer, as DINO is read.
+
+        Of the pooled output for a model without a class token. Raises `ConfigError` for one that
+        gives neither as one row per image.
+        """
+        return self._embed(images, "identity", lambda x: self._row_each(self._model(**x)))
 
     def clip_texts(self, texts: Sequence[str]) -> Embeddings:
         """(texts, projection) of CLIP's text tower; longer texts are cut at its limit."""
@@ -86,6 +96,28 @@ class Encoder:
                 seen = forward(self._prepared([image.convert("RGB") for image in batch], eye))
             parts.append(seen[:count].float().cpu())
         return self._finite(torch.cat(parts))
+
+    def _row_each(self, output: Any) -> torch.Tensor:
+        """(images, hidden) of a vision model's output."""
+        hidden, pooled = output.get("last_hidden_state"), output.get("pooler_output")
+        if hidden is not None and hidden.ndim == 3 and self._has_class_token:
+            return torch.as_tensor(hidden[:, 0])
+        if pooled is not None and pooled.ndim > 1 and pooled[0].numel() == pooled.shape[1]:
+            return torch.as_tensor(pooled.flatten(1))
+        shapes = [
+            f"{name} of shape {tuple(value.shape)}" if value is not None else f"no {name}"
+            for name, value in (("last_hidden_state", hidden), ("pooler_output", pooled))
+        ]
+        raise ConfigError(
+            f"the identity encoder at {self._source} ({type(self._model).__name__}) has no class "
+            f"token and no pooled output of one row per image: it gives {' and '.join(shapes)} for "
+            f"{BATCH} images; set evaluation.identity to a DINO, DINOv2, ViT, ConvNeXt or ResNet"
+        )
+
+    @functools.cached_property
+    def _has_class_token(self) -> bool:
+        names = (name.rpartition(".")[2] for name, _ in self._model.named_parameters())
+        return any(name in CLASS_TOKENS for name in names)
 
     def _prepared(self, images: list[Image], eye: str) -> Any:
         """The encoder's input for RGB images."""

@@ -1,15 +1,18 @@
 import json
 import shutil
+from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
 import torch
 from PIL import Image
 from safetensors.numpy import load_file, save_file
-from transformers import CLIPModel, ViTModel
+from transformers import AutoConfig, AutoModel, CLIPModel, ViTImageProcessorPil, ViTModel
 
-from dreambooth_core.errors import ModelError
-from dreambooth_core.judging.encoders import Encoder, encoder_digest, pinned
+from dreambooth_core.errors import ConfigError, ModelError
+from dreambooth_core.judging.encoders import BATCH, Encoder, encoder_digest, pinned
+from dreambooth_core.metrics import unit
 
 
 def pictures(count: int) -> list[Image.Image]:
@@ -35,6 +38,75 @@ def test_the_identity_embedding_is_the_class_token_of_the_last_layer(tiny_encode
         tokens = ViTModel.from_pretrained(folder)(normalised(images, folder)).last_hidden_state
     expected = torch.nn.functional.normalize(tokens[:, 0], dim=-1).numpy()
     np.testing.assert_allclose(found, expected, atol=1e-5)
+
+
+TINY = {"hidden_size": 16, "num_hidden_layers": 1, "num_attention_heads": 2}
+TRANSFORMER = {**TINY, "intermediate_size": 32, "image_size": 32, "patch_size": 8}
+PYRAMID = {"hidden_sizes": [8, 16], "depths": [1, 1]}
+WITH_A_CLASS_TOKEN = {
+    "dinov2": TRANSFORMER,
+    "dinov2_with_registers": TRANSFORMER,
+    "vit": TRANSFORMER,
+    "clip_vision_model": TRANSFORMER,
+}
+POOLED = {
+    "resnet": {**PYRAMID, "embedding_size": 8},
+    "convnext": {**PYRAMID, "num_stages": 2},
+    "swin": {
+        "image_size": 32,
+        "embed_dim": 8,
+        "depths": [1, 1],
+        "num_heads": [2, 2],
+        "window_size": 4,
+    },
+    "efficientnet": {"width_coefficient": 0.1, "depth_coefficient": 0.1, "hidden_dim": 128},
+    "siglip_vision_model": TRANSFORMER,
+}
+NEITHER = {
+    "segformer": {"hidden_sizes": [8, 8, 8, 8], "num_attention_heads": [1, 1, 1, 1]},
+    "cvt": {"embed_dim": [8, 8, 8], "num_heads": [1, 1, 1], "depth": [1, 2, 3]},
+}
+
+
+def random_encoder(folder: Path, kind: str, options: dict[str, Any]) -> torch.nn.Module:
+    """A vision model of transformers in a folder, with random weights, for pictures of 32 x 32."""
+    torch.manual_seed(0)
+    model = AutoModel.from_config(AutoConfig.for_model(kind, **options)).eval()
+    model.save_pretrained(folder)
+    ViTImageProcessorPil(size={"height": 32, "width": 32}).save_pretrained(folder)
+    return model
+
+
+@pytest.mark.parametrize("kind", WITH_A_CLASS_TOKEN)
+def test_a_class_token_is_the_embedding_bit_for_bit(kind, tmp_path):
+    model = random_encoder(tmp_path, kind, WITH_A_CLASS_TOKEN[kind])
+    images = pictures(BATCH)
+    with torch.inference_mode():
+        tokens = model(pixel_values=normalised(images, tmp_path)).last_hidden_state
+    found = Encoder(str(tmp_path), None, "own").identity_images(images)
+    np.testing.assert_array_equal(found, unit(tokens[:, 0].numpy()))
+
+
+@pytest.mark.parametrize("kind", POOLED)
+def test_without_a_class_token_the_pooled_output_is_the_embedding(kind, tmp_path):
+    model = random_encoder(tmp_path, kind, POOLED[kind])
+    images = pictures(BATCH + 3)
+    with torch.inference_mode():
+        pooled = model(pixel_values=normalised(images, tmp_path)).pooler_output
+    found = Encoder(str(tmp_path), None, "own").identity_images(images)
+    assert found.ndim == 2
+    np.testing.assert_allclose(found, unit(pooled.reshape(len(images), -1).numpy()), atol=1e-5)
+
+
+@pytest.mark.parametrize("kind", NEITHER)
+def test_a_model_without_one_row_per_image_is_refused(kind, tmp_path):
+    random_encoder(tmp_path, kind, NEITHER[kind])
+    with pytest.raises(
+        ConfigError, match=r"no class token.*last_hidden_state of shape \(16, 8, "
+    ) as no:
+        Encoder(str(tmp_path), None, "own").identity_images(pictures(1))
+    assert "evaluation.identity" in str(no.value)
+    assert "\n" not in str(no.value)
 
 
 def test_clip_images_are_projected(tiny_encoders):
