@@ -14,7 +14,7 @@ from dreambooth_core.cli.stopping import interruptible
 from dreambooth_core.errors import ConfigError, DatasetRefused
 
 if TYPE_CHECKING:
-    from dreambooth_core.config import Config
+    from dreambooth_core.config import Config, Subject
     from dreambooth_core.summary import Summary
 
 app = typer.Typer()
@@ -94,22 +94,56 @@ def show_families(as_json: AsJson = False) -> None:
 def validate(
     folder: Annotated[Path, typer.Argument(metavar="DIR", help="A folder of photos.")],
     resolution: Annotated[
-        int, typer.Option(min=32, max=2048, help="Side of the training images, in pixels.")
-    ] = 512,
+        int | None,
+        typer.Option(min=32, max=2048, help="Side of the training images, in pixels; 512."),
+    ] = None,
+    identifier: Annotated[
+        str | None, typer.Option(help="The token that captions must hold; sks.")
+    ] = None,
+    class_noun: Annotated[
+        str | None, typer.Option("--class", help="The class noun, for {class_noun} in captions.")
+    ] = None,
+    config: Annotated[
+        Path | None, typer.Option(help="Config whose subject, limits and resolution count.")
+    ] = None,
     as_json: AsJson = False,
 ) -> None:
-    """Check photos without a config; nothing is changed or stored."""
+    """Check photos, captions and masks as a run does; nothing is changed or stored."""
     from dreambooth_core import dataset
     from dreambooth_core.cli import screens
-    from dreambooth_core.config import Dataset
+    from dreambooth_core.config import Dataset, load_config
 
     if not folder.is_dir():
         raise ConfigError(f"{folder} is no folder: name one with the photos of your subject")
-    found = dataset.validate(folder, Dataset(), resolution)
+    settings = load_config(config) if config else None
+    subject = _subject(folder, settings, identifier, class_noun)
+    rules = settings.dataset if settings else Dataset()
+    side = resolution or (settings.model.resolution if settings else 512)
+    found = dataset.validate(folder, rules, side, subject)
     screens.show_validation(found, as_json)
+    if not as_json and subject.captions:
+        print(f"Captions were checked for the identifier {subject.identifier}")
     if found.refused:
         hard = sum(finding.level == "hard" for finding in found.findings)
         raise DatasetRefused(f"{folder} has {hard} hard findings: follow their remedies")
+
+
+def _subject(
+    folder: Path, config: "Config | None", identifier: str | None, class_noun: str | None
+) -> "Subject":
+    """The config's subject whose folder it is, else its first, else one by the options alone."""
+    from dreambooth_core.config import Subject
+
+    given = {"identifier": identifier, "class_noun": class_noun}
+    changes = {name: value for name, value in given.items() if value is not None}
+    if config is None:
+        return Subject(images=folder, **{"class_noun": "subject", **changes})
+    own = [
+        subject
+        for subject in config.subjects
+        if isinstance(subject.images, Path) and subject.images.resolve() == folder.resolve()
+    ]
+    return (own or [config.subject])[0].model_copy(update=changes)
 
 
 def _perform(config: "Config") -> "Summary":

@@ -1,10 +1,13 @@
 """What the photos show, in words: captions beside them, and the prompts of a whole run.
 
 `<photo stem>.txt`, or a line {"file_name": ..., "text": ...} of `metadata.jsonl`; the former counts.
+Other files that may hold captions are named in the findings, and not read.
 """
 
 import json
+import os
 import re
+import stat
 from collections.abc import Sequence
 from pathlib import Path
 from typing import NamedTuple
@@ -15,8 +18,17 @@ from dreambooth_core.photos.findings import FOLDER, Finding, about, printable
 from dreambooth_core.records import ImageSet
 
 TABLE = "metadata.jsonl"
-MAX_BYTES = 1_000_000
-"""Of a file with captions: a larger one is something else."""
+MAX_BYTES = 65_536
+"""Of a photo's caption file: a larger one is refused, and no more of it is read."""
+MAX_TABLE_BYTES = 1_000_000
+"""The same of `metadata.jsonl`."""
+UNREAD = frozenset({".caption", ".captions", ".tags"})
+"""Endings of caption files that other tools write."""
+UNREAD_TABLES = frozenset(
+    {"metadata.json", "metadata.csv", "metadata.parquet", "captions.json", "captions.jsonl"}
+)
+NOT_CAPTIONS = frozenset({"readme", "license", "licence", "licenses"})
+"""Stems of text files about the folder."""
 
 
 class Prompts(NamedTuple):
@@ -74,16 +86,56 @@ def written(
 ) -> tuple[dict[Path, tuple[Path, str]], list[Finding]]:
     """Photo -> the file of its caption and the words in it, braces and all; and what is wrong."""
     lines, findings = _table(folder, {path.name for path in photos})
+    findings += _unread(folder, photos)
     texts = {}
     for photo in photos:
-        source, text = folder / TABLE, lines.get(photo.name, "")
+        line = lines.get(photo.name, "")
         sidecar = photo.with_suffix(".txt")
-        if sidecar != photo and sidecar.is_file():
-            own = " ".join(_text(sidecar, findings).split())
-            source, text = (sidecar, own) if own else (source, text)
-        if text:
-            texts[photo] = source, text
+        own = _own(sidecar, findings) if sidecar != photo and os.path.lexists(sidecar) else ""
+        if own and line and own != line:
+            findings.append(_second(sidecar, photo))
+        if own or line:
+            texts[photo] = (sidecar, own) if own else (folder / TABLE, line)
     return texts, findings
+
+
+def _own(sidecar: Path, findings: list[Finding]) -> str:
+    """The words of a photo's caption file, on one line; empty where it has none."""
+    data = _read(sidecar, MAX_BYTES, findings)
+    own = " ".join((data or "").split())
+    if data is not None and not own:
+        limit, remedy = "words", "write a caption, or remove the file: it counts for nothing"
+        findings.append(about("soft", sidecar, "caption", "an empty caption", limit, remedy))
+    return own
+
+
+def _second(sidecar: Path, photo: Path) -> Finding:
+    measure = f"{printable(photo.name)} has another caption in {TABLE}"
+    remedy = f"remove one; the one in {printable(sidecar.name)} is used"
+    return about("soft", sidecar, "caption", measure, "one caption for each photo", remedy)
+
+
+def _unread(folder: Path, photos: Sequence[Path]) -> list[Finding]:
+    """Files that may hold captions and are not read as such."""
+    sidecars = {photo.with_suffix(".txt") for photo in photos} | set(photos)
+    findings = []
+    for path in sorted(folder.iterdir()):
+        name, ending = path.name.lower(), path.suffix.lower()
+        if path in sidecars or name.startswith(".") or path.is_dir():
+            continue
+        if ending in UNREAD or name in UNREAD_TABLES:
+            what, limit = "a file of captions that is not read", f"<photo>.txt or {TABLE}"
+            remedy = "write its captions so, or remove it"
+        elif ending == ".txt" and path.stem.lower() not in NOT_CAPTIONS:
+            what, limit = (
+                "a caption without its photo",
+                "a photo of the same stem beside <photo>.txt",
+            )
+            remedy = "rename it, or remove it"
+        else:
+            continue
+        findings.append(about("soft", path, "caption", what, limit, remedy))
+    return findings
 
 
 def _table(folder: Path, names: set[str]) -> tuple[dict[str, str], list[Finding]]:
@@ -91,9 +143,10 @@ def _table(folder: Path, names: set[str]) -> tuple[dict[str, str], list[Finding]
     path = folder / TABLE
     found: dict[str, str] = {}
     findings: list[Finding] = []
-    if not path.is_file():
+    if not os.path.lexists(path):
         return found, findings
-    for number, line in enumerate(_text(path, findings).split("\n"), 1):
+    text = _read(path, MAX_TABLE_BYTES, findings) or ""
+    for number, line in enumerate(text.split("\n"), 1):
         if not line.strip():
             continue
         try:
@@ -116,22 +169,38 @@ def _table(folder: Path, names: set[str]) -> tuple[dict[str, str], list[Finding]
     return found, findings
 
 
-def _text(path: Path, findings: list[Finding]) -> str:
-    """A caption file's text; a photo under such a name has none."""
+def _read(path: Path, most: int, findings: list[Finding]) -> str | None:
+    """A caption file's text, of at most so many bytes; None for a photo under such a name."""
     from dreambooth_core.images import looks_like_image
 
     try:
-        if path.stat().st_size <= MAX_BYTES:
-            data = path.read_bytes()
-            return "" if looks_like_image(data[:16]) else data.decode("utf-8-sig")
-        what = f"{path.stat().st_size:,} bytes"
+        data = _bytes(path, most)
+        if looks_like_image(data[:16]):
+            return None
+        if len(data) > most:
+            what = f"more than {most:,} bytes"
+        elif b"\0" in data:
+            what = "binary: it holds NUL bytes"
+        else:
+            return data.decode("utf-8-sig")
     except OSError as error:
         what = f"cannot be read ({error.strerror})"
     except UnicodeDecodeError:
         what = "not UTF-8"
-    limit = f"text in UTF-8 of at most {MAX_BYTES:,} bytes"
+    limit = f"a regular file of text in UTF-8, at most {most:,} bytes"
     findings.append(about("hard", path, "caption", what, limit, "save it anew, or remove it"))
-    return ""
+    return None
+
+
+def _bytes(path: Path, most: int) -> bytes:
+    """The first `most` + 1 bytes of a regular file; raises `OSError`, also for any other file.
+
+    Opened without blocking: a pipe without a writer would be waited for.
+    """
+    with open(os.open(path, os.O_RDONLY | os.O_NONBLOCK), "rb") as file:
+        if not stat.S_ISREG(os.fstat(file.fileno()).st_mode):
+            raise OSError(0, "not a regular file")
+        return file.read(most + 1)
 
 
 def _names(caption: str, identifier: str) -> bool:

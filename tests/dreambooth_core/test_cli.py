@@ -1,16 +1,21 @@
 """The command line as a user's shell sees it: its own process, two streams, an exit code."""
 
 import json
+import os
 import resource
 import signal
 import subprocess
 import sys
 from functools import partial
+from pathlib import Path
 
 import pytest
 import yaml
+from PIL import Image
 
 from dreambooth_core.config import Config
+from dreambooth_core.errors import DatasetRefused
+from dreambooth_core.photos.intake import take_in
 
 
 def dreambooth(*words, cwd=None) -> subprocess.CompletedProcess[str]:
@@ -23,6 +28,37 @@ def config_file(tiny_config, tmp_path):
     path = tmp_path / "config.yaml"
     path.write_text(yaml.safe_dump(tiny_config.model_dump(mode="json")))
     return path
+
+
+def soft_captions(folder: Path) -> set[tuple[str, str, str]]:
+    """A caption file with each thing that warns, and what the check finds."""
+    (folder / "0.txt").write_text("a robot on the grass")
+    (folder / "1.txt").write_text(" \n")
+    (folder / "2.txt").write_text("{subject} at sea")
+    table = (
+        '{"file_name": "2.png", "text": "sks {class_noun}"}\n{"file_name": "x.png", "text": "sks"}'
+    )
+    (folder / "metadata.jsonl").write_text(table)
+    (folder / "3.caption").write_text("sks robot")
+    (folder / "9.txt").write_text("sks robot")
+    (folder / "9.mask.png").write_bytes(b"")
+    names = ("0.txt", "1.txt", "2.txt", "metadata.jsonl", "3.caption", "9.txt")
+    return {("soft", name, "caption") for name in names} | {("soft", "9.mask.png", "ignored")}
+
+
+def hard_captions(folder: Path) -> set[tuple[str, str, str]]:
+    """The same of what stops a run."""
+    os.mkfifo(folder / "0.txt")
+    (folder / "1.txt").symlink_to("/dev/zero")
+    with (folder / "2.txt").open("wb") as file:
+        file.truncate(100_000_000)
+    (folder / "3.txt").write_bytes(b"sks caf\xe9")
+    (folder / "metadata.jsonl").write_text("no json")
+    Image.new("L", (32, 16), 255).save(folder / "0.mask.png")
+    (folder / "1.mask.png").write_bytes(b"no image")
+    names = ("0.txt", "1.txt", "2.txt", "3.txt", "metadata.jsonl")
+    masks = {("hard", "0.mask.png", "mask"), ("hard", "1.mask.png", "not an image")}
+    return {("hard", name, "caption") for name in names} | masks | {("hard", "1.txt", "link")}
 
 
 def is_one_sentence(text: str) -> bool:
@@ -106,6 +142,24 @@ class TestValidate:
         found = json.loads(done.stdout)
         assert found["refused"] is True
         assert {"level", "file", "check", "measure", "limit", "remedy"} <= set(found["findings"][0])
+
+    @pytest.mark.parametrize("spoil", [soft_captions, hard_captions])
+    def test_its_findings_are_those_of_a_runs_check(
+        self, spoil, config_file, tiny_config, file_store
+    ):
+        folder = tiny_config.subject.images
+        expected = spoil(folder)
+        try:
+            found = take_in(tiny_config, file_store)[0].validation.findings
+        except DatasetRefused as refused:
+            found = refused.findings
+        assert expected <= {(one.level, one.file, one.check) for one in found}
+        in_json = [one.model_dump(mode="json") for one in found]
+        options = ("--resolution", 32, "--identifier", "sks", "--class", "robot")
+        for words in (options, ("--config", config_file)):
+            done = dreambooth("validate", folder, *words, "--json")
+            assert json.loads(done.stdout)["findings"] == in_json
+            assert done.returncode == (3 if any(one.level == "hard" for one in found) else 0)
 
 
 class TestDryRun:

@@ -1,6 +1,8 @@
 """Captions beside the photos, and who goes by which prompt in a run."""
 
 import json
+import os
+import tracemalloc
 from pathlib import Path
 from typing import Any
 
@@ -41,9 +43,10 @@ def test_captions_are_filled_and_on_one_line(photos: list[Path]) -> None:
     beside_a, beside_b = photos[0].with_suffix(".txt"), photos[1].with_suffix(".txt")
     beside_a.write_text("{subject} on\n  the beach\n", encoding="utf-8")
     beside_b.write_text("\ufeffein {identifier}-Roboter, 犬", encoding="utf-8")
-    photos[2].with_suffix(".txt").write_text(" \n")
     captions = {"a.png": "sks robot on the beach", "b.jpg": "ein sks-Roboter, 犬"}
     assert _found(photos) == (captions, [])
+    photos[2].with_suffix(".txt").write_text(" \n")
+    assert _found(photos) == (captions, [("soft", "c.txt", "an empty caption")])
 
 
 def test_a_table_of_captions_gives_way_to_a_photos_own(photos: list[Path]) -> None:
@@ -55,7 +58,8 @@ def test_a_table_of_captions_gives_way_to_a_photos_own(photos: list[Path]) -> No
     (photos[0].parent / "metadata.jsonl").write_text(table + "\n\n")
     photos[0].with_suffix(".txt").write_text("sks robot by itself")
     captions = {"a.png": "sks robot by itself", "b.jpg": "sks robot at night"}
-    assert _found(photos) == (captions, [])
+    second = ("soft", "a.txt", "a.png has another caption in metadata.jsonl")
+    assert _found(photos) == (captions, [second])
 
 
 @pytest.mark.parametrize("text", ["a robot asks", "a sksy robot", "a robot"])
@@ -69,6 +73,7 @@ def test_a_caption_without_the_identifier_warns_and_is_used(photos: list[Path], 
 def test_captions_that_never_say_the_identifier_stop(photos: list[Path]) -> None:
     """Such a training would teach the plain words, and the identifier nothing."""
     two = photos[:2]
+    photos[3].unlink()
     for photo in two:
         photo.with_suffix(".txt").write_text("a robot on the grass")
     assert _found(two)[1][-1] == ("hard", ".", "every photo has a caption, and none says sks")
@@ -93,8 +98,46 @@ def test_unreadable_texts_stop(photos: list[Path]) -> None:
     photos[1].with_suffix(".txt").write_bytes(b"s" * (MAX_BYTES + 1))
     assert _found(photos)[1] == [
         ("hard", "a.txt", "not UTF-8"),
-        ("hard", "b.txt", "1,000,001 bytes"),
+        ("hard", "b.txt", "more than 65,536 bytes"),
     ]
+
+
+def test_what_is_no_text_file_is_refused_at_once_and_no_more_than_the_limit_is_read(
+    photos: list[Path],
+) -> None:
+    os.mkfifo(photos[0].with_suffix(".txt"))
+    photos[1].with_suffix(".txt").symlink_to("/dev/zero")
+    with photos[2].with_suffix(".txt").open("wb") as file:
+        file.truncate(100_000_000)
+    (photos[0].parent / "metadata.jsonl").write_bytes(b"{}\0")
+    tracemalloc.start()
+    found = _found(photos)
+    peak = tracemalloc.get_traced_memory()[1]
+    tracemalloc.stop()
+    assert found == (
+        {},
+        [
+            ("hard", "metadata.jsonl", "binary: it holds NUL bytes"),
+            ("hard", "a.txt", "cannot be read (not a regular file)"),
+            ("hard", "b.txt", "cannot be read (not a regular file)"),
+            ("hard", "c.txt", "more than 65,536 bytes"),
+        ],
+    )
+    assert peak < 20_000_000
+
+
+def test_captions_that_are_not_read_are_named(photos: list[Path]) -> None:
+    for name in ("a.caption", "metadata.csv", "captions.json", "z.txt", "README.txt", ".x.caption"):
+        (photos[0].parent / name).write_text("sks robot")
+    assert _found(photos) == (
+        {},
+        [
+            ("soft", "a.caption", "a file of captions that is not read"),
+            ("soft", "captions.json", "a file of captions that is not read"),
+            ("soft", "metadata.csv", "a file of captions that is not read"),
+            ("soft", "z.txt", "a caption without its photo"),
+        ],
+    )
 
 
 @pytest.mark.parametrize(
