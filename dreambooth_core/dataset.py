@@ -188,7 +188,7 @@ def _read(
 ) -> tuple[Photo | None, list[Finding]]:
     """Decode and measure one file and its mask, and say what is wrong with them alone."""
     from dreambooth_core import images
-    from dreambooth_core.photos import likeness
+    from dreambooth_core.photos import likeness, shifts
 
     at = path
     try:
@@ -206,6 +206,7 @@ def _read(
         bytes_digest=hashlib.sha256(data).hexdigest(),
         pixel_digest=images.pixel_digest(image),
         print=likeness.fingerprint(image),
+        views=shifts.views(image),
         centre=images.square(image.convert("L"), min(BLUR_SIDE, *image.size)),
         mask=mask,
     )

@@ -19,7 +19,7 @@ LEVELS = [
     "trainer.stopping",
     "storage blobs leases source stages forms garbage costs exporter images servers services tensor_files "
     "engines lookups "
-    "photos.buckets photos.likeness photos.masks",
+    "photos.buckets photos.likeness photos.masks photos.shifts",
     "dataset latents adapters families bases metrics caches embeddings inversion adapter_layers "
     "finders vision "
     "drawing.flags drawing.noise_schedulers drawing.sheets "

@@ -10,6 +10,9 @@ from dreambooth_core.records import ImageSet, Record
 from dreambooth_core.stages import once
 from dreambooth_core.storage import Store
 
+CHECKS = 2
+"""Raised by hand when the same files would get other findings than before, and the same images."""
+
 
 class Intake(Record):
     """Instance images, and what was found while checking them."""
@@ -47,6 +50,7 @@ def _inputs(config: Config) -> dict[str, object]:
 
     finds = config.dataset.find_masks
     return {
+        "checks": CHECKS,
         "finder": finder_digest(config.evaluation.finder) if finds else None,
         "subjects": [_files(subject) for subject in config.subjects],
         "rules": config.dataset,

@@ -4,6 +4,7 @@ import hashlib
 import io
 import json
 import os
+import re
 from pathlib import Path
 
 import numpy as np
@@ -146,6 +147,16 @@ def test_altered_copies_warn_by_their_kind(folder):
         ("soft", "b.jpg", "near duplicate"),
         ("soft", "c.png", "shifted duplicate"),
     }
+
+
+def test_a_window_shifted_by_a_third_warns_with_what_both_show(folder):
+    whole = photograph(9, (360, 300))
+    whole.crop((0, 0, 270, 300)).save(folder / "a.png")
+    whole.crop((90, 0, 360, 300)).save(folder / "b.jpg", quality=75)
+    (finding,) = validate(folder, RULES, SIDE).findings
+    assert (finding.level, finding.file, finding.check) == ("soft", "b.jpg", "shifted duplicate")
+    assert re.fullmatch(r"0\.9\d\d alike with a\.png in the 6\d% that both show", finding.measure)
+    assert (finding.limit, finding.remedy) == ("at most 0.8", "keep one, add another view instead")
 
 
 def test_a_blurred_photo_warns_beside_sharp_ones(folder):
