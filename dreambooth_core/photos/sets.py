@@ -11,8 +11,8 @@ from dreambooth_core.photos.findings import FOLDER, Finding, Level, about
 if TYPE_CHECKING:
     from PIL.Image import Image as Pixels
 
-    from dreambooth_core.photos.likeness import Likeness, Print
-    from dreambooth_core.photos.shifts import Shift, Views
+    from dreambooth_core.photos.likeness import Print
+    from dreambooth_core.photos.shifts import Views
 
 BLUR_SIDE = 512
 """Side at which sharpness is compared; less where a photo of the set is smaller."""
@@ -73,7 +73,9 @@ def _lookalikes(photos: Sequence[Photo], rules: config.Dataset) -> list[Finding]
             findings += _cropped(photo, photos[:index], len(photos))
             continue
         measure = f"{match.score:.3f} alike with {other.name}"
-        findings.append(_copy(photo, _kind(match), measure, rules.near_duplicate))
+        findings.append(
+            _copy(photo, _kind(match.mirrored, match.moved), measure, rules.near_duplicate)
+        )
     return findings
 
 
@@ -87,7 +89,7 @@ def _cropped(photo: Photo, others: Sequence[Photo], count: int) -> list[Finding]
     if match.score <= COPY:
         return []
     measure = f"{match.score:.3f} alike with {other.name} in the {match.overlap:.0%} that both show"
-    return [_copy(photo, _kind(match), measure, COPY)]
+    return [_copy(photo, _kind(match.mirrored, True), measure, COPY)]
 
 
 def _copy(photo: Photo, check: str, measure: str, limit: float) -> Finding:
@@ -95,10 +97,10 @@ def _copy(photo: Photo, check: str, measure: str, limit: float) -> Finding:
     return about("soft", photo.path, check, measure, f"at most {limit:g}", remedy)
 
 
-def _kind(match: "Likeness | Shift") -> str:
-    if match.mirrored:
+def _kind(mirrored: bool, moved: bool) -> str:
+    if mirrored:
         return "mirrored duplicate"
-    return "shifted duplicate" if match.moved else "near duplicate"
+    return "shifted duplicate" if moved else "near duplicate"
 
 
 def _blurred(photos: Sequence[Photo], rules: config.Dataset) -> list[Finding]:

@@ -75,10 +75,6 @@ class Shift(NamedTuple):
     overlap: float
     """Share of the smaller photo's area that both show."""
 
-    @property
-    def moved(self) -> bool:
-        return True
-
 
 class _Candidate(NamedTuple):
     rank: float
