@@ -17,6 +17,9 @@ Every message is one sentence: what, where, which limit, and the remedy.
 from collections.abc import Sequence
 from typing import Any
 
+SCREEN = 500
+"""Characters of the longest message that is shown."""
+
 
 class DreamBoothError(Exception):
     """Root of everything this project raises on purpose."""
@@ -69,3 +72,17 @@ class Preempted(DreamBoothError):
     """The run was asked to stop and has saved its state."""
 
     exit_code = 75
+
+
+def sentence_of(error: BaseException) -> str:
+    """The message on one line of at most `SCREEN` characters; control characters become escapes.
+
+    Its middle is what is cut out: the place stands at the beginning and the remedy at the end.
+    """
+    text = " ".join(str(error).split())
+    if len(text) > SCREEN:
+        text = f"{text[: SCREEN - 155]} ... {text[-150:]}"
+    return "".join(
+        char if char.isprintable() else char.encode("unicode_escape", "surrogatepass").decode()
+        for char in text
+    )

@@ -6,6 +6,7 @@ from typing import Annotated
 from pydantic import Field
 
 from dreambooth_core.config import Config, Section, Storage, Tracking, placed
+from dreambooth_core.config.sections import Address
 
 Model = Annotated[str, Field(min_length=1, max_length=150)]
 
@@ -15,7 +16,7 @@ class Place(Section):
 
     work: Path = Path(".dreambooth")
     """The one folder of all local state."""
-    mlflow: str | None = None
+    mlflow: Address | None = None
     """Tracking server; a sqlite file in the folder when left out."""
 
     @property

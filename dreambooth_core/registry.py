@@ -14,6 +14,7 @@ from typing import Any
 from dreambooth_core import lookups, tracking
 from dreambooth_core.blobs import blob_key, digest_json, digest_of, put_blob
 from dreambooth_core.config import Config, Paths
+from dreambooth_core.config.credentials import without_password
 from dreambooth_core.drawing.sheets import contact_sheet
 from dreambooth_core.errors import ConfigError, NotFound, StorageError
 from dreambooth_core.records import ImageSet, ModelVersion, Record, Scores, Weights
@@ -222,7 +223,7 @@ def _tags(config: Config, origin: Origin, found: Ancestry) -> dict[str, str]:
         "dreambooth.base": config.model.base,
         "dreambooth.base_revision": config.model.revision or "",
         "dreambooth.base_digest": origin.base_digest,
-        "dreambooth.storage": tracking.without_password(config.storage.uri),
+        "dreambooth.storage": without_password(config.storage.uri),
         "dreambooth.instance_images": found.instance.uri,
         "dreambooth.instance_images_digest": origin.instance_digest,
         "dreambooth.class_images": classes.uri if classes else "",

@@ -8,6 +8,7 @@ from dreambooth_core import pages
 from dreambooth_core.bases import base_digest
 from dreambooth_core.blobs import blob_key, digest_of, put_blob
 from dreambooth_core.config import Config
+from dreambooth_core.config.credentials import without_password
 from dreambooth_core.curves import curves_of
 from dreambooth_core.errors import NotFound
 from dreambooth_core.evaluation import rows_of
@@ -21,7 +22,7 @@ from dreambooth_core.source import code_digest, code_version
 from dreambooth_core.stages import once
 from dreambooth_core.storage import Store, written_beside
 from dreambooth_core.summary import Results, run_id
-from dreambooth_core.tracking import keep_report, without_password
+from dreambooth_core.tracking import keep_report
 from dreambooth_core.versions.cards import prompt_literal
 from dreambooth_core.versions.lineage import Permission, checkpoints_of, permissions_of
 from dreambooth_core.versions.origins import config_digest

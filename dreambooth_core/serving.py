@@ -18,6 +18,7 @@ from pydantic import ValidationError
 from dreambooth_core.bases import base_digest
 from dreambooth_core.config import Config, Paths, Sampler
 from dreambooth_core.config.compute import WORK
+from dreambooth_core.config.refusals import wrong_fields
 from dreambooth_core.errors import ConfigError, ModelError
 from dreambooth_core.families import load_family
 from dreambooth_core.records import Record, Weights
@@ -86,8 +87,7 @@ class Served:
         try:
             sampler = Sampler.model_validate({**config.sampler.model_dump(), **asked})
         except ValidationError as error:
-            first = error.errors()[0]
-            raise ConfigError(f"{'.'.join(map(str, first['loc']))}: {first['msg']}") from error
+            raise ConfigError(wrong_fields(error)) from error
         painter = replace(self._painter, guidance=self._family.guidance(sampler))
         side = config.model.resolution
         drawing = Drawing(lambda: painter, sampler, (side, side))

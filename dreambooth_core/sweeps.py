@@ -11,7 +11,7 @@ from typing import Any
 from pydantic import ValidationError
 
 from dreambooth_core.config import Choosing, Config
-from dreambooth_core.config.reading import wrong_fields
+from dreambooth_core.config.refusals import wrong_fields
 from dreambooth_core.errors import ConfigError
 from dreambooth_core.forms import Sweep
 from dreambooth_core.judging.statistics import estimate
@@ -128,4 +128,5 @@ def _trial(sweep: Sweep, settings: Mapping[str, Any]) -> Trial:
     try:
         return Trial(settings=dict(settings), config=Config.model_validate(document))
     except ValidationError as error:
-        raise ConfigError(f"sweep.grid at {dict(settings)}: {wrong_fields(error)}") from error
+        keys = ", ".join(settings)
+        raise ConfigError(f"sweep.grid of {keys}: {wrong_fields(error, Config)}") from error

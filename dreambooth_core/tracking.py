@@ -17,6 +17,7 @@ from typing import Any
 from dreambooth_core import console
 from dreambooth_core.blobs import digest_of
 from dreambooth_core.config import Config
+from dreambooth_core.config.credentials import without_password
 from dreambooth_core.curves import Curves, advanced, beyond
 from dreambooth_core.errors import StageFailed
 
@@ -164,11 +165,6 @@ def flat(document: Mapping[str, Any], prefix: str = "") -> dict[str, str]:
         else:
             found[f"{prefix}{name}"] = without_password(str(value))
     return found
-
-
-def without_password(uri: str) -> str:
-    """`scheme://user:secret@host` -> `scheme://host`; rather too much than a part of a secret."""
-    return re.sub(r"(?<=://)[^/\s]+@", "", uri)
 
 
 def runs_with(client: Any, experiment: str, tag: str, value: str) -> list[Any]:

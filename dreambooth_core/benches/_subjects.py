@@ -1,11 +1,11 @@
 """The published data set's layout: a folder of photos per subject, and a list of their classes."""
 
-import csv
 import re
 from collections.abc import Sequence
 from pathlib import Path
 from typing import NamedTuple
 
+from dreambooth_core.config.documents import parse_csv, read_text
 from dreambooth_core.errors import ConfigError
 from dreambooth_core.prompts import PromptSet
 
@@ -66,11 +66,11 @@ def chosen(subjects: Sequence[Subject], wish: str | None) -> tuple[Subject, ...]
 
 def _classes(path: Path) -> dict[str, str]:
     """Subject -> class, from the lines between the header and the next empty one; {} without a file."""
-    if not path.is_file():
+    if not path.exists():
         return {}
-    _, _, listed = path.read_text(encoding="utf-8").partition("subject_name,class\n")
-    lines = listed.partition("\n\n")[0].splitlines()
-    rows = [row for row in csv.reader(lines) if len(row) == 2]
+    text = "\n".join(read_text(path, "list of classes").splitlines())
+    _, _, listed = text.partition("subject_name,class\n")
+    rows = [row for row in parse_csv(listed.partition("\n\n")[0], str(path)) if len(row) == 2]
     if not rows:
         raise ConfigError(f"{path} holds no lines of subject_name,class: restore it, or remove it")
     return {name.strip(): noun.strip() for name, noun in rows}

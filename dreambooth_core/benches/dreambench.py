@@ -18,7 +18,7 @@ from dreambooth_core import console
 from dreambooth_core.benches._subjects import Subject, chosen, subjects_in
 from dreambooth_core.blobs import digest_json, digest_of, put_record
 from dreambooth_core.config import Config
-from dreambooth_core.config.reading import wrong_fields
+from dreambooth_core.config.refusals import wrong_fields
 from dreambooth_core.config.sections import as_name
 from dreambooth_core.errors import ConfigError
 from dreambooth_core.judging.statistics import interval
@@ -131,7 +131,7 @@ def config_for(recipe: Config, subject: Subject, prompts: int | None = None) -> 
         return Config.model_validate(document)
     except ValidationError as error:
         raise ConfigError(
-            f"the recipe does not go with {subject.folder}: {wrong_fields(error)}"
+            f"the recipe does not go with {subject.folder}: {wrong_fields(error, Config)}"
         ) from error
 
 

@@ -21,7 +21,7 @@ from dreambooth_core.cli import (
     stack,
     training,
 )
-from dreambooth_core.errors import DreamBoothError
+from dreambooth_core.errors import DreamBoothError, sentence_of
 
 app = typer.Typer(
     no_args_is_help=True,
@@ -61,11 +61,13 @@ def _options(
 
 
 def _sentence(error: Exception) -> str:
-    text = " ".join(str(error).split())
+    from dreambooth_core.config.credentials import without_password
+
+    text = without_password(sentence_of(error))
     if isinstance(error, DreamBoothError):
         return text
     kind = type(error).__name__
-    return f"{kind}: {text[:400]} (not foreseen; --debug shows where)" if text else kind
+    return f"{kind}: {text} (not foreseen; --debug shows where)" if text else kind
 
 
 def _quiet() -> None:

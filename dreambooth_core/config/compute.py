@@ -9,7 +9,7 @@ from pydantic import Field, model_validator
 
 from dreambooth_core import plugins
 from dreambooth_core.config.places import Paths
-from dreambooth_core.config.sections import Positive, Section
+from dreambooth_core.config.sections import Minutes, Positive, Section
 
 WORK = "DREAMBOOTH_WORK"
 """Variable of the environment with `paths.work` of a process that serves or draws for others."""
@@ -32,7 +32,7 @@ class Compute(Section):
     this machine."""
     gpu: bool = True
     """In the cluster, ask for a GPU for each worker and rank; without, for a core."""
-    wait_minutes: Annotated[float, Field(gt=0)] = 15
+    wait_minutes: Minutes = 15
     """How long to wait until the cluster has room for one."""
 
     @model_validator(mode="after")

@@ -8,7 +8,7 @@ from typing import Annotated, Any, Literal, Self
 from pydantic import Field, WithJsonSchema, field_validator, model_validator
 
 from dreambooth_core import plugins
-from dreambooth_core.config.sections import Fraction, Positive, Section
+from dreambooth_core.config.sections import Fraction, Large, Positive, Section
 from dreambooth_core.errors import ConfigError
 
 DATASET_NAME = r"[A-Za-z0-9][A-Za-z0-9_-]{0,63}"
@@ -129,9 +129,9 @@ class Dataset(Section):
     """Hard: more stop."""
     min_side: Positive | None = None
     """Hard: shorter side in pixels below which a photo is refused; `model.resolution` when left out."""
-    max_pixels: Positive = 100_000_000
+    max_pixels: Large = 100_000_000
     """Hard: a photo that declares more is refused before it is decoded."""
-    max_bytes: Positive = 100_000_000
+    max_bytes: Large = 100_000_000
     """Hard: a larger file is refused before it is read."""
     near_duplicate: Fraction = 0.95
     """Soft: two photos whose aligned edges correlate above this are near duplicates."""
@@ -139,7 +139,7 @@ class Dataset(Section):
     """Soft: a photo whose sharpness is below this share of the set's median warns."""
     buckets: bool = False
     """Keep the photos' aspect ratios, each near one of some sizes of about `model.resolution` squared."""
-    bucket_step: Annotated[int, Field(ge=8, multiple_of=8)] = 64
+    bucket_step: Annotated[int, Field(ge=8, le=2048, multiple_of=8)] = 64
     """The sizes' sides are multiples of this."""
     bucket_ratio: Annotated[float, Field(ge=1, le=4)] = 2.0
     """The longest side over the shortest, at most; what is longer is cropped."""

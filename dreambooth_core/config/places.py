@@ -6,7 +6,7 @@ from typing import Self
 from pydantic import model_validator
 
 from dreambooth_core import plugins
-from dreambooth_core.config.sections import Section
+from dreambooth_core.config.sections import Address, Section
 
 
 class Paths(Section):
@@ -19,9 +19,9 @@ class Paths(Section):
 class Storage(Section):
     """Where artifacts live."""
 
-    uri: str = "s3://dreambooth/factory"
+    uri: Address = "s3://dreambooth/factory"
     """`s3://bucket/prefix` or `file:///absolute/folder`."""
-    endpoint: str | None = "local"
+    endpoint: Address | None = "local"
     """S3 endpoint URL; empty for AWS; `local` starts a SeaweedFS server under `paths.work` for the run."""
 
     @model_validator(mode="after")

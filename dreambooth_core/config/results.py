@@ -6,7 +6,7 @@ from typing import Annotated, Literal, Self
 from pydantic import Field, field_validator, model_validator
 
 from dreambooth_core import plugins
-from dreambooth_core.config.sections import Fraction, Positive, Prompts, Section
+from dreambooth_core.config.sections import Address, Fraction, Positive, Prompts, Section
 from dreambooth_core.config.vision import Judge
 from dreambooth_core.prompts import SETS, Kind, PromptSet
 
@@ -186,7 +186,7 @@ class Sample(Section):
 class Tracking(Section):
     """MLflow."""
 
-    uri: str | None = None
+    uri: Address | None = None
     """Tracking server; when left out that of `dreambooth up`, or a sqlite file under `paths.work`."""
     experiment: str = "dreambooth"
     also: tuple[Literal["tensorboard", "wandb"], ...] = ()

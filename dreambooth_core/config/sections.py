@@ -1,13 +1,22 @@
 """What every section of a config is made of."""
 
 import re
+from collections.abc import Mapping
 from typing import Annotated, Any
 
-from pydantic import BaseModel, ConfigDict, Field
+from pydantic import BaseModel, ConfigDict, Field, model_validator
+
+from dreambooth_core.config.credentials import PUBLIC, check_public
 
 NAME = r"^[A-Za-z0-9][A-Za-z0-9._-]{0,63}$"
 Fraction = Annotated[float, Field(ge=0, le=1)]
-Positive = Annotated[int, Field(ge=1)]
+Positive = Annotated[int, Field(ge=1, le=10**9)]
+Amount = Annotated[int, Field(ge=0, le=10**9)]
+Large = Annotated[int, Field(ge=1, le=10**12)]
+Minutes = Annotated[float, Field(gt=0, le=525_600)]
+"""Up to a year."""
+Address = Annotated[str, Field(json_schema_extra={"pattern": PUBLIC})]
+"""Of a server or a store, without credentials (see `credentials.check_public`)."""
 Rate = Annotated[float, Field(gt=0, le=1)]
 Weight = Annotated[float, Field(ge=0, le=100)]
 Prompts = Annotated[tuple[str, ...], Field(min_length=1)]
@@ -38,5 +47,15 @@ class Section(BaseModel):
         extra="forbid",
         use_attribute_docstrings=True,
         validate_default=True,
+        allow_inf_nan=False,
+        hide_input_in_errors=True,
         json_schema_extra=in_order,
     )
+
+    @model_validator(mode="before")
+    @classmethod
+    def _holds_no_credentials(cls, given: object) -> object:
+        if isinstance(given, Mapping):
+            name = cls.__name__.lower()
+            check_public("" if name == "config" else name, given, cls.model_fields)
+        return given

@@ -5,7 +5,15 @@ from typing import Annotated, Any, Literal, Self
 
 from pydantic import Field, model_validator
 
-from dreambooth_core.config.sections import Fraction, Positive, Rate, Section, Weight
+from dreambooth_core.config.sections import (
+    Amount,
+    Fraction,
+    Minutes,
+    Positive,
+    Rate,
+    Section,
+    Weight,
+)
 
 PriorTarget = Literal["images", "prediction"]
 Method = Literal["full", "lora", "dora", "lokr", "textual_inversion", "pivotal"]
@@ -35,7 +43,7 @@ class Adapter(Section):
     """LoRA (arXiv:2106.09685), DoRA (arXiv:2402.09353) or LoKr (arXiv:2309.14859), by peft."""
 
     rank: Positive = 16
-    alpha: Annotated[float, Field(gt=0)] = 16
+    alpha: Annotated[float, Field(gt=0, le=10**6)] = 16
     """The adapter's scale is alpha / rank, for every layer, whatever its own rank."""
     targets: tuple[str, ...] | None = None
     """Ends of the names of the denoiser's layers that get one; the family's attention when left out."""
@@ -61,13 +69,13 @@ class Loss(Section):
     """Error at which the loss turns from square to straight."""
     huber_schedule: Literal["constant", "exponential", "snr"] = "snr"
     weighting: Literal["none", "min_snr", "debiased"] = "none"
-    min_snr_gamma: Annotated[float, Field(gt=0)] = 5.0
+    min_snr_gamma: Annotated[float, Field(gt=0, le=10**6)] = 5.0
     times: Literal["uniform", "logit_normal", "mode"] = "uniform"
     """Distribution of the noise levels."""
-    times_mean: float = 0.0
-    times_std: Annotated[float, Field(gt=0)] = 1.0
+    times_mean: Annotated[float, Field(ge=-100, le=100)] = 0.0
+    times_std: Annotated[float, Field(gt=0, le=100)] = 1.0
     times_mode: Annotated[float, Field(ge=-1, le=1.75)] = 1.29
-    times_shift: Annotated[float, Field(gt=0)] = 1.0
+    times_shift: Annotated[float, Field(gt=0, le=10**6)] = 1.0
     """Above 1 moves all draws towards noise, as large images need."""
     offset_noise: Fraction = 0.0
     """Share of noise that is equal all over an image, for very dark and very bright results."""
@@ -124,8 +132,8 @@ class Train(Section):
     lr_schedule: Literal["constant", "linear", "cosine", "cosine_with_restarts", "polynomial"] = (
         "constant"
     )
-    lr_warmup_steps: Annotated[int, Field(ge=0)] = 0
-    max_grad_norm: Annotated[float, Field(gt=0)] | None = 1.0
+    lr_warmup_steps: Amount = 0
+    max_grad_norm: Annotated[float, Field(gt=0, le=10**6)] | None = 1.0
     ema: Annotated[float, Field(gt=0, lt=1)] | None = None
     """Decay of an average over the steps, which is what comes out; off when left out."""
     precision: Literal["auto", "fp32", "bf16", "fp16"] = "auto"
@@ -170,9 +178,9 @@ class Checkpoints(Section):
     """The newest ones to keep."""
     keep_every: Positive | None = None
     """Keep for good those whose step is a multiple."""
-    max_minutes: Annotated[float, Field(gt=0)] | None = None
+    max_minutes: Minutes | None = None
     """Stop in order after so long, to go on with the same command."""
-    stall_minutes: Annotated[float, Field(gt=0)] = 30
+    stall_minutes: Minutes = 30
     """An attempt without a step for so long is ended."""
 
 
@@ -181,7 +189,7 @@ class Memory(Section):
 
     fit: Literal["as_set", "auto"] = "as_set"
     """`auto` chooses checkpointing, batch and accumulation so that the plan fits the device."""
-    limit_gib: Annotated[float, Field(gt=0)] | None = None
+    limit_gib: Annotated[float, Field(gt=0, le=10**6)] | None = None
     """The device's memory when left out."""
 
 
@@ -192,12 +200,12 @@ class Choosing(Section):
     """Steps between two looks; never when left out."""
     draws: Positive = 4
     """Fixed noises per photo for the stable loss."""
-    held_out: Annotated[int, Field(ge=0)] = 0
+    held_out: Amount = 0
     """Photos that are not trained on but looked at: the last ones by name."""
     prompts: tuple[str, ...] = ("a photo of {subject}", "{subject} on the beach")
     """Prompts of the small grid; none for the stable loss alone."""
     seeds: Positive = 2
-    class_images: Annotated[int, Field(ge=0)] = 4
+    class_images: Amount = 4
     """Images of the class prompt beside the grid, to see the prior drift; they choose nothing."""
     prompt_floor: Fraction = 0.9
     """The best step has the highest subject fidelity among those whose prompt fidelity is at least this

@@ -1,21 +1,26 @@
 """Vision-language models that are asked about images."""
 
+import re
 from typing import Annotated, Literal, Self
 from urllib.parse import urlsplit
 
-from pydantic import Field, model_validator
+from pydantic import Field, field_validator, model_validator
 
-from dreambooth_core.config.sections import Positive, Section
+from dreambooth_core.config.sections import Address, Positive, Section
+from dreambooth_core.errors import ConfigError
+
+VARIABLE = r"^[A-Z_][A-Z0-9_]{0,63}$"
+"""Names of environment variables."""
 
 
 class Endpoint(Section):
     """A server with OpenAI's chat interface; images leave this machine for it and for nobody else."""
 
-    url: str
+    url: Address
     """Up to the part before `/chat/completions`: `https://api.z.ai/api/paas/v4`, `http://localhost:8000/v1`."""
     model: Annotated[str, Field(min_length=1)]
     """What the server calls the model: `glm-4.5v`, `zai-org/GLM-4.5V`."""
-    key: Annotated[str, Field(pattern=r"^[A-Z_][A-Z0-9_]*$")] | None = None
+    key: Annotated[str, Field(pattern=VARIABLE)] | None = None
     """NAME of the environment variable that holds the key; never the key itself."""
     thinking: Literal["unsaid", "zai", "chat_template"] = "unsaid"
     """How the server is told to answer without thinking first: not at all, as Z.ai's, or as vLLM's,
@@ -24,7 +29,7 @@ class Endpoint(Section):
     """What the server can promise of its answers (`response_format`); they are checked all the same."""
     temperature: Annotated[float, Field(ge=0.01, le=0.99)] = 0.01
     """Neither 0 nor 1, which Z.ai's models do not take."""
-    max_tokens: Annotated[int, Field(ge=64)] = 2048
+    max_tokens: Annotated[int, Field(ge=64, le=10**9)] = 2048
     """Length of an answer, thoughts included, after which the server cuts it off."""
     max_side: Annotated[int, Field(ge=64, le=4096)] = 512
     """Longer side in pixels to which images are brought down before they are sent."""
@@ -33,16 +38,26 @@ class Endpoint(Section):
     attempts: Annotated[int, Field(ge=1, le=10)] = 4
     """Requests per question while the server is busy, broken or out of reach."""
 
+    @field_validator("key", mode="before")
+    @classmethod
+    def _names_a_variable(cls, given: object) -> object:
+        if given is None or (isinstance(given, str) and re.fullmatch(VARIABLE, given)):
+            return given
+        # not a ValueError: pydantic's error would carry the key, which Prefect writes into its log
+        raise ConfigError(
+            "judge.key must be the name of the environment variable that holds the key, such as JUDGE_KEY "
+            "(capitals, digits and _, at most 64), and not the key itself"
+        )
+
     @model_validator(mode="after")
-    def _public(self) -> Self:
-        parts = urlsplit(self.url)
-        if parts.scheme not in ("http", "https") or not parts.hostname:
-            raise ValueError(f"url must be http:// or https:// and a host, not {parts.scheme!r}")
-        if parts.username or parts.password or parts.query or parts.fragment:
-            raise ValueError(
-                "url is stored with the run and must hold no credentials: name the environment "
-                "variable with the key in `key`"
-            )
+    def _has_a_host(self) -> Self:
+        try:
+            parts = urlsplit(self.url)
+            known = parts.scheme in ("http", "https") and parts.hostname
+        except ValueError:
+            known = None
+        if not known:
+            raise ValueError("url must be http:// or https:// and a host")
         return self
 
 

@@ -10,7 +10,6 @@ A CSV has a group of images per row, with the same words for columns and `|` bet
 a bar at the end makes one seed a list: `seeds` of 7 are seven images, of `7|` the image of seed 7.
 """
 
-import csv
 import re
 from collections.abc import Iterator
 from functools import partial
@@ -21,8 +20,9 @@ from typing import Annotated, Any, Literal, NamedTuple, Self
 from pydantic import BeforeValidator, Field, ValidationError, field_validator, model_validator
 
 from dreambooth_core.config import Compute, Section
+from dreambooth_core.config.documents import read_csv, read_yaml
 from dreambooth_core.config.inputs import check_template
-from dreambooth_core.config.reading import read_yaml, wrong_fields
+from dreambooth_core.config.refusals import wrong_fields
 from dreambooth_core.config.results import Steps
 from dreambooth_core.config.sections import NAME, Fraction, Positive, as_name
 from dreambooth_core.errors import ConfigError
@@ -179,8 +179,10 @@ def read_order(path: Path) -> Order:
     document = {"groups": [*rows.values()]} if rows else read_yaml(path, "order")
     try:
         return Order.model_validate({"name": as_name(path.stem) or "order", **document})
+    except ConfigError as error:
+        raise ConfigError(f"{path}: {error}") from None
     except ValidationError as error:
-        said = wrong_fields(error)
+        said = wrong_fields(error, Order)
         for place, number in enumerate(rows):
             said = said.replace(f"groups.{place}.", f"row {number}: ")
         raise ConfigError(f"{path}: {said}") from error
@@ -213,23 +215,17 @@ def _ingredient(text: str, mix: str) -> Ingredient:
 
 def _rows(path: Path) -> dict[int, dict[str, Any]]:
     """Number of a row, from 1 -> its group; rows without any text are passed over."""
-    try:
-        with path.open(newline="", encoding="utf-8-sig") as file:
-            reader = csv.DictReader(file, strict=True)
-            columns = [column.strip() for column in reader.fieldnames or ()]
-            rows = dict(enumerate(reader, start=1))
-    except FileNotFoundError:
-        raise ConfigError(f"no order at {path}: name an existing YAML or CSV file") from None
-    except (OSError, UnicodeDecodeError, csv.Error) as error:
-        raise ConfigError(f"{path} is not readable CSV: {error}") from error
+    header, lines = read_csv(path, "order")
+    columns = [column.strip() for column in header]
     wrong = [name for name in columns if name not in Group.model_fields or columns.count(name) > 1]
     if wrong:
         known = ", ".join(Group.model_fields)
         raise ConfigError(
-            f"{path} has a column {wrong[0]!r} that is unknown or stands twice: its first line is of "
+            f"{path} has a column {wrong[0][:60]!r} that is unknown or stands twice: its first line is of "
             f"{known}, between commas; what is for the whole order, such as limit, a YAML file says"
         )
-    groups = {number: _group(row, f"{path}, row {number}") for number, row in rows.items()}
+    rows = enumerate((cells for cells in lines if cells), start=1)
+    groups = {number: _group(columns, cells, f"{path}, row {number}") for number, cells in rows}
     found = {number: group for number, group in groups.items() if group}
     if not found:
         raise ConfigError(
@@ -238,11 +234,13 @@ def _rows(path: Path) -> dict[int, dict[str, Any]]:
     return found
 
 
-def _group(row: dict[Any, Any], where: str) -> dict[str, Any]:
-    if None in row or None in row.values():
+def _group(columns: list[str], cells: list[str], where: str) -> dict[str, Any]:
+    if len(cells) != len(columns):
         raise ConfigError(f"{where} has not as many cells as there are columns: quote its commas")
     return {
-        column.strip(): _cell(column.strip(), text) for column, text in row.items() if text.strip()
+        column: _cell(column, text)
+        for column, text in zip(columns, cells, strict=True)
+        if text.strip()
     }
 
 

@@ -3,7 +3,6 @@
 All of it is read from the runs' reports, so that reports can be compared wherever they were sent.
 """
 
-import json
 from collections import defaultdict
 from collections.abc import Mapping
 from dataclasses import dataclass
@@ -14,6 +13,7 @@ from pydantic import ValidationError
 
 from dreambooth_core import pages
 from dreambooth_core.config import Subject
+from dreambooth_core.config.documents import parse_json, read_text
 from dreambooth_core.errors import ConfigError
 from dreambooth_core.judging.statistics import compare, place, shared_metrics
 from dreambooth_core.pages import charts
@@ -21,6 +21,9 @@ from dreambooth_core.pages.exhibits import Exhibit, Picture
 from dreambooth_core.pages.facts import LEVEL, Facts, Line
 from dreambooth_core.records import Comparison
 from dreambooth_core.storage import written_beside
+
+REPORT_BYTES = 256 * 1024 * 1024
+"""Of a report, whose pictures are in it."""
 
 
 @dataclass(frozen=True)
@@ -48,9 +51,9 @@ def read_report(path: Path) -> Told:
     file = path / "report.html" if path.is_dir() else path.with_name("report.html")
     reader = _Reader()
     try:
-        reader.feed((path if path.suffix == ".html" else file).read_text(encoding="utf-8"))
-        facts = Facts.model_validate(json.loads(reader.facts))
-    except (OSError, ValueError, ValidationError) as error:
+        reader.feed(read_text(path if path.suffix == ".html" else file, "report", REPORT_BYTES))
+        facts = Facts.model_validate(parse_json(reader.facts, "its facts"))
+    except (AssertionError, ConfigError, ValidationError) as error:
         raise ConfigError(
             f"{path} has no report that can be compared: name the folder reports/<run id> of a run "
             "that is done; a report of an older version is written anew by running its config again"

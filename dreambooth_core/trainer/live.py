@@ -12,6 +12,7 @@ from typing import Any, Literal
 
 from dreambooth_core import console, tracking
 from dreambooth_core.config import Config
+from dreambooth_core.config.credentials import without_password
 from dreambooth_core.curves import curves_of
 from dreambooth_core.errors import Preempted, Superseded
 from dreambooth_core.records import Course
@@ -78,7 +79,7 @@ class _Live:
         if self._thread.is_alive():
             self._trouble = f"no answer in {seconds:g} seconds"
         if self._trouble:
-            place = tracking.without_password(tracking.tracking_uri(self._config))
+            place = without_password(tracking.tracking_uri(self._config))
             console.say(
                 f"MLflow at {place} lacks some of the learning curves ({self._trouble}); "
                 "registering the model brings them there"
@@ -104,7 +105,7 @@ class _Live:
             except Exception as error:
                 # whatever it is, no training hangs on it, and the next round begins anew: what of
                 # this one has arrived is for MLflow to say
-                self._run, self._trouble = "", tracking.without_password(_one_line(error))
+                self._run, self._trouble = "", without_password(_one_line(error))
 
     def _bring(self, ends: bool) -> None:
         if not self._run:

@@ -94,6 +94,7 @@ def test_help_imports_nothing_heavy():
         ("validate", "nowhere"),
         ("sample", "x", "--prompt", "y", "--work", "nowhere"),
         ("compare", "nowhere", "nowhere"),
+        ("run", "/dev/zero"),
     ],
 )
 def test_bad_arguments_are_two(words, tmp_path):

@@ -162,4 +162,4 @@ def test_the_prior_is_preserved_by_what_the_method_can_do(
 def test_a_run_without_photos_is_not_blamed_for_its_name() -> None:
     with pytest.raises(ValidationError) as refused:
         Config.model_validate({"subject": {"class_noun": "dog"}})
-    assert wrong_fields(refused.value) == "subject.images: Field required"
+    assert wrong_fields(refused.value) == "subject.images: is missing: set it"

@@ -1,9 +1,11 @@
 """The forms that Prefect shows: fields in order, drop-downs, bounds, and little that must be filled in."""
 
+import logging
 from typing import Any
 
 import pytest
 
+from dreambooth_core.errors import ConfigError
 from flows.assess import assess_flow
 from flows.janitor import janitor_flow
 from flows.promote import promote_flow
@@ -79,3 +81,19 @@ def test_every_group_says_what_it_is_and_has_all_its_positions(flow):
         assert schema.get("description"), name
         positions = sorted(field["position"] for field in schema.get("properties", {}).values())
         assert positions == list(range(len(positions))), name
+
+
+@pytest.mark.parametrize(
+    "tracking",
+    [{"uri": "http://me:hunter2@host"}, {"token": "hunter2"}, {"uri": "https://host/?t=hunter2"}],
+    ids=str,
+)
+def test_prefect_does_not_log_it(caplog: pytest.LogCaptureFixture, tracking: Any) -> None:
+    """Prefect writes all parameters into its log where pydantic refuses one of them."""
+    caplog.set_level(logging.DEBUG)
+    with pytest.raises(ConfigError) as caught:
+        train_flow.validate_parameters(
+            {"config": {"subject": {"images": "photos", "class_noun": "dog"}, "tracking": tracking}}
+        )
+    assert "hunter2" not in caplog.text
+    assert "hunter2" not in str(caught.value)

@@ -85,7 +85,7 @@ def test_mixtures():
         ({"seeds": [-1]}, "seeds"),
         ({"guidance": 0.5}, "guidance"),
         ({"noise_schedulers": "a.b"}, "noise_schedulers"),
-        ({"colour": "red"}, "colour: Extra inputs"),
+        ({"colour": "red"}, "colour: is no option"),
         ({"groups": [{"colour": 1}]}, "groups.0.colour"),
         ({"groups": []}, "groups"),
         ({"seeds": 2000}, "these are 2000 images, more than limit 1000: ask for fewer, or raise"),
