@@ -4,6 +4,7 @@ import logging
 from typing import Any
 
 import pytest
+from prefect.utilities.schema_tools.validation import ValidationError, validate
 
 from dreambooth_core.errors import ConfigError
 from flows.assess import assess_flow
@@ -97,3 +98,22 @@ def test_prefect_does_not_log_it(caplog: pytest.LogCaptureFixture, tracking: Any
         )
     assert "hunter2" not in caplog.text
     assert "hunter2" not in str(caught.value)
+
+
+@pytest.mark.parametrize(
+    ("section", "field", "address"),
+    [
+        ("tracking", "uri", "http://me:hunter2@host:5000"),
+        ("tracking", "uri", "https://host/?t=hunter2"),
+        ("storage", "endpoint", "http://me:hunter2@host"),
+        ("storage", "uri", "s3://me:hunter2@bucket/x"),
+    ],
+)
+def test_prefect_refuses_credentials_by_the_schema(section: str, field: str, address: str) -> None:
+    """By the check that its server makes before a flow run with parameters is stored."""
+    config = {"subject": {"images": "photos", "class_noun": "dog"}}
+    schema = train_flow.parameters.model_dump_for_openapi()
+    validate({"config": config}, schema, raise_on_error=True, preprocess=True)
+    with pytest.raises(ValidationError, match=field):
+        document = {"config": {**config, section: {field: address}}}
+        validate(document, schema, raise_on_error=True, preprocess=True)

@@ -1,11 +1,13 @@
-"""A run whose environment is full of secrets: none may stand in anything that it leaves behind."""
+"""A run among secrets: no key, password or metadata of a photo may be in anything that it leaves behind."""
 
 import io
 import os
+import re
 import secrets
 import sqlite3
 import subprocess
 import sys
+import zlib
 from collections.abc import Iterator
 from contextlib import closing
 from pathlib import Path
@@ -13,37 +15,72 @@ from pathlib import Path
 import pytest
 import yaml
 from PIL import Image
+from PIL.ExifTags import IFD
+from PIL.PngImagePlugin import PngInfo
 
 from dreambooth_core.config import Config
-from dreambooth_core.services import make_bucket
+from dreambooth_core.pages.comparison import compare_runs
+from dreambooth_core.services import local_services
 from dreambooth_core.storage import s3
+from dreambooth_core.versions import differences, dossiers, views
 from tests.chat_server import ChatServer, Reply, serving
 
 PLANTED = (
-    *("JUDGE_KEY", "HF_TOKEN", "WANDB_API_KEY", "MLFLOW_TRACKING_PASSWORD"),
-    *("MLFLOW_TRACKING_TOKEN", "PREFECT_API_AUTH_STRING"),
+    *("JUDGE_KEY", "HF_TOKEN", "WANDB_API_KEY", "OPENAI_API_KEY", "GITHUB_TOKEN"),
+    *("MLFLOW_TRACKING_USERNAME", "MLFLOW_TRACKING_PASSWORD", "MLFLOW_TRACKING_TOKEN"),
+    *("PREFECT_API_AUTH_STRING", "PREFECT_API_KEY", "AWS_SESSION_TOKEN", "RAY_AUTH_TOKEN"),
+    *("PGPASSWORD", "DATABASE_PASSWORD"),
 )
+"""Variables of the environment, each with a secret of its own."""
 OF_S3 = "AWS_SECRET_ACCESS_KEY"
-PNG, JPEG = b"\x89PNG", b"\xff\xd8\xff"
+OF_PHOTOS = ("GPS area", "serial number", "XMP", "comment")
+PNG, JPEG, GZIP = b"\x89PNG", b"\xff\xd8\xff", b"\x1f\x8b\x08"
+KEYS = "s3.json"
+"""The file with the keys of the local S3 server, for its owner alone."""
 
 
 @pytest.fixture
-def planted(monkeypatch: pytest.MonkeyPatch, s3_endpoint: str) -> dict[str, str]:
-    """Variable -> secret; S3's are those that its server really asks for."""
-    made = {name: secrets.token_hex(20) for name in PLANTED}
-    for name, secret in made.items():
-        monkeypatch.setenv(name, secret)
-    return {**made, OF_S3: os.environ[OF_S3]}
+def planted(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> dict[str, str]:
+    """What it is -> secret: of variables, of a proxy's address, of files beside the config and at home."""
+    names = (*PLANTED, "proxy", ".env", ".netrc", "AWS profile")
+    made = {name: secrets.token_hex(20) for name in names}
+    for name in PLANTED:
+        monkeypatch.setenv(name, made[name])
+    monkeypatch.setenv("HTTPS_PROXY", f"http://me:{made['proxy']}@127.0.0.1:9")
+    (tmp_path / ".env").write_text(f"SERVICE_SECRET={made['.env']}\n")
+    (tmp_path / ".netrc").write_text(f"machine localhost login me password {made['.netrc']}\n")
+    monkeypatch.setenv("NETRC", str(tmp_path / ".netrc"))
+    profile = tmp_path / "aws"
+    profile.write_text(f"[other]\naws_secret_access_key = {made['AWS profile']}\n")
+    monkeypatch.setenv("AWS_SHARED_CREDENTIALS_FILE", str(profile))
+    return made
 
 
 @pytest.fixture
-def config(tiny_config: Config, s3_endpoint: str) -> Iterator[tuple[Config, ChatServer]]:
-    """A run that needs a key for its store and another one for its judge."""
+def told(tiny_config: Config) -> dict[str, str]:
+    """What the photos' metadata tell, in EXIF, XMP and a text of PNG: kind -> words."""
+    made = {kind: secrets.token_hex(12) for kind in OF_PHOTOS}
+    for path in sorted(tiny_config.subject.folder.iterdir()):
+        with Image.open(path) as photo:
+            exif = photo.getexif()
+            exif.get_ifd(IFD.GPSInfo)[0x1C] = made["GPS area"].encode()
+            exif.get_ifd(IFD.GPSInfo)[2] = (47.0, 21.0, 33.125)
+            exif.get_ifd(IFD.Exif)[0xA431] = made["serial number"]
+            texts = PngInfo()
+            texts.add_itxt("XML:com.adobe.xmp", f"<x>{made['XMP']}</x>", zip=True)
+            texts.add_text("Comment", made["comment"])
+            photo.save(path, exif=exif, pnginfo=texts)
+        assert all(word.encode() in opened(path.read_bytes()) for word in made.values())
+    return made
+
+
+@pytest.fixture
+def config(tiny_config: Config) -> Iterator[tuple[Config, ChatServer]]:
+    """A run that needs a key for its store, a local server under its work folder, and one for its judge."""
     with serving(lambda *_: Reply('{"rationale": "seen", "score": 3}')) as server:
         asked = tiny_config.model_dump(mode="json")
         asked["evaluation"]["judge"] = {"url": server.url, "model": "eyes", "key": "JUDGE_KEY"}
-        asked["storage"] = {"uri": "s3://secrets/run", "endpoint": s3_endpoint}
-        make_bucket(s3_endpoint, "secrets")
+        asked["storage"] = {"uri": "s3://secrets/run", "endpoint": "local"}
         yield Config.model_validate(asked), server
 
 
@@ -56,17 +93,34 @@ def texts_of_tables(path: Path) -> bytes:
 def texts_of_image(data: bytes) -> bytes:
     """An image's metadata, which PNG may compress."""
     with Image.open(io.BytesIO(data)) as image:
-        return repr([image.info, dict(image.getexif())]).encode()
+        exif = image.getexif()
+        parts = [dict(exif), dict(exif.get_ifd(IFD.GPSInfo)), dict(exif.get_ifd(IFD.Exif))]
+        return repr([image.info, *parts]).encode()
+
+
+def unzipped(data: bytes) -> bytes:
+    """All gzip streams within the bytes: SeaweedFS compresses texts in its volumes."""
+    starts = (found.start() for found in re.finditer(re.escape(GZIP), data))
+    texts = []
+    for start in starts:
+        try:
+            texts.append(zlib.decompressobj(31).decompress(data[start:]))
+        except zlib.error:
+            continue  # the same three bytes by chance
+    return b"".join(texts)
 
 
 def opened(data: bytes) -> bytes:
     """A file's bytes, and what they say in another way."""
-    return data + texts_of_image(data) if data.startswith((PNG, JPEG)) else data
+    if data.startswith((PNG, JPEG)):
+        return data + texts_of_image(data)
+    return data + unzipped(data)
 
 
 def objects(config: Config) -> dict[str, bytes]:
     """All of the run's bucket, MLflow's artifacts too, which are no keys of our store."""
-    bucket, client = config.storage.uri.split("/")[2], s3.client(config.storage.endpoint)
+    bucket = config.storage.uri.split("/")[2]
+    client = s3.client(s3.endpoint_url(config.storage))
     pages = client.get_paginator("list_objects_v2").paginate(Bucket=bucket)
     keys = [item["Key"] for page in pages for item in page.get("Contents", ())]
     return {
@@ -75,39 +129,67 @@ def objects(config: Config) -> dict[str, bytes]:
     }
 
 
+def pages_about(config: Config, folder: Path) -> dict[str, bytes]:
+    """Pages made of a finished run: compared and set against itself, and the question to its approver."""
+    from tasks.approval import _question
+
+    (report,) = (config.paths.work / "reports").glob("*/report.html")
+    compared = compare_runs(report.parent, report.parent, folder / "compared.html")
+    with views.opened(config, config.paths.work, config.name) as one:
+        side = differences.side_of(one.store, one.book, one.found.version)
+        gallery = differences.write_gallery(folder / "difference.html", side, side)
+        dossier = dossiers.dossier_of(one.found, one.store)
+    texts = {
+        "diff as JSON": differences.difference(side, side).model_dump_json(),
+        "dossier": dossier.model_dump_json(),
+        "approval": _question(dossier, ""),
+    }
+    files = {path.name: path.read_bytes() for path in (compared, gallery)}
+    return {**files, **{name: text.encode() for name, text in texts.items()}}
+
+
 def left_behind(config: Config) -> dict[str, bytes]:
-    """All that a run has written: files of its work folder, their tables, objects in S3."""
-    files = [path for path in config.paths.work.rglob("*") if path.is_file()]
-    written = {str(path): path.read_bytes() for path in files} | objects(config)
+    """All files of the work folder, also the S3 server's volumes, and the databases' tables."""
+    files = [path for path in config.paths.work.rglob("*") if path.is_file() and path.name != KEYS]
+    written = {str(path): opened(path.read_bytes()) for path in files}
     tables = {f"{path} as SQL": texts_of_tables(path) for path in files if path.suffix == ".db"}
-    return {name: opened(data) for name, data in written.items()} | tables
+    return {**written, **tables}
 
 
 @pytest.mark.slow
 def test_no_secret_is_in_anything_that_a_run_leaves_behind(
-    config: tuple[Config, ChatServer], planted: dict[str, str], tmp_path: Path
+    config: tuple[Config, ChatServer],
+    planted: dict[str, str],
+    told: dict[str, str],
+    tmp_path: Path,
 ) -> None:
     run, judge = config
     path = tmp_path / "config.yaml"
     path.write_text(yaml.safe_dump(run.model_dump(mode="json")))
-    done = subprocess.run(
-        [sys.executable, "-m", "dreambooth_core.cli", "run", str(path)],
-        capture_output=True,
-        timeout=400,
-    )
-    assert done.returncode == 0, done.stderr.decode()
+    with local_services(run):
+        words = {**planted, **told, OF_S3: os.environ[OF_S3]}
+        done = subprocess.run(
+            [sys.executable, "-m", "dreambooth_core.cli", "run", str(path)],
+            capture_output=True,
+            timeout=800,
+            cwd=tmp_path,
+        )
+        assert done.returncode == 0, done.stderr.decode()
+        stored = {name: opened(data) for name, data in objects(run).items()}
+        pages = pages_about(run, tmp_path)
     assert set(judge.keys) == {f"Bearer {planted['JUDGE_KEY']}"}
 
-    found = {**left_behind(run), "what it printed": done.stdout + done.stderr}
-    # whoever looks must be able to find something there, such as the prompts
+    printed = {"what it printed": done.stdout + done.stderr}
+    found = {**left_behind(run), **stored, **pages, **printed}
+    # the search must be able to find something there, such as the subject's class
     speaking = {name for name, data in found.items() if b"robot" in data}
-    for place in ("mlflow.db as SQL", "prefect.db as SQL", "report.html"):
+    for place in ("mlflow.db as SQL", "prefect.db as SQL", "report.html", ".dat", *pages):
         assert any(name.endswith(place) for name in speaking), place
     assert any(found[name].startswith(PNG) for name in speaking)
-    told = [
-        f"{variable} in {name}"
+    leaks = [
+        f"{kind} in {name}"
         for name, data in found.items()
-        for variable, secret in planted.items()
-        if secret.encode() in data
+        for kind, word in words.items()
+        if word.encode() in data
     ]
-    assert not told
+    assert not leaks
