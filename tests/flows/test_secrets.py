@@ -33,7 +33,7 @@ PLANTED = (
 )
 """Variables of the environment, each with a secret of its own."""
 OF_S3 = "AWS_SECRET_ACCESS_KEY"
-OF_PHOTOS = ("GPS area", "serial number", "XMP", "comment")
+OF_PHOTOS = ("maker", "GPS area", "serial number", "XMP", "comment")
 PNG, JPEG, GZIP = b"\x89PNG", b"\xff\xd8\xff", b"\x1f\x8b\x08"
 KEYS = "s3.json"
 """The file with the keys of the local S3 server, for its owner alone."""
@@ -63,6 +63,7 @@ def told(tiny_config: Config) -> dict[str, str]:
     for path in sorted(tiny_config.subject.folder.iterdir()):
         with Image.open(path) as photo:
             exif = photo.getexif()
+            exif[0x010F] = made["maker"]
             exif.get_ifd(IFD.GPSInfo)[0x1C] = made["GPS area"].encode()
             exif.get_ifd(IFD.GPSInfo)[2] = (47.0, 21.0, 33.125)
             exif.get_ifd(IFD.Exif)[0xA431] = made["serial number"]
