@@ -40,10 +40,8 @@ def _apply(document: dict[str, Any], override: str) -> None:
     dotted, separator, text = override.partition("=")
     named = dotted if len(dotted) <= 100 else f"{dotted[:100]}..."
     if not separator or not re.fullmatch(r"[a-z_]+(\.[a-z_]+)*", dotted):
-        given = f" {named!r} before =" if separator else ""
-        raise ConfigError(
-            f"--set takes a.b=value, with a key of small letters, not{given or ' this'}"
-        )
+        # not repeated: it may be a secret without its key
+        raise ConfigError("--set takes a.b=value with a key of small letters: train.steps=400")
     *parents, last = dotted.split(".")
     if len(parents) >= DEPTH:
         raise ConfigError(f"--set {named}: no option has more than {DEPTH} parts")

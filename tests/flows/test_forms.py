@@ -114,6 +114,6 @@ def test_prefect_refuses_credentials_by_the_schema(section: str, field: str, add
     config = {"subject": {"images": "photos", "class_noun": "dog"}}
     schema = train_flow.parameters.model_dump_for_openapi()
     validate({"config": config}, schema, raise_on_error=True, preprocess=True)
+    document = {"config": {**config, section: {field: address}}}
     with pytest.raises(ValidationError, match=field):
-        document = {"config": {**config, section: {field: address}}}
         validate(document, schema, raise_on_error=True, preprocess=True)
