@@ -158,6 +158,7 @@ def left_behind(config: Config) -> dict[str, bytes]:
 
 
 @pytest.mark.slow
+@pytest.mark.timeout(1200)
 def test_no_secret_is_in_anything_that_a_run_leaves_behind(
     config: tuple[Config, ChatServer],
     planted: dict[str, str],
@@ -172,7 +173,7 @@ def test_no_secret_is_in_anything_that_a_run_leaves_behind(
         done = subprocess.run(
             [sys.executable, "-m", "dreambooth_core.cli", "run", str(path)],
             capture_output=True,
-            timeout=800,
+            timeout=1000,
             cwd=tmp_path,
         )
         assert done.returncode == 0, done.stderr.decode()
