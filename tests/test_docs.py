@@ -11,7 +11,16 @@ import pytest
 import yaml
 
 from dreambooth_core import families, plugins
-from dreambooth_core.config import ADAPTERS, INVERSIONS, Config, Method, load_config
+from dreambooth_core.config import (
+    ADAPTERS,
+    INVERSIONS,
+    Config,
+    Method,
+    load_config,
+    overlaid,
+    recipe_file,
+    recipe_names,
+)
 from dreambooth_core.families import load_family
 
 ROOT = Path(__file__).parent.parent
@@ -66,23 +75,21 @@ def test_command_exists_with_its_options(words: list[str]) -> None:
     assert {word for word in arguments if word.startswith("-")} <= known
 
 
-def laid_over(document: dict[str, Any], part: dict[str, Any]) -> dict[str, Any]:
-    both = {
-        name: laid_over(document[name], value)
-        for name, value in part.items()
-        if isinstance(value, dict) and isinstance(document.get(name), dict)
-    }
-    return {**document, **part, **both}
-
-
-def config_of(block: str) -> Config:
-    return Config.model_validate(laid_over(LEAST, yaml.safe_load(block)))
+def config_of(document: dict[str, Any]) -> Config:
+    return Config.model_validate(overlaid(LEAST, document))
 
 
 @pytest.mark.parametrize("block", blocks("yaml", *PAGES))
 def test_config_is_one_that_its_family_takes(block: str) -> None:
-    config = config_of(block)
+    config = config_of(yaml.safe_load(block))
     families.check(load_family(config.model.family), config)
+
+
+@pytest.mark.parametrize("name", recipe_names())
+def test_recipe_is_one_that_its_family_takes(name: str) -> None:
+    config = recipe(name)
+    families.check(load_family(config.model.family), config)
+    assert name in (f"{config.model.family}-{config.train.method}", "small_world-lora")
 
 
 def test_shipped_config_is_one() -> None:
@@ -97,12 +104,12 @@ def rows(page: Path) -> list[list[str]]:
     ]
 
 
-def recipes() -> list[Config]:
-    return [config_of(block.values[0]) for block in blocks("yaml", RECIPES)]
+def recipe(name: str) -> Config:
+    return config_of(yaml.safe_load(text(recipe_file(name))))
 
 
-def as_row(config: Config) -> list[str]:
-    """A recipe as the table of recipes tells it."""
+def as_row(name: str, config: Config) -> list[str]:
+    """The row of a recipe in the table of recipes, without its sources."""
     train, prior, method = config.train, config.prior, config.train.method
     kind = "prediction" if config.prior_target == "prediction" else f"{prior.images} images"
     moves = "yes" if families.moving_encoders(load_family(config.model.family), config) else "no"
@@ -111,6 +118,7 @@ def as_row(config: Config) -> list[str]:
     only_tokens = method == "textual_inversion"
     rate = config.inversion.learning_rate if only_tokens else train.learning_rate
     return [
+        f"[`{name}`](../{recipe_file(name).relative_to(ROOT).as_posix()})",
         f"`{config.model.family}`",
         method,
         f"{rate:g}",
@@ -124,23 +132,32 @@ def as_row(config: Config) -> list[str]:
     ]
 
 
-def test_table_of_recipes_is_read_off_them() -> None:
-    told = [row[:-1] for row in rows(RECIPES) if row[0].startswith("`")]
-    assert sorted(told) == sorted(as_row(config) for config in recipes())
+def test_table_of_recipes_agrees_with_the_files() -> None:
+    told = [row[:-1] for row in rows(RECIPES) if row[0].startswith("[")]
+    assert sorted(told) == sorted(as_row(name, recipe(name)) for name in recipe_names())
+
+
+def test_the_sources_of_a_recipe_are_those_of_its_row() -> None:
+    links = dict(re.findall(r"^\[(\d+)\]: (\S+)$", text(RECIPES), re.MULTILINE))
+    for row in rows(RECIPES)[1:]:
+        file = text(recipe_file(re.findall(r"`(.*?)`", row[0])[0]))
+        for number in re.findall(r"\[(\d+)\]", row[-1]):
+            assert f"# Source: {links[number]}\n" in file
 
 
 def test_every_family_and_every_method_has_a_recipe() -> None:
-    found = {(config.model.family, config.train.method) for config in recipes()}
+    found = {tuple(name.split("-")) for name in recipe_names()}
     for family in plugins.names(families.__name__):
         assert {(family, "full"), (family, "lora")} <= found
     assert {method for _, method in found} == set(get_args(Method))
 
 
-def test_the_recipe_that_was_run_is_the_shipped_one() -> None:
+def test_the_recipe_that_was_run_is_the_shipped_config() -> None:
+    name = "small_world-lora"
     shipped = load_config(ROOT / "examples/small_world/config.yaml")
-    assert as_row(recipes()[0]) == as_row(shipped)
+    assert as_row(name, recipe(name)) == as_row(name, shipped)
     assert [row for row in rows(RECIPES) if "run here" in row[-1]] == [
-        [*as_row(shipped), "**run here**"]
+        [*as_row(name, shipped), "**run here**"]
     ]
 
 

@@ -2,7 +2,7 @@
 
 import typer
 
-from dreambooth_core.cli.arguments import AsJson, ConfigFile, Overrides
+from dreambooth_core.cli.arguments import AsJson, ConfigFile, Overrides, Recipe
 
 app = typer.Typer(no_args_is_help=True, help="What a config may hold, and what it comes to.")
 
@@ -18,9 +18,14 @@ def schema() -> None:
 
 
 @app.command()
-def show(config: ConfigFile, overrides: Overrides = None, as_json: AsJson = False) -> None:
+def show(
+    config: ConfigFile,
+    overrides: Overrides = None,
+    recipe: Recipe = None,
+    as_json: AsJson = False,
+) -> None:
     """The config with every default filled in."""
     from dreambooth_core.cli import screens
     from dreambooth_core.config import load_config
 
-    screens.show_config(load_config(config, tuple(overrides or ())), as_json)
+    screens.show_config(load_config(config, tuple(overrides or ()), recipe), as_json)

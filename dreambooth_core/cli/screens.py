@@ -8,7 +8,7 @@ import yaml
 from dreambooth_core import dataset, families, plugins
 from dreambooth_core.benches import dreambench
 from dreambooth_core.cli.printing import page, print_json, print_table
-from dreambooth_core.config import Config
+from dreambooth_core.config import Config, recipe_file, recipe_names
 from dreambooth_core.errors import DatasetRefused
 from dreambooth_core.photos.references import at_hand
 from dreambooth_core.summary import Summary
@@ -128,6 +128,35 @@ def show_families(as_json: bool) -> None:
     ]
     print_table("", ("family", "pipeline", "objective", "methods"), rows)
     print(f"Tested, every method of every family: {TESTED}")
+
+
+def show_recipes(as_json: bool) -> None:
+    """Recipe -> family, method, resolution, learning rate and steps."""
+    found = {}
+    for name in recipe_names():
+        recipe = yaml.safe_load(recipe_file(name).read_text(encoding="utf-8"))
+        inverts = recipe["train"]["method"] == "textual_inversion"
+        rate = recipe["inversion" if inverts else "train"]["learning_rate"]
+        found[name] = {
+            "family": recipe["model"]["family"],
+            "method": recipe["train"]["method"],
+            "resolution": recipe["model"]["resolution"],
+            "learning_rate": rate,
+            "steps": recipe["train"]["steps"],
+        }
+    if as_json:
+        print_json(found)
+        return
+    columns = ("recipe", "method", "pixels", "learning rate", "steps")
+    rows = [
+        [
+            name,
+            facts["method"],
+            *(f"{facts[key]:g}" for key in ("resolution", "learning_rate", "steps")),
+        ]
+        for name, facts in found.items()
+    ]
+    print_table("", columns, rows)
 
 
 def show_bench(bench: dreambench.Bench, path: Path, as_json: bool) -> None:

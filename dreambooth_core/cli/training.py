@@ -1,4 +1,4 @@
-"""Commands that learn: `run`, `train`, `validate`, `families`.
+"""Commands that learn: `run`, `train`, `validate`, `families`, `recipes`.
 
 `run` imports the flow, inside the command, because the flow is what it runs.
 """
@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from dreambooth_core.cli.arguments import AsJson, ConfigFile, Overrides
+from dreambooth_core.cli.arguments import AsJson, ConfigFile, Overrides, Recipe
 from dreambooth_core.cli.stopping import interruptible
 from dreambooth_core.errors import ConfigError, DatasetRefused
 
@@ -24,6 +24,7 @@ app = typer.Typer()
 def run(
     config: ConfigFile,
     overrides: Overrides = None,
+    recipe: Recipe = None,
     as_json: AsJson = False,
     dry_run: Annotated[bool, typer.Option("--dry-run", help="Check and print the plan.")] = False,
 ) -> None:
@@ -35,7 +36,7 @@ def run(
     from dreambooth_core.cli import screens
     from dreambooth_core.config import load_config
 
-    settings = load_config(config, tuple(overrides or ()))
+    settings = load_config(config, tuple(overrides or ()), recipe)
     bases.check_base(settings.model)
     families.check(families.load_family(settings.model.family), settings)
     if dry_run:
@@ -59,6 +60,7 @@ def run(
 def train(
     config: ConfigFile,
     overrides: Overrides = None,
+    recipe: Recipe = None,
     as_json: AsJson = False,
     dry_run: Annotated[
         bool, typer.Option("--dry-run", help="Print the resolved config and the memory plan.")
@@ -72,7 +74,7 @@ def train(
     from dreambooth_core.cli import screens
     from dreambooth_core.config import load_config
 
-    settings = load_config(config, tuple(overrides or ()))
+    settings = load_config(config, tuple(overrides or ()), recipe)
     bases.check_base(settings.model)
     families.check(families.load_family(settings.model.family), settings)
     if dry_run:
@@ -88,6 +90,14 @@ def show_families(as_json: AsJson = False) -> None:
     from dreambooth_core.cli import screens
 
     screens.show_families(as_json)
+
+
+@app.command("recipes")
+def show_recipes(as_json: AsJson = False) -> None:
+    """Settings to start from, per family and method, for `--recipe NAME`; docs/recipes.md has the sources."""
+    from dreambooth_core.cli import screens
+
+    screens.show_recipes(as_json)
 
 
 @app.command()

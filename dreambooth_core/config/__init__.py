@@ -7,6 +7,7 @@ from dreambooth_core.config.compute import Compute
 from dreambooth_core.config.inputs import DATASET_NAME, Dataset, Model, Subject
 from dreambooth_core.config.places import Paths, Storage
 from dreambooth_core.config.reading import load_config, placed
+from dreambooth_core.config.recipes import overlaid, recipe_file, recipe_names
 from dreambooth_core.config.results import Evaluation, Finder, Gate, Sample, Sampler, Tracking
 from dreambooth_core.config.run import Config
 from dreambooth_core.config.sections import Section
@@ -59,5 +60,8 @@ __all__ = [
     "Tracking",
     "Train",
     "load_config",
+    "overlaid",
     "placed",
+    "recipe_file",
+    "recipe_names",
 ]

@@ -7,6 +7,7 @@ from typing import Any
 from pydantic import ValidationError
 
 from dreambooth_core.config.documents import DEPTH, parse_yaml, read_yaml
+from dreambooth_core.config.recipes import overlaid, recipe_file
 from dreambooth_core.config.refusals import wrong_fields
 from dreambooth_core.config.run import Config
 from dreambooth_core.errors import ConfigError
@@ -14,12 +15,14 @@ from dreambooth_core.errors import ConfigError
 __all__ = ["load_config", "placed", "read_yaml", "wrong_fields"]
 
 
-def load_config(path: Path, overrides: tuple[str, ...] = ()) -> Config:
+def load_config(path: Path, overrides: tuple[str, ...] = (), recipe: str | None = None) -> Config:
     """Read a YAML config and apply `a.b=value` overrides; relative paths count from the working directory.
 
-    Raises `ConfigError` with one clause per wrong field.
+    What neither of them sets comes from the recipe. Raises `ConfigError` with one clause per wrong field.
     """
     document = read_yaml(path)
+    if recipe is not None:
+        document = overlaid(read_yaml(recipe_file(recipe), "recipe"), document)
     for override in overrides:
         _apply(document, override)
     try:

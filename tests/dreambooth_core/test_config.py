@@ -163,3 +163,18 @@ def test_a_run_without_photos_is_not_blamed_for_its_name() -> None:
     with pytest.raises(ValidationError) as refused:
         Config.model_validate({"subject": {"class_noun": "dog"}})
     assert wrong_fields(refused.value) == "subject.images: is missing: set it"
+
+
+def test_a_recipe_gives_what_config_and_overrides_leave_out(tmp_path: Path) -> None:
+    file = tmp_path / "dog.yaml"
+    file.write_text("subject: {images: photos, class_noun: dog}\ntrain: {steps: 7}\n")
+    config = load_config(file, ("adapter.rank=2",), recipe="sdxl-lora")
+    assert (config.model.family, config.train.steps) == ("sdxl", 7)
+    assert (config.adapter.rank, config.adapter.alpha) == (2, 4)
+
+
+def test_an_unknown_recipe_names_the_nearest(tmp_path: Path) -> None:
+    file = tmp_path / "dog.yaml"
+    file.write_text("subject: {images: photos, class_noun: dog}\n")
+    with pytest.raises(ConfigError, match="did you mean sdxl-lora"):
+        load_config(file, recipe="sdxl-lroa")
