@@ -7,7 +7,7 @@ import pytest
 from pydantic import ValidationError
 
 from dreambooth_core import families
-from dreambooth_core.config import Config, Subject
+from dreambooth_core.config import Config, Subject, load_config
 from dreambooth_core.config.reading import wrong_fields
 from dreambooth_core.errors import ConfigError
 from dreambooth_core.families import load_family
