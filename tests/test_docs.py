@@ -21,6 +21,7 @@ from dreambooth_core.config import (
     recipe_file,
     recipe_names,
 )
+from dreambooth_core.config.reference import reference
 from dreambooth_core.families import load_family
 
 ROOT = Path(__file__).parent.parent
@@ -94,6 +95,10 @@ def test_recipe_is_one_that_its_family_takes(name: str) -> None:
 
 def test_shipped_config_is_one() -> None:
     load_config(ROOT / "examples/small_world/config.yaml")
+
+
+def test_the_page_of_all_keys_is_generated_from_the_schema() -> None:
+    assert text(ROOT / "docs/configuration.md") == reference()
 
 
 def rows(page: Path) -> list[list[str]]:

@@ -18,6 +18,14 @@ def schema() -> None:
 
 
 @app.command()
+def reference() -> None:
+    """Every key with its type, default, range and help, as Markdown."""
+    from dreambooth_core.config.reference import reference as page
+
+    print(page(), end="")
+
+
+@app.command()
 def show(
     config: ConfigFile,
     overrides: Overrides = None,
