@@ -1,10 +1,16 @@
-"""DreamBooth as a pipeline: the domain, in plain Python."""
+"""DreamBooth as a pipeline: the domain, in plain Python. docs/api.md documents what is exported here."""
 
 import logging
 import os
+from typing import TYPE_CHECKING, Any
 
 from dreambooth_core.threads import choose_wait_policy
 
+if TYPE_CHECKING:
+    from dreambooth_core.api import export, load_config, sample, train, validate
+    from dreambooth_core.config import Config
+
+__all__ = ["Config", "export", "load_config", "sample", "train", "validate"]
 __version__ = "0.1.0"
 
 choose_wait_policy(os.environ)
@@ -12,3 +18,12 @@ choose_wait_policy(os.environ)
 # torchao says at every import, which diffusers does for us, that its GPU kernels do not load here.
 for _name in ("torchao", "torch.utils._pytree"):
     logging.getLogger(_name).setLevel(logging.ERROR)
+
+
+def __getattr__(name: str) -> Any:
+    """The API is imported when it is used, so that submodules load without it."""
+    if name not in __all__:
+        raise AttributeError(f"module {__name__} has no attribute {name}")
+    from dreambooth_core import api
+
+    return getattr(api, name)

@@ -45,7 +45,7 @@ LEVELS = [
     "trainer.live trainer.looking "
     "versions.cards versions.differences versions.dossiers versions.entries "
     "versions.flavours versions.lineage versions.origins versions.promotion versions.served versions.views",
-    "cli "
+    "cli api "
     "cli.__main__ cli.approvals cli.arguments cli.bench cli.configs cli.datasets cli.models "
     "cli.pictures cli.stack cli.stopping cli.training "
     "trainer.alongside trainer.attempt trainer.nodes",

@@ -1,0 +1,76 @@
+"""The Python API: what the commands of the same names do, as functions. `dreambooth_core` exports them."""
+
+from collections.abc import Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from dreambooth_core import config as configs
+from dreambooth_core.config import Config
+
+if TYPE_CHECKING:
+    from dreambooth_core.dataset import Validation
+    from dreambooth_core.training_alone import Trained
+
+WORK = Path(".dreambooth")
+
+
+def load_config(
+    path: str | Path, overrides: Sequence[str] = (), recipe: str | None = None
+) -> Config:
+    """A YAML config with `a.b=value` overrides, over a recipe's settings if one is named.
+
+    Raises `ConfigError`.
+    """
+    return configs.load_config(Path(path), tuple(overrides), recipe)
+
+
+def validate(folder: str | Path, resolution: int = 512) -> "Validation":
+    """Findings in a folder of photos to be trained at `resolution` pixels; nothing is changed or stored."""
+    from dreambooth_core import dataset
+
+    return dataset.validate(Path(folder), configs.Dataset(), resolution)
+
+
+def train(config: Config) -> "Trained":
+    """Photos, class images and training, resumed from the last checkpoint; found if trained before.
+
+    Raises `DatasetRefused`, `StageFailed` and `StorageError`; `Preempted` when told to stop.
+    """
+    from dreambooth_core.training_alone import train_alone
+
+    return train_alone(config)
+
+
+def sample(
+    model: str,
+    prompts: Sequence[str],
+    out: str | Path,
+    *,
+    seeds: int = 4,
+    work: str | Path = WORK,
+) -> list[Path]:
+    """Draw `seeds` images per prompt with a registered model (NAME, NAME@alias, NAME/version) as PNGs.
+
+    `{subject}` in a prompt is identifier and class noun. Raises `ConfigError` for an unknown model.
+    """
+    from dreambooth_core.drawing.delivery import Wish, from_registry
+
+    wish = Wish(tuple(prompts), seeds, Path(out))
+    return list(from_registry(None, Path(work), model, wish))
+
+
+def export(
+    model: str,
+    form: str,
+    out: str | Path,
+    *,
+    work: str | Path = WORK,
+    overrides: Sequence[str] = (),
+) -> list[Path]:
+    """Write a registered model, or what a YAML config has trained, in a format of docs/exports.md.
+
+    Raises `ConfigError` for an unknown model and for a format that cannot hold it.
+    """
+    from dreambooth_core.drawing.delivery import exported
+
+    return exported(model, form, Path(out), Path(work), tuple(overrides))
