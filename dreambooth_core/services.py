@@ -1,6 +1,6 @@
 """What a run brings along and takes with it: SeaweedFS as its S3, and Prefect's API.
 
-Both listen on loopback only and keep their data under `paths.work`.
+Both listen on loopback only, ask for a key, and keep their data under `paths.work`.
 """
 
 import json
@@ -10,10 +10,11 @@ import shutil
 import sys
 import urllib.request
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 
-from dreambooth_core.config import Config, Storage
+from dreambooth_core import certificates, guarded_asgi
+from dreambooth_core.config import Config, Paths, Storage
 from dreambooth_core.errors import ConfigError, StageFailed, StorageError
 from dreambooth_core.servers import Server, claimed, exported, running
 from dreambooth_core.storage import written_beside
@@ -21,6 +22,9 @@ from dreambooth_core.storage import written_beside
 S3_SECONDS = 60.0
 PREFECT_SECONDS = 180.0
 """A first start on a cold disk takes about 20 s on two free cores."""
+USER = "dreambooth"
+"""Name of the login to Prefect and MLflow."""
+DEFAULT_WORK = Paths().work.name
 _SEND_SECONDS = 5.0
 _SENDERS = (
     ("prefect.logging.handlers", "APILogWorker"),
@@ -42,6 +46,7 @@ def local_services(config: Config) -> Iterator[None]:
     `StageFailed` when another run uses the folder or the server does not come up,
     `ConfigError` when SeaweedFS is not installed.
     """
+    keep_private(config.paths.work)
     storage = config.storage
     folder = config.paths.work.resolve() / "s3"
     if not storage.uri.startswith("s3://") or os.environ.get(_ENTERED) == str(folder):
@@ -93,9 +98,12 @@ def prefect_api(work: Path, meanwhile: Callable[[], object] | None = None) -> It
     if os.environ.get("PREFECT_API_URL"):
         yield
         return
+    keep_private(work)
     home = work.resolve() / "prefect"
-    quiet = {
+    login = new_login()
+    ours = {
         "PREFECT_HOME": str(home),
+        "PREFECT_API_AUTH_STRING": login,
         "PREFECT_SERVER_ANALYTICS_ENABLED": "false",
         "DO_NOT_TRACK": "1",
     }
@@ -110,8 +118,8 @@ def prefect_api(work: Path, meanwhile: Callable[[], object] | None = None) -> It
 
     with (
         claimed(home) as lock,
-        exported({**quiet, "PREFECT_API_URL": None, **unproxied()}),
-        running(_prefect(home), lock, announce_and_go_on if meanwhile else None) as port,
+        exported({**ours, "PREFECT_API_URL": None, **unproxied()}),
+        running(_prefect(home, login), lock, announce_and_go_on if meanwhile else None) as port,
     ):
         announce(port)
         try:
@@ -143,38 +151,69 @@ def seaweedfs(program: str, folder: Path) -> Server:
             *(program, f"-logdir={folder / 'logs'}", "mini", f"-dir={folder / 'data'}"),
             *("-ip=127.0.0.1", "-ip.bind=127.0.0.1", *ports),
             *("-s3.port.iceberg=0", "-s3.port.lance=0", "-webdav=false", "-admin.ui=false"),
-            *("-master.telemetry=false", f"-s3.config={folder / 's3.json'}", *_socket(folder)),
+            *("-master.telemetry=false", f"-s3.config={folder / 's3.json'}"),
+            *(f"-{name}.allowedOrigins={url(port)}" for name in ("s3", "filer")),
+            *_sockets(folder),
         ]
 
     # nothing else of the environment: it would take AWS keys in it for an administrator's
-    env = {"HOME": str(folder), "GOMEMLIMIT": "300MiB", "GOGC": "50"}
+    env = {"HOME": str(folder), "GOMEMLIMIT": "300MiB", "GOGC": "50", **_closed(folder)}
     return Server("SeaweedFS", command, s3_answers, env, folder, S3_SECONDS, neighbours=4)
 
 
-def _socket(folder: Path) -> list[str]:
-    """Keep SeaweedFS' socket out of /tmp, where it stays behind, if the path is short enough."""
-    path = str(folder / "s3.sock")
-    return [f"-s3.localSocket={path}"] if len(os.fsencode(path)) <= _SOCKET_PATH else []
+def _sockets(folder: Path) -> list[str]:
+    """Keep SeaweedFS' sockets out of /tmp, where they stay behind, if the paths are short enough."""
+    paths = {name: str(folder / f"{name}.sock") for name in ("s3", "filer")}
+    return [
+        f"-{name}.localSocket={path}"
+        for name, path in paths.items()
+        if len(os.fsencode(path)) <= _SOCKET_PATH
+    ]
 
 
-def _prefect(home: Path) -> Server:
-    """Not `prefect server start`: the same server comes up 3 s faster without the command line."""
+def _closed(folder: Path) -> dict[str, str]:
+    """SeaweedFS' `security.toml` as environment: every port but S3's takes only its own certificate.
 
-    def command(port: int) -> list[str]:
-        return [
-            *(sys.executable, "-m", "uvicorn", "--factory", "prefect.server.api.server:create_app"),
-            *("--host", "127.0.0.1", "--port", str(port), "--lifespan", "on"),
-            *("--log-level", "warning"),
-        ]
+    Filer, master, volume server and admin know nothing of S3's identities. The signing key is for the
+    filer's socket, and for the case that one of them falls back to answering without TLS.
+    """
+    place = folder / "security"
+    files = certificates.kept_in(place)
+    key = secret(place / "signing", secrets.token_hex)
+    pair = {"CERT": str(files.certificate), "KEY": str(files.key)}
+    signed = ("SIGNING", "SIGNING_READ", "FILER_SIGNING", "FILER_SIGNING_READ")
+    grpc = ("MASTER", "VOLUME", "FILER", "S3", "ADMIN", "WORKER", "MQ", "CLIENT")
+    https = ("MASTER", "VOLUME", "FILER", "ADMIN", "CLIENT")
+    named = {f"GRPC_{part}_{end}": path for part in grpc for end, path in pair.items()}
+    named |= {f"HTTPS_{part}_{end}": path for part in https for end, path in pair.items()}
+    named |= {f"HTTPS_{part}_CA": str(files.authority) for part in https}
+    named |= {f"JWT_{name}_KEY": key for name in signed}
+    named |= {"GRPC_CA": str(files.authority), "HTTPS_CLIENT_ENABLED": "true"}
+    return {f"WEED_{name}": value for name, value in named.items()}
 
+
+def _prefect(home: Path, login: str) -> Server:
     # as Prefect's own temporary server: no web pages, and none of the services for deployments
     role = {
         "PREFECT_UI_ENABLED": "0",
         "PREFECT__SERVER_EPHEMERAL": "1",
         "PREFECT__SERVER_FINAL": "1",
     }
-    env = {**os.environ, **role}
+
+    def command(port: int) -> list[str]:
+        return guarded_asgi.command(sys.executable, port)
+
+    env = {**os.environ, **role, **guarded_prefect(login, "http://127.0.0.1")}
     return Server("Prefect's server", command, _prefect_answers, env, home, PREFECT_SECONDS)
+
+
+def guarded_prefect(login: str, origin: str) -> dict[str, str]:
+    """Environment of a Prefect server that asks for the login, and lets pages of one origin read."""
+    return {
+        guarded_asgi.APP: "prefect.server.api.server:create_app()",
+        "PREFECT_SERVER_API_AUTH_STRING": login,
+        "PREFECT_SERVER_CORS_ALLOWED_ORIGINS": origin,
+    }
 
 
 def s3_answers(port: int) -> bool:
@@ -250,6 +289,33 @@ def credentials(folder: Path) -> tuple[str, str]:
         raise StageFailed(
             f"{path} holds no credentials: delete it, new ones are made at the next run"
         ) from error
+
+
+def new_login() -> str:
+    """`user:password` with a password that cannot be guessed."""
+    return f"{USER}:{secrets.token_urlsafe(30)}"
+
+
+def secret(path: Path, make: Callable[[], str]) -> str:
+    """What the file holds; made once, readable by this user only."""
+    if not path.is_file():
+        with written_beside(path) as unfinished:
+            unfinished.touch(mode=0o600)
+            unfinished.write_text(make())
+    return path.read_text().strip()
+
+
+def keep_private(work: Path) -> None:
+    """Make a work folder for its owner only, whatever the umask, and tighten the default one.
+
+    Another folder that exists keeps its mode, which a user may have chosen for a team. Where the folder
+    cannot be made, whatever writes to it says so.
+    """
+    with suppress(OSError):
+        if not work.exists():
+            work.mkdir(mode=0o700, parents=True)
+        elif work.name == DEFAULT_WORK and work.stat().st_mode & 0o077:
+            work.chmod(0o700)
 
 
 def unproxied() -> dict[str, str]:

@@ -7,13 +7,14 @@ import sys
 from collections.abc import Mapping
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
+from typing import Any
 
 import yaml
 
 from dreambooth_core.errors import ConfigError, StageFailed
 from dreambooth_core.processes import end_of, supervised
-from dreambooth_core.stack import state
-from dreambooth_core.stack.asking import ask
+from dreambooth_core.stack import asking, state
+from dreambooth_core.stack.asking import Answer, ask
 from dreambooth_core.stack.place import Place
 
 LIMITS = {"gpu": 1}
@@ -41,12 +42,11 @@ def pools(project: Path) -> tuple[str, ...]:
 
 def offer(place: Place, env: Mapping[str, str]) -> None:
     """Apply everything to a Prefect server that answers; raises `StageFailed` when it refuses."""
-    api = f"{place.prefect}/api"
     for pool in pools(place.project):
-        if _lacks(f"{api}/work_pools/{pool}"):
+        if _lacks(place, f"/work_pools/{pool}"):
             _prefect(place, env, "work-pool", "create", pool, "--type", "process")
     for name, limit in LIMITS.items():
-        if _lacks(f"{api}/v2/concurrency_limits/{name}"):
+        if _lacks(place, f"/v2/concurrency_limits/{name}"):
             _prefect(place, env, "gcl", "create", name, "--limit", str(limit))
     _prefect(place, env, "deploy", "--all")
     automations(place, env)
@@ -57,11 +57,11 @@ def automations(place: Place, env: Mapping[str, str]) -> None:
     ours = [yaml.safe_load(path.read_bytes()) for path in _automations(place.project)]
     if not ours:
         return
-    names, api = {one["name"] for one in ours}, f"{place.prefect}/api/automations"
-    answer = ask(f"{api}/filter", {}, SECONDS)
+    names = {one["name"] for one in ours}
+    answer = asked(place, "/automations/filter", {}, SECONDS)
     for there in (answer.document() if answer else None) or ():
         if there["name"] in names:
-            ask(f"{api}/{there['id']}", seconds=SECONDS, method="DELETE")
+            asked(place, f"/automations/{there['id']}", seconds=SECONDS, method="DELETE")
     # all in one file: a command of Prefect's takes seconds to begin
     together = place.folder / "automations.yaml"
     together.write_text(yaml.safe_dump({"automations": ours}), encoding="utf-8")
@@ -80,16 +80,17 @@ def take_up(place: Place, pool: str, worker: str) -> None:
     """
     if _workers(place, pool) - {worker}:
         return
-    api, alive = f"{place.prefect}/api/flow_runs", state.values_of("PREFECT__FLOW_RUN_ID")
+    alive = state.values_of("PREFECT__FLOW_RUN_ID")
     wanted = {
         "flow_runs": {"state": {"type": {"any_": ["PENDING", "RUNNING"]}}},
         "work_pools": {"name": {"any_": [pool]}},
     }
-    answer = ask(f"{api}/filter", wanted, SECONDS)
+    answer = asked(place, "/flow_runs/filter", wanted, SECONDS)
     again = {"type": "SCHEDULED", "name": "AwaitingRetry", "message": "its process was gone"}
     for run in (answer.document() if answer else None) or ():
         if run["id"] not in alive:
-            ask(f"{api}/{run['id']}/set_state", {"state": again, "force": True}, SECONDS)
+            wish = {"state": again, "force": True}
+            asked(place, f"/flow_runs/{run['id']}/set_state", wish, SECONDS)
 
 
 def has_worker(place: Place, pool: str, name: str) -> bool:
@@ -99,7 +100,7 @@ def has_worker(place: Place, pool: str, name: str) -> bool:
 
 def _workers(place: Place, pool: str) -> set[str]:
     """Names of those that have reported to the server within two of their heartbeats."""
-    answer = ask(f"{place.prefect}/api/work_pools/{pool}/workers/filter", {"workers": None})
+    answer = asked(place, f"/work_pools/{pool}/workers/filter", {"workers": None})
     found = answer.document() if answer and answer.status == 200 else None
     oldest = datetime.now(UTC) - timedelta(seconds=2 * HEARTBEAT_SECONDS)
     return {
@@ -109,8 +110,20 @@ def _workers(place: Place, pool: str) -> set[str]:
     }
 
 
-def _lacks(url: str) -> bool:
-    answer = ask(url, seconds=SECONDS)
+def asked(
+    place: Place,
+    path: str,
+    document: Any = None,
+    seconds: float = asking.SECONDS,
+    method: str | None = None,
+) -> Answer | None:
+    """Prefect's answer at a path of its API, asked with its login; see `asking.ask`."""
+    url = f"{place.prefect}/api{path}"
+    return ask(url, document, seconds, method=method, credentials=place.login)
+
+
+def _lacks(place: Place, path: str) -> bool:
+    answer = asked(place, path, seconds=SECONDS)
     return answer is not None and answer.status == 404
 
 

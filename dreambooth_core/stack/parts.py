@@ -6,7 +6,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from functools import partial
 
-from dreambooth_core import services, telemetry, tracking
+from dreambooth_core import guarded_asgi, services, telemetry, tracking
 from dreambooth_core.servers import exported
 from dreambooth_core.stack import deployments, postgres, tables
 from dreambooth_core.stack.asking import is_well
@@ -33,8 +33,9 @@ def parts_of(place: Place) -> tuple[Part, ...]:
 
 
 def environment(place: Place) -> dict[str, str]:
-    """What a program needs to work with these servers; holds the S3 server's secret."""
+    """What a program needs to work with these servers; holds the S3 server's secret and the login."""
     access, secret = services.credentials(place.folder / "s3")
+    user, password = place.login.split(":", 1)
     return {
         "AWS_ACCESS_KEY_ID": access,
         "AWS_SECRET_ACCESS_KEY": secret,
@@ -42,7 +43,10 @@ def environment(place: Place) -> dict[str, str]:
         "AWS_ENDPOINT_URL_S3": place.s3,
         "MLFLOW_S3_ENDPOINT_URL": place.s3,
         "PREFECT_API_URL": f"{place.prefect}/api",
+        "PREFECT_API_AUTH_STRING": place.login,
         tracking.SERVER: place.mlflow,
+        "MLFLOW_TRACKING_USERNAME": user,
+        "MLFLOW_TRACKING_PASSWORD": password,
         services.STACK: str(place.folder),
         **_quiet(),
     }
@@ -99,7 +103,8 @@ def _prefect(place: Place) -> Part:
     own = {
         "PREFECT_HOME": str(home),
         "PREFECT_UI_URL": place.prefect,
-        "PREFECT_UI_API_URL": f"{place.prefect}/api",
+        # relative: they may be looked at through a forwarded port
+        "PREFECT_UI_API_URL": "/api",
     }
     # a training beside it may take every core for longer than its usual 5 and 10 s
     database = {
@@ -115,15 +120,22 @@ def _prefect(place: Place) -> Part:
     if place.settings.postgres:
         url = postgres.url(place, "prefect", driver="asyncpg")
         database["PREFECT_SERVER_DATABASE_CONNECTION_URL"] = url
-    client = {**inherited(), **_quiet(), **own, "PREFECT_API_URL": f"{place.prefect}/api"}
-    words = ("server", "start", "--host", "127.0.0.1", "--port", str(place.settings.port))
+    api = {"PREFECT_API_URL": f"{place.prefect}/api", "PREFECT_API_AUTH_STRING": place.login}
+    client = {**inherited(), **_quiet(), **own, **api}
     return Part(
         name="prefect",
         title="Prefect",
         link=place.prefect,
         ports=(place.settings.port,),
-        command=(sys.executable, "-m", "prefect", *words, "--log-level", "WARNING"),
-        env={**_quiet(), **own, **database, **leases},
+        command=tuple(guarded_asgi.command(sys.executable, place.settings.port)),
+        env={
+            **_quiet(),
+            **own,
+            **database,
+            **leases,
+            **services.guarded_prefect(place.login, place.prefect),
+            "PREFECT__SERVER_FINAL": "1",
+        },
         answers=partial(is_well, f"{place.prefect}/api/health"),
         settle=partial(deployments.offer, place, client),
         after=("postgres",) if place.settings.postgres else (),
@@ -135,21 +147,22 @@ def _mlflow(place: Place) -> Part:
     uri = f"sqlite:///{file}"
     if place.settings.postgres:
         uri = postgres.url(place, "mlflow", driver="psycopg2")
-    port = str(place.settings.port + 1)
     return Part(
         name="mlflow",
         title="MLflow",
         link=place.mlflow,
         ports=(place.settings.port + 1,),
-        command=(
-            *(sys.executable, "-m", "mlflow", "server", "--host", "127.0.0.1", "--port", port),
-            *("--workers", "1", "--artifacts-destination", f"s3://{BUCKET}/mlflow"),
-        ),
+        command=tuple(guarded_asgi.command(sys.executable, place.settings.port + 1)),
         env={
             **environment(place),
-            # not as an argument: a password would stand in every listing of processes
-            "MLFLOW_BACKEND_STORE_URI": uri,
-            # two processes instead of ten
+            guarded_asgi.APP: "mlflow.server.fastapi_app:app",
+            # MLflow's own logins are rows of a database: no file to delete renews them
+            guarded_asgi.LOGIN: place.login,
+            # what `mlflow server` hands to the process that serves (mlflow.server.constants)
+            "_MLFLOW_SERVER_FILE_STORE": uri,
+            "_MLFLOW_SERVER_ARTIFACT_ROOT": "mlflow-artifacts:/",
+            "_MLFLOW_SERVER_SERVE_ARTIFACTS": "true",
+            "_MLFLOW_SERVER_ARTIFACT_DESTINATION": f"s3://{BUCKET}/mlflow",
             "MLFLOW_SERVER_ENABLE_JOB_EXECUTION": "false",
         },
         answers=partial(is_well, f"{place.mlflow}/health"),

@@ -6,6 +6,7 @@ from pathlib import Path
 
 from pydantic import ValidationError
 
+from dreambooth_core import services
 from dreambooth_core.errors import ConfigError
 from dreambooth_core.records import Record
 from dreambooth_core.servers import free_port, is_free
@@ -17,6 +18,8 @@ PORTS = 16
 """Adjacent ports of a stack: one each for Prefect, MLflow and PostgreSQL, five for the S3 server, which
 listens at these + 10000 as well, the rest for workers."""
 BUCKET = "dreambooth"
+LOGIN = "login"
+"""File with the login to Prefect and MLflow, `user:password`, for this user's eyes only."""
 
 
 class Settings(Record):
@@ -36,6 +39,11 @@ class Place:
     settings: Settings
     project: Path
     """Absolute."""
+
+    @property
+    def login(self) -> str:
+        """`user:password` of Prefect and MLflow; made when its file is missing."""
+        return services.secret(self.folder / LOGIN, services.new_login)
 
     @property
     def prefect(self) -> str:
@@ -106,6 +114,8 @@ def keep(place: Place) -> None:
 def open_folder(folder: Path) -> Path:
     """The folder, made for this user alone if need be; raises `ConfigError` when it cannot be."""
     path = folder.resolve()
+    if path.parent.name == services.DEFAULT_WORK:
+        services.keep_private(path.parent)
     try:
         path.mkdir(mode=0o700, parents=True, exist_ok=True)
         os.chmod(path, 0o700)

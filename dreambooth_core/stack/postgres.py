@@ -9,10 +9,10 @@ from importlib.util import find_spec
 from pathlib import Path
 from signal import SIGINT
 
+from dreambooth_core import services
 from dreambooth_core.errors import ConfigError, StageFailed
 from dreambooth_core.stack.part import Part
 from dreambooth_core.stack.place import Place
-from dreambooth_core.storage import written_beside
 
 USER = "dreambooth"
 DATABASES = ("prefect", "mlflow")
@@ -69,13 +69,9 @@ def url(place: Place, database: str, driver: str) -> str:
 
 
 def _password(place: Place) -> str:
-    """Made once, readable by this user only."""
-    path = place.folder / "postgres" / "password"
-    if not path.is_file():
-        with written_beside(path) as unfinished:
-            unfinished.touch(mode=0o600)
-            unfinished.write_text(secrets.token_urlsafe(30))
-    return path.read_text()
+    return services.secret(
+        place.folder / "postgres" / "password", lambda: secrets.token_urlsafe(30)
+    )
 
 
 def _make(place: Place, data: Path) -> None:
