@@ -11,7 +11,7 @@ from collections.abc import Iterable, Mapping
 from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
-    from starlette.types import ASGIApp, Receive, Scope, Send
+    from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 APP = "DREAMBOOTH_ASGI_APP"
 """Variable of the environment: `module:name` of the application, with `()` behind a factory's name."""
@@ -20,6 +20,7 @@ LOGIN = "DREAMBOOTH_ASGI_LOGIN"
 that asks for its own."""
 HOSTS = {"127.0.0.1", "localhost"}
 """Names in the Host header, whatever the port: SSH may forward another one."""
+_POLICY = (b"content-security-policy", b"connect-src 'self' data: blob:")
 HEALTH = "/health"
 """Path that needs no login."""
 
@@ -54,7 +55,7 @@ class Guarded:
     async def __call__(self, scope: "Scope", receive: "Receive", send: "Send") -> None:
         refusal = self._refusal(scope)
         if not refusal:
-            await self._app(scope, receive, send)
+            await self._app(scope, receive, _only_asking_itself(send))
         elif scope["type"] == "websocket":
             await send({"type": "websocket.close", "code": 1008})
         else:
@@ -81,6 +82,20 @@ class Guarded:
     def _knows(self, authorization: bytes) -> bool:
         expected = b"Basic " + base64.b64encode(self._login)
         return hmac.compare_digest(authorization, expected)
+
+
+def _only_asking_itself(send: "Send") -> "Send":
+    """Add the policy that keeps a page from asking other servers.
+
+    Prefect's login page reports to its makers: it cannot read yet that this is switched off.
+    """
+
+    async def with_policy(message: "Message") -> None:
+        if message["type"] == "http.response.start":
+            message = {**message, "headers": [*message.get("headers", ()), _POLICY]}
+        await send(message)
+
+    return with_policy
 
 
 def _single(headers: Iterable[tuple[bytes, bytes]]) -> Mapping[bytes, bytes]:

@@ -1,0 +1,425 @@
+"""Who may use the servers of `up` and of a run: no page of another origin, and no other user.
+
+The page is opened in Chromium; the user is `nobody`, as whom a forked process asks.
+"""
+
+import base64
+import http.server
+import json
+import os
+import pwd
+import shutil
+import socket
+import ssl
+import stat
+import subprocess
+import sys
+import tempfile
+import threading
+import urllib.error
+import urllib.request
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import pytest
+import yaml
+
+from dreambooth_core import services
+from dreambooth_core.storage import s3
+from tests import browser
+
+ROOT = Path(__file__).parent.parent
+SECRET = b"a photo of a person"
+BUCKET, KEY = "dreambooth", "photo"
+REFUSED = {0, 400, 401, 403}
+"""Statuses of a request that got nothing; 0 for no answer, or none that a page may read."""
+NAME = "intruder"
+Ask = Callable[[str, str, Any], tuple[int, str]]
+"""Method, URL, and a document to send, to status and text."""
+RUN = """
+import json, os, sys
+from pathlib import Path
+from dreambooth_core import config, services
+run = config.Config(name="doors", subject=config.Subject(images=Path("photos"), class_noun="dog"))
+with services.local_services(run), services.prefect_api(run.paths.work):
+    told = {name: os.environ.get(name, "") for name in
+            ("AWS_ENDPOINT_URL_S3", "PREFECT_API_URL", "PREFECT_API_AUTH_STRING")}
+    print(json.dumps(told), flush=True)
+    sys.stdin.read()
+"""
+
+
+@dataclass(frozen=True)
+class Doors:
+    """Where servers listen, and what their owner knows."""
+
+    work: Path
+    """The default work folder."""
+    s3: Path
+    """Folder of the S3 server."""
+    s3_port: int
+    prefect: str
+    login: str
+    """Of Prefect and MLflow, `user:password`; empty when they ask for none."""
+    mlflow: str = ""
+
+    def store(self) -> Any:
+        """A client with the owner's keys."""
+        (pair,) = json.loads((self.s3 / "s3.json").read_text())["identities"][0]["credentials"]
+        keys = {"AWS_ACCESS_KEY_ID": pair["accessKey"], "AWS_SECRET_ACCESS_KEY": pair["secretKey"]}
+        with services.exported({**keys, "AWS_DEFAULT_REGION": "us-east-1", "AWS_PROFILE": None}):
+            return s3.client(services.url(self.s3_port))
+
+    def asked(self, url: str, document: Any) -> str:
+        """What the owner is answered."""
+        return ask(url, document, login=self.login)[1]
+
+
+@pytest.fixture
+def project() -> Iterator[Path]:
+    """A folder that every user may enter, unlike pytest's, with one deployment."""
+    folder = Path(tempfile.mkdtemp(prefix="doors-"))
+    folder.chmod(0o755)
+    document = yaml.safe_load((ROOT / "prefect.yaml").read_text(encoding="utf-8"))
+    document["deployments"] = document["deployments"][:1]
+    (folder / "prefect.yaml").write_text(yaml.safe_dump(document))
+    for name in ("flows", "tasks"):
+        (folder / name).symlink_to(ROOT / name)
+    yield folder
+    shutil.rmtree(folder)
+
+
+@pytest.fixture
+def up(project: Path) -> Iterator[Doors]:
+    home = project / ".dreambooth" / "up"
+    try:
+        dreambooth("up", "--detach", cwd=project)
+        port = json.loads((home / "settings.json").read_text())["port"]
+        login = home / "login"
+        yield Doors(
+            work=home.parent,
+            s3=home / "s3",
+            s3_port=port + 3,
+            prefect=services.url(port),
+            login=login.read_text() if login.is_file() else "",
+            mlflow=services.url(port + 1),
+        )
+    finally:
+        dreambooth("down", cwd=project)
+
+
+@pytest.fixture
+def run(project: Path) -> Iterator[Doors]:
+    """What a plain `dreambooth run` starts."""
+    process = subprocess.Popen(
+        [sys.executable, "-c", RUN],
+        env=environment(),
+        cwd=project,
+        umask=0,
+        text=True,
+        stdin=subprocess.PIPE,
+        stdout=subprocess.PIPE,
+    )
+    with process:
+        assert process.stdout
+        told = json.loads(process.stdout.readline())
+        work = project / ".dreambooth"
+        yield Doors(
+            work=work,
+            s3=work / "s3",
+            s3_port=int(told["AWS_ENDPOINT_URL_S3"].rpartition(":")[2]),
+            prefect=told["PREFECT_API_URL"].removesuffix("/api"),
+            login=told["PREFECT_API_AUTH_STRING"],
+        )
+        process.communicate(timeout=120)
+
+
+def environment() -> dict[str, str]:
+    names = ("AWS_", "PREFECT_API", "DREAMBOOTH_", "MLFLOW_")
+    kept = {name: value for name, value in os.environ.items() if not name.startswith(names)}
+    return {**kept, "PYTHONPATH": str(ROOT)}
+
+
+def dreambooth(*words: str, cwd: Path) -> str:
+    """What the command prints, run with the widest umask."""
+    command = [sys.executable, "-m", "dreambooth_core.cli", *words]
+    done = subprocess.run(
+        command, env=environment(), cwd=cwd, umask=0, capture_output=True, text=True, timeout=600
+    )
+    assert done.returncode == 0, done.stderr
+    return done.stdout
+
+
+def ask(
+    url: str,
+    document: Any = None,
+    method: str | None = None,
+    login: str = "",
+    headers: Mapping[str, str] | None = None,
+) -> tuple[int, str]:
+    """Status and text of an answer, past any proxy; 0 without one."""
+    unverified = ssl.create_default_context()
+    unverified.check_hostname, unverified.verify_mode = False, ssl.CERT_NONE
+    opener = urllib.request.build_opener(
+        urllib.request.ProxyHandler({}), urllib.request.HTTPSHandler(context=unverified)
+    )
+    sent = {"Content-Type": "application/json", **(headers or {})}
+    if login:
+        sent["Authorization"] = f"Basic {base64.b64encode(login.encode()).decode()}"
+    body = None if document is None else json.dumps(document).encode()
+    request = urllib.request.Request(url, body, sent, method=method)
+    try:
+        with opener.open(request, timeout=20) as answer:
+            return answer.status, answer.read().decode(errors="replace")
+    except urllib.error.HTTPError as error:
+        with error:
+            return error.code, error.read().decode(errors="replace")
+    except OSError:
+        return 0, ""
+
+
+def as_nobody(work: Callable[[], Any]) -> Any:
+    """The result of a call in a process of the user `nobody`."""
+    user = pwd.getpwnam("nobody")
+    reading, writing = os.pipe()
+    child = os.fork()
+    if not child:
+        try:
+            os.setgroups([])
+            os.setgid(user.pw_gid)
+            os.setuid(user.pw_uid)
+            os.write(writing, json.dumps(work()).encode())
+        finally:
+            os._exit(0)
+    os.close(writing)
+    with os.fdopen(reading, "rb") as file:
+        told = file.read()
+    os.waitpid(child, 0)
+    return json.loads(told)
+
+
+def nobody_asks(method: str, url: str, document: Any) -> tuple[int, str]:
+    status, text = as_nobody(lambda: ask(url, document, method))
+    return status, text
+
+
+@contextmanager
+def foreign_page(profile: Path, doors: Doors) -> Iterator[Ask]:
+    """What a page of another origin is answered, in a browser that has logged in to MLflow."""
+
+    class Empty(http.server.BaseHTTPRequestHandler):
+        def do_GET(self) -> None:
+            self.send_response(200)
+            self.send_header("Content-Type", "text/html")
+            self.end_headers()
+
+        def log_message(self, *_: object) -> None:
+            pass
+
+    with (
+        http.server.ThreadingHTTPServer(("127.0.0.1", 0), Empty) as server,
+        browser.browsing(profile) as tab,
+    ):
+        threading.Thread(target=server.serve_forever, daemon=True).start()
+        if doors.mlflow:
+            tab.open(doors.mlflow.replace("://", f"://{doors.login}@"), 800)
+            assert tab.until("document.title") == "MLflow"
+        tab.open(f"http://127.0.0.1:{server.server_port}/", 800)
+
+        def asks(method: str, url: str, document: Any) -> tuple[int, str]:
+            options: dict[str, Any] = {"method": method, "credentials": "include"}
+            if document is not None:
+                options |= {
+                    "body": json.dumps(document),
+                    "headers": {"Content-Type": "application/json"},
+                }
+            called = f"fetch({json.dumps(url)}, {json.dumps(options)})"
+            # what may not be read may have been done all the same
+            blind = {"method": method, "mode": "no-cors", "credentials": "include"}
+            if method == "POST":
+                blind["body"] = json.dumps(document)
+            if method in ("GET", "POST"):
+                tab.ask(f"fetch({json.dumps(url)}, {json.dumps(blind)}).then(() => 1, () => 0)")
+            # Prefect takes no cookies: with them, `*` would let nobody read
+            plain = called.replace('"include"', '"omit"')
+            read = "async answer => [answer.status, await answer.text()]"
+            first = f"{called}.then({read}).catch(() => {plain}.then({read})).catch(() => [0, ''])"
+            status, text = tab.ask(first)
+            return status, text
+
+        yield asks
+        server.shutdown()
+
+
+def let_in(doors: Doors, ask: Ask) -> list[str]:
+    """The requests that got something."""
+    filer, master = services.url(doors.s3_port + 3), services.url(doors.s3_port + 1)
+    volume, admin = services.url(doors.s3_port + 2), services.url(doors.s3_port + 4)
+    api, tracking = f"{doors.prefect}/api", f"{doors.mlflow}/ajax-api/2.0/mlflow"
+    tried: list[tuple[str, str, Any]] = [
+        ("POST", f"{api}/deployments/filter", {}),
+        ("GET", f"{api}/admin/settings", None),
+        ("GET", f"{filer}/buckets/{BUCKET}/?pretty=y", None),
+        ("GET", f"{filer}/buckets/{BUCKET}/{KEY}", None),
+        ("PUT", f"{filer}/buckets/{BUCKET}/{NAME}", {}),
+        ("POST", f"{filer}/buckets/{BUCKET}/{NAME}", {}),
+        ("DELETE", f"{filer}/buckets/{BUCKET}/{KEY}", None),
+        ("GET", f"{master}/dir/assign", None),
+        ("GET", f"{master}/dir/status", None),
+        ("GET", f"{master}/col/delete?collection={BUCKET}", None),
+        ("GET", f"{volume}/status", None),
+        ("GET", f"{admin}/metrics", None),
+        ("GET", f"{services.url(doors.s3_port)}/{BUCKET}/{KEY}", None),
+        ("PUT", f"{services.url(doors.s3_port)}/{BUCKET}/{NAME}", {}),
+    ]
+    tried += [
+        (method, url.replace("http:", "https:"), document)
+        for method, url, document in tried
+        if url.startswith((filer, master, volume, admin))
+    ]
+    if doors.mlflow:
+        tried += [
+            ("GET", f"{tracking}/experiments/search?max_results=9", None),
+            ("POST", f"{tracking}/experiments/search", {"max_results": 9}),
+            ("POST", f"{tracking}/experiments/create", {"name": NAME}),
+            ("PUT", f"{doors.mlflow}/api/2.0/mlflow-artifacts/artifacts/{NAME}", {}),
+            ("GET", f"{doors.mlflow}/version", None),
+        ]
+    answered = [(f"{method} {url}", ask(method, url, body)) for method, url, body in tried]
+    answered += with_a_shell_script(api, ask)
+    return [f"{said}: {status}" for said, (status, _) in answered if status not in REFUSED]
+
+
+def with_a_shell_script(api: str, ask: Ask) -> list[tuple[str, tuple[int, str]]]:
+    """Create a deployment whose worker runs a command, as far as it goes."""
+    answered = ask("POST", f"{api}/flows/", {"name": NAME})
+    made = [("create a flow", answered)]
+    if answered[0] in REFUSED:
+        return made
+    step = {"prefect.deployments.steps.run_shell_script": {"script": "id"}}
+    new = {"name": NAME, "flow_id": json.loads(answered[1])["id"], "pull_steps": [step]}
+    return [*made, ("create a deployment", ask("POST", f"{api}/deployments/", new))]
+
+
+def nothing_happened(doors: Doors) -> None:
+    """The object is there alone, and neither Prefect nor MLflow has anything of the intruder's."""
+    store = doors.store()
+    assert [each["Key"] for each in store.list_objects_v2(Bucket=BUCKET)["Contents"]] == [KEY]
+    assert store.get_object(Bucket=BUCKET, Key=KEY)["Body"].read() == SECRET
+    for kind in ("flows", "deployments"):
+        assert NAME not in doors.asked(f"{doors.prefect}/api/{kind}/filter", {})
+    if doors.mlflow:
+        wanted = {"max_results": 9}
+        found = doors.asked(f"{doors.mlflow}/api/2.0/mlflow/experiments/search", wanted)
+        assert "Default" in found
+        assert NAME not in found
+
+
+def read_as_nobody(folder: Path) -> list[str]:
+    """Files below a folder that the user `nobody` can open."""
+
+    def readable() -> list[str]:
+        paths = [os.path.join(where, name) for where, _, names in os.walk(folder) for name in names]
+        return [path for path in paths if os.access(path, os.R_OK)]
+
+    found: list[str] = as_nobody(readable)
+    return found
+
+
+def shell_as_nobody(doors: Doors) -> str:
+    """What SeaweedFS' own shell says to the user `nobody`, who tries to list and to delete."""
+    program, (master, filer) = services.weed(), (doors.s3_port + 1, doors.s3_port + 3)
+    where = ["-master", f"127.0.0.1:{master}", "-filer", f"127.0.0.1:{filer}"]
+    words = f"fs.ls /buckets\nfs.rm -r /buckets/{BUCKET}/{KEY}\ns3.configure\nexit\n"
+    user = pwd.getpwnam("nobody")
+    try:
+        done = subprocess.run(
+            [program, "shell", *where],
+            input=words,
+            env={"HOME": "/nonexistent"},
+            cwd="/",
+            user=user.pw_uid,
+            group=user.pw_gid,
+            extra_groups=[],
+            capture_output=True,
+            text=True,
+            timeout=15,
+        )
+    except subprocess.TimeoutExpired as waited:
+        # it asks again and again
+        return (waited.stdout or b"").decode()
+    return done.stdout
+
+
+def knocked(doors: Doors, profile: Path) -> list[str]:
+    """Try everything, from a page and as another user; what was let in."""
+    doors.store().put_object(Bucket=BUCKET, Key=KEY, Body=SECRET)
+    found = []
+    if browser.executable():
+        with foreign_page(profile, doors) as asks:
+            found += [f"page: {each}" for each in let_in(doors, asks)]
+    # under a name of its own, a page is of the server's origin
+    for url in filter(None, (doors.prefect, doors.mlflow)):
+        host = {"Host": f"rebound.test:{url.rpartition(':')[2]}"}
+        for path in ("/", "/api/health", "/health"):
+            status, _ = ask(url + path, login=doors.login, headers=host)
+            found += [f"foreign Host: {url}{path}: {status}"] if status not in REFUSED else []
+    if os.geteuid() == 0:
+        found += [f"nobody: {each}" for each in let_in(doors, nobody_asks)]
+        found += [f"nobody reads {path}" for path in read_as_nobody(doors.work)]
+        shown = shell_as_nobody(doors)
+        found += [f"nobody's shell: {shown}"] if BUCKET in shown else []
+    return found
+
+
+def check(doors: Doors, profile: Path) -> None:
+    for line in (found := knocked(doors, profile)):
+        print(line)
+    assert not found
+    nothing_happened(doors)
+    assert stat.S_IMODE(doors.work.stat().st_mode) == 0o700
+
+
+@pytest.mark.servers
+@pytest.mark.timeout(1200)
+def test_the_servers_of_up_are_closed_to_foreign_pages_and_users(up: Doors, tmp_path: Path) -> None:
+    check(up, tmp_path)
+    files = [up.work / "up" / name for name in ("login", "env.sh")]
+    files += [up.s3 / "s3.json", *(up.s3 / "security").iterdir()]
+    assert {stat.S_IMODE(path.stat().st_mode) for path in files} == {0o600}
+    # websockets, too
+    assert socket_status(up.prefect, {}) == 403
+    assert socket_status(up.prefect, {"Sec-WebSocket-Protocol": "prefect"}) == 101
+    for more in ({"Origin": "http://127.0.0.1:9"}, {"Host": "rebound.test:1"}):
+        assert socket_status(up.prefect, {"Sec-WebSocket-Protocol": "prefect", **more}) == 403
+
+
+@pytest.mark.slow
+@pytest.mark.timeout(600)
+def test_the_servers_of_a_run_are_closed_to_foreign_pages_and_users(
+    run: Doors, tmp_path: Path
+) -> None:
+    check(run, tmp_path)
+
+
+def socket_status(url: str, more: Mapping[str, str]) -> int:
+    """The status that a websocket's handshake is answered with; with 101, the login comes next."""
+    host, port = url.removeprefix("http://").split(":")
+    headers = {
+        "Host": f"{host}:{port}",
+        "Upgrade": "websocket",
+        "Connection": "Upgrade",
+        "Sec-WebSocket-Key": base64.b64encode(bytes(16)).decode(),
+        "Sec-WebSocket-Version": "13",
+        **more,
+    }
+    lines = [
+        "GET /api/events/in HTTP/1.1",
+        *(f"{name}: {value}" for name, value in headers.items()),
+    ]
+    with socket.create_connection((host, int(port)), timeout=20) as connection:
+        connection.sendall("\r\n".join((*lines, "", "")).encode())
+        return int(connection.recv(100).split()[1])
