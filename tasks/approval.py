@@ -80,7 +80,10 @@ def answer_run(run: str, answer: Approval) -> str:
     Raises `ConfigError` when no server is configured, and when no such run waits.
     """
     if not get_current_settings().api.url:
-        raise ConfigError("no Prefect server is configured: set PREFECT_API_URL")
+        raise ConfigError(
+            "no Prefect server is configured: run this in the folder where `dreambooth up` was "
+            "started, or set PREFECT_API_URL"
+        )
     with get_client(sync_client=True) as client:
         found = client.read_flow_runs(flow_run_filter=_named(run))
     waiting = [one for one in found if one.state and one.state.is_paused()]

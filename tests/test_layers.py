@@ -18,7 +18,7 @@ LEVELS = [
     "pages.bundle pages.charts "
     "trainer.stopping",
     "storage blobs leases source stages forms garbage costs exporter images servers services tensor_files "
-    "engines lookups "
+    "engines lookups certificates guarded_asgi "
     "photos.buckets photos.likeness photos.masks photos.shifts",
     "dataset latents adapters families bases metrics caches embeddings inversion adapter_layers "
     "finders vision "

@@ -5,7 +5,6 @@ import os
 import subprocess
 import sys
 import time
-import urllib.request
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -14,7 +13,7 @@ from typing import Any
 import pytest
 import yaml
 
-from dreambooth_core.stack import parts
+from dreambooth_core.stack import deployments, parts
 from dreambooth_core.stack.place import Place, settled
 from dreambooth_core.versions import promotion, views
 from tests import browser
@@ -50,6 +49,7 @@ FIELDS = """[...document.querySelectorAll(".schema-form-property")].map(it => {
 })"""
 ARTIFACTS = """[...document.querySelectorAll("[role=tab], .p-tab, button")]
   .find(it => it.innerText.trim() === "Artifacts")"""
+PASSWORD = 'document.querySelector("input[type=password]")'
 SUBMIT = 'document.querySelector("button[type=submit]")'
 RESUME = """[...document.querySelectorAll("button")].find(it => it.innerText.trim() === "Resume")"""
 QUESTION = 'document.querySelector(".p-modal article")'
@@ -86,14 +86,14 @@ def project(tmp_path_factory: pytest.TempPathFactory) -> Path:
     for name in ("flows", "examples"):
         (folder / name).symlink_to(ROOT / name)
     document = yaml.safe_load((ROOT / "prefect.yaml").read_text(encoding="utf-8"))
-    deployments = {each["name"]: each for each in document["deployments"]}
-    config = {**deployments["ci-smoke"]["parameters"]["config"], "train": {"steps": STEPS}}
+    declared = {each["name"]: each for each in document["deployments"]}
+    config = {**declared["ci-smoke"]["parameters"]["config"], "train": {"steps": STEPS}}
     # who goes into service is a person's decision
     config["gate"] = {**config["gate"], "automatic": False}
     # of a single prompt the gate compares nothing
     config["evaluation"] = {**config["evaluation"], "prompts": PROMPTS}
     del config["name"], config["subject"]
-    deployments["train"]["parameters"] = {"config": config}
+    declared["train"]["parameters"] = {"config": config}
     (folder / "prefect.yaml").write_text(yaml.safe_dump(document))
     return folder
 
@@ -121,34 +121,38 @@ def place(
         dreambooth("down")
 
 
-@pytest.fixture
-def prefect(place: Place) -> str:
-    """Where its pages are."""
-    return place.prefect
-
-
 @pytest.fixture(scope="module")
-def tab(tmp_path_factory: pytest.TempPathFactory) -> Iterator[browser.Tab]:
+def tab(place: Place, tmp_path_factory: pytest.TempPathFactory) -> Iterator[browser.Tab]:
+    """A browser that has logged in to Prefect and MLflow once, as a person does."""
     if browser.executable() is None:
         pytest.skip("needs Chromium")
     with browser.browsing(tmp_path_factory.mktemp("profile")) as tab:
+        tab.open(f"{place.prefect}/login", 1400, 1000)
+        tab.write(PASSWORD, place.login)
+        tab.photograph("ui-login")
+        tab.click(SUBMIT)
+        tab.until(f"!{PASSWORD} && {TEXT}.includes('Deployments')", 120)
+        tab.open(place.mlflow.replace("://", f"://{place.login}@"), 1400, 1000)
+        tab.until("document.title === 'MLflow'", 120)
+        tab.complaints.clear()
         yield tab
 
 
-def asked(prefect: str, path: str, **what: Any) -> Any:
+def asked(place: Place, path: str, **what: Any) -> Any:
     """What Prefect's API answers."""
-    body, kind = json.dumps(what).encode(), {"content-type": "application/json"}
-    with urllib.request.urlopen(urllib.request.Request(f"{prefect}/api{path}", body, kind)) as said:
-        return json.load(said)
+    said = deployments.asked(place, path, what, 60)
+    assert said is not None
+    assert said.status < 300
+    return said.document()
 
 
 def field(*path: str) -> str:
     return f"{FIELD}({', '.join(map(json.dumps, path))})"
 
 
-def deployment(prefect: str, name: str) -> str:
+def deployment(place: Place, name: str) -> str:
     """Its id."""
-    (found,) = asked(prefect, "/deployments/filter", deployments={"name": {"any_": [name]}})
+    (found,) = asked(place, "/deployments/filter", deployments={"name": {"any_": [name]}})
     return str(found["id"])
 
 
@@ -195,32 +199,32 @@ def first_step(exporter: Exporter, pressed: float) -> float:
     return time.monotonic() - pressed
 
 
-def ended(prefect: str, run: str, *also: str) -> dict[str, Any]:
+def ended(place: Place, run: str, *also: str) -> dict[str, Any]:
     """The run, once it has an end, or is in one of these states."""
     deadline = time.monotonic() + 1800
     while time.monotonic() < deadline:
-        (found,) = asked(prefect, "/flow_runs/filter", flow_runs={"id": {"any_": [run]}})
+        (found,) = asked(place, "/flow_runs/filter", flow_runs={"id": {"any_": [run]}})
         if found["state_type"] in ("COMPLETED", "FAILED", "CRASHED", "CANCELLED", *also):
             return dict(found)
         time.sleep(1)
     raise AssertionError("the run did not end")
 
 
-def show_artifacts(tab: browser.Tab, prefect: str, run: str) -> None:
-    tab.open(f"{prefect}/runs/flow-run/{run}", 1400, 1400)
+def show_artifacts(tab: browser.Tab, place: Place, run: str) -> None:
+    tab.open(f"{place.prefect}/runs/flow-run/{run}", 1400, 1400)
     tab.click(ARTIFACTS)
 
 
-def read_artifacts(tab: browser.Tab, prefect: str, run: str) -> None:
+def read_artifacts(tab: browser.Tab, place: Place, run: str) -> None:
     """Everything that the run's page leads to, opened."""
-    show_artifacts(tab, prefect, run)
+    show_artifacts(tab, place, run)
     for key in SHOWN:
         tab.until(f"{TEXT}.includes({json.dumps(key)})", 120)
     tab.photograph("ui-artifacts")
-    found = asked(prefect, "/artifacts/filter", artifacts={"flow_run_id": {"any_": [run]}})
+    found = asked(place, "/artifacts/filter", artifacts={"flow_run_id": {"any_": [run]}})
     for key, words in SHOWN.items():
         (artifact,) = [each for each in found if each["key"] == key]
-        tab.open(f"{prefect}/artifacts/artifact/{artifact['id']}", 1400, 1000)
+        tab.open(f"{place.prefect}/artifacts/artifact/{artifact['id']}", 1400, 1000)
         for word in words:
             tab.until(f"{TEXT}.includes({json.dumps(word)})", 120)
         if key == "gallery":
@@ -228,11 +232,11 @@ def read_artifacts(tab: browser.Tab, prefect: str, run: str) -> None:
         tab.photograph(f"ui-{key}")
 
 
-def ask_a_person(prefect: str) -> str:
+def ask_a_person(place: Place) -> str:
     """The promotion of what was trained, once it is suspended; its id."""
     new = {"parameters": {"promotion": {"model": f"{NAME}/1"}}, "state": {"type": "SCHEDULED"}}
-    made = asked(prefect, f"/deployments/{deployment(prefect, 'manual')}/create_flow_run", **new)
-    found = ended(prefect, made["id"], "PAUSED")
+    made = asked(place, f"/deployments/{deployment(place, 'manual')}/create_flow_run", **new)
+    found = ended(place, made["id"], "PAUSED")
     assert found["state_name"] == "Suspended", found["state"]["message"]
     return str(made["id"])
 
@@ -257,13 +261,13 @@ def read_the_question(tab: browser.Tab, place: Place) -> str:
     return str(tab.ask(f"{LINK}.href"))
 
 
-def refuse(tab: browser.Tab, prefect: str, run: str) -> None:
+def refuse(tab: browser.Tab, place: Place, run: str) -> None:
     tab.choose(field("Decision"), "reject")
     tab.write(field("By"), "ann")
     tab.write(field("Reason"), REASON)
     tab.photograph("ui-approval")
     tab.click(ANSWER)
-    end = ended(prefect, run)
+    end = ended(place, run)
     assert end["state_name"] == "Rejected", end["state"]["message"]
     assert end["state"]["message"] == f"ann rejected {NAME}/1: {REASON}"
 
@@ -277,10 +281,10 @@ def opened(place: Place) -> Iterator[views.Opened]:
 
 
 def test_a_run_is_started_followed_and_read_in_the_browser(
-    tab: browser.Tab, prefect: str, exporter: Exporter, capsys: pytest.CaptureFixture[str]
+    tab: browser.Tab, place: Place, exporter: Exporter, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    train = deployment(prefect, "train")
-    tab.open(f"{prefect}/deployments/deployment/{train}/run", 1400, 1000)
+    train = deployment(place, "train")
+    tab.open(f"{place.prefect}/deployments/deployment/{train}/run", 1400, 1000)
     tab.until(f"{TEXT}.includes('Work (Optional)')", 120)  # the last one
     look_at_the_form(tab)
     tab.photograph("ui-form")
@@ -293,28 +297,26 @@ def test_a_run_is_started_followed_and_read_in_the_browser(
     with capsys.disabled():
         print(f"\nfrom Submit to the first training step: {seconds:.1f} s")
     mine = {"deployment_id": {"any_": [train]}}
-    (run,) = [each["id"] for each in asked(prefect, "/flow_runs/filter", flow_runs=mine)]
-    show_artifacts(tab, prefect, run)
+    (run,) = [each["id"] for each in asked(place, "/flow_runs/filter", flow_runs=mine)]
+    show_artifacts(tab, place, run)
     tab.until(f"{TEXT}.includes('train-progress')", 300)
     assert "Running" in tab.ask(TEXT)
     tab.photograph("ui-running")
 
     # a few steps may or may not convince the gate
-    end = ended(prefect, run)
+    end = ended(place, run)
     assert end["state_name"] in ("Completed", "GateRejected"), end["state"]["message"]
-    read_artifacts(tab, prefect, run)
+    read_artifacts(tab, place, run)
     assert not [each for each in tab.complaints if each.startswith("asked for")]
     assert exporter.value("dreambooth_runs_total", state="done") == 1
 
 
-def test_what_it_trained_is_refused_in_the_browser(
-    tab: browser.Tab, place: Place, prefect: str
-) -> None:
-    run = ask_a_person(prefect)
-    tab.open(f"{prefect}/runs/flow-run/{run}", 1400, 1000)
+def test_what_it_trained_is_refused_in_the_browser(tab: browser.Tab, place: Place) -> None:
+    run = ask_a_person(place)
+    tab.open(f"{place.prefect}/runs/flow-run/{run}", 1400, 1000)
     tab.click(RESUME)
     report = read_the_question(tab, place)
-    refuse(tab, prefect, run)
+    refuse(tab, place, run)
     with opened(place) as one:
         last, standing = one.book.history()[-1], one.book.standing
     assert (last.action, last.version, last.by, last.reason) == ("reject", "1", "ann", REASON)

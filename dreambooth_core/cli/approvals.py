@@ -1,6 +1,7 @@
 """`dreambooth approve`, `dreambooth reject`: a word for a flow run that waits for one.
 
-They import a task, inside the command: it is Prefect's server that holds the question.
+They import a task, inside the command: it is Prefect's server that holds the question. In the folder
+of a running `dreambooth up` that is its server, with its login.
 """
 
 from typing import Annotated, Literal
@@ -30,8 +31,11 @@ def reject(run: Run, reason: Annotated[str, typer.Option(help="Why.")], by: By =
 
 
 def _answer(run: str, decision: Literal["approve", "reject"], reason: str, by: str | None) -> None:
+    from dreambooth_core.stack.supervisor import with_those_here
     from dreambooth_core.versions.aliases import whoever
-    from tasks.approval import Approval, answer_run
 
-    answer = Approval(decision=decision, reason=reason, by=by or whoever())
-    print(f"{answer_run(run, answer)} goes on")
+    with with_those_here():
+        from tasks.approval import Approval, answer_run
+
+        answer = Approval(decision=decision, reason=reason, by=by or whoever())
+        print(f"{answer_run(run, answer)} goes on")

@@ -43,19 +43,20 @@ def up(
     from dreambooth_core.stack import place, supervisor
 
     home = place.open_folder(folder)
+    login = home / place.LOGIN
     there = supervisor.standing(home)
     if there is not None:
-        show_standing(there, as_json)
+        show_standing(there, login, as_json)
         return
     settings = place.settle(home, port, postgres)
     stack = place.Place(home, settings, project.resolve())
     if detach:
-        show_standing(_in_background(stack), as_json)
+        show_standing(_in_background(stack), login, as_json)
         return
     with supervisor.claimed(home) as ours:
         if not ours:
             raise StageFailed(f"{home} is being started or stopped by another process: try again")
-        supervisor.supervise(stack, _tell, lambda standing: show_standing(standing, as_json))
+        supervisor.supervise(stack, _tell, lambda standing: show_standing(standing, login, as_json))
 
 
 @app.command()

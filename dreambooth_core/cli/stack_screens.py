@@ -1,20 +1,24 @@
 """What `up` and `doctor` print on stdout: a line each for people, JSON for machines."""
 
+import shlex
 from collections.abc import Sequence
+from pathlib import Path
 
 from dreambooth_core.cli.printing import print_json
 from dreambooth_core.stack.doctor import Finding
 from dreambooth_core.stack.supervisor import Standing
 
 
-def show_standing(standing: Standing, as_json: bool) -> None:
-    """The parts, where each is found, and what is wrong with those that do not work."""
+def show_standing(standing: Standing, login: Path, as_json: bool) -> None:
+    """The parts, where each is found, what is wrong with those that do not work, and the login's file."""
     if as_json:
         print(standing.model_dump_json(indent=2), flush=True)
         return
     for part in standing.parts.values():
         so_far = "" if part.phase == "ready" else f"   {part.trouble or part.phase}"
         print(f"{part.title:<11} {part.link}{so_far}", flush=True)
+    # where it is, since what is printed is kept in logs
+    print(f"{'Login':<11} to Prefect and MLflow: cat {shlex.quote(str(login))}", flush=True)
 
 
 def show_findings(found: Sequence[Finding], as_json: bool) -> None:

@@ -15,7 +15,7 @@ from dreambooth_core.records import Record
 from dreambooth_core.stack import state
 from dreambooth_core.stack.part import Part
 from dreambooth_core.stack.parts import environment, parts_of, working_with
-from dreambooth_core.stack.place import Place, keep
+from dreambooth_core.stack.place import FOLDER, Place, keep, settled
 from dreambooth_core.stack.watch import Phase, Watch
 from dreambooth_core.storage import written_beside
 
@@ -65,6 +65,21 @@ def supervise(place: Place, tell: Callable[[str], None], ready: Callable[[Standi
                 signal.signal(number, signal.SIG_IGN)
             state.stop_all(place.folder)
             _standing_file(place.folder).unlink(missing_ok=True)
+
+
+@contextmanager
+def with_those_here(folder: Path = FOLDER) -> Iterator[None]:
+    """The servers of a running `up` in our environment, unless PREFECT_API_URL names another one.
+
+    To be entered before prefect is imported, which reads the environment then.
+    """
+    home = folder.resolve()
+    settings = None if os.environ.get("PREFECT_API_URL") else settled(home)
+    if settings is None or not state.marked(home):
+        yield
+        return
+    with working_with(Place(home, settings, Path.cwd())):
+        yield
 
 
 @contextmanager

@@ -8,7 +8,7 @@ import re
 import time
 from datetime import UTC, datetime
 
-from dreambooth_core.stack.asking import ask
+from dreambooth_core.stack.deployments import asked
 from dreambooth_core.summary import STAGES as _RESULTS
 from tests.chaos.system import WORKER, System
 
@@ -51,13 +51,13 @@ class Attempt:
         return now == "" or STAGES.index(now) > STAGES.index(stage)
 
     def _known_to_prefect(self) -> set[str]:
-        asked = {
+        wanted = {
             "flow_runs": {"id": {"any_": [self._run]}},
             "task_runs": {
                 "state": {"type": {"any_": ["COMPLETED"]}},
                 "start_time": {"after_": self._since.isoformat()},
             },
         }
-        answer = ask(f"{self._system.api}/task_runs/filter", asked)
+        answer = asked(self._system.place, "/task_runs/filter", wanted)
         found = answer.document() if answer and answer.status == 200 else None
         return {str(task["name"]).rsplit("-", 1)[0] for task in found or ()}

@@ -15,7 +15,7 @@ import yaml
 
 from dreambooth_core.config import Config
 from dreambooth_core.stack import parts, supervisor
-from dreambooth_core.stack.asking import ask
+from dreambooth_core.stack.deployments import asked
 from dreambooth_core.stack.place import Place, settled
 from tests.conftest import build_tiny_base, build_tiny_encoders, draw_photos
 
@@ -36,10 +36,6 @@ class System:
     @property
     def folder(self) -> Path:
         return self.place.project
-
-    @property
-    def api(self) -> str:
-        return f"{self.place.prefect}/api"
 
     def config(self, name: str, endpoint: str = "local") -> Config:
         """A run that takes seconds, with a store, a work folder and a registered model of its own.
@@ -95,7 +91,7 @@ class System:
 
     def state(self, run: str) -> str:
         """The type of its state; "" while Prefect does not answer."""
-        answer = ask(f"{self.api}/flow_runs/{run}")
+        answer = asked(self.place, f"/flow_runs/{run}")
         return str(answer.document()["state"]["type"]) if answer and answer.status == 200 else ""
 
     def pid(self, part: str) -> int:
@@ -120,7 +116,7 @@ class System:
     def _asked(self, path: str, document: Any = None) -> Any:
         deadline = time.monotonic() + UP_SECONDS
         while True:
-            answer = ask(self.api + path, document, 60.0)
+            answer = asked(self.place, path, document, 60.0)
             if answer is not None and answer.status in (200, 201):
                 return answer.document()
             if time.monotonic() > deadline:

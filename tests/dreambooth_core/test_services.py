@@ -12,7 +12,7 @@ from pathlib import Path
 
 import pytest
 
-from dreambooth_core import config, services
+from dreambooth_core import certificates, config, services
 from dreambooth_core.errors import ConfigError, StageFailed, StorageError
 from dreambooth_core.storage import open_store
 
@@ -71,7 +71,7 @@ def test_nothing_happens_when_nothing_is_needed(
     before = dict(os.environ)
     with services.local_services(_run(tmp_path / "w", **storage)):
         assert dict(os.environ) == before
-    assert not (tmp_path / "w").exists()
+    assert list((tmp_path / "w").iterdir()) == []
 
 
 def test_mlflow_s_own_boto_is_told_of_a_server_elsewhere(
@@ -86,7 +86,7 @@ def test_mlflow_s_own_boto_is_told_of_a_server_elsewhere(
     monkeypatch.setenv("MLFLOW_S3_ENDPOINT_URL", "http://theirs.test:9000")
     with services.local_services(run):
         assert os.environ["MLFLOW_S3_ENDPOINT_URL"] == "http://theirs.test:9000"
-    assert not (tmp_path / "w").exists()
+    assert list((tmp_path / "w").iterdir()) == []
 
 
 def test_a_local_s3_for_the_run(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -133,7 +133,38 @@ def test_the_server_of_dreambooth_up_is_the_local_one(
         with services.local_services(other):
             open_store(other.storage).put("a", b"1")
             assert len(_descendants(os.getpid())) == before + 2  # one guard, one server
-    assert not (tmp_path / "other").exists()
+    assert list((tmp_path / "other").iterdir()) == []
+
+
+@pytest.mark.parametrize(
+    ("name", "mode", "now"),
+    [
+        (".dreambooth", None, 0o700),
+        (".dreambooth", 0o755, 0o700),
+        ("w", None, 0o700),
+        ("w", 0o775, 0o775),
+    ],
+)
+def test_a_work_folder_is_its_owner_s_unless_a_user_made_it(
+    tmp_path: Path, name: str, mode: int | None, now: int
+) -> None:
+    work, before = tmp_path / name, os.umask(0)
+    try:
+        if mode is not None:
+            work.mkdir(mode)
+        services.keep_private(work)
+    finally:
+        os.umask(before)
+    assert stat.S_IMODE(work.stat().st_mode) == now
+
+
+def test_a_certificate_that_is_not_of_its_key_starts_nothing(tmp_path: Path) -> None:
+    """SeaweedFS would answer without TLS then."""
+    kept, other = (certificates.kept_in(tmp_path / name) for name in ("kept", "other"))
+    assert certificates.kept_in(tmp_path / "kept") == kept
+    other.key.replace(kept.key)
+    with pytest.raises(StageFailed, match="kept holds no certificate with its key: delete it"):
+        certificates.kept_in(tmp_path / "kept")
 
 
 def test_data_and_order_survive_a_killed_run(tmp_path: Path) -> None:

@@ -7,11 +7,13 @@ import secrets
 import sqlite3
 import subprocess
 import sys
+import time
 import zlib
 from collections.abc import Iterator
-from contextlib import closing
+from contextlib import closing, suppress
 from pathlib import Path
 
+import psutil
 import pytest
 import yaml
 from PIL import Image
@@ -157,6 +159,18 @@ def left_behind(config: Config) -> dict[str, bytes]:
     return {**written, **tables}
 
 
+def login_of_the_server(run: int) -> str:
+    """What the Prefect server below a run asks for."""
+    deadline = time.monotonic() + 120
+    while time.monotonic() < deadline:
+        for process in psutil.Process(run).children(recursive=True):
+            with suppress(psutil.Error):
+                if login := process.environ().get("PREFECT_SERVER_API_AUTH_STRING"):
+                    return login
+        time.sleep(0.1)
+    raise AssertionError("no Prefect server was started with a login")
+
+
 @pytest.mark.slow
 @pytest.mark.timeout(1200)
 def test_no_secret_is_in_anything_that_a_run_leaves_behind(
@@ -170,18 +184,19 @@ def test_no_secret_is_in_anything_that_a_run_leaves_behind(
     path.write_text(yaml.safe_dump(run.model_dump(mode="json")))
     with local_services(run):
         words = {**planted, **told, OF_S3: os.environ[OF_S3]}
-        done = subprocess.run(
-            [sys.executable, "-m", "dreambooth_core.cli", "run", str(path)],
-            capture_output=True,
-            timeout=1000,
-            cwd=tmp_path,
-        )
-        assert done.returncode == 0, done.stderr.decode()
+        command = [sys.executable, "-m", "dreambooth_core.cli", "run", str(path)]
+        pipes = {"stdout": subprocess.PIPE, "stderr": subprocess.STDOUT}
+        with subprocess.Popen(command, **pipes, cwd=tmp_path) as process:
+            login = login_of_the_server(process.pid)
+            output, _ = process.communicate(timeout=1000)
+        assert process.returncode == 0, output.decode()
+        assert login != planted["PREFECT_API_AUTH_STRING"]
+        words["the login of the run's Prefect"] = login.partition(":")[2]
         stored = {name: opened(data) for name, data in objects(run).items()}
         pages = pages_about(run, tmp_path)
     assert set(judge.keys) == {f"Bearer {planted['JUDGE_KEY']}"}
 
-    printed = {"what it printed": done.stdout + done.stderr}
+    printed = {"what it printed": output}
     found = {**left_behind(run), **stored, **pages, **printed}
     # the search must be able to find something there, such as the subject's class
     speaking = {name for name, data in found.items() if b"robot" in data}

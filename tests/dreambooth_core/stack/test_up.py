@@ -20,6 +20,7 @@ from dreambooth_core.errors import ConfigError
 from dreambooth_core.servers import free_port, is_free
 from dreambooth_core.stack import parts, state
 from dreambooth_core.stack.asking import ask
+from dreambooth_core.stack.deployments import asked
 from dreambooth_core.stack.place import PORTS, Place, keep, ports_in_use, settle, settled
 from dreambooth_core.storage import open_store
 from dreambooth_core.training_alone import train_alone, weights_of
@@ -125,7 +126,7 @@ def test_a_whole_life(home: Path, project: Path, monkeypatch: pytest.MonkeyPatch
     assert standing["ready"]
     links = {part["title"]: part["link"] for part in standing["parts"].values()}
     statuses = {title: getattr(ask(link), "status", None) for title, link in links.items()}
-    assert statuses == {"S3": 403, "Prefect": 200, "MLflow": 200, "Worker": 200}
+    assert statuses == {"S3": 403, "Prefect": 200, "MLflow": 401, "Worker": 200}
     settings = settled(home)
     assert settings is not None
     assert settings.port == port
@@ -153,10 +154,10 @@ def test_a_whole_life(home: Path, project: Path, monkeypatch: pytest.MonkeyPatch
     with parts.working_with(place):
         _all_is_there()
     # whoever had a place on the GPU before can give it back
-    api = f"{place.prefect}/api/v2/concurrency_limits"
-    given = ask(f"{api}/decrement-with-lease", {"lease_id": lease})
+    limits = "/v2/concurrency_limits"
+    given = asked(place, f"{limits}/decrement-with-lease", {"lease_id": lease})
     assert getattr(given, "status", None) == 204
-    limit = ask(f"{api}/gpu")
+    limit = asked(place, f"{limits}/gpu")
     assert limit is not None
     assert limit.document()["active_slots"] == 0
 
@@ -166,7 +167,9 @@ def test_a_whole_life(home: Path, project: Path, monkeypatch: pytest.MonkeyPatch
     told = [listing, json.dumps(again), *map(_text, (home / "logs").iterdir())]
     told += [*map(_text, (home / "parts").iterdir()), _text(home / "prefect" / "prefect.db")]
     assert not any(secret["secretKey"] in text for text in told)
-    for path in (home / "s3" / "s3.json", home / "env.sh"):
+    password = place.login.partition(":")[2]
+    assert not any(password in text for text in told)
+    for path in (home / "s3" / "s3.json", home / "env.sh", home / "login"):
         assert stat.S_IMODE(path.stat().st_mode) == 0o600
 
     # down, though there is no supervisor
@@ -181,8 +184,11 @@ def test_a_whole_life(home: Path, project: Path, monkeypatch: pytest.MonkeyPatch
     shutil.copytree(home.with_name("copy"), home, ignore=shutil.ignore_patterns("*.sock"))
     shutil.rmtree(home / "prefect")
     (home / "s3" / "s3.json").unlink()
+    (home / "login").unlink()
+    shutil.rmtree(home / "s3" / "security")
     assert json.loads(_dreambooth(*words, "--detach"))["ready"]
     assert secret["secretKey"] not in (home / "env.sh").read_text()
+    assert password not in (home / "env.sh").read_text()
     _run_the_probe(place)
     with parts.working_with(place):
         _all_is_there(runs=2)
@@ -250,19 +256,18 @@ def _step(system: System, name: str) -> int:
 
 def _run_the_probe(place: Place) -> None:
     """By the worker, as if somebody had clicked."""
-    api = f"{place.prefect}/api"
-    asked = ask(f"{api}/deployments/filter", {})
-    assert asked is not None
-    offered = {one["name"]: one["id"] for one in asked.document()}
+    found = asked(place, "/deployments/filter", {})
+    assert found is not None
+    offered = {one["name"]: one["id"] for one in found.document()}
     in_yaml = yaml.safe_load((place.project / "prefect.yaml").read_text())["deployments"]
     assert offered.keys() == {one["name"] for one in in_yaml}
-    limit = ask(f"{api}/v2/concurrency_limits/gpu")
+    limit = asked(place, "/v2/concurrency_limits/gpu")
     assert limit is not None
     assert limit.document()["limit"] == 1
-    settings = ask(f"{api}/admin/settings")
+    settings = asked(place, "/admin/settings")
     assert settings is not None
     assert settings.document()["ui_url"] == place.prefect
-    acting = ask(f"{api}/automations/filter", {})
+    acting = asked(place, "/automations/filter", {})
     assert acting is not None
     named = [one["name"] for one in acting.document() if one["name"].startswith("dreambooth-")]
     files = (ROOT / "infra/automations").glob("*.yaml")
@@ -270,12 +275,12 @@ def _run_the_probe(place: Place) -> None:
 
     run = json.loads(_run().model_dump_json())
     new = {"parameters": {"run": run}, "state": {"type": "SCHEDULED"}}
-    made = ask(f"{api}/deployments/{offered['probe']}/create_flow_run", new)
+    made = asked(place, f"/deployments/{offered['probe']}/create_flow_run", new)
     assert made is not None
-    where = f"{api}/flow_runs/{made.document()['id']}"
+    where = f"/flow_runs/{made.document()['id']}"
 
     def ended() -> bool:
-        answer = ask(where)
+        answer = asked(place, where)
         kind = answer.document()["state"]["type"] if answer and answer.status == 200 else ""
         assert kind not in ("FAILED", "CRASHED"), answer
         return bool(kind == "COMPLETED")
@@ -286,7 +291,7 @@ def _run_the_probe(place: Place) -> None:
 def _taken_place(place: Place) -> str:
     """The lease of the only place on the GPU."""
     wanted = {"names": ["gpu"], "slots": 1, "mode": "concurrency", "lease_duration": 600}
-    taken = ask(f"{place.prefect}/api/v2/concurrency_limits/increment-with-lease", wanted)
+    taken = asked(place, "/v2/concurrency_limits/increment-with-lease", wanted)
     assert taken is not None
     return str(taken.document()["lease_id"])
 
@@ -308,7 +313,8 @@ def _all_is_there(runs: int = 1) -> None:
     assert found.info.run_name == "by the worker"
     # the server shows in its pages what the run has put into S3
     page = f"{os.environ[tracking.SERVER]}/get-artifact?path=kept.txt&run_id={found.info.run_id}"
-    shown = ask(page)
+    login = os.environ["PREFECT_API_AUTH_STRING"]
+    shown = ask(page, credentials=login)
     assert shown is not None
     assert shown.body == b"an artifact"
 

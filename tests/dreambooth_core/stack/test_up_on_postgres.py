@@ -95,11 +95,12 @@ def test_its_servers_have_their_tables_there(folder: Path, project: Path) -> Non
     assert settings is not None
     place = Place(folder / "up", settings, project)
 
-    answer = ask(f"{place.prefect}/api/deployments/filter", {})
+    answer = ask(f"{place.prefect}/api/deployments/filter", {}, credentials=place.login)
     assert answer is not None
     assert [one["name"] for one in answer.document()] == ["train"]
     assert _asked(place, "prefect", "select name from deployment") == {"train"}
-    made = ask(f"{place.mlflow}/api/2.0/mlflow/experiments/create", {"name": "by hand"})
+    url = f"{place.mlflow}/api/2.0/mlflow/experiments/create"
+    made = ask(url, {"name": "by hand"}, credentials=place.login)
     assert made is not None
     assert "by hand" in _asked(place, "mlflow", "select name from experiments")
     assert not list(place.folder.rglob("*.db"))
