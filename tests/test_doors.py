@@ -346,7 +346,7 @@ def shell_as_nobody(doors: Doors) -> str:
             extra_groups=[],
             capture_output=True,
             text=True,
-            timeout=15,
+            timeout=8,
         )
     except subprocess.TimeoutExpired as waited:
         # it asks again and again
