@@ -18,7 +18,7 @@ import yaml
 from dreambooth_core import config, tracking
 from dreambooth_core.errors import ConfigError
 from dreambooth_core.servers import free_port, is_free
-from dreambooth_core.stack import parts, state
+from dreambooth_core.stack import parts, state, supervisor
 from dreambooth_core.stack.asking import ask
 from dreambooth_core.stack.deployments import asked
 from dreambooth_core.stack.place import PORTS, Place, keep, ports_in_use, settle, settled
@@ -320,8 +320,6 @@ def _all_is_there(runs: int = 1) -> None:
 
 
 def _now(home: Path) -> Any:
-    from dreambooth_core.stack import supervisor
-
     standing = supervisor.standing(home)
     return None if standing is None else standing.model_dump()
 
@@ -366,3 +364,25 @@ def test_other_ports_than_at_first_are_refused(tmp_path: Path) -> None:
         settle(tmp_path, made.port + 1, postgres=False)
     with pytest.raises(ConfigError, match="sqlite files: leave out --postgres"):
         settle(tmp_path, None, postgres=True)
+
+
+def test_a_running_up_is_found_in_its_folder(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Where a process of it lives, and no other Prefect was asked for."""
+    monkeypatch.delenv("PREFECT_API_URL", raising=False)
+    home = tmp_path / "up"
+    place = Place(home, settle(tmp_path, None, postgres=False), tmp_path)
+    keep(place)
+    with supervisor.with_those_here(home):
+        assert "PREFECT_API_URL" not in os.environ
+    part = {**os.environ, state.MARK: state.mark(home, "prefect")}
+    with subprocess.Popen(["sleep", "60"], env=part) as process:
+        _until(lambda: state.marked(home) == [process.pid])
+        with supervisor.with_those_here(home):
+            assert os.environ["PREFECT_API_URL"] == f"{place.prefect}/api"
+            assert os.environ["PREFECT_API_AUTH_STRING"] == (home / "login").read_text()
+        monkeypatch.setenv("PREFECT_API_URL", "http://prefect.test/api")
+        with supervisor.with_those_here(home):
+            assert os.environ["PREFECT_API_URL"] == "http://prefect.test/api"
+        process.kill()
