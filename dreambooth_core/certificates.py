@@ -1,4 +1,4 @@
-"""One certificate of an authority whose key is thrown away: mutual TLS for the parts of one server."""
+"""One certificate of an authority whose key is discarded: mutual TLS for the parts of one server."""
 
 import ipaddress
 import ssl

@@ -390,6 +390,10 @@ def test_the_servers_of_up_are_closed_to_foreign_pages_and_users(up: Doors, tmp_
     files = [up.work / "up" / name for name in ("login", "env.sh")]
     files += [up.s3 / "s3.json", *(up.s3 / "security").iterdir()]
     assert {stat.S_IMODE(path.stat().st_mode) for path in files} == {0o600}
+    # a command in that folder finds server and login by itself, and asks them
+    command = [sys.executable, "-m", "dreambooth_core.cli", "approve", "missing"]
+    done = subprocess.run(command, env=environment(), cwd=up.work.parent, capture_output=True)
+    assert b"not one flow run missing waits" in done.stderr
     # websockets, too
     assert socket_status(up.prefect, {}) == 403
     assert socket_status(up.prefect, {"Sec-WebSocket-Protocol": "prefect"}) == 101

@@ -42,8 +42,17 @@ class Place:
 
     @property
     def login(self) -> str:
-        """`user:password` of Prefect and MLflow; made when its file is missing."""
-        return services.secret(self.folder / LOGIN, services.new_login)
+        """`user:password` of Prefect and MLflow; made when its file is missing.
+
+        Raises `ConfigError` for a file that holds something else: MLflow would ask for no login then.
+        """
+        path = self.folder / LOGIN
+        found = services.secret(path, services.new_login)
+        if not all(found.partition(":")):
+            raise ConfigError(
+                f"{path} must hold user:password: delete it, a new one is made by `up`"
+            )
+        return found
 
     @property
     def prefect(self) -> str:

@@ -366,6 +366,14 @@ def test_other_ports_than_at_first_are_refused(tmp_path: Path) -> None:
         settle(tmp_path, None, postgres=True)
 
 
+@pytest.mark.parametrize("text", ["", "dreambooth", ":word", "dreambooth:"])
+def test_a_broken_login_starts_no_server(tmp_path: Path, text: str) -> None:
+    (tmp_path / "login").write_text(text)
+    place = Place(tmp_path, settle(tmp_path, None, postgres=False), tmp_path)
+    with pytest.raises(ConfigError, match="login must hold user:password: delete it"):
+        parts.environment(place)
+
+
 def test_a_running_up_is_found_in_its_folder(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
