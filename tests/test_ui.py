@@ -127,13 +127,13 @@ def tab(place: Place, tmp_path_factory: pytest.TempPathFactory) -> Iterator[brow
     if browser.executable() is None:
         pytest.skip("needs Chromium")
     with browser.browsing(tmp_path_factory.mktemp("profile")) as tab:
+        tab.open(place.mlflow.replace("://", f"://{place.login}@"), 1400, 1000)
+        tab.until("document.title === 'MLflow'", 120)
         tab.open(f"{place.prefect}/login", 1400, 1000)
         tab.write(PASSWORD, place.login)
         tab.photograph("ui-login")
         tab.click(SUBMIT)
         tab.until(f"!{PASSWORD} && {TEXT}.includes('Deployments')", 120)
-        tab.open(place.mlflow.replace("://", f"://{place.login}@"), 1400, 1000)
-        tab.until("document.title === 'MLflow'", 120)
         tab.complaints.clear()
         yield tab
 
