@@ -17,7 +17,7 @@ from dreambooth_core import certificates, guarded_asgi
 from dreambooth_core.config import Config, Paths, Storage
 from dreambooth_core.errors import ConfigError, StageFailed, StorageError
 from dreambooth_core.servers import Server, claimed, exported, running
-from dreambooth_core.storage import written_beside
+from dreambooth_core.storage import reach, written_beside
 
 S3_SECONDS = 60.0
 PREFECT_SECONDS = 180.0
@@ -42,7 +42,8 @@ def local_services(config: Config) -> Iterator[None]:
     """The local S3 server, for an `s3://` store at the endpoint `local`; else it is only told of.
 
     Inside, the environment holds endpoint and credentials for boto, MLflow and child processes. May
-    be nested, also in what `dreambooth up` has started: its S3 server is the local one there. Raises
+    be nested, also in what `dreambooth up` has started: its S3 server is the local one there. A store
+    elsewhere is asked first whether it can be worked with (see `storage.reach`). Raises
     `StageFailed` when another run uses the folder or the server does not come up,
     `ConfigError` when SeaweedFS is not installed.
     """
@@ -52,6 +53,7 @@ def local_services(config: Config) -> Iterator[None]:
     if not storage.uri.startswith("s3://") or os.environ.get(_ENTERED) == str(folder):
         yield
         return
+    reach(storage)
     if storage.endpoint != "local":
         with _known_to_mlflow(storage):
             yield

@@ -8,9 +8,10 @@ import fcntl
 import os
 import re
 import secrets
+import sqlite3
 import time
 from collections.abc import Iterator, Mapping
-from contextlib import contextmanager
+from contextlib import closing, contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -19,7 +20,9 @@ from dreambooth_core.blobs import digest_of
 from dreambooth_core.config import Config
 from dreambooth_core.config.credentials import without_password
 from dreambooth_core.curves import Curves, advanced, beyond
+from dreambooth_core.deadlines import SERVER_SECONDS, within
 from dreambooth_core.errors import StageFailed
+from dreambooth_core.servers import exported
 
 SERVER = "DREAMBOOTH_TRACKING_URI"
 """Variable of the environment for configs without a `tracking.uri`. Not MLflow's own, which MLflow
@@ -37,6 +40,12 @@ PARAMS = {
     *("inversion", "loss", "optimizer", "choosing"),
 }
 """Sections of a config that training hangs on; MLflow never lets a parameter change."""
+
+
+_PROBING = {"MLFLOW_HTTP_REQUEST_MAX_RETRIES": "3", "MLFLOW_HTTP_REQUEST_TIMEOUT": "10"}
+"""For the first question to a server; later ones have MLflow's own patience."""
+_REACHED: set[str] = set()
+"""Servers that have answered this process."""
 
 
 def server_of(config: Config) -> str | None:
@@ -66,33 +75,113 @@ def identity(config: Config) -> str:
         return word.read_text()
 
 
+def reach(config: Config) -> None:
+    """See that MLflow can be worked with; a server is asked once per process.
+
+    Raises `StageFailed` for a server that gives no good answer within `SERVER_SECONDS`, and for a file
+    under `paths.work` that is no writable database.
+    """
+    server = server_of(config)
+    if server is None:
+        _check_file(config.paths.work / "mlflow.db")
+        return
+    if server in _REACHED:
+        return
+    _quiet()
+    from mlflow import MlflowClient
+
+    def ask() -> None:
+        MlflowClient(tracking_uri=server, registry_uri=server).search_experiments(max_results=1)
+
+    shown = without_password(server)
+    try:
+        with exported(_PROBING):
+            within(SERVER_SECONDS, ask, f"asking MLflow at {shown}")
+    except Exception as error:  # beside MLflow's own those of every driver that a URI may name
+        raise StageFailed(f"MLflow at {shown} cannot be used: {_reason(error)}") from error
+    _REACHED.add(server)
+
+
 def open_client(config: Config) -> Any:
-    """An `MlflowClient` on tables that exist; raises `StageFailed` when the server does not answer.
+    """An `MlflowClient` on tables that exist; raises `StageFailed` as `reach` does, which is asked first.
 
     Three processes that create one sqlite file at once break it for good, hence the lock.
     """
-    os.environ.setdefault("MLFLOW_DISABLE_TELEMETRY", "true")
-    os.environ.setdefault("DO_NOT_TRACK", "1")
-    os.environ.setdefault("MLFLOW_ENABLE_ARTIFACTS_PROGRESS_BAR", "false")
-    import logging
-
+    reach(config)
+    _quiet()
     from mlflow import MlflowClient
-    from mlflow.exceptions import MlflowException
 
-    for name in ("alembic", "mlflow.store.db.utils"):
-        logging.getLogger(name).setLevel(logging.WARNING)
     uri = tracking_uri(config)
     try:
         with _locked(config.paths.work):
             client = MlflowClient(tracking_uri=uri, registry_uri=uri)
             client.search_experiments(max_results=1)
             client.search_registered_models(max_results=1)
-    except MlflowException as error:
-        reason = without_password(str(error))
-        raise StageFailed(
-            f"MLflow at {without_password(uri)} does not answer: check tracking.uri ({reason})"
-        ) from error
+    except OSError as error:
+        raise StageFailed(_no_place(config.paths.work, error)) from error
+    except Exception as error:  # as in `reach`
+        where = without_password(uri)
+        raise StageFailed(f"MLflow at {where} cannot be used: {_reason(error)}") from error
     return client
+
+
+def _quiet() -> None:
+    """Keep MLflow from calling home, and its libraries from telling of tables that are made."""
+    os.environ.setdefault("MLFLOW_DISABLE_TELEMETRY", "true")
+    os.environ.setdefault("DO_NOT_TRACK", "1")
+    os.environ.setdefault("MLFLOW_ENABLE_ARTIFACTS_PROGRESS_BAR", "false")
+    import logging
+
+    for name in ("alembic", "mlflow.store.db.utils"):
+        logging.getLogger(name).setLevel(logging.WARNING)
+
+
+def _check_file(database: Path) -> None:
+    """Raises `StageFailed` unless there is no file yet, or one that sqlite reads and writes.
+
+    MLflow itself would try again for minutes.
+    """
+    if not os.path.lexists(database):
+        return
+    try:
+        uri = f"{database.resolve().as_uri()}?mode=rw"
+        with closing(sqlite3.connect(uri, uri=True)) as connection:
+            connection.execute("BEGIN IMMEDIATE")
+            connection.execute("SELECT count(*) FROM sqlite_master")
+    except sqlite3.Error as error:
+        if "locked" in str(error):  # another process writes: it works
+            return
+        raise StageFailed(
+            f"{database} cannot be used as MLflow's database ({error}): check its rights, restore it "
+            "from a backup, or move it away, and finished trainings are registered anew by their configs"
+        ) from error
+
+
+def _reason(error: Exception) -> str:
+    """What an error of MLflow's client comes to, and what to do; bodies of answers are left out."""
+    told = " ".join(str(error).split())
+    code = re.search(r"error code (\d{3})", told)
+    cause = re.search(r"Caused by (\w+)", told)
+    if isinstance(error, TimeoutError):
+        return (
+            f"no answer within {SERVER_SECONDS:.0f} s; check tracking.uri and that the server works"
+        )
+    if code and code[1] in ("401", "403"):
+        return (
+            f"it refused the credentials (HTTP {code[1]}); set MLFLOW_TRACKING_USERNAME and "
+            "MLFLOW_TRACKING_PASSWORD to a user that may write"
+        )
+    if code or "valid JSON" in told:
+        answered = f"HTTP {code[1]}" if code else "no JSON"
+        return f"what answers is not MLflow ({answered}); check tracking.uri"
+    reason = cause[1] if cause else without_password(f"{type(error).__name__}: {told[:300]}")
+    return f"it does not answer ({reason}); check tracking.uri and that the server runs"
+
+
+def _no_place(work: Path, error: OSError) -> str:
+    return (
+        f"{work} cannot be written ({error.strerror}): check paths.work, its rights and free space"
+    )
 
 
 def training_run(client: Any, config: Config, training: str) -> str:

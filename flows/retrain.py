@@ -6,6 +6,7 @@ from prefect import flow
 from prefect.client.schemas.objects import State
 from prefect.states import Completed
 
+from dreambooth_core import tracking
 from dreambooth_core.forms import Retraining
 from dreambooth_core.services import local_services
 from dreambooth_core.summary import Summary
@@ -22,6 +23,7 @@ def retrain_flow(retraining: Retraining) -> Summary | None:
     Started by a clock or by new photos, it ends at once as `Unchanged` when there is nothing new.
     """
     with local_services(retraining.config):
+        tracking.reach(retraining.config)
         config = renew_inputs(retraining)
         intake, _ = collect_instance_images(config)
         twin = find_twin(config, intake.images)

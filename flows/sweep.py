@@ -2,6 +2,7 @@
 
 from prefect import flow
 
+from dreambooth_core import tracking
 from dreambooth_core.forms import Sweep
 from dreambooth_core.services import local_services
 from dreambooth_core.summary import Summary
@@ -16,6 +17,7 @@ from tasks.trials import choose_trial, measure_trial, plan_trials, publish_sweep
 def sweep_flow(sweep: Sweep) -> Summary:
     """Train every point, choose by development seeds, and run the winner's whole walk."""
     with local_services(sweep.config):
+        tracking.reach(sweep.config)
         points = []
         trials = plan_trials(sweep, pin_datasets(sweep.config))
         for trial in trials:

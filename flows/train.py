@@ -6,6 +6,7 @@ from prefect import flow
 from prefect.client.schemas.objects import State
 from prefect.states import Completed
 
+from dreambooth_core import tracking
 from dreambooth_core.config import Config
 from dreambooth_core.errors import DatasetRefused
 from dreambooth_core.services import local_services
@@ -27,6 +28,7 @@ from tasks.photos import collect_instance_images, ensure_class_images, pin_datas
 def train_flow(config: Config) -> Summary:
     """Learn one subject; what is there already is reused, what was cut off goes on."""
     with local_services(config):
+        tracking.reach(config)
         config = pin_datasets(config)
         with Run(config) as run:
             try:

@@ -12,6 +12,7 @@ CORE = ROOT / "dreambooth_core"
 
 LEVELS = [
     "config records errors plugins objectives prompts randomness processes console guard curves threads "
+    "deadlines "
     "telemetry "
     "pages photos judging drawing trainer versions "
     "drawing.orders "
@@ -36,7 +37,7 @@ LEVELS = [
     "versions.aliases",
     "priors trainer.supply cli.printing",
     "fit training_alone evaluation tracking registry report benches serving stack "
-    "retraining sweeps forecasts "
+    "retraining sweeps forecasts preflight "
     "cli.dataset_screens cli.model_screens cli.screens cli.stack_screens "
     "drawing.darkroom drawing.delivery drawing.developing drawing.fulfilling drawing.galleries "
     "drawing.palettes drawing.search "

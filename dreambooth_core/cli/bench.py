@@ -33,14 +33,13 @@ def dreambench(
     DIR is laid out as in github.com/google/dreambooth. A bench that was stopped goes on with the same
     command.
     """
-    from dreambooth_core import bases, families
+    from dreambooth_core import preflight
     from dreambooth_core.benches import dreambench as bench
     from dreambooth_core.cli import screens
     from dreambooth_core.config import load_config
 
     recipe = load_config(config, tuple(overrides or ()))
-    bases.check_base(recipe.model)
-    families.check(families.load_family(recipe.model.family), recipe)
+    preflight.check(recipe)
     wanted = bench.chosen(bench.subjects_in(folder), subjects)
     with interruptible():
         found = bench.run(recipe, wanted, prompts)

@@ -32,13 +32,13 @@ def run(
 
     Finished stages are reused; a run that was stopped goes on with the same command.
     """
-    from dreambooth_core import bases, families
+    from dreambooth_core import preflight
     from dreambooth_core.cli import screens
     from dreambooth_core.config import load_config
 
     settings = load_config(config, tuple(overrides or ()), recipe)
-    bases.check_base(settings.model)
-    families.check(families.load_family(settings.model.family), settings)
+    preflight.check(settings)
+    preflight.check_servers(settings)
     if dry_run:
         screens.show_plan(settings, as_json)
         return
@@ -70,14 +70,14 @@ def train(
 
     Goes on from its last checkpoint; what was trained before with the same inputs is found again.
     """
-    from dreambooth_core import bases, families, training_alone
+    from dreambooth_core import preflight, storage, training_alone
     from dreambooth_core.cli import screens
     from dreambooth_core.config import load_config
 
     settings = load_config(config, tuple(overrides or ()), recipe)
-    bases.check_base(settings.model)
-    families.check(families.load_family(settings.model.family), settings)
+    preflight.check(settings)
     if dry_run:
+        storage.reach(settings.storage)
         screens.show_training_plan(training_alone.plan(settings), as_json)
         return
     with interruptible():

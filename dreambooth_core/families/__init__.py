@@ -10,7 +10,7 @@ from pathlib import Path
 from types import MappingProxyType
 from typing import TYPE_CHECKING, Any, Protocol, get_args
 
-from dreambooth_core import plugins
+from dreambooth_core import bases, plugins
 from dreambooth_core.config.training import INVERSIONS, Method
 from dreambooth_core.errors import ConfigError, ModelError
 
@@ -215,6 +215,40 @@ def check(family: Family, config: "Config") -> None:
         )
 
 
+def check_folder(family: Family, folder: Path) -> None:
+    """Raises `ModelError` for a base's folder that the family cannot load, without loading it.
+
+    Its pipeline, the folders of all components, their configs and the weights' files are looked up;
+    what is in the weights is seen when they are loaded.
+    """
+    found = bases.model_index(folder)
+    _check_pipeline(folder, found["pipeline"], family.pipeline_class)
+    encoders = family.text_encoders
+    tokenizers = [name.replace("text_encoder", "tokenizer") for name in encoders]
+    models = [family.denoiser, family.autoencoder, *encoders]
+    configs = {**dict.fromkeys(models, "config.json"), "scheduler": "scheduler_config.json"}
+    missing = [
+        name
+        for name in (*configs, *tokenizers)
+        if name not in found or not (folder / name).is_dir()
+    ]
+    missing += [name for name in models if not any((folder / name).glob("*.safetensors"))]
+    if missing:
+        raise ModelError(
+            f"{folder} has no {', no '.join(dict.fromkeys(missing))} (folder, entry in "
+            "model_index.json, or *.safetensors in it); the model must be complete"
+        )
+    for name, config in configs.items():
+        bases.read_config(folder / name / config)
+
+
+def _check_pipeline(folder: Path, found: str, wanted: str) -> None:
+    if found != wanted:
+        raise ModelError(
+            f"{folder} holds a {found[:80]}, not a {wanted}; choose the model.family that fits it"
+        )
+
+
 def quiet() -> None:
     """Let the model libraries speak of errors only, and draw no bars of their own."""
     from diffusers.utils import logging as diffusers_logging
@@ -243,19 +277,14 @@ def load_parts(
     import torch
 
     quiet()
-    found = component_classes(folder)["pipeline"]
-    if found != pipeline_class:
-        raise ModelError(
-            f"{folder} holds a {found}, not a {pipeline_class}; "
-            "choose the model.family that fits it"
-        )
+    _check_pipeline(folder, component_classes(folder)["pipeline"], pipeline_class)
     places = {**{name: folder / name for name in kinds}, **(tuned or {})}
     wanted = {name: (kind, place) for name, kind in kinds.items() if (place := places[name])}
     numbers = torch.float32 if dtype is None else dtype
     try:
         return Parts({name: _load(*found, numbers) for name, found in wanted.items()})
-    except (OSError, ValueError, RuntimeError, KeyError) as error:
-        reason = " ".join(str(error).split())
+    except (OSError, ValueError, TypeError, RuntimeError, LookupError, AttributeError) as error:
+        reason = " ".join(str(error).split())[:400] or type(error).__name__
         raise ModelError(
             f"{folder} cannot be loaded as a {pipeline_class} ({reason}); "
             "it must be complete, with safetensors weights"
@@ -302,19 +331,4 @@ def channels_last(model: Any) -> None:
 
 def component_classes(folder: Path) -> dict[str, str]:
     """Component -> class name, as the folder's `model_index.json` says; raises `ModelError`."""
-    import json
-
-    index = folder / "model_index.json"
-    try:
-        entries = json.loads(index.read_text(encoding="utf-8"))
-    except FileNotFoundError:
-        raise ModelError(
-            f"{folder} is not a model in diffusers' format: it has no model_index.json; "
-            "set model.base to a folder that has one, or to a Hub id"
-        ) from None
-    except (OSError, UnicodeDecodeError, json.JSONDecodeError) as error:
-        raise ModelError(
-            f"{index} is not readable JSON ({error}); fetch the model again"
-        ) from error
-    classes = {name: entry[1] for name, entry in entries.items() if isinstance(entry, list)}
-    return {"pipeline": str(entries.get("_class_name")), **classes}
+    return bases.model_index(folder)

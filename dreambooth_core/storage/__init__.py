@@ -89,6 +89,16 @@ def open_store(storage: config.Storage) -> Store:
     return store
 
 
+def reach(storage: config.Storage) -> None:
+    """See that the store can be worked with, where its scheme has a server to ask.
+
+    Raises `ConfigError` or `StorageError` within `deadlines.SERVER_SECONDS`.
+    """
+    scheme = plugins.load(__name__, storage.uri.split("://", 1)[0])
+    if hasattr(scheme, "reach"):
+        scheme.reach(storage)
+
+
 def renew(store: Store, key: str, seconds: float) -> None:
     """Write the object anew, as it is, if it is older than `seconds`; nothing if it is not there.
 

@@ -5,11 +5,13 @@ import re
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
+from functools import partial
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 from urllib.parse import urlsplit
 
 from dreambooth_core import config
+from dreambooth_core.deadlines import SERVER_SECONDS, within
 from dreambooth_core.errors import ConfigError, NotFound, StorageError
 from dreambooth_core.storage import Listed, checked_key, checked_prefix, written_beside
 
@@ -20,11 +22,30 @@ if TYPE_CHECKING:
 
 ATTEMPTS = 10
 """Tries of a request, with waits that double up to 20 s between them."""
+PROBE_ATTEMPTS = 5
+"""Tries of the first request, before any work begins: with their waits 8 s on average, 15 s at most."""
 READ_PAUSES = (0.2, 0.4, 0.8, 1.6)
 """Seconds before an answer that broke off is asked for again."""
 CONFLICT_TRIES = 20
 _PART = 32 * 2**20
 _ABSENT = {"NoSuchKey", "404", "NotFound"}
+_ELSEWHERE = {
+    "301",
+    "307",
+    "AuthorizationHeaderMalformed",
+    "IllegalLocationConstraintException",
+    "PermanentRedirect",
+}
+_ALWAYS = {
+    "CompleteMultipartUpload": "ETag",
+    "CreateMultipartUpload": "UploadId",
+    "GetObject": "ETag",
+    "HeadObject": "LastModified",
+    "ListObjectsV2": "IsTruncated",
+    "PutObject": "ETag",
+    "UploadPart": "ETag",
+}
+"""Operation -> a field of every good answer of S3's; a web page or a proxy has none of them."""
 _REFUSED = {
     "403",
     "AccessDenied",
@@ -95,6 +116,11 @@ class S3Store:
                 return Listed(key, answer["ContentLength"], answer["LastModified"].timestamp())
         except NotFound:
             return None
+
+    def probe(self) -> None:
+        """Ask once whether this is S3, has the bucket, and lets us list it; raises `StorageError`."""
+        with self._spoken("list", ""):
+            self._client.list_objects_v2(Bucket=self._bucket, Prefix=self._prefix, MaxKeys=1)
 
     def keys(self, prefix: str) -> Iterator[str]:
         return (found.key for found in self.listed(prefix))
@@ -171,9 +197,10 @@ class S3Store:
         Those can hold signatures and whatever stands in a URL.
         """
         from boto3.exceptions import Boto3Error
-        from botocore.exceptions import BotoCoreError, ClientError
+        from botocore.exceptions import BotoCoreError, ClientError, ParamValidationError
+        from botocore.parsers import ResponseParserError
 
-        what = f"cannot {action} {key} in {self.uri}"
+        what = f"cannot {action} {key or 'objects'} in {self.uri}"
         try:
             yield
         except ClientError as error:
@@ -182,6 +209,8 @@ class S3Store:
             if isinstance(error.__context__, ClientError):
                 raise self._answered(what, key, error.__context__) from error
             raise StorageError(f"{what}: the transfer broke ({type(error).__name__})") from error
+        except (ParamValidationError, ResponseParserError, RecursionError, KeyError) as error:
+            raise _not_s3(what, self._endpoint(), type(error).__name__) from error
         except BotoCoreError as error:
             raise StorageError(f"{what}: {self._unreached(type(error).__name__)}") from error
         except OSError as error:
@@ -190,7 +219,7 @@ class S3Store:
 
     def _answered(self, what: str, key: str, error: "ClientError") -> StorageError:
         code = error.response["Error"]["Code"]
-        if code in _ABSENT:
+        if code in _ABSENT and error.operation_name != "ListObjectsV2":
             return NotFound(f"there is no {key} in {self.uri}")
         if code == "NoSuchBucket":
             return StorageError(
@@ -201,6 +230,16 @@ class S3Store:
             return StorageError(
                 f"{what}: {self._endpoint()} refused the credentials ({code}); "
                 "set AWS_ACCESS_KEY_ID and AWS_SECRET_ACCESS_KEY to some that may use this bucket"
+            )
+        if code in _ELSEWHERE:
+            return StorageError(
+                f"{what}: {self._endpoint()} answered that the bucket is elsewhere ({code}); "
+                "set AWS_DEFAULT_REGION to the bucket's region, or check storage.endpoint"
+            )
+        if code.isdigit():
+            return StorageError(
+                f"{what}: {self._endpoint()} answered {code} without an error of S3's; check "
+                "storage.endpoint and that no proxy stands before it, or try again later"
             )
         return StorageError(f"{what}: {self._endpoint()} answered {code}; try again later")
 
@@ -224,13 +263,47 @@ def open(storage: config.Storage) -> S3Store:
 
     `endpoint` "local" or empty is taken from the environment (`AWS_ENDPOINT_URL_S3`).
     """
-    bucket, _, prefix = storage.uri.removeprefix("s3://").partition("/")
+    return S3Store(*place_of(storage.uri), client(endpoint_url(storage)))
+
+
+def reach(storage: config.Storage) -> None:
+    """See within `SERVER_SECONDS` that the store can be worked with; what it opens later is patient.
+
+    A local server is not up yet, and is not asked. Raises `ConfigError` for a store that cannot be
+    asked, and `StorageError` for a bad answer or none.
+    """
+    bucket, prefix = place_of(storage.uri)
+    if storage.endpoint == "local":
+        return
+    endpoint = endpoint_url(storage)
+    store = S3Store(bucket, prefix, client(endpoint, PROBE_ATTEMPTS))
+    asking = f"asking {endpoint or 'AWS'} for {store.uri}"
+    try:
+        within(SERVER_SECONDS, store.probe, asking)
+    except TimeoutError as error:
+        raise StorageError(
+            f"cannot use {store.uri}: no good answer from {endpoint or 'AWS'} within "
+            f"{SERVER_SECONDS:.0f} s; check storage.endpoint and that the server works"
+        ) from error
+
+
+def place_of(uri: str) -> tuple[str, str]:
+    """Bucket and prefix of `s3://bucket/prefix`; raises `ConfigError`."""
+    if "@" in uri:
+        raise ConfigError(
+            "storage.uri has an @, as before a host behind credentials: write s3://bucket/prefix, "
+            "and credentials into AWS_ACCESS_KEY_ID and AWS_SECRET_ACCESS_KEY"
+        )
+    bucket, _, prefix = uri.removeprefix("s3://").partition("/")
     prefix = prefix.rstrip("/")
     if not re.fullmatch(r"[a-z0-9][a-z0-9.-]{1,61}[a-z0-9]", bucket):
-        raise ConfigError(f"storage.uri {storage.uri!r} names no bucket: write s3://bucket/prefix")
+        raise ConfigError(f"storage.uri {uri!r} names no bucket: write s3://bucket/prefix")
     if prefix:
-        checked_key(prefix)
-    return S3Store(bucket, prefix, client(endpoint_url(storage)))
+        try:
+            checked_key(prefix)
+        except StorageError as error:
+            raise ConfigError(f"storage.uri {uri!r}: {error}") from error
+    return bucket, prefix
 
 
 def endpoint_url(storage: config.Storage) -> str | None:
@@ -245,8 +318,7 @@ def endpoint_url(storage: config.Storage) -> str | None:
                 "`dreambooth run`, which starts one, or set storage.endpoint"
             )
         return None
-    parts = urlsplit(url)
-    if parts.scheme not in ("http", "https") or not parts.hostname or "@" in parts.netloc:
+    if not _is_plain(url):
         raise ConfigError(
             "storage.endpoint must be a plain http(s)://host:port without user and password in it: "
             "credentials belong in AWS_ACCESS_KEY_ID and AWS_SECRET_ACCESS_KEY"
@@ -254,24 +326,75 @@ def endpoint_url(storage: config.Storage) -> str | None:
     return url
 
 
+def _is_plain(url: str) -> bool:
+    """Whether it is http(s)://host or http(s)://host:port, without credentials."""
+    try:
+        parts = urlsplit(url)
+        in_range = parts.port is None or parts.port > 0
+    except ValueError:
+        return False
+    return bool(
+        parts.scheme in ("http", "https")
+        and parts.hostname
+        and "@" not in parts.netloc
+        and in_range
+    )
+
+
 def client(endpoint: str | None, attempts: int = ATTEMPTS) -> "S3Client":
-    """A boto3 client: SigV4, standard retries, path-style addresses at an endpoint of one's own."""
+    """A boto3 client: SigV4, standard retries, path-style addresses at an endpoint of one's own.
+
+    Raises `ConfigError` for a profile, a region or an endpoint that boto cannot use.
+    """
     import boto3
     from botocore.config import Config
+    from botocore.exceptions import BotoCoreError
 
-    # a session of its own: boto3's default session is not safe to use from several threads
-    session = boto3.session.Session()
-    return session.client(
-        "s3",
-        endpoint_url=endpoint,
-        region_name=session.region_name or "us-east-1",
-        config=Config(
-            signature_version="s3v4",
-            connect_timeout=5,
-            read_timeout=60,
-            retries={"mode": "standard", "total_max_attempts": attempts},
-            s3={"addressing_style": "path" if endpoint else "auto"},
-        ),
+    try:
+        # a session of its own: boto3's default session is not safe to use from several threads
+        session = boto3.session.Session()
+        made = session.client(
+            "s3",
+            endpoint_url=endpoint,
+            region_name=session.region_name or "us-east-1",
+            config=Config(
+                signature_version="s3v4",
+                connect_timeout=5,
+                read_timeout=60,
+                retries={"mode": "standard", "total_max_attempts": attempts},
+                s3={"addressing_style": "path" if endpoint else "auto"},
+            ),
+        )
+    except (BotoCoreError, ValueError) as error:
+        raise ConfigError(
+            f"no S3 client can be made of AWS's settings ({_named(error)}): check AWS_PROFILE, "
+            "AWS_DEFAULT_REGION, the credentials' variables and files, and storage.endpoint"
+        ) from error
+    made.meta.events.register("after-call.s3", partial(_checked, made.meta.endpoint_url))
+    return made
+
+
+def _named(error: Exception) -> str:
+    """The error's class, and the profile or region that it is about; never more of its text."""
+    told = getattr(error, "kwargs", {})
+    about = told.get("profile") or told.get("region_name")
+    return f"{type(error).__name__}: {about}" if about else type(error).__name__
+
+
+def _checked(
+    endpoint: str, http_response: Any, parsed: dict[str, Any], model: Any, **_more: Any
+) -> None:
+    """Raises `StorageError` for a good answer that lacks what S3 always sends."""
+    field = _ALWAYS.get(model.name)
+    if field and http_response.status_code < 300 and field not in parsed:
+        raise _not_s3(f"{model.name} failed", endpoint, f"no {field}")
+
+
+def _not_s3(what: str, endpoint: str, reason: str) -> StorageError:
+    """For an answer that is none of S3's, such as a web page or redirections without end."""
+    return StorageError(
+        f"{what}: what {endpoint} answers is not S3 ({reason}); check "
+        "storage.endpoint, and that no proxy stands before it"
     )
 
 

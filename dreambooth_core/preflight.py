@@ -1,0 +1,43 @@
+"""What is checked of a config before anything is spent: base, work folder, store and MLflow."""
+
+import os
+from pathlib import Path
+
+from dreambooth_core import bases, families, storage, tracking
+from dreambooth_core.config import Config
+from dreambooth_core.errors import ConfigError
+
+
+def check(config: Config) -> None:
+    """What this machine can tell in milliseconds; nothing is fetched or written.
+
+    Raises `ConfigError` for what is asked in vain and for a work folder that cannot be written, and
+    `ModelError` for a base's folder that is not what `model.family` loads.
+    """
+    bases.check_base(config.model)
+    family = families.load_family(config.model.family)
+    families.check(family, config)
+    if Path(config.model.base).is_dir():
+        families.check_folder(family, Path(config.model.base))
+    check_work(config.paths.work)
+
+
+def check_servers(config: Config) -> None:
+    """That store and MLflow answer, each within `deadlines.SERVER_SECONDS`.
+
+    Raises what `storage.reach` and `tracking.reach` raise.
+    """
+    storage.reach(config.storage)
+    tracking.reach(config)
+
+
+def check_work(work: Path) -> None:
+    """Raises `ConfigError` for a folder that is none, or that can neither be made nor written."""
+    place = next(path for path in (work, *work.absolute().parents) if os.path.lexists(path))
+    if not place.is_dir():
+        raise ConfigError(f"paths.work {work} cannot be made: {place} is no folder; name another")
+    if not os.access(place, os.W_OK | os.X_OK):
+        raise ConfigError(
+            f"paths.work {work} cannot be written: {place} is read-only for this user; name "
+            "another, or change its rights"
+        )
