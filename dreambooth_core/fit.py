@@ -17,7 +17,9 @@ runs/<key>/         below paths.work
 
 import json
 import os
+import re
 import shutil
+import signal
 import sys
 import time
 import uuid
@@ -307,10 +309,7 @@ def _verdict(spec: Spec, status: int, log: Path, before: int) -> Outcome:
                 f"training stalled: no step for checkpoints.stall_minutes {minutes:g}; the stacks "
                 f"are in {log}; the same command goes on from the last checkpoint"
             )
-        raise StageFailed(
-            f"the training process ended with status {status} and left no result; "
-            f"its log {log} ends: {last_lines(log)}"
-        )
+        raise StageFailed(_ended(spec, _signal_of(status, printed) or status, log))
     if outcome.status == "failed":
         raise StageFailed(outcome.message)
     if outcome.status == "preempted":
@@ -319,6 +318,31 @@ def _verdict(spec: Spec, status: int, log: Path, before: int) -> Outcome:
             f"{spec.config.train.steps}; the same command goes on from there"
         )
     return outcome
+
+
+def _signal_of(status: int, printed: str) -> int | None:
+    """The signal that ended the trainer or, as torchrun's report says, one of its ranks; negative."""
+    if status < 0:
+        return status
+    found = re.search(r"exitcode\s*: (-\d+)", printed)
+    return int(found[1]) if found else None
+
+
+def _ended(spec: Spec, status: int, log: Path) -> str:
+    """The sentence about a trainer that left no result; a negative status is the signal that ended it."""
+    told = read_record(spec.folder / "progress.json", Told)
+    where = f"at step {told.step if told else spec.resume_step} of {spec.config.train.steps}"
+    if status != -signal.SIGKILL:
+        how = f"by signal {-status}" if status < 0 else f"with status {status}"
+        return (
+            f"the trainer ended {how} {where} and left no result; the same command goes on from the "
+            f"last checkpoint; its log {log} ends: {last_lines(log)}"
+        )
+    return (
+        f"the trainer was ended by signal 9 {where}, as the kernel does when memory is full (`dmesg` "
+        "tells): lower train.batch_size or model.resolution, set train.gradient_checkpointing, or end "
+        "other programs; the last checkpoint is kept, and the same command goes on from it"
+    )
 
 
 @contextmanager

@@ -78,14 +78,13 @@ def identity(config: Config) -> str:
 def reach(config: Config) -> None:
     """See that MLflow can be worked with; a server is asked once per process.
 
-    Raises `StageFailed` for a server that gives no good answer within `SERVER_SECONDS`, and for a file
-    under `paths.work` that is no writable database.
+    Raises `StageFailed` for a server that gives no good answer within `SERVER_SECONDS`, and for a sqlite
+    file that is no writable database. Other databases are left to MLflow, which may have tables to make.
     """
-    server = server_of(config)
-    if server is None:
-        _check_file(config.paths.work / "mlflow.db")
-        return
-    if server in _REACHED:
+    server = tracking_uri(config)
+    if server.startswith("sqlite:///"):
+        _check_file(Path(server.removeprefix("sqlite:///")))
+    if not server.startswith(("http://", "https://")) or server in _REACHED:
         return
     _quiet()
     from mlflow import MlflowClient
@@ -97,7 +96,7 @@ def reach(config: Config) -> None:
     try:
         with exported(_PROBING):
             within(SERVER_SECONDS, ask, f"asking MLflow at {shown}")
-    except Exception as error:  # beside MLflow's own those of every driver that a URI may name
+    except Exception as error:  # beside MLflow's own those of its HTTP library
         raise StageFailed(f"MLflow at {shown} cannot be used: {_reason(error)}") from error
     _REACHED.add(server)
 
@@ -117,9 +116,9 @@ def open_client(config: Config) -> Any:
             client = MlflowClient(tracking_uri=uri, registry_uri=uri)
             client.search_experiments(max_results=1)
             client.search_registered_models(max_results=1)
-    except OSError as error:
-        raise StageFailed(_no_place(config.paths.work, error)) from error
-    except Exception as error:  # as in `reach`
+    except StageFailed:
+        raise
+    except Exception as error:  # beside MLflow's own those of every database's driver
         where = without_password(uri)
         raise StageFailed(f"MLflow at {where} cannot be used: {_reason(error)}") from error
     return client
@@ -176,12 +175,6 @@ def _reason(error: Exception) -> str:
         return f"what answers is not MLflow ({answered}); check tracking.uri"
     reason = cause[1] if cause else without_password(f"{type(error).__name__}: {told[:300]}")
     return f"it does not answer ({reason}); check tracking.uri and that the server runs"
-
-
-def _no_place(work: Path, error: OSError) -> str:
-    return (
-        f"{work} cannot be written ({error.strerror}): check paths.work, its rights and free space"
-    )
 
 
 def training_run(client: Any, config: Config, training: str) -> str:
@@ -308,7 +301,13 @@ def experiment_of(client: Any, config: Config) -> str:
 
 @contextmanager
 def _locked(work: Path) -> Iterator[None]:
-    work.mkdir(parents=True, exist_ok=True)
-    with (work / "mlflow.lock").open("w") as file:
+    try:
+        work.mkdir(parents=True, exist_ok=True)
+        lock = (work / "mlflow.lock").open("w")
+    except OSError as error:
+        raise StageFailed(
+            f"{work} cannot be written ({error.strerror}): check paths.work, its rights and free space"
+        ) from error
+    with lock as file:
         fcntl.flock(file, fcntl.LOCK_EX)
         yield

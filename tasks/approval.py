@@ -4,6 +4,7 @@ from itertools import count
 from typing import Annotated, Literal
 from uuid import UUID
 
+from httpx import HTTPError, HTTPStatusError, TimeoutException, TransportError
 from prefect.client.orchestration import get_client
 from prefect.client.schemas.filters import FlowRunFilter, FlowRunFilterName
 from prefect.context import FlowRunContext
@@ -12,7 +13,9 @@ from prefect.input import RunInput
 from prefect.settings import get_current_settings
 from pydantic import Field
 
-from dreambooth_core.errors import ConfigError
+from dreambooth_core.deadlines import SERVER_SECONDS, within
+from dreambooth_core.errors import ConfigError, StageFailed
+from dreambooth_core.tracking import without_password
 from dreambooth_core.versions.dossiers import Dossier
 from tasks.papers import comparison_table
 
@@ -77,13 +80,42 @@ def lacking(dossier: Dossier, answer: Approval) -> str:
 def answer_run(run: str, answer: Approval) -> str:
     """Let the flow run of this id or name go on with the answer; its name.
 
-    Raises `ConfigError` when no server is configured, and when no such run waits.
+    Raises `ConfigError` when no server is configured, and when no such run waits; `StageFailed` when
+    the server gives no good answer within `SERVER_SECONDS`.
     """
-    if not get_current_settings().api.url:
+    url = get_current_settings().api.url
+    if not url:
         raise ConfigError(
             "no Prefect server is configured: run this in the folder where `dreambooth up` was "
             "started, or set PREFECT_API_URL"
         )
+    shown = without_password(url)
+    try:
+        return within(SERVER_SECONDS, lambda: _answered(run, answer), f"asking Prefect at {shown}")
+    except (HTTPError, TimeoutError, ValueError) as error:
+        raise StageFailed(f"Prefect at {shown} {_no_good(error)}") from error
+
+
+def _no_good(error: Exception) -> str:
+    """What an error of Prefect's client comes to, and what to do."""
+    if isinstance(error, TimeoutError | TimeoutException):
+        return (
+            f"did not answer within {SERVER_SECONDS:.0f} s: check PREFECT_API_URL and that the server "
+            "works, and see there whether the run still waits"
+        )
+    code = error.response.status_code if isinstance(error, HTTPStatusError) else None
+    if code in (401, 403):
+        return f"refused the credentials (HTTP {code}): set PREFECT_API_AUTH_STRING"
+    if isinstance(error, TransportError):
+        reason = type(error).__name__
+        return f"does not answer ({reason}): check PREFECT_API_URL and that the server runs"
+    reason = f"HTTP {code}" if code else type(error).__name__
+    return (
+        f"does not answer as Prefect does ({reason}): check PREFECT_API_URL, and the server's log"
+    )
+
+
+def _answered(run: str, answer: Approval) -> str:
     with get_client(sync_client=True) as client:
         found = client.read_flow_runs(flow_run_filter=_named(run))
     waiting = [one for one in found if one.state and one.state.is_paused()]

@@ -12,7 +12,7 @@ CORE = ROOT / "dreambooth_core"
 
 LEVELS = [
     "config records errors plugins objectives prompts randomness processes console guard curves threads "
-    "deadlines "
+    "deadlines model_folders "
     "telemetry "
     "pages photos judging drawing trainer versions "
     "drawing.orders "

@@ -4,9 +4,12 @@
 commands is one file here with an `app`, named below.
 """
 
+import errno
+import logging
 import os
 import sys
 import warnings
+from io import TextIOWrapper
 from typing import Annotated, NoReturn
 
 import typer
@@ -43,14 +46,35 @@ def main() -> NoReturn:
     arguments = [word for word in sys.argv[1:] if word != "--debug"]
     if not debug:
         _quiet()
+    _print_what_stdout_can_show()
     try:
-        app(arguments, prog_name="dreambooth")
+        _perform(arguments)
     except Exception as error:
         if debug:
             raise
         print(f"Error: {_sentence(error)}", file=sys.stderr)
         sys.exit(error.exit_code if isinstance(error, DreamBoothError) else 4)
     sys.exit(0)
+
+
+def _perform(arguments: list[str]) -> None:
+    """Run the command to its end, with what it has printed handed over."""
+    try:
+        app(arguments, prog_name="dreambooth")
+    finally:
+        try:
+            sys.stdout.flush()
+        except OSError as error:
+            # Python would flush once more at its end, and tell of it in words of its own
+            os.dup2(os.open(os.devnull, os.O_WRONLY), 1)
+            if error.errno != errno.EPIPE:
+                raise
+
+
+def _print_what_stdout_can_show() -> None:
+    """Characters that stdout's encoding lacks are printed as ?, where Python would raise."""
+    if isinstance(sys.stdout, TextIOWrapper):
+        sys.stdout.reconfigure(errors="replace")
 
 
 @app.callback()
@@ -66,13 +90,25 @@ def _sentence(error: Exception) -> str:
     text = without_password(sentence_of(error))
     if isinstance(error, DreamBoothError):
         return text
+    if isinstance(error, OSError) and error.strerror:
+        return _of_the_system(error)
     kind = type(error).__name__
     return f"{kind}: {text} (not foreseen; --debug shows where)" if text else kind
+
+
+def _of_the_system(error: OSError) -> str:
+    """The sentence for what the operating system refuses: a full disk, missing rights, no such file."""
+    if error.filename is None:
+        full = error.errno == errno.ENOSPC
+        where = "stdout or a file" if full else "a file or a connection"
+        return f"{where} cannot be used: {error.strerror}; check free space, rights and connections"
+    return f"{error.filename} cannot be used: {error.strerror}; check the path, its rights and free space"
 
 
 def _quiet() -> None:
     """Libraries' logs and warnings are for --debug; Prefect still keeps its own in its database."""
     warnings.filterwarnings("ignore")
+    logging.getLogger("bitsandbytes").setLevel(logging.ERROR)
     for name, value in {
         "PYTHONWARNINGS": "ignore",
         "PREFECT_LOGGING_HANDLERS_CONSOLE_LEVEL": "CRITICAL",

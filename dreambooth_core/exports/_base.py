@@ -6,7 +6,7 @@ from pathlib import Path
 from typing import Any
 
 from dreambooth_core.errors import ModelError
-from dreambooth_core.families import component_classes
+from dreambooth_core.model_folders import model_index
 
 _ARCHITECTURES = {
     "StableDiffusionXLPipeline": "stable-diffusion-xl-v1-base",
@@ -60,4 +60,4 @@ class Base:
 
 def base_of(folder: Path) -> Base:
     """Read which kind of base a folder holds; raises `ModelError`."""
-    return Base(folder, component_classes(folder)["pipeline"])
+    return Base(folder, model_index(folder)["pipeline"])

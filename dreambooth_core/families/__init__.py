@@ -10,9 +10,10 @@ from pathlib import Path
 from types import MappingProxyType
 from typing import TYPE_CHECKING, Any, Protocol, get_args
 
-from dreambooth_core import bases, plugins
+from dreambooth_core import plugins
 from dreambooth_core.config.training import INVERSIONS, Method
 from dreambooth_core.errors import ConfigError, ModelError
+from dreambooth_core.model_folders import model_index, read_config
 
 if TYPE_CHECKING:
     import torch
@@ -221,7 +222,7 @@ def check_folder(family: Family, folder: Path) -> None:
     Its pipeline, the folders of all components, their configs and the weights' files are looked up;
     what is in the weights is seen when they are loaded.
     """
-    found = bases.model_index(folder)
+    found = model_index(folder)
     _check_pipeline(folder, found["pipeline"], family.pipeline_class)
     encoders = family.text_encoders
     tokenizers = [name.replace("text_encoder", "tokenizer") for name in encoders]
@@ -239,7 +240,7 @@ def check_folder(family: Family, folder: Path) -> None:
             "model_index.json, or *.safetensors in it); the model must be complete"
         )
     for name, config in configs.items():
-        bases.read_config(folder / name / config)
+        read_config(folder / name / config)
 
 
 def _check_pipeline(folder: Path, found: str, wanted: str) -> None:
@@ -277,7 +278,7 @@ def load_parts(
     import torch
 
     quiet()
-    _check_pipeline(folder, component_classes(folder)["pipeline"], pipeline_class)
+    _check_pipeline(folder, model_index(folder)["pipeline"], pipeline_class)
     places = {**{name: folder / name for name in kinds}, **(tuned or {})}
     wanted = {name: (kind, place) for name, kind in kinds.items() if (place := places[name])}
     numbers = torch.float32 if dtype is None else dtype
@@ -316,7 +317,7 @@ def _outline(kind: Any, folder: Path) -> Any:
 
 def only(folder: Path, *names: str) -> dict[str, None]:
     """What `Family.load` takes as `tuned` to load nothing but `names` and what has no weights."""
-    classes = component_classes(folder)
+    classes = model_index(folder)
     weightless = {name for name, kind in classes.items() if str(kind).endswith(WEIGHTLESS)}
     return dict.fromkeys(classes.keys() - weightless - {"pipeline", *names})
 
@@ -327,8 +328,3 @@ def channels_last(model: Any) -> None:
 
     if all(weight.ndim < 5 for weight in model.parameters()):
         model.to(memory_format=torch.channels_last)
-
-
-def component_classes(folder: Path) -> dict[str, str]:
-    """Component -> class name, as the folder's `model_index.json` says; raises `ModelError`."""
-    return bases.model_index(folder)

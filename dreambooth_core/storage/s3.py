@@ -5,7 +5,6 @@ import re
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
-from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 from urllib.parse import urlsplit
@@ -210,7 +209,10 @@ class S3Store:
                 raise self._answered(what, key, error.__context__) from error
             raise StorageError(f"{what}: the transfer broke ({type(error).__name__})") from error
         except (ParamValidationError, ResponseParserError, RecursionError, KeyError) as error:
-            raise _not_s3(what, self._endpoint(), type(error).__name__) from error
+            raise StorageError(
+                f"{what}: what {self._endpoint()} answers is not S3 ({type(error).__name__}); check "
+                "storage.endpoint and that no proxy stands before it"
+            ) from error
         except BotoCoreError as error:
             raise StorageError(f"{what}: {self._unreached(type(error).__name__)}") from error
         except OSError as error:
@@ -370,7 +372,7 @@ def client(endpoint: str | None, attempts: int = ATTEMPTS) -> "S3Client":
             f"no S3 client can be made of AWS's settings ({_named(error)}): check AWS_PROFILE, "
             "AWS_DEFAULT_REGION, the credentials' variables and files, and storage.endpoint"
         ) from error
-    made.meta.events.register("after-call.s3", partial(_checked, made.meta.endpoint_url))
+    made.meta.events.register("after-call.s3", _checked)
     return made
 
 
@@ -381,21 +383,13 @@ def _named(error: Exception) -> str:
     return f"{type(error).__name__}: {about}" if about else type(error).__name__
 
 
-def _checked(
-    endpoint: str, http_response: Any, parsed: dict[str, Any], model: Any, **_more: Any
-) -> None:
-    """Raises `StorageError` for a good answer that lacks what S3 always sends."""
+def _checked(http_response: Any, parsed: dict[str, Any], model: Any, **_more: Any) -> None:
+    """Raises `ResponseParserError` for a good answer that lacks what S3 always sends."""
+    from botocore.parsers import ResponseParserError
+
     field = _ALWAYS.get(model.name)
     if field and http_response.status_code < 300 and field not in parsed:
-        raise _not_s3(f"{model.name} failed", endpoint, f"no {field}")
-
-
-def _not_s3(what: str, endpoint: str, reason: str) -> StorageError:
-    """For an answer that is none of S3's, such as a web page or redirections without end."""
-    return StorageError(
-        f"{what}: what {endpoint} answers is not S3 ({reason}); check "
-        "storage.endpoint, and that no proxy stands before it"
-    )
+        raise ResponseParserError(f"no {field}")
 
 
 def _transfer_config() -> "TransferConfig":

@@ -3,6 +3,7 @@
 Asked to stop (see `stopping`), it finishes the step, saves, and says so in the result file.
 """
 
+import logging
 import os
 import resource
 import signal
@@ -44,6 +45,8 @@ def main(arguments: list[str]) -> int:
     if spec is None:
         print("usage: python -m dreambooth_core.trainer.attempt SPEC.json", file=sys.stderr)
         return 2
+    # what it warns of, a faster kernel for the CPU, would be the last line of many a log
+    logging.getLogger("bitsandbytes").setLevel(logging.ERROR)
     rules = spec.config.checkpoints
     stop = Stop(spec.folder / "stop", rules.max_minutes)
     try:

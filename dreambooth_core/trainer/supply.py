@@ -17,8 +17,9 @@ from dreambooth_core.blobs import get_record
 from dreambooth_core.caches import Cache
 from dreambooth_core.config import INVERSIONS, Config
 from dreambooth_core.errors import StageFailed
-from dreambooth_core.families import Family, Tensors, component_classes, only
+from dreambooth_core.families import Family, Tensors, only
 from dreambooth_core.latents import View
+from dreambooth_core.model_folders import model_index
 from dreambooth_core.photos import captions
 from dreambooth_core.photos.buckets import assigned
 from dreambooth_core.priors import ClassImage
@@ -217,7 +218,7 @@ def _conditioning(config: Config, family: Family, place: Place, prompts: Sequenc
         return encode
 
     unread = {"pipeline", "scheduler", family.denoiser, family.autoencoder}
-    read = component_classes(place.base).keys() - unread
+    read = model_index(place.base).keys() - unread
     # two families may read one text encoder, each in its own way
     digest = f"{config.model.family} {bases.component_digest(place.base, sorted(read))}"
     cache = Cache("embeddings", config.paths.work / "caches", place.store)

@@ -188,6 +188,44 @@ class TestDryRun:
         assert is_one_sentence(done.stderr)
 
 
+class TestStandardOutput:
+    """Encodings that lack characters, and files that take no more."""
+
+    WORDS = (("--help",), ("families",), ("config", "schema"))
+
+    @pytest.mark.parametrize("words", WORDS)
+    def test_ascii_is_enough(self, words):
+        environment = {**os.environ, "PYTHONIOENCODING": "ascii"}
+        command = [sys.executable, "-m", "dreambooth_core.cli", *words]
+        done = subprocess.run(command, capture_output=True, env=environment)
+        assert done.returncode == 0, done.stderr
+        assert done.stdout.decode("ascii")
+        assert done.stderr == b""
+
+    def test_a_name_that_ascii_lacks_is_shown_all_the_same(self, config_file):
+        environment = {**os.environ, "PYTHONIOENCODING": "ascii"}
+        command = [sys.executable, "-m", "dreambooth_core.cli", "config", "show", str(config_file)]
+        command += ["--json", "--set", "subject.class_noun=Bär"]
+        done = subprocess.run(command, capture_output=True, env=environment)
+        assert done.returncode == 0, done.stderr
+        assert json.loads(done.stdout)["subject"]["class_noun"] == "B?r"
+
+    @pytest.mark.parametrize("words", WORDS)
+    def test_a_full_one_is_four(self, words):
+        command = [sys.executable, "-m", "dreambooth_core.cli", *words]
+        with open("/dev/full", "wb") as full:
+            done = subprocess.run(command, stdout=full, stderr=subprocess.PIPE, text=True)
+        assert done.returncode == 4
+        assert is_one_sentence(done.stderr)
+        assert "stdout" in done.stderr
+
+    def test_a_pipe_that_was_closed_is_no_error(self):
+        command = f"{sys.executable} -m dreambooth_core.cli config schema | head -n 1"
+        done = subprocess.run(command, shell=True, capture_output=True, text=True)
+        assert done.stdout == "{\n"
+        assert done.stderr == ""
+
+
 @pytest.mark.parametrize("ignored", [False, True], ids=["a closed terminal", "nohup"])
 def test_a_closed_terminal_stops_a_run_that_was_not_told_to_ignore_it(ignored):
     code = (

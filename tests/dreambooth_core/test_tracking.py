@@ -12,6 +12,7 @@ from dreambooth_core.curves import curves_of
 from dreambooth_core.errors import StageFailed
 from dreambooth_core.records import SampleSet, Scores, Weights
 from dreambooth_core.versions.entries import Entry, Grid, Input, log_run
+from tests.faulty_server import faulty
 
 TRAINING = "t" * 64
 NOTHING = SampleSet(uri="x", digest="x", images=())
@@ -143,11 +144,60 @@ def test_other_scores_of_the_same_training_get_a_run_of_their_own(tracked_config
 def test_a_password_in_the_address_is_not_said(
     tiny_config: Config, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setenv("MLFLOW_HTTP_REQUEST_MAX_RETRIES", "0")
-    rules = tiny_config.tracking.model_copy(update={"uri": "http://me:secret@127.0.0.1:9"})
+    monkeypatch.setitem(tracking._PROBING, "MLFLOW_HTTP_REQUEST_MAX_RETRIES", "0")
     with pytest.raises(StageFailed, match="does not answer") as caught:
-        tracking.open_client(tiny_config.model_copy(update={"tracking": rules}))
+        tracking.open_client(_told(tiny_config, "http://me:secret@127.0.0.1:9"))
     assert "secret" not in str(caught.value)
+
+
+def _told(config: Config, server: str) -> Config:
+    rules = config.tracking.model_copy(update={"uri": server})
+    return config.model_copy(update={"tracking": rules})
+
+
+@pytest.mark.parametrize(
+    ("way", "sentence"),
+    [
+        ("html", r"what answers is not MLflow \(no JSON\); check tracking.uri"),
+        ("not_found", r"what answers is not MLflow \(HTTP 404\); check tracking.uri"),
+        ("unauthorized", r"refused the credentials \(HTTP 401\); set MLFLOW_TRACKING_USERNAME"),
+        ("forbidden", r"refused the credentials \(HTTP 403\); set MLFLOW_TRACKING_USERNAME"),
+        ("slow_down", r"does not answer \(ResponseError\); check tracking.uri"),
+        ("hangs", "no answer within 1 s; check tracking.uri"),
+    ],
+)
+def test_a_server_that_is_no_mlflow_has_a_sentence(
+    tiny_config: Config, monkeypatch: pytest.MonkeyPatch, way: str, sentence: str
+) -> None:
+    monkeypatch.setitem(tracking._PROBING, "MLFLOW_HTTP_REQUEST_MAX_RETRIES", "0")
+    if way == "hangs":
+        monkeypatch.setattr(tracking, "SERVER_SECONDS", 1.0)
+    with faulty(way) as server:
+        for ask in (tracking.reach, tracking.open_client):
+            with pytest.raises(StageFailed, match=sentence) as caught:
+                ask(_told(tiny_config, server.url))
+            assert str(caught.value).startswith(f"MLflow at {server.url} cannot be used: ")
+    assert not tiny_config.paths.work.exists()
+
+
+@pytest.mark.parametrize("kind", ["garbage", "folder"])
+def test_a_broken_database_has_a_sentence(tiny_config: Config, kind: str) -> None:
+    database = tiny_config.paths.work / "mlflow.db"
+    database.parent.mkdir()
+    if kind == "garbage":
+        database.write_bytes(b"garbage" * 1000)
+    else:
+        database.mkdir()
+    for config in (tiny_config, _told(tiny_config, f"sqlite:///{database}")):
+        with pytest.raises(StageFailed, match=f"{database} cannot be used as MLflow's database"):
+            tracking.reach(config)
+
+
+def test_a_good_database_is_reached_and_left_as_it_is(tracked_config: Config) -> None:
+    database = tracked_config.paths.work / "mlflow.db"
+    before = database.read_bytes()
+    tracking.reach(tracked_config)
+    assert database.read_bytes() == before
 
 
 def test_a_server_of_the_environment_is_for_configs_that_name_none(

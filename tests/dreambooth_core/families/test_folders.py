@@ -12,7 +12,8 @@ import pytest
 import torch
 
 from dreambooth_core.errors import ModelError
-from dreambooth_core.families import Family, Parts, component_classes, load_family
+from dreambooth_core.families import Family, Parts, load_family
+from dreambooth_core.model_folders import model_index
 from tests.dreambooth_core.families import redraw
 from tests.dreambooth_core.families.cases import Case
 
@@ -116,6 +117,6 @@ def test_pickles_are_not_read(case: Case, family: Family, frozen: Parts, tmp_pat
 
 def test_every_component_of_the_folder_is_known(case: Case, family: Family) -> None:
     """None that the pipeline needs is left to be guessed."""
-    classes = component_classes(case.base)
+    classes = model_index(case.base)
     there = {name for name, kind in classes.items() if kind is not None} - {"pipeline"}
     assert there <= case.load().components.keys()

@@ -98,7 +98,7 @@ def test_ranks_by_torchrun_end_together_and_speak_to_nobody_else(
     assert heard
     assert {*heard} <= {"127.0.0.1", "::1"}
     assert left() == []
-    with pytest.raises(StageFailed):
+    with pytest.raises(StageFailed, match="was ended by signal 9"):
         run.attempt(_at(1, lambda: run.kill(signal.SIGKILL, slice(1, 2))))
     assert left() == []
     made = run.attempt()

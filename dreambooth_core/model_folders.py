@@ -1,0 +1,49 @@
+"""Models' folders in diffusers' format: what their JSON files say, read under limits."""
+
+import json
+from pathlib import Path
+from typing import Any
+
+from dreambooth_core.errors import ModelError
+
+CONFIG_BYTES = 2**20
+"""Most bytes of `model_index.json` and of a component's config; real ones have some thousand."""
+
+
+def model_index(folder: Path) -> dict[str, str]:
+    """Component -> class name, as `model_index.json` says, and the pipeline's class as `pipeline`.
+
+    Raises `ModelError` for a folder without one, and for one that is not as diffusers writes it.
+    """
+    index = folder / "model_index.json"
+    if not index.exists():
+        raise ModelError(
+            f"{folder} is not a model in diffusers' format: it has no model_index.json; "
+            "set model.base to a folder that has one, or to a Hub id"
+        )
+    entries = read_config(index)
+    pairs = {name: entry for name, entry in entries.items() if isinstance(entry, list)}
+    if not all(len(pair) == 2 for pair in pairs.values()):
+        raise ModelError(f"{index} has a component that is no pair of names; fetch the model again")
+    classes = {name: str(pair[1]) for name, pair in pairs.items()}
+    return {"pipeline": str(entries.get("_class_name")), **classes}
+
+
+def read_config(path: Path) -> dict[str, Any]:
+    """A JSON object from a model's folder; raises `ModelError` for anything else."""
+    try:
+        if not path.is_file() or path.stat().st_size > CONFIG_BYTES:
+            raise ModelError(
+                f"{path} is no file of at most {CONFIG_BYTES} bytes, as a model's configs are; "
+                "fetch the model again"
+            )
+        document = json.loads(path.read_text(encoding="utf-8"))
+    except (OSError, ValueError, RecursionError) as error:
+        reason = str(error)[:200] or type(error).__name__
+        raise ModelError(
+            f"{path} is not readable JSON ({reason}); fetch the model again"
+        ) from error
+    if not isinstance(document, dict):
+        kind = type(document).__name__
+        raise ModelError(f"{path} holds a {kind}, not a JSON object; fetch the model again")
+    return document
