@@ -22,10 +22,12 @@ def model_index(folder: Path) -> dict[str, str]:
             "set model.base to a folder that has one, or to a Hub id"
         )
     entries = read_config(index)
-    pairs = {name: entry for name, entry in entries.items() if isinstance(entry, list)}
-    if not all(len(pair) == 2 for pair in pairs.values()):
-        raise ModelError(f"{index} has a component that is no pair of names; fetch the model again")
-    classes = {name: str(pair[1]) for name, pair in pairs.items()}
+    # a pair of library and class; some pipelines have lists of numbers beside
+    classes = {
+        name: str(entry[1])
+        for name, entry in entries.items()
+        if isinstance(entry, list) and len(entry) == 2
+    }
     return {"pipeline": str(entries.get("_class_name")), **classes}
 
 

@@ -22,6 +22,19 @@ def check(config: Config) -> None:
     check_work(config.paths.work)
 
 
+def check_shapes(config: Config) -> None:
+    """Make the base's components from their configs, as shapes without weights; takes seconds.
+
+    A Hub id is fetched for it. Raises `ModelError` for configs that make no model of the family.
+    """
+    import torch
+
+    family, folder = families.load_family(config.model.family), bases.base_folder(config.model)
+    families.check_folder(family, folder)
+    with torch.device("meta"):
+        family.load(folder)
+
+
 def check_servers(config: Config) -> None:
     """That store and MLflow answer, each within `deadlines.SERVER_SECONDS`.
 

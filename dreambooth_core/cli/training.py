@@ -40,6 +40,7 @@ def run(
     preflight.check(settings)
     preflight.check_servers(settings)
     if dry_run:
+        preflight.check_shapes(settings)
         screens.show_plan(settings, as_json)
         return
     started = time.time()

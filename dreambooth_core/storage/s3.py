@@ -278,13 +278,15 @@ def reach(storage: config.Storage) -> None:
     if storage.endpoint == "local":
         return
     endpoint = endpoint_url(storage)
-    store = S3Store(bucket, prefix, client(endpoint, PROBE_ATTEMPTS))
-    asking = f"asking {endpoint or 'AWS'} for {store.uri}"
+
+    def ask() -> None:
+        S3Store(bucket, prefix, client(endpoint, PROBE_ATTEMPTS)).probe()
+
     try:
-        within(SERVER_SECONDS, store.probe, asking)
+        within(SERVER_SECONDS, ask, f"asking {endpoint or 'AWS'} for {storage.uri}")
     except TimeoutError as error:
         raise StorageError(
-            f"cannot use {store.uri}: no good answer from {endpoint or 'AWS'} within "
+            f"cannot use {storage.uri}: no good answer from {endpoint or 'AWS'} within "
             f"{SERVER_SECONDS:.0f} s; check storage.endpoint and that the server works"
         ) from error
 

@@ -50,7 +50,7 @@ HARMS: dict[str, tuple[Callable[[Path], None], str]] = {
     "huge": (lambda base: _index(base, " " * CONFIG_BYTES + "{}"), "no file of at most"),
     "a folder": (lambda base: (_index(base, ""), _as_folder(base))[1], "no file of at most"),
     "a FIFO": (lambda base: _as_fifo(base), "no file of at most"),
-    "odd entry": (lambda base: _index(base, '{"unet": [1]}'), "no pair of names"),
+    "odd entry": (lambda base: _index(base, '{"unet": [1]}'), "holds a None, not a"),
     "empty": (lambda base: _index(base, "{}"), "holds a None, not a StableDiffusionPipeline"),
     "no unet": (lambda base: _without(base, "unet"), "has no unet "),
     "no scheduler": (lambda base: _without(base, "scheduler"), "has no scheduler "),
@@ -84,6 +84,17 @@ def test_a_broken_base_is_refused(config: Config, harm: str) -> None:
         preflight.check(config)
     assert config.model.base in str(caught.value)
     assert len(str(caught.value)) < 500
+
+
+def test_a_config_that_makes_no_model_is_refused(config: Config) -> None:
+    preflight.check_shapes(config)
+    for name, text in (
+        ("unet", '{"block_out_channels": "x"}'),
+        ("text_encoder", '{"hidden_size": []}'),
+    ):
+        (Path(config.model.base) / name / "config.json").write_text(text)
+        with pytest.raises(ModelError, match="cannot be loaded as a StableDiffusionPipeline"):
+            preflight.check_shapes(config)
 
 
 def test_a_base_of_another_family_is_refused(config: Config) -> None:
