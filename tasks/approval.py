@@ -13,9 +13,9 @@ from prefect.input import RunInput
 from prefect.settings import get_current_settings
 from pydantic import Field
 
+from dreambooth_core.config.credentials import without_password
 from dreambooth_core.deadlines import SERVER_SECONDS, within
 from dreambooth_core.errors import ConfigError, StageFailed
-from dreambooth_core.tracking import without_password
 from dreambooth_core.versions.dossiers import Dossier
 from tasks.papers import comparison_table
 
