@@ -13,7 +13,7 @@ from pathlib import Path
 import pytest
 
 from dreambooth_core import certificates, config, services
-from dreambooth_core.errors import ConfigError, StageFailed, StorageError
+from dreambooth_core.errors import ConfigError, StageFailed
 from dreambooth_core.storage import open_store
 
 ROOT = Path(__file__).parents[2]
