@@ -13,6 +13,8 @@ CONFIG_BYTES = 2**20
 def model_index(folder: Path) -> dict[str, str]:
     """Component -> class name, as `model_index.json` says, and the pipeline's class as `pipeline`.
 
+    The class is empty for a component that the model leaves out.
+
     Raises `ModelError` for a folder without one, and for one that is not as diffusers writes it.
     """
     index = folder / "model_index.json"
@@ -24,7 +26,7 @@ def model_index(folder: Path) -> dict[str, str]:
     entries = read_config(index)
     # a pair of library and class; some pipelines have lists of numbers beside
     classes = {
-        name: str(entry[1])
+        name: str(entry[1] or "")
         for name, entry in entries.items()
         if isinstance(entry, list) and len(entry) == 2
     }

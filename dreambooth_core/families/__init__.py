@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Any, Protocol, get_args
 
 from dreambooth_core import plugins
 from dreambooth_core.config.training import INVERSIONS, Method
-from dreambooth_core.errors import ConfigError, ModelError
+from dreambooth_core.errors import ConfigError, DreamBoothError, ModelError
 from dreambooth_core.model_folders import model_index, read_config
 
 if TYPE_CHECKING:
@@ -284,7 +284,9 @@ def load_parts(
     numbers = torch.float32 if dtype is None else dtype
     try:
         return Parts({name: _load(*found, numbers) for name, found in wanted.items()})
-    except (OSError, ValueError, TypeError, RuntimeError, LookupError, AttributeError) as error:
+    except DreamBoothError:
+        raise
+    except Exception as error:  # both libraries raise errors of many kinds for a bad config
         reason = " ".join(str(error).split())[:400] or type(error).__name__
         raise ModelError(
             f"{folder} cannot be loaded as a {pipeline_class} ({reason}); "

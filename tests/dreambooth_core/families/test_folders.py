@@ -118,5 +118,5 @@ def test_pickles_are_not_read(case: Case, family: Family, frozen: Parts, tmp_pat
 def test_every_component_of_the_folder_is_known(case: Case, family: Family) -> None:
     """None that the pipeline needs is left to be guessed."""
     classes = model_index(case.base)
-    there = {name for name, kind in classes.items() if kind is not None} - {"pipeline"}
+    there = {name for name, kind in classes.items() if kind} - {"pipeline"}
     assert there <= case.load().components.keys()
