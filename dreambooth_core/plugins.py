@@ -2,15 +2,18 @@
 
 import importlib
 import pkgutil
+import sys
+from collections.abc import Iterable
+from importlib.machinery import PathFinder
 from types import ModuleType
 
 from dreambooth_core.errors import ConfigError
 
 
 def names(package: str) -> list[str]:
-    """The modules of `package`, sorted; nothing inside them is imported."""
-    folder = importlib.import_module(package).__path__
-    return sorted(m.name for m in pkgutil.iter_modules(folder) if not m.name.startswith("_"))
+    """Names of the modules of `package`, sorted; neither the package nor a module of it is imported."""
+    found = pkgutil.iter_modules(_folders(package))
+    return sorted(m.name for m in found if not m.name.startswith("_"))
 
 
 def load(package: str, name: str) -> ModuleType:
@@ -20,3 +23,14 @@ def load(package: str, name: str) -> ModuleType:
         place = package.rsplit(".", 1)[-1]
         raise ConfigError(f"no file {name}.py in {place}/; there is: {', '.join(known)}")
     return importlib.import_module(f"{package}.{name}")
+
+
+def _folders(package: str) -> Iterable[str]:
+    """Folders that hold the modules of `package`; raises `ModuleNotFoundError`."""
+    if package in sys.modules:
+        return sys.modules[package].__path__
+    parent = package.rpartition(".")[0]
+    spec = PathFinder.find_spec(package, list(_folders(parent)) if parent else None)
+    if spec is None or spec.submodule_search_locations is None:
+        raise ModuleNotFoundError(f"no package {package}", name=package)
+    return spec.submodule_search_locations
