@@ -7,7 +7,8 @@ from pathlib import Path
 
 import pytest
 
-ROOT = Path(__file__).parent.parent
+from tests.architecture import ROOT, files, imports, name_of
+
 CORE = ROOT / "dreambooth_core"
 
 LEVELS = [
@@ -65,33 +66,6 @@ HEAVY = {"torch", "diffusers", "transformers", "peft", "mlflow", "boto3", "botoc
 FLOWS_MAY_NOT = HEAVY | {"pytorch_lightning"}
 
 
-def files(folder: str) -> list[Path]:
-    return sorted((ROOT / folder).rglob("*.py"))
-
-
-def imports(path: Path, at_top_only: bool = False) -> set[str]:
-    """Full names of the modules a file imports; `from a import b` gives `a` and `a.b`."""
-    found: set[str] = set()
-    tree = ast.parse(path.read_text(encoding="utf-8"))
-    nodes = _outside_functions(tree) if at_top_only else ast.walk(tree)
-    for node in nodes:
-        if isinstance(node, ast.Import):
-            found |= {alias.name for alias in node.names}
-        elif isinstance(node, ast.ImportFrom):
-            assert node.level == 0, f"{path} imports relatively"
-            found.add(str(node.module))
-            found |= {f"{node.module}.{alias.name}" for alias in node.names}
-    return found
-
-
-def _outside_functions(node: ast.AST):
-    for child in ast.iter_child_nodes(node):
-        for_types = isinstance(child, ast.If) and ast.unparse(child.test) == "TYPE_CHECKING"
-        if not for_types and not isinstance(child, ast.FunctionDef | ast.AsyncFunctionDef):
-            yield child
-            yield from _outside_functions(child)
-
-
 def packages(path: Path, at_top_only: bool = False) -> set[str]:
     return {name.split(".")[0] for name in imports(path, at_top_only)}
 
@@ -100,11 +74,6 @@ def place(name: str) -> str:
     """`dreambooth_core.storage.s3` -> `storage`, `dreambooth_core.judging.gate` -> `judging.gate`."""
     parts = name.split(".")[1:3]
     return ".".join(parts if parts and parts[0] in SPREAD else parts[:1])
-
-
-def name_of(path: Path) -> str:
-    parts = path.relative_to(ROOT).with_suffix("").parts
-    return ".".join(part for part in parts if part != "__init__")
 
 
 @pytest.mark.parametrize("path", files("dreambooth_core"), ids=name_of)
