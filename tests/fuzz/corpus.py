@@ -1,0 +1,48 @@
+"""All cases, and the part of them that every `make test` runs."""
+
+import random
+from collections import defaultdict
+from collections.abc import Callable, Iterable, Iterator
+
+from tests.fuzz import arguments, bases, captions, documents, fields, orders, overrides, photos
+from tests.fuzz.case import Case
+
+SOURCES: tuple[Callable[[], Iterable[Case]], ...] = (
+    arguments.cases,
+    bases.cases,
+    captions.cases,
+    documents.cases,
+    fields.cases,
+    orders.cases,
+    overrides.cases,
+    photos.cases,
+)
+PER_CATEGORY = 10
+"""Cases of a category in the quick part, at most."""
+
+
+def everything() -> list[Case]:
+    """Each case once; raises `ValueError` for two of one name."""
+    found: dict[str, Case] = {}
+    for case in _all():
+        if found.setdefault(case.name, case) is not case:
+            raise ValueError(f"two cases are called {case.name}")
+    return list(found.values())
+
+
+def quick(seed: int = 0) -> list[Case]:
+    """Some of every category, always the same for one seed; without those that wait for a server."""
+    groups = defaultdict(list)
+    for case in everything():
+        groups[case.category].append(case)
+    draw = random.Random(seed)
+    chosen = []
+    for group in groups.values():
+        prompt = [case for case in group if case.seconds <= 20 and not case.fresh]
+        chosen += draw.sample(prompt, min(PER_CATEGORY, len(prompt)))
+    return chosen
+
+
+def _all() -> Iterator[Case]:
+    for source in SOURCES:
+        yield from source()
