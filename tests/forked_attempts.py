@@ -83,7 +83,7 @@ class Attempts:
                 for rank in ranks:
                     rank.kill()
                     rank.join()
-        for path in self.run.saved.iterdir():
+        for path in self.run.saved.glob("*"):
             assert path.name.endswith(".partial") or checkpoints.verify(path), path
 
     def killed(

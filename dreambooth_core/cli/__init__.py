@@ -13,6 +13,7 @@ from io import TextIOWrapper
 from typing import Annotated, NoReturn
 
 import typer
+from typer.exceptions import TyperException
 
 from dreambooth_core.cli import (
     approvals,
@@ -48,22 +49,26 @@ def main() -> NoReturn:
         _quiet()
     _print_what_stdout_can_show()
     try:
-        _perform(arguments)
+        sys.exit(_perform(arguments))
+    except typer.Abort:  # the end of input, or Ctrl-C, at a question
+        sys.exit(1)
     except Exception as error:
         if debug:
             raise
-        print(f"Error: {_sentence(error)}", file=sys.stderr)
-        sys.exit(error.exit_code if isinstance(error, DreamBoothError) else 4)
-    sys.exit(0)
+        if said := _sentence(error):
+            print(f"Error: {said}", file=sys.stderr)
+        sys.exit(getattr(error, "exit_code", 4))
 
 
-def _perform(arguments: list[str]) -> None:
-    """Run the command to its end, with what it has printed handed over."""
+def _perform(arguments: list[str]) -> int | None:
+    """Run the command to its end, with what it has printed handed over; its exit code, if it has one."""
     try:
-        app(arguments, prog_name="dreambooth")
+        code: int | None = app(arguments, prog_name="dreambooth", standalone_mode=False)
+        return code
     finally:
         try:
-            sys.stdout.flush()
+            if sys.stdout is not None:  # as it is where the caller has closed it
+                sys.stdout.flush()
         except OSError as error:
             # Python would flush once more at its end, and tell of it in words of its own
             os.dup2(os.open(os.devnull, os.O_WRONLY), 1)
@@ -85,8 +90,11 @@ def _options(
 
 
 def _sentence(error: Exception) -> str:
+    """Empty for a group of commands without one, whose help was printed."""
     from dreambooth_core.config.credentials import without_password
 
+    if isinstance(error, TyperException):
+        return _of_arguments(error)
     text = without_password(sentence_of(error))
     if isinstance(error, DreamBoothError):
         return text
@@ -103,6 +111,13 @@ def _of_the_system(error: OSError) -> str:
         where = "stdout or a file" if full else "a file or a connection"
         return f"{where} cannot be used: {error.strerror}; check free space, rights and connections"
     return f"{error.filename} cannot be used: {error.strerror}; check the path, its rights and free space"
+
+
+def _of_arguments(error: TyperException) -> str:
+    """What is wrong with the words on the command line, and which help lists the right ones."""
+    text = sentence_of(TyperException(error.format_message())).rstrip(".")
+    command = getattr(getattr(error, "ctx", None), "command_path", "dreambooth")
+    return f"{text}; `{command} --help` lists what it takes" if text else ""
 
 
 def _quiet() -> None:

@@ -16,7 +16,7 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from tests.conftest import build_tiny_base
-from tests.fuzz import corpus, forks, materials
+from tests.fuzz import corpus, forks, materials, servers
 from tests.fuzz.case import Case
 from tests.fuzz.verdict import faults
 
@@ -28,9 +28,9 @@ def main() -> int:
     cases = corpus.quick(asked.seed) if asked.quick else corpus.everything()
     cases = [case for case in cases if asked.only in case.name]
     began = time.monotonic()
-    with tempfile.TemporaryDirectory(prefix="fuzz-") as name:
+    with tempfile.TemporaryDirectory(prefix="fuzz-") as name, servers.serving(Path(name)):
         os.chmod(name, 0o755)
-        results = _perform(cases, Path(name), asked.jobs)
+        results = _perform(cases, Path(name), asked.jobs, asked.patience)
     _show(results, time.monotonic() - began)
     if asked.out:
         asked.out.write_text(json.dumps(results, indent=1))
@@ -42,7 +42,7 @@ def is_wrong(result: Result) -> bool:
     return bool(result["faults"]) != bool(result["wrong"])
 
 
-def _perform(cases: Sequence[Case], folder: Path, jobs: int) -> list[Result]:
+def _perform(cases: Sequence[Case], folder: Path, jobs: int, patience: float) -> list[Result]:
     """All cases, shared out among processes that are forked once the libraries are there."""
     forks.warm_up()
     context = multiprocessing.get_context("fork")
@@ -52,7 +52,7 @@ def _perform(cases: Sequence[Case], folder: Path, jobs: int) -> list[Result]:
     found = folder / "results"
     found.mkdir()
     workers = [
-        context.Process(target=_work, args=(cases, range(job, len(cases), jobs), folder))
+        context.Process(target=_work, args=(cases, range(job, len(cases), jobs), folder, patience))
         for job in range(jobs)
     ]
     for worker in workers:
@@ -62,10 +62,10 @@ def _perform(cases: Sequence[Case], folder: Path, jobs: int) -> list[Result]:
     return [json.loads((found / f"{number}.json").read_text()) for number in range(len(cases))]
 
 
-def _work(cases: Sequence[Case], numbers: Sequence[int], folder: Path) -> None:
+def _work(cases: Sequence[Case], numbers: Sequence[int], folder: Path, patience: float) -> None:
     for number in numbers:
         case, place = cases[number], folder / f"{number}"
-        ended = forks.perform(case, place)
+        ended = forks.perform(case, place, patience)
         forks.clear(place)
         result: Result = {
             "name": case.name,
@@ -100,6 +100,9 @@ def _arguments() -> argparse.Namespace:
     parser.add_argument("--only", default="", help="cases whose name contains this")
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--jobs", type=int, default=len(os.sched_getaffinity(0)))
+    parser.add_argument(
+        "--patience", type=float, default=1.0, help="times the cases' seconds, on a busy machine"
+    )
     parser.add_argument("--out", type=Path, help="file for all results as JSON")
     return parser.parse_args()
 

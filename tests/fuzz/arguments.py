@@ -36,7 +36,10 @@ NEEDED: dict[str, tuple[str, ...]] = {
 }
 """Command -> arguments that it takes."""
 INTEGERS = {
-    "validate": ("--resolution", ("31", "2049", "0", "-1", "512.5", "abc", "", "1e3", "９" * 3, "9" * 5_000)),
+    "validate": (
+        "--resolution",
+        ("31", "2049", "0", "-1", "512.5", "abc", "", "1e3", "９" * 3, "9" * 5_000),
+    ),
     "sample": ("--seeds", ("0", "-1", "1.5", "abc", "")),
     "search": ("--top", ("0", "-1", "abc", "1e9")),
     "serve": ("--port", ("0", "65536", "-1", "http", "5001.5")),
@@ -45,14 +48,35 @@ INTEGERS = {
     "bench dreambench": ("--prompts", ("0", "26", "abc")),
 }
 CONFIGS = (
-    "run", "train", "config show", "search --config", "models --config", "promote dog --config", "rollback dog --config",
-    "lineage dog --config", "diff a b --config", "serve dog --config", "sample dog --prompt x --config",
-    "doctor --config", "dataset list --config", "dataset push photos dogs --config", "dataset show dogs --config",
+    "run",
+    "train",
+    "config show",
+    "search --config",
+    "models --config",
+    "promote dog --config",
+    "rollback dog --config",
+    "lineage dog --config",
+    "diff a b --config",
+    "serve dog --config",
+    "sample dog --prompt x --config",
+    "doctor --config",
+    "dataset list --config",
+    "dataset push photos dogs --config",
+    "dataset show dogs --config",
     "bench dreambench photos --config",
 )
 """Commands that a config's path ends."""
-FOLDERS = ("models", "lineage dog", "promote dog --yes", "rollback dog --yes", "diff dog/1 dog/2",
-           "sample dog --prompt x", "export dog --format diffusers", "serve dog", "search beach --runs dog")
+FOLDERS = (
+    "models",
+    "lineage dog",
+    "promote dog --yes",
+    "rollback dog --yes",
+    "diff dog/1 dog/2",
+    "sample dog --prompt x",
+    "export dog --format diffusers",
+    "serve dog",
+    "search beach --runs dog",
+)
 """Commands that look for models below `--work`."""
 
 
@@ -65,8 +89,13 @@ def cases() -> Iterator[Case]:
     yield from _models()
 
 
-def _case(what: str, words: tuple[str, ...], code: int = BAD, build: Callable[[Path], object] = lambda f: None,
-          says: tuple[str, ...] = ()) -> Case:
+def _case(
+    what: str,
+    words: tuple[str, ...],
+    code: int = BAD,
+    build: Callable[[Path], object] = lambda f: None,
+    says: tuple[str, ...] = (),
+) -> Case:
     return Case(f"arguments/{what}", words, code, build, says)
 
 
@@ -81,10 +110,19 @@ def _words() -> Iterator[Case]:
         yield _case(f"{command}: one word more", (*words, *needed, "more"))
         yield _case(f"{command}: its help", (*words, "--help"), OK)
     for what, word in {
-        "an unknown command": "nonsense", "a command in capitals": "RUN", "an empty command": "",
-        "a near miss": "trian", "an option that is none": "--verbose", "a number": "1", "a file": "config.yaml",
-        "an escape": "\x1b[2J", "an emoji": "🐕", "bytes that are no UTF-8": "\udcff", "huge": "r" * 100_000,
-        "a line end": "run\nError: x", "the direction turned": "\u202enur",
+        "an unknown command": "nonsense",
+        "a command in capitals": "RUN",
+        "an empty command": "",
+        "a near miss": "trian",
+        "an option that is none": "--verbose",
+        "a number": "1",
+        "a file": "config.yaml",
+        "an escape": "\x1b[2J",
+        "an emoji": "🐕",
+        "bytes that are no UTF-8": "\udcff",
+        "huge": "r" * 100_000,
+        "a line end": "run\nError: x",
+        "the direction turned": "\u202enur",
     }.items():
         yield _case(what, (word,))
     for group in ("config", "dataset", "bench"):
@@ -97,7 +135,9 @@ def _numbers() -> Iterator[Case]:
     for command, (option, values) in INTEGERS.items():
         for value in values:
             shown = value if len(value) < 9 else f"{len(value)} digits"
-            yield _case(f"{command} {option} {shown!r}", (*command.split(), *NEEDED[command], option, value))
+            yield _case(
+                f"{command} {option} {shown!r}", (*command.split(), *NEEDED[command], option, value)
+            )
         yield _case(f"{command} {option} and nothing", (*command.split(), *NEEDED[command], option))
 
 
@@ -106,10 +146,17 @@ def _configs() -> Iterator[Case]:
         words = tuple(command.split())
         words = (words[0], "beach", *words[1:]) if words[0] == "search" else words
         yield _case(f"{command}: missing", (*words, "nowhere.yaml"), says=("nowhere.yaml",))
-        yield _case(f"{command}: a folder", (*words, "folder"), build=lambda f: (f / "folder").mkdir())
-        yield _case(f"{command}: nothing in it", (*words, "c.yaml"), build=lambda f: (f / "c.yaml").touch())
-        yield _case(f"{command}: a photo", (*words, "c.png"),
-                    build=lambda f: (f / "c.png").write_bytes(materials.encoded()))
+        yield _case(
+            f"{command}: a folder", (*words, "folder"), build=lambda f: (f / "folder").mkdir()
+        )
+        yield _case(
+            f"{command}: nothing in it", (*words, "c.yaml"), build=lambda f: (f / "c.yaml").touch()
+        )
+        yield _case(
+            f"{command}: a photo",
+            (*words, "c.png"),
+            build=lambda f: (f / "c.png").write_bytes(materials.encoded()),
+        )
         yield _case(f"{command}: a pipe", (*words, "pipe"), build=lambda f: os.mkfifo(f / "pipe"))
 
 
@@ -139,7 +186,20 @@ def _contradictions() -> Iterator[Case]:
     order = ("sample", "o.yaml", "--work", "work")
     yield _case("an order with a prompt", (*order, "--prompt", "x"), BAD, ordered)
     yield _case("an order with seeds", (*order, "--seeds", "2"), BAD, ordered)
-    for shard in ("0/2", "3/2", "1/0", "a/b", "1", "/", "1/2/3", "-1/2", "", "1.5/2", "1/" + "9" * 5_000, "１/２"):
+    for shard in (
+        "0/2",
+        "3/2",
+        "1/0",
+        "a/b",
+        "1",
+        "/",
+        "1/2/3",
+        "-1/2",
+        "",
+        "1.5/2",
+        "1/" + "9" * 5_000,
+        "１/２",
+    ):
         yield _case(f"shard {shard[:9]!r}", (*order, "--shard", shard), BAD, ordered)
     yield _case("a model with a shard", ("sample", "dog", "--prompt", "x", "--shard", "1/2"))
     yield _case("a model without a prompt", ("sample", "dog"))
@@ -150,20 +210,44 @@ def _contradictions() -> Iterator[Case]:
     yield _case("an export in no format", ("export", "dog"))
     for form in ("nonsense", "", "../diffusers", "_base", "Diffusers", "diffusers.py", "__init__"):
         yield _case(f"an export as {form!r}", ("export", "dog", "--format", form, "--work", "work"))
-    yield _case("an export of a config that is missing", ("export", "nowhere.yaml", "--format", "diffusers"))
+    yield _case(
+        "an export of a config that is missing", ("export", "nowhere.yaml", "--format", "diffusers")
+    )
     yield _case("an empty search", ("search", "", "--work", "work", "--runs", "dog"))
-    yield _case("up with a file as folder", ("up", "--folder", "f"), BAD, lambda f: (f / "f").touch())
+    yield _case(
+        "up with a file as folder", ("up", "--folder", "f"), BAD, lambda f: (f / "f").touch()
+    )
     yield _case("up below a file", ("up", "--folder", "f/g"), BAD, lambda f: (f / "f").touch())
     yield _case("up with a name of 300 letters", ("up", "--folder", "f" * 300))
     yield _case("up with broken settings", ("up", "--folder", "work"), BAD, _settings("{"))
-    yield _case("up at another port", ("up", "--folder", "work", "--port", "15000"), BAD,
-                _settings('{"port": 14200, "postgres": false}'))
-    yield _case("up with postgres over sqlite", ("up", "--folder", "work", "--postgres"), BAD,
-                _settings('{"port": 14200, "postgres": false}'))
+    yield _case(
+        "up at another port",
+        ("up", "--folder", "work", "--port", "15000"),
+        BAD,
+        _settings('{"port": 14200, "postgres": false}'),
+    )
+    yield _case(
+        "up with postgres over sqlite",
+        ("up", "--folder", "work", "--postgres"),
+        BAD,
+        _settings('{"port": 14200, "postgres": false}'),
+    )
     yield _case("down where nothing is", ("down", "--folder", "nowhere"), OK)
-    yield _case("down with a file as folder", ("down", "--folder", "f"), BAD, lambda f: (f / "f").touch())
-    yield _case("a bench on nothing", ("bench", "dreambench", "nowhere", "--config", "config.yaml"), BAD, _whole)
-    yield _case("a bench on a file", ("bench", "dreambench", "config.yaml", "--config", "config.yaml"), BAD, _whole)
+    yield _case(
+        "down with a file as folder", ("down", "--folder", "f"), BAD, lambda f: (f / "f").touch()
+    )
+    yield _case(
+        "a bench on nothing",
+        ("bench", "dreambench", "nowhere", "--config", "config.yaml"),
+        BAD,
+        _whole,
+    )
+    yield _case(
+        "a bench on a file",
+        ("bench", "dreambench", "config.yaml", "--config", "config.yaml"),
+        BAD,
+        _whole,
+    )
     for subjects in ("0", "-1", "dog", "", ",", "1.5", "../photos"):
         words = ("bench", "dreambench", ".", "--config", "config.yaml", "--subjects", subjects)
         yield _case(f"a bench on the subjects {subjects!r}", words, BAD, _whole)
@@ -172,13 +256,28 @@ def _contradictions() -> Iterator[Case]:
 def _models() -> Iterator[Case]:
     """Names that no registered model has; the work folder is that of no run."""
     for what, name in {
-        "empty": "", "a slash": "/", "an at": "@", "both": "dog@champion/1", "a path": "../../etc/passwd",
-        "an absolute path": "/etc/passwd", "two slashes": "dog/1/2", "no version": "dog/", "no alias": "dog@",
-        "a quote": "dog' OR '1'='1", "a percent": "%", "huge": "d" * 50_000, "an escape": "\x1b[2J", "NUL-like": "dog\udc80",
-        "a line end": "dog\nError: all is well", "an emoji": "🐕", "a url": "https://u:p@example.invalid/m",
+        "empty": "",
+        "a slash": "/",
+        "an at": "@",
+        "both": "dog@champion/1",
+        "a path": "../../etc/passwd",
+        "an absolute path": "/etc/passwd",
+        "two slashes": "dog/1/2",
+        "no version": "dog/",
+        "no alias": "dog@",
+        "a quote": "dog' OR '1'='1",
+        "a percent": "%",
+        "huge": "d" * 50_000,
+        "an escape": "\x1b[2J",
+        "NUL-like": "dog\udc80",
+        "a line end": "dog\nError: all is well",
+        "an emoji": "🐕",
+        "a url": "https://u:p@example.invalid/m",
     }.items():
         for command in ("lineage", "export --format diffusers", "promote --yes"):
-            yield _case(f"{command} of a name that is {what}", (*command.split(), "--work", "work", name))
+            yield _case(
+                f"{command} of a name that is {what}", (*command.split(), "--work", "work", name)
+            )
 
 
 def _whole(folder: Path) -> None:

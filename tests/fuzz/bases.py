@@ -21,21 +21,37 @@ def cases() -> Iterator[Case]:
     for what, build in _weights():
         yield _case(f"{what}, train", ("train", "config.yaml"), build, FAILED)
     for what, base, code in (
-        ("a name that is none", "nowhere/at/all", BAD), ("a Hub id without its commit", "a/b", BAD),
-        ("a file", "config.yaml", BAD), ("a URL", "https://example.invalid/a/b", BAD), ("a path with NUL", "a\0b", BAD),
-        ("a name of 5,000 letters", "b" * 5_000, BAD), ("an escape", "\x1b[2J", BAD), ("a safetensors file", f"base/{UNET}", BAD),
-        ("the folder above", "..", FAILED), ("a folder of photos", "photos", FAILED), ("a home folder", "~/models", BAD),
-        ("a variable", "$HOME/models", BAD), ("a device", "/dev/zero", BAD),
+        ("a name that is none", "nowhere/at/all", BAD),
+        ("a Hub id without its commit", "a/b", BAD),
+        ("a file", "config.yaml", BAD),
+        ("a URL", "https://example.invalid/a/b", BAD),
+        ("a path with NUL", "a\0b", BAD),
+        ("a name of 5,000 letters", "b" * 5_000, BAD),
+        ("an escape", "\x1b[2J", BAD),
+        ("a safetensors file", f"base/{UNET}", BAD),
+        ("the folder above", "..", FAILED),
+        ("a folder of photos", "photos", FAILED),
+        ("a home folder", "~/models", BAD),
+        ("a variable", "$HOME/models", BAD),
+        ("a device", "/dev/zero", BAD),
     ):
         for words in DRY:
             yield _case(f"{what}, {words[0]} --dry-run", words, lambda f: None, code, base)
     revision = {"base": "a/b", "revision": "main"}
     yield _case("a branch for a commit", DRY[0], lambda f: None, BAD, **revision)
     missing = {"base": "a/b", "revision": "0" * 40}
-    yield _case("a commit that nobody has, train", ("train", "config.yaml"), lambda f: None, FAILED, **missing)
+    yield _case(
+        "a commit that nobody has, train",
+        ("train", "config.yaml"),
+        lambda f: None,
+        FAILED,
+        **missing,
+    )
 
 
-def _case(what: str, words: tuple[str, ...], build: Build, code: int, base: str = "base", **model: str) -> Case:
+def _case(
+    what: str, words: tuple[str, ...], build: Build, code: int, base: str = "base", **model: str
+) -> Case:
     def whole(folder: Path) -> None:
         materials.photos(folder)
         materials.base(folder)
@@ -73,11 +89,23 @@ def _folders() -> Iterator[tuple[str, Build, int]]:
         yield f"a list for the config of {part}", _json(f"{part}/{name}", []), FAILED
         yield f"no JSON for the config of {part}", _json(f"{part}/{name}", b"{"), FAILED
     for what, content in {
-        "a list": [], "a number": 3, "a text": "x", "null": None, "an empty mapping": {}, "no JSON": b"{", "empty": b"",
-        "noise": bytes(range(256)), "deep": b"[" * 100_000, "UTF-16": '{"a": 1}'.encode("utf-16"),
-        "another pipeline": {"_class_name": "FluxPipeline"}, "an unknown pipeline": {"_class_name": "os.system"},
+        "a list": [],
+        "a number": 3,
+        "a text": "x",
+        "null": None,
+        "an empty mapping": {},
+        "no JSON": b"{",
+        "empty": b"",
+        "noise": bytes(range(256)),
+        "deep": b"[" * 100_000,
+        "UTF-16": '{"a": 1}'.encode("utf-16"),
+        "another pipeline": {"_class_name": "FluxPipeline"},
+        "an unknown pipeline": {"_class_name": "os.system"},
         "a number for the class": {"_class_name": 3, "unet": ["diffusers", "UNet2DConditionModel"]},
-        "a part outside": {"_class_name": "StableDiffusionPipeline", "../../etc": ["diffusers", "X"]},
+        "a part outside": {
+            "_class_name": "StableDiffusionPipeline",
+            "../../etc": ["diffusers", "X"],
+        },
         "numbers for parts": {"_class_name": "StableDiffusionPipeline", "unet": 3, "vae": 4},
         "another library": {"_class_name": "StableDiffusionPipeline", "unet": ["os", "system"]},
     }.items():
@@ -112,10 +140,16 @@ def _weights() -> Iterator[tuple[str, Build]]:
     yield "a header of 10 GB", header(10**10, b"{}")
     yield "a header of nothing", header(0, b"")
     yield "a header that is no JSON", header(8, b"{{{{{{{{")
-    yield "a header with other tensors", header(len(json.dumps(one)), json.dumps(one).encode() + bytes(8))
+    yield (
+        "a header with other tensors",
+        header(len(json.dumps(one)), json.dumps(one).encode() + bytes(8)),
+    )
     vast = {"a": {"dtype": "F32", "shape": [2**40], "data_offsets": [0, 2**42]}}
     yield "a header with a vast tensor", header(len(json.dumps(vast)), json.dumps(vast).encode())
-    yield "weights that are a folder", lambda place: ((place / UNET).unlink(), (place / UNET).mkdir())
+    yield (
+        "weights that are a folder",
+        lambda place: ((place / UNET).unlink(), (place / UNET).mkdir()),
+    )
 
 
 def _emptied(place: Path) -> None:
@@ -141,5 +175,3 @@ def _linked(place: Path) -> None:
 def _piped(place: Path) -> None:
     (place / "unet" / "config.json").unlink()
     os.mkfifo(place / "unet" / "config.json")
-
-

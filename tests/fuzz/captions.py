@@ -20,7 +20,9 @@ def cases() -> Iterator[Case]:
     for what, data, code in _texts():
         yield from _both(f"text: {what}", lambda p, d=data: (p / "0.txt").write_bytes(d), code)
     for what, data, code in _tables():
-        yield from _both(f"table: {what}", lambda p, d=data: (p / "metadata.jsonl").write_bytes(d), code)
+        yield from _both(
+            f"table: {what}", lambda p, d=data: (p / "metadata.jsonl").write_bytes(d), code
+        )
     for what, data, code in _masks():
         yield from _both(f"mask: {what}", lambda p, d=data: (p / "0.mask.png").write_bytes(d), code)
     yield from _places()
@@ -76,20 +78,30 @@ def _tables() -> Iterator[tuple[str, bytes, int]]:
     yield "a name that is a list", b'{"file_name": ["0.png"], "text": "a"}', OK
     yield "an unknown photo", b'{"file_name": "9.png", "text": "sks"}', OK
     yield "a photo elsewhere", b'{"file_name": "../../etc/passwd", "text": "sks"}', OK
-    yield "two captions", f'{LINE}\n{{"file_name": "0.png", "text": "another sks"}}'.encode(), REFUSED
+    yield (
+        "two captions",
+        f'{LINE}\n{{"file_name": "0.png", "text": "another sks"}}'.encode(),
+        REFUSED,
+    )
     yield "cut off", LINE[:-4].encode(), REFUSED
     yield "a list around", f"[{LINE}]".encode(), REFUSED
     yield "deep", b'{"file_name": "0.png", "text": ' + b"[" * 100_000, REFUSED
-    yield "a number of 5,000 digits", b'{"file_name": "0.png", "text": ' + b"9" * 5_000 + b"}", REFUSED
+    yield (
+        "a number of 5,000 digits",
+        b'{"file_name": "0.png", "text": ' + b"9" * 5_000 + b"}",
+        REFUSED,
+    )
     yield "lone surrogates", b'{"file_name": "0.png", "text": "sks \\ud83d dog"}', REFUSED
     yield "an escape", b'{"file_name": "\\u001b[2J.png", "text": "sks"}', OK
     yield "Latin-1", '{"file_name": "0.png", "text": "caf\u00e9"}'.encode("latin-1"), REFUSED
     yield "two megabytes", (LINE + "\n").encode() * 40_000, REFUSED
     yield "an unknown wildcard", b'{"file_name": "0.png", "text": "{x}"}', REFUSED
     yield "NaN for the text", b'{"file_name": "0.png", "text": NaN}', REFUSED
-    yield "10,000 unknown photos", b"".join(
-        b'{"file_name": "u%d.png", "text": "sks"}\n' % n for n in range(10_000)
-    ), OK
+    yield (
+        "10,000 unknown photos",
+        b"".join(b'{"file_name": "u%d.png", "text": "sks"}\n' % n for n in range(10_000)),
+        OK,
+    )
 
 
 def _masks() -> Iterator[tuple[str, bytes, int]]:
@@ -121,17 +133,29 @@ def _places() -> Iterator[Case]:
     yield from _both("text: a folder", lambda p: (p / "0.txt").mkdir(), OK)
     yield from _both("text: a pipe", lambda p: os.mkfifo(p / "0.txt"), OK)
     yield from _both("text: a link to itself", lambda p: link(p / "0.txt", "0.txt"), OK)
-    yield from _both("text: a link out of the folder", lambda p: link(p / "0.txt", "/etc/passwd"), REFUSED)
+    yield from _both(
+        "text: a link out of the folder", lambda p: link(p / "0.txt", "/etc/passwd"), REFUSED
+    )
     yield from _both("text: a link to /dev/zero", lambda p: link(p / "0.txt", "/dev/zero"), REFUSED)
     yield from _both("text: for no photo", lambda p: (p / "lonely.txt").write_text("sks"), OK)
     yield from _both("table: a folder", lambda p: (p / "metadata.jsonl").mkdir(), OK)
     yield from _both("table: a pipe", lambda p: os.mkfifo(p / "metadata.jsonl"), OK)
-    yield from _both("table: a link out of the folder", lambda p: link(p / "metadata.jsonl", "/etc/passwd"), REFUSED)
-    yield from _both("mask: without its photo", lambda p: (p / "x.mask.png").write_bytes(materials.encoded()), OK)
+    yield from _both(
+        "table: a link out of the folder",
+        lambda p: link(p / "metadata.jsonl", "/etc/passwd"),
+        REFUSED,
+    )
+    yield from _both(
+        "mask: without its photo", lambda p: (p / "x.mask.png").write_bytes(materials.encoded()), OK
+    )
     yield from _both("mask: a folder", lambda p: (p / "0.mask.png").mkdir(), REFUSED)
     yield from _both("mask: a pipe", lambda p: os.mkfifo(p / "0.mask.png"), REFUSED)
-    yield from _both("mask: a link to itself", lambda p: link(p / "0.mask.png", "0.mask.png"), REFUSED)
-    yield from _both("mask: a link out of the folder", lambda p: link(p / "0.mask.png", "/etc/passwd"), REFUSED)
+    yield from _both(
+        "mask: a link to itself", lambda p: link(p / "0.mask.png", "0.mask.png"), REFUSED
+    )
+    yield from _both(
+        "mask: a link out of the folder", lambda p: link(p / "0.mask.png", "/etc/passwd"), REFUSED
+    )
     yield from _both("text: none of four names the subject", _unnamed, REFUSED)
 
 

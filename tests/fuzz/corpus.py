@@ -4,18 +4,35 @@ import random
 from collections import defaultdict
 from collections.abc import Callable, Iterable, Iterator
 
-from tests.fuzz import arguments, bases, captions, documents, fields, orders, overrides, photos
+from tests.fuzz import (
+    arguments,
+    bases,
+    captions,
+    datasets,
+    documents,
+    fields,
+    orders,
+    overrides,
+    photos,
+    reports,
+    stores,
+    surroundings,
+)
 from tests.fuzz.case import Case
 
 SOURCES: tuple[Callable[[], Iterable[Case]], ...] = (
     arguments.cases,
     bases.cases,
     captions.cases,
+    datasets.cases,
     documents.cases,
     fields.cases,
     orders.cases,
     overrides.cases,
     photos.cases,
+    reports.cases,
+    stores.cases,
+    surroundings.cases,
 )
 PER_CATEGORY = 10
 """Cases of a category in the quick part, at most."""

@@ -67,7 +67,9 @@ def written(path: tuple[str, ...], value: Any) -> str:
     return done.replace(marker, str(value)) if isinstance(value, Raw) else done
 
 
-def _leaves(schema: Schema, part: Schema, path: tuple[str, ...]) -> Iterator[tuple[tuple[str, ...], Schema]]:
+def _leaves(
+    schema: Schema, part: Schema, path: tuple[str, ...]
+) -> Iterator[tuple[tuple[str, ...], Schema]]:
     for name, rule in part.get("properties", {}).items():
         section = _section(schema, rule)
         if section is None:
@@ -76,7 +78,9 @@ def _leaves(schema: Schema, part: Schema, path: tuple[str, ...]) -> Iterator[tup
             yield from _leaves(schema, section, (*path, name))
 
 
-def _sections(schema: Schema, part: Schema, path: tuple[str, ...]) -> Iterator[tuple[tuple[str, ...], Schema]]:
+def _sections(
+    schema: Schema, part: Schema, path: tuple[str, ...]
+) -> Iterator[tuple[tuple[str, ...], Schema]]:
     for name, rule in part.get("properties", {}).items():
         section = _section(schema, rule)
         if section is not None:

@@ -92,8 +92,11 @@ def warm_up() -> None:
         import_module(name)
 
 
-def perform(case: Case, folder: Path) -> Ended:
-    """Build the input below `folder`, which is new, run the command there, and see what changed."""
+def perform(case: Case, folder: Path, patience: float = 1.0) -> Ended:
+    """Build the input below `folder`, which is new, run the command there, and see what changed.
+
+    The command may take `patience` times the case's seconds.
+    """
     places = {name: folder / name for name in ("cwd", "home", "tmp")}
     for place in places.values():
         place.mkdir(parents=True)
@@ -106,7 +109,7 @@ def perform(case: Case, folder: Path) -> Ended:
     child = os.fork()
     if child == 0:
         _run(case, folder)
-    status, usage = _await(child, case.seconds)
+    status, usage = _await(child, case.seconds * patience)
     seconds = time.monotonic() - began
     left = _end_session(child)
     after = _snapshot(folder)
@@ -214,7 +217,10 @@ def _environment(changes: Mapping[str, str | None], folder: Path) -> dict[str, s
         "MLFLOW_DISABLE_TELEMETRY": "true",
         "PREFECT_SERVER_ANALYTICS_ENABLED": "false",
     }
-    given = {k: str(folder / "cwd" / v[2:]) if v and v.startswith("./") else v for k, v in changes.items()}
+    given = {
+        k: str(folder / "cwd" / v[2:]) if v and v.startswith("./") else v
+        for k, v in changes.items()
+    }
     return {k: v for k, v in {**plain, **given}.items() if v is not None}
 
 

@@ -56,22 +56,40 @@ def chunk(kind: bytes, body: bytes) -> bytes:
 def _files() -> Iterator[Case]:
     whole = materials.encoded("PNG", 9)
     jpeg, webp = materials.encoded("JPEG", 9), materials.encoded("WEBP", 9)
-    for name, data in (("bad.png", whole), ("bad.jpg", jpeg), ("bad.webp", webp),
-                       ("bad.tif", materials.encoded("TIFF", 9)), ("bad.bmp", materials.encoded("BMP", 9)),
-                       ("bad.gif", materials.encoded("GIF", 9)), ("bad.jp2", materials.encoded("JPEG2000", 9)),
-                       ("bad.avif", materials.encoded("AVIF", 9))):
+    for name, data in (
+        ("bad.png", whole),
+        ("bad.jpg", jpeg),
+        ("bad.webp", webp),
+        ("bad.tif", materials.encoded("TIFF", 9)),
+        ("bad.bmp", materials.encoded("BMP", 9)),
+        ("bad.gif", materials.encoded("GIF", 9)),
+        ("bad.jp2", materials.encoded("JPEG2000", 9)),
+        ("bad.avif", materials.encoded("AVIF", 9)),
+    ):
         yield _file(f"{name}: half of it", data[: len(data) // 2], name=name)
         yield _file(f"{name}: its first 20 bytes", data[:20], name=name)
-        yield _file(f"{name}: its last bytes are gone", data[:-12] if "png" in name else data[: -len(data) // 10], name=name)
-        yield _file(f"{name}: zeros behind the header", data[:40] + bytes(len(data) - 40), name=name)
+        yield _file(
+            f"{name}: its last bytes are gone",
+            data[:-12] if "png" in name else data[: -len(data) // 10],
+            name=name,
+        )
+        yield _file(
+            f"{name}: zeros behind the header", data[:40] + bytes(len(data) - 40), name=name
+        )
         yield _file(f"{name}: another signature", b"XXXX" + data[4:], name=name)
     for name in ("bad.jpg", "bad.png", "bad.webp", "bad.heic", "bad.gif", "bad.tiff", "bad.avif"):
         yield _file(f"{name}: empty", b"", name=name)
         yield _file(f"{name}: text", b"this is no photo\n" * 50, name=name)
-    for name, data in {"a pdf": b"%PDF-1.7\n", "HTML": b"<html>404</html>", "a zip": b"PK\x03\x04" + bytes(99),
-                       "a program": b"\x7fELF" + bytes(99), "an svg": b"<svg xmlns='http://www.w3.org/2000/svg'/>",
-                       "zeros": bytes(5_000), "JSON": b'{"error": "expired"}',
-                       "a pointer of Git LFS": b"version https://git-lfs.github.com/spec/v1\n"}.items():
+    for name, data in {
+        "a pdf": b"%PDF-1.7\n",
+        "HTML": b"<html>404</html>",
+        "a zip": b"PK\x03\x04" + bytes(99),
+        "a program": b"\x7fELF" + bytes(99),
+        "an svg": b"<svg xmlns='http://www.w3.org/2000/svg'/>",
+        "zeros": bytes(5_000),
+        "JSON": b'{"error": "expired"}',
+        "a pointer of Git LFS": b"version https://git-lfs.github.com/spec/v1\n",
+    }.items():
         yield _file(f"{name} called jpg", data, name="bad.jpg")
     flipped = bytearray(whole)
     flipped[len(whole) // 2] ^= 0xFF
@@ -84,7 +102,9 @@ def _files() -> Iterator[Case]:
         yield _file(f"a PNG that says {side:,} x {side:,}", png(side, side))
     bomb = zlib.compress(bytes(50_000_000), 9)
     huge = b"\x89PNG\r\n\x1a\n" + chunk(b"IHDR", struct.pack(">IIBBBBB", 64, 64, 8, 2, 0, 0, 0))
-    yield _file("a PNG with too many bytes inside", huge + chunk(b"IDAT", bomb) + chunk(b"IEND", b""), OK)
+    yield _file(
+        "a PNG with too many bytes inside", huge + chunk(b"IDAT", bomb) + chunk(b"IEND", b""), OK
+    )
     text = chunk(b"zTXt", b"k\0\0" + bomb)
     yield _file("a PNG with a bomb of text", whole[:33] + text + whole[33:])
     profile = chunk(b"iCCP", b"p\0\0" + bomb)
@@ -92,16 +112,33 @@ def _files() -> Iterator[Case]:
     yield _file("a JPEG that says 65,500 x 65,500", _resized(jpeg, 65_500, 65_500), name="bad.jpg")
     yield _file("a BMP that says 100,000 x 100,000", _bmp(100_000, 100_000), name="bad.bmp")
     yield _file("a BMP of a negative height beyond", _bmp(64, -(2**31)), name="bad.bmp")
-    yield _file("a GIF that says 65,535 x 65,535", b"GIF89a" + struct.pack("<HHBBB", 65_535, 65_535, 0, 0, 0) + b";",
-                name="bad.gif")
-    yield _file("a TIFF whose directory is itself", b"II*\0\x08\0\0\0\x01\0" + bytes(12) + b"\x08\0\0\0", name="bad.tif")
+    yield _file(
+        "a GIF that says 65,535 x 65,535",
+        b"GIF89a" + struct.pack("<HHBBB", 65_535, 65_535, 0, 0, 0) + b";",
+        name="bad.gif",
+    )
+    yield _file(
+        "a TIFF whose directory is itself",
+        b"II*\0\x08\0\0\0\x01\0" + bytes(12) + b"\x08\0\0\0",
+        name="bad.tif",
+    )
     yield _file("a TIFF that says 100,000 x 100,000", _tiff(100_000, 100_000), name="bad.tif")
     yield _file("one pixel", saved(Image.new("RGB", (1, 1)), "PNG"))
     yield _file("31 pixels high", saved(materials.picture(9, (64, 31)), "PNG"))
     yield _file("one pixel high and long", saved(Image.new("RGB", (60_000, 1)), "PNG"))
-    for form, name in (("GIF", "bad.gif"), ("WEBP", "bad.webp"), ("PNG", "bad.png"), ("TIFF", "bad.tif"), ("AVIF", "bad.avif")):
+    for form, name in (
+        ("GIF", "bad.gif"),
+        ("WEBP", "bad.webp"),
+        ("PNG", "bad.png"),
+        ("TIFF", "bad.tif"),
+        ("AVIF", "bad.avif"),
+    ):
         frames = [materials.picture(seed) for seed in (9, 10)]
-        yield _file(f"{form} with two frames", saved(frames[0], form, save_all=True, append_images=frames[1:]), name=name)
+        yield _file(
+            f"{form} with two frames",
+            saved(frames[0], form, save_all=True, append_images=frames[1:]),
+            name=name,
+        )
 
 
 def _kinds() -> Iterator[Case]:
@@ -120,7 +157,11 @@ def _kinds() -> Iterator[Case]:
         ("16 bits", saved(grey16, "PNG"), "ok.png"),
         ("16 bits in TIFF", saved(grey16, "TIFF"), "ok.tif"),
         ("a palette", saved(picture.convert("P"), "PNG"), "ok.png"),
-        ("a palette with transparency", saved(picture.convert("P"), "PNG", transparency=0), "ok.png"),
+        (
+            "a palette with transparency",
+            saved(picture.convert("P"), "PNG", transparency=0),
+            "ok.png",
+        ),
         ("grey", saved(picture.convert("L"), "JPEG"), "ok.jpg"),
         ("grey with alpha", saved(picture.convert("LA"), "PNG"), "ok.png"),
         ("black and white", saved(picture.convert("1"), "PNG"), "ok.png"),
@@ -128,7 +169,11 @@ def _kinds() -> Iterator[Case]:
         ("interlaced", saved(picture, "PNG", interlace=1), "ok.png"),
         ("a huge EXIF", saved(picture, "JPEG", exif=exif), "ok.jpg"),
         ("an orientation that is none", saved(picture, "JPEG", exif=turned), "ok.jpg"),
-        ("EXIF of noise", saved(picture, "JPEG", exif=b"Exif\0\0" + bytes(range(256)) * 20), "ok.jpg"),
+        (
+            "EXIF of noise",
+            saved(picture, "JPEG", exif=b"Exif\0\0" + bytes(range(256)) * 20),
+            "ok.jpg",
+        ),
         ("a profile of noise", saved(picture, "PNG", icc_profile=bytes(range(256)) * 10), "ok.png"),
         ("bytes behind the end", materials.encoded("JPEG", 9) + b"x" * 100_000, "ok.jpg"),
         ("a JPEG called png", materials.encoded("JPEG", 9), "ok.png"),
@@ -144,39 +189,86 @@ def _kinds() -> Iterator[Case]:
     yield _file("pixels that are nan", saved(nans, "TIFF"), name="bad.tif")
     wide = Image.fromarray(np.full((64, 64), 2**30, np.int32))
     yield _file("32-bit pixels", saved(wide, "TIFF"), name="bad.tif")
-    yield _file("wholly transparent", saved(Image.new("RGBA", (64, 64), (0, 0, 0, 0)), "PNG"), name="bad.png")
+    yield _file(
+        "wholly transparent",
+        saved(Image.new("RGBA", (64, 64), (0, 0, 0, 0)), "PNG"),
+        name="bad.png",
+    )
     for what, colour in (("black", "black"), ("white", "white"), ("grey", "grey")):
-        yield _case(f"one that is {what} all over", lambda p, c=colour: Image.new("RGB", (64, 64), c).save(p / "flat.png"), OK)
+        yield _case(
+            f"one that is {what} all over",
+            lambda p, c=colour: Image.new("RGB", (64, 64), c).save(p / "flat.png"),
+            OK,
+        )
 
 
 def _names() -> Iterator[Case]:
     good = materials.encoded("PNG", 9)
     for what, name in {
-        "a line end": "a\nb.png", "the direction turned": "a\u202egnp.b.png", "an emoji": "🐕.png", "an escape": "\x1b[2J\x1b[31m.png",
-        "255 bytes": "x" * 251 + ".png", "255 bytes of emoji": "🐕" * 62 + ".png", "spaces": "   .png", "a quote": "'\"`.png",
-        "an option": "--help.png", "a star": "*.png", "a brace": "{subject}.png", "a percent": "%s%n.png", "a backslash": "..\\..\\x.png",
-        "markup": "<script>alert(1)</script>.png".replace("/", "\u2044"), "rich markup": "[red]x[/red].png".replace("/", "\u2044"),
-        "decomposed accents": "cafe\u0301.png", "a bell": "\a.png", "a tab": "\t.png", "only dots": "....png", "a colon": "C:.png",
-        "a device of Windows": "CON.png", "a zero-width space": "\u200b.png", "a formula": "=1+1.png",
+        "a line end": "a\nb.png",
+        "the direction turned": "a\u202egnp.b.png",
+        "an emoji": "🐕.png",
+        "an escape": "\x1b[2J\x1b[31m.png",
+        "255 bytes": "x" * 251 + ".png",
+        "255 bytes of emoji": "🐕" * 62 + ".png",
+        "spaces": "   .png",
+        "a quote": "'\"`.png",
+        "an option": "--help.png",
+        "a star": "*.png",
+        "a brace": "{subject}.png",
+        "a percent": "%s%n.png",
+        "a backslash": "..\\..\\x.png",
+        "markup": "<script>alert(1)</script>.png".replace("/", "\u2044"),
+        "rich markup": "[red]x[/red].png".replace("/", "\u2044"),
+        "decomposed accents": "cafe\u0301.png",
+        "a bell": "\a.png",
+        "a tab": "\t.png",
+        "only dots": "....png",
+        "a colon": "C:.png",
+        "a device of Windows": "CON.png",
+        "a zero-width space": "\u200b.png",
+        "a formula": "=1+1.png",
     }.items():
         yield _case(f"a name with {what}", lambda p, n=name: (p / n).write_bytes(good), OK)
-        yield _case(f"a bad photo's name with {what}", lambda p, n=name: (p / n).write_bytes(b"no photo"))
+        yield _case(
+            f"a bad photo's name with {what}", lambda p, n=name: (p / n).write_bytes(b"no photo")
+        )
     yield _case("a name that is no UTF-8", lambda p: (p / "\udcff\udcfe.png").write_bytes(good), OK)
-    yield _case("a bad photo's name that is no UTF-8", lambda p: (p / "\udcff.png").write_bytes(b"x"))
-    yield _case("two names that differ in case", lambda p: [(p / n).write_bytes(good) for n in ("A.png", "a.png")], OK)
-    yield _case("two names of one look", lambda p: [(p / n).write_bytes(good) for n in ("\u00e9.png", "e\u0301.png")], OK)
+    yield _case(
+        "a bad photo's name that is no UTF-8", lambda p: (p / "\udcff.png").write_bytes(b"x")
+    )
+    yield _case(
+        "two names that differ in case",
+        lambda p: [(p / n).write_bytes(good) for n in ("A.png", "a.png")],
+        OK,
+    )
+    yield _case(
+        "two names of one look",
+        lambda p: [(p / n).write_bytes(good) for n in ("\u00e9.png", "e\u0301.png")],
+        OK,
+    )
 
 
 def _folders() -> Iterator[Case]:
     good = materials.encoded("PNG", 9)
     yield _case("nothing else", lambda p: None, OK)
     yield _case("a link to itself", lambda p: (p / "l.png").symlink_to("l.png"))
-    yield _case("two links to each other", lambda p: [(p / a).symlink_to(b) for a, b in (("l.png", "m.png"), ("m.png", "l.png"))])
+    yield _case(
+        "two links to each other",
+        lambda p: [(p / a).symlink_to(b) for a, b in (("l.png", "m.png"), ("m.png", "l.png"))],
+    )
     yield _case("a link to nothing", lambda p: (p / "l.png").symlink_to("nothing.png"))
     yield _case("a link out of the folder", _link_out, REFUSED, "l.png")
-    yield _case("a link to /etc/passwd", lambda p: (p / "l.png").symlink_to("/etc/passwd"), REFUSED, "l.png")
+    yield _case(
+        "a link to /etc/passwd", lambda p: (p / "l.png").symlink_to("/etc/passwd"), REFUSED, "l.png"
+    )
     for device in ("zero", "random", "null", "tty"):
-        yield _case(f"a link to /dev/{device}", lambda p, d=device: (p / "l.png").symlink_to(f"/dev/{d}"), REFUSED, "l.png")
+        yield _case(
+            f"a link to /dev/{device}",
+            lambda p, d=device: (p / "l.png").symlink_to(f"/dev/{d}"),
+            REFUSED,
+            "l.png",
+        )
     yield _case("a link within the folder", lambda p: (p / "l.png").symlink_to("0.png"), OK)
     yield _case("a link to the folder", lambda p: (p / "l.png").symlink_to("."), OK)
     yield _case("a pipe", lambda p: os.mkfifo(p / "f.png"), REFUSED, "f.png")
@@ -185,15 +277,45 @@ def _folders() -> Iterator[Case]:
     yield _case("a folder called jpg", lambda p: (p / "d.jpg").mkdir(), OK, "d.jpg")
     yield _case("a folder that nobody may enter", lambda p: (p / "d").mkdir(mode=0), OK)
     yield _case("a deep folder", lambda p: (p / "/".join("d" * 100)).mkdir(parents=True), OK)
-    yield _case("a zip of photos", lambda p: (p / "photos.zip").write_bytes(b"PK\x03\x04" + bytes(99)), OK, "photos.zip")
-    yield _case("a hidden bad photo", lambda p: (p / "._bad.png").write_bytes(b"\0\x05\x16\x07"), OK)
-    yield _case("a raw photo", lambda p: (p / "a.CR2").write_bytes(b"II*\0" + bytes(99)), OK, "a.CR2")
-    yield _case("a film", lambda p: (p / "a.mp4").write_bytes(b"\0\0\0\x18ftypmp42" + bytes(99)), OK, "a.mp4")
-    yield _case("files of systems", lambda p: [(p / n).write_bytes(b"\0") for n in ("Thumbs.db", "desktop.ini", ".DS_Store")], OK)
-    yield _case("the same photo twice", lambda p: (p / "9.png").write_bytes(materials.encoded("PNG", 0)), OK, "duplicate")
+    yield _case(
+        "a zip of photos",
+        lambda p: (p / "photos.zip").write_bytes(b"PK\x03\x04" + bytes(99)),
+        OK,
+        "photos.zip",
+    )
+    yield _case(
+        "a hidden bad photo", lambda p: (p / "._bad.png").write_bytes(b"\0\x05\x16\x07"), OK
+    )
+    yield _case(
+        "a raw photo", lambda p: (p / "a.CR2").write_bytes(b"II*\0" + bytes(99)), OK, "a.CR2"
+    )
+    yield _case(
+        "a film",
+        lambda p: (p / "a.mp4").write_bytes(b"\0\0\0\x18ftypmp42" + bytes(99)),
+        OK,
+        "a.mp4",
+    )
+    yield _case(
+        "files of systems",
+        lambda p: [(p / n).write_bytes(b"\0") for n in ("Thumbs.db", "desktop.ini", ".DS_Store")],
+        OK,
+    )
+    yield _case(
+        "the same photo twice",
+        lambda p: (p / "9.png").write_bytes(materials.encoded("PNG", 0)),
+        OK,
+        "duplicate",
+    )
     yield _case("201 photos", lambda p: [(p / f"n{n}.png").write_bytes(good) for n in range(197)])
     unreadable = _case("a photo that may not be read", _unreadable, REFUSED, "u.png")
-    yield Case(unreadable.name, unreadable.words, REFUSED, unreadable.build, unreadable.says, as_nobody=True)
+    yield Case(
+        unreadable.name,
+        unreadable.words,
+        REFUSED,
+        unreadable.build,
+        unreadable.says,
+        as_nobody=True,
+    )
     sparse = _case("a photo of 20 GiB", _sparse, REFUSED, "big.png")
     yield sparse
     words = ("validate", "photos", *SIDE)
@@ -204,10 +326,22 @@ def _folders() -> Iterator[Case]:
     yield Case("photos/no folder", words, BAD)
     yield Case("photos/an empty folder", words, REFUSED, of(lambda p: p.mkdir()))
     yield Case("photos/a file", words, BAD, of(lambda p: p.write_bytes(good)))
-    yield Case("photos/a zip for a folder", words, BAD, of(lambda p: p.write_bytes(b"PK\x03\x04" + bytes(99))))
+    yield Case(
+        "photos/a zip for a folder",
+        words,
+        BAD,
+        of(lambda p: p.write_bytes(b"PK\x03\x04" + bytes(99))),
+    )
     yield Case("photos/a pipe for a folder", words, BAD, of(lambda p: os.mkfifo(p)))
-    yield Case("photos/a link to itself for a folder", words, BAD, of(lambda p: p.symlink_to("photos")))
-    yield Case("photos/a link to a folder", words, OK, lambda f: (materials.photos(f, name="real"), (f / "photos").symlink_to("real")))
+    yield Case(
+        "photos/a link to itself for a folder", words, BAD, of(lambda p: p.symlink_to("photos"))
+    )
+    yield Case(
+        "photos/a link to a folder",
+        words,
+        OK,
+        lambda f: (materials.photos(f, name="real"), (f / "photos").symlink_to("real")),
+    )
     yield Case("photos/two good photos", words, REFUSED, lambda f: materials.photos(f, 2))
     yield Case("photos/one photo thrice", words, REFUSED, of(_thrice))
     yield Case("photos/texts alone", words, REFUSED, of(_texts))
@@ -272,6 +406,14 @@ def _bmp(width: int, height: int) -> bytes:
 
 
 def _tiff(width: int, height: int) -> bytes:
-    entries = ((256, 4, width), (257, 4, height), (258, 3, 8), (259, 3, 1), (262, 3, 1), (273, 4, 8), (279, 4, 10))
+    entries = (
+        (256, 4, width),
+        (257, 4, height),
+        (258, 3, 8),
+        (259, 3, 1),
+        (262, 3, 1),
+        (273, 4, 8),
+        (279, 4, 10),
+    )
     body = b"".join(struct.pack("<HHII", tag, kind, 1, value) for tag, kind, value in entries)
     return b"II*\0\x08\0\0\0" + struct.pack("<H", len(entries)) + body + bytes(4)

@@ -83,5 +83,3 @@ def _control(text: str) -> str:
         if bidirectional or unicodedata.category(character) == "Cc":
             return character
     return ""
-
-

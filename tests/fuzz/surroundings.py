@@ -1,0 +1,119 @@
+"""Good input in bad surroundings: streams, environments, work folders, a trainer that is killed."""
+
+from collections.abc import Callable, Iterator
+from pathlib import Path
+
+from tests.fuzz import materials
+from tests.fuzz.case import BAD, FAILED, OK, Case, Stdout, text, write_config
+from tests.fuzz.documents import GOOD
+
+SHOW = ("config", "show", "config.yaml")
+Build = Callable[[Path], object]
+
+
+def cases() -> Iterator[Case]:
+    yield from _streams()
+    yield from _environments()
+    yield from _works()
+
+
+def _streams() -> Iterator[Case]:
+    emoji = GOOD.replace("class_noun: dog", "class_noun: 🐕")
+    ends: tuple[tuple[Stdout, int], ...] = (("full", FAILED), ("closed", OK), ("ascii", OK))
+    for stdout, code in ends:
+        yield Case(
+            f"surroundings/config show, stdout {stdout}", SHOW, code, text(emoji), stdout=stdout
+        )
+        yield Case(
+            f"surroundings/config schema, stdout {stdout}",
+            ("config", "schema"),
+            code,
+            stdout=stdout,
+        )
+        yield Case(f"surroundings/families, stdout {stdout}", ("families",), code, stdout=stdout)
+        yield Case(f"surroundings/help, stdout {stdout}", ("--help",), code, stdout=stdout)
+        words = ("validate", "photos", "--resolution", "32")
+        yield Case(
+            f"surroundings/validate, stdout {stdout}", words, code, _emoji_photos, stdout=stdout
+        )
+        dry = ("run", "config.yaml", "--dry-run")
+        yield Case(
+            f"surroundings/dry run, stdout {stdout}", dry, code, _whole(name="dog"), stdout=stdout
+        )
+
+
+def _environments() -> Iterator[Case]:
+    words = ("validate", "photos", "--resolution", "32")
+    for what, env in {
+        "no HOME": {"HOME": None},
+        "a HOME that is not there": {"HOME": "/nowhere"},
+        "a HOME that is a file": {"HOME": "/etc/passwd"},
+        "no temporary folder": {"TMPDIR": "/nowhere"},
+        "columns that are none": {"COLUMNS": "wide"},
+        "0 columns": {"COLUMNS": "0"},
+        "a million columns": {"COLUMNS": "1000000"},
+        "minus one column": {"COLUMNS": "-1"},
+        "no language": {"LANG": None, "LC_ALL": None},
+        "a language that is none": {"LC_ALL": "xx_YY.nonsense"},
+        "the language C": {"LC_ALL": "C"},
+        "no PATH": {"PATH": None},
+        "a terminal that is none": {"TERM": "nonsense"},
+        "no USER": {"USER": None, "LOGNAME": None},
+        "threads that are none": {"OMP_NUM_THREADS": "many"},
+        "a proxy that is none": {"HTTP_PROXY": "nonsense", "HTTPS_PROXY": "x"},
+    }.items():
+        yield Case(
+            f"surroundings/validate, {what}", words, OK, lambda f: materials.photos(f), env=env
+        )
+        yield Case(
+            f"surroundings/dry run, {what}",
+            ("run", "config.yaml", "--dry-run"),
+            OK,
+            _whole(),
+            env=env,
+        )
+
+
+def _works() -> Iterator[Case]:
+    commands = (
+        ("run", "config.yaml", "--dry-run"),
+        ("train", "config.yaml", "--dry-run"),
+        ("train", "config.yaml"),
+    )
+    for words in commands:
+        for what, work, build in (
+            ("a file", "x", lambda f: (f / "x").write_text("x")),
+            ("below a file", "x/y", lambda f: (f / "x").write_text("x")),
+            ("a link to itself", "x", lambda f: (f / "x").symlink_to("x")),
+            ("a device", "/dev/null", lambda f: None),
+            ("/proc", "/proc/nowhere", lambda f: None),
+            ("a name of 300 letters", "w" * 300, lambda f: None),
+            ("a path of 5,000 letters", "w/" * 2_500, lambda f: None),
+            ("NUL", "a\0b", lambda f: None),
+        ):
+            name = (
+                f"surroundings/{' '.join(words).replace(' config.yaml', '')}, work folder: {what}"
+            )
+            yield Case(name, words, BAD, _whole(build, paths={"work": work}), seconds=40)
+        name = f"surroundings/{' '.join(words).replace(' config.yaml', '')}, work folder: read-only"
+        build = _whole(lambda f: (f / "x").mkdir(mode=0o555), paths={"work": "x/y"})
+        yield Case(name, words, BAD, build, as_nobody=True, seconds=40)
+
+    nul = _whole(subject={"images": "pho\0tos"})
+    yield Case("surroundings/dry run, photos in a path with NUL", commands[0], BAD, nul)
+
+
+def _whole(build: Build = lambda f: None, **sections: object) -> Build:
+    def both(folder: Path) -> None:
+        materials.photos(folder)
+        materials.base(folder)
+        write_config(folder, **sections)
+        build(folder)
+
+    return both
+
+
+def _emoji_photos(folder: Path) -> None:
+    place = materials.photos(folder)
+    (place / "0.png").rename(place / "🐕.png")
+    (place / "notes.🐕").write_text("x")

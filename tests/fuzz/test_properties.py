@@ -1,0 +1,286 @@
+"""What holds for any input, by hypothesis: few examples here, many in `make fuzz`."""
+
+import csv
+import io
+import json
+import os
+import re
+import tempfile
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+import pytest
+import yaml
+from hypothesis import HealthCheck, given, settings
+from hypothesis import strategies as st
+
+from dreambooth_core.blobs import canonical, digest_json, get_blob, put_blob
+from dreambooth_core.config import Config, load_config
+from dreambooth_core.config.inputs import check_template
+from dreambooth_core.config.sections import NAME, as_name
+from dreambooth_core.drawing.orders import Group, Order, read_order, wishes
+from dreambooth_core.errors import ConfigError, StorageError
+from dreambooth_core.photos.versions import check_name
+from dreambooth_core.storage.file import FileStore
+from tests.fuzz import fields
+from tests.fuzz.case import document
+
+MANY = "FUZZ_EXAMPLES"
+"""Variable of the environment: examples per property."""
+COMMON = settings(
+    max_examples=int(os.environ.get(MANY, "30")),
+    derandomize=MANY not in os.environ,
+    deadline=None,
+    suppress_health_check=list(HealthCheck),
+    database=None,
+)
+
+SCALARS = st.none() | st.booleans() | st.integers() | st.floats() | st.text(max_size=40)
+VALUES = st.recursive(
+    SCALARS,
+    lambda inner: (
+        st.lists(inner, max_size=4) | st.dictionaries(st.text(max_size=10), inner, max_size=4)
+    ),
+    max_leaves=20,
+)
+YAML_TEXT = st.text("abz019 \n\t:-[]{}&*!|>'\"%@`#,?<.~=/\\éx🐕\x07", max_size=300)
+TOKENS = st.lists(
+    st.sampled_from(
+        [
+            "train",
+            "seed",
+            ": ",
+            ":\n  ",
+            "\n",
+            "- ",
+            "[",
+            "]",
+            "{",
+            "}",
+            ", ",
+            "&a ",
+            "*a",
+            "<<: ",
+            "? ",
+            "!!int ",
+            "!!float ",
+        ]
+        + [
+            "!!bool ",
+            "!!set ",
+            "!!omap ",
+            "!!binary ",
+            "!!timestamp ",
+            "!x ",
+            "2023-02-30",
+            "1e999",
+            ".nan",
+            "0x",
+            "1:59",
+            "~",
+            '"',
+            "'",
+        ]
+        + [
+            "steps",
+            "subject",
+            "images",
+            "photos",
+            "---\n",
+            "...\n",
+            "%YAML 3.0\n",
+            "|\n  ",
+            ">\n  ",
+            "# ",
+            "9" * 4_400,
+            "\\ud83d",
+        ]
+    ),
+    max_size=25,
+).map("".join)
+KEYS = st.text("abc/.~-_=%: \0\\é", max_size=60) | st.text(max_size=300)
+
+
+@contextmanager
+def folder() -> Iterator[Path]:
+    """A new one; hypothesis calls a test often, which pytest's fixtures do not know of."""
+    with tempfile.TemporaryDirectory() as name:
+        yield Path(name).resolve()
+
+
+def leaves() -> list[tuple[str, ...]]:
+    schema = Config.model_json_schema()
+    return [path for path, _ in fields._leaves(schema, schema, ())]
+
+
+@COMMON
+@given(
+    YAML_TEXT
+    | TOKENS
+    | VALUES.map(lambda value: yaml.safe_dump(value, allow_unicode=True))
+    | st.text(max_size=200)
+)
+def test_a_config_loads_or_is_refused(content: str) -> None:
+    with folder() as place:
+        path = place / "config.yaml"
+        path.write_bytes(content.encode("utf-8", "surrogatepass"))
+        with pytest.raises(ConfigError) as refused:
+            load_config(path)
+        assert len(str(refused.value)) < 2_000
+
+
+@COMMON
+@given(st.sampled_from(leaves()), VALUES)
+def test_any_value_of_any_key_loads_or_is_refused_by_its_name(
+    path: tuple[str, ...], value: Any
+) -> None:
+    with folder() as place:
+        (place / "config.yaml").write_text(
+            fields.written(path, value), encoding="utf-8", errors="surrogatepass"
+        )
+        try:
+            loaded = load_config(place / "config.yaml")
+        except ConfigError as refused:
+            assert "config.yaml" in str(refused)
+            return
+    assert Config.model_validate(json.loads(canonical(loaded))) == loaded  # finite, and whole
+
+
+@COMMON
+@given(
+    st.text(max_size=60)
+    | st.builds(
+        "{}={}".format, st.sampled_from([".".join(path) for path in leaves()]), YAML_TEXT | TOKENS
+    )
+)
+def test_an_override_is_taken_or_refused(word: str) -> None:
+    with folder() as place:
+        (place / "config.yaml").write_text(yaml.safe_dump(document()))
+        try:
+            load_config(place / "config.yaml", (word,))
+        except ConfigError as refused:
+            assert len(str(refused)) < 2_000
+
+
+@COMMON
+@given(KEYS, st.binary(max_size=50))
+def test_a_key_stays_in_its_store(key: str, data: bytes) -> None:
+    with folder() as place:
+        (place / "outside").write_bytes(b"theirs")
+        store = FileStore(place / "store")
+        try:
+            store.put(key, data)
+        except StorageError:
+            pass
+        else:
+            assert store.get(key) == data
+            assert key in list(store.keys(""))
+        assert {path.name for path in place.iterdir()} <= {"outside", "store"}
+        assert (place / "outside").read_bytes() == b"theirs"
+
+
+@COMMON
+@given(KEYS | st.from_regex(r"[A-Za-z0-9_-]{1,70}\n?", fullmatch=True))
+def test_a_datasets_name_is_one_folder(name: str) -> None:
+    try:
+        assert check_name(name) == name
+    except ConfigError:
+        return
+    assert len(name) <= 64
+    assert Path("datasets", name).parent == Path("datasets")
+    assert not set(name) & set("/\\.~\0\n ")
+
+
+@COMMON
+@given(st.text(max_size=100))
+def test_a_name_out_of_any_words_is_a_name(words: str) -> None:
+    name = as_name(words)
+    assert name == "" or re.fullmatch(NAME, name)
+
+
+CELLS = st.text(max_size=20) | st.sampled_from(
+    ["", "dog", "x|y", "{subject}", "7|", "nan", "1e999", "-1", '"', "a,b", "\n"]
+)
+
+
+@COMMON
+@given(st.lists(st.lists(CELLS, max_size=5), max_size=5), st.permutations([*Group.model_fields]))
+def test_a_csv_is_an_order_or_is_refused(rows: list[list[str]], columns: list[str]) -> None:
+    with folder() as place:
+        buffer = io.StringIO()
+        csv.writer(buffer).writerows([columns[:5], *rows])
+        (place / "order.csv").write_text(
+            buffer.getvalue(), encoding="utf-8", errors="surrogatepass"
+        )
+        try:
+            order = read_order(place / "order.csv")
+        except ConfigError as refused:
+            assert "order.csv" in str(refused)
+            return
+        assert 0 < len(wishes(order)) <= order.count <= order.limit
+
+
+PROMPTS = st.text(
+    st.characters(exclude_categories=("C", "Z"), exclude_characters="{}|"), min_size=1, max_size=20
+)
+
+
+@COMMON
+@given(
+    st.lists(PROMPTS, min_size=1, max_size=5),
+    st.lists(st.integers(0, 2**63 - 1), min_size=1, max_size=4),
+)
+def test_an_order_in_csv_is_the_one_in_yaml(prompts: list[str], seeds: list[int]) -> None:
+    with folder() as place:
+        group = {"models": ["dog"], "prompts": prompts, "seeds": seeds}
+        (place / "o.yaml").write_text(yaml.safe_dump(group, allow_unicode=True), encoding="utf-8")
+        with (place / "o.csv").open("w", newline="", encoding="utf-8") as file:
+            writer = csv.writer(file)
+            writer.writerow(group)
+            writer.writerow(["dog", "|".join(prompts), "|".join(map(str, seeds)) + "|"])
+        assert read_order(place / "o.csv") == read_order(place / "o.yaml")
+        assert isinstance(read_order(place / "o.csv"), Order)
+
+
+@COMMON
+@given(st.text(max_size=100) | st.text("{}subject:!.[]<>0123456789 ", max_size=40))
+def test_a_prompt_template_only_fills_words(template: str) -> None:
+    try:
+        check_template(template)
+    except ValueError:
+        return
+    filled = template.format(subject="S", identifier="S", class_noun="S", **{"class": "S"})
+    assert len(filled) <= len(template)
+
+
+@COMMON
+@given(st.binary(max_size=500))
+def test_a_blob_comes_back_as_it_was(data: bytes) -> None:
+    with folder() as place:
+        store = FileStore(place / "store")
+        blob = put_blob(store, data)
+        assert put_blob(store, data) == blob
+        assert get_blob(store, blob) == data
+
+
+JSON = st.recursive(
+    st.none()
+    | st.booleans()
+    | st.integers()
+    | st.floats(allow_nan=False, allow_infinity=False)
+    | st.text(max_size=10),
+    lambda inner: (
+        st.lists(inner, max_size=4) | st.dictionaries(st.text(max_size=10), inner, max_size=5)
+    ),
+    max_leaves=20,
+)
+
+
+@COMMON
+@given(st.dictionaries(st.text(max_size=10), JSON, max_size=6))
+def test_a_digest_does_not_depend_on_the_order_of_keys(value: dict[str, Any]) -> None:
+    backwards = dict(reversed(value.items()))
+    assert digest_json(backwards) == digest_json(value)
+    assert digest_json(json.loads(canonical(value))) == digest_json(value)
