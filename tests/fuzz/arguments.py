@@ -1,4 +1,4 @@
-"""What is typed: every command with arguments that are missing, unknown, of the wrong kind or contradictory."""
+"""Every command with arguments that are missing, unknown, of the wrong kind or contradictory."""
 
 import os
 from collections.abc import Callable, Iterator

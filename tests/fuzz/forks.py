@@ -196,9 +196,9 @@ def _redirect(case: Case, folder: Path) -> None:
     for number, descriptor in enumerate((nowhere, output, errors)):
         os.dup2(descriptor, number)
     encoding = "ascii" if case.stdout == "ascii" else "utf-8"
-    sys.stdin = open(0, closefd=False)
-    sys.stdout = open(1, "w", encoding=encoding, closefd=False)
-    sys.stderr = open(2, "w", encoding=encoding, errors="backslashreplace", closefd=False)
+    sys.stdin = os.fdopen(0, closefd=False)
+    sys.stdout = os.fdopen(1, "w", encoding=encoding, closefd=False)
+    sys.stderr = os.fdopen(2, "w", encoding=encoding, errors="backslashreplace", closefd=False)
     if case.stdout == "closed":
         os.close(1)
         sys.stdout = None  # type: ignore[assignment]

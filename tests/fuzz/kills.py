@@ -231,7 +231,10 @@ def small(folder: Path) -> dict[str, Any]:
         "sampler": {"inference_steps": 2, "batch_size": 2},
         "evaluation": {
             "prompts": ["a photo of {subject}", "{subject} on the beach"],
-            **{"seeds": 2, "class_images": 2, "clip": str(clip), "identity": str(identity)},
+            "seeds": 2,
+            "class_images": 2,
+            "clip": str(clip),
+            "identity": str(identity),
         },
         "sample": {"prompts": ["a photo of {subject}"], "seeds": 2},
     }

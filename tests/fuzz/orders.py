@@ -11,7 +11,7 @@ from tests.fuzz.documents import _bomb
 GOOD = "models: dog\nprompts: '{subject}'\n"
 LATER = "no models are registered"
 """What is refused next where the order is fine."""
-MANY = list(range(2_000))
+LONG, MANY = ["x"] * 2_000, list(range(1, 1_000))
 
 YAML = {
     "empty": "",
@@ -47,7 +47,7 @@ YAML = {
     "a limit of 0": f"{GOOD}limit: 0\n",
     "a billion images": f"{GOOD}seeds: 1000000000\n",
     "10 to the 30 images": f"{GOOD}seeds: {10**30}\n",
-    "a product without end": f"models: dog\nprompts: {json.dumps(['x'] * 2000)}\nseeds: {MANY}\nsteps: {[1] * 2000}\n",
+    "a product without end": f"models: dog\nprompts: {LONG}\nseeds: {MANY}\nsteps: {MANY}\n",
     "guidance below 1": f"{GOOD}guidance: 0.5\n",
     "guidance of nan": f"{GOOD}guidance: .nan\n",
     "guidance of infinity": f"{GOOD}guidance: [3, .inf]\n",

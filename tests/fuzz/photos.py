@@ -144,7 +144,7 @@ def _files() -> Iterator[Case]:
 def _kinds() -> Iterator[Case]:
     """Unusual pixels, most of which are fine."""
     picture = materials.picture(9)
-    grey16 = Image.fromarray((np.asarray(picture.convert("L")).astype(np.uint16) * 257))
+    grey16 = Image.fromarray(np.asarray(picture.convert("L")).astype(np.uint16) * 257)
     exif = Image.Exif()
     exif[0x010E] = "d" * 60_000
     turned = Image.Exif()

@@ -51,7 +51,8 @@ def facts(**changes: Any) -> dict[str, Any]:
 
 def page(told: object, more: str = "") -> str:
     content = told if isinstance(told, str) else json.dumps(told)
-    return f'<!doctype html><html><body>{more}<script type="application/json" id="facts">{content}</script></body></html>'
+    script = f'<script type="application/json" id="facts">{content}</script>'
+    return f"<!doctype html><html><body>{more}{script}</body></html>"
 
 
 def cases() -> Iterator[Case]:
