@@ -1,6 +1,5 @@
 """Sampling orders in YAML, JSON and CSV."""
 
-import json
 import os
 from collections.abc import Iterator
 
