@@ -2,13 +2,14 @@
 PYTHON ?= python3
 VENV ?= .venv
 BIN := $(VENV)/bin
+SEED ?= 0
 
 # Nothing calls outside, and two libraries with a thread pool each do not fight for the cores.
 export DO_NOT_TRACK := 1
 export PREFECT_SERVER_ANALYTICS_ENABLED := false
 export MLFLOW_DISABLE_TELEMETRY := true
 
-.PHONY: help install demo test test-servers test-fast chaos check clean
+.PHONY: help install demo test test-servers test-fast fuzz chaos check clean
 
 help: ## Show this list
 	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | awk -F ':.*## ' '{printf "  make %-10s %s\n", $$1, $$2}'
@@ -38,6 +39,12 @@ test-servers: install ## Run the tests of whole stacks of servers
 test-fast: export OMP_NUM_THREADS := 1
 test-fast: install ## Run the tests that take seconds
 	$(PYTEST) -m "not slow and not servers"
+
+fuzz: export OMP_NUM_THREADS := 1
+fuzz: install ## Give every command bad input, and kill trainings and runs; SEED=... for other moments
+	$(BIN)/python -m tests.fuzz --seed $(SEED) --out fuzz.json
+	FUZZ_EXAMPLES=500 $(BIN)/python -m pytest --quiet tests/fuzz/test_properties.py
+	$(BIN)/python -m tests.fuzz.kills --seed $(SEED) --out kills.json
 
 chaos: export OMP_NUM_THREADS := 1
 chaos: install ## Kill and disturb real servers under real runs, in at most 25 minutes: chaos.json

@@ -112,10 +112,10 @@ def plan(order: Order, mixtures: Mapping[str, Mixture]) -> Plan:
 
 def shard_of(text: str) -> tuple[int, int]:
     """`2/8` -> (2, 8); raises `ConfigError`."""
-    found = re.fullmatch(r"(\d+)/(\d+)", text)
+    found = re.fullmatch(r"([0-9]{1,9})/([0-9]{1,9})", text)
     number, count = (int(found[1]), int(found[2])) if found else (0, 0)
     if not 1 <= number <= count:
-        raise ConfigError(f"--shard takes K/N with K from 1 to N, such as 2/8, not {text!r}")
+        raise ConfigError(f"--shard takes K/N with K from 1 to N, such as 2/8, not {text[:40]!r}")
     return number, count
 
 

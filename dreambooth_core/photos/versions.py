@@ -10,8 +10,9 @@ knows of it. Captions are kept as they were written; a subject fills them when i
 
 import re
 from pathlib import Path
+from typing import Annotated
 
-from pydantic import ValidationError
+from pydantic import Field, ValidationError
 
 from dreambooth_core import dataset
 from dreambooth_core.blobs import canonical, get_record, image_set
@@ -42,7 +43,7 @@ class Pointer(Record):
     """What `LATEST.json` holds."""
 
     name: str
-    history: tuple[Publication, ...]
+    history: Annotated[tuple[Publication, ...], Field(min_length=1)]
 
     @property
     def latest(self) -> Publication:

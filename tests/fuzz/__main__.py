@@ -25,7 +25,7 @@ Result = dict[str, object]
 
 def main() -> int:
     asked = _arguments()
-    cases = corpus.quick(asked.seed) if asked.quick else corpus.everything()
+    cases = corpus.quick(asked.seed) if asked.quick else corpus.everything(asked.seed)
     cases = [case for case in cases if asked.only in case.name]
     began = time.monotonic()
     with tempfile.TemporaryDirectory(prefix="fuzz-") as name, servers.serving(Path(name)):

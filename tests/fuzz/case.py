@@ -42,6 +42,8 @@ class Case:
     """Run without root's rights; input files then belong to the user `nobody`."""
     fresh: bool = False
     """Run in a new interpreter rather than a forked one: for libraries that read the environment once."""
+    harmless: bool = False
+    """Whether the exit code may be 0 as well: for random damage."""
     wrong: str = ""
     """Why the command does not end like this yet; the case fails once it does."""
 

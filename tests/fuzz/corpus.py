@@ -11,6 +11,7 @@ from tests.fuzz import (
     datasets,
     documents,
     fields,
+    mutations,
     orders,
     overrides,
     photos,
@@ -38,10 +39,10 @@ PER_CATEGORY = 10
 """Cases of a category in the quick part, at most."""
 
 
-def everything() -> list[Case]:
-    """Each case once; raises `ValueError` for two of one name."""
+def everything(seed: int = 0) -> list[Case]:
+    """Each case once; `seed` decides the random ones. Raises `ValueError` for two of one name."""
     found: dict[str, Case] = {}
-    for case in _all():
+    for case in (*_all(), *mutations.cases(seed)):
         if found.setdefault(case.name, case) is not case:
             raise ValueError(f"two cases are called {case.name}")
     return list(found.values())
@@ -50,7 +51,7 @@ def everything() -> list[Case]:
 def quick(seed: int = 0) -> list[Case]:
     """Some of every category, always the same for one seed; without those that wait for a server."""
     groups = defaultdict(list)
-    for case in everything():
+    for case in everything(seed):
         groups[case.category].append(case)
     draw = random.Random(seed)
     chosen = []

@@ -151,7 +151,7 @@ def _pushed() -> Iterator[tuple[str, str, int, Build]]:
         BAD,
         lambda f: (f / "photos.zip").write_bytes(b"PK\x03\x04" + bytes(99)),
     )
-    yield "no name for the folder", "", BAD, lambda f: None
+    yield "no name for the folder", "", REFUSED, lambda f: None
     yield "a bad photo", "photos", REFUSED, lambda f: (f / "photos" / "x.png").write_bytes(b"x")
     yield "two photos", "two", REFUSED, lambda f: materials.photos(f, 2, "two")
     yield (

@@ -24,6 +24,8 @@ from tests.fuzz.case import WORK, Case
 
 MODULES = (
     "boto3",
+    "encodings.idna",
+    "encodings.utf_8_sig",
     "mlflow",
     "PIL.Image",
     "scipy.ndimage",
@@ -267,7 +269,8 @@ def _snapshot(folder: Path) -> dict[str, Entry]:
         for name in (*folders, *files):
             path = os.path.join(place, name)
             found[os.path.relpath(path, folder)] = _entry(path)
-    return {name: entry for name, entry in found.items() if name not in ("stdout", "stderr")}
+    ours = ("stdout", "stderr", f"cwd/{WORK}")
+    return {name: entry for name, entry in found.items() if name not in ours}
 
 
 def _entry(path: str) -> Entry:

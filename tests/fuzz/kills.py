@@ -265,7 +265,8 @@ def main() -> int:
         )
         for fault in one.faults:
             print(f"FAILED {one.kind}: {fault}")
-    print(json.dumps([asdict(one) for one in tallies]))
+    if asked.out:
+        asked.out.write_text(json.dumps([asdict(one) for one in tallies], indent=1))
     return 1 if any(one.faults for one in tallies) else 0
 
 
@@ -274,6 +275,7 @@ def _arguments() -> argparse.Namespace:
     parser.add_argument("--forked", type=int, default=38, help="kills of forked attempts")
     parser.add_argument("--trainings", type=int, default=12, help="kills of `dreambooth train`")
     parser.add_argument("--runs", type=int, default=20, help="kills of `dreambooth run`")
+    parser.add_argument("--out", type=Path, help="file for the tallies as JSON")
     parser.add_argument("--seed", type=int, default=0)
     return parser.parse_args()
 

@@ -348,7 +348,7 @@ def _folders() -> Iterator[Case]:
     yield Case("photos/folders alone", words, REFUSED, of(lambda p: (p / "a").mkdir(parents=True)))
     locked = of(lambda p: p.mkdir(mode=0))
     yield Case("photos/a folder that may not be listed", words, BAD, locked, as_nobody=True)
-    yield Case("photos/no name", ("validate", "", *SIDE), BAD)
+    yield Case("photos/no name", ("validate", "", *SIDE), REFUSED)
     yield Case("photos/a name of 300 letters", ("validate", "p" * 300), BAD)
     yield Case("photos/a path of 5,000 letters", ("validate", "p/" * 2_500), BAD)
     yield Case("photos/a folder name with an escape", ("validate", "\x1b[2J"), BAD)
