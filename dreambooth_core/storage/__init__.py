@@ -3,6 +3,7 @@
 A new scheme is one new file here with `open(storage) -> Store`; contract tests find it by name.
 """
 
+import errno
 import os
 import re
 import secrets
@@ -135,8 +136,11 @@ def checked_prefix(prefix: str) -> str:
 def written_beside(path: Path) -> Iterator[Path]:
     """A free name next to `path` to write to; flushed and renamed at the end, removed on any error.
 
-    "~" cannot occur in a key, so nobody takes the unfinished file for an object.
+    "~" cannot occur in a key, so nobody takes the unfinished file for an object. Raises `OSError` for
+    a path that is no regular file: a folder, a pipe or a device would be replaced by one.
     """
+    if path.exists() and not path.is_file():
+        raise FileExistsError(errno.EEXIST, "it is no regular file", str(path))
     path.parent.mkdir(parents=True, exist_ok=True)
     temporary = path.parent / f"~{secrets.token_hex(8)}"
     try:
