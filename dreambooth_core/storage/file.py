@@ -4,6 +4,7 @@ import fcntl
 import hashlib
 import os
 import shutil
+import stat
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
@@ -70,6 +71,7 @@ class FileStore:
         return (found.key for found in self.listed(prefix))
 
     def listed(self, prefix: str) -> Iterator[Listed]:
+        self._check_root()
         start = self.root / checked_prefix(prefix).rpartition("/")[0]
         found = []
         for folder, _, names in os.walk(start):
@@ -96,6 +98,19 @@ class FileStore:
                 "replace the link by what it points to"
             )
         return path
+
+    def _check_root(self) -> None:
+        """Raises `StorageError` unless the folder is there, or can still be made at the first write."""
+        try:
+            reason = "" if stat.S_ISDIR(self.root.stat().st_mode) else "it is no folder"
+        except FileNotFoundError:
+            return
+        except OSError as error:
+            reason = error.strerror or type(error).__name__
+        if reason:
+            raise StorageError(
+                f"{self.uri} cannot be listed: {reason}; name a folder in storage.uri"
+            )
 
     @contextmanager
     def _lock(self) -> Iterator[None]:
@@ -135,10 +150,16 @@ def open(storage: config.Storage) -> FileStore:
     if (
         parts.netloc not in ("", "localhost")
         or path.rstrip("/") == ""
+        or "\0" in path
         or parts.query
         or parts.fragment
     ):
         raise ConfigError(
             f"storage.uri {storage.uri!r} names no absolute folder: write file:///absolute/folder"
         )
-    return FileStore(Path(path))
+    try:
+        return FileStore(Path(path))
+    except (OSError, RuntimeError) as error:  # links that lead in a circle
+        raise StorageError(
+            f"{storage.uri} cannot be a store: its links lead in a circle; name a folder"
+        ) from error

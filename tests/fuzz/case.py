@@ -37,7 +37,7 @@ class Case:
     """Changes of the environment; None removes a variable."""
     stdout: Stdout = "pipe"
     writes: tuple[str, ...] = ()
-    """Further paths below the working directory that the command may create."""
+    """Further paths, seen from the working directory, that the command may create."""
     as_nobody: bool = False
     """Run without root's rights; input files then belong to the user `nobody`."""
     fresh: bool = False

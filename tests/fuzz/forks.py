@@ -132,7 +132,7 @@ def perform(case: Case, folder: Path, patience: float = 1.0) -> Ended:
 
 
 def _allowed(name: str, case: Case) -> bool:
-    places = (f"cwd/{WORK}", *(f"cwd/{path}" for path in case.writes))
+    places = [os.path.normpath(f"cwd/{path}") for path in (WORK, *case.writes)]
     mine = any(name == place or name.startswith(f"{place}/") for place in places)
     return mine or name in ("stdout", "stderr")
 
