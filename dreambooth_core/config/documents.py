@@ -73,6 +73,10 @@ def parse_yaml(text: str, where: str) -> Any:
         _refuse(where, _line(error.problem_mark or error.context_mark), _problem(error))
     except UnicodeDecodeError:
         raise ConfigError(f"{where} is not readable YAML: it has one half of a character") from None
+    except (OverflowError, ValueError):  # PyYAML's scanner, which asks no range of \U's digits
+        raise ConfigError(
+            f"{where} is not readable YAML: an escape (\\U) is no character"
+        ) from None
 
 
 def parse_json(text: str, where: str) -> Any:

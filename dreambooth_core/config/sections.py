@@ -2,9 +2,16 @@
 
 import re
 from collections.abc import Mapping
-from typing import Annotated, Any
+from typing import Annotated, Any, get_args
 
-from pydantic import BaseModel, ConfigDict, Field, model_validator
+from pydantic import (
+    BaseModel,
+    ConfigDict,
+    Field,
+    ValidationInfo,
+    field_validator,
+    model_validator,
+)
 
 from dreambooth_core.config.credentials import PUBLIC, check_public
 
@@ -59,3 +66,22 @@ class Section(BaseModel):
             name = cls.__name__.lower()
             check_public("" if name == "config" else name, given, cls.model_fields)
         return given
+
+    @field_validator("*", mode="before")
+    @classmethod
+    def _is_no_truth_value(cls, given: object, info: ValidationInfo) -> object:
+        """`true`, also written `yes` or `on` in YAML, is no number, though pydantic takes it for 1."""
+        if isinstance(given, bool):
+            kinds = _kinds(cls.model_fields[str(info.field_name)].annotation)
+            if bool not in kinds and kinds & {int, float}:
+                raise ValueError("must be a number, which true, false, yes and no are not")
+        return given
+
+
+def _kinds(annotation: Any) -> set[Any]:
+    """The annotation and all that stands inside it."""
+    try:
+        own = {annotation}
+    except TypeError:  # an argument of `Annotated` that cannot be hashed
+        own = set()
+    return own.union(*map(_kinds, get_args(annotation)))

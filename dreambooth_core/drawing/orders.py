@@ -217,11 +217,11 @@ def _rows(path: Path) -> dict[int, dict[str, Any]]:
     """Number of a row, from 1 -> its group; rows without any text are passed over."""
     header, lines = read_csv(path, "order")
     columns = [column.strip() for column in header]
-    wrong = [name for name in columns if name not in Group.model_fields or columns.count(name) > 1]
-    if wrong:
+    wrong = (n for at, n in enumerate(columns) if n not in Group.model_fields or n in columns[:at])
+    if (name := next(wrong, None)) is not None:
         known = ", ".join(Group.model_fields)
         raise ConfigError(
-            f"{path} has a column {wrong[0][:60]!r} that is unknown or stands twice: its first line is of "
+            f"{path} has a column {name[:60]!r} that is unknown or stands twice: its first line is of "
             f"{known}, between commas; what is for the whole order, such as limit, a YAML file says"
         )
     rows = enumerate((cells for cells in lines if cells), start=1)

@@ -9,11 +9,10 @@ from dataclasses import dataclass
 from html.parser import HTMLParser
 from pathlib import Path
 
-from pydantic import ValidationError
-
 from dreambooth_core import pages
 from dreambooth_core.config import Subject
 from dreambooth_core.config.documents import parse_json, read_text
+from dreambooth_core.config.inputs import check_template
 from dreambooth_core.errors import ConfigError
 from dreambooth_core.judging.statistics import compare, place, shared_metrics
 from dreambooth_core.pages import charts
@@ -24,6 +23,7 @@ from dreambooth_core.storage import written_beside
 
 REPORT_BYTES = 256 * 1024 * 1024
 """Of a report, whose pictures are in it."""
+_NAMES = ("subject.identifier", "subject.class_noun")
 
 
 @dataclass(frozen=True)
@@ -41,6 +41,8 @@ def compare_runs(left: Path, right: Path, out: Path) -> Path:
     what is no report of a finished run.
     """
     page = render(read_report(left), read_report(right))
+    if out.exists() and any(out.samefile(_file(given)) for given in (left, right)):
+        raise ConfigError(f"--out {out} is one of the two reports: name another file")
     with written_beside(out) as temporary:
         temporary.write_text(page, encoding="utf-8")
     return out
@@ -48,17 +50,33 @@ def compare_runs(left: Path, right: Path, out: Path) -> Path:
 
 def read_report(path: Path) -> Told:
     """Raises `ConfigError` for anything but a report that says what it shows."""
-    file = path / "report.html" if path.is_dir() else path.with_name("report.html")
     reader = _Reader()
     try:
-        reader.feed(read_text(path if path.suffix == ".html" else file, "report", REPORT_BYTES))
+        reader.feed(read_text(_file(path), "report", REPORT_BYTES))
         facts = Facts.model_validate(parse_json(reader.facts, "its facts"))
-    except (AssertionError, ConfigError, ValidationError) as error:
+        _check(facts)
+    except (AssertionError, ConfigError, OSError, ValueError) as error:
         raise ConfigError(
             f"{path} has no report that can be compared: name the folder reports/<run id> of a run "
             "that is done; a report of an older version is written anew by running its config again"
         ) from error
     return Told(facts, reader.pictures)
+
+
+def _file(path: Path) -> Path:
+    """The report's own file; raises `OSError` for a name that is too long."""
+    if path.suffix == ".html":
+        return path
+    return path / "report.html" if path.is_dir() else path.parent / "report.html"
+
+
+def _check(facts: Facts) -> None:
+    """Raises `ValueError` for options and prompts that a page cannot be made of."""
+    missing = {"model.resolution", *_NAMES} - facts.config.keys()
+    if missing or not facts.config["model.resolution"].isdecimal():
+        raise ValueError("options of the run are missing")
+    for row in facts.rows:
+        check_template(row.prompt)
 
 
 def render(left: Told, right: Told) -> str:
@@ -95,8 +113,8 @@ class _Reader(HTMLParser):
         found = {name: value or "" for name, value in attrs}
         self._in_facts = tag == "script" and found.get("id") == "facts"
         if tag == "img" and "data-digest" in found:
-            digest, about = found["data-digest"], found["alt"]
-            self.pictures[digest] = Picture(found["src"], "", about, digest)
+            digest, about = found["data-digest"], found.get("alt", "")
+            self.pictures[digest] = Picture(found.get("src", ""), "", about, digest)
 
     def handle_endtag(self, tag: str) -> None:
         self._in_facts = False
@@ -150,7 +168,7 @@ def _words(a: Facts, b: Facts, prompt: str) -> str:
     """The prompt with its subject, when both are of the same one."""
     if a.title != b.title:
         return prompt
-    named = {name: b.config[f"subject.{name}"] for name in ("identifier", "class_noun")}
+    named = {name.removeprefix("subject."): b.config[name] for name in _NAMES}
     return Subject(images=Path(), **named).fill(prompt)
 
 
