@@ -1,6 +1,7 @@
 """The base model: which folder it is, and which bytes."""
 
 import functools
+import os
 import re
 from collections.abc import Iterable
 from pathlib import Path
@@ -17,7 +18,7 @@ READ = ("*.json", "*.txt", "*.model", "*.jinja", "*.safetensors")
 
 def check_base(model: config.Model) -> None:
     """Raises `ConfigError` unless the base is a folder that exists or a Hub id with its commit."""
-    if Path(model.base).is_dir():
+    if os.path.isdir(model.base):  # where Path.is_dir raises for a name that is too long
         return
     if not re.fullmatch(r"[\w.-]+/[\w.-]+", model.base) or model.base.startswith("."):
         raise ConfigError(f"there is no folder {model.base}; set model.base to one, or to a Hub id")

@@ -5,6 +5,7 @@ folder -> read (names, sizes, links) -> decode -> compare -> Validation     noth
 """
 
 import hashlib
+import os
 from collections.abc import Callable, Iterable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from functools import partial
@@ -147,8 +148,8 @@ def _as_written(folder: Path, photos: Sequence[Path]) -> tuple[dict[Path, str], 
 def _survey(
     folder: Path, rules: config.Dataset, resolution: int, captions: Captions | None
 ) -> _Found:
-    if not folder.is_dir():
-        what = "is not a folder" if folder.exists() else "does not exist"
+    if not os.path.isdir(folder):  # where Path.is_dir raises for a name that is too long
+        what = "is not a folder" if os.path.exists(folder) else "does not exist"
         raise ConfigError(
             f"the photo folder {folder} {what}: subject.images names a folder with "
             f"{rules.min_images} or more photos"

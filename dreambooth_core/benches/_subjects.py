@@ -1,5 +1,6 @@
 """The published data set's layout: a folder of photos per subject, and a list of their classes."""
 
+import os
 import re
 from collections.abc import Sequence
 from pathlib import Path
@@ -32,7 +33,7 @@ def subjects_in(folder: Path) -> tuple[Subject, ...]:
     The classes stand in `prompts_and_classes.txt`; where that is missing a folder's name, without a
     number at its end, is the class noun. Raises `ConfigError` when there is nothing to bench.
     """
-    if not folder.is_dir():
+    if not os.path.isdir(folder):  # where Path.is_dir raises for a name that is too long
         raise ConfigError(f"{folder} is no folder: name one with a subfolder of photos per subject")
     found = sorted(path for path in folder.iterdir() if path.is_dir() and path.name[0] != ".")
     if not found:

@@ -3,6 +3,7 @@
 `run` imports the flow, inside the command, because the flow is what it runs.
 """
 
+import os
 import time
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
@@ -124,7 +125,7 @@ def validate(
     from dreambooth_core.cli import screens
     from dreambooth_core.config import Dataset, load_config
 
-    if not folder.is_dir():
+    if not os.path.isdir(folder):  # where Path.is_dir raises for a name that is too long
         raise ConfigError(f"{folder} is no folder: name one with the photos of your subject")
     settings = load_config(config) if config else None
     subject = _subject(folder, settings, identifier, class_noun)
