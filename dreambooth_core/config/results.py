@@ -183,6 +183,13 @@ class Sample(Section):
     seeds: Positive = 4
 
 
+SCHEMES = (
+    *("http", "https", "sqlite", "postgresql", "mysql", "mssql", "file"),
+    *("databricks", "databricks-uc", "uc"),
+)
+"""Of addresses that MLflow's client takes."""
+
+
 class Tracking(Section):
     """MLflow."""
 
@@ -191,3 +198,11 @@ class Tracking(Section):
     experiment: str = "dreambooth"
     also: tuple[Literal["tensorboard", "wandb"], ...] = ()
     """Further places for the learning curves: TensorBoard files under `paths.work`, Weights & Biases."""
+
+    @field_validator("uri")
+    @classmethod
+    def _is_one_of_mlflows(cls, uri: str | None) -> str | None:
+        scheme, colon, _ = (uri or "").partition(":")
+        if colon and scheme.partition("+")[0] not in SCHEMES:
+            raise ValueError(f"must begin with one of {', '.join(SCHEMES)}, then :")
+        return uri
