@@ -25,7 +25,7 @@ from dreambooth_core.cli import (
     stack,
     training,
 )
-from dreambooth_core.errors import DreamBoothError, sentence_of
+from dreambooth_core.errors import DreamBoothError, StageFailed, sentence_of
 
 app = typer.Typer(
     no_args_is_help=True,
@@ -99,7 +99,7 @@ def _sentence(error: Exception) -> str:
     if isinstance(error, DreamBoothError):
         return text
     if isinstance(error, OSError) and error.strerror:
-        return _of_the_system(error)
+        return sentence_of(StageFailed(_of_the_system(error)))
     kind = type(error).__name__
     return f"{kind}: {text} (not foreseen; --debug shows where)" if text else kind
 

@@ -183,7 +183,8 @@ def _main(case: Case) -> int:
         traceback.print_exc()
     atexit._run_exitfuncs()
     try:
-        sys.stdout.flush()
+        if sys.stdout is not None:
+            sys.stdout.flush()
     except OSError as error:
         print(f"Exception ignored while flushing sys.stdout: {error}", file=sys.stderr)
         code = 120
