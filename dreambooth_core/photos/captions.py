@@ -4,7 +4,6 @@
 Other files that may hold captions are named in the findings, and not read.
 """
 
-import json
 import os
 import re
 import stat
@@ -13,7 +12,9 @@ from pathlib import Path
 from typing import NamedTuple
 
 from dreambooth_core.config import Config, Subject
+from dreambooth_core.config.documents import parse_json
 from dreambooth_core.config.inputs import WILDCARDS
+from dreambooth_core.errors import ConfigError
 from dreambooth_core.photos.findings import FOLDER, Finding, about, printable
 from dreambooth_core.records import ImageSet
 
@@ -29,6 +30,9 @@ UNREAD_TABLES = frozenset(
 )
 NOT_CAPTIONS = frozenset({"readme", "license", "licence", "licenses"})
 """Stems of text files about the folder."""
+
+MOST = 20
+"""Wrong lines of one file that are told one by one."""
 
 
 class Prompts(NamedTuple):
@@ -143,6 +147,7 @@ def _table(folder: Path, names: set[str]) -> tuple[dict[str, str], list[Finding]
     path = folder / TABLE
     found: dict[str, str] = {}
     findings: list[Finding] = []
+    unknown: list[str] = []
     if not os.path.lexists(path):
         return found, findings
     text = _read(path, MAX_TABLE_BYTES, findings) or ""
@@ -150,23 +155,37 @@ def _table(folder: Path, names: set[str]) -> tuple[dict[str, str], list[Finding]
         if not line.strip():
             continue
         try:
-            entry = json.loads(line)
+            entry = parse_json(line, "the line")
             name, text = str(entry["file_name"]), " ".join(entry["text"].split())
-        except (ValueError, KeyError, TypeError, AttributeError):
+        except (ConfigError, KeyError, TypeError, AttributeError):
             limit = '{"file_name": ..., "text": ...} on each line'
             measure = f"line {number} has not both"
             findings.append(about("hard", path, "caption", measure, limit, "write it so"))
             continue
         if name not in names:
-            measure = f"line {number} is for {printable(name)[:80]}"
-            remedy = "correct the name; it is left aside"
-            findings.append(
-                about("soft", path, "caption", measure, "a photo of this folder", remedy)
-            )
+            unknown.append(f"line {number} is for {printable(name)[:80]}")
         elif found.setdefault(name, text) != text:
             measure = f"line {number} has another caption for {printable(name)}"
             findings.append(about("hard", path, "caption", measure, "one each", "remove one"))
-    return found, findings
+    return found, [*_unknown(path, unknown), *_first(path, findings)]
+
+
+def _first(path: Path, findings: list[Finding]) -> list[Finding]:
+    """At most `MOST` of the findings of one file, and how many more there are."""
+    more, rest = len(findings) - MOST, "all lines are right"
+    if more <= 0:
+        return findings
+    left = about("hard", path, "caption", f"{more:,} more lines are wrong", rest, "correct them")
+    return [*findings[:MOST], left]
+
+
+def _unknown(path: Path, lines: list[str]) -> list[Finding]:
+    """Lines for other photos than the folder's, which are left aside."""
+    shown, more = lines[:MOST], len(lines) - MOST
+    if more > 0:
+        shown.append(f"{more:,} more lines are for other photos")
+    limit, remedy = "a photo of this folder", "correct the name; it is left aside"
+    return [about("soft", path, "caption", measure, limit, remedy) for measure in shown]
 
 
 def _read(path: Path, most: int, findings: list[Finding]) -> str | None:
