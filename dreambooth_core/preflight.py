@@ -46,6 +46,11 @@ def check_servers(config: Config) -> None:
 
 def check_work(work: Path) -> None:
     """Raises `ConfigError` for a folder that is none, or that can neither be made nor written."""
+    if not _may_be_a_path(work):
+        raise ConfigError(
+            f"paths.work {str(work)[:60]!r} cannot be made: it is too long, or holds a NUL character; "
+            "name another"
+        )
     place = next(path for path in (work, *work.absolute().parents) if os.path.lexists(path))
     if not place.is_dir():
         raise ConfigError(f"paths.work {work} cannot be made: {place} is no folder; name another")
@@ -54,3 +59,14 @@ def check_work(work: Path) -> None:
             f"paths.work {work} cannot be written: {place} is read-only for this user; name "
             "another, or change its rights"
         )
+
+
+def _may_be_a_path(path: Path) -> bool:
+    """Whether the operating system takes the name at all, of whatever there is or is not."""
+    try:
+        os.lstat(path)
+    except (FileNotFoundError, NotADirectoryError):
+        return True
+    except (OSError, ValueError):
+        return False
+    return True
