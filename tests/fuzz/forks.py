@@ -54,7 +54,7 @@ MAX_DATA = 3 * 2**30
 """Bytes of private memory after which a case gets MemoryError, so that the machine goes on."""
 MAX_DIGESTED = 50_000_000
 """Bytes of a file up to which its content is compared, not only its size and time."""
-CACHES = ("home/.cache", "home/.cache/matplotlib")
+CACHES = ("home/.cache/matplotlib", "home/.config/matplotlib")
 """What matplotlib writes when it is first imported, by torchmetrics: a list of the machine's fonts."""
 NOBODY = "nobody"
 SECRETS = ("AWS_", "MLFLOW_", "PREFECT_", "DREAMBOOTH_", "HF_", "RAY_", "WANDB_", "XDG_")
@@ -136,7 +136,7 @@ def perform(case: Case, folder: Path, patience: float = 1.0) -> Ended:
 def _allowed(name: str, case: Case) -> bool:
     places = [os.path.normpath(f"cwd/{path}") for path in (WORK, *case.writes)]
     mine = any(name == place or name.startswith(f"{place}/") for place in places)
-    cached = name in CACHES or name.startswith(f"{CACHES[-1]}/")
+    cached = any(name.startswith(place) or place.startswith(f"{name}/") for place in CACHES)
     return mine or cached or name in ("stdout", "stderr")
 
 

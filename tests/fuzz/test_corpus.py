@@ -21,7 +21,8 @@ LEAST = 600
 def results(tmp_path_factory: pytest.TempPathFactory) -> dict[str, dict[str, Any]]:
     """Name -> how the case ended; all in one process that forks them."""
     out = tmp_path_factory.mktemp("fuzz") / "results.json"
-    command = [sys.executable, "-m", "tests.fuzz", "--quick", "--jobs", "1", "--out", str(out)]
+    command = [sys.executable, "-m", "tests.fuzz", "--quick", "--jobs", "1", "--patience", "2"]
+    command += ["--out", str(out)]
     done = subprocess.run(command, capture_output=True, text=True, cwd=Path(__file__).parents[2])
     assert out.is_file(), done.stderr[-2000:]
     return {result["name"]: result for result in json.loads(out.read_text())}
