@@ -75,6 +75,4 @@ def test_a_good_end_has_no_faults() -> None:
     ],
 )
 def test_a_bad_end_is_noticed(change: dict[str, Any], fault: str) -> None:
-    (found, *more) = faults(CASE, GOOD._replace(**change))
-    assert fault in found
-    assert more == []
+    assert fault in "; ".join(faults(CASE, GOOD._replace(**change)))
