@@ -1,7 +1,7 @@
 """Many runs at once: `python benchmarks/concurrent_runs.py --runs 200`, minutes on two cores.
 
 Real servers of Prefect, MLflow and S3 on loopback; of the runs only the GPU's time is stubbed: each
-stage sleeps, and writes and reads what a stage does, through the same store, `stages.once`, and
+stage sleeps, and writes and reads what a stage does, through the same store, `stage_cache.once`, and
 MLflow client. Tells how long runs took beyond their sleep, what failed, what was asked of S3, and
 which states Prefect keeps of runs and tasks, and keeps it in concurrent_runs.json beside this file;
 ends with 1 when a run failed, a state was lost, or its results are not all there.
@@ -22,11 +22,12 @@ from typing import Any
 
 import measured_servers
 
-from dreambooth_core.blobs import digest_of, get_blob, put_blob
 from dreambooth_core.config import Storage
-from dreambooth_core.records import Blob, Record
-from dreambooth_core.stages import once
-from dreambooth_core.storage import Store, open_store
+from dreambooth_core.digests import digest_of
+from dreambooth_core.storage.blobs import get_blob, put_blob
+from dreambooth_core.storage.records import Blob, Record
+from dreambooth_core.storage.stage_cache import once
+from dreambooth_core.storage.stores import Store, open_store
 
 RESULT = Path(__file__).with_name("concurrent_runs.json")
 STAGES = (

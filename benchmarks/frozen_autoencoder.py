@@ -17,10 +17,10 @@ import torch
 from torch import Tensor, nn
 from torch._subclasses.fake_tensor import FakeTensorMode
 
-from dreambooth_core.families import Parts, load_family
-from dreambooth_core.optimizers import state_bytes
-from dreambooth_core.trainer.memory import size
-from dreambooth_core.trainer.rehearsal import Living, Numbered, materialize
+from dreambooth_core.diffusion.families import Parts, load_family
+from dreambooth_core.training.dry_step import Living, Numbered, materialize
+from dreambooth_core.training.memory_plan import size
+from dreambooth_core.training.optimizers import state_bytes
 
 Autoencoder = Literal["trained", "frozen", "left"]
 EXAMPLES = 2

@@ -13,7 +13,7 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
-from dreambooth_core.servers import Server, claimed, exported, running
+from dreambooth_core.servers.process import Server, claimed, exported, running
 
 SECONDS = 240.0
 """A first start on a busy machine."""
@@ -76,7 +76,7 @@ def s3(folder: Path) -> Iterator[tuple[str, Callable[[], Counter[str]]]]:
         ]
 
     def answers(port: int) -> bool:
-        from dreambooth_core.storage.s3 import client
+        from dreambooth_core.storage.stores.s3 import client
 
         try:
             return bool(client(f"http://127.0.0.1:{port}", attempts=1).list_buckets()["Buckets"])

@@ -15,7 +15,7 @@ from pathlib import Path
 import measured_servers
 
 from dreambooth_core.config import Storage
-from dreambooth_core.storage import open_store
+from dreambooth_core.storage.stores import open_store
 
 HERE = Path(__file__).parent
 RESULT = HERE / "requests_of_a_run.json"

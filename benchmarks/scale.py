@@ -68,7 +68,7 @@ class Assumptions:
     wait_seconds: float = 600.0
     """95 % of the subjects wait no longer for a GPU."""
     progress_seconds: float = 2.0
-    """Between two updates of a progress artifact: tasks/stages.py."""
+    """Between two updates of a progress artifact: tasks/stage.py."""
     heartbeat_seconds: float = 180.0
     tasks: int = 10
     mlflow_calls: int = 60
@@ -113,7 +113,7 @@ def durations(it: Assumptions, count: int, draw: np.random.Generator) -> np.ndar
 
 
 def waits(came: np.ndarray, seconds: np.ndarray, servers: int) -> np.ndarray:
-    """How long each waits for one of `servers`, first come first served."""
+    """How long each waits for one of `process`, first come first served."""
     free = [0.0] * servers
     found = np.empty(len(came))
     for index, (at, takes) in enumerate(zip(came, seconds, strict=True)):

@@ -16,7 +16,7 @@ from pathlib import Path
 import numpy as np
 from PIL import Image, ImageEnhance
 
-from dreambooth_core.photos.shifts import COPY, Views, shifted, views
+from dreambooth_core.vision.shifts import COPY, Views, shifted, views
 
 CUTS = (0.10, 0.20, 0.33, 0.45)
 """Share of the width, the height or both by which a copy is shifted."""

@@ -8,8 +8,8 @@ from dreambooth_core import config as configs
 from dreambooth_core.config import Config
 
 if TYPE_CHECKING:
-    from dreambooth_core.dataset import Validation
-    from dreambooth_core.training_alone import Trained
+    from dreambooth_core.data.dataset import Validation
+    from dreambooth_core.training.standalone import Trained
 
 WORK = Path(".dreambooth")
 
@@ -26,7 +26,7 @@ def load_config(
 
 def validate(folder: str | Path, resolution: int = 512) -> "Validation":
     """Findings in a folder of photos to be trained at `resolution` pixels; nothing is changed or stored."""
-    from dreambooth_core import dataset
+    from dreambooth_core.data import dataset
 
     return dataset.validate(Path(folder), configs.Dataset(), resolution)
 
@@ -36,7 +36,7 @@ def train(config: Config) -> "Trained":
 
     Raises `DatasetRefused`, `StageFailed` and `StorageError`; `Preempted` when told to stop.
     """
-    from dreambooth_core.training_alone import train_alone
+    from dreambooth_core.training.standalone import train_alone
 
     return train_alone(config)
 
@@ -53,7 +53,7 @@ def sample(
 
     `{subject}` in a prompt is identifier and class noun. Raises `ConfigError` for an unknown model.
     """
-    from dreambooth_core.drawing.delivery import Wish, from_registry
+    from dreambooth_core.registry.outputs import Wish, from_registry
 
     wish = Wish(tuple(prompts), seeds, Path(out))
     return list(from_registry(None, Path(work), model, wish))
@@ -71,6 +71,6 @@ def export(
 
     Raises `ConfigError` for an unknown model and for a format that cannot hold it.
     """
-    from dreambooth_core.drawing.delivery import exported
+    from dreambooth_core.registry.outputs import exported
 
     return exported(model, form, Path(out), Path(work), tuple(overrides))

@@ -7,10 +7,12 @@ import stat
 import sys
 import threading
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
 
-from dreambooth_core.records import Progress
+Progress = Callable[[int, int, str], None]
+"""Told how far a stage is: done, total, and a word for people."""
+
 
 QUIET_SECONDS = 10.0
 """Time between two plain lines."""

@@ -2,12 +2,12 @@
 
 from prefect import flow
 
-from dreambooth_core.forms import Assessment
-from dreambooth_core.records import Verdict
-from dreambooth_core.services import local_services
+from dreambooth_core.config.flow_parameters import Assessment
+from dreambooth_core.servers.local import local_services
+from dreambooth_core.storage.records import Verdict
+from tasks.artifacts import publish_verdict
 from tasks.models import evaluate_samples, judge_candidate, promote_version
-from tasks.papers import publish_verdict
-from tasks.registered import assessed_by, find_version, open_version
+from tasks.registry import assessed_by, find_version, open_version
 
 
 @flow(name="assess", persist_result=False)

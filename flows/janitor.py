@@ -2,10 +2,10 @@
 
 from prefect import flow
 
-from dreambooth_core.forms import Cleaning
-from dreambooth_core.garbage import Swept
-from dreambooth_core.services import local_services
-from tasks.cleaning import publish_swept, sweep_store
+from dreambooth_core.config.flow_parameters import Cleaning
+from dreambooth_core.servers.local import local_services
+from dreambooth_core.storage.garbage_collection import Swept
+from tasks.garbage_collection import publish_swept, sweep_store
 
 
 @flow(name="janitor", persist_result=False)

@@ -6,12 +6,12 @@ from prefect import flow
 from prefect.client.schemas.objects import State
 from prefect.states import Completed
 
-from dreambooth_core.forms import Promotion
-from dreambooth_core.services import local_services
-from dreambooth_core.versions.aliases import Standing
+from dreambooth_core.config.flow_parameters import Promotion
+from dreambooth_core.registry.aliases import Standing
+from dreambooth_core.servers.local import local_services
 from tasks.approval import asked
 from tasks.events import MODEL_PROMOTED, MODEL_REJECTED, model_event, tell
-from tasks.registered import find_version, open_version, put_into_service, refuse
+from tasks.registry import find_version, open_version, put_into_service, refuse
 
 
 @flow(name="promote", persist_result=False)

@@ -6,14 +6,14 @@ from prefect import flow
 from prefect.client.schemas.objects import State
 from prefect.states import Completed
 
-from dreambooth_core import tracking
-from dreambooth_core.forms import Retraining
-from dreambooth_core.services import local_services
-from dreambooth_core.summary import Summary
+from dreambooth_core.config.flow_parameters import Retraining
+from dreambooth_core.reports.summary import Summary
+from dreambooth_core.servers.local import local_services
+from dreambooth_core.tracking import mlflow as tracking
 from flows.train import train_flow
-from tasks.photos import collect_instance_images
-from tasks.registered import find_twin, renew_inputs
-from tasks.stages import passed_on
+from tasks.data import collect_instance_images
+from tasks.registry import find_twin, renew_inputs
+from tasks.stage import passed_on
 
 
 @flow(name="retrain", persist_result=False)

@@ -4,11 +4,11 @@ from pathlib import Path
 
 from prefect import flow
 
+from dreambooth_core.batch_sampling.job import Order
+from dreambooth_core.batch_sampling.shards import Tally
 from dreambooth_core.config import Config
-from dreambooth_core.drawing.darkroom import Tally
-from dreambooth_core.drawing.orders import Order
-from dreambooth_core.services import local_services
-from tasks.samples import draw_shard, find_models, publish_order, show_order
+from dreambooth_core.servers.local import local_services
+from tasks.batch import draw_shard, find_models, publish_order, show_order
 
 
 @flow(name="sample", persist_result=False)

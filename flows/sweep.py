@@ -2,15 +2,15 @@
 
 from prefect import flow
 
-from dreambooth_core import tracking
-from dreambooth_core.forms import Sweep
-from dreambooth_core.services import local_services
-from dreambooth_core.summary import Summary
+from dreambooth_core.config.flow_parameters import Sweep
+from dreambooth_core.reports.summary import Summary
+from dreambooth_core.servers.local import local_services
+from dreambooth_core.tracking import mlflow as tracking
 from flows.train import train_flow
+from tasks.data import collect_instance_images, ensure_class_images, pin_datasets
 from tasks.models import train_model
-from tasks.photos import collect_instance_images, ensure_class_images, pin_datasets
-from tasks.stages import passed_on
-from tasks.trials import choose_trial, measure_trial, plan_trials, publish_sweep
+from tasks.stage import passed_on
+from tasks.sweep import choose_trial, measure_trial, plan_trials, publish_sweep
 
 
 @flow(name="sweep", persist_result=False)

@@ -6,11 +6,13 @@ from prefect import flow
 from prefect.client.schemas.objects import State
 from prefect.states import Completed
 
-from dreambooth_core import tracking
 from dreambooth_core.config import Config
 from dreambooth_core.errors import DatasetRefused
-from dreambooth_core.services import local_services
-from dreambooth_core.summary import Run, Summary
+from dreambooth_core.reports.summary import Run, Summary
+from dreambooth_core.servers.local import local_services
+from dreambooth_core.tracking import mlflow as tracking
+from tasks.artifacts import publish_findings, publish_plan, publish_results, write_report
+from tasks.data import collect_instance_images, ensure_class_images, pin_datasets
 from tasks.events import tell_outcome
 from tasks.models import (
     evaluate_samples,
@@ -20,8 +22,6 @@ from tasks.models import (
     register_version,
     train_model,
 )
-from tasks.papers import publish_findings, publish_plan, publish_results, write_report
-from tasks.photos import collect_instance_images, ensure_class_images, pin_datasets
 
 
 @flow(name="train", persist_result=False)

@@ -16,8 +16,8 @@ from pydantic import Field
 from dreambooth_core.config.credentials import without_password
 from dreambooth_core.deadlines import SERVER_SECONDS, within
 from dreambooth_core.errors import ConfigError, StageFailed
-from dreambooth_core.versions.dossiers import Dossier
-from tasks.papers import comparison_table
+from dreambooth_core.registry.listing import Dossier
+from tasks.artifacts import comparison_table
 
 DAY = 86_400
 """Seconds."""

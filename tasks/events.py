@@ -15,11 +15,11 @@ from prefect.events import Event, Resource
 from prefect.settings import get_current_settings
 
 from dreambooth_core.console import say
-from dreambooth_core.records import ModelVersion, Verdict
-from dreambooth_core.versions.aliases import CHAMPION
+from dreambooth_core.registry.aliases import CHAMPION
+from dreambooth_core.storage.records import ModelVersion, Verdict
 
 if TYPE_CHECKING:
-    from dreambooth_core.photos.versions import Pushed
+    from dreambooth_core.data.versions import Pushed
 
 DATASET_PUBLISHED = "dreambooth.dataset.published"
 MODEL_CANDIDATE = "dreambooth.model.candidate"

@@ -1,9 +1,16 @@
 """Weights: trained, measured, registered, sampled from."""
 
 from dreambooth_core.config import Config
-from dreambooth_core.records import ImageSet, ModelVersion, SampleSet, Scores, Verdict, Weights
-from dreambooth_core.storage import open_store
-from tasks.stages import progress_shown, stage
+from dreambooth_core.storage.records import (
+    ImageSet,
+    ModelVersion,
+    SampleSet,
+    Scores,
+    Verdict,
+    Weights,
+)
+from dreambooth_core.storage.stores import open_store
+from tasks.stage import progress_shown, stage
 
 
 @stage("train", gpu=True)
@@ -12,7 +19,7 @@ def train_model(config: Config, instance: ImageSet) -> tuple[Weights, bool]:
 
     The class images lie in the store, where they are looked for by what decides them.
     """
-    from dreambooth_core import fit
+    from dreambooth_core.training import stage as fit
 
     with progress_shown("train") as progress:
         return fit.train(config, open_store(config.storage), instance, progress)
@@ -21,10 +28,10 @@ def train_model(config: Config, instance: ImageSet) -> tuple[Weights, bool]:
 @stage("evaluate", gpu=True)
 def evaluate_samples(config: Config, instance: ImageSet, weights: Weights) -> tuple[Scores, bool]:
     """Measure the tuned model and the untouched base on the same seeds."""
-    from dreambooth_core import evaluation
+    from dreambooth_core.evaluation import evaluate
 
     with progress_shown("evaluate") as progress:
-        return evaluation.evaluate(config, open_store(config.storage), instance, weights, progress)
+        return evaluate.evaluate(config, open_store(config.storage), instance, weights, progress)
 
 
 @stage("register")
@@ -36,10 +43,10 @@ def register_version(
     scores: Scores,
 ) -> tuple[ModelVersion, bool]:
     """Register the version with its lineage in MLflow, as the candidate."""
-    from dreambooth_core import registry
+    from dreambooth_core.registry import register
 
     store = open_store(config.storage)
-    return registry.register(config, store, instance, classes, weights, scores)
+    return register.register(config, store, instance, classes, weights, scores)
 
 
 @stage("gate", gpu=True)
@@ -47,13 +54,13 @@ def judge_candidate(
     config: Config, instance: ImageSet, weights: Weights, scores: Scores
 ) -> tuple[Verdict, bool]:
     """Decide whether the candidate is better than the champion, or without one than the base."""
-    from dreambooth_core.judging import court
-    from dreambooth_core.versions import promotion
+    from dreambooth_core.evaluation import gate
+    from dreambooth_core.registry import promotion
 
     store = open_store(config.storage)
     rival = promotion.rival_of(config, store, weights)
     with progress_shown("gate") as progress:
-        return court.judge(config, store, instance, weights, scores, rival, progress)
+        return gate.judge(config, store, instance, weights, scores, rival, progress)
 
 
 @stage("promote")
@@ -61,7 +68,7 @@ def promote_version(
     config: Config, version: ModelVersion, verdict: Verdict
 ) -> tuple[ModelVersion, bool]:
     """Move the alias `champion` when the gate says so and the config lets it."""
-    from dreambooth_core.versions import promotion
+    from dreambooth_core.registry import promotion
 
     return promotion.settle(config, open_store(config.storage), version, verdict)
 
@@ -69,7 +76,7 @@ def promote_version(
 @stage("sample", gpu=True)
 def generate_samples(config: Config, weights: Weights) -> tuple[SampleSet, bool]:
     """Draw the run's last batch of images."""
-    from dreambooth_core import sampling
+    from dreambooth_core.diffusion import parallel_sampling
 
     with progress_shown("sample") as progress:
-        return sampling.sample(config, open_store(config.storage), weights, progress)
+        return parallel_sampling.sample(config, open_store(config.storage), weights, progress)

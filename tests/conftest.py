@@ -53,7 +53,7 @@ def tiny_base(tmp_path_factory: pytest.TempPathFactory) -> Path:
 def file_store(tmp_path: Path):  # type: ignore[no-untyped-def]
     """An empty store in a folder of the test's own."""
     from dreambooth_core.config import Storage
-    from dreambooth_core.storage import open_store
+    from dreambooth_core.storage.stores import open_store
 
     return open_store(Storage(uri=f"file://{tmp_path / 'store'}", endpoint=None))
 
@@ -61,7 +61,8 @@ def file_store(tmp_path: Path):  # type: ignore[no-untyped-def]
 @pytest.fixture(scope="session")
 def s3_endpoint(tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
     """URL of a local S3 server with a bucket `contract`; credentials are in the environment."""
-    from dreambooth_core import config, services
+    from dreambooth_core import config
+    from dreambooth_core.servers import local
 
     run = config.Config(
         name="stores",
@@ -69,7 +70,7 @@ def s3_endpoint(tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
         storage=config.Storage(uri="s3://contract/start"),
         paths=config.Paths(work=tmp_path_factory.mktemp("s3")),
     )
-    with services.local_services(run):
+    with local.local_services(run):
         yield os.environ["AWS_ENDPOINT_URL_S3"]
 
 

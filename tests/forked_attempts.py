@@ -1,6 +1,6 @@
 """Attempts at training as processes that are forked, with all imports done: they start at once.
 
-What is forked is `attempt.main` itself; only the parent that watches over it is left out.
+What is forked is `process.main` itself; only the parent that watches over it is left out.
 """
 
 import multiprocessing
@@ -16,15 +16,15 @@ from multiprocessing.process import BaseProcess
 
 import torch
 
-from dreambooth_core import checkpoints, fit
 from dreambooth_core.errors import Preempted
-from dreambooth_core.trainer import attempt, launch
+from dreambooth_core.training import checkpoints, launcher, process, stage
+from dreambooth_core.training.spec import Outcome, Spec, read_record
 from tests.training_for_real import Run
 
 PATIENCE = 120.0
 MODULES = [
-    "dreambooth_core.trainer.looking",
-    "dreambooth_core.trainer.shards",
+    "dreambooth_core.training.validation",
+    "dreambooth_core.training.fsdp",
     "diffusers.models.unets.unet_2d_condition",
     "diffusers.models.autoencoders.autoencoder_kl",
     "transformers.models.clip.modeling_clip",
@@ -39,23 +39,23 @@ def until(moment: Callable[[], object]) -> None:
         time.sleep(0.0002)
 
 
-def starts(spec: fit.Spec) -> bool:
+def starts(spec: Spec) -> bool:
     return spec.folder.exists()
 
 
-def goes_on(spec: fit.Spec) -> bool:
+def goes_on(spec: Spec) -> bool:
     """Whether there is a true checkpoint of this attempt's own."""
     found = [path for path in spec.folder.glob("checkpoints/*") if path.name.isdigit()]
     fresh = [path for path in found if int(path.name) > spec.resume_step]
     return any(checkpoints.verify(path) for path in fresh)
 
 
-def saves(spec: fit.Spec) -> bool:
+def saves(spec: Spec) -> bool:
     """Whether a checkpoint is being written."""
     return any(spec.folder.glob("checkpoints/*.partial"))
 
 
-def exports(spec: fit.Spec) -> bool:
+def exports(spec: Spec) -> bool:
     return (spec.folder / "weights").exists()
 
 
@@ -66,11 +66,11 @@ class Attempts:
         self.run = run
 
     @contextmanager
-    def one(self) -> Iterator[tuple[fit.Spec, Sequence[BaseProcess]]]:
+    def one(self) -> Iterator[tuple[Spec, Sequence[BaseProcess]]]:
         """A living attempt, which the block may end, and which ends with it."""
         spec = self.run.prepared()
         file, count = str(spec.folder / "spec.json"), spec.config.train.processes
-        with fit._meeting(spec.folder / launch.MEETING):
+        with stage._meeting(spec.folder / launcher.MEETING):
             ranks = [_forks().Process(target=_main, args=(file, r, count)) for r in range(count)]
             for rank in ranks:
                 rank.start()
@@ -87,7 +87,7 @@ class Attempts:
             assert path.name.endswith(".partial") or checkpoints.verify(path), path
 
     def killed(
-        self, moment: Callable[[fit.Spec], bool], wait: float = 0.0, which: slice = slice(None)
+        self, moment: Callable[[Spec], bool], wait: float = 0.0, which: slice = slice(None)
     ) -> bool:
         """Kill ranks so long after that moment; whether that came before their end."""
         with self.one() as (spec, ranks):
@@ -142,8 +142,8 @@ class Attempts:
             for name, value in checkpoints.load(last, group).items()
         }
 
-    def outcome(self) -> fit.Outcome:
-        found = fit.read_record(self.run.folder / "result.json", fit.Outcome)
+    def outcome(self) -> Outcome:
+        found = read_record(self.run.folder / "result.json", Outcome)
         assert found is not None
         return found
 
@@ -175,5 +175,5 @@ def _main(spec: str, rank: int, count: int) -> None:
     if count > 1:
         words = {"RANK": rank, "LOCAL_RANK": rank, "WORLD_SIZE": count, "TORCHELASTIC_RUN_ID": "t"}
         os.environ.update({name: str(word) for name, word in words.items()})
-        os.environ["GLOO_SOCKET_IFNAME"] = launch.LOOPBACK
-    sys.exit(attempt.main([spec]))
+        os.environ["GLOO_SOCKET_IFNAME"] = launcher.LOOPBACK
+    sys.exit(process.main([spec]))

@@ -3,9 +3,9 @@
 import os
 from pathlib import Path
 
-from dreambooth_core import leases
-from dreambooth_core.leases import Hold
-from dreambooth_core.storage import Store
+from dreambooth_core.storage import leases
+from dreambooth_core.storage.leases import Hold
+from dreambooth_core.storage.stores import Store
 
 
 def held(store: Store, place: str, folder: Path) -> Hold:

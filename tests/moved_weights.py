@@ -4,9 +4,10 @@ from pathlib import Path
 
 from safetensors.numpy import load_file, save
 
-from dreambooth_core.blobs import digest_json, put_blob
-from dreambooth_core.records import Weights
-from dreambooth_core.storage import Store
+from dreambooth_core.digests import digest_json
+from dreambooth_core.storage.blobs import put_blob
+from dreambooth_core.storage.records import Weights
+from dreambooth_core.storage.stores import Store
 
 
 def weights_of(base: Path, store: Store, shift: float) -> Weights:

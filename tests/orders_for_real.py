@@ -6,16 +6,18 @@ from typing import Any
 import torch
 from PIL import Image as Pillow
 
-from dreambooth_core import adapters, registry
-from dreambooth_core.blobs import digest_json, get_record, image_set, put_blob, put_record
+from dreambooth_core.batch_sampling.job import Order
+from dreambooth_core.batch_sampling.models import Member, mixtures
+from dreambooth_core.batch_sampling.shards import Plan, plan
 from dreambooth_core.config import Config
-from dreambooth_core.drawing.darkroom import Plan, plan
-from dreambooth_core.drawing.orders import Order
-from dreambooth_core.drawing.palettes import Member, mixtures
-from dreambooth_core.families import load_family
-from dreambooth_core.records import Image, SampleSet, Scores, Weights
-from dreambooth_core.sampling import encode_png
-from dreambooth_core.storage import open_store
+from dreambooth_core.diffusion import adapters
+from dreambooth_core.diffusion.families import load_family
+from dreambooth_core.diffusion.sampling import encode_png
+from dreambooth_core.digests import digest_json
+from dreambooth_core.registry import register as registry
+from dreambooth_core.storage.blobs import get_record, image_set, put_blob, put_record
+from dreambooth_core.storage.records import Image, SampleSet, Scores, Weights
+from dreambooth_core.storage.stores import open_store
 
 
 class Ordered:

@@ -45,5 +45,5 @@ def hands() -> list[psutil.Process]:
         one
         for one in psutil.process_iter(["cmdline"])  # a zombie has no command line
         if one.pid in ours
-        and (one.info["cmdline"] or ())[1:3] == ["-m", "dreambooth_core.engines._hand"]
+        and (one.info["cmdline"] or ())[1:3] == ["-m", "dreambooth_core.runtime.engines._worker"]
     ]

@@ -9,8 +9,8 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
-from dreambooth_core.servers import Server, claimed, exported, running
-from dreambooth_core.services import _prefect_answers, _send_the_rest
+from dreambooth_core.servers.local import _prefect_answers, _send_the_rest
+from dreambooth_core.servers.process import Server, claimed, exported, running
 
 ROOT = Path(__file__).parent.parent
 

@@ -5,10 +5,14 @@ import secrets
 import numpy as np
 from PIL import Image
 
-from dreambooth_core import records, registry, tracking
-from dreambooth_core.blobs import image_set, put_blob, put_record
 from dreambooth_core.config import Config
-from dreambooth_core.records import (
+from dreambooth_core.diffusion.sampling import encode_png
+from dreambooth_core.registry import provenance, register
+from dreambooth_core.registry.aliases import Book
+from dreambooth_core.registry.provenance import Ancestry
+from dreambooth_core.storage import records
+from dreambooth_core.storage.blobs import image_set, put_blob, put_record
+from dreambooth_core.storage.records import (
     ImageSet,
     ModelVersion,
     Reason,
@@ -19,11 +23,8 @@ from dreambooth_core.records import (
     Verdict,
     Weights,
 )
-from dreambooth_core.sampling import encode_png
-from dreambooth_core.storage import Store
-from dreambooth_core.versions import origins
-from dreambooth_core.versions.aliases import Book
-from dreambooth_core.versions.origins import Ancestry
+from dreambooth_core.storage.stores import Store
+from dreambooth_core.tracking import mlflow as tracking
 
 
 def drawn(store: Store, kind: type[ImageSet], seed: int) -> ImageSet:
@@ -86,11 +87,11 @@ def _row(prompt: str, seed: int, value: float) -> Row:
 def version_by_hand(client, config: Config, store: Store, mark: str) -> ModelVersion:
     """A version in MLflow and in the store without its run's contents: quick to make."""
     found = ancestry(store, mark)
-    book = registry.open_book(client, config, store)
+    book = register.open_book(client, config, store)
     run = client.create_run(tracking.experiment_of(client, config)).info.run_id
     number = str(client.create_model_version(config.name, f"file:///{mark}", run).version)
-    origin = origins.origin_of(config, store, found)
-    origins.put_origin(book, origin.model_copy(update={"version": number, "run_id": run}))
+    origin = provenance.origin_of(config, store, found)
+    provenance.put_origin(book, origin.model_copy(update={"version": number, "run_id": run}))
     return ModelVersion(name=config.name, version=number, aliases=(), run_id=run)
 
 

@@ -7,13 +7,15 @@ from typing import Any
 import numpy as np
 from PIL import Image
 
-from dreambooth_core import records
-from dreambooth_core.blobs import image_set, put_blob
 from dreambooth_core.config import Config
-from dreambooth_core.dataset import Finding, Validation
-from dreambooth_core.judging.statistics import compare, estimate, of_base
-from dreambooth_core.photos.intake import Intake
-from dreambooth_core.records import (
+from dreambooth_core.data.dataset import Finding, Validation
+from dreambooth_core.data.ingest import Intake
+from dreambooth_core.diffusion.sampling import encode_png
+from dreambooth_core.metrics.statistics import compare, estimate, of_base
+from dreambooth_core.reports.summary import Results
+from dreambooth_core.storage import records
+from dreambooth_core.storage.blobs import image_set, put_blob
+from dreambooth_core.storage.records import (
     ImageSet,
     Look,
     ModelVersion,
@@ -26,9 +28,7 @@ from dreambooth_core.records import (
     Verdict,
     Weights,
 )
-from dreambooth_core.sampling import encode_png
-from dreambooth_core.storage import Store, open_store
-from dreambooth_core.summary import Results
+from dreambooth_core.storage.stores import Store, open_store
 
 STAGES = {
     "validate": Stage(status="done", seconds=0.5),
@@ -142,7 +142,7 @@ def scores_of(store: Store, seed: int, identity: float = 0.75, copied: str | Non
 
 def verdict_of(store: Store, candidate: Scores, champion: Scores | None) -> Verdict:
     """Against the champion, or without one against the base."""
-    from dreambooth_core.evaluation import rows_of
+    from dreambooth_core.metrics.statistics import rows_of
 
     ours = rows_of(store, candidate)
     theirs = rows_of(store, champion) if champion else of_base(ours)

@@ -6,8 +6,8 @@ from collections import Counter
 import pytest
 import yaml
 
-from dreambooth_core.photos.findings import Validation
-from dreambooth_core.photos.versions import Publication, Pushed
+from dreambooth_core.data.findings import Validation
+from dreambooth_core.data.versions import Publication, Pushed
 from tests.prefect_for_real import ROOT, in_a_process, prefect_server
 
 DECLARED = yaml.safe_load((ROOT / "prefect.yaml").read_text(encoding="utf-8"))["deployments"]

@@ -6,9 +6,15 @@ from pathlib import Path
 import pytest
 import yaml
 
+from dreambooth_core.batch_sampling.job import Order
 from dreambooth_core.config import Config
-from dreambooth_core.drawing.orders import Order
-from dreambooth_core.forms import Assessment, Cleaning, Promotion, Retraining, Sweep
+from dreambooth_core.config.flow_parameters import (
+    Assessment,
+    Cleaning,
+    Promotion,
+    Retraining,
+    Sweep,
+)
 
 ROOT = Path(__file__).parent.parent
 DEPLOYMENTS = yaml.safe_load((ROOT / "prefect.yaml").read_text(encoding="utf-8"))["deployments"]

@@ -10,7 +10,7 @@ from typing import Any, get_args
 import pytest
 import yaml
 
-from dreambooth_core import families, plugins
+from dreambooth_core import plugins
 from dreambooth_core.config import (
     ADAPTERS,
     INVERSIONS,
@@ -22,14 +22,13 @@ from dreambooth_core.config import (
     recipe_names,
 )
 from dreambooth_core.config.reference import reference
-from dreambooth_core.families import load_family
+from dreambooth_core.diffusion import families
+from dreambooth_core.diffusion.families import load_family
 
 ROOT = Path(__file__).parent.parent
 README = ROOT / "README.md"
 PAGES = [README, ROOT / "CONTRIBUTING.md", *sorted((ROOT / "docs").glob("*.md"))]
 FEATURES, RECIPES = ROOT / "docs/features.md", ROOT / "docs/recipes.md"
-GROUPS = ("photos", "trainer", "judging", "drawing", "versions", "pages")
-"""Packages whose modules the tree names one by one."""
 LEAST: dict[str, Any] = {"name": "docs", "subject": {"images": "photos", "class_noun": "dog"}}
 """What a part of a config is laid over."""
 
@@ -218,7 +217,7 @@ def test_tree_names_what_is_there() -> None:
     assert missing == []
     home = ROOT / "dreambooth_core"
     core = {path for path in home.glob("[a-z]*") if path.suffix in ("", ".py")}
-    core |= {path for group in GROUPS for path in (home / group).glob("[a-z]*.py")}
+    core |= {path.parent for path in home.rglob("*/__init__.py")}
     assert {path.name for path in core} - {path.name for path in named} == set()
 
 

@@ -27,8 +27,8 @@ from typing import Any
 import pytest
 import yaml
 
-from dreambooth_core import services
-from dreambooth_core.storage import s3
+from dreambooth_core.servers import local
+from dreambooth_core.storage.stores import s3
 from tests import browser
 
 ROOT = Path(__file__).parent.parent
@@ -42,7 +42,8 @@ Ask = Callable[[str, str, Any], tuple[int, str]]
 RUN = """
 import json, os, sys
 from pathlib import Path
-from dreambooth_core import config, services
+from dreambooth_core import config
+from dreambooth_core.servers import local as services
 run = config.Config(name="doors", subject=config.Subject(images=Path("photos"), class_noun="dog"))
 with services.local_services(run), services.prefect_api(run.paths.work):
     told = {name: os.environ.get(name, "") for name in
@@ -70,8 +71,8 @@ class Doors:
         """A client with the owner's keys."""
         (pair,) = json.loads((self.s3 / "s3.json").read_text())["identities"][0]["credentials"]
         keys = {"AWS_ACCESS_KEY_ID": pair["accessKey"], "AWS_SECRET_ACCESS_KEY": pair["secretKey"]}
-        with services.exported({**keys, "AWS_DEFAULT_REGION": "us-east-1", "AWS_PROFILE": None}):
-            return s3.client(services.url(self.s3_port))
+        with local.exported({**keys, "AWS_DEFAULT_REGION": "us-east-1", "AWS_PROFILE": None}):
+            return s3.client(local.url(self.s3_port))
 
     def asked(self, url: str, document: Any) -> str:
         """What the owner is answered."""
@@ -103,9 +104,9 @@ def up(project: Path) -> Iterator[Doors]:
             work=home.parent,
             s3=home / "s3",
             s3_port=port + 3,
-            prefect=services.url(port),
+            prefect=local.url(port),
             login=login.read_text() if login.is_file() else "",
-            mlflow=services.url(port + 1),
+            mlflow=local.url(port + 1),
         )
     finally:
         dreambooth("down", cwd=project)
@@ -256,8 +257,8 @@ def foreign_page(profile: Path, doors: Doors) -> Iterator[Ask]:
 
 def let_in(doors: Doors, ask: Ask) -> list[str]:
     """The requests that got something."""
-    filer, master = services.url(doors.s3_port + 3), services.url(doors.s3_port + 1)
-    volume, admin = services.url(doors.s3_port + 2), services.url(doors.s3_port + 4)
+    filer, master = local.url(doors.s3_port + 3), local.url(doors.s3_port + 1)
+    volume, admin = local.url(doors.s3_port + 2), local.url(doors.s3_port + 4)
     api, tracking = f"{doors.prefect}/api", f"{doors.mlflow}/ajax-api/2.0/mlflow"
     tried: list[tuple[str, str, Any]] = [
         ("POST", f"{api}/deployments/filter", {}),
@@ -272,8 +273,8 @@ def let_in(doors: Doors, ask: Ask) -> list[str]:
         ("GET", f"{master}/col/delete?collection={BUCKET}", None),
         ("GET", f"{volume}/status", None),
         ("GET", f"{admin}/metrics", None),
-        ("GET", f"{services.url(doors.s3_port)}/{BUCKET}/{KEY}", None),
-        ("PUT", f"{services.url(doors.s3_port)}/{BUCKET}/{NAME}", {}),
+        ("GET", f"{local.url(doors.s3_port)}/{BUCKET}/{KEY}", None),
+        ("PUT", f"{local.url(doors.s3_port)}/{BUCKET}/{NAME}", {}),
     ]
     tried += [
         (method, url.replace("http:", "https:"), document)
@@ -331,7 +332,7 @@ def read_as_nobody(folder: Path) -> list[str]:
 
 def shell_as_nobody(doors: Doors) -> str:
     """What SeaweedFS' own shell says to the user `nobody`, who tries to list and to delete."""
-    program, (master, filer) = services.weed(), (doors.s3_port + 1, doors.s3_port + 3)
+    program, (master, filer) = local.weed(), (doors.s3_port + 1, doors.s3_port + 3)
     where = ["-master", f"127.0.0.1:{master}", "-filer", f"127.0.0.1:{filer}"]
     words = f"fs.ls /buckets\nfs.rm -r /buckets/{BUCKET}/{KEY}\ns3.configure\nexit\n"
     user = pwd.getpwnam("nobody")

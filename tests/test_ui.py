@@ -13,9 +13,9 @@ from typing import Any
 import pytest
 import yaml
 
-from dreambooth_core.stack import deployments, parts
-from dreambooth_core.stack.place import Place, settled
-from dreambooth_core.versions import promotion, views
+from dreambooth_core.registry import listing, promotion
+from dreambooth_core.servers.stack import deployments, services
+from dreambooth_core.servers.stack.settings import Place, settled
 from tests import browser
 from tests.watched import ROOT, Exporter, exporting
 
@@ -273,10 +273,10 @@ def refuse(tab: browser.Tab, place: Place, run: str) -> None:
 
 
 @contextmanager
-def opened(place: Place) -> Iterator[views.Opened]:
+def opened(place: Place) -> Iterator[listing.Opened]:
     """The version as its log and its store know it."""
     work = place.project / ".dreambooth"
-    with parts.working_with(place), views.opened(None, work, f"{NAME}/1") as one:
+    with services.working_with(place), listing.opened(None, work, f"{NAME}/1") as one:
         yield one
 
 

@@ -7,12 +7,14 @@ from typing import Any
 
 import torch
 
-from dreambooth_core import adapters, checkpoints, inversion, training
 from dreambooth_core.config import INVERSIONS, Config
-from dreambooth_core.families import load_family
-from dreambooth_core.latents import LatentDistribution, View
-from dreambooth_core.trainer.batches import Classes, Photos, Plan, Steps
-from dreambooth_core.trainer.keeper import Keeper, Orders
+from dreambooth_core.diffusion import adapters, textual_inversion
+from dreambooth_core.diffusion.families import load_family
+from dreambooth_core.diffusion.latents import LatentDistribution
+from dreambooth_core.training import checkpoints, loop, module
+from dreambooth_core.training.batches import Classes, Photos, Plan, Steps
+from dreambooth_core.training.callback import Keeper, Orders
+from dreambooth_core.training.latents import View
 
 FAMILY = load_family("stable_diffusion")
 PROMPTS = ("a photo of sks dog", "a photo of a dog", "")
@@ -74,7 +76,7 @@ class Attempt:
         self.parts = FAMILY.load(Path(config.model.base)).without("vae")
         names = adapters.trained_components(FAMILY, config)
         trained = adapters.prepare(FAMILY, self.parts, config)
-        self.module = training.DreamBooth(FAMILY, self.parts, trained, config)
+        self.module = module.DreamBooth(FAMILY, self.parts, trained, config)
         self._read(encodes="text_encoder" in names)
         found = checkpoints.newest(folder)
         self.start = found[1].step if found else 0
@@ -90,14 +92,18 @@ class Attempt:
 
     def run(self, data: Callable[[Config], Steps] = steps_of) -> dict[str, torch.Tensor]:
         """Train; everything that moved, and the losses of all steps."""
-        training.fit(self.module, data(self.config), self.keeper, self.start)
+        loop.fit(self.module, data(self.config), self.keeper, self.start)
         with self.module.served():
             weights = {k: w.detach().clone() for k, w in self.module.weights.items()}
         return {**weights, "losses": self.module.losses.clone()}
 
     def _read(self, encodes: bool) -> None:
-        tokens = inversion.tokens_of(self.config) if self.config.train.method in INVERSIONS else {}
-        spelled = [inversion.spell(tokens, prompt) for prompt in PROMPTS]
+        tokens = (
+            textual_inversion.tokens_of(self.config)
+            if self.config.train.method in INVERSIONS
+            else {}
+        )
+        spelled = [textual_inversion.spell(tokens, prompt) for prompt in PROMPTS]
         table = FAMILY.tokenize(self.parts, spelled)
         if not encodes:
             with torch.no_grad():

@@ -14,12 +14,12 @@ from typing import Any
 import numpy as np
 from PIL import Image as Pillow
 
-from dreambooth_core import fit
-from dreambooth_core.blobs import image_set, put_blob
 from dreambooth_core.config import Config
-from dreambooth_core.priors import class_images, ensure_class_images
-from dreambooth_core.records import Image, ImageSet, Weights
-from dreambooth_core.storage import Store, open_store
+from dreambooth_core.storage.blobs import image_set, put_blob
+from dreambooth_core.storage.records import Image, ImageSet, Weights
+from dreambooth_core.storage.stores import Store, open_store
+from dreambooth_core.training import spec, stage
+from dreambooth_core.training.class_images import class_images, ensure_class_images
 from tests.leased_by_hand import held
 
 LISTEN = "0A"
@@ -75,16 +75,16 @@ class Run:
         store = open_store(self.config.storage)
         photos = _photos(store)
         ensure_class_images(self.config, store, photos)
-        return fit.train(self.config, store, photos, progress)[0]
+        return stage.train(self.config, store, photos, progress)[0]
 
-    def prepared(self) -> fit.Spec:
+    def prepared(self) -> spec.Spec:
         """What `attempt` works on, without a parent that watches it."""
         store, folder = open_store(self.config.storage), self.work / "runs" / "by_hand"
         hold = held(store, "runs/by_hand", folder)
         photos = _photos(store)
         ensure_class_images(self.config, store, photos)
         planned = class_images(self.config, photos)
-        return fit._prepare(self.config, hold, folder.resolve(), photos, planned)
+        return stage._prepare(self.config, hold, folder.resolve(), photos, planned)
 
     def processes(self) -> list[int]:
         """Everything alive that was started for this run: guards, launchers, ranks."""
@@ -92,7 +92,7 @@ class Run:
 
     def ranks(self) -> list[int]:
         """The processes that train, the first started first."""
-        module = b"dreambooth_core.trainer.attempt"
+        module = b"dreambooth_core.training.process"
         ours = set(self.processes())
         return sorted(pid for pid, words in _living() if pid in ours and module in words[:4])
 

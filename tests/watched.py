@@ -14,7 +14,7 @@ from pathlib import Path
 import pytest
 
 from dreambooth_core import telemetry
-from dreambooth_core.servers import free_port
+from dreambooth_core.servers.process import free_port
 
 ROOT = Path(__file__).parent.parent
 Labels = frozenset[tuple[str, str]]
@@ -91,7 +91,7 @@ def exporting(folder: Path) -> Iterator[Exporter]:
     words = ["--port", str(there.port), "--page", str(there.page), "--silence", "3600"]
     with there.log.open("wb") as log:
         process = subprocess.Popen(
-            [sys.executable, "-m", "dreambooth_core.exporter", *words],
+            [sys.executable, "-m", "dreambooth_core.servers.metrics_exporter", *words],
             cwd=ROOT,
             env={**os.environ, "PYTHONPATH": str(ROOT)},
             stderr=log,

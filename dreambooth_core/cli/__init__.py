@@ -15,16 +15,8 @@ from typing import Annotated, NoReturn
 import typer
 from typer.exceptions import TyperException
 
-from dreambooth_core.cli import (
-    approvals,
-    bench,
-    configs,
-    datasets,
-    models,
-    pictures,
-    stack,
-    training,
-)
+from dreambooth_core.cli import approvals, config, datasets, models, sample, servers, training
+from dreambooth_core.cli.bench import command as bench
 from dreambooth_core.errors import DreamBoothError, StageFailed, sentence_of
 
 app = typer.Typer(
@@ -34,9 +26,9 @@ app = typer.Typer(
     epilog="Exit codes: 0 done, 2 bad config or arguments, 3 photos refused, 4 a stage failed, "
     "75 stopped and resumable.",
 )
-for commands in (training, models, approvals, pictures, stack):
+for commands in (training, models, approvals, sample, servers):
     app.add_typer(commands.app)
-app.add_typer(configs.app, name="config")
+app.add_typer(config.app, name="config")
 app.add_typer(bench.app, name="bench")
 app.add_typer(datasets.app, name="dataset")
 

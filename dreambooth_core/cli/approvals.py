@@ -31,8 +31,8 @@ def reject(run: Run, reason: Annotated[str, typer.Option(help="Why.")], by: By =
 
 
 def _answer(run: str, decision: Literal["approve", "reject"], reason: str, by: str | None) -> None:
-    from dreambooth_core.stack.supervisor import with_those_here
-    from dreambooth_core.versions.aliases import whoever
+    from dreambooth_core.servers.stack.supervisor import with_those_here
+    from dreambooth_core.storage.records import whoever
 
     with with_those_here():
         from tasks.approval import Approval, answer_run

@@ -8,11 +8,11 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from dreambooth_core.cli.arguments import AsJson, Work
+from dreambooth_core.cli.options import AsJson, Work
 
 if TYPE_CHECKING:
     from dreambooth_core.config import Config
-    from dreambooth_core.photos.versions import Pushed
+    from dreambooth_core.data.versions import Pushed
 
 app = typer.Typer(no_args_is_help=True, help="Photo sets in versions: dataset://NAME@latest.")
 
@@ -35,10 +35,10 @@ def push(
 
     A new version is told to Prefect's server, if one is configured.
     """
-    from dreambooth_core.cli import dataset_screens
-    from dreambooth_core.photos import versions
-    from dreambooth_core.services import local_services
-    from dreambooth_core.storage import open_store
+    from dreambooth_core.cli import dataset_output
+    from dreambooth_core.data import versions
+    from dreambooth_core.servers.local import local_services
+    from dreambooth_core.storage.stores import open_store
 
     settings = _place(config, work)
     rules = settings.dataset if config else None
@@ -46,7 +46,7 @@ def push(
         store = open_store(settings.storage)
         pushed = versions.push(store, folder, name, resolution, rules)
     told = pushed.new and _tell(pushed)
-    dataset_screens.show_pushed(pushed, told, as_json)
+    dataset_output.show_pushed(pushed, told, as_json)
 
 
 @app.command("list")
@@ -54,16 +54,16 @@ def list_datasets(
     as_json: AsJson = False, work: Work = Path(".dreambooth"), config: Place = None
 ) -> None:
     """The datasets of the store, and the newest version of each."""
-    from dreambooth_core.cli import dataset_screens
-    from dreambooth_core.photos import versions
-    from dreambooth_core.services import local_services
-    from dreambooth_core.storage import open_store
+    from dreambooth_core.cli import dataset_output
+    from dreambooth_core.data import versions
+    from dreambooth_core.servers.local import local_services
+    from dreambooth_core.storage.stores import open_store
 
     settings = _place(config, work)
     with local_services(settings):
         store = open_store(settings.storage)
         found = [versions.pointer(store, name) for name in versions.names(store)]
-    dataset_screens.show_datasets(found, as_json)
+    dataset_output.show_datasets(found, as_json)
 
 
 @app.command()
@@ -74,17 +74,17 @@ def show(
     config: Place = None,
 ) -> None:
     """All versions of a dataset, and the photos of the newest."""
-    from dreambooth_core.cli import dataset_screens
-    from dreambooth_core.photos import versions
-    from dreambooth_core.services import local_services
-    from dreambooth_core.storage import open_store
+    from dreambooth_core.cli import dataset_output
+    from dreambooth_core.data import versions
+    from dreambooth_core.servers.local import local_services
+    from dreambooth_core.storage.stores import open_store
 
     settings = _place(config, work)
     with local_services(settings):
         store = open_store(settings.storage)
         pointer = versions.pointer(store, name)
         newest = versions.read(store, name, pointer.latest.digest)
-    dataset_screens.show_dataset(pointer, newest, as_json)
+    dataset_output.show_dataset(pointer, newest, as_json)
 
 
 def _place(config: Path | None, work: Path) -> "Config":

@@ -8,12 +8,12 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from dreambooth_core.cli.arguments import AsJson, Overrides, Work
+from dreambooth_core.cli.options import AsJson, Overrides, Work
 from dreambooth_core.errors import ConfigError, StageFailed
 
 if TYPE_CHECKING:
     from dreambooth_core.config import Config
-    from dreambooth_core.versions.aliases import Standing
+    from dreambooth_core.registry.aliases import Standing
 
 app = typer.Typer()
 
@@ -49,9 +49,9 @@ def export(
 
     Formats: diffusers, single_file (A1111, ComfyUI), lora_diffusers, lora_kohya, lora_comfy, embedding.
     """
-    from dreambooth_core.drawing import delivery
+    from dreambooth_core.registry import outputs
 
-    for path in delivery.exported(
+    for path in outputs.exported(
         model, form, out or Path("exports") / form, work, tuple(overrides or ())
     ):
         print(path)
@@ -66,7 +66,7 @@ def compare(
     ),
 ) -> None:
     """Put the reports of two runs side by side on one page."""
-    from dreambooth_core.pages.comparison import compare_runs
+    from dreambooth_core.reports.comparison import compare_runs
 
     print(compare_runs(left, right, out))
 
@@ -76,11 +76,11 @@ def list_models(
     as_json: AsJson = False, work: Work = Path(".dreambooth"), config: Place = None
 ) -> None:
     """List the registered models: versions, aliases, what the gate said, scores."""
-    from dreambooth_core.cli import model_screens
-    from dreambooth_core.versions import views
+    from dreambooth_core.cli import model_output
+    from dreambooth_core.registry import listing
 
     settings, place = _where(config, work)
-    model_screens.show_models(views.listed(settings, place), as_json)
+    model_output.show_models(listing.listed(settings, place), as_json)
 
 
 @app.command()
@@ -98,17 +98,18 @@ def promote(
 
     What the gate has refused needs --reason, and bears the name of who gave it.
     """
-    from dreambooth_core.cli import model_screens
-    from dreambooth_core.versions import aliases, promotion, views
+    from dreambooth_core.cli import model_output
+    from dreambooth_core.registry import listing, promotion
+    from dreambooth_core.storage import records
 
     settings, place = _where(config, work)
-    with views.opened(settings, place, model) as one:
+    with listing.opened(settings, place, model) as one:
         found, before = one.found, one.book.standing
         _confirm(f"Make {found.name}/{found.version} the {to.value}?", yes)
-        wish = promotion.Wish(found.version, by or aliases.whoever(), reason)
+        wish = promotion.Wish(found.version, by or records.whoever(), reason)
         standing = promotion.promote(found.config, one.store, wish)
     _tell(found.name, before, standing, f"{wish.by} put {found.name}/{found.version} into service")
-    model_screens.show_standing(found.name, standing, as_json)
+    model_output.show_standing(found.name, standing, as_json)
 
 
 @app.command()
@@ -125,19 +126,20 @@ def rollback(
     config: Place = None,
 ) -> None:
     """Take the champion out of service: the one before it is champion again."""
-    from dreambooth_core.cli import model_screens
-    from dreambooth_core.versions import aliases, promotion, views
+    from dreambooth_core.cli import model_output
+    from dreambooth_core.registry import listing, promotion
+    from dreambooth_core.storage import records
 
     settings, place = _where(config, work)
     wanted = model if "/" in model or "@" in model else f"{model}@champion"
-    with views.opened(settings, place, wanted) as one:
+    with listing.opened(settings, place, wanted) as one:
         found, before = one.found, one.book.standing
         _confirm(f"Take {found.name}/{found.version} out of service?", yes)
-        wish = promotion.Wish(found.version, by or aliases.whoever(), reason)
+        wish = promotion.Wish(found.version, by or records.whoever(), reason)
         standing = promotion.rollback(found.config, one.store, wish)
     said = f"{wish.by} took {found.name}/{found.version} out of service"
     _tell(found.name, before, standing, said)
-    model_screens.show_standing(found.name, standing, as_json)
+    model_output.show_standing(found.name, standing, as_json)
 
 
 @app.command()
@@ -148,14 +150,14 @@ def lineage(
     config: Place = None,
 ) -> None:
     """Show all that a version comes from: photos, class images, base, config, code, scores, aliases."""
-    from dreambooth_core.cli import model_screens
-    from dreambooth_core.versions import views
-    from dreambooth_core.versions.lineage import lineage_of
+    from dreambooth_core.cli import model_output
+    from dreambooth_core.registry import listing
+    from dreambooth_core.registry.lineage import lineage_of
 
     settings, place = _where(config, work)
-    with views.opened(settings, place, model) as one:
+    with listing.opened(settings, place, model) as one:
         traced = lineage_of(one.store, one.book, one.found.version)
-    model_screens.show_lineage(traced, as_json)
+    model_output.show_lineage(traced, as_json)
 
 
 @app.command()
@@ -173,13 +175,14 @@ def diff(
     config: Place = None,
 ) -> None:
     """Compare two versions: config, data, metrics, and images of the same prompt and seed."""
-    from dreambooth_core.cli import model_screens
-    from dreambooth_core.versions import differences, views
+    from dreambooth_core.cli import model_output
+    from dreambooth_core.registry import diff as differences
+    from dreambooth_core.registry import listing
 
     settings, place = _where(config, work)
     with (
-        views.opened(settings, place, left) as one,
-        views.opened(settings, place, right) as other,
+        listing.opened(settings, place, left) as one,
+        listing.opened(settings, place, right) as other,
     ):
         sides = [
             differences.side_of(each.store, each.book, each.found.version) for each in (one, other)
@@ -187,7 +190,7 @@ def diff(
         found = differences.difference(*sides)
         if out is not None:
             differences.write_gallery(out, *sides)
-    model_screens.show_difference(found, as_json)
+    model_output.show_difference(found, as_json)
 
 
 @app.command()
@@ -198,13 +201,13 @@ def serve(
     config: Place = None,
 ) -> None:
     """Answer requests with images until interrupted: `mlflow models serve`, with the store at hand."""
-    from dreambooth_core import tracking
     from dreambooth_core.config.compute import WORK
-    from dreambooth_core.processes import supervised
-    from dreambooth_core.versions import views
+    from dreambooth_core.registry import listing
+    from dreambooth_core.runtime.processes import supervised
+    from dreambooth_core.tracking import mlflow as tracking
 
     settings, place = _where(config, work)
-    with views.opened(settings, place, model) as one:
+    with listing.opened(settings, place, model) as one:
         found = one.found
         uri = tracking.tracking_uri(found.config)
         # MLflow looks its own programs up by name, which nobody's shell need know

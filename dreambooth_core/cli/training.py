@@ -10,13 +10,13 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from dreambooth_core.cli.arguments import AsJson, ConfigFile, Overrides, Recipe
-from dreambooth_core.cli.stopping import interruptible
+from dreambooth_core.cli.options import AsJson, ConfigFile, Overrides, Recipe
+from dreambooth_core.cli.signals import interruptible
 from dreambooth_core.errors import ConfigError, DatasetRefused
 
 if TYPE_CHECKING:
     from dreambooth_core.config import Config, Subject
-    from dreambooth_core.summary import Summary
+    from dreambooth_core.reports.summary import Summary
 
 app = typer.Typer()
 
@@ -33,16 +33,16 @@ def run(
 
     Finished stages are reused; a run that was stopped goes on with the same command.
     """
-    from dreambooth_core import preflight
-    from dreambooth_core.cli import screens
+    from dreambooth_core.cli import run_output
     from dreambooth_core.config import load_config
+    from dreambooth_core.training import preflight
 
     settings = load_config(config, tuple(overrides or ()), recipe)
     preflight.check(settings)
     preflight.check_servers(settings)
     if dry_run:
         preflight.check_shapes(settings)
-        screens.show_plan(settings, as_json)
+        run_output.show_plan(settings, as_json)
         return
     started = time.time()
     with interruptible():
@@ -55,7 +55,7 @@ def run(
     if as_json:
         print(summary.model_dump_json(indent=2))
     else:
-        screens.show_summary(summary)
+        run_output.show_summary(summary)
 
 
 @app.command()
@@ -72,34 +72,35 @@ def train(
 
     Goes on from its last checkpoint; what was trained before with the same inputs is found again.
     """
-    from dreambooth_core import preflight, storage, training_alone
-    from dreambooth_core.cli import screens
+    from dreambooth_core.cli import run_output
     from dreambooth_core.config import load_config
+    from dreambooth_core.storage import stores
+    from dreambooth_core.training import preflight, standalone
 
     settings = load_config(config, tuple(overrides or ()), recipe)
     preflight.check(settings)
     if dry_run:
-        storage.reach(settings.storage)
-        screens.show_training_plan(training_alone.plan(settings), as_json)
+        stores.reach(settings.storage)
+        run_output.show_training_plan(standalone.plan(settings), as_json)
         return
     with interruptible():
-        screens.show_trained(training_alone.train_alone(settings), as_json)
+        run_output.show_trained(standalone.train_alone(settings), as_json)
 
 
 @app.command("families")
 def show_families(as_json: AsJson = False) -> None:
     """The model families, what each can be trained by, and how that is tested."""
-    from dreambooth_core.cli import screens
+    from dreambooth_core.cli import run_output
 
-    screens.show_families(as_json)
+    run_output.show_families(as_json)
 
 
 @app.command("recipes")
 def show_recipes(as_json: AsJson = False) -> None:
     """Settings to start from, per family and method, for `--recipe NAME`; docs/recipes.md has the sources."""
-    from dreambooth_core.cli import screens
+    from dreambooth_core.cli import run_output
 
-    screens.show_recipes(as_json)
+    run_output.show_recipes(as_json)
 
 
 @app.command()
@@ -121,9 +122,9 @@ def validate(
     as_json: AsJson = False,
 ) -> None:
     """Check photos, captions and masks as a run does; nothing is changed or stored."""
-    from dreambooth_core import dataset
-    from dreambooth_core.cli import screens
+    from dreambooth_core.cli import run_output
     from dreambooth_core.config import Dataset, load_config
+    from dreambooth_core.data import dataset
 
     if not os.path.isdir(folder):  # where Path.is_dir raises for a name that is too long
         raise ConfigError(f"{folder} is no folder: name one with the photos of your subject")
@@ -132,7 +133,7 @@ def validate(
     rules = settings.dataset if settings else Dataset()
     side = resolution or (settings.model.resolution if settings else 512)
     found = dataset.validate(folder, rules, side, subject)
-    screens.show_validation(found, as_json)
+    run_output.show_validation(found, as_json)
     if not as_json and subject.captions:
         print(f"Captions were checked for the identifier {subject.identifier}")
     if found.refused:
@@ -163,7 +164,7 @@ def _perform(config: "Config") -> "Summary":
 
     While the flow runs, Prefect takes SIGTERM for itself and passes it on to ours afterwards.
     """
-    from dreambooth_core.services import prefect_api
+    from dreambooth_core.servers.local import prefect_api
 
     with prefect_api(config.paths.work, _import_flow):
         from flows.train import train_flow
@@ -177,8 +178,8 @@ def _import_flow() -> None:
 
 def _left_behind(config: "Config", started: float, error: BaseException) -> "Summary":
     """The summary that the failed run left, if it got that far."""
-    from dreambooth_core.summary import LAST_RUN, Summary, summarise
-    from dreambooth_core.summary import Results as Nothing
+    from dreambooth_core.reports.summary import LAST_RUN, Summary, summarise
+    from dreambooth_core.reports.summary import Results as Nothing
 
     last = config.paths.work / LAST_RUN
     if last.is_file() and last.stat().st_mtime >= started:

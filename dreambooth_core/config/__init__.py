@@ -3,14 +3,15 @@
 Nothing heavy is imported here: the command line and `prefect deploy` read configs without torch.
 """
 
+from dreambooth_core.config.base import Section
 from dreambooth_core.config.compute import Compute
 from dreambooth_core.config.inputs import DATASET_NAME, Dataset, Model, Subject
-from dreambooth_core.config.places import Paths, Storage
-from dreambooth_core.config.reading import load_config, placed
+from dreambooth_core.config.loading import load_config, placed
+from dreambooth_core.config.prompts import Kind
 from dreambooth_core.config.recipes import overlaid, recipe_file, recipe_names
 from dreambooth_core.config.results import Evaluation, Finder, Gate, Sample, Sampler, Tracking
 from dreambooth_core.config.run import Config
-from dreambooth_core.config.sections import Section
+from dreambooth_core.config.storage import Paths, Storage
 from dreambooth_core.config.training import (
     ADAPTERS,
     INVERSIONS,
@@ -26,7 +27,6 @@ from dreambooth_core.config.training import (
     Train,
 )
 from dreambooth_core.config.vision import Endpoint, Judge
-from dreambooth_core.prompts import Kind
 
 __all__ = [
     "ADAPTERS",

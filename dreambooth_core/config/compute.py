@@ -8,8 +8,8 @@ from typing import Annotated, Any, Self
 from pydantic import Field, model_validator
 
 from dreambooth_core import plugins
-from dreambooth_core.config.places import Paths
-from dreambooth_core.config.sections import Minutes, Positive, Section
+from dreambooth_core.config.base import Minutes, Positive, Section
+from dreambooth_core.config.storage import Paths
 
 WORK = "DREAMBOOTH_WORK"
 """Variable of the environment with `paths.work` of a process that serves or draws for others."""
@@ -17,14 +17,14 @@ WORK = "DREAMBOOTH_WORK"
 
 def _one_of_the_engines(schema: dict[str, Any]) -> None:
     """A drop-down in forms."""
-    schema["enum"] = plugins.names("dreambooth_core.engines")
+    schema["enum"] = plugins.names("dreambooth_core.runtime.engines")
 
 
 class Compute(Section):
     """Which processes draw and train, and on which machines; nothing here decides a result."""
 
     engine: Annotated[str, Field(json_schema_extra=_one_of_the_engines)] = "local"
-    """A file of `dreambooth_core/engines/`: `local` is this machine, `ray` a Ray cluster."""
+    """A file of `dreambooth_core/runtime/engines/`: `local` is this machine, `ray` a Ray cluster."""
     workers: Positive = 1
     """Processes that draw class images, samples and images to measure at once."""
     nodes: Positive = 1
@@ -37,7 +37,7 @@ class Compute(Section):
 
     @model_validator(mode="after")
     def _exists(self) -> Self:
-        known = plugins.names("dreambooth_core.engines")
+        known = plugins.names("dreambooth_core.runtime.engines")
         if self.engine not in known:
             raise ValueError(
                 f"compute.engine is unknown: {self.engine}; there is: {', '.join(known)}"

@@ -8,7 +8,7 @@ from typing import Annotated, Any, Literal, Self
 from pydantic import Field, WithJsonSchema, field_validator, model_validator
 
 from dreambooth_core import plugins
-from dreambooth_core.config.sections import Fraction, Large, Positive, Section
+from dreambooth_core.config.base import Fraction, Large, Positive, Section
 from dreambooth_core.errors import ConfigError
 
 DATASET_NAME = r"[A-Za-z0-9][A-Za-z0-9_-]{0,63}"
@@ -39,14 +39,14 @@ def check_template(prompt: str) -> None:
 
 def _one_of_the_families(schema: dict[str, Any]) -> None:
     """A drop-down in forms."""
-    schema["enum"] = plugins.names("dreambooth_core.families")
+    schema["enum"] = plugins.names("dreambooth_core.diffusion.families")
 
 
 class Model(Section):
     """The base text-to-image model."""
 
     family: Annotated[str, Field(json_schema_extra=_one_of_the_families)] = "stable_diffusion"
-    """A file of `dreambooth_core/families/`."""
+    """A file of `dreambooth_core/diffusion/families/`."""
     base: str = "examples/small_world/base"
     """A local folder in diffusers' format, or a Hub id: `stable-diffusion-v1-5/stable-diffusion-v1-5`."""
     revision: str | None = None
@@ -60,8 +60,8 @@ class Model(Section):
 
     @model_validator(mode="after")
     def _exists(self) -> Self:
-        if self.family not in plugins.names("dreambooth_core.families"):
-            known = ", ".join(plugins.names("dreambooth_core.families"))
+        if self.family not in plugins.names("dreambooth_core.diffusion.families"):
+            known = ", ".join(plugins.names("dreambooth_core.diffusion.families"))
             raise ValueError(f"model.family is unknown: {self.family}; there is: {known}")
         return self
 
@@ -145,3 +145,8 @@ class Dataset(Section):
     """The longest side over the shortest, at most; what is longer is cropped."""
     find_masks: bool = False
     """Have `evaluation.finder` mark the subject where a photo has no mask, for `loss.masks`."""
+
+
+def plain(subject: Subject, template: str) -> str:
+    """A prompt without the identifier token."""
+    return " ".join(subject.model_copy(update={"identifier": ""}).fill(template).split())

@@ -6,9 +6,14 @@ from typing import Annotated, Literal, Self
 from pydantic import Field, field_validator, model_validator
 
 from dreambooth_core import plugins
-from dreambooth_core.config.sections import Address, Fraction, Positive, Prompts, Section
+from dreambooth_core.config.base import Address, Fraction, Positive, Prompts, Section
+from dreambooth_core.config.prompts import SETS, Kind, PromptSet
 from dreambooth_core.config.vision import Judge
-from dreambooth_core.prompts import SETS, Kind, PromptSet
+
+SERVER = "DREAMBOOTH_TRACKING_URI"
+"""Variable of the environment for configs without a `tracking.uri`. Not MLflow's own, which MLflow
+sets by itself whenever it is given a URI, and which would then hold for the next config as well."""
+
 
 Steps = Annotated[int, Field(ge=1, le=1000)]
 """Noise schedulers know 1000 noise levels."""
@@ -31,7 +36,7 @@ class Finder(Section):
     """Who finds the subject in a picture, for scores that must not count its surroundings."""
 
     kind: str | None = None
-    """A file of `dreambooth_core/finders/`; without one nothing is cropped and such scores are left out."""
+    """A file of `vision/detectors/`; without one nothing is cropped and such scores are left out."""
     model: str = ""
     """Local folder or Hub id."""
     revision: str | None = None
@@ -40,7 +45,7 @@ class Finder(Section):
     def _exists(self) -> Self:
         if self.kind is None:
             return self
-        known = plugins.names("dreambooth_core.finders")
+        known = plugins.names("dreambooth_core.vision.detectors")
         if self.kind not in known:
             raise ValueError(f"finder.kind is unknown: {self.kind}; there is: {', '.join(known)}")
         return self
@@ -170,7 +175,7 @@ class Gate(Section):
     @model_validator(mode="after")
     def _metrics_exist(self) -> Self:
         unusual = {*self.primary, *self.limits, *self.margins} - {*PRIMARY, *LIMITS, *MARGINS}
-        known = plugins.names("dreambooth_core.metrics") if unusual else []
+        known = plugins.names("dreambooth_core.metrics.measures") if unusual else []
         if missing := sorted(unusual - {*known}):
             raise ValueError(f"gate: there is no metric {missing[0]}; there is: {', '.join(known)}")
         return self

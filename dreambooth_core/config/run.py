@@ -6,11 +6,11 @@ from typing import Annotated, Any, Literal, Self
 
 from pydantic import Field, model_validator
 
+from dreambooth_core.config.base import NAME, Section, as_name
 from dreambooth_core.config.compute import Compute
 from dreambooth_core.config.inputs import Dataset, Model, Subject
-from dreambooth_core.config.places import Paths, Storage
 from dreambooth_core.config.results import Evaluation, Gate, Sample, Sampler, Tracking
-from dreambooth_core.config.sections import NAME, Section, as_name
+from dreambooth_core.config.storage import Paths, Storage
 from dreambooth_core.config.training import (
     ADAPTERS,
     INVERSIONS,

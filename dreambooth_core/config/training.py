@@ -5,15 +5,7 @@ from typing import Annotated, Any, Literal, Self
 
 from pydantic import Field, model_validator
 
-from dreambooth_core.config.sections import (
-    Amount,
-    Fraction,
-    Minutes,
-    Positive,
-    Rate,
-    Section,
-    Weight,
-)
+from dreambooth_core.config.base import Amount, Fraction, Minutes, Positive, Rate, Section, Weight
 
 PriorTarget = Literal["images", "prediction"]
 Method = Literal["full", "lora", "dora", "lokr", "textual_inversion", "pivotal"]

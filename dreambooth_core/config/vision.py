@@ -6,7 +6,7 @@ from urllib.parse import urlsplit
 
 from pydantic import Field, field_validator, model_validator
 
-from dreambooth_core.config.sections import Address, Positive, Section
+from dreambooth_core.config.base import Address, Positive, Section
 from dreambooth_core.errors import ConfigError
 
 VARIABLE = r"^[A-Z_][A-Z0-9_]{0,63}$"

@@ -26,22 +26,21 @@ import math
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from functools import cache
-from typing import TYPE_CHECKING, Any, Literal
+from typing import TYPE_CHECKING, Literal
 
 import numpy as np
 from numpy.typing import NDArray
 
 from dreambooth_core import plugins
 from dreambooth_core.config import Config, Kind
+from dreambooth_core.vision.embeddings import Embeddings
 
 if TYPE_CHECKING:
     from PIL.Image import Image
 
-    from dreambooth_core.finders import Spot
-    from dreambooth_core.storage import Store
+    from dreambooth_core.storage.stores import Store
+    from dreambooth_core.vision.detectors import Spot
 
-Embeddings = NDArray[np.float64]
-"""Rows of unit length, one per image or text; a row of nan where there was nothing to look at."""
 Values = NDArray[np.float64]
 """One number per image, nan where there is nothing to say."""
 View = Literal["whole", "crop"]
@@ -133,10 +132,14 @@ class Metric:
     """Whether that model may leave an answer out that another day would bring."""
 
 
+MEASURES = "dreambooth_core.metrics.measures"
+"""The package that holds one metric per file."""
+
+
 @cache
 def catalogue() -> Mapping[str, Metric]:
-    """Every metric of this package by its name, sorted."""
-    return {name: _metric(name) for name in plugins.names(__name__)}
+    """Every metric of `measures/` by its name, sorted."""
+    return {name: _metric(name) for name in plugins.names(MEASURES)}
 
 
 def range_of(name: str) -> tuple[float, float]:
@@ -193,13 +196,6 @@ def measure_photos(evidence: Evidence) -> dict[str, Values]:
     return found
 
 
-def unit(rows: Any) -> Embeddings:
-    """Rows scaled to length 1, as float64; a row of zeros stays one."""
-    array = np.asarray(rows, dtype=np.float64)
-    length = np.linalg.norm(array, axis=-1, keepdims=True)
-    return np.asarray(array / np.maximum(length, 1e-12), dtype=np.float64)
-
-
 def mean_cosines(left: Embeddings | None, right: Embeddings | None) -> Values | None:
     """Mean cosine of each row of `left` with the rows of `right`, in [-1, 1].
 
@@ -248,7 +244,7 @@ def nearest(nearness: Values) -> Values:
 
 
 def _metric(name: str) -> Metric:
-    module = plugins.load(__name__, name)
+    module = plugins.load(MEASURES, name)
     return Metric(
         name=name,
         title=module.TITLE,

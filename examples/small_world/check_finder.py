@@ -11,9 +11,9 @@ from PIL import Image
 from scipy.stats import binomtest
 
 from dreambooth_core.config import Finder as Rules
-from dreambooth_core.finders import Finder, Spot, load_finder
-from dreambooth_core.judging.crops import crop
-from dreambooth_core.judging.encoders import Encoder
+from dreambooth_core.vision.crops import crop
+from dreambooth_core.vision.detectors import Finder, Spot, load_finder
+from dreambooth_core.vision.encoders import Encoder
 from examples.small_world.render import render
 from examples.small_world.shapes import CLASSES
 from examples.small_world.train_finder import rendered, softened

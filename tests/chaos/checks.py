@@ -4,14 +4,16 @@ import json
 from collections import Counter
 from typing import Any
 
-from dreambooth_core import checkpoints, tracking
-from dreambooth_core.blobs import Blob, digest_of, get_blob, get_record
 from dreambooth_core.config import Config
+from dreambooth_core.digests import digest_of
 from dreambooth_core.errors import DreamBoothError, NotFound
-from dreambooth_core.records import Weights
-from dreambooth_core.registry import book_of, check_stored
-from dreambooth_core.storage import Store
-from dreambooth_core.versions.aliases import CANDIDATE
+from dreambooth_core.registry.aliases import CANDIDATE
+from dreambooth_core.registry.register import book_of, check_stored
+from dreambooth_core.storage import checkpoint_manifests
+from dreambooth_core.storage.blobs import Blob, get_blob, get_record
+from dreambooth_core.storage.records import Weights
+from dreambooth_core.storage.stores import Store
+from dreambooth_core.tracking import mlflow as tracking
 
 BLOBS = "blobs/sha256/"
 THEIRS = "mlflow/"
@@ -53,7 +55,7 @@ def _is_whole(store: Store, key: str) -> bool:
         document = json.loads(data)
     except ValueError:
         return False
-    if not key.endswith(f"/{checkpoints.MANIFEST}"):
+    if not key.endswith(f"/{checkpoint_manifests.MANIFEST}"):
         return True
     folder, files = key.rpartition("/")[0], document["files"]
     return all(_is_there(store, f"{folder}/{name}", Blob(**files[name])) for name in files)

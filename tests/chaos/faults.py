@@ -132,7 +132,7 @@ def _disk(scene: Scene) -> str:
 
 
 FAULTS = (
-    _module("trainer killed", "dreambooth_core.trainer.attempt", (("train",), ("train",))),
+    _module("trainer killed", "dreambooth_core.training.process", (("train",), ("train",))),
     _module("flow killed", "prefect.engine", HALVES),
     _part("worker killed", WORKER, HALVES),
     _part("Prefect killed", "prefect", THIRDS),

@@ -6,8 +6,8 @@ from typing import Literal
 
 from pydantic import TypeAdapter
 
-from dreambooth_core.records import Record
-from dreambooth_core.storage import written_beside
+from dreambooth_core.storage.records import Record
+from dreambooth_core.storage.stores import written_beside
 
 Outcome = Literal[
     "by itself",  # the run went on, or ended as it should

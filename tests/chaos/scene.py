@@ -7,7 +7,7 @@ from contextlib import suppress
 import psutil
 
 from dreambooth_core.config import Config
-from dreambooth_core.storage import Store, open_store
+from dreambooth_core.storage.stores import Store, open_store
 from tests.chaos.proxy import Proxy
 from tests.chaos.stages import Attempt
 from tests.chaos.system import ENDED, System

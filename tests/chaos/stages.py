@@ -8,8 +8,8 @@ import re
 import time
 from datetime import UTC, datetime
 
-from dreambooth_core.stack.deployments import asked
-from dreambooth_core.summary import STAGES as _RESULTS
+from dreambooth_core.reports.summary import STAGES as _RESULTS
+from dreambooth_core.servers.stack.deployments import asked
 from tests.chaos.system import WORKER, System
 
 STAGES = tuple(_RESULTS)

@@ -14,9 +14,9 @@ import psutil
 import yaml
 
 from dreambooth_core.config import Config
-from dreambooth_core.stack import parts, supervisor
-from dreambooth_core.stack.deployments import asked
-from dreambooth_core.stack.place import Place, settled
+from dreambooth_core.servers.stack import services, supervisor
+from dreambooth_core.servers.stack.deployments import asked
+from dreambooth_core.servers.stack.settings import Place, settled
 from tests.conftest import build_tiny_base, build_tiny_encoders, draw_photos
 
 ROOT = Path(__file__).parents[2]
@@ -139,7 +139,7 @@ def running(folder: Path, environment: Mapping[str, str]) -> Iterator[System]:
         settings = settled(home)
         assert settings is not None
         place = Place(home, settings, folder)
-        with parts.working_with(place):
+        with services.working_with(place):
             yield System(place, environment)
     finally:
         _dreambooth(("down", "--folder", str(home)), environment, folder)

@@ -8,8 +8,8 @@ from pathlib import Path
 
 import pytest
 
-from dreambooth_core.blobs import blob_key, put_blob
-from dreambooth_core.storage import Store
+from dreambooth_core.storage.blobs import blob_key, put_blob
+from dreambooth_core.storage.stores import Store
 from tests.chaos import checks, clock, disk, report
 from tests.chaos.__main__ import _taken_up, _verdict
 from tests.chaos.cases import drawn

@@ -5,10 +5,19 @@ import sys
 
 import pytest
 
-from dreambooth_core import families, plugins
+from dreambooth_core import plugins
+from dreambooth_core.diffusion import families
 from dreambooth_core.errors import ConfigError
 
-PACKAGES = ["engines", "exports", "families", "finders", "metrics", "stack.doctor", "storage"]
+PACKAGES = [
+    "diffusion.exports",
+    "diffusion.families",
+    "metrics.measures",
+    "runtime.engines",
+    "servers.doctor",
+    "storage.stores",
+    "vision.detectors",
+]
 
 
 def test_a_config_is_read_and_described_without_importing_a_plugin_package() -> None:
@@ -28,13 +37,13 @@ print(*sys.modules)
 
 
 def test_names_are_those_of_the_files_without_a_leading_underscore() -> None:
-    assert plugins.names("dreambooth_core.storage") == ["file", "s3"]
+    assert plugins.names("dreambooth_core.storage.stores") == ["file", "s3"]
     assert {"sdxl", "flux"} <= set(plugins.names(families.__name__))
 
 
 def test_an_unknown_name_is_refused_with_the_known_ones() -> None:
-    with pytest.raises(ConfigError, match=r"no file ftp\.py in storage/; there is: file, s3"):
-        plugins.load("dreambooth_core.storage", "ftp")
+    with pytest.raises(ConfigError, match=r"no file ftp\.py in stores/; there is: file, s3"):
+        plugins.load("dreambooth_core.storage.stores", "ftp")
 
 
 def test_an_unknown_package_is_an_error() -> None:

@@ -6,7 +6,9 @@ from typing import get_args
 
 import pytest
 
-from dreambooth_core import records, summary, telemetry
+from dreambooth_core import telemetry
+from dreambooth_core.reports import summary
+from dreambooth_core.storage import records
 from tests.watched import hearing
 
 

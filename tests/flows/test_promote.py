@@ -7,11 +7,11 @@ from contextvars import copy_context
 import pytest
 from typer.testing import CliRunner
 
-from dreambooth_core import registry, tracking
+from dreambooth_core.config.flow_parameters import Place, Promotion
 from dreambooth_core.errors import ConfigError
-from dreambooth_core.forms import Place, Promotion
-from dreambooth_core.versions import promotion
-from dreambooth_core.versions.origins import read_origin
+from dreambooth_core.registry import promotion, register
+from dreambooth_core.registry.provenance import read_origin
+from dreambooth_core.tracking import mlflow as tracking
 from tests.prefect_for_real import ROOT, events, in_a_process
 from tests.registered_by_hand import log_of, verdict, version_by_hand
 
@@ -24,7 +24,7 @@ def book(tracked_config, file_store):
     client = tracking.open_client(config)
     for number, outcome in (("1", "promote"), ("2", "keep")):
         version = version_by_hand(client, config, file_store, "ab"[int(number) - 1])
-        origin = read_origin(registry.open_book(client, config, file_store), number)
+        origin = read_origin(register.open_book(client, config, file_store), number)
         tags = {
             "dreambooth.config": config.model_dump_json(exclude={"paths"}),
             "dreambooth.weights_record": origin.weights,
@@ -32,7 +32,7 @@ def book(tracked_config, file_store):
         for name, value in tags.items():
             client.set_model_version_tag("tiny", number, name, value)
         promotion.settle(config, file_store, version, verdict(number, outcome, "base"))
-    return registry.open_book(client, config, file_store)
+    return register.open_book(client, config, file_store)
 
 
 def waiting(run_id=None):

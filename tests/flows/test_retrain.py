@@ -4,8 +4,8 @@ import json
 
 import pytest
 
-from dreambooth_core.forms import Assessment, Place, Retraining
-from dreambooth_core.photos.versions import push
+from dreambooth_core.config.flow_parameters import Assessment, Place, Retraining
+from dreambooth_core.data.versions import push
 from tests.prefect_for_real import artifacts
 
 

@@ -2,8 +2,8 @@
 
 import pytest
 
+from dreambooth_core.batch_sampling.job import Order
 from dreambooth_core.config import Config
-from dreambooth_core.drawing.orders import Order
 from tests.orders_for_real import Ordered
 from tests.prefect_for_real import artifacts
 

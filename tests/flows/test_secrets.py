@@ -21,10 +21,10 @@ from PIL.ExifTags import IFD
 from PIL.PngImagePlugin import PngInfo
 
 from dreambooth_core.config import Config
-from dreambooth_core.pages.comparison import compare_runs
-from dreambooth_core.services import local_services
-from dreambooth_core.storage import s3
-from dreambooth_core.versions import differences, dossiers, views
+from dreambooth_core.registry import diff, listing
+from dreambooth_core.reports.comparison import compare_runs
+from dreambooth_core.servers.local import local_services
+from dreambooth_core.storage.stores import s3
 from tests.chat_server import ChatServer, Reply, serving
 
 PLANTED = (
@@ -138,12 +138,12 @@ def pages_about(config: Config, folder: Path) -> dict[str, bytes]:
 
     (report,) = (config.paths.work / "reports").glob("*/report.html")
     compared = compare_runs(report.parent, report.parent, folder / "compared.html")
-    with views.opened(config, config.paths.work, config.name) as one:
-        side = differences.side_of(one.store, one.book, one.found.version)
-        gallery = differences.write_gallery(folder / "difference.html", side, side)
-        dossier = dossiers.dossier_of(one.found, one.store)
+    with listing.opened(config, config.paths.work, config.name) as one:
+        side = diff.side_of(one.store, one.book, one.found.version)
+        gallery = diff.write_gallery(folder / "difference.html", side, side)
+        dossier = listing.dossier_of(one.found, one.store)
     texts = {
-        "diff as JSON": differences.difference(side, side).model_dump_json(),
+        "diff as JSON": diff.difference(side, side).model_dump_json(),
         "dossier": dossier.model_dump_json(),
         "approval": _question(dossier, ""),
     }

@@ -7,10 +7,10 @@ from pathlib import Path
 import pytest
 
 from dreambooth_core.config import Config
-from dreambooth_core.forms import Cleaning, Sweep
-from dreambooth_core.garbage import DAY
-from dreambooth_core.records import Scores, Weights
-from dreambooth_core.storage import Store
+from dreambooth_core.config.flow_parameters import Cleaning, Sweep
+from dreambooth_core.storage.garbage_collection import DAY
+from dreambooth_core.storage.records import Scores, Weights
+from dreambooth_core.storage.stores import Store
 from tests.prefect_for_real import artifacts
 
 STEPS = (4, 6)

@@ -22,9 +22,9 @@ import yaml
 from PIL import Image
 
 from dreambooth_core.config import Config
-from dreambooth_core.records import StageStatus
-from dreambooth_core.sampling import DRAWN_BY
-from dreambooth_core.summary import STAGES, Summary
+from dreambooth_core.diffusion.sampling import DRAWN_BY
+from dreambooth_core.reports.summary import STAGES, Summary
+from dreambooth_core.storage.records import StageStatus
 from tests.watched import ROOT, Exporter, exporting
 
 DASHBOARD = ROOT / "infra/metrics/dreambooth.json"

@@ -12,7 +12,7 @@ import pytest
 import yaml
 
 from dreambooth_core.config import Config
-from dreambooth_core.storage import Store, open_store
+from dreambooth_core.storage.stores import Store, open_store
 from tests.ray_for_real import cluster, own_network
 
 CLASS_IMAGES, SAMPLES = 24, 24

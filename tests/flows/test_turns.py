@@ -8,8 +8,8 @@ from pathlib import Path
 
 import pytest
 
-from dreambooth_core.summary import ON_GPU
-from tasks.stages import GPU, stage
+from dreambooth_core.reports.summary import ON_GPU
+from tasks.stage import GPU, stage
 
 TASKS = Path(__file__).parents[2] / "tasks"
 BEYOND_A_RUN = {"measure trial", "draw"}

@@ -53,7 +53,7 @@ class Case:
 
 
 def document(**sections: Any) -> dict[str, Any]:
-    """A config that is fine, with some sections in addition; its photos are in `photos`."""
+    """A config that is fine, with some sections in addition; its photos are in `data`."""
     plain: dict[str, Any] = {
         "name": "dog",
         "subject": {"images": "photos", "class_noun": "dog"},

@@ -33,7 +33,7 @@ PATIENCE = 300.0
 """Seconds for a command to end."""
 MOST_KILLS = 5
 """Of one training or run before it is let go to its end."""
-TRAINER = "dreambooth_core.trainer.attempt"
+TRAINER = "dreambooth_core.training.process"
 
 
 @dataclass
@@ -144,7 +144,7 @@ class Commands:
     def wrong(self) -> Iterator[str]:
         """What is not whole in the store, and checkpoints that are unfinished."""
         from dreambooth_core.config import Storage
-        from dreambooth_core.storage import open_store
+        from dreambooth_core.storage.stores import open_store
 
         store = open_store(Storage(uri=f"file://{self.folder}/store", endpoint=None))
         yield from (f"{key} is not whole" for key in halves(store))

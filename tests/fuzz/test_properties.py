@@ -16,14 +16,15 @@ import yaml
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
-from dreambooth_core.blobs import canonical, digest_json, get_blob, put_blob
+from dreambooth_core.batch_sampling.job import Group, Order, read_order, wishes
 from dreambooth_core.config import Config, load_config
+from dreambooth_core.config.base import NAME, as_name
 from dreambooth_core.config.inputs import check_template
-from dreambooth_core.config.sections import NAME, as_name
-from dreambooth_core.drawing.orders import Group, Order, read_order, wishes
+from dreambooth_core.data.versions import check_name
+from dreambooth_core.digests import canonical, digest_json
 from dreambooth_core.errors import ConfigError, StorageError
-from dreambooth_core.photos.versions import check_name
-from dreambooth_core.storage.file import FileStore
+from dreambooth_core.storage.blobs import get_blob, put_blob
+from dreambooth_core.storage.stores.file import FileStore
 from tests.fuzz import fields
 from tests.fuzz.case import document
 

@@ -74,7 +74,7 @@ def clients(guarded_s3: Guarded) -> dict[str, Any]:
 
 @pytest.fixture(scope="session")
 def guarded_s3(infra: Path, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Guarded]:
-    from dreambooth_core.servers import Server, claimed, running
+    from dreambooth_core.servers.process import Server, claimed, running
 
     folder = tmp_path_factory.mktemp("identities")
     secrets = _secrets(infra, folder)

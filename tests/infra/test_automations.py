@@ -25,9 +25,9 @@ from prefect.blocks.notifications import CustomWebhookNotificationBlock
 from prefect.events.schemas.automations import AutomationCore
 
 from dreambooth_core.config import Config
-from dreambooth_core.photos.versions import push
-from dreambooth_core.servers import exported
-from dreambooth_core.storage import Store
+from dreambooth_core.data.versions import push
+from dreambooth_core.servers.process import exported
+from dreambooth_core.storage.stores import Store
 from tasks.events import (
     MODEL_CANDIDATE,
     MODEL_PROMOTED,

@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 
 from dreambooth_core.config import Config
-from dreambooth_core.forms import Cleaning
+from dreambooth_core.config.flow_parameters import Cleaning
 from tests.prefect_for_real import ROOT, prefect_server
 
 S3 = "http://seaweedfs:8333"

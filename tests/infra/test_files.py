@@ -162,7 +162,7 @@ def _stores(document: Any) -> Iterator[Any]:
 
 def test_runs_of_a_team_know_its_mlflow(infra: Path) -> None:
     """By their environment: a form without a config says nothing of it."""
-    from dreambooth_core.tracking import SERVER
+    from dreambooth_core.config.results import SERVER
 
     compose = yaml.safe_load((infra / "compose/compose.yaml").read_text(encoding="utf-8"))
     for worker in ("worker", "worker-gpu", "worker-janitor"):

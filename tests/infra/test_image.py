@@ -121,13 +121,13 @@ def test_the_image_of_the_services_has_all_that_the_exporter_needs(
     infra: Path, tmp_path: Path
 ) -> None:
     text = (infra / "image/Dockerfile").read_text().split("AS services\n")[1]
-    [copied] = re.findall(r"^COPY (dreambooth_core/.*) dreambooth_core/$", text, re.MULTILINE)
-    for name in copied.split():
-        path = tmp_path / name
-        path.parent.mkdir(exist_ok=True)
-        path.write_bytes((infra.parent / name).read_bytes())
+    copied = re.findall(r"^COPY (dreambooth_core/.*) (dreambooth_core/\S*)$", text, re.MULTILINE)
+    for names, folder in copied:
+        (tmp_path / folder).mkdir(exist_ok=True)
+        for name in names.split():
+            (tmp_path / folder / Path(name).name).write_bytes((infra.parent / name).read_bytes())
     done = subprocess.run(
-        [sys.executable, "-m", "dreambooth_core.exporter", "--help"],
+        [sys.executable, "-m", "dreambooth_core.servers.metrics_exporter", "--help"],
         cwd=tmp_path,
         env={**os.environ, "PYTHONPATH": str(tmp_path)},
         capture_output=True,

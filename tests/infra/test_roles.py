@@ -15,9 +15,9 @@ from tests.infra.conftest import Guarded
 
 SWEEP = """
 import json, sys, time
-from dreambooth_core import garbage
+from dreambooth_core.storage import garbage_collection as garbage
 from dreambooth_core.config import Storage
-from dreambooth_core.storage import open_store
+from dreambooth_core.storage.stores import open_store
 
 now = time.time
 garbage.time.time = lambda: now() + 40 * garbage.DAY  # as if all of it were old

@@ -11,9 +11,9 @@ from typing import Literal, NamedTuple
 
 import numpy as np
 
-from dreambooth_core.judging.statistics import interval
 from dreambooth_core.metrics import catalogue, range_of
-from dreambooth_core.records import Estimate
+from dreambooth_core.metrics.statistics import interval
+from dreambooth_core.storage.records import Estimate
 from examples.small_world.study import trials
 from examples.small_world.study.arms import Arm, Question, Trial
 from examples.small_world.study.trials import Result

@@ -6,7 +6,7 @@ from collections.abc import Iterator, Sequence
 from pathlib import Path
 
 from dreambooth_core.metrics import catalogue
-from dreambooth_core.records import Estimate
+from dreambooth_core.storage.records import Estimate
 from examples.small_world.study import findings, peer, plots
 from examples.small_world.study.arms import Question
 from examples.small_world.study.findings import Found

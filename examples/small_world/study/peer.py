@@ -9,15 +9,16 @@ from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 
-from dreambooth_core.adapters import forget_origin
-from dreambooth_core.blobs import digest_json, digest_of_file, get_blob, put_blob
 from dreambooth_core.config import Config
+from dreambooth_core.diffusion.adapters import forget_origin
+from dreambooth_core.diffusion.sampling import base_digest
+from dreambooth_core.digests import digest_json, digest_of_file
 from dreambooth_core.errors import ConfigError, StageFailed
-from dreambooth_core.processes import last_lines, supervised
-from dreambooth_core.records import ImageSet, Weights
-from dreambooth_core.sampling import base_digest
-from dreambooth_core.stages import once
-from dreambooth_core.storage import Store
+from dreambooth_core.runtime.processes import last_lines, supervised
+from dreambooth_core.storage.blobs import get_blob, put_blob
+from dreambooth_core.storage.records import ImageSet, Weights
+from dreambooth_core.storage.stage_cache import once
+from dreambooth_core.storage.stores import Store
 
 SCRIPT = "examples/dreambooth/train_dreambooth.py"
 COMMIT = "58eb52c0803ea9af3abec60841c2a093bdf1f951"

@@ -6,13 +6,13 @@ from collections.abc import Iterable
 from dataclasses import dataclass
 from pathlib import Path
 
-from dreambooth_core import fit, priors
 from dreambooth_core.config import Config, load_config
+from dreambooth_core.data.ingest import take_in
 from dreambooth_core.errors import ConfigError
-from dreambooth_core.evaluation import evaluate
-from dreambooth_core.photos.intake import take_in
-from dreambooth_core.records import Record, Weights
-from dreambooth_core.storage import Store, open_store
+from dreambooth_core.evaluation.evaluate import evaluate
+from dreambooth_core.storage.records import Record, Weights
+from dreambooth_core.storage.stores import Store, open_store
+from dreambooth_core.training import class_images, spec, stage
 from examples.small_world.study.arms import OURS, Question, Trial
 from examples.small_world.study.peer import Order, Peer, train_by_script
 from examples.small_world.study.subjects import class_noun_of, make_photos
@@ -67,7 +67,7 @@ def file_of(results: Path, trial: Trial) -> Path:
 
 def read(results: Path, trial: Trial) -> Result | None:
     """What was found; None for a trial that is missing."""
-    return fit.read_record(file_of(results, trial), Result)
+    return spec.read_record(file_of(results, trial), Result)
 
 
 def train(trial: Trial, place: Place) -> Weights:
@@ -79,14 +79,14 @@ def train(trial: Trial, place: Place) -> Weights:
     store = open_store(config.storage)
     instance = take_in(config, store)[0].images
     if trial.arm.script is None:
-        priors.ensure_class_images(config, store, instance)
-        weights, _ = fit.train(config, store, instance)
+        class_images.ensure_class_images(config, store, instance)
+        weights, _ = stage.train(config, store, instance)
         _drop_local_state(store, place.work, weights)
         return weights
     if place.peer is None:
         raise ConfigError(f"the arm {trial.arm.name} needs diffusers' script: give --peer")
     wants = "--with_prior_preservation" in trial.arm.script
-    classes = priors.ensure_class_images(config, store, instance)[0] if wants else None
+    classes = class_images.ensure_class_images(config, store, instance)[0] if wants else None
     return train_by_script(place.peer, store, Order(config, instance, classes, trial.arm.script))
 
 
@@ -118,7 +118,7 @@ def make(trial: Trial, place: Place) -> Result:
     )
     path = file_of(place.results, trial)
     path.parent.mkdir(parents=True, exist_ok=True)
-    fit.write_record(path, result)
+    spec.write_record(path, result)
     return result
 
 

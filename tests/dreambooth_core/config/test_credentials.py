@@ -10,9 +10,9 @@ import yaml
 
 from dreambooth_core.config import Config, load_config
 from dreambooth_core.config.credentials import PUBLIC, without_password
+from dreambooth_core.config.flow_parameters import Cleaning, Place, Sweep
 from dreambooth_core.errors import ConfigError
-from dreambooth_core.forms import Cleaning, Place, Sweep
-from dreambooth_core.sweeps import trials_of
+from dreambooth_core.training.sweep import trials_of
 
 SECRET = "hunter2-hunter2"
 SUBJECT = {"images": "photos", "class_noun": "dog"}

@@ -6,11 +6,11 @@ from typing import Any
 import pytest
 from pydantic import ValidationError
 
+from dreambooth_core.batch_sampling.job import Order
 from dreambooth_core.config import Config
+from dreambooth_core.config.flow_parameters import Sweep
 from dreambooth_core.config.refusals import known_keys, proposals, wrong_fields
-from dreambooth_core.drawing.orders import Order
 from dreambooth_core.errors import SCREEN, ConfigError, DreamBoothError, sentence_of
-from dreambooth_core.forms import Sweep
 
 SUBJECT = {"images": "photos", "class_noun": "dog"}
 JUDGE = {"url": "http://host/v1", "model": "eyes"}

@@ -9,11 +9,12 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from dreambooth_core.blobs import digest_of
 from dreambooth_core.config import Config, Judge
+from dreambooth_core.digests import digest_of
 from dreambooth_core.errors import StageFailed, Unanswered
-from dreambooth_core.metrics import Evidence, Seen, judged_prompt, judged_subject
-from dreambooth_core.vision import openai_compatible
+from dreambooth_core.metrics import Evidence, Seen
+from dreambooth_core.metrics.measures import judged_prompt, judged_subject
+from dreambooth_core.vision.language import openai_compatible
 from tests.chat_server import Reply, serving
 
 COLOURS = ["red", "lime", "blue", "yellow", "white", "black"]

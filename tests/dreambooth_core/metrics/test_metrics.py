@@ -9,7 +9,6 @@ import pytest
 from PIL import Image
 
 from dreambooth_core import metrics, plugins
-from dreambooth_core.finders import Spot
 from dreambooth_core.metrics import (
     Choice,
     Evidence,
@@ -18,10 +17,12 @@ from dreambooth_core.metrics import (
     measure_all,
     measure_photos,
     measured,
-    unit,
 )
+from dreambooth_core.vision import embeddings
+from dreambooth_core.vision.detectors import Spot
+from dreambooth_core.vision.embeddings import unit
 
-NAMES = plugins.names("dreambooth_core.metrics")
+NAMES = plugins.names("dreambooth_core.metrics.measures")
 SIGHTS = [(eye, view) for eye in ("identity", "clip") for view in ("whole", "crop")]
 PROMPTS = ("{subject} on the beach",) * 3 + ("{subject} in the snow",) * 3
 TEXTS = ("dog on the beach",) * 3 + ("dog in the snow",) * 3
@@ -356,7 +357,7 @@ def test_what_says_nothing_of_any_image_is_left_out():
 
 
 def test_unit_rows():
-    found = metrics.unit([[3, 4], [0, 0]])
+    found = embeddings.unit([[3, 4], [0, 0]])
     np.testing.assert_allclose(found, [[0.6, 0.8], [0, 0]])
 
 

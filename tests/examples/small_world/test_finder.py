@@ -8,7 +8,7 @@ import pytest
 import torch
 from PIL import Image
 
-from dreambooth_core.finders import Finder, Spot
+from dreambooth_core.vision.detectors import Finder, Spot
 from examples.small_world import check_finder, make_photos, train_finder
 from examples.small_world.render import render_array, subject_mask
 from examples.small_world.shapes import CLASSES
@@ -90,7 +90,7 @@ def test_an_impostor_on_the_same_background_fools_whole_pictures_more_than_crops
     finder: Finder,
 ) -> None:
     """NearID's test in the small world; half a minute on an idle core."""
-    from dreambooth_core.judging.encoders import Encoder
+    from dreambooth_core.vision.encoders import Encoder
 
     clip = Encoder(str(check_finder.HERE / "encoders" / "clip"), None)
     told = check_finder.told_apart(finder, clip, "clip", count=120)

@@ -12,13 +12,8 @@ import pytest
 from PIL import Image as Pillow
 from PIL import ImageFilter
 
-from dreambooth_core.blobs import put_blob
 from dreambooth_core.config import Paths, load_config
-from dreambooth_core.finders import Spot
-from dreambooth_core.images import encode_png
-from dreambooth_core.judging.crops import crop
-from dreambooth_core.judging.encoders import Encoder
-from dreambooth_core.judging.sights import Viewer
+from dreambooth_core.data.images import encode_png
 from dreambooth_core.metrics import (
     Choice,
     Evidence,
@@ -28,8 +23,13 @@ from dreambooth_core.metrics import (
     measure_all,
     measure_photos,
 )
-from dreambooth_core.records import Image
-from dreambooth_core.storage import Store
+from dreambooth_core.metrics.embeddings import Viewer
+from dreambooth_core.storage.blobs import put_blob
+from dreambooth_core.storage.records import Image
+from dreambooth_core.storage.stores import Store
+from dreambooth_core.vision.crops import crop
+from dreambooth_core.vision.detectors import Spot
+from dreambooth_core.vision.encoders import Encoder
 from examples.small_world.make_photos import PLACES, SUBJECTS
 from examples.small_world.render import render, subject_mask
 from examples.small_world.world import (

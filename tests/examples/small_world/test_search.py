@@ -6,13 +6,13 @@ from pathlib import Path
 
 import pytest
 
-from dreambooth_core.blobs import image_set, put_blob
+from dreambooth_core.batch_sampling.search import Question, search
 from dreambooth_core.config import Config, Storage, load_config
-from dreambooth_core.drawing.search import Question, search
-from dreambooth_core.images import encode_png
-from dreambooth_core.records import Image
-from dreambooth_core.sampling import DRAWN_BY, drawn_by
-from dreambooth_core.storage import open_store
+from dreambooth_core.data.images import encode_png
+from dreambooth_core.diffusion.sampling import DRAWN_BY, drawn_by
+from dreambooth_core.storage.blobs import image_set, put_blob
+from dreambooth_core.storage.records import Image
+from dreambooth_core.storage.stores import open_store
 from examples.small_world.render import render
 from examples.small_world.world import BACKGROUNDS, random_identity, random_scene
 

@@ -5,9 +5,9 @@ from pathlib import Path
 
 import pytest
 
-from dreambooth_core.fit import write_record
 from dreambooth_core.metrics import range_of
-from dreambooth_core.records import Estimate
+from dreambooth_core.storage.records import Estimate
+from dreambooth_core.training.spec import write_record
 from examples.small_world.study import findings, trials
 from examples.small_world.study.arms import Arm, Question, Trial
 from examples.small_world.study.trials import Result

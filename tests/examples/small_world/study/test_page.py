@@ -7,8 +7,8 @@ from pathlib import Path
 
 import pytest
 
-from dreambooth_core.fit import write_record
 from dreambooth_core.metrics import catalogue
+from dreambooth_core.training.spec import write_record
 from examples.small_world.study import page, trials
 from examples.small_world.study.__main__ import main, parser
 from examples.small_world.study.arms import QUESTIONS, Arm, Question, Trial

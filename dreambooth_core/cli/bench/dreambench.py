@@ -1,0 +1,273 @@
+"""The DreamBooth paper's own protocol (Ruiz et al. 2023, arXiv:2208.12242, section 4.1) on any recipe.
+
+folder of subjects -> a config each -> trained, measured -> Standing -> Bench
+
+All 25 prompts of the subject's kind, 4 images each; DINO, CLIP-I and CLIP-T over all of them, PRES
+over images of the class prompt, DIV as LPIPS among the images of a prompt. What was trained or
+measured before is found again, so that a bench that was stopped goes on with the same command.
+"""
+
+from collections.abc import Iterable, Mapping, Sequence
+from pathlib import Path
+from typing import Literal
+
+import numpy as np
+from pydantic import ValidationError
+
+from dreambooth_core import console
+from dreambooth_core.cli.bench.subjects import Subject, chosen, subjects_in
+from dreambooth_core.config import Config
+from dreambooth_core.config.base import as_name
+from dreambooth_core.config.prompts import SETS
+from dreambooth_core.config.refusals import wrong_fields
+from dreambooth_core.digests import digest_json, digest_of
+from dreambooth_core.errors import ConfigError
+from dreambooth_core.metrics.statistics import interval
+from dreambooth_core.servers.local import local_services
+from dreambooth_core.storage.blobs import put_record
+from dreambooth_core.storage.records import Estimate, Record, Scores
+from dreambooth_core.storage.stores import open_store, written_beside
+
+SUBJECTS, IMAGES_PER_PROMPT, PIXELS = 30, 4, 512
+CLASS_PROMPT = "a {class_noun}"
+"""Of the class images, and of those that PRES and the drift are measured on."""
+CLIP, IDENTITY = "openai/clip-vit-base-patch32", "facebook/dino-vits16"
+LEVEL = 0.95
+
+__all__ = ["Bench", "Standing", "Subject", "chosen", "config_for", "run", "subjects_in", "table"]
+
+MEASURES: Mapping[str, str] = {
+    "subject_fidelity": "DINO",
+    "clip_i": "CLIP-I",
+    "prompt_fidelity": "CLIP-T",
+    "pres": "PRES",
+    "lpips_diversity": "DIV",
+}
+"""Our metric -> the paper's name for it, in the order of its tables."""
+LOWER_IS_BETTER = frozenset({"PRES"})
+
+PAPER: Mapping[str, Mapping[str, float]] = {
+    "real photos": {"DINO": 0.774, "CLIP-I": 0.885},
+    "DreamBooth, Imagen": {"DINO": 0.696, "CLIP-I": 0.812, "CLIP-T": 0.306},
+    "DreamBooth, SD": {"DINO": 0.668, "CLIP-I": 0.803, "CLIP-T": 0.305},
+    "Textual Inversion, SD": {"DINO": 0.569, "CLIP-I": 0.780, "CLIP-T": 0.255},
+    "Imagen, prior kept": {
+        "DINO": 0.684,
+        "CLIP-I": 0.815,
+        "CLIP-T": 0.308,
+        "PRES": 0.493,
+        "DIV": 0.391,
+    },
+    "Imagen, prior not kept": {
+        "DINO": 0.712,
+        "CLIP-I": 0.828,
+        "CLIP-T": 0.306,
+        "PRES": 0.664,
+        "DIV": 0.371,
+    },
+}
+"""The means over 30 subjects of its main table, and over 15 of its study of prior preservation."""
+CAUTION = (
+    "The paper's numbers are beside ours for orientation only: absolute numbers do not carry over "
+    "between codes. Real photos of these very subjects score a DINO of 0.774, 0.764 and 0.703 in "
+    "three papers; only rows that one code measured can be compared."
+)
+
+
+class Standing(Record):
+    """What one subject's model scores, by the paper's names of the metrics."""
+
+    subject: str
+    class_noun: str
+    photos: int
+    weights: str
+    """URI of the trained weights' record."""
+    scores: str
+    """URI of the record with every metric, and the table of all images."""
+    ours: dict[str, float]
+    base: dict[str, float]
+    """The untouched base's on the same prompts and seeds."""
+    real: dict[str, float]
+    """The photos among themselves."""
+
+
+class Bench(Record):
+    """The table, as `--json` prints it."""
+
+    recipe: str
+    subjects: tuple[Standing, ...]
+    ours: dict[str, Estimate]
+    """Mean over subjects, with its 95 % interval over subjects."""
+    base: dict[str, Estimate]
+    real: dict[str, Estimate]
+    paper: dict[str, dict[str, float]]
+    deviations: tuple[str, ...]
+    """Where this is not the paper's protocol."""
+    caution: str = CAUTION
+
+
+def config_for(recipe: Config, subject: Subject, prompts: int | None = None) -> Config:
+    """The recipe, for this subject, measured on the paper's prompts, or the first few of them.
+
+    Raises `ConfigError` where the two do not go together.
+    """
+    published = [prompt for kind in SETS[subject.prompts].values() for prompt in kind]
+    document = recipe.model_dump()
+    document["name"] = _name(recipe, subject)
+    document["more_subjects"] = ()
+    document["subject"] |= {
+        "images": subject.folder,
+        "class_noun": subject.class_noun,
+        "class_prompt": CLASS_PROMPT,
+    }
+    # all as scenes: the paper's DINO and CLIP-I count images whose prompt changes the subject, too
+    document["evaluation"] |= {
+        "prompts": tuple(published[:prompts]),
+        "accessories": (),
+        "properties": (),
+        "prompt_set": None,
+        "choices": (),
+    }
+    try:
+        return Config.model_validate(document)
+    except ValidationError as error:
+        raise ConfigError(
+            f"the recipe does not go with {subject.folder}: {wrong_fields(error, Config)}"
+        ) from error
+
+
+def run(recipe: Config, subjects: Sequence[Subject], prompts: int | None = None) -> Bench:
+    """Train and measure every subject, keep the table, and give it; raises what the stages raise."""
+    configs = [config_for(recipe, subject, prompts) for subject in subjects]
+    standings = []
+    with local_services(recipe):
+        for number, config in enumerate(configs, 1):
+            console.say(f"{subjects[number - 1].name}, {number} of {len(configs)}")
+            standings.append(_standing(config, subjects[number - 1]))
+        bench = Bench(
+            recipe=recipe.name,
+            subjects=tuple(standings),
+            ours=_means(one.ours for one in standings),
+            base=_means(one.base for one in standings),
+            real=_means(one.real for one in standings),
+            paper={name: dict(values) for name, values in PAPER.items()},
+            deviations=tuple(deviations(recipe, len(configs), prompts)),
+        )
+        _keep(recipe, bench)
+    return bench
+
+
+def deviations(recipe: Config, subjects: int, prompts: int | None) -> list[str]:
+    """One sentence for each thing that is not as the paper has it."""
+    rules, side, found = recipe.evaluation, recipe.model.resolution, list[str]()
+    if subjects != SUBJECTS:
+        found.append(f"{subjects} of the {SUBJECTS} subjects")
+    if prompts is not None and prompts < 25:
+        found.append(f"{prompts} of the 25 prompts")
+    if rules.seeds != IMAGES_PER_PROMPT:
+        found.append(f"{rules.seeds} images per prompt, not {IMAGES_PER_PROMPT}")
+    if side != PIXELS:
+        found.append(f"images of {side} pixels a side, not {PIXELS}")
+    if rules.preprocessing != "paper":
+        found.append(f"encoders see by evaluation.preprocessing {rules.preprocessing}, not paper")
+    if rules.identity != IDENTITY:
+        found.append(f"DINO is measured by {rules.identity}, not by {IDENTITY}")
+    if rules.clip != CLIP:
+        found.append(f"CLIP-I and CLIP-T are measured by {rules.clip}, not by {CLIP}")
+    if rules.lpips is None:
+        found.append("no DIV: evaluation.lpips names no network")
+    elif rules.seeds == 1:
+        found.append("no DIV: one image per prompt has no other to differ from")
+    return found
+
+
+def table(bench: Bench) -> list[list[str]]:
+    """Rows for people: the columns' names, the subjects, their means, and the paper's."""
+    columns = [f"{name} {'↓' if name in LOWER_IS_BETTER else '↑'}" for name in MEASURES.values()]
+    return [
+        ["", *columns],
+        *(_row(one.subject, one.ours) for one in bench.subjects),
+        _row("mean", _ends(bench.ours, "value")),
+        _row("  95 % from", _ends(bench.ours, "low")),
+        _row("  to", _ends(bench.ours, "high")),
+        _row("untouched base", _ends(bench.base, "value")),
+        _row("real photos", _ends(bench.real, "value")),
+        _row("in the paper", {}),
+        *(_row(f"  {title}", values) for title, values in bench.paper.items()),
+    ]
+
+
+def _standing(config: Config, subject: Subject) -> Standing:
+    """Train the subject and measure its model; only what is missing is done."""
+    from dreambooth_core.data.ingest import take_in
+    from dreambooth_core.evaluation.evaluate import evaluate
+    from dreambooth_core.training.standalone import train_alone, weights_of
+
+    train_alone(config)
+    store = open_store(config.storage)
+    weights, instance = weights_of(config), take_in(config, store)[0].images
+    with console.progress_bar("evaluate") as progress:
+        scores, _ = evaluate(config, store, instance, weights, progress)
+    return standing(subject, instance.count, weights.uri, scores)
+
+
+def _name(recipe: Config, subject: Subject) -> str:
+    """A name of the subject's own, whatever its folder is called."""
+    wanted = f"{recipe.name}-{subject.name}"
+    taken = as_name(wanted)
+    return taken if taken == wanted else f"{taken[:57]}-{digest_of(wanted.encode())[:6]}"
+
+
+def standing(subject: Subject, photos: int, weights: str, scores: Scores) -> Standing:
+    """The scores by the paper's names; a metric that was not measured is left out."""
+    return Standing(
+        subject=subject.name,
+        class_noun=subject.class_noun,
+        photos=photos,
+        weights=weights,
+        scores=scores.uri,
+        ours=_renamed(scores.metrics),
+        base=_renamed(scores.base_metrics),
+        real=_renamed(scores.reference),
+    )
+
+
+def _renamed(values: Mapping[str, float]) -> dict[str, float]:
+    return {theirs: values[ours] for ours, theirs in MEASURES.items() if ours in values}
+
+
+def _means(values: Iterable[Mapping[str, float]]) -> dict[str, Estimate]:
+    """Means over subjects; a metric that some subject lacks has none."""
+    rows = list(values)
+    found = {}
+    for name in MEASURES.values():
+        column = np.array([row[name] for row in rows if name in row])
+        if len(column) == len(rows):
+            low, high = interval(column, LEVEL)
+            found[name] = Estimate(value=float(column.mean()), low=low, high=high)
+    return found
+
+
+def _keep(recipe: Config, bench: Bench) -> None:
+    """In the store by its content, and the last one of the recipe in the work folder."""
+    store = open_store(recipe.storage)
+    put_record(store, f"benches/dreambench/{digest_json(bench)}.json", bench)
+    path = results_path(recipe)
+    with written_beside(path) as unfinished:
+        unfinished.write_text(bench.model_dump_json(indent=2), encoding="utf-8")
+
+
+def results_path(recipe: Config) -> Path:
+    """Where the recipe's last table lies on this machine."""
+    return recipe.paths.work / "benches" / f"dreambench-{recipe.name}.json"
+
+
+def _row(title: str, values: Mapping[str, float | None]) -> list[str]:
+    found = (values.get(name) for name in MEASURES.values())
+    return [title, *("" if value is None else f"{value:.3f}" for value in found)]
+
+
+def _ends(
+    estimates: Mapping[str, Estimate], end: Literal["value", "low", "high"]
+) -> dict[str, float | None]:
+    return {name: getattr(found, end) for name, found in estimates.items()}

@@ -1,0 +1,132 @@
+"""Commands around the servers of a laptop team: `up`, `down`, `doctor`."""
+
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated
+
+import typer
+
+from dreambooth_core.cli.options import AsJson
+from dreambooth_core.errors import StageFailed
+
+if TYPE_CHECKING:
+    from dreambooth_core.servers.stack.settings import Place
+    from dreambooth_core.servers.stack.supervisor import Standing
+
+app = typer.Typer()
+
+Folder = Annotated[Path, typer.Option(help="Folder of the servers' data and state.")]
+FOLDER = Path(".dreambooth/up")
+
+
+@app.command()
+def up(
+    detach: Annotated[
+        bool, typer.Option("--detach", "-d", help="Go on in the background.")
+    ] = False,
+    postgres: Annotated[
+        bool,
+        typer.Option("--postgres", help="Databases in an installed PostgreSQL, not in sqlite."),
+    ] = False,
+    port: Annotated[
+        int | None,
+        typer.Option(min=1024, max=45_000, help="The first of 16 adjacent ports; 14200 when free."),
+    ] = None,
+    folder: Folder = FOLDER,
+    project: Annotated[Path, typer.Option(help="Folder with the prefect.yaml.")] = Path(),
+    as_json: AsJson = False,
+) -> None:
+    """Start S3, MLflow, Prefect and a worker on this machine, and keep them up until Ctrl-C.
+
+    What an earlier `up` left behind is taken over.
+    """
+    from dreambooth_core.cli.server_output import show_standing
+    from dreambooth_core.servers.stack import settings as place
+    from dreambooth_core.servers.stack import supervisor
+
+    home = place.open_folder(folder)
+    login = home / place.LOGIN
+    there = supervisor.standing(home)
+    if there is not None:
+        show_standing(there, login, as_json)
+        return
+    settings = place.settle(home, port, postgres)
+    stack = place.Place(home, settings, project.resolve())
+    if detach:
+        show_standing(_in_background(stack), login, as_json)
+        return
+    with supervisor.claimed(home) as ours:
+        if not ours:
+            raise StageFailed(f"{home} is being started or stopped by another process: try again")
+        supervisor.supervise(stack, _tell, lambda standing: show_standing(standing, login, as_json))
+
+
+@app.command()
+def down(folder: Folder = FOLDER) -> None:
+    """Stop what `up` has started, in order; also after its supervisor was killed."""
+    from dreambooth_core.servers.stack import supervisor
+
+    count = supervisor.take_down(folder.resolve())
+    print(f"{count} processes stopped" if count else "nothing was up")
+
+
+@app.command()
+def doctor(
+    folder: Folder = FOLDER,
+    config: Annotated[
+        Path | None, typer.Option(help="A run's config, whose store is looked at.")
+    ] = None,
+    as_json: AsJson = False,
+) -> None:
+    """Check versions, ports, disk, memory, GPU, credentials, clocks and servers; say what to do.
+
+    Looks at the servers that the environment names, else at those of `up`. Exit code 1 when
+    something is broken.
+    """
+    from dreambooth_core.cli.server_output import show_findings
+    from dreambooth_core.config import load_config
+    from dreambooth_core.servers.doctor import examine
+
+    store = load_config(config).storage if config is not None else None
+    found = examine(folder.resolve(), store)
+    show_findings(found, as_json)
+    if any(finding.level == "broken" for finding in found):
+        raise typer.Exit(1)
+
+
+def _tell(sentence: str) -> None:
+    from datetime import datetime
+
+    typer.echo(f"{datetime.now():%H:%M:%S} {sentence}", err=True)
+
+
+def _in_background(stack: "Place") -> "Standing":
+    """Start the supervisor as a process of its own and wait until all parts work.
+
+    Raises `StageFailed` with the end of its log when it ends before.
+    """
+    import subprocess
+    import sys
+    import time
+
+    from dreambooth_core.runtime.processes import end_of
+    from dreambooth_core.servers.stack import supervisor
+
+    log = stack.folder / "logs" / "up.log"
+    log.parent.mkdir(exist_ok=True)
+    words = ["--folder", str(stack.folder), "--project", str(stack.project)]
+    words += ["--port", str(stack.settings.port)]
+    words += ["--postgres"] if stack.settings.postgres else []
+    with log.open("ab") as output:
+        process = subprocess.Popen(
+            [sys.executable, "-m", "dreambooth_core.cli", "up", *words],
+            stdin=subprocess.DEVNULL,
+            stdout=output,
+            stderr=output,
+            start_new_session=True,
+        )
+    while process.poll() is None:
+        there = supervisor.standing(stack.folder)
+        if there is not None and there.supervisor == process.pid and there.ready:
+            return there
+        time.sleep(0.1)
+    raise StageFailed(f"the servers are not up; {end_of(log)}")

@@ -1,0 +1,33 @@
+"""Where things lie."""
+
+from pathlib import Path
+from typing import Self
+
+from pydantic import model_validator
+
+from dreambooth_core import plugins
+from dreambooth_core.config.base import Address, Section
+
+
+class Paths(Section):
+    """Where local state lives."""
+
+    work: Path = Path(".dreambooth")
+    """The one folder of all local state: stores, databases, checkpoints, reports."""
+
+
+class Storage(Section):
+    """Where artifacts live."""
+
+    uri: Address = "s3://dreambooth/factory"
+    """`s3://bucket/prefix` or `file:///absolute/folder`."""
+    endpoint: Address | None = "local"
+    """S3 endpoint URL; empty for AWS; `local` starts a SeaweedFS server under `paths.work` for the run."""
+
+    @model_validator(mode="after")
+    def _known_scheme(self) -> Self:
+        scheme = self.uri.split("://", 1)[0]
+        known = plugins.names("dreambooth_core.storage.stores")
+        if "://" not in self.uri or scheme not in known:
+            raise ValueError(f"storage.uri must start with one of {', '.join(known)}, then ://")
+        return self

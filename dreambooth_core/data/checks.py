@@ -1,0 +1,151 @@
+"""Photos held against each other: copies, lookalikes, blur, and how many there are."""
+
+from collections.abc import Iterable, Sequence
+from pathlib import Path
+from statistics import median
+from typing import TYPE_CHECKING, NamedTuple
+
+from dreambooth_core import config
+from dreambooth_core.data.findings import FOLDER, Finding, Level, about
+
+if TYPE_CHECKING:
+    from PIL.Image import Image as Pixels
+
+    from dreambooth_core.vision.shifts import Views
+    from dreambooth_core.vision.similarity import Print
+
+BLUR_SIDE = 512
+"""Side at which sharpness is compared; less where a photo of the set is smaller."""
+SEARCHED = 30
+"""Photos up to which crops are searched at all scales, about 50 ms a pair; in a larger set at the
+same scale alone, about 5 ms a pair."""
+
+
+class Photo(NamedTuple):
+    """A photo that was read, as far as it is held against others."""
+
+    path: Path
+    name: str
+    bytes_digest: str
+    pixel_digest: str
+    print: "Print"
+    views: "Views"
+    centre: "Pixels"
+    """Grey central square, at most BLUR_SIDE wide."""
+    mask: Path | None
+    """The file beside it."""
+
+
+def compared(photos: Sequence[Photo], rules: config.Dataset) -> tuple[list[Photo], list[Finding]]:
+    """The photos without exact copies, and what is wrong with them as a set."""
+    findings: list[Finding] = []
+    left = _distinct(photos, findings)
+    findings += _lookalikes(left, rules)
+    findings += _blurred(left, rules)
+    findings += _counted(len(left), rules)
+    return left, findings
+
+
+def _distinct(photos: Iterable[Photo], findings: list[Finding]) -> list[Photo]:
+    """The photos without exact copies, the first by name staying."""
+    first: dict[str, Photo] = {}
+    for photo in photos:
+        same = first.setdefault(photo.pixel_digest, photo)
+        if same is photo:
+            continue
+        what = "file" if same.bytes_digest == photo.bytes_digest else "pixels"
+        measure, remedy = f"the same {what} as {same.name}", "remove one; it is counted once"
+        findings.append(
+            about("soft", photo.path, "exact duplicate", measure, "each photo once", remedy)
+        )
+    return list(first.values())
+
+
+def _lookalikes(photos: Sequence[Photo], rules: config.Dataset) -> list[Finding]:
+    """Each photo's closest match among those before it, where that is too close."""
+    from dreambooth_core.vision.similarity import alike
+
+    findings = []
+    for index, photo in enumerate(photos[1:], 1):
+        matches = [(alike(other.print, photo.print), other) for other in photos[:index]]
+        match, other = max(matches, key=lambda pair: pair[0].score)
+        if match.score <= rules.near_duplicate:
+            findings += _cropped(photo, photos[:index], len(photos))
+            continue
+        measure = f"{match.score:.3f} alike with {other.name}"
+        findings.append(
+            _copy(photo, _kind(match.mirrored, match.moved), measure, rules.near_duplicate)
+        )
+    return findings
+
+
+def _cropped(photo: Photo, others: Sequence[Photo], count: int) -> list[Finding]:
+    """The other of which it shows a part best, if any; `count` is that of the whole set."""
+    from dreambooth_core.vision.shifts import COPY, SCALES, shifted
+
+    scales = len(SCALES) if count <= SEARCHED else 1
+    matches = [(shifted(other.views, photo.views, scales), other) for other in others]
+    match, other = max(matches, key=lambda pair: pair[0].score)
+    if match.score <= COPY:
+        return []
+    measure = f"{match.score:.3f} alike with {other.name} in the {match.overlap:.0%} that both show"
+    return [_copy(photo, _kind(match.mirrored, True), measure, COPY)]
+
+
+def _copy(photo: Photo, check: str, measure: str, limit: float) -> Finding:
+    remedy = "keep one, add another view instead"
+    return about("soft", photo.path, check, measure, f"at most {limit:g}", remedy)
+
+
+def _kind(mirrored: bool, moved: bool) -> str:
+    if mirrored:
+        return "mirrored duplicate"
+    return "shifted duplicate" if moved else "near duplicate"
+
+
+def _blurred(photos: Sequence[Photo], rules: config.Dataset) -> list[Finding]:
+    """Photos far less sharp than the set's median; two have no median to speak of."""
+    from dreambooth_core.vision.similarity import sharpness
+
+    if len(photos) < 3:
+        return []
+    side = min(photo.centre.width for photo in photos)
+    measures = [sharpness(photo.centre, side) for photo in photos]
+    limit = rules.blur_ratio * median(measures)
+    return [
+        about(
+            "soft",
+            photo.path,
+            "blur",
+            f"sharpness {measure:.1f}",
+            f"at least {limit:.1f}, {rules.blur_ratio:g} of the set's median",
+            "use a sharper photo",
+        )
+        for photo, measure in zip(photos, measures, strict=True)
+        if measure < limit
+    ]
+
+
+def _counted(count: int, rules: config.Dataset) -> list[Finding]:
+    if count < rules.min_images:
+        return [too_many_or_few("hard", count, f"at least {rules.min_images}", "add more photos")]
+    if count < rules.few_images:
+        return [
+            too_many_or_few("soft", count, f"better {rules.few_images} or more", "add another view")
+        ]
+    if count > rules.many_images:
+        remedy = "keep the most different ones: a subject is bound best from a handful"
+        return [too_many_or_few("soft", count, f"better {rules.many_images} or fewer", remedy)]
+    return []
+
+
+def too_many_or_few(level: Level, count: int, limit: str, remedy: str) -> Finding:
+    check = "too many" if "most" in limit or "fewer" in limit else "too few"
+    return Finding(
+        level=level,
+        file=FOLDER,
+        check=check,
+        measure=f"{count} distinct usable photos",
+        limit=limit,
+        remedy=remedy,
+    )

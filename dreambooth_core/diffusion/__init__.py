@@ -1,0 +1,1 @@
+"""Diffusion models: families, base model, adapters, objectives, sampling, exports."""

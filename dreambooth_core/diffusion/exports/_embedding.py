@@ -1,0 +1,41 @@
+"""New tokens as files of their own, one per identifier: the file's name is the word to write."""
+
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from dreambooth_core.diffusion.exports import Source, _modelspec
+from dreambooth_core.diffusion.exports._base import base_of
+
+if TYPE_CHECKING:
+    from torch import Tensor
+
+_KEYS = {"text_encoder": "clip_l", "text_encoder_2": "clip_g"}
+
+
+def write(source: Source, out: Path) -> list[Path]:
+    """Write `<title>-<identifier>.safetensors` for each identifier; none without new tokens.
+
+    A1111 and ComfyUI read them for SD 1.x, 2.x and SDXL, diffusers by `load_textual_inversion`.
+    """
+    from dreambooth_core.diffusion import safetensors_files, textual_inversion
+
+    if not (source.weights / textual_inversion.FILE).is_file():
+        return []
+    rows, _ = safetensors_files.read(source.weights / textual_inversion.FILE)
+    words, first, written = _modelspec.words(source), 0, []
+    texts = _modelspec.texts(source, base_of(source.base), "diffusers", "textual-inversion")
+    for identifier, tokens in textual_inversion.exported_tokens(source.weights).items():
+        word = words[identifier]
+        own = {name: tensor[first : first + len(tokens)] for name, tensor in rows.items()}
+        told = {"usage_hint": f"Trigger word: {word}", "trigger_phrase": word}
+        named = {**texts, **{f"modelspec.{key}": text for key, text in told.items()}}
+        written.append(_modelspec.write(out / f"{word}.safetensors", _named(own), named))
+        first += len(tokens)
+    return written
+
+
+def _named(rows: dict[str, "Tensor"]) -> dict[str, "Tensor"]:
+    """One encoder: the key that A1111 asks for; SDXL's two: the keys that everyone has."""
+    if len(rows) == 1:
+        return dict(zip(("emb_params",), rows.values(), strict=True))
+    return {_KEYS[name]: tensor for name, tensor in rows.items()}

@@ -1,0 +1,90 @@
+"""FLUX's original names for an adapter's layers; some of diffusers' are one layer there.
+
+Layers that act on the same input become one whose outputs stand on top of each other: the downs are
+stacked, the ups stand on the diagonal, and rows that nobody trained are zero. This is exact.
+"""
+
+import re
+from collections.abc import Mapping, Sequence
+from dataclasses import replace
+from typing import Any
+
+from dreambooth_core.diffusion.exports._lora import Layer
+from dreambooth_core.errors import ConfigError
+
+_DOUBLE = {
+    "attn.to_out.0": "img_attn.proj",
+    "attn.to_add_out": "txt_attn.proj",
+    "ff.net.0.proj": "img_mlp.0",
+    "ff.net.2": "img_mlp.2",
+    "ff_context.net.0.proj": "txt_mlp.0",
+    "ff_context.net.2": "txt_mlp.2",
+    "norm1.linear": "img_mod.lin",
+    "norm1_context.linear": "txt_mod.lin",
+}
+_DOUBLE_FUSED = {
+    "img_attn.qkv": ("attn.to_q", "attn.to_k", "attn.to_v"),
+    "txt_attn.qkv": ("attn.add_q_proj", "attn.add_k_proj", "attn.add_v_proj"),
+}
+_SINGLE = {"proj_out": "linear2", "norm.linear": "modulation.lin"}
+_SINGLE_FUSED = {"linear1": ("attn.to_q", "attn.to_k", "attn.to_v", "proj_mlp")}
+_MLP_RATIO = 4
+"""Of every FLUX.1; diffusers' config does not say it."""
+
+
+def fused(layers: Sequence[Layer], config: Mapping[str, Any]) -> tuple[Layer, ...]:
+    """The transformer's layers by their original names; the text encoders' stay as they are.
+
+    `config` is the transformer's. Raises `ConfigError` for a layer outside the blocks.
+    """
+    width = config["num_attention_heads"] * config["attention_head_dim"]
+    found: list[Layer] = []
+    waiting: dict[tuple[str, tuple[str, ...]], dict[str, Layer]] = {}
+    for layer in layers:
+        if layer.component != "transformer":
+            found.append(layer)
+            continue
+        place, name = _place(layer.module)
+        plain, together = (
+            (_DOUBLE, _DOUBLE_FUSED) if "double" in place else (_SINGLE, _SINGLE_FUSED)
+        )
+        whole = next((key for key, names in together.items() if name in names), None)
+        if whole:
+            waiting.setdefault((f"{place}.{whole}", together[whole]), {})[name] = layer
+        elif name in plain:
+            found.append(replace(layer, module=f"{place}.{plain[name]}"))
+        else:
+            raise _unknown(layer.module)
+    for (module, names), parts in waiting.items():
+        rows = [width * (_MLP_RATIO if name == "proj_mlp" else 1) for name in names]
+        found.append(_stacked(module, [parts.get(name) for name in names], rows))
+    return tuple(found)
+
+
+def _place(module: str) -> tuple[str, str]:
+    """`transformer_blocks.3.attn.to_q` -> `double_blocks.3`, `attn.to_q`."""
+    found = re.fullmatch(r"(single_)?transformer_blocks\.(\d+)\.(.+)", module)
+    if not found:
+        raise _unknown(module)
+    return f"{'single' if found[1] else 'double'}_blocks.{found[2]}", found[3]
+
+
+def _stacked(module: str, parts: Sequence[Layer | None], rows: Sequence[int]) -> Layer:
+    """One layer of several on the same input, `rows` outputs each; None has no change."""
+    import torch
+
+    there = [part for part in parts if part]
+    scale = there[0].alpha / there[0].rank
+    ups = [
+        torch.zeros(count, 0) if part is None else part.up * (part.alpha / part.rank / scale)
+        for part, count in zip(parts, rows, strict=True)
+    ]
+    down = torch.cat([part.down for part in there])
+    up = torch.block_diag(*ups).to(down.dtype)  # type: ignore[no-untyped-call]
+    return Layer("transformer", module, down, up, scale * len(down))
+
+
+def _unknown(module: str) -> ConfigError:
+    return ConfigError(
+        f"kohya has no name for the layer {module} of FLUX; use --format lora_diffusers"
+    )

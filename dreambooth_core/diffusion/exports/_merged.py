@@ -1,0 +1,36 @@
+"""The whole model with its training in it, as components that know of no adapter."""
+
+from collections.abc import Iterator
+
+from dreambooth_core.diffusion.exports import Source
+from dreambooth_core.diffusion.families import Parts, load_family
+
+
+def merged(source: Source) -> Parts:
+    """Base and weights together, float32: what our own sampling draws with; raises `ModelError`."""
+    from dreambooth_core.diffusion import adapters
+
+    family = load_family(source.family)
+    tuned = {path.name: path for path in source.weights.iterdir() if path.is_dir()}
+    return adapters.apply(family, family.load(source.base, tuned), source.weights)
+
+
+def touched(source: Source) -> tuple[str, ...]:
+    """The components, tokenizers among them, that are no longer the base's."""
+    return tuple(dict.fromkeys(_touched(source)))
+
+
+def _touched(source: Source) -> Iterator[str]:
+    from dreambooth_core.diffusion import adapters, safetensors_files, textual_inversion
+
+    tokenizers = load_family(source.family).tokenizers
+    for path in sorted(source.weights.iterdir()):
+        if path.is_dir():
+            yield path.name
+        elif path.name == textual_inversion.FILE:
+            for encoder, tokenizer in tokenizers.items():
+                yield from (encoder, tokenizer)
+        elif path.name == adapters.LORA_FILE:
+            yield from sorted({key.split(".")[0] for key in safetensors_files.read(path)[0]})
+        elif path.name.endswith(adapters.LOKR_ENDING):
+            yield path.name.removesuffix(adapters.LOKR_ENDING)

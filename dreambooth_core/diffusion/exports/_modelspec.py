@@ -1,0 +1,84 @@
+"""What a file says about itself: Stability's model metadata specification 1.0.1, `modelspec.*`."""
+
+import hashlib
+import re
+from collections.abc import Mapping
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from dreambooth_core.config.base import NAME
+from dreambooth_core.diffusion.exports import Source
+from dreambooth_core.diffusion.exports._base import Base
+from dreambooth_core.errors import ConfigError, ModelError
+
+if TYPE_CHECKING:
+    from torch import Tensor
+
+_HASH = "modelspec.hash_sha256"
+_BLANK = "0x" + "0" * 64
+
+
+def write(path: Path, tensors: Mapping[str, "Tensor"], texts: Mapping[str, str]) -> Path:
+    """Write a safetensors file with `hash_sha256`, the digest of all that follows the header."""
+    from dreambooth_core.diffusion import safetensors_files
+
+    safetensors_files.write(path, tensors, {**texts, _HASH: _BLANK})
+    with path.open("r+b") as file:
+        header = file.read(int.from_bytes(file.read(8), "little"))
+        digest = hashlib.file_digest(file, "sha256").hexdigest()
+        blank = f'"{_HASH}":"{_BLANK}"'.encode()
+        if header.count(blank) != 1:
+            raise ModelError(
+                f"{path} has no place for {_HASH}; is its header laid out differently?"
+            )
+        file.seek(8)
+        file.write(header.replace(blank, f'"{_HASH}":"0x{digest}"'.encode()))
+    return path
+
+
+def words(source: Source) -> dict[str, str]:
+    """Identifier -> name of the file of its new tokens, which is the word to write in prompts.
+
+    Empty without new tokens. Raises `ConfigError` for an identifier that no file can be named by.
+    """
+    from dreambooth_core.diffusion import textual_inversion
+
+    found = {}
+    for identifier in textual_inversion.exported_tokens(source.weights):
+        word = f"{source.about.title}-{identifier.strip('<>')}"
+        if not re.fullmatch(NAME, word):
+            raise ConfigError(
+                f"{word!r} cannot name a file, which its trigger word has to: train with a "
+                "subject.identifier of letters, digits, dot, dash and underscore"
+            )
+        found[identifier] = word
+    return found
+
+
+def texts(source: Source, base: Base, implementation: str, adapter: str = "") -> dict[str, str]:
+    """The keys of the specification, but for the hash.
+
+    `implementation` names the code whose names the tensors have; `adapter` is `lora` or
+    `textual-inversion`, or empty for a whole model. There is no date: the same model is the same
+    bytes on any day.
+    """
+    from dreambooth_core.diffusion import textual_inversion
+
+    about = source.about
+    trigger = textual_inversion.spell(
+        {old: (new,) for old, new in words(source).items()}, about.trigger
+    )
+    origin = f"{about.base} at {about.revision}" if about.revision else about.base
+    known = {
+        "sai_model_spec": "1.0.1",
+        "architecture": "/".join(filter(None, (base.architecture, adapter))),
+        "implementation": implementation,
+        "title": about.title,
+        "description": f"{trigger}: trained on {origin} by {source.method}; weights {about.digest}",
+        "resolution": f"{about.resolution}x{about.resolution}",
+        "usage_hint": f"Trigger words: {trigger}",
+        "trigger_phrase": trigger,
+        "prediction_type": base.prediction,
+        "license": about.licence or "",
+    }
+    return {f"modelspec.{key}": value for key, value in known.items() if value}

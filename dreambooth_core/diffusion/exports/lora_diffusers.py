@@ -1,0 +1,33 @@
+"""An adapter as a folder that the pipeline's `load_lora_weights` reads."""
+
+from collections.abc import Mapping
+from pathlib import Path
+
+from dreambooth_core.diffusion.exports import ANY, Source, _embedding, _lora, _modelspec
+from dreambooth_core.diffusion.exports._base import base_of
+
+
+class LoraDiffusers:
+    name = "lora_diffusers"
+    description = "a folder for load_lora_weights of diffusers' pipelines"
+    takes: Mapping[str, tuple[str, ...]] = {ANY: ("lora", "dora", "pivotal")}
+
+    def write(self, source: Source, out: Path) -> list[Path]:
+        from dreambooth_core.diffusion import safetensors_files
+        from dreambooth_core.diffusion.adapters import LORA_FILE
+
+        tensors, own = safetensors_files.read(source.weights / LORA_FILE)
+        named = {_with_full_name(key): tensor for key, tensor in tensors.items()}
+        texts = _modelspec.texts(source, base_of(source.base), "diffusers", "lora")
+        folder = out / source.about.title
+        _modelspec.write(folder / LORA_FILE, named, {**own, **texts})
+        _embedding.write(source, folder)
+        return [folder]
+
+
+def _with_full_name(key: str) -> str:
+    component, layer = key.split(".", 1)
+    return f"{component}.{_lora.full_name(layer)}"
+
+
+EXPORT = LoraDiffusers()

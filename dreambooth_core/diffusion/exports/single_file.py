@@ -1,0 +1,94 @@
+"""A whole model in one file with the original names: A1111, Forge, ComfyUI.
+
+SD 1.x as CompVis named it, SD 2.x and SDXL as Stability did. What diffusers' folders do not hold
+is not there: the last text layer of SD 2.x and the `logit_scale` of OpenCLIP, neither of which has
+a part in drawing an image.
+"""
+
+from collections.abc import Mapping
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from dreambooth_core.diffusion.exports import Source, _modelspec, _original
+from dreambooth_core.diffusion.exports._base import Base, base_of
+from dreambooth_core.diffusion.exports._merged import merged
+from dreambooth_core.diffusion.families import Parts
+
+if TYPE_CHECKING:
+    from torch import Tensor
+
+_METHODS = ("full", "lora", "dora", "lokr")
+
+
+class SingleFile:
+    name = "single_file"
+    description = "one .safetensors of the whole model, for A1111, Forge and ComfyUI"
+    takes: Mapping[str, tuple[str, ...]] = {
+        "StableDiffusionPipeline": _METHODS,
+        "StableDiffusionXLPipeline": _METHODS,
+    }
+
+    def write(self, source: Source, out: Path) -> list[Path]:
+        base = base_of(source.base)
+        tensors = checkpoint(merged(source), base)
+        texts = _modelspec.texts(source, base, _implementation(base))
+        return [_modelspec.write(out / f"{source.about.title}.safetensors", tensors, texts)]
+
+
+def checkpoint(parts: Parts, base: Base) -> dict[str, "Tensor"]:
+    """All tensors of the model by their original names, in the number types of the base's files."""
+    states = {
+        name: _state(parts, base, name) for name in ("unet", "vae", *_encoders(base).values())
+    }
+    found = {
+        "model.diffusion_model": _original.unet_tensors(states["unet"], parts["unet"].config),
+        "first_stage_model": _original.vae_tensors(states["vae"], parts["vae"].config),
+    }
+    for prefix, name in _encoders(base).items():
+        if prefix.endswith(".model"):
+            config = parts[name].config.to_dict()
+            found[prefix] = _original.openclip_tensors(states[name], config)
+        else:
+            found[prefix] = _original.clip_tensors(states[name])
+    tensors = {
+        f"{prefix}.{name}": tensor for prefix, of in found.items() for name, tensor in of.items()
+    }
+    return {**tensors, **_markers(base)}
+
+
+def _encoders(base: Base) -> dict[str, str]:
+    """Original prefix -> text encoder; `model` is OpenCLIP's, `transformer` OpenAI's."""
+    if base.pipeline == "StableDiffusionPipeline":
+        return {f"cond_stage_model.{'model' if base.is_second else 'transformer'}": "text_encoder"}
+    return {
+        "conditioner.embedders.0.transformer": "text_encoder",
+        "conditioner.embedders.1.model": "text_encoder_2",
+    }
+
+
+def _markers(base: Base) -> dict[str, "Tensor"]:
+    """Empty tensors by which UIs know an SDXL that predicts v, and one with noise to the end."""
+    import torch
+
+    if base.pipeline != "StableDiffusionXLPipeline" or base.prediction != "v":
+        return {}
+    to_the_end = base.settings("scheduler").get("rescale_betas_zero_snr", False)
+    return {name: torch.empty(0) for name in ("v_pred", *(["ztsnr"] if to_the_end else []))}
+
+
+def _state(parts: Parts, base: Base, name: str) -> dict[str, "Tensor"]:
+    from dreambooth_core.diffusion.adapters import stored_dtype
+
+    dtype = stored_dtype(base.folder / name)
+    return {key: tensor.to(dtype) for key, tensor in parts[name].state_dict().items()}
+
+
+def _implementation(base: Base) -> str:
+    """Whose code has variables of these names."""
+    if base.pipeline == "StableDiffusionXLPipeline":
+        return "sgm"
+    second = "https://github.com/Stability-AI/stablediffusion"
+    return second if base.is_second else "https://github.com/CompVis/stable-diffusion"
+
+
+EXPORT = SingleFile()

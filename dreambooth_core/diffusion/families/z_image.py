@@ -1,0 +1,98 @@
+"""Z-Image (Cai et al. 2025, arXiv:2511.22699).
+
+Qwen3 reads the prompt; one transformer takes text and image as a single stream. Its time runs the
+other way, from 0 in noise to 1 in the image, and so does its velocity.
+"""
+
+from collections.abc import Mapping, Sequence
+from typing import TYPE_CHECKING, Any
+
+from dreambooth_core.diffusion.families import Family, FromDiffusers, Parts, Tensors, _qwen
+
+if TYPE_CHECKING:
+    from torch import Tensor
+
+    from dreambooth_core.config import Sampler
+    from dreambooth_core.diffusion.latents import LatentDistribution
+
+PROMPT_TOKENS = 512
+
+
+class ZImage(FromDiffusers):
+    """The `z_image` family."""
+
+    pipeline_class = "ZImagePipeline"
+    flow = True
+    denoiser = "transformer"
+    autoencoder = "vae"
+    text_encoders: tuple[str, ...] = ("text_encoder",)
+    tokenizers: Mapping[str, str] = {}
+    lora_targets: Mapping[str, tuple[str, ...]] = {
+        "transformer": ("to_q", "to_k", "to_v", "to_out.0")
+    }
+    pixel_multiple = 16
+
+    def classes(self) -> Mapping[str, Any]:
+        from diffusers import (
+            AutoencoderKL,
+            FlowMatchEulerDiscreteScheduler,
+            ZImageTransformer2DModel,
+        )
+        from transformers import Qwen2Tokenizer, Qwen3Model
+
+        return {
+            "scheduler": FlowMatchEulerDiscreteScheduler,
+            "tokenizer": Qwen2Tokenizer,
+            "text_encoder": Qwen3Model,
+            "vae": AutoencoderKL,
+            "transformer": ZImageTransformer2DModel,
+        }
+
+    def tokenize(self, parts: Parts, prompts: Sequence[str]) -> Tensors:
+        """`input_ids` and `attention_mask`: (prompts, 512)."""
+        texts = _qwen.chats(parts["tokenizer"], prompts, thinking=True)
+        return _qwen.token_table(parts["tokenizer"], texts, PROMPT_TOKENS)
+
+    def encode_prompts(self, parts: Parts, tokens: Tensors) -> Tensors:
+        """`hidden_states` (prompts, 512, width) ahead of the last layer, zeros behind a prompt's
+        end, and bool `mask` (prompts, 512), as ZImagePipeline computes them."""
+        import torch
+
+        found = []
+        for ids, mask in _qwen.one_by_one(tokens):
+            states = _qwen.hidden_states(parts["text_encoder"], ids, mask)[-2]
+            found.append(states * mask.unsqueeze(2))
+        return {"hidden_states": torch.cat(found), "mask": tokens["attention_mask"].bool()}
+
+    def encode_images(self, parts: Parts, pixels: "Tensor") -> "LatentDistribution":
+        from dreambooth_core.diffusion.latents import LatentDistribution
+
+        vae = parts["vae"]
+        found = vae.encode(pixels).latent_dist
+        latents = LatentDistribution(found.mean, found.logvar)
+        return latents.shifted(-vae.config.shift_factor).scaled(vae.config.scaling_factor)
+
+    def predict(
+        self, parts: Parts, noisy: "Tensor", timesteps: "Tensor", conditioning: Tensors
+    ) -> "Tensor":
+        import torch
+
+        lengths = _qwen.lengths(conditioning["mask"])
+        rows = zip(conditioning["hidden_states"], lengths, strict=True)
+        towards_image = parts["transformer"](
+            list(noisy.unsqueeze(2)),
+            (1000 - timesteps) / 1000,
+            [states[:length] for states, length in rows],
+            return_dict=False,
+        )[0]
+        return -torch.stack(towards_image).squeeze(2)
+
+    def guidance(self, sampler: "Sampler") -> Mapping[str, Any]:
+        """This pipeline adds its scale times the difference: 0 is what others call 1."""
+        return {
+            "guidance_scale": sampler.guidance_scale - 1,
+            "negative_prompt": sampler.negative_prompt,
+        }
+
+
+FAMILY: Family = ZImage()

@@ -1,0 +1,31 @@
+"""Latents of images as a normal distribution, as an autoencoder gives them."""
+
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+
+@dataclass(frozen=True)
+class LatentDistribution:
+    """A diagonal normal distribution per image.
+
+    Both tensors are (images, channels, h, w), or (channels, h, w) of a single one.
+    """
+
+    mean: Tensor
+    log_variance: Tensor
+
+    def scaled(self, factor: float) -> "LatentDistribution":
+        """The distribution of `factor` times the latents."""
+        return LatentDistribution(
+            self.mean * factor, self.log_variance + 2 * torch.log(torch.tensor(factor)).item()
+        )
+
+    def shifted(self, offset: float) -> "LatentDistribution":
+        """The distribution of the latents plus `offset`."""
+        return LatentDistribution(self.mean + offset, self.log_variance)
+
+    def draw(self, noise: Tensor) -> Tensor:
+        """Latents for standard normal `noise`, in the same shape."""
+        return self.mean + (0.5 * self.log_variance).exp() * noise

@@ -1,0 +1,193 @@
+"""Two model versions side by side: what went in, what came out, image beside image."""
+
+import base64
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from functools import lru_cache
+from pathlib import Path
+from typing import Any
+
+from dreambooth_core.config import Config
+from dreambooth_core.data.contact_sheets import thumbnail
+from dreambooth_core.metrics import catalogue
+from dreambooth_core.metrics.statistics import compare, shared_metrics
+from dreambooth_core.registry.aliases import Book
+from dreambooth_core.registry.provenance import Ancestry, ancestry_of, read_origin
+from dreambooth_core.storage.blobs import get_blob
+from dreambooth_core.storage.records import (
+    PRIVATE,
+    Comparison,
+    Image,
+    ImageSet,
+    Record,
+    Row,
+    Scores,
+    Table,
+)
+from dreambooth_core.storage.stores import Store, written_beside
+from dreambooth_core.tracking.mlflow import flat
+
+PIXELS = 320
+"""Longer side above which an image of the gallery is embedded smaller."""
+LEVEL = 0.95
+Both = tuple[str | None, str | None]
+"""The left one's and the right one's; None where it has none."""
+
+
+@dataclass(frozen=True)
+class Side:
+    """One of the two."""
+
+    name: str
+    """NAME/version."""
+    config: Config
+    found: Ancestry
+    store: Store
+
+
+class Difference(Record):
+    """What two versions do not have in common, and how they compare."""
+
+    left: str
+    right: str
+    config: dict[str, Both]
+    """Key of the config -> its values, where they differ."""
+    data: dict[str, Both]
+    """What went in and came out -> digests, where they differ."""
+    photos: dict[str, Both]
+    """Photo -> its digests, where they differ."""
+    metrics: dict[str, tuple[float | None, float | None]]
+    comparisons: tuple[Comparison, ...]
+    """The right one against the left one, image by image; only when one plan has measured both."""
+    why_not: str
+    """Why there are no comparisons; empty when there are."""
+
+
+@dataclass(frozen=True)
+class Pair:
+    """The same prompt and the same seed."""
+
+    prompt: str
+    seed: int
+    left: str
+    """A data URL."""
+    right: str
+
+
+def side_of(store: Store, book: Book, version: str) -> Side:
+    """Raises `ConfigError` for a version that says nothing of where it comes from."""
+    origin = read_origin(book, version)
+    return Side(f"{book.name}/{version}", origin.config, ancestry_of(store, origin), store)
+
+
+def difference(left: Side, right: Side) -> Difference:
+    """All but the pictures."""
+    ours, theirs = left.found.scores, right.found.scores
+    why_not = _why_not(ours, theirs)
+    names = sorted(ours.metrics.keys() | theirs.metrics.keys())
+    return Difference(
+        left=left.name,
+        right=right.name,
+        config=_differing(_settings(left.config), _settings(right.config)),
+        data=_differing(_digests(left.found), _digests(right.found)),
+        photos=_differing(_photos(left.found.instance), _photos(right.found.instance)),
+        metrics={name: (ours.metrics.get(name), theirs.metrics.get(name)) for name in names},
+        comparisons=() if why_not else _comparisons(_rows(left), _rows(right)),
+        why_not=why_not,
+    )
+
+
+def pairs(left: Side, right: Side) -> list[Pair]:
+    """The evaluation's images that both have of a prompt and a seed, in the left one's order."""
+    ours, theirs = _images(left), _images(right)
+    return [
+        Pair(prompt, seed, _url(left.store, ours[key]), _url(right.store, theirs[key]))
+        for key in ours
+        if key in theirs
+        for prompt, seed in [key]
+    ]
+
+
+def write_gallery(out: Path, left: Side, right: Side) -> Path:
+    """One page with everything inside it; it appears at `out` when it is complete."""
+    shown = pairs(left, right)
+    prompts: dict[str, list[Pair]] = {}
+    for pair in shown:
+        prompts.setdefault(pair.prompt, []).append(pair)
+    page = _template().render(difference=difference(left, right), prompts=prompts, level=LEVEL)
+    with written_beside(out) as temporary:
+        temporary.write_text(page, encoding="utf-8")
+    return out
+
+
+def _why_not(ours: Scores, theirs: Scores) -> str:
+    if ours.table is None or theirs.table is None:
+        return "the scores of single images were not kept"
+    if ours.plan != theirs.plan or not ours.plan:
+        return "they were measured by different plans: other prompts, seeds, photos or encoders"
+    return ""
+
+
+def _comparisons(ours: Sequence[Row], theirs: Sequence[Row]) -> tuple[Comparison, ...]:
+    known = catalogue()
+    return tuple(
+        compare(name, theirs, ours, LEVEL, name not in known or known[name].higher_is_better)
+        for name in sorted(shared_metrics(ours, theirs))
+    )
+
+
+def _settings(config: Config) -> dict[str, str]:
+    return flat(config.model_dump(mode="json", exclude=PRIVATE))
+
+
+def _digests(found: Ancestry) -> dict[str, str]:
+    named = {
+        "instance images": found.instance,
+        "class images": found.classes,
+        "weights": found.weights,
+        "scores": found.scores,
+    }
+    return {name: made.digest for name, made in named.items() if made is not None}
+
+
+def _photos(images: ImageSet) -> dict[str, str]:
+    return {image.name: image.blob.sha256 for image in images.images}
+
+
+def _differing(ours: Mapping[str, str], theirs: Mapping[str, str]) -> dict[str, Both]:
+    names = [*ours, *(name for name in theirs if name not in ours)]
+    both = {name: (ours.get(name), theirs.get(name)) for name in names}
+    return {name: pair for name, pair in both.items() if pair[0] != pair[1]}
+
+
+def _rows(side: Side) -> tuple[Row, ...]:
+    blob = side.found.scores.table
+    return () if blob is None else Table.model_validate_json(get_blob(side.store, blob)).rows
+
+
+def _images(side: Side) -> dict[tuple[str, int], Image]:
+    """By the prompt's template, where it is known: two subjects may have other names."""
+    samples = side.found.scores.samples.images
+    templates = {row.image: row.prompt for row in _rows(side)}
+    return {
+        (templates.get(image.blob.sha256, image.prompt), image.seed): image
+        for image in samples
+        if image.seed is not None
+    }
+
+
+def _url(store: Store, image: Image) -> str:
+    png = thumbnail(get_blob(store, image.blob), PIXELS)
+    return "data:image/png;base64," + base64.b64encode(png).decode()
+
+
+@lru_cache(1)
+def _template() -> Any:
+    from jinja2 import Environment, FileSystemLoader, StrictUndefined
+
+    here = FileSystemLoader(Path(__file__).parent)
+    environment = Environment(
+        loader=here, autoescape=True, undefined=StrictUndefined, trim_blocks=True
+    )
+    environment.filters["number"] = lambda value: "" if value is None else f"{value:.3f}"
+    return environment.get_template("difference.html.j2")

@@ -1,0 +1,123 @@
+"""A trained model as one of MLflow's own: what `mlflow models serve` and `load_model` take.
+
+Each has the flavour `python_function`, whose code is `served.py`: seeded, and the pixels that a run
+draws. A LoRA has the flavour `diffusers` as well, whose format holds the adapter itself, by diffusers'
+names. All other weights stay in our store; the pointer says by digests which they are.
+"""
+
+import tempfile
+import warnings
+from importlib.metadata import version
+from pathlib import Path
+from typing import Any
+
+from dreambooth_core.config import Config, Sampler
+from dreambooth_core.diffusion import exports
+from dreambooth_core.diffusion.base_model import base_digest
+from dreambooth_core.diffusion.sampling import fetch_weights
+from dreambooth_core.registry.serving import Pointer, pointer_json
+from dreambooth_core.storage.records import Weights
+from dreambooth_core.storage.stores import Store
+
+NEEDS = ("dreambooth-factory", "torch", "diffusers", "transformers", "peft", "accelerate")
+"""Packages that a server needs, at the versions that are here; left to itself, MLflow would load the
+model to find them out."""
+ADAPTER = "adapter_weights"
+"""Folder of the flavour `diffusers`."""
+
+
+def log_model(client: Any, run: str, config: Config, store: Store, weights: Weights) -> str:
+    """Log the model as one that the run has made; its id in MLflow, `m-...`.
+
+    The one that is complete already is found again; what was cut off stays behind as pending.
+    """
+    from mlflow.entities import LoggedModelOutput
+
+    experiment = client.get_run(run).info.experiment_id
+    found = client.search_logged_models(
+        [experiment], f"source_run_id = '{run}' AND tags.`dreambooth.weights` = '{weights.digest}'"
+    )
+    complete = [str(model.model_id) for model in found if str(model.status) == "READY"]
+    if complete:
+        return complete[0]
+    model = client.create_logged_model(
+        experiment,
+        name=config.name,
+        source_run_id=run,
+        tags={"dreambooth.weights": weights.digest, "dreambooth.method": weights.method},
+        params={"method": weights.method, "steps": str(weights.steps)},
+    )
+    with tempfile.TemporaryDirectory() as folder:
+        made = save_model(Path(folder), config, store, weights, (run, model.model_id))
+        client.log_model_artifacts(model.model_id, str(made))
+    client.finalize_logged_model(model.model_id, "READY")
+    client.log_outputs(run, [LoggedModelOutput(model.model_id, weights.steps)])
+    return str(model.model_id)
+
+
+def save_model(
+    folder: Path, config: Config, store: Store, weights: Weights, ids: tuple[str, str]
+) -> Path:
+    """Write the model in MLflow's format into `folder/model`; `ids` are its run's and its own."""
+    from mlflow import pyfunc
+    from mlflow.models import Model
+
+    place, pointer = folder / "model", folder / "pointer.json"
+    found = Pointer(config=config, weights=weights, base_digest=base_digest(config.model))
+    pointer.write_text(pointer_json(found), encoding="utf-8")
+    model = Model(run_id=ids[0], model_id=ids[1])
+    with warnings.catch_warnings():  # it would rather have an example, for which it draws
+        warnings.simplefilter("ignore")
+        pyfunc.save_model(
+            path=place,
+            python_model=str(Path(__file__).with_name("pyfunc_model.py")),
+            artifacts={"pointer": str(pointer)},
+            signature=signature(config.sampler),
+            pip_requirements=[f"{name}=={version(name)}" for name in NEEDS],
+            metadata={"weights": weights.digest, "base_digest": found.base_digest},
+            mlflow_model=model,
+        )
+    if weights.method == "lora":
+        local = fetch_weights(config.paths, store, weights)
+        _add_adapter(model, place, exports.source_of(config, weights, local))
+    model.save(str(place / "MLmodel"))
+    return place
+
+
+def signature(sampler: Sampler) -> Any:
+    """Prompts in, PNGs out; seed, steps, guidance and negative prompt as parameters."""
+    from mlflow.models import ModelSignature
+    from mlflow.types import ColSpec, DataType, ParamSchema, ParamSpec, Schema
+
+    return ModelSignature(
+        inputs=Schema([ColSpec(DataType.string, "prompt")]),
+        outputs=Schema([ColSpec(DataType.binary, "image")]),
+        params=ParamSchema(
+            [
+                ParamSpec("seed", DataType.long, 0),
+                ParamSpec("steps", DataType.long, sampler.inference_steps),
+                ParamSpec("guidance", DataType.double, sampler.guidance_scale),
+                ParamSpec("negative_prompt", DataType.string, sampler.negative_prompt),
+            ]
+        ),
+    )
+
+
+def _add_adapter(model: Any, place: Path, source: exports.Source) -> None:
+    """The flavour `diffusers`, as `mlflow.diffusers.save_model` writes it, but for the base.
+
+    That one would import peft, and pin the base at the Hub's latest commit instead of ours.
+    """
+    (adapter,) = exports.export("lora_diffusers", source, place)
+    adapter.replace(place / ADAPTER)
+    about = source.about
+    local = Path(about.base).is_dir()
+    model.add_flavor(
+        "diffusers",
+        base_model=str(Path(about.base).resolve()) if local else about.base,
+        base_model_revision=None if local else about.revision,
+        adapter_type="lora",
+        adapter_weights=ADAPTER,
+        diffusers_version=version("diffusers"),
+        code=None,
+    )

@@ -1,0 +1,37 @@
+"""What MLflow runs to serve a model: it keeps a copy of this file with every logged model.
+
+`predict` gives a PNG per prompt; see `mlflow_model.signature` for its parameters.
+"""
+
+from pathlib import Path
+from typing import Any
+
+import pandas as pd
+from mlflow.models import set_model
+from mlflow.pyfunc import PythonModel, PythonModelContext
+
+from dreambooth_core.registry.serving import Pointer, Served
+
+
+class DreamBoothModel(PythonModel):  # type: ignore[misc]  # mlflow's classes are read as Any
+    """Prompts and a seed in, images out."""
+
+    def load_context(self, context: PythonModelContext) -> None:
+        """Fetch and verify what the pointer points to."""
+        text = Path(context.artifacts["pointer"]).read_text(encoding="utf-8")
+        self._served = Served(Pointer.model_validate_json(text))
+
+    def predict(
+        self,
+        context: PythonModelContext,
+        model_input: pd.DataFrame,
+        params: dict[str, Any] | None = None,
+    ) -> pd.DataFrame:
+        """A column `prompt` in, a column `image` of PNGs out."""
+        settings = dict(params or {})
+        seed = int(settings.pop("seed", 0))
+        prompts = [str(prompt) for prompt in model_input["prompt"]]
+        return pd.DataFrame({"image": self._served.draw(prompts, seed, settings)})
+
+
+set_model(DreamBoothModel())

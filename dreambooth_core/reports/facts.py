@@ -1,0 +1,209 @@
+"""What a report says in numbers; it stands in the page as JSON too, so that pages can be compared."""
+
+import json
+from collections import defaultdict
+from collections.abc import Iterable, Mapping, Sequence
+
+from dreambooth_core.config import INVERSIONS, Config
+from dreambooth_core.metrics import Metric, catalogue, range_of
+from dreambooth_core.metrics.statistics import compare, estimate, interval, of_base, shared_metrics
+from dreambooth_core.reports.charts import Side
+from dreambooth_core.reports.summary import Results, run_id
+from dreambooth_core.storage.records import Comparison, Estimate, Record, Row, Scores
+from dreambooth_core.tracking.mlflow import flat
+
+Rows = Mapping[Side, Sequence[Row]]
+"""All that were measured by one plan; `base` are the candidate's rows with the base's scores."""
+LEVEL = 0.95
+"""Of the intervals that the report works out itself."""
+ORDER = (
+    *("identity", "subject_fidelity_crop", "subject_fidelity", "clip_i_crop", "clip_i"),
+    *("prompt_gain", "prompt_fidelity", "prompt_rank", "attributes", "diversity"),
+    *("memorisation", "prior_drift", "pres", "class_diversity"),
+)
+"""Metrics as they are read: the subject, the prompts, then what must not be lost."""
+DIGITS = 6
+"""Behind the point, of the scores that a page keeps image by image."""
+
+
+class Line(Record):
+    """One metric of all sides."""
+
+    metric: str
+    title: str
+    about: str
+    higher_is_better: bool
+    sides: dict[Side, Estimate]
+    photos: float | None
+    """What the instance images score among themselves."""
+
+
+class Facts(Record):
+    """A run in numbers."""
+
+    run: str
+    """The run's id."""
+    title: str
+    model: str
+    """NAME/version."""
+    outcome: str | None
+    """Of the verdict; None without one."""
+    sentence: str
+    plan: str
+    """Only facts of one plan may be compared; empty in older results."""
+    lines: tuple[Line, ...]
+    comparisons: tuple[Comparison, ...]
+    """The verdict's, or the candidate against the base."""
+    rows: tuple[Row, ...]
+    """The candidate's, without the base's scores."""
+    config: dict[str, str]
+    """Option by option, without passwords."""
+
+
+def facts_of(
+    config: Config, results: Results, scores: Scores, champion: Scores | None, sides: Rows
+) -> Facts:
+    """`scores` and `champion` are what `sides` were measured with; raises nothing for what is missing."""
+    verdict, version = results.verdict, results.version
+    lines = lines_of(scores, champion, sides)
+    return Facts(
+        run=run_id(config, results),
+        title=f"{config.subject.identifier} {config.subject.class_noun}",
+        model=f"{version.name}/{version.version}" if version else config.name,
+        outcome=verdict.outcome if verdict else None,
+        sentence=verdict.sentence if verdict else "",
+        plan=scores.plan,
+        lines=lines,
+        comparisons=verdict.comparisons if verdict else comparisons_of(sides, lines),
+        rows=_brief(sides.get("candidate", ())),
+        config=flat(config.model_dump(mode="json")),
+    )
+
+
+def sides_of(candidate: Sequence[Row], champion: Sequence[Row]) -> Rows:
+    """The rows of all sides; without rows of the candidate (older results) there are none."""
+    if not candidate:
+        return {}
+    named: dict[Side, Sequence[Row]] = {"candidate": candidate}
+    if champion:
+        named["champion"] = champion
+    return {**named, "base": of_base(candidate)}
+
+
+def lines_of(candidate: Scores, champion: Scores | None, sides: Rows) -> tuple[Line, ...]:
+    """All metrics in the order in which they are read."""
+    known = catalogue()
+    order = sorted(candidate.metrics, key=lambda name: ([*ORDER, name].index(name), name))
+    return tuple(_line(name, known.get(name), candidate, champion, sides) for name in order)
+
+
+def comparisons_of(sides: Rows, lines: Iterable[Line]) -> tuple[Comparison, ...]:
+    """The candidate against the untouched base; empty without rows."""
+    ours, theirs = sides.get("candidate", ()), sides.get("base", ())
+    shared = shared_metrics(ours, theirs)
+    return tuple(
+        compare(line.metric, ours, theirs, LEVEL, line.higher_is_better)
+        for line in lines
+        if line.metric in shared
+    )
+
+
+def prompt_means(sides: Rows) -> dict[tuple[str, str], dict[str, dict[Side, Estimate]]]:
+    """(kind, prompt) -> metric -> side -> mean over seeds, with the seeds' interval.
+
+    Class images are not among them: they have one prompt.
+    """
+    found: defaultdict[tuple[str, str], dict[str, dict[Side, Estimate]]] = defaultdict(dict)
+    for side, rows in sides.items():
+        for (kind, prompt, metric), values in _by_prompt(rows).items():
+            found[kind, prompt].setdefault(metric, {})[side] = _mean(values)
+    return dict(found)
+
+
+def title_of(metric: str) -> str:
+    """Also of a metric that is no longer there."""
+    known = catalogue().get(metric)
+    return known.title if known else metric.replace("_", " ")
+
+
+def worst(rows: Sequence[Row], metric: Metric) -> list[Row]:
+    """The rows that have the metric, the worst one first."""
+    sign = 1 if metric.higher_is_better else -1
+    scored = [row for row in rows if metric.name in row.scores]
+    return sorted(scored, key=lambda row: sign * row.scores[metric.name])
+
+
+def _brief(rows: Iterable[Row]) -> tuple[Row, ...]:
+    """Rows as a page keeps them: rounded, and without the base's scores."""
+    return tuple(
+        row.model_copy(
+            update={
+                "scores": {name: round(value, DIGITS) for name, value in row.scores.items()},
+                "base_scores": {},
+            }
+        )
+        for row in rows
+    )
+
+
+def _line(
+    name: str, metric: Metric | None, candidate: Scores, champion: Scores | None, sides: Rows
+) -> Line:
+    found: dict[Side, Estimate | None] = {
+        "candidate": _estimate(name, candidate),
+        "champion": _estimate(name, champion) if champion else None,
+        "base": _base(name, candidate, sides),
+    }
+    return Line(
+        metric=name,
+        title=title_of(name),
+        about=metric.about if metric else "",
+        higher_is_better=metric.higher_is_better if metric else True,
+        sides={side: value for side, value in found.items() if value},
+        photos=candidate.reference.get(name),
+    )
+
+
+def _estimate(name: str, scores: Scores) -> Estimate | None:
+    if name in scores.estimates or name not in scores.metrics:
+        return scores.estimates.get(name)
+    return Estimate(value=scores.metrics[name])
+
+
+def _base(name: str, scores: Scores, sides: Rows) -> Estimate | None:
+    rows = sides.get("base", ())
+    if _measured(name, rows):
+        return estimate(name, rows, LEVEL, range_of(name))
+    value = scores.base_metrics.get(name)
+    return None if value is None else Estimate(value=value)
+
+
+def _measured(name: str, rows: Sequence[Row]) -> bool:
+    return any(name in row.scores for row in rows)
+
+
+def _by_prompt(rows: Sequence[Row]) -> dict[tuple[str, str, str], list[float]]:
+    values: defaultdict[tuple[str, str, str], list[float]] = defaultdict(list)
+    for row in rows:
+        if row.kind != "class":
+            for metric, value in row.scores.items():
+                values[row.kind, row.prompt, metric].append(value)
+    return values
+
+
+def _mean(values: list[float]) -> Estimate:
+    import numpy as np
+
+    array = np.array(values, np.float64)
+    low, high = interval(array, LEVEL)
+    return Estimate(value=float(array.mean()), low=low, high=high)
+
+
+def prompt_literal(config: Config) -> str:
+    """What other programs must be asked, as a string of Python; new tokens stand for the identifier."""
+    text = config.subject.fill("a photo of {subject}")
+    if config.train.method in INVERSIONS:
+        from dreambooth_core.diffusion import textual_inversion
+
+        text = textual_inversion.spell(textual_inversion.tokens_of(config), text)
+    return json.dumps(text, ensure_ascii=False)

@@ -1,0 +1,267 @@
+"""A run as one document: how each stage went, what came out, where it lies."""
+
+from collections.abc import Callable
+from types import TracebackType
+from typing import Any, Literal, Self, TypeVar
+
+from pydantic import Field
+
+from dreambooth_core import console, telemetry
+from dreambooth_core.config import Config
+from dreambooth_core.data.ingest import Intake
+from dreambooth_core.digests import digest_json
+from dreambooth_core.errors import Preempted, StorageError
+from dreambooth_core.storage.costs import Meter, gpus_here, remember, remembered
+from dreambooth_core.storage.records import (
+    Cost,
+    Document,
+    Estimate,
+    ImageSet,
+    ModelVersion,
+    Reason,
+    Record,
+    SampleSet,
+    Scores,
+    Stage,
+    StageStatus,
+    Verdict,
+    Weights,
+)
+from dreambooth_core.storage.stores import open_store, written_beside
+
+STAGES = {
+    "validate": "intake",
+    "priors": "classes",
+    "train": "weights",
+    "evaluate": "scores",
+    "register": "version",
+    "gate": "verdict",
+    "promote": "version",
+    "sample": "samples",
+    "report": "report",
+}
+"""Stages in their order -> the field of `Results` that holds what they leave."""
+ON_GPU = {"priors", "train", "evaluate", "gate", "sample"}
+LAST_RUN = "last_run.json"
+"""Summary of the latest run below `paths.work`, whatever way it ended."""
+
+T = TypeVar("T")
+
+
+class Model(Record):
+    """The registered version."""
+
+    name: str
+    version: str
+    aliases: tuple[str, ...]
+
+
+class Gate(Record):
+    """What the gate said of the version."""
+
+    outcome: str
+    """promote, keep or inconclusive."""
+    sentence: str
+    against: str
+    reasons: tuple[Reason, ...] = ()
+    """Rule by rule, in the gate's order."""
+
+
+class Summary(Record):
+    """What `dreambooth run --json` prints, and what lies beside the report as `summary.json`."""
+
+    run_id: str
+    """The subject's name and a digest of config, photos, weights and scores: same run, same id."""
+    status: Literal["done", "failed", "preempted"]
+    stages: dict[str, Stage]
+    metrics: dict[str, float]
+    base_metrics: dict[str, float]
+    model: Model | None
+    gate: Gate | None = None
+    warnings: tuple[str, ...] = ()
+    """What the evaluation's self-check found wrong with the measuring itself."""
+    artifacts: dict[str, str]
+    """Name -> URI."""
+    digests: dict[str, str | None]
+    """SHA-256 of dataset, class images and weights; None for what there is not."""
+    estimates: dict[str, Estimate] = Field(default_factory=dict)
+    """The metrics again, with the ends of their 95 % intervals."""
+
+
+class Results(Record):
+    """What the stages have left so far."""
+
+    intake: Intake | None = None
+    classes: ImageSet | None = None
+    weights: Weights | None = None
+    scores: Scores | None = None
+    version: ModelVersion | None = None
+    verdict: Verdict | None = None
+    samples: SampleSet | None = None
+    report: Document | None = None
+
+
+class Run:
+    """Times the stages of one run, keeps their results, and leaves the summary at its end.
+
+    Entered as a context: on leaving it, the summary lies at `paths.work/last_run.json`, after
+    success also beside the report, here and in the store.
+    """
+
+    def __init__(self, config: Config) -> None:
+        self.config = config
+        self.stages: dict[str, Stage] = {}
+        self.results = Results()
+        self._left: Summary | None = None
+
+    def stage(self, name: str, act: Callable[..., tuple[T, bool]], *arguments: Any) -> T:
+        """Run one stage; `act` gives its record, None for nothing to do, and whether it was reused."""
+        meter = Meter(_gpus_held(self.config, name))
+        try:
+            record, reused = act(*arguments)
+        except BaseException:
+            self._note(name, "failed", meter.read())
+            raise
+        cost = meter.read()
+        saved = _booked(self.config, record, cost, reused)
+        self._note(name, _status(record, reused), cost, saved)
+        self.results = self.results.model_copy(update={STAGES[name]: record})
+        return record
+
+    @property
+    def summary(self) -> Summary:
+        """The run as it stands, or as it was left."""
+        return self._left or summarise(self.config, self.results, self.stages)
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        trace: TracebackType | None,
+    ) -> None:
+        self._left = summarise(self.config, self.results, self.stages, error)
+        telemetry.tell("dreambooth_runs_total", 1, state=self._left.status)
+        _save(self.config, self._left)
+
+    def _note(self, name: str, status: StageStatus, cost: Cost, saved: Cost | None = None) -> None:
+        self.stages[name] = Stage(status=status, saved=saved, **cost.model_dump())
+        console.say(f"{name:>9}  {status} in {cost.seconds:.1f} s")
+        _tell(name, self.stages[name])
+
+
+def run_id(config: Config, results: Results) -> str:
+    """The subject's name and 12 hex digits over the config and what the results hold."""
+    asked = config.model_dump(mode="json", exclude={"paths", "storage", "tracking", "compute"})
+    found = (results.intake and results.intake.images, results.weights, results.scores)
+    digests = [record.digest if record else None for record in found]
+    return f"{config.name}-{digest_json([asked, digests])[:12]}"
+
+
+def summarise(
+    config: Config,
+    results: Results,
+    stages: dict[str, Stage],
+    error: BaseException | None = None,
+) -> Summary:
+    """The run as it stands; anything that is no plain error (a signal) counts as preempted."""
+    stopped = isinstance(error, Preempted) or not isinstance(error, Exception)
+    scores, version, verdict = results.scores, results.version, results.verdict
+    return Summary(
+        run_id=run_id(config, results),
+        status="done" if error is None else "preempted" if stopped else "failed",
+        stages=dict(stages),
+        metrics=scores.metrics if scores else {},
+        base_metrics=scores.base_metrics if scores else {},
+        warnings=scores.warnings if scores else (),
+        model=Model(name=version.name, version=version.version, aliases=version.aliases)
+        if version
+        else None,
+        gate=Gate(**{name: getattr(verdict, name) for name in Gate.model_fields})
+        if verdict
+        else None,
+        artifacts=_artifacts(config, results),
+        digests={
+            "dataset": results.intake.images.digest if results.intake else None,
+            "class_images": results.classes.digest if results.classes else None,
+            "weights": results.weights.digest if results.weights else None,
+        },
+        estimates=scores.estimates if scores else {},
+    )
+
+
+def failed(config: Config) -> Summary:
+    """The summary of a run that ended before its first stage."""
+    return summarise(config, Results(), {}, RuntimeError())
+
+
+def _status(record: object, reused: bool) -> StageStatus:
+    if record is None:
+        return "skipped"
+    return "reused" if reused else "done"
+
+
+def _tell(name: str, stage: Stage) -> None:
+    """For dashboards: that a stage ended, and how."""
+    telemetry.tell("dreambooth_stages_total", 1, stage=name, status=stage.status)
+    if stage.status == "done":
+        telemetry.tell("dreambooth_stage_seconds", stage.seconds, stage=name)
+    telemetry.tell("dreambooth_gpu_seconds_total", stage.gpu_seconds)
+    if stage.saved:
+        telemetry.tell("dreambooth_gpu_seconds_saved_total", stage.saved.gpu_seconds)
+
+
+def _gpus_held(config: Config, stage: str) -> int:
+    if stage not in ON_GPU:
+        return 0
+    return min(gpus_here(), config.train.processes if stage == "train" else 1)
+
+
+def _booked(config: Config, result: object, cost: Cost, reused: bool) -> Cost | None:
+    """What was saved; a new result's cost is written down for those who will find it again."""
+    if not isinstance(result, Record):
+        return None
+    try:
+        store = open_store(config.storage)
+        if reused:
+            return remembered(store, result)
+        remember(store, result, cost)
+    except StorageError as error:
+        # a stage that is done does not fail for its bill
+        console.say(f"what this cost was not written down: {error}")
+    return None
+
+
+def _artifacts(config: Config, results: Results) -> dict[str, str]:
+    found: dict[str, str] = {}
+    if results.intake:
+        found["instance_images"] = results.intake.images.uri
+    if results.classes:
+        found["class_images"] = results.classes.uri
+    if results.weights:
+        found["weights"] = results.weights.uri
+    if results.scores:
+        found["scores"] = results.scores.uri
+    if results.version:
+        found["mlflow_run"] = f"runs:/{results.version.run_id}"
+    if results.samples:
+        found["samples"] = results.samples.uri
+    if results.report:
+        local = config.paths.work.resolve() / "reports" / run_id(config, results)
+        found["report"] = (local / "report.html").as_uri()
+        found["summary"] = (local / "summary.json").as_uri()
+        found["stored_report"] = results.report.uri
+    return found
+
+
+def _save(config: Config, summary: Summary) -> None:
+    data = (summary.model_dump_json(indent=2) + "\n").encode()
+    places = [config.paths.work / LAST_RUN]
+    if summary.status == "done":
+        open_store(config.storage).put(f"reports/{summary.run_id}/summary.json", data)
+        places.append(config.paths.work / "reports" / summary.run_id / "summary.json")
+    for place in places:
+        with written_beside(place) as temporary:
+            temporary.write_bytes(data)

@@ -1,0 +1,1 @@
+"""Child processes and the engines that distribute work."""

@@ -1,0 +1,35 @@
+"""The parts of `dreambooth up`, as its supervisor sees them."""
+
+from collections.abc import Iterator
+
+from dreambooth_core.servers.doctor import Finding, Site
+from dreambooth_core.servers.stack import state
+from dreambooth_core.servers.stack.supervisor import standing
+
+
+def check(site: Site) -> Iterator[Finding]:
+    """One finding per part that does not work; else one in all."""
+    told = standing(site.folder)
+    if told is None:
+        yield _without_supervisor(site)
+        return
+    down = [part for part in told.parts.values() if part.phase != "ready"]
+    for part in down:
+        sentence = f"{part.title} is {part.phase}: {part.trouble or 'wait a moment'}"
+        level = "broken" if part.phase == "given up" else "warning"
+        yield Finding.model_validate({"check": "parts", "level": level, "sentence": sentence})
+    if not down:
+        sentence = f"{len(told.parts)} parts work, supervised by process {told.supervisor}"
+        yield Finding(check="parts", level="ok", sentence=sentence)
+
+
+def _without_supervisor(site: Site) -> Finding:
+    left = len(state.marked(site.folder))
+    if left:
+        sentence = (
+            f"{left} processes are up and nobody supervises them: `dreambooth up` takes them over, "
+            "`dreambooth down` stops them"
+        )
+        return Finding(check="parts", level="broken", sentence=sentence)
+    sentence = f"`dreambooth up` is not running in {site.folder}"
+    return Finding(check="parts", level="skipped", sentence=sentence)

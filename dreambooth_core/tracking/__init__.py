@@ -1,0 +1,1 @@
+"""MLflow and other trackers of training runs."""

@@ -1,0 +1,232 @@
+"""A training step without numbers: every tensor is a shape, and the bytes of those alive are told.
+
+So the model's own code says what it keeps for the backward pass, not a formula about it. The
+operations are those of this machine's device, in the forward's number type.
+"""
+
+import weakref
+from collections.abc import Callable, Iterable, Mapping
+from contextlib import nullcontext
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch._subclasses.fake_tensor import FakeTensor, FakeTensorMode, unset_fake_temporarily
+from torch.utils._python_dispatch import TorchDispatchMode
+from torch.utils._pytree import tree_leaves
+
+from dreambooth_core.config import Config
+from dreambooth_core.diffusion import adapters
+from dreambooth_core.diffusion.families import Family, Parts, Tensors
+from dreambooth_core.diffusion.objectives import (
+    add_noise,
+    example_losses,
+    prior_preservation,
+    target,
+)
+
+
+class Living(TorchDispatchMode):  # type: ignore[no-untyped-call]  # torch leaves it untyped
+    """Adds up the storages that operations make, for as long as they live; `known` ones aside."""
+
+    def __init__(self, known: Iterable[Tensor] = ()) -> None:
+        super().__init__()  # type: ignore[no-untyped-call]
+        self.bytes = self.peak = 0
+        self._storages: set[int] = set()
+        for tensor in known:
+            self._see(tensor.untyped_storage(), 0)
+
+    def __torch_dispatch__(
+        self,
+        function: Callable[..., Any],
+        types: Any,
+        args: tuple[Any, ...] = (),
+        kwargs: Mapping[str, Any] | None = None,
+    ) -> Any:
+        found = function(*args, **(kwargs or {}))
+        for value in tree_leaves(found):
+            if isinstance(value, Tensor):
+                storage = value.untyped_storage()
+                self._see(storage, storage.nbytes())
+        return found
+
+    def _see(self, storage: torch.UntypedStorage, count: int) -> None:
+        if id(storage) in self._storages:
+            return
+        self._storages.add(id(storage))
+        self.bytes += count
+        self.peak = max(self.peak, self.bytes)
+        weakref.finalize(storage, self._gone, id(storage), count)
+
+    def _gone(self, storage: int, count: int) -> None:
+        self._storages.discard(storage)
+        self.bytes -= count
+
+
+class Numbered(TorchDispatchMode):  # type: ignore[no-untyped-call]
+    """Lets token ids, masks and lengths keep their numbers, since shapes hang on them."""
+
+    def __torch_dispatch__(
+        self,
+        function: Callable[..., Any],
+        types: Any,
+        args: tuple[Any, ...] = (),
+        kwargs: Mapping[str, Any] | None = None,
+    ) -> Any:
+        named = kwargs or {}
+        given = [value for value in tree_leaves((args, named)) if isinstance(value, Tensor)]
+        if any(isinstance(value, FakeTensor) for value in given):
+            if function is torch.ops.aten.index.Tensor:
+                args = (args[0], [place for mask in args[1] for place in _places(mask)])
+            return function(*args, **named)
+        found = None if given else function(*args, **named)
+        if isinstance(found, Tensor) and found.is_floating_point():
+            return found
+        with unset_fake_temporarily():
+            return function(*args, **named)
+
+
+def _places(mask: Tensor | None) -> tuple[Tensor | None, ...]:
+    """The places that a mask with numbers picks; any other index as it is."""
+    if not isinstance(mask, Tensor) or mask.dtype != torch.bool or isinstance(mask, FakeTensor):
+        return (mask,)
+    with unset_fake_temporarily():
+        return tuple(mask.nonzero().unbind(1))
+
+
+@dataclass(frozen=True)
+class Rehearsed:
+    """Bytes of one process' step, beside its weights."""
+
+    inputs: int
+    """The batch, and what the prompts have become where the text encoders are frozen."""
+    peak: int
+    """Gradients and activations together at the worst moment."""
+
+
+def rehearse(
+    family: Family, parts: Parts, config: Config, forward: torch.dtype, device: torch.device
+) -> Rehearsed:
+    """Take the config's step with parts on the meta device, prepared for training.
+
+    `forward` is the number type that it computes in. The parts are of no use afterwards.
+    """
+    components = [parts[name] for name in (family.denoiser, *family.text_encoders)]
+    latents = _latent_shape(family, parts, config.model.resolution)
+    with FakeTensorMode(allow_non_fake_inputs=True):
+        for component in components:
+            materialize(component, device)
+        weights = [weight for part in components for weight in part.parameters()]
+        if config.optimizer.fused_backward:
+            _free_gradients(weights)
+        with Numbered():  # type: ignore[no-untyped-call]
+            step = _Step(family, parts, config)
+            batch = {name: value.to(device) for name, value in _batch(config, latents).items()}
+            prompts = step.prompts(device)
+            inputs = [*batch.values(), *prompts.values()]
+            with Living([*inputs, *weights]) as living:
+                for _ in range(min(2, config.train.accumulate)):
+                    with _autocast(device, forward):
+                        loss = step.loss(batch, prompts)
+                    loss.backward()  # type: ignore[no-untyped-call]
+                    del loss
+    return Rehearsed(sum(value.nbytes for value in inputs), living.peak)
+
+
+class _Step:
+    """The training step, as far as memory goes."""
+
+    def __init__(self, family: Family, parts: Parts, config: Config) -> None:
+        self.family, self.parts, self.config = family, parts, config
+        self.objective = family.objective(parts)
+        text = [weight for name in family.text_encoders for weight in parts[name].parameters()]
+        self.encodes = any(weight.requires_grad for weight in text)
+
+    def prompts(self, device: torch.device) -> Tensors:
+        """Instance and class prompt: token ids where text encoders move, else conditioning."""
+        subject = self.config.subject
+        texts = [subject.instance_prompt]
+        if self.config.prior.enabled:
+            texts.append(subject.class_prompt)
+        tokens = self.family.tokenize(self.parts, [subject.fill(text) for text in texts])
+        placed = {name: ids.to(device) for name, ids in tokens.items()}
+        if self.encodes:
+            return placed
+        with torch.no_grad():
+            return self.family.encode_prompts(self.parts, placed)
+
+    def loss(self, batch: Tensors, prompts: Tensors) -> Tensor:
+        times, is_class = batch["times"], batch["is_class"]
+        answer = self.answer(batch, prompts, slice(None))
+        wanted = target(self.objective, batch["latents"], batch["noise"], times)
+        if self.config.prior_target == "prediction":
+            with torch.no_grad(), adapters.switched_off(self.family, self.parts):
+                self.answer(batch, prompts, is_class)
+        losses = example_losses(self.config.loss, self.objective, answer, wanted, times)
+        return prior_preservation(losses, is_class, self.config.prior.weight)[0]
+
+    def answer(self, batch: Tensors, prompts: Tensors, rows: Any) -> Tensor:
+        if self.encodes:
+            prompts = self.family.encode_prompts(self.parts, prompts)
+        conditioning = {name: value[batch["prompt_of"][rows]] for name, value in prompts.items()}
+        conditioning["sizes"] = batch["sizes"][rows]
+        times, latents, noise = (batch[name][rows] for name in ("times", "latents", "noise"))
+        noisy = add_noise(self.objective, latents, noise, times)
+        timesteps = self.objective.timesteps_of(times)
+        return self.family.predict(self.parts, noisy, timesteps, conditioning)
+
+
+def materialize(component: nn.Module, device: torch.device) -> None:
+    """Give every tensor of a component on the meta device a place; shared ones stay shared."""
+    placed: dict[Tensor, Tensor] = {}
+    for module in component.modules():
+        tensors = {**module._parameters, **module._buffers, **vars(module)}
+        for name, value in tensors.items():
+            if isinstance(value, Tensor):
+                if value not in placed:
+                    placed[value] = _placed(value, device)
+                setattr(module, name, placed[value])
+
+
+def _placed(value: Tensor, device: torch.device) -> Tensor:
+    empty = torch.empty_strided(value.size(), value.stride(), dtype=value.dtype, device=device)
+    if isinstance(value, nn.Parameter):
+        return nn.Parameter(empty, requires_grad=value.requires_grad)
+    return empty
+
+
+def _latent_shape(family: Family, parts: Parts, side: int) -> torch.Size:
+    with torch.no_grad():
+        photo = torch.empty(1, 3, side, side, device="meta")
+        return family.encode_images(parts, photo).mean.shape[1:]
+
+
+def _batch(config: Config, latents: torch.Size) -> dict[str, Tensor]:
+    """Instance examples and, with the prior, as many class examples, for one process."""
+    kinds = 2 if config.prior.enabled else 1
+    count = kinds * config.train.batch_size // config.train.processes
+    is_class = torch.arange(count) % kinds
+    return {
+        "latents": torch.empty(count, *latents),
+        "noise": torch.empty(count, *latents),
+        "times": torch.empty(count),
+        "is_class": is_class.bool(),
+        "prompt_of": is_class,
+        "sizes": torch.empty(count, 6),
+    }
+
+
+def _free_gradients(weights: Iterable[Tensor]) -> None:
+    def free(weight: Tensor) -> None:
+        weight.grad = None
+
+    for weight in weights:
+        if weight.requires_grad:
+            weight.register_post_accumulate_grad_hook(free)  # type: ignore[no-untyped-call]
+
+
+def _autocast(device: torch.device, forward: torch.dtype) -> Any:
+    if forward == torch.float32:
+        return nullcontext()
+    return torch.autocast(device.type, dtype=forward)

@@ -1,0 +1,100 @@
+"""The frozen denoiser in fewer bits, so that an adapter trains in less memory.
+
+`int8`: each row of a linear layer's weights as 8-bit integers and one scale, by torchao.
+`nf4`: blocks of 64 weights as 4-bit quantiles of the normal distribution, their scales in 8 bits
+(QLoRA, Dettmers et al. 2023, arXiv:2305.14314), by bitsandbytes. Activations, gradients, biases
+and all other layers keep their number type. The adapter learns on top of the rounded weights; it
+is served on the base's own.
+"""
+
+from collections.abc import Callable, Mapping
+from typing import Any, Literal
+
+import torch
+from torch import nn
+
+from dreambooth_core.diffusion.families import Family, Parts
+from dreambooth_core.errors import ConfigError
+
+Kind = Literal["int8", "nf4"]
+
+
+def quantize(parts: Parts, family: Family, kind: Kind) -> Parts:
+    """Replace the linear layers of the denoiser, in place, before it gets an adapter.
+
+    The device that the denoiser is on does the work. Raises `ConfigError` when the library is
+    missing, or cannot compute there.
+    """
+    denoiser = parts[family.denoiser]
+    _try(kind, next(denoiser.parameters()))
+    linear = [name for name, layer in denoiser.named_modules() if isinstance(layer, nn.Linear)]
+    for name in linear:
+        denoiser.set_submodule(name, QUANTIZERS[kind](denoiser.get_submodule(name)))
+    return parts
+
+
+def bytes_of(component: nn.Module) -> int:
+    """Bytes that a component's weights and buffers take, quantized ones with their scales."""
+    tensors = [*component.parameters(), *component.buffers()]
+    return sum(inner.nbytes for tensor in tensors for inner in _stored(tensor))
+
+
+def _try(kind: Kind, like: torch.Tensor) -> None:
+    """Take one step through a small quantized layer of the same device and number type."""
+    try:
+        layer = nn.Linear(64, 64).to(like).requires_grad_(False)
+        inputs = torch.ones(2, 64, device=like.device, dtype=like.dtype, requires_grad=True)
+        with torch.enable_grad():
+            QUANTIZERS[kind](layer)(inputs).sum().backward()
+    except ImportError as error:
+        raise ConfigError(
+            f"model.quantize {kind} needs {LIBRARIES[kind]}, which cannot be imported ({error}): "
+            "install dreambooth-factory[gpu], or set it to none"
+        ) from error
+    except (RuntimeError, NotImplementedError, ValueError, AttributeError) as error:
+        reason = " ".join(str(error).split())
+        raise ConfigError(
+            f"model.quantize {kind} does not work here, for {like.dtype} on {like.device.type} by "
+            f"{LIBRARIES[kind]} ({reason}): use the other kind, or none"
+        ) from error
+
+
+def _int8(layer: nn.Linear) -> nn.Linear:
+    from torchao.quantization import Int8WeightOnlyConfig, quantize_
+
+    quantize_(layer, Int8WeightOnlyConfig())
+    return layer
+
+
+def _nf4(layer: nn.Linear) -> nn.Linear:
+    from bitsandbytes.nn import Linear4bit, Params4bit
+
+    weight, bias = layer.weight, layer.bias
+    quantized: Any = Linear4bit(
+        layer.in_features,
+        layer.out_features,
+        bias=bias is not None,
+        compute_dtype=weight.dtype,
+        quant_type="nf4",
+        device="meta",
+    )
+    quantized.weight = Params4bit(weight.data, quant_type="nf4", module=quantized)
+    quantized.bias = bias
+    # some CPUs would pack the weights anew in a forward without gradients, which no backward reads
+    quantized.support_avx512bf16_for_cpu = False
+    rounded: nn.Linear = quantized.to(weight.device)
+    return rounded
+
+
+def _stored(tensor: torch.Tensor) -> list[torch.Tensor]:
+    """The plain tensors that a quantized one is made of."""
+    if hasattr(tensor, "__tensor_flatten__"):
+        names, _ = tensor.__tensor_flatten__()
+        return [getattr(tensor, name) for name in names]
+    state: Any = getattr(tensor, "quant_state", None)
+    inner = [] if state is None else state.as_dict(packed=True).values()
+    return [tensor, *inner]
+
+
+QUANTIZERS: Mapping[Kind, Callable[[nn.Linear], nn.Linear]] = {"int8": _int8, "nf4": _nf4}
+LIBRARIES: Mapping[Kind, str] = {"int8": "torchao", "nf4": "bitsandbytes"}

@@ -1,0 +1,110 @@
+"""Photos, class images and training, without evaluation, registry or Prefect: `dreambooth train`."""
+
+from dataclasses import dataclass
+from typing import TYPE_CHECKING
+
+from dreambooth_core import console
+from dreambooth_core.config import Config
+from dreambooth_core.data.ingest import take_in
+from dreambooth_core.errors import ConfigError
+from dreambooth_core.servers.local import local_services
+from dreambooth_core.storage.records import Record, Weights
+from dreambooth_core.storage.stores import open_store
+from dreambooth_core.training import class_images as priors
+from dreambooth_core.training import stage
+
+if TYPE_CHECKING:
+    from dreambooth_core.training.memory_plan import Plan
+
+
+class Digests(Record):
+    """SHA-256 of what went in and what came out."""
+
+    instance_images: str
+    class_images: str | None
+    weights: str
+
+
+class Trained(Record):
+    """What `dreambooth train --json` ends with."""
+
+    steps: int
+    """Steps that were taken."""
+    chosen_step: int | None
+    """The step whose weights came out."""
+    loss: float
+    """Instance loss over the last steps."""
+    class_loss: float | None
+    digests: Digests
+    weights: str
+    """URI of their record."""
+    reused: bool
+    """Whether the same inputs had been trained on before."""
+    resumed_from: int
+    peak_memory_bytes: int
+    steps_per_second: float
+    class_images_used: int
+
+
+def train_alone(config: Config) -> Trained:
+    """Train, or find what was trained before; raises what the stages raise."""
+    with local_services(config):
+        store = open_store(config.storage)
+        instance = take_in(config, store)[0].images
+        classes = None
+        if not config.prior.alongside:
+            with console.progress_bar("priors") as progress:
+                classes = priors.ensure_class_images(config, store, instance, progress)[0]
+        with console.progress_bar("train") as progress:
+            weights, reused = stage.train(config, store, instance, progress)
+        if config.prior.alongside:
+            classes = priors.ensure_class_images(config, store, instance)[0]
+    _, loss, class_loss = weights.losses[-1]
+    return Trained(
+        steps=weights.steps,
+        chosen_step=weights.chosen_step,
+        loss=loss,
+        class_loss=class_loss,
+        digests=Digests(
+            instance_images=instance.digest,
+            class_images=None if classes is None else classes.digest,
+            weights=weights.digest,
+        ),
+        weights=weights.uri,
+        reused=reused,
+        resumed_from=weights.resumed_from,
+        peak_memory_bytes=weights.peak_memory_bytes,
+        steps_per_second=weights.steps_per_second,
+        class_images_used=weights.class_images_used,
+    )
+
+
+@dataclass(frozen=True)
+class Planned:
+    """What `dreambooth train --dry-run` shows: the config as it would be trained, and its memory."""
+
+    config: Config
+    memory: "Plan"
+
+
+def plan(config: Config) -> Planned:
+    """The memory plan of the training; raises `ConfigError` when none fits with `memory.fit: auto`."""
+    from dreambooth_core.diffusion import base_model
+    from dreambooth_core.training import memory_plan
+    from dreambooth_core.training.precision import resolved_precision
+
+    settings, limit = stage.planned_to_fit(config), memory_plan.device_limit(config.memory)
+    precision = resolved_precision(settings.train.precision)
+    base = base_model.base_folder(settings.model)
+    return Planned(settings, memory_plan.plan(settings, base, precision, limit))
+
+
+def weights_of(config: Config) -> Weights:
+    """What training this config has left in the store; raises `ConfigError` when it was not trained."""
+    store = open_store(config.storage)
+    found = stage.find(config, store, take_in(config, store)[0].images)
+    if found is None:
+        raise ConfigError(
+            f"{config.name} was not trained with this config: dreambooth train it first"
+        )
+    return found

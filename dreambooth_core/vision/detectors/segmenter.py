@@ -1,0 +1,109 @@
+"""Semantic segmentation: SegFormer, BEiT, DPT and their like, each with labels of its own.
+
+The label is the class noun where the model has it, or else one that stands for whatever a picture is of.
+"""
+
+import re
+from collections.abc import Mapping, Sequence
+from typing import TYPE_CHECKING
+
+import numpy as np
+from numpy.typing import NDArray
+from PIL.Image import Image
+
+from dreambooth_core.errors import ModelError
+from dreambooth_core.vision.detectors import Spot
+from dreambooth_core.vision.detectors._models import device, load_model, load_part
+
+if TYPE_CHECKING:
+    from torch import Tensor
+
+    from dreambooth_core import config
+
+ANY_SUBJECT = ("subject", "foreground")
+"""Labels of models that tell a picture's subject from its surroundings, whatever it is."""
+LEAST = 0.005
+"""Share of the picture that the region has to cover: less is a stray speck."""
+
+
+class Segmenter:
+    """A segmentation model; pictures are looked at one by one, so neighbours change nothing."""
+
+    def __init__(self, rules: "config.Finder") -> None:
+        """Load it; raises `ConfigError` and `ModelError` as `load_part` does."""
+        from transformers import AutoImageProcessor, AutoModelForSemanticSegmentation
+
+        self._name = rules.model
+        self._network = load_model(AutoModelForSemanticSegmentation, rules)
+        self._processor = load_part(AutoImageProcessor, rules)
+        self._processor.do_center_crop = False  # a mask is to be laid over the whole picture
+
+    def find(self, images: Sequence[Image], noun: str) -> list[Spot | None]:
+        """The largest connected region of the noun's label, its mask included.
+
+        None where it is nowhere the likeliest label, or covers less than `LEAST` of the picture.
+        Raises `ModelError` when no label fits the noun.
+        """
+        names = {int(number): name for number, name in self._network.config.id2label.items()}
+        wanted = labels_for(names, noun)
+        if not wanted:
+            known = ", ".join(list(names.values())[:20])
+            raise ModelError(
+                f"the segmenter {self._name} has no label for {noun!r}; it has {known}: "
+                "set evaluation.finder to one that has, or finder.kind to detector"
+            )
+        return [Spot.around(largest(self._region(image, wanted))) for image in images]
+
+    def _region(self, image: Image, wanted: Sequence[int]) -> NDArray[np.bool_]:
+        """(height, width), true where a wanted label is likelier than all others."""
+        import torch
+        from torch.nn.functional import interpolate
+
+        inputs = self._processor(images=image.convert("RGB"), return_tensors="pt").to(device())
+        with torch.inference_mode():
+            lead = _lead(self._network(**inputs).logits.float(), wanted)
+            lead = interpolate(lead, (image.height, image.width), mode="bilinear")
+        return np.asarray(lead[0, 0].cpu() > 0)
+
+
+def load(rules: "config.Finder") -> Segmenter:
+    """A segmenter by folder or Hub id; raises `ConfigError` and `ModelError`."""
+    return Segmenter(rules)
+
+
+def labels_for(names: Mapping[int, str], noun: str) -> list[int]:
+    """Numbers of the labels that mean `noun`: the first of these that any label passes.
+
+    One of the label's names (split at commas and semicolons) is the noun; the noun is among the
+    label's words; the label stands for any subject. Upper and lower case are alike.
+    """
+    word = noun.lower().strip()
+    whole = re.compile(rf"\b{re.escape(word)}\b")
+    labels = {number: name.lower() for number, name in names.items()}
+    passes = (
+        [n for n, label in labels.items() if word in re.split(r"\s*[,;]\s*", label)],
+        [n for n, label in labels.items() if whole.search(label)],
+        [n for n, label in labels.items() if label in ANY_SUBJECT],
+    )
+    return next((found for found in passes if found), [])
+
+
+def largest(region: NDArray[np.bool_]) -> NDArray[np.bool_]:
+    """The largest connected part of a (height, width) region; nothing when it is below `LEAST`."""
+    from scipy.ndimage import label
+
+    parts, count = label(region)
+    sizes = np.bincount(parts.ravel(), minlength=count + 1)[1:]
+    if not count or sizes.max() < LEAST * region.size:
+        return np.zeros_like(region)
+    return np.asarray(parts == sizes.argmax() + 1)
+
+
+def _lead(logits: "Tensor", wanted: Sequence[int]) -> "Tensor":
+    """(1, labels, h, w) -> (1, 1, h, w): by how much the best wanted label is ahead of the others.
+
+    One map to enlarge instead of all of them: 150 labels of a large photo would not fit in memory.
+    """
+    others = [number for number in range(logits.shape[1]) if number not in set(wanted)]
+    ours = logits[:, wanted].amax(1, keepdim=True)
+    return ours - logits[:, others].amax(1, keepdim=True) if others else ours

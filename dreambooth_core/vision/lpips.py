@@ -1,0 +1,181 @@
+"""LPIPS: how far apart two pictures look to people (Zhang et al. 2018, arXiv:1801.03924, equation 1).
+
+    d(x, y) = sum over layers l of  mean over places h, w of  sum over channels c of
+              w_lc * (x_lhwc / |x_lhw| - y_lhwc / |y_lhw|)^2
+
+The layers are those of torchvision's VGG-16 or AlexNet behind their rectifiers; the weights w, which
+people's judgements have taught (version 0.1), are the ones that torchmetrics ships. Backbones are
+read from safetensors, since neither torchvision nor what needs it can be imported beside every torch.
+"""
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from importlib.util import find_spec
+from pathlib import Path
+from typing import TYPE_CHECKING, NamedTuple
+
+import torch
+from torch import Tensor
+from torch.nn import functional
+
+from dreambooth_core.errors import ModelError
+from dreambooth_core.hub import pinned
+
+if TYPE_CHECKING:
+    from PIL.Image import Image
+
+SHIFT, SCALE = (-0.030, -0.088, -0.188), (0.458, 0.448, 0.450)
+"""Mean and deviation of the colours, of pictures in [-1, 1]."""
+SMALLEST = 1e-10
+"""Added to a length before it divides."""
+
+
+class Convolution(NamedTuple):
+    """One of torchvision's `features`, with a rectifier behind it."""
+
+    number: int
+    """Its place among them."""
+    stride: int = 1
+    padding: int = 1
+
+
+@dataclass(frozen=True)
+class Layout:
+    """A backbone: blocks of convolutions, of each of which the last one's output counts."""
+
+    heads: str
+    """File of the layers' weights."""
+    blocks: tuple[tuple[Convolution, ...], ...]
+    pool: int
+    """Side of the pooling window, in steps of 2."""
+    pooled: frozenset[int]
+    """The blocks that have a pooling in front."""
+    first: tuple[int, ...]
+    """Shape of the first convolution's weights, by which a backbone is known."""
+
+
+VGG = Layout(
+    heads="vgg.pth",
+    blocks=tuple(
+        tuple(Convolution(index) for index in block)
+        for block in ((0, 2), (5, 7), (10, 12, 14), (17, 19, 21), (24, 26, 28))
+    ),
+    pool=2,
+    pooled=frozenset({1, 2, 3, 4}),
+    first=(64, 3, 3, 3),
+)
+ALEXNET = Layout(
+    heads="alex.pth",
+    blocks=(
+        (Convolution(0, 4, 2),),
+        (Convolution(3, 1, 2),),
+        (Convolution(6),),
+        (Convolution(8),),
+        (Convolution(10),),
+    ),
+    pool=3,
+    pooled=frozenset({1, 2}),
+    first=(64, 3, 11, 11),
+)
+
+
+class Perceptual:
+    """A loaded LPIPS network."""
+
+    def __init__(self, source: str, revision: str | None) -> None:
+        """From a folder or a Hub id with `model.safetensors`; raises `ModelError` for another network."""
+        self._device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
+        weights = _backbone(source, revision)
+        self._layout = _layout(weights, source)
+        self._weights = {name: value.float().to(self._device) for name, value in weights.items()}
+        self._heads = [head.to(self._device) for head in _heads(self._layout)]
+
+    @torch.inference_mode()
+    def seen(self, image: "Image") -> list[Tensor]:
+        """The picture as the layers see it: per layer (channels, height, width), each place of length 1.
+
+        Channels carry the square roots of the layer's weights, so that the distance of two pictures
+        is a sum of squares.
+        """
+        signal = self._normalised(image)
+        found = []
+        for number, block in enumerate(self._layout.blocks):
+            if number in self._layout.pooled:
+                signal = functional.max_pool2d(signal, self._layout.pool, 2)
+            for place, stride, padding in block:
+                signal = functional.relu(
+                    functional.conv2d(
+                        signal,
+                        self._weights[f"features.{place}.weight"],
+                        self._weights[f"features.{place}.bias"],
+                        stride=stride,
+                        padding=padding,
+                    )
+                )
+            length = signal.square().sum(dim=1, keepdim=True).sqrt()
+            found.append((signal / (length + SMALLEST) * self._heads[number].sqrt())[0])
+        return found
+
+    def _normalised(self, image: "Image") -> Tensor:
+        """(1, 3, height, width)"""
+        import numpy as np
+
+        values = torch.from_numpy(np.array(image.convert("RGB"))).to(self._device)
+        pixels = values.permute(2, 0, 1)[None].float() / 127.5 - 1
+        shift, scale = (pixels.new_tensor(numbers)[:, None, None] for numbers in (SHIFT, SCALE))
+        return (pixels - shift) / scale
+
+
+def distance(left: list[Tensor], right: list[Tensor]) -> float:
+    """LPIPS of two pictures of one size, as they were `seen`: 0 for the same picture, and up."""
+    layers = zip(left, right, strict=True)
+    return float(sum((a - b).square().sum(dim=0).mean().double() for a, b in layers))
+
+
+def _layout(weights: Mapping[str, Tensor], source: str) -> Layout:
+    for layout in (VGG, ALEXNET):
+        wanted = [convolution.number for block in layout.blocks for convolution in block]
+        names = {f"features.{index}.{part}" for index in wanted for part in ("weight", "bias")}
+        if names <= weights.keys() and tuple(weights["features.0.weight"].shape) == layout.first:
+            return layout
+    raise ModelError(
+        f"{source} holds neither torchvision's VGG-16 nor its AlexNet: set evaluation.lpips to one "
+        "as safetensors, such as timm/vgg16.tv_in1k"
+    )
+
+
+def _backbone(source: str, revision: str | None) -> dict[str, Tensor]:
+    from safetensors import SafetensorError
+    from safetensors.torch import load_file
+
+    folder = Path(source)
+    try:
+        path = folder / "model.safetensors" if folder.is_dir() else _fetched(source, revision)
+        return dict(load_file(path))
+    except (OSError, ValueError, SafetensorError) as error:
+        raise ModelError(
+            f"no LPIPS backbone at {source}: set evaluation.lpips to a folder or a Hub id with "
+            f"model.safetensors ({' '.join(str(error).split())[:200]})"
+        ) from error
+
+
+def _fetched(source: str, revision: str | None) -> str:
+    from huggingface_hub import hf_hub_download
+
+    commit = pinned(source, revision)
+    return str(hf_hub_download(source, "model.safetensors", revision=commit))
+
+
+def _heads(layout: Layout) -> list[Tensor]:
+    """Per layer (channels, 1, 1), none of them negative."""
+    found = find_spec("torchmetrics")
+    if found is None or found.origin is None:
+        raise ModelError("LPIPS needs torchmetrics, which ships its layers' weights: install it")
+    path = Path(found.origin).parent / "functional/image/lpips_models" / layout.heads
+    try:
+        heads = torch.load(path, map_location="cpu", weights_only=True)
+        return [heads[f"lin{n}.model.1.weight"][0].clamp(min=0) for n in range(len(layout.blocks))]
+    except (OSError, KeyError) as error:
+        raise ModelError(
+            f"this torchmetrics ships no weights of LPIPS at {path}: use 1.9"
+        ) from error

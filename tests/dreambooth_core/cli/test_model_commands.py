@@ -1,0 +1,225 @@
+"""The commands about registered models, typed for real on a real MLflow store."""
+
+import json
+
+import pytest
+from typer.testing import CliRunner
+
+from dreambooth_core.cli.models import app
+from dreambooth_core.errors import ConfigError
+from dreambooth_core.registry import model_card, promotion, provenance, register
+from dreambooth_core.registry.provenance import ancestry_of, read_origin
+from dreambooth_core.storage import records
+from dreambooth_core.storage.blobs import put_blob
+from dreambooth_core.storage.records import Weights
+from dreambooth_core.tracking import mlflow as tracking
+from tests.registered_by_hand import ancestry, verdict, version_by_hand
+
+
+def registered(client, config, store, mark: str):
+    """A version that the commands can find."""
+    version = version_by_hand(client, config, store, mark)
+    origin = read_origin(register.open_book(client, config, store), version.version)
+    tags = {
+        "dreambooth.config": config.model_dump_json(exclude={"paths"}),
+        "dreambooth.weights_record": origin.weights,
+        "dreambooth.metric.clip_i": "0.750000",
+    }
+    for name, value in tags.items():
+        client.set_model_version_tag("tiny", version.version, name, value)
+    return version
+
+
+@pytest.fixture
+def work(tracked_config, file_store):
+    """A work folder where version 1 is champion, and version 2, of other photos, was refused."""
+    client = tracking.open_client(tracked_config)
+    first = registered(client, tracked_config, file_store, "a")
+    subject = tracked_config.subject.model_copy(update={"consent": "mine | all mine"})
+    train = tracked_config.train.model_copy(update={"steps": 9})
+    other = tracked_config.model_copy(update={"subject": subject, "train": train})
+    second = registered(client, other, file_store, "b")
+    promotion.settle(tracked_config, file_store, first, verdict("1", "promote", "base"))
+    said = verdict("2", "keep", "tiny/1", candidate=ancestry(file_store, "b").scores)
+    promotion.settle(other, file_store, second, said)
+    return tracked_config.paths.work
+
+
+def with_another_subject(config):
+    """Two subjects, of each of which the other half is known."""
+    first = config.subject.model_copy(update={"provenance": "my desk"})
+    named = {"class_noun": "mug", "identifier": "zwx", "consent": "Ann | her mug"}
+    other = config.subject.model_copy(update=named)
+    return config.model_copy(update={"subject": first, "more_subjects": (other,)})
+
+
+def typed(work, *words: str):
+    return CliRunner().invoke(app, [*words, "--work", str(work)])
+
+
+def told(work, *words: str):
+    done = typed(work, *words, "--json")
+    assert done.exception is None, done.exception
+    return json.loads(done.stdout)
+
+
+def test_models_are_listed_with_what_the_gate_said(work) -> None:
+    second, first = told(work, "models")
+    assert (first["name"], first["version"], first["aliases"]) == ("tiny", "1", ["champion"])
+    assert (first["verdict"], second["verdict"]) == ("promote", "keep")
+    assert first["metrics"] == {"clip_i": 0.75}
+    assert "tiny/2" in typed(work, "models").stdout
+
+
+def test_other_peoples_models_do_not_hide_ours(work, tracked_config) -> None:
+    tracking.open_client(tracked_config).create_registered_model("Bob's model")
+    assert [row["name"] for row in told(work, "models")] == ["tiny", "tiny"]
+
+
+def test_a_person_promotes_and_takes_back(work) -> None:
+    refused = typed(work, "promote", "tiny/2", "--yes")
+    assert isinstance(refused.exception, ConfigError)
+    assert "give --reason" in str(refused.exception)
+    reason = ("--reason", "the client likes it", "--by", "ann")
+    asked = typed(work, "promote", "tiny/2", *reason)
+    assert isinstance(asked.exception, ConfigError), "nobody is there to be asked"
+    assert asked.exception.exit_code == 2
+    assert told(work, "promote", "tiny/2", "--yes", *reason)["aliases"] == {
+        "champion": "2",
+        "previous": "1",
+    }
+    assert told(work, "rollback", "tiny", "--yes")["aliases"] == {"champion": "1"}
+    assert told(work, "rollback", "tiny/2", "--yes")["aliases"] == {"champion": "1"}
+    assert "first champion" in str(typed(work, "rollback", "tiny@champion", "--yes").exception)
+    assert "first champion" in str(typed(work, "rollback", "tiny", "--yes").exception)
+
+
+def test_an_alias_means_what_the_log_says(work, tracked_config, file_store) -> None:
+    client = tracking.open_client(tracked_config)
+    book = register.open_book(client, tracked_config, file_store)
+    last = book.latest()
+    assert last is not None
+    change = last.model_copy(update={"version": "2", "action": "override"})
+    book.enter(lambda _: change)  # and MLflow was not told
+    assert told(work, "lineage", "tiny@champion")["model"] == "tiny/2"
+
+
+def test_a_lineage_goes_from_the_photos_to_the_aliases(work, file_store) -> None:
+    found = ancestry(file_store, "a")
+    traced = told(work, "lineage", "tiny@champion")
+    assert [photo["sha256"] for photo in traced["instance"]["images"]] == [
+        image.blob.sha256 for image in found.instance.images
+    ]
+    assert found.classes is not None
+    assert traced["classes"]["digest"] == found.classes.digest
+    assert traced["training"]["weights"] == "a" * 64
+    assert traced["training"]["code"] == f"0.0.1 {'a' * 40}"
+    assert traced["scores"]["digest"] == "a" * 64
+    assert traced["verdict"]["outcome"] == "promote"
+    (change,) = traced["changes"]
+    assert (change["action"], change["by"]) == ("promote", promotion.GATE)
+    assert change["verdict"] == traced["verdict"]["digest"]
+    assert change["when"].endswith("+00:00")
+    shown = typed(work, "lineage", "tiny@champion").stdout
+    shown = " ".join(shown.split())
+    assert "promote by the gate: @champion" in shown
+    assert "code that trained 0.0.1 " in shown
+
+
+def test_a_lineage_tells_whose_every_subject_is(work, tracked_config, file_store) -> None:
+    config = with_another_subject(tracked_config)
+    registered(tracking.open_client(config), config, file_store, "c")
+    traced = told(work, "lineage", "tiny/3")
+    assert traced["subjects"] == [
+        {"subject": "sks robot", "provenance": "my desk", "consent": ""},
+        {"subject": "zwx mug", "provenance": "", "consent": "Ann | her mug"},
+    ]
+    assert traced["config"] == records.config_digest(config)
+    shown = [" ".join(line.split()) for line in typed(work, "lineage", "tiny/3").stdout.split("\n")]
+    assert "provenance sks robot: my desk" in shown
+    assert "consent sks robot: not said" in shown
+    assert "provenance zwx mug: not said" in shown
+    assert "consent zwx mug: Ann | her mug" in shown
+
+
+def test_a_lineage_tells_of_a_refusal(work, tracked_config, file_store) -> None:
+    promotion.reject(tracked_config, file_store, promotion.Wish("2", "ann", "too yellow"))
+    changes = told(work, "lineage", "tiny/2")["changes"]
+    assert [(one["action"], one["by"], one["reason"]) for one in changes] == [
+        ("reject", "ann", "too yellow")
+    ]
+    assert "reject" not in [one["action"] for one in told(work, "lineage", "tiny/1")["changes"]]
+
+
+def test_a_difference_names_what_is_not_the_same(work, tmp_path) -> None:
+    page = tmp_path / "pages" / "diff.html"
+    found = told(work, "diff", "tiny/1", "tiny/2", "--out", str(page))
+    assert found["config"] == {
+        "subject.consent": ["", "mine | all mine"],
+        "train.steps": ["6", "9"],
+    }
+    assert found["data"] == {"weights": ["a" * 64, "b" * 64], "scores": ["a" * 64, "b" * 64]}
+    compared = {one["metric"]: one for one in found["comparisons"]}
+    assert compared.keys() == {"subject_fidelity", "prompt_fidelity"}
+    assert compared["subject_fidelity"]["difference"] == 0.0
+    html = page.read_text()
+    assert html.count('src="data:image/png;base64,') == 4
+    assert "tiny/1, seed 0" in html
+    assert "<h3>p</h3>" in html
+
+
+def test_versions_of_other_plans_are_not_compared_image_by_image(work, file_store) -> None:
+    key = "scores/b/result.json"
+    scores = ancestry(file_store, "b").scores.model_copy(update={"plan": "0" * 64})
+    file_store.put(key, scores.model_dump_json().encode())
+    found = told(work, "diff", "tiny/1", "tiny/2")
+    assert found["comparisons"] == []
+    assert "different plans" in found["why_not"]
+
+
+def test_a_card_says_what_one_must_know(work, tracked_config, file_store) -> None:
+    client = tracking.open_client(tracked_config)
+    book = register.open_book(client, tracked_config, file_store)
+    card = file_store.get(f"{book.place}/cards/2.md").decode()
+    assert "# tiny, version 2" in card
+    assert "keep \\| against tiny/1" in card, "no bar breaks a table"
+    assert "mine \\| all mine" in card
+    assert "`model.licence`" in card
+    assert "sks robot" in card
+    worst = card.index("| 0.250 | sks robot in the snow | 2 |")
+    assert worst < card.index("| 0.500 | sks robot on the beach | 1 |")
+    assert "--format single_file --out ComfyUI/models/checkpoints/" in card
+    assert "load_lora_weights" not in card
+    described = client.get_model_version("tiny", "2").description
+    assert f"{book.place}/cards/2.md" in described
+    run = client.get_model_version("tiny", "2").run_id
+    assert "model_card.md" in [artifact.path for artifact in client.list_artifacts(run)]
+
+
+def test_a_card_tells_whose_every_subject_is(tracked_config, file_store) -> None:
+    found = ancestry(file_store)
+    origin = provenance.origin_of(with_another_subject(tracked_config), file_store, found)
+    learned = model_card.render(file_store, model_card.Told(origin, found)).split(
+        "## What it learned"
+    )[1]
+    told_of = learned.split("## How good")[0].splitlines()
+    first = told_of.index("- Where the photos of `sks robot` come from: my desk")
+    assert "not said in the config" in told_of[first + 1]
+    second = told_of[first + 2]
+    assert second.startswith("- Where the photos of `zwx mug` come from: not said")
+    assert told_of[first + 3] == "- Who agreed to them, and how: Ann \\| her mug"
+
+
+def test_a_card_of_a_lora_says_how_to_put_it_over_the_base(work, tracked_config, file_store):
+    client = tracking.open_client(tracked_config)
+    book = register.open_book(client, tracked_config, file_store)
+    origin = read_origin(book, "1")
+    found = ancestry_of(file_store, origin)
+    blob = put_blob(file_store, b"x")
+    weights = Weights(uri="u", digest="c" * 64, method="lora", files={"a": blob}, steps=3)
+    told_of = model_card.Told(origin, type(found)(found.instance, None, weights, found.scores))
+    card = model_card.render(file_store, told_of)
+    assert "The gate was not asked" in card
+    assert 'pipeline.load_lora_weights("adapters/tiny")' in card
+    assert "--format lora_kohya --out ComfyUI/models/loras/" in card
+    assert "class images" not in card.split("## How good")[0]

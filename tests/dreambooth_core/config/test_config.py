@@ -1,0 +1,180 @@
+"""What a config may not say, and that it says so in one sentence."""
+
+from pathlib import Path
+from typing import Any
+
+import pytest
+from pydantic import ValidationError
+
+from dreambooth_core.config import Config, Subject, load_config
+from dreambooth_core.config.loading import wrong_fields
+from dreambooth_core.diffusion import families
+from dreambooth_core.diffusion.families import load_family
+from dreambooth_core.errors import ConfigError
+
+SUBJECT = {"images": "photos", "class_noun": "dog"}
+FULL = {"method": "full"}
+LORA = {"method": "lora"}
+FREE = {"name": "schedule_free"}
+FUSED = {"fused_backward": True}
+UNCLIPPED = {"max_grad_norm": None}
+SHARDS = {"strategy": "fsdp2", "processes": 2, "batch_size": 2}
+
+
+def _config(**sections: Any) -> Config:
+    return Config.model_validate({"name": "test", "subject": SUBJECT, **sections})
+
+
+def test_wildcards() -> None:
+    subject = Subject(images=Path(), class_noun="dog")
+    assert subject.fill("{subject}|{identifier}|{class}|{class_noun}") == "sks dog|sks|dog|dog"
+    for template in ("a {colour} dog", "{subject.images}", "{0}", "{}"):
+        with pytest.raises(ValueError, match=r"may only hold {subject}, {identifier}, {class}, "):
+            subject.fill(template)
+    with pytest.raises(ValueError, match="a brace that does not close"):
+        subject.fill("a {subject")
+
+
+@pytest.mark.parametrize(
+    ("sections", "words"),
+    [
+        ({"prior": {"target": "prediction"}, "train": FULL}, "needs an adapter to switch off"),
+        ({"train": {"method": "textual_inversion"}}, "prior.enabled: false"),
+        ({"prior": {"images": 200}}, "prior.images 200 has no effect"),
+        ({"prior": {"alongside": True}}, "prior.alongside needs class images"),
+        (
+            {
+                "train": {"method": "textual_inversion", "text_encoder": True},
+                "prior": {"enabled": False},
+            },
+            "textual_inversion leaves alone",
+        ),
+        (
+            {"prior": {"alongside": True, "target": "prediction"}, "train": LORA},
+            "needs class images",
+        ),
+        ({"model": {"quantize": "nf4"}, "train": FULL}, "which train.method full trains"),
+        ({"model": {"quantize": "int8"}, "train": {"method": "lokr"}}, "lokr has no layers"),
+        ({"optimizer": FUSED}, "train.max_grad_norm: null"),
+        ({"optimizer": FUSED, "train": {**UNCLIPPED, "accumulate": 2}}, "accumulate: 1"),
+        ({"optimizer": FUSED, "train": {**UNCLIPPED, "precision": "fp16"}}, "fp16"),
+        (
+            {"optimizer": FUSED, "train": {**UNCLIPPED, "text_encoder_until": 0.5}},
+            "train.text_encoder_until",
+        ),
+        ({"optimizer": {"name": "prodigy"}}, "set that to 1"),
+        ({"optimizer": FREE, "train": {"ema": 0.9}}, "averages by itself"),
+        ({"optimizer": FREE, "train": {"lr_schedule": "cosine"}}, "averages by itself"),
+        (
+            {"train": {"text_encoder": False, "text_encoder_learning_rate": 1e-5}},
+            "no effect with train.text_encoder: false",
+        ),
+        (
+            {"train": {"text_encoder": False, "text_encoder_until": 0.5}},
+            "no effect with train.text_encoder: false",
+        ),
+        ({"train": {"strategy": "fsdp2"}}, "at least 2"),
+        ({"train": SHARDS, "choosing": {"every": 5}}, "looks at a whole model"),
+        ({"train": {**SHARDS, "precision": "fp16"}}, "no loss scaling"),
+        ({"train": {**SHARDS, "method": "lora"}, "model": {"quantize": "int8"}}, "into pieces"),
+        ({"train": {"batch_size": 3, "processes": 2}}, "make it a multiple"),
+        ({"train": {"steps": 5, "lr_warmup_steps": 5}}, "below train.steps"),
+        ({"choosing": {"patience": 3}}, "without choosing.every"),
+        ({"loss": {"min_snr_gamma": 3}}, "without loss.weighting: min_snr"),
+        ({"loss": {"huber_border": 0.5}}, "without loss.kind: huber"),
+        ({"loss": {"times_mean": 1}}, "without loss.times: logit_normal"),
+        ({"loss": {"unmasked_weight": 0.5}}, "without loss.masks"),
+        ({"more_subjects": [SUBJECT]}, "identifier of its own"),
+        ({"compute": {"engine": "dask"}}, "there is: local, ray"),
+        ({"compute": {"engine": "ray"}}, "a store that every machine reaches"),
+    ],
+)
+def test_what_makes_no_sense_is_refused(sections: dict[str, Any], words: str) -> None:
+    with pytest.raises(ValidationError, match=words):
+        _config(**sections)
+
+
+@pytest.mark.parametrize(
+    ("family", "sections", "words"),
+    [
+        ("z_image", {"train": {"text_encoder": True}}, "has no text encoder that trains"),
+        ("z_image", {"train": {"method": "pivotal"}}, "learn new tokens"),
+        ("flux", {"loss": {"weighting": "min_snr"}}, "trained by flow matching"),
+        ("flux", {"model": {"family": "flux", "resolution": 520}}, "multiple of 16"),
+        ("flux", {"dataset": {"buckets": True, "bucket_step": 8}}, "dataset.bucket_step 8"),
+        ("flux2", {"sampler": {"negative_prompt": "ugly"}}, "negative"),
+    ],
+)
+def test_what_a_family_cannot_do_is_refused(
+    family: str, sections: dict[str, Any], words: str
+) -> None:
+    config = _config(**{"model": {"family": family}, **sections})
+    with pytest.raises(ConfigError, match=words):
+        families.check(load_family(family), config)
+
+
+def test_what_is_left_out_is_read_back_from_a_written_config() -> None:
+    config = _config(train=LORA, choosing={"every": 10}, loss={"times": "mode"})
+    assert Config.model_validate_json(config.model_dump_json()) == config
+    assert Config.model_validate_json(_config().model_dump_json()) == _config()
+
+
+@pytest.mark.parametrize(
+    ("images", "name"),
+    [
+        ("photos/my dog", "my-dog"),
+        ("dataset://robot@latest", "robot"),
+        ("/photos/_x_/", "x"),
+        ("photos/\u72ac", "dog"),
+        ("..", "dog"),
+    ],
+)
+def test_a_run_without_a_name_is_called_after_its_photos(images: str, name: str) -> None:
+    subject = {**SUBJECT, "images": images}
+    assert Config.model_validate({"subject": subject}).name == name
+    assert _config(subject=subject).name == "test"
+
+
+@pytest.mark.parametrize(("method", "rate"), [(None, 1e-4), ("dora", 1e-4), ("full", 5e-6)])
+def test_the_rate_is_that_of_the_method_where_none_is_given(
+    method: str | None, rate: float
+) -> None:
+    train = {} if method is None else {"method": method}
+    assert _config(train=train).train.learning_rate == rate
+    assert _config(train={**train, "learning_rate": 0.5}).train.learning_rate == 0.5
+
+
+@pytest.mark.parametrize(
+    ("sections", "target"),
+    [
+        ({}, "prediction"),
+        ({"train": FULL}, "images"),
+        ({"prior": {"target": "images"}}, "images"),
+        ({"prior": {"enabled": False}}, None),
+    ],
+)
+def test_the_prior_is_preserved_by_what_the_method_can_do(
+    sections: dict[str, Any], target: str | None
+) -> None:
+    assert _config(**sections).prior_target == target
+
+
+def test_a_run_without_photos_is_not_blamed_for_its_name() -> None:
+    with pytest.raises(ValidationError) as refused:
+        Config.model_validate({"subject": {"class_noun": "dog"}})
+    assert wrong_fields(refused.value) == "subject.images: is missing: set it"
+
+
+def test_a_recipe_gives_what_config_and_overrides_leave_out(tmp_path: Path) -> None:
+    file = tmp_path / "dog.yaml"
+    file.write_text("subject: {images: photos, class_noun: dog}\ntrain: {steps: 7}\n")
+    config = load_config(file, ("adapter.rank=2",), recipe="sdxl-lora")
+    assert (config.model.family, config.train.steps) == ("sdxl", 7)
+    assert (config.adapter.rank, config.adapter.alpha) == (2, 4)
+
+
+def test_an_unknown_recipe_names_the_nearest(tmp_path: Path) -> None:
+    file = tmp_path / "dog.yaml"
+    file.write_text("subject: {images: photos, class_noun: dog}\n")
+    with pytest.raises(ConfigError, match="did you mean sdxl-lora"):
+        load_config(file, recipe="sdxl-lroa")

@@ -1,0 +1,94 @@
+"""A config that names a dataset version learns from just those photos."""
+
+import pytest
+from pydantic import ValidationError
+
+from dreambooth_core.cli.run_output import at_hand
+from dreambooth_core.config import Config, Subject
+from dreambooth_core.data.ingest import take_in
+from dreambooth_core.data.references import brought, pinned
+from dreambooth_core.data.versions import push
+from dreambooth_core.errors import ConfigError, StorageError
+
+
+@pytest.fixture
+def photos(tiny_config):
+    return tiny_config.subject.images
+
+
+def naming(config: Config, reference: str) -> Config:
+    subject = config.subject.model_copy(update={"images": reference})
+    return Config.model_validate(config.model_copy(update={"subject": subject}).model_dump())
+
+
+def test_a_folder_and_its_version_are_the_same_photos(tiny_config, photos, file_store):
+    from PIL import Image
+
+    Image.new("L", (64, 64), 200).save(photos / "1.mask.png")
+    (photos / "0.txt").write_text("{subject} on a table")
+    by_folder, _ = take_in(tiny_config, file_store)
+    push(file_store, photos, "robot", 32)
+    by_name, reused = take_in(naming(tiny_config, "dataset://robot@latest"), file_store)
+    assert not reused
+    # the digest decides the training's key: nothing is trained again for photos that were pushed
+    assert by_name.images.digest == by_folder.images.digest
+    assert by_name.images.images == by_folder.images.images
+    assert take_in(naming(tiny_config, "dataset://robot@latest"), file_store) == (by_name, True)
+
+
+def test_latest_means_the_newest_at_the_time(tiny_config, photos, file_store):
+    config = naming(tiny_config, "dataset://robot@latest")
+    first = push(file_store, photos, "robot", 32)
+    before = pinned(config, file_store)
+    assert before.subject.images == first.reference
+    (photos / "0.png").unlink()
+    second = push(file_store, photos, "robot", 32)
+    assert pinned(config, file_store).subject.images == second.reference
+    assert pinned(before, file_store) == before
+    assert take_in(before, file_store)[0].images.count == 4
+    assert take_in(config, file_store)[0].images.count == 3
+    # what was taken in is taken again by its whole digest, from whatever reference
+    short = naming(tiny_config, second.reference[:-50])
+    assert take_in(short, file_store) == (take_in(config, file_store)[0], True)
+
+
+def test_the_folder_is_whole_or_made_anew(tiny_config, photos, file_store):
+    (photos / "0.txt").write_text("{subject} on a table")
+    push(file_store, photos, "robot", 32)
+    config = naming(tiny_config, "dataset://robot@latest")
+    folder = brought(config, file_store).subject.folder
+    assert folder.is_relative_to(tiny_config.paths.work)
+    files = {path.name: path.read_bytes() for path in folder.iterdir()}
+    assert len(files) == 5
+    (caption,) = folder.glob("*.txt")
+    caption.write_text("{subject} on a chair")
+    (folder / "stray.png").write_bytes(b"x")
+    next(folder.glob("*.png")).write_bytes(b"x")
+    assert brought(config, file_store).subject.folder == folder
+    assert {path.name: path.read_bytes() for path in folder.iterdir()} == files
+    assert not list(folder.parent.glob("~*"))
+
+
+def test_lost_photos_leave_no_half_folder(tiny_config, photos, file_store):
+    push(file_store, photos, "robot", 32)
+    for key in list(file_store.keys("blobs/"))[:1]:
+        file_store.delete(key)
+    with pytest.raises(StorageError, match="blobs/"):
+        brought(naming(tiny_config, "dataset://robot@latest"), file_store)
+    assert not [path for path in tiny_config.paths.work.rglob("*") if path.is_file()]
+
+
+def test_a_config_of_folders_opens_no_store(tiny_config):
+    nowhere = tiny_config.model_copy(
+        update={"storage": tiny_config.storage.model_copy(update={"uri": "s3://nobody"})}
+    )
+    assert at_hand(nowhere) is nowhere
+
+
+def test_what_is_no_reference_is_refused(tiny_config, file_store):
+    for images in ("dataset://robot", "dataset://robot@newest", "dataset://../x@latest"):
+        with pytest.raises(ValidationError, match="names no dataset version"):
+            Subject.model_validate({"images": images, "class_noun": "robot"})
+    with pytest.raises(ConfigError, match="there is no dataset robot"):
+        take_in(naming(tiny_config, "dataset://robot@latest"), file_store)
+    assert Subject.model_validate({"images": "photos", "class_noun": "x"}).dataset is None

@@ -1,0 +1,52 @@
+"""Every family on the tiny base of its pipeline class (`tests/tiny_bases/`) and that base's variants.
+
+One more is there while the tests run: a family whose file was just copied.
+"""
+
+import importlib
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import torch
+from torch import Tensor
+
+from dreambooth_core import plugins
+from dreambooth_core.diffusion.families import Family, Parts, load_family
+
+NAMES = plugins.names("dreambooth_core.diffusion.families")
+COPY, ORIGINAL = "copied_in_the_test", "sana"
+"""The copy's name, and whose file it has."""
+PROMPTS = ["A Dog", "a cat on the beach, " + "far away and further " * 40]
+"""The second is cut off by every text encoder but those that read very long ones."""
+
+
+class Case(NamedTuple):
+    name: str
+    variant: str
+    base: Path
+
+    def load(self, **options: Any) -> Parts:
+        return load_family(self.name).load(self.base, **options)
+
+
+def builder(name: str) -> Any:
+    family = load_family(ORIGINAL if name == COPY else name)
+    return importlib.import_module(f"tests.tiny_bases.{family.pipeline_class}")
+
+
+CASES = [
+    (name, variant)
+    for name in [*NAMES, COPY]
+    for variant in ["", *getattr(builder(name), "VARIANTS", {})]
+]
+
+
+def pixels(family: Family) -> Tensor:
+    """Two images, wide ones, in [-1, 1]."""
+    side = max(16, family.pixel_multiple)
+    return torch.rand(2, 3, side, 2 * side, generator=torch.Generator().manual_seed(0)) * 2 - 1
+
+
+def sizes(images: Tensor) -> Tensor:
+    height, width = images.shape[-2:]
+    return torch.tensor([[height, width, 0, 0, height, width]] * len(images)).float()

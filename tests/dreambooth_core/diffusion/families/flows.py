@@ -1,0 +1,78 @@
+"""For the tests of flow families: the same walk through two doors, ours and the pipeline's."""
+
+import copy
+from itertools import pairwise
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from dreambooth_core.diffusion.families import Family, Parts, Tensors
+
+PROMPTS = ["a photo of a sks dog on the beach", "a cat"]
+
+
+def photos() -> Tensor:
+    """(2, 3, 64, 32) in [-1, 1]."""
+    draw = torch.Generator().manual_seed(7)
+    return torch.rand(2, 3, 64, 32, generator=draw) * 2 - 1
+
+
+def normal(*shape: int) -> Tensor:
+    return torch.randn(*shape, generator=torch.Generator().manual_seed(8))
+
+
+def encoded(family: Family, parts: Parts, prompts: list[str]) -> Tensors:
+    return family.encode_prompts(parts, family.tokenize(parts, prompts))
+
+
+def sampled(pipeline: Any, noise: Tensor, **guidance: Any) -> Tensor:
+    """The latents behind three steps from `noise`, both in the pipeline's own layout."""
+    seen = []
+
+    def see(pipeline: Any, step: int, timestep: Tensor, tensors: dict[str, Tensor]) -> dict:
+        seen.append(tensors["latents"])
+        return {}
+
+    pipeline(
+        prompt=list(PROMPTS),
+        latents=noise,
+        num_inference_steps=3,
+        height=64,
+        width=32,
+        output_type="latent",
+        callback_on_step_end=see,
+        **guidance,
+    )
+    return seen[-1]
+
+
+def walked(
+    family: Family, parts: Parts, noise: Tensor, conditioning: Tensors, sigmas: Tensor
+) -> Tensor:
+    """Where Euler's steps along `predict` lead from `noise`, over the sampler's noise levels."""
+    latents = noise
+    for level, after in pairwise(sigmas):
+        timesteps = family.objective(parts).timesteps_of(level.expand(len(noise)))
+        velocity = family.predict(parts, latents, timesteps, conditioning)
+        latents = latents + (after - level) * velocity
+    return latents
+
+
+def decoded(family: Family, parts: Parts, last_layer: str, latents: Tensor) -> Tensor:
+    """What the pipeline shows for latents in its own layout, (2, 3, 64, 32) in [0, 1].
+
+    Its denoiser's last layer is set to zero, so that its steps leave them where they are.
+    """
+    still = copy.deepcopy(parts["transformer"])
+    for weight in still.get_submodule(last_layer).parameters():
+        weight.zero_()
+    pipeline = family.pipeline(Parts({**parts.components, "transformer": still}))
+    size = {"height": 64, "width": 32, "num_inference_steps": 2}
+    shown: Tensor = pipeline(prompt=list(PROMPTS), latents=latents, output_type="pt", **size).images
+    return shown
+
+
+def shown(decoded: Tensor) -> Tensor:
+    """An autoencoder's answer as pipelines show it."""
+    return (decoded / 2 + 0.5).clamp(0, 1)

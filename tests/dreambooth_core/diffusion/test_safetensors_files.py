@@ -1,0 +1,38 @@
+"""Tensors and texts come back as they were, and the same ones are the same bytes."""
+
+from pathlib import Path
+
+import pytest
+import torch
+
+from dreambooth_core.diffusion import safetensors_files
+from dreambooth_core.errors import ModelError
+
+
+def test_what_is_written_comes_back(tmp_path: Path) -> None:
+    tensors = {"b": torch.arange(6.0).view(2, 3).T, "a": torch.ones(3, dtype=torch.bfloat16)}
+    texts = {"tokens": '{"sks": "ä"}', "another": ""}
+    path = tmp_path / "below" / "x.safetensors"
+    safetensors_files.write(path, tensors, texts)
+    found, beside = safetensors_files.read(path)
+    assert list(found) == ["a", "b"]
+    assert all(torch.equal(found[name], tensors[name]) for name in tensors)
+    assert beside == {"format": "pt", **texts}
+
+
+def test_the_same_content_is_the_same_bytes(tmp_path: Path) -> None:
+    path, found = tmp_path / "x.safetensors", set()
+    texts = {str(number): "text" for number in range(5)}
+    for _ in range(8):  # the library orders its texts by chance
+        safetensors_files.write(path, {"a": torch.zeros(3)}, texts)
+        found.add(path.read_bytes())
+    assert len(found) == 1
+
+
+@pytest.mark.parametrize("content", [None, b"", b"no tensors are in here"])
+def test_a_broken_file_is_refused(tmp_path: Path, content: bytes | None) -> None:
+    path = tmp_path / "x.safetensors"
+    if content is not None:
+        path.write_bytes(content)
+    with pytest.raises(ModelError, match=r"x\.safetensors is not readable"):
+        safetensors_files.read(path)

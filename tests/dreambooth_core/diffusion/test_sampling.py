@@ -1,0 +1,234 @@
+"""Images: one seed each, the same bytes in any company, made once."""
+
+import hashlib
+import io
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+from PIL import Image as Pillow
+
+from dreambooth_core.config import Config, Sampler
+from dreambooth_core.diffusion import adapters, parallel_sampling, pipelines, sampling
+from dreambooth_core.diffusion.families import load_family
+from dreambooth_core.digests import digest_json
+from dreambooth_core.storage.blobs import get_blob, put_blob
+from dreambooth_core.storage.records import Weights
+from dreambooth_core.storage.stores import open_store
+
+SAMPLER = Sampler(inference_steps=2, batch_size=3, guidance_scale=3.0)
+REQUESTS = [("a dog", 1), ("a cat", 2), ("a dog on the beach", 3), ("a dog", 4)]
+
+
+def _config(base: Path, work: Path, **changes: Any) -> Config:
+    return Config.model_validate(
+        {
+            "name": "test",
+            "subject": {"images": work, "class_noun": "dog"},
+            "model": {"base": str(base), "resolution": 32},
+            "sampler": SAMPLER.model_dump(),
+            "sample": {"prompts": ["a photo of {subject}"], "seeds": 2},
+            "storage": {"uri": f"file://{work / 'store'}", "endpoint": None},
+            "paths": {"work": work},
+            **changes,
+        }
+    )
+
+
+@pytest.fixture(scope="module")
+def painter(tiny_base: Path) -> sampling.Painter:
+    family = load_family("stable_diffusion")
+    return sampling.Painter(family.pipeline(family.load(tiny_base)), family.guidance(SAMPLER))
+
+
+def _drawing(painter: sampling.Painter) -> sampling.Drawing:
+    return sampling.Drawing(lambda: painter, SAMPLER, (32, 32))
+
+
+def _drawn(painter: sampling.Painter, requests: list[tuple[str, int]]) -> list[bytes]:
+    return _bytes(sampling.generate(painter, _drawing(painter), requests, None))
+
+
+def _bytes(images: Any) -> list[bytes]:
+    return [image.tobytes() for image in images]
+
+
+def test_neighbours_and_number_do_not_change_an_image(painter: sampling.Painter) -> None:
+    together = _drawn(painter, REQUESTS)
+    assert len(set(together)) == len(REQUESTS)
+    for index, request in enumerate(REQUESTS):
+        assert _drawn(painter, [request]) == [together[index]]
+    reverse = _drawn(painter, REQUESTS[::-1])
+    assert reverse == together[::-1]
+
+
+def test_the_guidance_scale_counts(painter: sampling.Painter) -> None:
+    other = SAMPLER.model_copy(update={"guidance_scale": 9.0})
+    guided = sampling.Painter(painter.pipeline, load_family("stable_diffusion").guidance(other))
+    assert _drawn(painter, REQUESTS[:1]) != _drawn(guided, REQUESTS[:1])
+
+
+def test_prompts_are_spelled_for_the_model(painter: sampling.Painter) -> None:
+    words = {"a dog": "a cat"}
+    speller = sampling.Painter(painter.pipeline, painter.guidance, lambda text: words[text])
+    assert _drawn(speller, [("a dog", 2)]) == _drawn(painter, [("a cat", 2)])
+
+
+def test_images_have_the_size_that_is_asked_for(painter: sampling.Painter) -> None:
+    wide = sampling.Drawing(lambda: painter, SAMPLER, (32, 48))
+    (image,) = sampling.generate(painter, wide, REQUESTS[:1], None)
+    assert image.size == (48, 32)
+
+
+def test_png_is_deterministic_and_says_what_it_is() -> None:
+    image = Pillow.fromarray(np.arange(192, dtype=np.uint8).reshape(8, 8, 3))
+    data = sampling.encode_png(image, "ein Hund — 犬", 7, {"model": "m"})
+    assert data == sampling.encode_png(image, "ein Hund — 犬", 7, {"model": "m"})
+    again = Pillow.open(io.BytesIO(data))
+    assert again.tobytes() == image.tobytes()
+    assert again.info == {
+        "prompt": "ein Hund — 犬",
+        "seed": "7",
+        "model": "m",
+        "pixels_sha256": hashlib.sha256(image.tobytes()).hexdigest(),
+    }
+
+
+def test_only_the_missing_images_are_made(painter: sampling.Painter, file_store) -> None:
+    reports: list[tuple[int, int]] = []
+
+    def progress(done: int, total: int, label: str) -> None:
+        reports.append((done, total))
+
+    def make(requests: list[tuple[str, int]]) -> Any:
+        return sampling.sample_set(file_store, "samples/x", _drawing(painter), requests, progress)
+
+    whole = make(REQUESTS)
+    assert reports == [(3, 4), (4, 4)]
+    reports.clear()
+    file_store.delete(sampling.image_key("samples/x", REQUESTS[1]))
+    assert make(REQUESTS) == whole
+    assert reports == [(1, 1)]
+    reports.clear()
+    assert make(REQUESTS) == whole
+    assert reports == []
+    assert [image.seed for image in whole.images] == [1, 2, 3, 4]
+    assert make(REQUESTS[:2]).images == whole.images[:2]
+
+
+def test_another_list_finds_the_images_of_the_first(painter: sampling.Painter, file_store) -> None:
+    def make(requests: list[tuple[str, int]]) -> tuple[Any, int]:
+        return sampling.make_images(file_store, "images/x", _drawing(painter), requests)
+
+    first, made = make(REQUESTS)
+    assert made == 4
+    turned, made = make([("a cow", 1), *REQUESTS[::-1], REQUESTS[0]])
+    assert made == 1
+    assert [image.blob for image in turned[1:]] == [
+        image.blob for image in (*first[::-1], first[0])
+    ]
+    assert [image.name for image in turned] == [f"{place:06d}.png" for place in range(6)]
+    assert make([REQUESTS[0], ("a dog", 9), ("a dog", 9)])[1] == 1
+
+
+def test_a_complete_set_loads_no_model(painter: sampling.Painter, file_store) -> None:
+    sampling.sample_set(file_store, "samples/x", _drawing(painter), REQUESTS[:1])
+
+    def refuse() -> sampling.Painter:
+        raise AssertionError("loaded")
+
+    refusing = sampling.Drawing(refuse, SAMPLER, (32, 32))
+    assert sampling.sample_set(file_store, "samples/x", refusing, REQUESTS[:1]).count == 1
+    with pytest.raises(AssertionError, match="loaded"):
+        sampling.sample_set(file_store, "samples/x", refusing, REQUESTS[:2])
+
+
+def _weights(config: Config, work: Path) -> Weights:
+    """Stored weights that were moved by hand."""
+    import torch
+
+    family, base = load_family("stable_diffusion"), Path(config.model.base)
+    parts = family.load(base)
+    moving = adapters.prepare(family, parts, config)
+    with torch.no_grad():
+        for weights in moving.values():
+            for weight in weights.values():
+                noise = torch.randn(weight.shape, generator=torch.Generator().manual_seed(0))
+                weight += 0.05 * noise
+    adapters.export(family, parts, config, base, work / "weights")
+    store = open_store(config.storage)
+    paths = [path for path in (work / "weights").rglob("*") if path.is_file()]
+    files = {str(path.relative_to(work / "weights")): put_blob(store, path) for path in paths}
+    digest = digest_json({name: blob.sha256 for name, blob in files.items()})
+    return Weights(uri="u", digest=digest, method=config.train.method, files=files, steps=1)
+
+
+@pytest.mark.parametrize("method", ["full", "lora", "lokr", "pivotal"])
+def test_samples_come_from_the_trained_weights(
+    tiny_base: Path, tmp_path: Path, method: str
+) -> None:
+    config = _config(tiny_base, tmp_path, train={"method": method})
+    store = open_store(config.storage)
+    weights = _weights(config, tmp_path)
+    tuned, reused = parallel_sampling.sample(config, store, weights)
+    assert not reused
+    assert parallel_sampling.sample(config, store, weights) == (tuned, True)
+    assert {image.prompt for image in tuned.images} == {"a photo of sks dog"}
+    assert sampling.images_prefix(config, weights) != sampling.images_prefix(config, None)
+    requests = [(image.prompt, image.seed or 0) for image in tuned.images]
+    drawing = parallel_sampling.drawing_of(config, store, None)
+    plain = list(sampling.generate(drawing.load(), drawing, requests, None))
+    for image, untouched in zip(tuned.images, plain, strict=True):
+        made = Pillow.open(io.BytesIO(get_blob(store, image.blob)))
+        assert made.size == (32, 32)
+        assert made.tobytes() != untouched.tobytes()
+
+
+def test_the_noise_scheduler_is_chosen_by_name(tiny_base: Path, tmp_path: Path) -> None:
+    config = _config(tiny_base, tmp_path)
+    euler = config.model_copy(
+        update={"sampler": SAMPLER.model_copy(update={"noise_scheduler": "EulerDiscreteScheduler"})}
+    )
+    store = open_store(config.storage)
+    usual, other = (parallel_sampling.drawing_of(c, store, None) for c in (config, euler))
+    assert type(other.load().pipeline.scheduler).__name__ == "EulerDiscreteScheduler"
+    drawn = [_bytes(sampling.generate(d.load(), d, REQUESTS[:1], None)) for d in (usual, other)]
+    assert drawn[0] != drawn[1]
+    assert sampling.images_prefix(config, None) != sampling.images_prefix(euler, None)
+
+
+@pytest.mark.parametrize("method", ["lora", "dora", "lokr"])
+def test_an_adapter_is_put_in_as_strongly_as_one_says(
+    tiny_base: Path, tmp_path: Path, method: str
+) -> None:
+    config = _config(tiny_base, tmp_path, train={"method": method})
+    store = open_store(config.storage)
+    weights = _weights(config, tmp_path)
+
+    def unet(*strengths: float) -> dict[str, Any]:
+        blend = tuple(pipelines.Share(weights, strength) for strength in strengths)
+        return pipelines.load_model(config, store, blend).parts["unet"].state_dict()
+
+    base, whole, half, none = unet(), unet(1.0), unet(0.5), unet(0.0)
+    moved = [name for name in base if not base[name].equal(whole[name])]
+    assert moved
+    for name in base:
+        assert none[name].equal(base[name])
+        assert half[name].sub((base[name] + whole[name]) / 2).abs().max() < 1e-6
+    twice = unet(0.5, 0.5)
+    if method != "dora":  # whose change hangs on the weights that it meets
+        for name in moved:
+            assert twice[name].sub(whole[name]).abs().max() < 1e-6
+
+
+def test_samplers_share_a_loaded_model_and_do_not_meet(tiny_base: Path, tmp_path: Path) -> None:
+    config = _config(tiny_base, tmp_path)
+    model = pipelines.load_model(config, open_store(config.storage), None)
+    euler = SAMPLER.model_copy(update={"noise_scheduler": "EulerDiscreteScheduler"})
+    first = pipelines.painter_for(config, model)
+    alone = _drawn(first, REQUESTS[:2])
+    second = pipelines.painter_for(config.model_copy(update={"sampler": euler}), model)
+    assert second.pipeline.unet is first.pipeline.unet
+    assert _drawn(second, REQUESTS[:2]) != alone
+    assert _drawn(first, REQUESTS[:2]) == alone

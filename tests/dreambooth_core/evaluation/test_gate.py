@@ -1,0 +1,213 @@
+from pathlib import Path
+
+import numpy as np
+import pytest
+from PIL import Image
+from scipy import stats
+
+from dreambooth_core.config import Config
+from dreambooth_core.data import dataset
+from dreambooth_core.errors import ConfigError
+from dreambooth_core.evaluation.evaluate import evaluate
+from dreambooth_core.evaluation.gate import Contender, half_widths, judge, override
+from dreambooth_core.metrics.statistics import rows_of
+from dreambooth_core.storage.records import Scores, Verdict, Weights
+from dreambooth_core.storage.stores import open_store
+from tests.conftest import build_tiny_base
+from tests.moved_weights import weights_of
+
+RULES = {
+    "primary": ["subject_fidelity"],
+    "limits": {"identity": None, "prompt_gain": None, "memorisation": None, "prior_drift": None},
+    "margins": {"diversity": None, "prompt_rank": None, "memorisation": None, "prior_drift": None},
+}
+"""Of random weights nothing is asked but to be better, and no worse in prompts than noise explains."""
+
+
+LOW, NEAR, HIGH = 0.05, 0.0501, 0.1
+"""How far weights are moved from the base's."""
+
+
+class Bench:
+    """One store for all tests, so that none draws what another has drawn."""
+
+    def __init__(self, base: Path, encoders: tuple[Path, Path], folder: Path) -> None:
+        self.base, self.told = base, []
+        self.config = config_of(base, encoders, folder)
+        self.store = open_store(self.config.storage)
+        self.photos = dataset.collect(self.store, self.config)[0]
+
+    def weights(self, shift: float) -> Weights:
+        return weights_of(self.base, self.store, shift)
+
+    def champion(self, shift: float, **changes) -> Contender:
+        asked = self.config.model_copy(update=changes)
+        return Contender(name="tiny/1", config=asked, weights=self.weights(shift))
+
+    def evaluate(self, shift: float, seed_set="confirm") -> Scores:
+        weights = self.weights(shift)
+        return evaluate(self.config, self.store, self.photos, weights, seed_set=seed_set)[0]
+
+    def judge(self, shift: float, champion: Contender | None, **gate) -> tuple[Verdict, bool]:
+        rules = self.config.gate.model_copy(update=gate)
+        config = self.config.model_copy(update={"gate": rules})
+        scores, weights = self.evaluate(shift), self.weights(shift)
+        return judge(config, self.store, self.photos, weights, scores, champion, self._hear)
+
+    def stored(self, stage: str) -> set[str]:
+        return {key for key in self.store.keys(f"{stage}/") if key.endswith("/result.json")}
+
+    def _hear(self, done: int, total: int, what: str) -> None:
+        self.told.append(what)
+
+
+def config_of(base: Path, encoders: tuple[Path, Path], folder: Path) -> Config:
+    draws = np.random.default_rng(0)
+    (folder / "photos").mkdir()
+    for index in range(3):
+        blots = Image.fromarray(draws.integers(0, 255, (6, 6, 3), dtype=np.uint8))
+        blots.resize((64, 64), Image.Resampling.BICUBIC).save(folder / f"photos/{index}.png")
+    return Config.model_validate(
+        {
+            "name": "tiny",
+            "subject": {"images": folder / "photos", "class_noun": "robot"},
+            "model": {"base": str(base), "resolution": 32},
+            "sampler": {"inference_steps": 2, "batch_size": 2},
+            "evaluation": {
+                "prompts": ["a photo of {subject}", "{subject} on the beach"],
+                "accessories": [],
+                "seeds": 2,
+                "class_images": 2,
+                "clip": str(encoders[0]),
+                "identity": str(encoders[1]),
+            },
+            "gate": RULES,
+            "storage": {"uri": f"file://{folder / 'store'}", "endpoint": None},
+            "paths": {"work": folder / "work"},
+        }
+    )
+
+
+@pytest.fixture(scope="module")
+def bench(tiny_base, tiny_encoders, tmp_path_factory) -> Bench:
+    return Bench(tiny_base, tiny_encoders, tmp_path_factory.mktemp("judging"))
+
+
+def test_a_first_model_is_judged_by_its_own_scores_against_the_base(bench):
+    before = bench.stored("noise")
+    verdict, reused = bench.judge(LOW, None, rounds=1)
+    assert not reused
+    assert (verdict.against, verdict.champion, verdict.rounds) == ("base", None, 1)
+    (fidelity,) = [each for each in verdict.comparisons if each.metric == "subject_fidelity"]
+    scores = verdict.candidate
+    assert fidelity.challenger == pytest.approx(scores.metrics["subject_fidelity"])
+    assert fidelity.champion == pytest.approx(scores.base_metrics["subject_fidelity"])
+    assert bench.stored("noise") == before
+
+
+def test_the_same_question_has_the_same_answer(bench):
+    first, _ = bench.judge(LOW, bench.champion(HIGH), rounds=1)
+    assert bench.judge(LOW, bench.champion(HIGH), rounds=1) == (first, True)
+    assert bench.judge(LOW, bench.champion(HIGH), rounds=1, automatic=False) == (first, True)
+
+
+@pytest.mark.parametrize(
+    ("shift", "champion", "gate"), [(LOW, HIGH, {"alpha": 0.1}), (LOW, NEAR, {}), (NEAR, HIGH, {})]
+)
+def test_another_question_is_answered_anew(bench, shift, champion, gate):
+    bench.judge(LOW, bench.champion(HIGH), rounds=1)
+    assert bench.judge(shift, bench.champion(champion), **{"rounds": 1, **gate})[1] is False
+
+
+def test_the_champion_is_measured_by_the_candidates_plan(bench):
+    """However it was measured itself: its config has other prompts and another identifier."""
+    subject = bench.config.subject.model_copy(update={"identifier": "zwx"})
+    rules = bench.config.evaluation.model_copy(update={"prompts": ("{subject} at night",)})
+    champion = bench.champion(HIGH, subject=subject, evaluation=rules)
+    verdict, _ = bench.judge(LOW, champion, rounds=1)
+    assert verdict.champion.plan == verdict.candidate.plan
+    assert {image.prompt for image in verdict.champion.samples.images} == {
+        "a photo of zwx robot",
+        "zwx robot on the beach",
+    }
+
+
+def test_a_champion_of_another_base_is_measured_from_the_candidates(bench, tmp_path):
+    """What is counted from the base is not to be won by changing it."""
+    other = build_tiny_base(tmp_path / "other", prediction_type="v_prediction")
+    model = bench.config.model.model_copy(update={"base": str(other)})
+    champion = bench.champion(HIGH, model=model)
+    verdict, _ = bench.judge(HIGH, champion, rounds=1)
+    ours, theirs = verdict.candidate, verdict.champion
+    assert (theirs.base_samples, theirs.base_class_samples) == (
+        ours.base_samples,
+        ours.base_class_samples,
+    )
+    # the same weights, drawn by the base that they were trained on
+    assert {image.blob for image in theirs.samples.images}.isdisjoint(
+        image.blob for image in ours.samples.images
+    )
+
+
+def test_while_it_is_open_both_get_twice_the_seeds(bench):
+    """Two models that differ by hardly anything: no plan of this size tells them apart."""
+    champion = bench.champion(NEAR)
+    verdict, _ = bench.judge(LOW, champion, rounds=2)
+    assert (verdict.outcome, verdict.rounds) == ("keep", 2)
+    assert verdict.candidate.samples.count == verdict.champion.samples.count == 8
+    once, _ = bench.judge(LOW, champion, rounds=1)
+    first = {image.blob for image in once.champion.samples.images}
+    assert first < {image.blob for image in verdict.champion.samples.images}
+    assert any(what.startswith("tiny/1, round 2: ") for what in bench.told)
+    assert any(what.startswith("candidate, round 2: ") for what in bench.told)
+
+
+def test_the_champions_noise_is_measured_once_and_is_the_margin(bench):
+    champion = bench.champion(HIGH)
+    verdict, _ = bench.judge(LOW, champion, rounds=1)
+    stored = bench.stored("noise")
+    bench.judge(NEAR, champion, rounds=1)
+    assert bench.stored("noise") == stored
+    one, other = (bench.evaluate(HIGH, seed_set) for seed_set in ("confirm", "dev"))
+    widths = half_widths(rows_of(bench.store, one), rows_of(bench.store, other), 0.9)
+    assert verdict.noise == widths
+    (guard,) = [each for each in verdict.reasons if each.rule == "non-inferiority"]
+    assert guard.metric == "prompt_fidelity"
+    allowed = -max(0.01, widths["prompt_fidelity"])
+    assert f"where {allowed:+.3f} is allowed" in guard.sentence
+
+
+def test_noise_is_of_images_paired_by_their_place_in_the_plan(bench):
+    rows = rows_of(bench.store, bench.evaluate(HIGH))
+    later = [row.model_copy(update={"seed": row.seed + 1}) for row in rows]
+    assert set(half_widths(rows, later, 0.9).values()) == {0.0}
+    spread = [
+        row.model_copy(update={"scores": {"clip_i": row.scores["clip_i"] + gain}})
+        for row, gain in zip(later, (0, 0, 0.2, 0.2), strict=False)
+    ]
+    students = stats.t.ppf(0.95, 1) * 0.1
+    assert half_widths(rows[:4], spread, 0.9)["clip_i"] == pytest.approx(students)
+
+
+def test_scores_of_a_sweep_are_not_judged(bench):
+    scores, weights = bench.evaluate(HIGH, "dev"), bench.weights(HIGH)
+    verdict, _ = judge(bench.config, bench.store, bench.photos, weights, scores, None)
+    assert verdict.outcome == "keep"
+    assert "seeds by which it may have been chosen" in verdict.sentence
+
+
+def test_a_person_overrules_and_is_remembered(bench):
+    verdict, _ = bench.judge(LOW, bench.champion(HIGH), rounds=1)
+    found = override(bench.store, verdict, "Ada", "the hat is what we want")
+    assert found.outcome == "promote"
+    assert found.digest != verdict.digest
+    assert found.reasons == (*verdict.reasons, found.reasons[-1])
+    assert override(bench.store, verdict, "Ada", "the hat is what we want") == found
+    stored = bench.store.get(found.uri.removeprefix(f"{bench.store.uri}/"))
+    assert Verdict.model_validate_json(stored) == found
+
+
+def test_nobody_overrules_without_a_reason(bench):
+    verdict, _ = bench.judge(LOW, bench.champion(HIGH), rounds=1)
+    with pytest.raises(ConfigError, match="a name and a reason"):
+        override(bench.store, verdict, "Ada", "")

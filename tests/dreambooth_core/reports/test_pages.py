@@ -1,0 +1,144 @@
+"""What a browser makes of the pages: from disk, without a network, narrow and wide, light and dark."""
+
+import gzip
+
+import pytest
+from PIL import Image
+
+from dreambooth_core import reports
+from dreambooth_core.reports import report
+from dreambooth_core.reports.comparison import compare_runs
+from tests import browser
+from tests.reported_by_hand import STAGES, run_of
+
+PHONE = 390
+DESK = 1280
+"""CSS pixels of their width."""
+DRAWN = """new Promise((done) => {
+  const wait = () => [...document.querySelectorAll(".chart")].every((chart) =>
+    chart.querySelector("svg")) ? done(document.querySelectorAll(".chart svg").length)
+    : setTimeout(wait, 20);
+  wait();
+})"""
+PICK = """new Promise((done) => {
+  const select = document.querySelector(".vega-bindings select");
+  select.value = "prompt fidelity";
+  for (const name of ["input", "change"]) select.dispatchEvent(new Event(name));
+  setTimeout(done, 100);
+})"""
+TOO_WIDE = """[...document.querySelectorAll("body *")]
+  .filter((each) => !each.closest(".wide, pre, svg") && each.getBoundingClientRect().right > innerWidth)
+  .map((each) => each.outerHTML.slice(0, 200))"""
+
+
+@pytest.fixture(scope="module")
+def tab(tmp_path_factory):
+    if browser.executable() is None:
+        pytest.skip("needs Chromium")
+    with browser.browsing(tmp_path_factory.mktemp("profile")) as tab:
+        yield tab
+
+
+@pytest.fixture(scope="module")
+def written(tmp_path_factory):
+    """A report and a comparison, on disk."""
+    folder = tmp_path_factory.mktemp("pages")
+    config, store, results = run_of(folder)
+    (folder / "report.html").write_text(report.render(config, store, results, STAGES))
+    compare_runs(folder, folder, folder / "comparison.html")
+    return folder
+
+
+@pytest.mark.parametrize(
+    ("page", "width", "charts"),
+    [("report", DESK, 8), ("report", PHONE, 8), ("comparison", PHONE, 1)],
+)
+def test_it_opens_from_disk_and_follows_light_and_dark(tab, written, page, width, charts):
+    tab.complaints.clear()
+    tab.open(written / f"{page}.html", width)
+    assert tab.ask(DRAWN) == charts
+    assert tab.ask("document.documentElement.scrollWidth") == width
+    assert tab.ask(TOO_WIDE) == []
+    colours = {}
+    for scheme in ("light", "dark"):
+        tab.prefer(scheme)
+        colours[scheme] = tab.ask(
+            "getComputedStyle(document.querySelector('.role-mark path')).fill"
+        )
+        kind = f"{page}-{'phone' if width == PHONE else 'desktop'}-{scheme}"
+        with Image.open(tab.photograph(kind)) as shot:
+            corner = shot.convert("L").getpixel((2, 2))
+        assert corner > 192 if scheme == "light" else corner < 64
+    assert colours["light"] != colours["dark"]
+    assert tab.complaints == []
+
+
+def test_another_metric_can_be_picked(tab, written):
+    tab.open(written / "report.html", DESK)
+    tab.ask(DRAWN)
+    dots = "[...document.querySelectorAll('#prompts ~ .chart .mark-symbol.role-mark path')]"
+    told = f"{dots}.map((dot) => dot.getAttribute('aria-label')).join()"
+    before = tab.ask(told)
+    tab.ask(PICK)
+    assert tab.ask(told) != before
+
+
+def test_a_closer_look_shows_all_sides_of_one_seed(tab, written):
+    tab.open(written / "report.html", PHONE)
+    tab.ask("document.querySelectorAll('.sides .side')[0].querySelectorAll('button')[1].click()")
+    words = tab.ask(
+        "[...document.querySelectorAll('dialog[open] figcaption')].map((f) => f.innerText)"
+    )
+    assert len(words) == 3
+    assert [each.split()[0] for each in words] == ["candidate", "champion", "base"]
+    assert all("seed 1" in each for each in words)
+    assert tab.ask(TOO_WIDE) == []
+    tab.ask("document.querySelector('dialog form button').click()")
+    assert tab.ask("document.querySelectorAll('dialog[open]').length") == 0
+
+
+def test_images_are_embedded_small_and_exact_when_they_are_small():
+    import base64
+    import io
+
+    import numpy as np
+
+    def through(side):
+        picture = Image.fromarray(
+            np.random.default_rng(0).integers(0, 255, (side, side // 2, 3), dtype=np.uint8)
+        )
+        buffer = io.BytesIO()
+        picture.save(buffer, "PNG")
+        data = base64.b64decode(reports.data_url(buffer.getvalue()).split(",")[1])
+        return np.asarray(picture), np.asarray(Image.open(io.BytesIO(data)))
+
+    given, shown = through(reports.SIDE)
+    assert (given == shown).all()
+    _, smaller = through(2 * reports.SIDE)
+    assert smaller.shape == (reports.SIDE, reports.SIDE // 2, 3)
+
+
+@pytest.mark.parametrize(
+    ("value", "words"),
+    [(None, ""), (0.04, "0.0 s"), (59.94, "59.9 s"), (60, "1 min 0 s"), (7384, "2 h 3 min")],
+)
+def test_seconds_are_told_as_people_do(value, words):
+    assert reports.seconds(value) == words
+
+
+def test_numbers_have_three_places_and_no_zero_is_negative():
+    assert [reports.number(value) for value in (None, -0.0004, -0.5, 1)] == [
+        "",
+        "0.000",
+        "−0.500",
+        "1.000",
+    ]
+    assert [reports.signed(value) for value in (-0.0004, -0.5, 1)] == ["+0.000", "−0.500", "+1.000"]
+
+
+@pytest.mark.slow
+def test_the_packed_library_is_the_one_of_the_pinned_version():
+    pytest.importorskip("vl_convert")
+    from dreambooth_core.reports import vega_bundle
+
+    assert gzip.decompress(vega_bundle.PACKED.read_bytes()).decode() == vega_bundle.library()

@@ -1,0 +1,235 @@
+import json
+import time
+
+import pytest
+
+from dreambooth_core.cli import run_output
+from dreambooth_core.config import Config
+from dreambooth_core.data.dataset import Validation
+from dreambooth_core.data.ingest import Intake
+from dreambooth_core.errors import DatasetRefused, Preempted
+from dreambooth_core.reports.summary import LAST_RUN, STAGES, Run, Summary
+from dreambooth_core.storage.records import (
+    Cost,
+    Document,
+    Estimate,
+    ImageSet,
+    ModelVersion,
+    Reason,
+    SampleSet,
+    Scores,
+    Verdict,
+    Weights,
+)
+
+DIGEST = "0" * 64
+SAMPLES = SampleSet(uri="file:///x", digest=DIGEST, images=())
+VERSION = ModelVersion(name="robot", version="3", aliases=("candidate",), run_id="r")
+SCORES = Scores(
+    uri="file:///s",
+    digest="2" * 64,
+    metrics={"clip_i": 0.5},
+    base_metrics={"clip_i": 0.25},
+    estimates={"clip_i": Estimate(value=0.5, low=0.375, high=0.625)},
+    warnings=("the finder is blind",),
+    samples=SAMPLES,
+    base_samples=SAMPLES,
+    class_samples=SAMPLES,
+    base_class_samples=SAMPLES,
+)
+
+REASON = Reason(
+    rule="superiority", metric="clip_i", outcome="passed", sentence="clip i is 0.500 against 0.250"
+)
+
+
+@pytest.fixture
+def config(tmp_path):
+    return Config.model_validate(
+        {
+            "name": "robot",
+            "subject": {"images": tmp_path / "photos", "class_noun": "robot"},
+            "storage": {"uri": f"file://{tmp_path / 'store'}", "endpoint": None},
+            "paths": {"work": tmp_path / "work"},
+        }
+    )
+
+
+def left(name: str):
+    images = {"uri": "file:///x", "digest": DIGEST, "images": ()}
+    found = Validation(folder="x", findings=(), accepted=(), digest=DIGEST)
+    return {
+        "validate": Intake(images=ImageSet(**images), validation=found),
+        "priors": ImageSet(**images),
+        "train": Weights(uri="file:///w", digest="1" * 64, method="full", files={}, steps=3),
+        "evaluate": SCORES,
+        "register": VERSION,
+        "gate": Verdict(
+            uri="file:///v",
+            digest="3" * 64,
+            outcome="promote",
+            sentence="It is better than the base.",
+            reasons=(REASON,),
+            comparisons=(),
+            against="base",
+            rounds=1,
+            candidate=SCORES,
+            champion=None,
+        ),
+        "promote": VERSION.model_copy(update={"aliases": ("candidate", "champion")}),
+        "sample": SAMPLES,
+        "report": Document(uri="file:///r", digest=DIGEST, path="/r"),
+    }[name]
+
+
+def walk(config, reused=False) -> Summary:
+    with Run(config) as run:
+        for name in STAGES:
+            run.stage(name, lambda name=name: (left(name), reused))
+    return run.summary
+
+
+def test_a_finished_run_is_told_as_the_issue_says(config, capsys):
+    told = json.loads(walk(config).model_dump_json())
+    assert list(told) == [
+        *("run_id", "status", "stages", "metrics", "base_metrics", "model", "gate"),
+        *("warnings", "artifacts", "digests", "estimates"),
+    ]
+    assert told["status"] == "done"
+    assert list(told["stages"]) == list(STAGES)
+    assert {"status", "seconds"} <= set(told["stages"]["train"])
+    assert told["metrics"] == {"clip_i": 0.5}
+    assert told["warnings"] == ["the finder is blind"]
+    assert told["base_metrics"] == {"clip_i": 0.25}
+    assert told["model"] == {"name": "robot", "version": "3", "aliases": ["candidate", "champion"]}
+    assert told["gate"] == {
+        "outcome": "promote",
+        "sentence": "It is better than the base.",
+        "against": "base",
+        "reasons": [REASON.model_dump()],
+    }
+    assert told["estimates"] == {"clip_i": {"value": 0.5, "low": 0.375, "high": 0.625}}
+    assert told["digests"] == {"dataset": DIGEST, "class_images": DIGEST, "weights": "1" * 64}
+    assert capsys.readouterr().out == ""
+
+
+def test_a_run_that_measured_nothing_has_no_intervals_and_no_reasons(config):
+    with Run(config) as run:
+        run.stage("validate", lambda: (left("validate"), False))
+    assert run.summary.estimates == {}
+    assert run.summary.gate is None
+
+
+def test_a_summary_of_before_is_still_read(config):
+    told = json.loads(walk(config).model_dump_json())
+    del told["estimates"], told["gate"]["reasons"]
+    found = Summary.model_validate(told)
+    assert found.estimates == {}
+    assert found.gate is not None
+    assert found.gate.reasons == ()
+
+
+def test_people_see_the_intervals_and_why_the_gate_decided(config, capsys, monkeypatch):
+    monkeypatch.setenv("COLUMNS", "100")
+    run_output.show_summary(walk(config))
+    lines = [" ".join(line.split()) for line in capsys.readouterr().out.splitlines()]
+    assert "metric tuned 95 % interval base" in lines
+    assert "clip i 0.500 0.375 to 0.625 0.250" in lines
+    decided = lines.index("Gate promote: It is better than the base.")
+    assert lines[decided + 1] == f"passed, superiority: {REASON.sentence}"
+
+
+def test_a_single_prompt_leaves_an_interval_empty(config, capsys):
+    alone = walk(config).model_copy(update={"estimates": {"clip_i": Estimate(value=0.5)}})
+    run_output.show_summary(alone)
+    lines = [" ".join(line.split()) for line in capsys.readouterr().out.splitlines()]
+    assert "clip i 0.500 0.250" in lines
+
+
+def test_it_lies_beside_the_report_here_and_in_the_store(config, tmp_path):
+    summary = walk(config)
+    beside = config.paths.work / "reports" / summary.run_id / "summary.json"
+    stored = tmp_path / "store" / "reports" / summary.run_id / "summary.json"
+    for place in (beside, stored, config.paths.work / LAST_RUN):
+        assert Summary.model_validate_json(place.read_bytes()) == summary
+    assert summary.artifacts["summary"] == beside.resolve().as_uri()
+
+
+def test_the_same_run_has_the_same_id_wherever_it_works(config, tmp_path):
+    moved = config.model_copy(
+        update={"paths": config.paths.model_copy(update={"work": tmp_path / "elsewhere"})}
+    )
+    other = config.model_copy(update={"seed": 1})
+    assert walk(config).run_id == walk(config, reused=True).run_id == walk(moved).run_id
+    assert walk(other).run_id != walk(config).run_id
+
+
+@pytest.mark.parametrize(
+    ("error", "status"),
+    [
+        (DatasetRefused("no"), "failed"),
+        (RuntimeError("no"), "failed"),
+        (Preempted("later"), "preempted"),
+        (KeyboardInterrupt(), "preempted"),
+    ],
+)
+def test_a_run_that_breaks_leaves_what_it_got_to(config, error, status):
+    def broken():
+        raise error
+
+    def begun():
+        with Run(config) as run:
+            run.stage("validate", lambda: (left("validate"), True))
+            run.stage("priors", broken)
+
+    with pytest.raises(type(error)):
+        begun()
+    told = Summary.model_validate_json((config.paths.work / LAST_RUN).read_bytes())
+    assert told.status == status
+    assert {name: stage.status for name, stage in told.stages.items()} == {
+        "validate": "reused",
+        "priors": "failed",
+    }
+    assert told.digests == {"dataset": DIGEST, "class_images": None, "weights": None}
+    assert not (config.paths.work / "reports").exists()
+
+
+def test_a_stage_with_nothing_to_do_reuses_nothing(config):
+    with Run(config) as run:
+        run.stage("priors", lambda: (None, True))
+    assert run.summary.stages["priors"].status == "skipped"
+
+
+def test_what_reuse_saves_is_what_making_had_cost(config):
+    def slowly():
+        sum(range(2_000_000))
+        return SCORES, False
+
+    with Run(config) as first:
+        first.stage("evaluate", slowly)
+    spent = first.stages["evaluate"]
+    assert spent.cpu_seconds > 0
+    assert spent.saved is None
+    with Run(config) as again:
+        again.stage("evaluate", lambda: (SCORES, True))
+    assert again.stages["evaluate"].saved == Cost(
+        seconds=spent.seconds, cpu_seconds=spent.cpu_seconds, gpu_seconds=spent.gpu_seconds
+    )
+
+
+def test_a_gpu_is_paid_for_by_the_stages_that_hold_it(config, monkeypatch):
+    monkeypatch.setenv("CUDA_VISIBLE_DEVICES", "0,1")
+    with Run(config) as run:
+        run.stage("evaluate", lambda: (SCORES, False))
+        run.stage("register", lambda: (VERSION, False))
+    assert run.stages["evaluate"].gpu_seconds == pytest.approx(run.stages["evaluate"].seconds)
+    assert run.stages["register"].gpu_seconds == 0
+
+
+def test_what_making_a_result_first_cost_stays(config):
+    for seconds in (0.05, 0.0):  # made twice at once: the other maker came second
+        with Run(config) as run:
+            run.stage("evaluate", lambda seconds=seconds: (time.sleep(seconds), (SCORES, False))[1])
+    with Run(config) as again:
+        again.stage("evaluate", lambda: (SCORES, True))
+    assert again.stages["evaluate"].saved.seconds >= 0.05

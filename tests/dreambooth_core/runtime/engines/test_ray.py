@@ -1,0 +1,44 @@
+"""What only a Ray cluster can refuse, or be without."""
+
+import subprocess
+import sys
+
+import pytest
+
+from dreambooth_core.config import Compute
+from dreambooth_core.errors import StageFailed
+from dreambooth_core.runtime.engines import load_engine
+from tests.pieces_of_work import note
+
+WITHOUT = """
+import sys
+sys.modules["ray"] = None
+from dreambooth_core.config import Compute
+from dreambooth_core.runtime.engines import load_engine
+from dreambooth_core.errors import ConfigError
+try:
+    load_engine("ray").spread(Compute(engine="ray"), print, ["{}"], print)
+except ConfigError as error:
+    print(error)
+"""
+
+
+def test_without_ray_the_sentence_says_what_to_install() -> None:
+    done = subprocess.run([sys.executable, "-c", WITHOUT], capture_output=True, text=True)
+    assert "pip install 'dreambooth-factory[ray]'" in done.stdout, done.stderr
+
+
+@pytest.mark.servers
+def test_without_a_cluster_the_sentence_says_where_none_is(
+    ray_cluster: object, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("RAY_ADDRESS", "127.0.0.1:1")
+    with pytest.raises(StageFailed, match=r"no Ray cluster takes us in at 127\.0\.0\.1:1"):
+        load_engine("ray").spread(Compute(engine="ray"), note, ["{}"], print)
+
+
+@pytest.mark.servers
+def test_room_that_does_not_come_is_not_waited_for_without_end(ray_cluster: object) -> None:
+    compute = Compute(engine="ray", gpu=True, wait_minutes=0.05)
+    with pytest.raises(StageFailed, match="no machine with 1 CPU and 1 GPU within"):
+        load_engine("ray").spread(compute, note, ["{}"], print)

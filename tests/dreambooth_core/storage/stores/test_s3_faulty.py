@@ -1,0 +1,156 @@
+"""Endpoints that are no S3, or never answer: a sentence each, and the first question is bounded."""
+
+import os
+import time
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+
+from dreambooth_core import config, deadlines
+from dreambooth_core.errors import ConfigError, StorageError
+from dreambooth_core.storage.stores import reach, s3
+from tests.faulty_server import faulty
+
+SENTENCES = {
+    "slow_down": "answered SlowDown; try again later",
+    "html": "answered 500 without an error of S3's; check storage.endpoint",
+    "xhtml": r"is not S3 \(ResponseParserError\); check storage.endpoint",
+    "junk_xml": "answered 500 without an error of S3's; check storage.endpoint",
+    "loop": r"is not S3 \(RecursionError\); check storage.endpoint",
+    "forbidden": r"refused the credentials \(AccessDenied\); set AWS_ACCESS_KEY_ID",
+    "no_bucket": "the bucket there does not exist; create it",
+    "not_found": "answered 404 without an error of S3's; check storage.endpoint",
+    "region": "the bucket is elsewhere .*set AWS_DEFAULT_REGION",
+    "garbage": r"no good answer from http://127\.0\.0\.1.*check storage.endpoint",
+}
+NO_S3 = ("html", "xhtml", "junk_xml", "loop", "garbage")
+
+
+@pytest.fixture(autouse=True)
+def keys(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("AWS_ACCESS_KEY_ID", "a")
+    monkeypatch.setenv("AWS_SECRET_ACCESS_KEY", "b")
+    monkeypatch.setenv("AWS_EC2_METADATA_DISABLED", "true")
+
+
+def _store(url: str) -> config.Storage:
+    return config.Storage(uri="s3://there/x", endpoint=url)
+
+
+def _sentence(error: Exception) -> str:
+    text = str(error)
+    assert len(text) < 400
+    assert "\n" not in text
+    return text
+
+
+@pytest.mark.parametrize("way", SENTENCES)
+def test_each_wrong_answer_has_its_sentence(way: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(s3, "PROBE_ATTEMPTS", 2)
+    with faulty(way) as server, pytest.raises(StorageError, match=SENTENCES[way]) as caught:
+        reach(_store(server.url))
+    assert _sentence(caught.value).startswith("cannot list objects in s3://there/x: ")
+
+
+def test_an_endpoint_that_never_answers_is_given_up(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setattr(s3, "SERVER_SECONDS", 1.0)
+    monkeypatch.setattr(deadlines, "SILENT_SECONDS", 0.2)
+    with faulty("hangs") as server:
+        s3.client(server.url)  # boto3's import may take longer than the deadline
+        started = time.monotonic()
+        with pytest.raises(StorageError, match=r"no good answer from .* within 1 s; check"):
+            reach(_store(server.url))
+        assert time.monotonic() - started < 10
+        assert server.asked == 1
+        said = capsys.readouterr().err
+        assert said == f"asking {server.url} for s3://there/x; up to 1 s\n"
+
+
+def test_only_the_first_question_is_bounded() -> None:
+    client = s3.client("http://127.0.0.1:1")
+    assert client.meta.config.retries["total_max_attempts"] == 10  # type: ignore[attr-defined]
+    assert client.meta.config.read_timeout == 60  # type: ignore[attr-defined]
+    assert deadlines.SERVER_SECONDS == 30
+
+
+def test_a_good_store_is_reached_in_silence(
+    s3_endpoint: str, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    pair = os.environ
+    reach(config.Storage(uri="s3://contract/new", endpoint="local"))  # is not asked
+    monkeypatch.undo()
+    reach(config.Storage(uri="s3://contract/new", endpoint=s3_endpoint))
+    assert pair["AWS_ACCESS_KEY_ID"] != "a"
+    assert capsys.readouterr().err == ""
+    with pytest.raises(StorageError, match="not-there does not exist"):
+        reach(config.Storage(uri="s3://not-there", endpoint=s3_endpoint))
+
+
+@pytest.mark.parametrize("way", NO_S3)
+def test_what_is_no_s3_in_the_middle_of_work_is_said(way: str, tmp_path: Path) -> None:
+    big = tmp_path / "big"
+    with big.open("wb") as file:
+        file.truncate(s3._PART + 1)
+    with faulty(way) as server:
+        store = s3.S3Store("there", "x", s3.client(server.url, attempts=1))
+        acts: list[Callable[[], object]] = [
+            lambda: store.get("k"),
+            lambda: store.put("k", b"1"),
+            lambda: store.put_if("k", b"1", None),
+            lambda: store.exists("k"),
+            lambda: list(store.keys("")),
+            lambda: store.get_file("k", tmp_path / "out"),
+            lambda: store.put_file("k", Path(__file__)),
+            lambda: store.put_file("k", big),
+        ]
+        for act in acts:
+            with pytest.raises(StorageError) as caught:
+                act()
+            assert server.url in _sentence(caught.value)
+    assert not (tmp_path / "out").exists()
+
+
+@pytest.mark.parametrize(
+    ("variables", "about"),
+    [
+        ({"AWS_PROFILE": "nope"}, "ProfileNotFound: nope"),
+        ({"AWS_DEFAULT_REGION": "not a region!"}, "InvalidRegionError: not a region!"),
+        ({"AWS_SECRET_ACCESS_KEY": None}, "PartialCredentialsError"),
+    ],
+)
+def test_settings_that_boto_cannot_use_are_a_config_s_fault(
+    variables: dict[str, str | None], about: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    for name, value in variables.items():
+        if value is None:
+            monkeypatch.delenv(name)
+        else:
+            monkeypatch.setenv(name, value)
+    with pytest.raises(ConfigError, match=f"{about}.*check AWS_PROFILE, AWS_DEFAULT_REGION"):
+        reach(_store("http://127.0.0.1:1"))
+
+
+def test_places_that_are_no_endpoint() -> None:
+    for endpoint in ("http://[::1", "http://host:99999"):
+        with pytest.raises(ConfigError, match=r"storage\.endpoint must be a plain"):
+            reach(_store(endpoint))
+    for uri in ("s3://key:hunter2@bucket/x", "s3://bucket/key:hunter2@x"):
+        with pytest.raises(ConfigError, match=r"AWS_SECRET_ACCESS_KEY") as caught:
+            reach(config.Storage(uri=uri))
+        assert "hunter2" not in str(caught.value)
+    with pytest.raises(ConfigError, match="is no storage key"):
+        reach(config.Storage(uri="s3://bucket/../x"))
+
+
+def test_names_and_ports_that_do_not_exist(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(s3, "PROBE_ATTEMPTS", 1)
+    for url in ("http://no-such-host.invalid:9000", "http://127.0.0.1:1"):
+        with pytest.raises(StorageError, match=f"no good answer from {url}"):
+            reach(_store(url))
+    with faulty("garbage") as server:
+        url = server.url.replace("http:", "https:")
+        with pytest.raises(StorageError, match=f"no good answer from {url} .SSLError"):
+            reach(_store(url))

@@ -1,0 +1,289 @@
+"""One maker at a time, whoever it is that sleeps, dies or is late; on both stores."""
+
+import os
+import secrets
+import threading
+import time
+from pathlib import Path
+
+import pytest
+
+from dreambooth_core.config import Storage
+from dreambooth_core.digests import canonical
+from dreambooth_core.errors import StorageError, Superseded
+from dreambooth_core.storage import leases
+from dreambooth_core.storage.blobs import put_blob
+from dreambooth_core.storage.leases import Hold, Lease
+from dreambooth_core.storage.records import Blob
+from dreambooth_core.storage.stage_cache import once_alone
+from dreambooth_core.storage.stores import Store, open_store
+from tests.leased_by_hand import held
+
+PLACE = "runs/abc"
+
+
+def _file(request: pytest.FixtureRequest) -> Storage:
+    folder: Path = request.getfixturevalue("tmp_path")
+    return Storage(uri=(folder / "store").as_uri(), endpoint=None)
+
+
+def _s3(request: pytest.FixtureRequest) -> Storage:
+    endpoint: str = request.getfixturevalue("s3_endpoint")
+    return Storage(uri=f"s3://contract/leases/{secrets.token_hex(6)}", endpoint=endpoint)
+
+
+@pytest.fixture(params=[_file, _s3], ids=["file", "s3"])
+def location(request: pytest.FixtureRequest) -> Storage:
+    found: Storage = request.param(request)
+    return found
+
+
+@pytest.fixture
+def store(location: Storage) -> Store:
+    return open_store(location)
+
+
+@pytest.fixture(autouse=True)
+def _hasty(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(leases, "LOOK_SECONDS", 0.01)
+
+
+@pytest.fixture
+def brief(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A silence that is over at once; only where nobody has to keep it from getting so long."""
+    monkeypatch.setattr(leases, "SECONDS", 0.2)
+
+
+def _until_beat(store: Store, number: int) -> None:
+    deadline = time.monotonic() + 30
+    while _read(store).beat < number:
+        assert time.monotonic() < deadline
+        time.sleep(0.01)
+
+
+def _read(store: Store) -> Lease:
+    lease = leases.read(store, PLACE)
+    assert lease is not None
+    return lease
+
+
+def _never() -> None:
+    return None
+
+
+def test_the_first_one_holds_it_and_lets_go(store: Store, tmp_path: Path) -> None:
+    assert leases.read(store, PLACE) is None
+    with leases.alone(store, PLACE, tmp_path / "work", _never) as hold:
+        assert hold is not None
+        first = _read(store)
+        assert (first.number, first.process, first.held) == (1, os.getpid(), True)
+        assert first.holder == hold.holder
+        hold.amend(checkpoints=("00000010.1",))
+    assert not _read(store).held
+    with leases.alone(store, PLACE, tmp_path / "other", _never) as hold:
+        assert hold is not None
+        assert hold.lease().number == 2
+        assert hold.lease().holder != first.holder
+        assert hold.lease().checkpoints == ("00000010.1",)
+
+
+@pytest.mark.usefixtures("brief")
+def test_it_beats_for_as_long_as_it_is_held(store: Store, tmp_path: Path) -> None:
+    with leases.alone(store, PLACE, tmp_path / "work", _never) as hold:
+        assert hold is not None
+        _until_beat(store, 3)
+        hold.check()
+    beats = _read(store).beat
+    time.sleep(leases.SECONDS)
+    assert _read(store).beat == beats
+
+
+def test_who_waits_says_for_whom_and_takes_what_was_made(
+    location: Storage, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    begun, go, made = threading.Event(), threading.Event(), []
+
+    def make(key: str, hold: Hold) -> Blob:
+        made.append(key)
+        begun.set()
+        assert go.wait(30)
+        return Blob(sha256="x", size=len(made))
+
+    found: list[tuple[Blob, bool]] = []
+
+    def run(work: str) -> None:
+        store = open_store(location)
+        found.append(once_alone(store, "runs", {"a": 1}, Blob, make, tmp_path / work))
+
+    # two wait elsewhere, and one in the very same folder
+    threads = [threading.Thread(target=run, args=(name,)) for name in ("a", "b", "c", "a")]
+    threads[0].start()
+    assert begun.wait(30)
+    for thread in threads[1:]:
+        thread.start()
+    said = ""
+    while said.count("\n") < 3:
+        said += capsys.readouterr().err
+        time.sleep(0.01)
+    assert found == []
+    go.set()
+    for thread in threads:
+        thread.join(30)
+    assert len(made) == 1
+    assert sorted(reused for _, reused in found) == [False, True, True, True]
+    assert {blob.size for blob, _ in found} == {1}
+    assert said.count(f"is being made by process {os.getpid()} on ") == 3
+    assert capsys.readouterr().err == ""
+    lease = leases.read(open_store(location), f"runs/{made[0]}")
+    assert lease is not None
+    assert (lease.number, lease.held, lease.result) == (1, False, None)
+
+
+@pytest.mark.usefixtures("brief")
+def test_silence_is_waited_for_and_then_taken_for_death(store: Store, tmp_path: Path) -> None:
+    dead = held(store, PLACE, tmp_path / "dead")
+    dead.amend(checkpoints=("00000010.1",))
+    began = time.monotonic()
+    alive = held(store, PLACE, tmp_path / "alive")
+    assert time.monotonic() - began > leases.SECONDS
+    assert alive.lease().number == 2
+    assert alive.lease().checkpoints == ("00000010.1",)
+    for act in (dead.lease, dead.amend, lambda: dead.settle(Blob(sha256="x", size=1))):
+        with pytest.raises(Superseded, match=rf"taken over by process {os.getpid()} on .*no sign"):
+            act()
+    assert not store.exists(f"{PLACE}/result.json")
+    assert alive.lease().number == 2
+
+
+def test_any_sign_of_life_is_enough(
+    file_store: Store, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Also one that a child gives, while the parent that beats is gone."""
+    monkeypatch.setattr(leases, "SECONDS", 1.0)
+    child = held(file_store, PLACE, tmp_path / "work")
+    taken: list[Hold] = []
+    waiting = threading.Thread(
+        target=lambda: taken.append(held(file_store, PLACE, tmp_path / "other"))
+    )
+    waiting.start()
+    for step in range(15):
+        child.amend(checkpoints=(f"{step:08d}.1",))
+        time.sleep(leases.SECONDS / 10)
+    assert taken == []
+    waiting.join(30)
+    assert taken[0].lease().checkpoints == ("00000014.1",)
+
+
+def test_no_clock_of_the_machine_has_a_say(
+    store: Store, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(time, "time", lambda: 0.0)
+    hold = held(store, PLACE, tmp_path / "work")
+    monkeypatch.setattr(time, "time", lambda: 4e9)
+    looks: list[int] = []
+    assert (
+        leases.awaited(store, PLACE, _lock(tmp_path), lambda: looks.append(1) or len(looks) > 9)
+        is None
+    )
+    assert hold.lease().number == 1
+
+
+def test_in_the_same_folder_the_lock_says_that_the_holder_is_gone(
+    store: Store, tmp_path: Path
+) -> None:
+    gone = held(store, PLACE, tmp_path / "work")
+    again = held(store, PLACE, tmp_path / "work")
+    assert again.lease().number == 2
+    with pytest.raises(Superseded):
+        gone.amend()
+    # a copy of the folder is another one
+    (tmp_path / "copy").mkdir()
+    (tmp_path / "copy" / "lock").write_bytes((tmp_path / "work" / "lock").read_bytes())
+    looks: list[int] = []
+    lock = _lock(tmp_path / "copy")
+    assert leases.awaited(store, PLACE, lock, lambda: looks.append(1) or len(looks) > 9) is None
+
+
+@pytest.mark.usefixtures("brief")
+def test_a_holder_hears_of_its_end_by_its_own_heart(store: Store, tmp_path: Path) -> None:
+    with leases.alone(store, PLACE, tmp_path / "work", _never) as hold:
+        assert hold is not None
+        theirs = hold.lease().model_copy(update={"number": 2, "holder": "other"})
+        store.put(f"{PLACE}/lease.json", canonical(theirs))
+        deadline = time.monotonic() + 30
+        while hold.lost is None:
+            assert time.monotonic() < deadline
+            time.sleep(0.01)
+        with pytest.raises(Superseded, match="taken over"):
+            hold.check()
+    # letting go is no more its business
+    assert _read(store) == theirs
+
+
+@pytest.mark.usefixtures("brief")
+def test_a_store_that_is_away_for_a_while_ends_nothing(file_store: Store, tmp_path: Path) -> None:
+    away: list[str] = []
+
+    class Shaky(type(file_store)):  # type: ignore[misc]
+        def get_tagged(self, key: str) -> tuple[bytes, str]:
+            if threading.current_thread().name == "lease" and len(away) < 3:
+                away.append(key)
+                raise StorageError("no good answer")
+            found: tuple[bytes, str] = super().get_tagged(key)
+            return found
+
+    shaky = Shaky(file_store.root)  # type: ignore[attr-defined]
+    with leases.alone(shaky, PLACE, tmp_path / "work", _never) as hold:
+        assert hold is not None
+        _until_beat(file_store, 2)
+        hold.check()
+    assert len(away) == 3
+
+
+@pytest.mark.usefixtures("brief")
+def test_a_result_that_was_decided_and_not_written_is_written(store: Store, tmp_path: Path) -> None:
+    """Whoever dies between the two has decided; nobody makes another one."""
+    decided = Blob(sha256="decided", size=1)
+    dead = held(store, "runs/" + _key(), tmp_path / "dead")
+    dead.amend(result=put_blob(store, canonical(decided)))
+
+    def make(_key: str, _hold: Hold) -> Blob:
+        raise AssertionError("it was decided")
+
+    assert once_alone(store, "runs", {"a": 1}, Blob, make, tmp_path) == (decided, True)
+    lease = leases.read(store, dead.place)
+    assert lease is not None
+    assert (lease.number, lease.held, lease.result) == (2, False, None)
+
+
+def test_of_many_at_once_each_number_is_one_s(location: Storage, tmp_path: Path) -> None:
+    numbers: list[int] = []
+
+    def run(me: int) -> None:
+        folder = tmp_path / str(me)
+        with leases.alone(open_store(location), PLACE, folder, _never) as hold:
+            assert hold is not None
+            numbers.append(hold.lease().number)
+
+    threads = [threading.Thread(target=run, args=(me,)) for me in range(6)]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join(30)
+    assert numbers == [1, 2, 3, 4, 5, 6]
+
+
+def test_a_damaged_lease_is_said(store: Store, tmp_path: Path) -> None:
+    store.put(f"{PLACE}/lease.json", b"{}")
+    with pytest.raises(StorageError, match=r"lease\.json in .* is no lease"):
+        held(store, PLACE, tmp_path)
+
+
+def _lock(folder: Path) -> int:
+    return os.open(folder / "lock", os.O_RDWR | os.O_CREAT, 0o600)
+
+
+def _key() -> str:
+    from dreambooth_core.storage.stage_cache import stage_key
+
+    return stage_key("runs", {"a": 1})

@@ -1,0 +1,223 @@
+"""A checkpoint is there completely and truly, or not at all."""
+
+import os
+import threading
+import time
+from dataclasses import replace
+from pathlib import Path
+
+import pytest
+import torch
+
+from dreambooth_core.errors import StageFailed, Superseded
+from dreambooth_core.storage import checkpoint_manifests
+from dreambooth_core.storage.stores import Store
+from dreambooth_core.training import background, checkpoints
+from tests.leased_by_hand import held
+
+GROUPS = {"parameters": {"a/w": torch.arange(6.0).view(2, 3)}, "losses": {"losses": torch.ones(2)}}
+
+
+SCALARS = {"optimizer": {"d": 0.1 + 0.2}}
+
+
+def _save(folder: Path, *steps: int, best: int | None = None) -> None:
+    for step in steps:
+        snapshot = checkpoints.Snapshot(step, GROUPS, SCALARS, best)
+        checkpoints.save(folder, snapshot, run="key", code="code")
+
+
+def _mirror(store: Store, folder: Path, keep: int) -> None:
+    hold = held(store, "runs/k", folder.with_suffix(".lease"))
+    checkpoints.mirror(hold, folder, checkpoints.Retention(keep))
+    hold.amend(held=False)
+
+
+def test_comes_back_as_it_was(tmp_path: Path) -> None:
+    _save(tmp_path, 10)
+    found = checkpoints.newest(tmp_path)
+    assert found is not None
+    path, manifest = found
+    assert (path.name, manifest.step, manifest.run) == ("00000010", 10, "key")
+    assert checkpoints.scalars(path) == SCALARS
+    assert torch.equal(checkpoints.load(path, "parameters")["a/w"], GROUPS["parameters"]["a/w"])
+
+
+@pytest.mark.parametrize("damage", ["flip", "cut", "lose", "manifest", "half manifest"])
+def test_a_damaged_one_is_passed_over(tmp_path: Path, damage: str) -> None:
+    _save(tmp_path, 10, 20)
+    file = tmp_path / "00000020" / "parameters.safetensors"
+    manifest = tmp_path / "00000020" / "manifest.json"
+    data = file.read_bytes()
+    if damage == "flip":
+        file.write_bytes(data[:-1] + bytes([data[-1] ^ 1]))
+    elif damage == "cut":
+        file.write_bytes(data[:-4])
+    elif damage == "lose":
+        file.unlink()
+    elif damage == "manifest":
+        manifest.unlink()
+    else:
+        manifest.write_bytes(manifest.read_bytes()[:40])
+    said: list[str] = []
+    found = checkpoints.newest(tmp_path, said.append)
+    assert found is not None
+    assert found[1].step == 10
+    assert "00000020 is damaged" in said[0]
+
+
+def test_an_unfinished_one_does_not_exist_and_is_cleared(tmp_path: Path) -> None:
+    _save(tmp_path, 10)
+    (tmp_path / "00000010").rename(tmp_path / "00000020.partial")
+    assert checkpoints.newest(tmp_path) is None
+    assert checkpoints.newest(tmp_path / "nowhere") is None
+    checkpoints.prune(tmp_path, checkpoints.Retention(1), None)
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_prune_keeps_the_newest(tmp_path: Path) -> None:
+    _save(tmp_path, 10, 20, 30)
+    checkpoints.prune(tmp_path, checkpoints.Retention(2), None)
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["00000020", "00000030"]
+
+
+def test_prune_keeps_every_nth_and_the_best(tmp_path: Path) -> None:
+    _save(tmp_path, 10, 20, 30, 40, 50)
+    checkpoints.prune(tmp_path, checkpoints.Retention(1, every=20), best=30)
+    left = sorted(int(path.name) for path in tmp_path.iterdir())
+    assert left == [20, 30, 40, 50]
+
+
+def test_store_holds_the_newest_and_gives_it_back(tmp_path: Path, file_store) -> None:
+    for step in (10, 20, 30):
+        _save(tmp_path / "here", step)
+        _mirror(file_store, tmp_path / "here", keep=2)
+    assert checkpoint_manifests.counting(file_store, "runs/k") == ["00000020.2", "00000030.3"]
+    keys = list(file_store.keys("runs/k/checkpoints/"))
+    assert {key.split("/")[3] for key in keys} == {"00000020.2", "00000030.3"}
+    found = checkpoints.download(file_store, "runs/k", tmp_path / "there")
+    assert found is not None
+    assert found[1].step == 30
+    assert checkpoints.verify(tmp_path / "there" / "00000030") == found[1]
+
+
+def test_the_store_keeps_the_best_though_a_new_machine_has_it_not(
+    tmp_path: Path, file_store
+) -> None:
+    _save(tmp_path / "here", 10)
+    _mirror(file_store, tmp_path / "here", keep=1)
+    _save(tmp_path / "there", 20, 30, best=10)
+    _mirror(file_store, tmp_path / "there", keep=1)
+    keys = list(file_store.keys("runs/k/checkpoints/"))
+    assert {key.split("/")[3] for key in keys} == {"00000010.1", "00000030.2"}
+
+
+def test_download_passes_over_what_is_damaged_or_incomplete(tmp_path: Path, file_store) -> None:
+    _save(tmp_path / "here", 10, 20, 30)
+    _mirror(file_store, tmp_path / "here", keep=3)
+    file_store.delete("runs/k/checkpoints/00000030.1/manifest.json")
+    file_store.put("runs/k/checkpoints/00000020.1/losses.safetensors", b"rot")
+    found = checkpoints.download(file_store, "runs/k", tmp_path / "there")
+    assert found is not None
+    assert found[1].step == 10
+    assert [path.name for path in (tmp_path / "there").iterdir()] == ["00000010"]
+    assert checkpoints.download(file_store, "runs/other", tmp_path / "no") is None
+
+
+def test_what_is_here_already_is_not_brought(tmp_path: Path, file_store) -> None:
+    _save(tmp_path / "here", 10, 20)
+    _mirror(file_store, tmp_path / "here", keep=2)
+    assert checkpoints.download(file_store, "runs/k", tmp_path / "there", above=20) is None
+    assert not (tmp_path / "there").exists()
+    found = checkpoints.download(file_store, "runs/k", tmp_path / "there", above=10)
+    assert found is not None
+    assert found[1].step == 20
+
+
+def test_whoever_was_taken_over_makes_nothing_count_and_deletes_nothing(
+    tmp_path: Path, file_store
+) -> None:
+    first = held(file_store, "runs/k", tmp_path / "lease")
+    _save(tmp_path / "first", 10)
+    checkpoints.mirror(first, tmp_path / "first", checkpoints.Retention(2))
+    second = held(file_store, "runs/k", tmp_path / "lease")
+    _save(tmp_path / "second", 20)
+    checkpoints.mirror(second, tmp_path / "second", checkpoints.Retention(2))
+    _save(tmp_path / "first", 20, 30)
+    there = set(file_store.keys("runs/k/checkpoints/"))
+    with pytest.raises(Superseded, match=f"taken over by process {os.getpid()}"):
+        checkpoints.mirror(first, tmp_path / "first", checkpoints.Retention(1))
+    assert checkpoint_manifests.counting(file_store, "runs/k") == ["00000010.1", "00000020.2"]
+    assert there <= set(file_store.keys("runs/k/checkpoints/"))
+
+
+def test_one_that_is_taken_over_inside_an_upload_leaves_nothing_to_find(
+    tmp_path: Path, file_store
+) -> None:
+    """Its files lie under its own number: they neither count nor mix with its successor's."""
+    first = held(file_store, "runs/k", tmp_path / "lease")
+    _save(tmp_path / "first", 10)
+
+    class Slow(type(file_store)):  # type: ignore[misc]
+        def put_file(self, key: str, path: Path) -> None:
+            if path.name == checkpoint_manifests.MANIFEST:
+                second = held(file_store, "runs/k", tmp_path / "lease")
+                checkpoints.mirror(second, tmp_path / "first", checkpoints.Retention(1))
+            super().put_file(key, path)
+
+    slow = replace(first, store=Slow(file_store.root))
+    with pytest.raises(Superseded):
+        checkpoints.mirror(slow, tmp_path / "first", checkpoints.Retention(1))
+    assert file_store.exists("runs/k/checkpoints/00000010.1/manifest.json")
+    assert checkpoint_manifests.counting(file_store, "runs/k") == ["00000010.2"]
+    # the next one tidies up
+    third = held(file_store, "runs/k", tmp_path / "lease")
+    checkpoints.mirror(third, tmp_path / "first", checkpoints.Retention(1))
+    keys = list(file_store.keys("runs/k/checkpoints/"))
+    assert {key.split("/")[3] for key in keys} == {"00000010.2"}
+    assert checkpoints.download(file_store, "runs/k", tmp_path / "there") is not None
+
+
+def test_a_late_clearing_spares_what_a_later_holder_is_writing(file_store) -> None:
+    for name in ("00000010.1", "00000020.1", "00000030.2", "00000040"):
+        file_store.put(f"runs/k/checkpoints/{name}/scalars.json", b"{}")
+    checkpoints._clear(file_store, "runs/k/checkpoints", ["00000010.1"], 1)
+    keys = file_store.keys("runs/k/checkpoints/")
+    assert [key.split("/")[3] for key in keys] == ["00000010.1", "00000030.2"]
+
+
+def test_background_does_what_waits_once_and_survives_errors(capsys) -> None:
+    begun, go, done = threading.Event(), threading.Event(), []
+
+    def job() -> None:
+        done.append(1)
+        begun.set()
+        go.wait(10)
+        raise OSError("the network is down")
+
+    behind = background.Background(job, "uploading")
+    behind.ask()
+    assert begun.wait(10)
+    behind.ask()
+    behind.ask()
+    go.set()
+    behind.close()
+    assert len(done) == 2
+    assert "uploading failed: the network is down" in capsys.readouterr().out
+
+
+def test_writer_leaves_nothing_out_and_tells_what_broke() -> None:
+    written: list[int] = []
+
+    def write(snapshot: checkpoints.Snapshot) -> None:
+        time.sleep(0.01)
+        if snapshot.step == 3:
+            raise StageFailed("the disk is full")
+        written.append(snapshot.step)
+
+    writer = checkpoints.Writer(write)
+    for step in (1, 2, 3):
+        writer.submit(checkpoints.Snapshot(step, GROUPS, SCALARS))
+    with pytest.raises(StageFailed, match="full"):
+        writer.wait()
+    assert written == [1, 2]

@@ -1,0 +1,169 @@
+"""A whole training whose best step is not its last, through processes, store and trackers."""
+
+import os
+import shutil
+import signal
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+from safetensors.torch import load_file
+
+from dreambooth_core.config import Config
+from dreambooth_core.console import Progress
+from dreambooth_core.data.ingest import take_in
+from dreambooth_core.errors import StageFailed
+from dreambooth_core.storage.checkpoint_manifests import counting
+from dreambooth_core.storage.records import Weights
+from dreambooth_core.storage.stores import Store, open_store
+from dreambooth_core.tracking import mlflow as tracking
+from dreambooth_core.tracking.learning_curves import curves_of
+from dreambooth_core.training import stage
+from dreambooth_core.training.class_images import ensure_class_images
+
+WORLD = Path(__file__).parents[3] / "examples/small_world"
+STEPS = 60
+
+
+def _config(config: Config, work: Path, database: Path) -> Config:
+    """A learning rate that grows until it does harm, and patience that ends it."""
+    work.mkdir()
+    shutil.copy(database, work / "mlflow.db")
+    changes = {
+        "train": {
+            "method": "full",
+            "steps": STEPS,
+            "learning_rate": 0.05,
+            "lr_warmup_steps": STEPS - 5,
+            "text_encoder": False,
+        },
+        "choosing": {"every": 2, "draws": 1, "prompts": [], "patience": 10},
+        "checkpoints": {"every": 3, "keep": 1},
+        "tracking": {"also": ["tensorboard"]},
+        "storage": {"uri": f"file://{work / 'store'}", "endpoint": None},
+        "paths": {"work": work},
+    }
+    return Config.model_validate({**config.model_dump(), **changes})
+
+
+def _train(config: Config, progress: Progress | None = None) -> Weights:
+    store = open_store(config.storage)
+    photos = take_in(config, store)[0].images
+    ensure_class_images(config, store, photos)
+    return stage.train(config, store, photos, progress)[0]
+
+
+def _killed_when(there: Callable[[], bool], work: Path) -> Progress:
+    def progress(_done: int, _total: int, _label: str) -> None:
+        if not there():
+            return
+        (spec,) = work.resolve().glob("runs/*/spec.json")
+        for process in filter(str.isdigit, os.listdir("/proc")):
+            try:
+                words = Path("/proc", process, "cmdline").read_bytes().split(b"\0")
+            except OSError:
+                continue
+            if b"dreambooth_core.training.process" in words[:4] and str(spec).encode() in words:
+                os.kill(int(process), signal.SIGKILL)
+
+    return progress
+
+
+def _saved(store: Store) -> set[int]:
+    runs = {"/".join(key.split("/")[:2]) for key in store.keys("runs/")}
+    return {int(name.partition(".")[0]) for run in runs for name in counting(store, run)}
+
+
+@pytest.mark.slow
+def test_the_best_step_comes_out_also_on_another_machine(
+    tiny_config: Config, mlflow_tables: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("OMP_NUM_THREADS", "1")
+    whole = _train(_config(tiny_config, tmp_path / "whole", mlflow_tables))
+    assert whole.chosen_step is not None
+    best = whole.chosen_step
+    assert [look.step for look in whole.looks] == list(range(0, whole.steps + 1, 2))
+    assert whole.steps == best + 2 * 10 < STEPS
+    assert min(whole.looks[1:], key=lambda look: look.stable_loss).step == best
+    _holds_weights_of(best, whole, tmp_path / "whole")
+
+    config = _config(tiny_config, tmp_path / "parts", mlflow_tables)
+    store = open_store(config.storage)
+    with pytest.raises(StageFailed, match="was ended by signal 9"):
+        _train(
+            config, _killed_when(lambda: max(_saved(store), default=0) > best, tmp_path / "parts")
+        )
+    assert best in _saved(store), "though only the newest is kept"
+    shutil.rmtree(tmp_path / "parts" / "runs")  # the machine is lost, the store is not
+    shutil.rmtree(tmp_path / "parts" / "tensorboard")
+    parts = _train(config)
+    assert parts.resumed_from > best
+    assert (parts.chosen_step, parts.steps) == (best, whole.steps)
+    assert (parts.looks, parts.losses, parts.rates) == (whole.looks, whole.losses, whole.rates)
+    assert (parts.digest, parts.files) == (whole.digest, whole.files)
+    _shown_once(config, parts)
+
+
+@pytest.mark.slow
+def test_a_finder_decides_which_step_comes_out(
+    tiny_config: Config, mlflow_tables: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The same steps, looked at as wholes and by the subject alone."""
+    monkeypatch.setenv("OMP_NUM_THREADS", "1")
+    config = _config(tiny_config, tmp_path / "work", mlflow_tables)
+    changes = {
+        "subject": {"images": WORLD / "photos/robot", "class_noun": "robot"},
+        "train": {"method": "full", "steps": 12, "learning_rate": 0.01, "text_encoder": False},
+        "choosing": {
+            "every": 2,
+            "draws": 1,
+            "seeds": 1,
+            "class_images": 0,
+            "prompt_floor": 0,
+            "prompts": ["a photo of {subject} in a city"],
+        },
+    }
+    eyes = {"clip": WORLD / "encoders/clip", "identity": WORLD / "encoders/identity"}
+
+    def trained(**finder: Any) -> Weights:
+        document = {**config.model_dump(), **changes}
+        document["evaluation"] |= {**{name: str(path) for name, path in eyes.items()}, **finder}
+        return _train(Config.model_validate(document))
+
+    whole = trained()
+    alone = trained(finder={"kind": "segmenter", "model": str(WORLD / "finder")})
+    assert alone.losses == whole.losses
+    assert whole.chosen_step != alone.chosen_step
+    assert alone.chosen_step is not None
+    _holds_weights_of(alone.chosen_step, alone, tmp_path / "work")
+
+
+def _holds_weights_of(step: int, weights: Weights, work: Path) -> None:
+    (checkpoint,) = work.glob(f"runs/*/checkpoints/{step:08d}/parameters.safetensors")
+    exported = work / "models" / weights.digest / "unet" / "diffusion_pytorch_model.safetensors"
+    found = {f"unet/{name}": value for name, value in load_file(exported).items()}
+    saved = load_file(checkpoint)
+    assert found.keys() == saved.keys()
+    assert all(bool((found[name] == saved[name]).all()) for name in found)
+
+
+def _shown_once(config: Config, weights: Weights) -> None:
+    """MLflow and TensorBoard have the curves' points, each once."""
+    from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
+
+    curves = curves_of(weights)
+    assert {"loss/instance", "loss/class", "look/stable_loss", "learning_rate/unet"} < curves.keys()
+    client = tracking.open_client(config)
+    ((run,),) = [client.search_runs([e.experiment_id for e in client.search_experiments()])]
+    assert (run.info.status, run.data.tags[tracking.TRAINING]) == ("FINISHED", weights.key)
+    events = EventAccumulator(str(config.paths.work / "tensorboard" / weights.key))
+    events.Reload()
+    for name, points in curves.items():
+        history = client.get_metric_history(run.info.run_id, name)
+        assert sorted(point.step for point in history) == [step for step, _ in points]
+        if not name.startswith("speed/"):
+            assert sorted((point.step, point.value) for point in history) == [*points]
+        shown = [(event.step, event.value) for event in events.Scalars(name)]
+        assert [step for step, _ in shown] == [step for step, _ in points]
+        assert [value for _, value in shown] == pytest.approx([value for _, value in points])

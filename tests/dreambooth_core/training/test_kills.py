@@ -1,0 +1,111 @@
+"""Killed at any moment, also inside a save, training goes on and ends in the same bytes."""
+
+import os
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import pytest
+
+from dreambooth_core.randomness import integer, uniform
+from dreambooth_core.storage import checkpoint_manifests
+from dreambooth_core.storage.stores import open_store
+from dreambooth_core.training import checkpoints, spec
+from tests.forked_attempts import Attempts, differ, exports, starts, until
+from tests.training_for_real import Run
+
+STEPS = 20
+KILLS = 4
+"""At random moments; two more are at chosen ones."""
+
+pytestmark = pytest.mark.slow
+
+
+@pytest.mark.parametrize("method", ["full", "lora"])
+def test_kills_at_any_moment_change_nothing(tiny_base: Path, tmp_path: Path, method: str) -> None:
+    train = {"method": method, "accumulate": 2, "ema": 0.9}
+    # a checkpoint at every step: most of the time is inside a save
+    often = {"every": 1, "keep": 4}
+    whole = Attempts(Run(tiny_base, tmp_path / "whole", STEPS, train, {"every": STEPS}))
+    parts = Attempts(Run(tiny_base, tmp_path / "parts", STEPS, train, often))
+    expected = whole.finished()
+
+    began = time.monotonic()
+    reached = parts.told(signal.SIGTERM)
+    length = time.monotonic() - began
+    parts.killed_inside_a_save()
+    assert reached < parts.told(signal.SIGTERM, signal.SIGTERM) < STEPS
+    waits = [1.5 * length * uniform(11, method, index) for index in range(KILLS)]
+    assert any([parts.killed(starts, wait) for wait in waits])
+    assert parts.killed(exports)
+
+    assert differ(parts.finished(), expected) == []
+    assert parts.weights() == whole.weights()
+    assert parts.outcome().course.losses == whole.outcome().course.losses
+    assert len(whole.outcome().course.losses) == STEPS
+    assert list(parts.run.saved.glob("*.partial")) == []
+
+
+def _flip(checkpoint: Path) -> None:
+    file = checkpoint / "parameters.safetensors"
+    data = bytearray(file.read_bytes())
+    data[integer(3, "flip", 0, len(data))] ^= 1
+    file.write_bytes(data)
+
+
+def _cut(checkpoint: Path) -> None:
+    file = checkpoint / "optimizer.safetensors"
+    file.write_bytes(file.read_bytes()[:-1])
+
+
+def _bare(checkpoint: Path) -> None:
+    (checkpoint / checkpoint_manifests.MANIFEST).unlink()
+
+
+def test_a_damaged_checkpoint_is_passed_over(
+    tiny_base: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    train = {"method": "lora", "accumulate": 2}
+    whole = Attempts(Run(tiny_base, tmp_path / "whole", STEPS, train, {"every": STEPS}))
+    rules = {"every": 1, "keep": STEPS}
+    parts = Attempts(Run(tiny_base, tmp_path / "parts", STEPS, train, rules))
+    store = open_store(parts.run.config.storage)
+    for harm in (_flip, _cut, _bare):
+        parts.told(signal.SIGTERM)
+        *_, before, newest = sorted(parts.run.saved.iterdir())
+        harm(newest)
+        capsys.readouterr()
+        assert parts.run.prepared().resume == newest  # as the store has it
+        assert f"{newest} is damaged and is passed over" in capsys.readouterr().err
+        harm(newest)
+        for key in list(store.keys("runs/by_hand/checkpoints/")):
+            store.delete(key)
+        assert parts.run.prepared().resume == before
+    assert differ(parts.finished(), whole.finished()) == []
+    assert parts.weights() == whole.weights()
+
+
+def test_killing_the_parent_saves_and_leaves_nobody(tiny_base: Path, tmp_path: Path) -> None:
+    run = Run(tiny_base, tmp_path, 10**4, {"method": "lora"}, {"every": 10**4})
+    run.prepared()  # makes the class images
+    script = (
+        f"from pathlib import PosixPath; from tests.training_for_real import Run; {run!r}.attempt()"
+    )
+    environment = {**os.environ, "OMP_NUM_THREADS": "1"}
+    parent = subprocess.Popen([sys.executable, "-c", script], env=environment)
+    try:
+        until(lambda: any(tmp_path.glob("runs/*/progress.json")))
+        assert len(run.ranks()) == 1
+    finally:
+        parent.kill()
+        parent.wait()
+    until(lambda: not run.processes())
+    (result,) = tmp_path.glob("runs/*/result.json")
+    outcome = spec.read_record(result, spec.Outcome)
+    saved = checkpoints.newest(result.parent / "checkpoints")
+    assert outcome is not None
+    assert saved is not None
+    assert outcome.status == "preempted"
+    assert outcome.step == saved[1].step > 0

@@ -1,0 +1,253 @@
+"""The memory plan against what the allocator really gave out, and the plans that fit."""
+
+import json
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any, get_args
+
+import pytest
+import torch
+
+from dreambooth_core import plugins
+from dreambooth_core.config import Config, Optimizer
+from dreambooth_core.diffusion import adapters
+from dreambooth_core.diffusion.families import load_family
+from dreambooth_core.diffusion.objectives import add_noise
+from dreambooth_core.errors import ConfigError
+from dreambooth_core.training import memory_plan, optimizers, quantization
+from dreambooth_core.training.memory_plan import Plan, Row
+from tests.conftest import build_tiny_base
+
+FAMILY = load_family("stable_diffusion")
+SMALL_WORLD = Path("examples/small_world/base")
+OPTIMIZERS = get_args(Optimizer.model_fields["name"].annotation)
+NO_NORM = {"max_grad_norm": None}
+
+
+def _config(resolution: int = 32, **sections: Any) -> Config:
+    document: dict[str, Any] = {
+        "name": "dog",
+        "subject": {"images": "photos", "class_noun": "dog"},
+        "model": {"resolution": resolution},
+        "train": {"method": "full"},
+    }
+    for section, options in sections.items():
+        document[section] = {**document.get(section, {}), **options}
+    return Config.model_validate(document)
+
+
+class Real:
+    """Two training steps with numbers, as plain as they can be."""
+
+    def __init__(self, config: Config, base: Path, device: str, forward: torch.dtype) -> None:
+        self.config, self.device, self.forward = config, device, forward
+        parts = FAMILY.load(base)
+        tokens = FAMILY.tokenize(parts, ["a photo of sks dog", "a photo of a dog"])
+        trained = adapters.prepare(FAMILY, parts, config)
+        self.encodes = "text_encoder" in trained
+        side = config.model.resolution
+        with torch.no_grad():
+            latents = FAMILY.encode_images(parts, torch.zeros(1, 3, side, side)).mean
+            prompts = tokens if self.encodes else FAMILY.encode_prompts(parts, tokens)
+        count = 2 * config.train.batch_size
+        self.prompts = {name: value.to(device) for name, value in prompts.items()}
+        self.latents, self.noise = torch.zeros(2, count, *latents.shape[1:], device=device)
+        self.times = torch.full((count,), 0.5, device=device)
+        self.prompt_of = torch.arange(count, device=device) % 2
+        left = ("vae",) if self.encodes else ("vae", "text_encoder")
+        self.parts = parts.without(*left)
+        if config.train.gradient_checkpointing:
+            memory_plan.checkpoint_activations(self.parts, ("unet",))
+        models = [part for part in self.parts.components.values() if hasattr(part, "to_empty")]
+        self.weights = [value for part in models for value in part.to(device).parameters()]
+        weights = [value for part in trained.values() for value in part.values()]
+        group = {"params": weights, "names": [str(i) for i in range(len(weights))], "lr": 1e-5}
+        self.optimizer = optimizers.make(config.optimizer, [group])
+
+    @property
+    def held(self) -> int:
+        """Bytes that are there before the first step."""
+        inputs = [self.latents, self.noise, self.times, self.prompt_of, *self.prompts.values()]
+        return sum(value.nbytes for value in [*self.weights, *inputs])
+
+    def __call__(self) -> None:
+        mixed = self.forward != torch.float32
+        for _ in range(2):
+            for _ in range(self.config.train.accumulate):
+                with torch.autocast(self.device, self.forward, enabled=mixed):
+                    loss = self.loss()
+                loss.backward()  # type: ignore[no-untyped-call]
+                del loss
+            self.optimizer.step()
+            self.optimizer.zero_grad()
+
+    def loss(self) -> torch.Tensor:
+        objective = FAMILY.objective(self.parts).to(torch.device(self.device))
+        rows = FAMILY.encode_prompts(self.parts, self.prompts) if self.encodes else self.prompts
+        conditioning = {name: value[self.prompt_of] for name, value in rows.items()}
+        noisy = add_noise(objective, self.latents, self.noise, self.times)
+        timesteps = objective.timesteps_of(self.times)
+        answer = FAMILY.predict(self.parts, noisy, timesteps, conditioning)
+        return (answer.float() - self.noise).square().mean()
+
+
+def _allocated_peak(work: Callable[[], None]) -> int:
+    """Most bytes that torch's CPU allocator had given out at once while it worked."""
+    from torch.profiler import ProfilerActivity, profile
+
+    with profile(activities=[ProfilerActivity.CPU], profile_memory=True) as profiler:
+        work()
+    now = peak = 0
+    for event in profiler.profiler.kineto_results.events():  # type: ignore[union-attr]
+        if event.name() == "[memory]":
+            now += event.nbytes()
+            peak = max(peak, now)
+    return peak
+
+
+CASES: dict[str, dict[str, Any]] = {
+    "full": {},
+    "full, checkpointing": {"train": {"gradient_checkpointing": True, "batch_size": 4}},
+    "denoiser alone, two forwards": {"train": {"text_encoder": False, "accumulate": 2}},
+    "lora": {"train": {"method": "lora", "batch_size": 4}},
+    "lora, checkpointing": {
+        "train": {"method": "lora", "batch_size": 4, "gradient_checkpointing": True}
+    },
+    "in the backward pass": {"optimizer": {"fused_backward": True}, "train": NO_NORM},
+}
+
+
+@pytest.mark.parametrize("case", CASES)
+def test_the_plan_is_what_the_allocator_gives_out(tiny_base: Path, case: str) -> None:
+    config = _config(**CASES[case])
+    real = Real(config, tiny_base, "cpu", torch.float32)
+    measured = real.held + _allocated_peak(real)
+    assert memory_plan.plan(config, tiny_base, "fp32").total == pytest.approx(measured, rel=0.1)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(
+    ("case", "precision"), [("full", "fp32"), ("lora, checkpointing", "fp32"), ("full", "bf16")]
+)
+def test_it_is_for_the_small_world_too(case: str, precision: memory_plan.Precision) -> None:
+    config = _config(64, **CASES[case])
+    real = Real(config, SMALL_WORLD, "cpu", memory_plan.FORWARD[precision])
+    measured = real.held + _allocated_peak(real)
+    assert memory_plan.plan(config, SMALL_WORLD, precision).total == pytest.approx(
+        measured, rel=0.05
+    )
+
+
+@pytest.mark.gpu
+@pytest.mark.parametrize("case", CASES)
+def test_it_is_what_the_gpu_gives_out(case: str) -> None:
+    config = _config(64, **CASES[case])
+    real = Real(config, SMALL_WORLD, "cuda", torch.float32)
+    torch.cuda.reset_peak_memory_stats()
+    real()
+    measured = torch.cuda.max_memory_allocated()
+    assert memory_plan.plan(config, SMALL_WORLD, "fp32").total == pytest.approx(measured, rel=0.15)
+
+
+@pytest.mark.parametrize("name", OPTIMIZERS)
+def test_the_optimizers_state_is_foretold_for_a_whole_model(tiny_base: Path, name: str) -> None:
+    parts = FAMILY.load(tiny_base)
+    weights = [w for part in ("unet", "text_encoder") for w in parts[part].parameters()]
+    names = [str(index) for index in range(len(weights))]
+    group = {"params": weights, "names": names, "lr": 1e-4}
+    optimizer = optimizers.make(Optimizer(name=name), [group])
+    for weight in weights:
+        weight.grad = torch.ones_like(weight)
+    optimizer.step()
+    storages = {
+        value.untyped_storage().data_ptr(): value.untyped_storage().nbytes()
+        for state in optimizer.state.values()
+        for value in state.values()
+        if isinstance(value, torch.Tensor)
+    }
+    told = sum(optimizers.state_bytes(name, weight) for weight in weights)
+    assert told == pytest.approx(sum(storages.values()), rel=0.01)
+
+
+def _bare(base: Path, folder: Path) -> Path:
+    """The base without the files of its weights."""
+    for path in base.rglob("*"):
+        if path.is_file() and path.suffix != ".safetensors":
+            (folder / path.relative_to(base)).parent.mkdir(parents=True, exist_ok=True)
+            (folder / path.relative_to(base)).write_bytes(path.read_bytes())
+    return folder
+
+
+def test_the_rows_are_what_the_config_asks_for(tiny_base: Path, tmp_path: Path) -> None:
+    """Without weights on disk: only configs are read."""
+    options = {"text_encoder": False, "ema": 0.999, "processes": 2, "batch_size": 2}
+    found = memory_plan.plan(_config(train=options), _bare(tiny_base, tmp_path), "fp32", 2**30)
+    rows = {row.name: row.bytes for row in found.rows}
+    count = sum(w.numel() for w in FAMILY.load(tiny_base)["unet"].parameters())
+    assert rows["unet weights"] == rows["gradients"] == rows["average of the weights"] == 4 * count
+    assert rows["gradients on their way"] == 4 * count
+    assert rows["adamw state"] == pytest.approx(8 * count, rel=0.01)
+    assert not {"text_encoder weights", "vae weights"} & rows.keys()
+    assert found.total == sum(rows.values())
+    assert json.loads(json.dumps(found.as_json()))["total"] == found.total
+    assert found.as_table()[-1] == ("device", "1.00 GiB")
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("name", plugins.names("dreambooth_core.diffusion.families"))
+def test_every_family_is_planned_from_its_configs(name: str, tmp_path: Path) -> None:
+    family = load_family(name)
+    build_tiny_base(tmp_path / "base", family.pipeline_class)
+    model = {"family": name, "resolution": max(32, family.pixel_multiple)}
+    config = _config(model=model, train={"method": "lora", "text_encoder": False})
+    found = memory_plan.plan(config, _bare(tmp_path / "base", tmp_path / "bare"), "bf16")
+    rows = {row.name: row.bytes for row in found.rows}
+    assert rows["activations"] > rows["gradients"] > 0
+
+
+@pytest.mark.parametrize("kind", ["int8", "nf4"])
+def test_a_quantized_denoiser_counts_what_it_takes(tiny_base: Path, kind: Any) -> None:
+    parts = FAMILY.load(tiny_base)
+    plain = quantization.bytes_of(parts["unet"])
+    told = memory_plan.quantized_bytes(parts["unet"], kind)
+    measured = quantization.bytes_of(quantization.quantize(parts, FAMILY, kind)["unet"])
+    assert measured < plain
+    assert told == pytest.approx(measured, rel=0.01)
+
+
+def test_smaller_and_smaller_until_nothing_is_left() -> None:
+    config: Config | None = _config(train={"batch_size": 12, "processes": 2})
+    seen = []
+    while config is not None:
+        train = config.train
+        seen.append((train.gradient_checkpointing, train.batch_size, train.accumulate))
+        config = memory_plan.next_smaller(config)
+    assert seen == [(False, 12, 1), (True, 12, 1), (True, 6, 2), (True, 2, 6)]
+
+
+def test_steps_in_the_backward_pass_cannot_be_accumulated() -> None:
+    options = {"batch_size": 2, "gradient_checkpointing": True, **NO_NORM}
+    assert (
+        memory_plan.next_smaller(_config(optimizer={"fused_backward": True}, train=options)) is None
+    )
+
+
+def test_the_first_that_fits_is_taken(tiny_base: Path) -> None:
+    config = _config(train={"method": "lora"})
+    smaller = memory_plan.next_smaller(config)
+    needed = int(memory_plan.plan(config, tiny_base, "fp32").total * memory_plan.HEADROOM)
+    assert memory_plan.fit(config, tiny_base, "fp32", needed + 1) == config
+    assert memory_plan.fit(config, tiny_base, "fp32", needed - 1) == smaller
+
+
+def test_where_nothing_fits_the_sizes_and_the_remedies_are_told(tiny_base: Path) -> None:
+    config = _config(train={"method": "lora", "gradient_checkpointing": True})
+    with pytest.raises(ConfigError, match=r"needs \d+ MiB at the least.* has 1 MiB: use train"):
+        memory_plan.fit(config, tiny_base, "fp32", 2**20)
+
+
+def test_a_plan_needs_room_to_spare() -> None:
+    rows = (Row("weights", 600), Row("activations", 400))
+    assert Plan(rows, None).fits
+    assert Plan(rows, 1101).fits
+    assert not Plan(rows, 1099).fits

@@ -1,0 +1,65 @@
+"""Prompts encoded once each, by frozen text encoders that a full cache never loads."""
+
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from torch import Tensor
+
+from dreambooth_core.diffusion.families import load_family
+from dreambooth_core.storage.tensor_cache import Cache
+from dreambooth_core.training.text_embeddings import Encoder, embedded
+
+FAMILY = load_family("stable_diffusion")
+PROMPTS = ("a photo of sks robot", "a photo of a robot", "")
+
+
+class Texts:
+    """The text encoder of a base, counting how often it is loaded and which prompts it reads."""
+
+    def __init__(self, base: Path) -> None:
+        self.base, self.loads = base, 0
+        self.read: list[str] = []
+
+    def load(self) -> Any:
+        self.loads += 1
+        parts = FAMILY.load(self.base)
+
+        def encode(prompt: str) -> Mapping[str, Tensor]:
+            self.read.append(prompt)
+            return FAMILY.encode_prompts(parts, FAMILY.tokenize(parts, [prompt]))
+
+        return encode
+
+
+@pytest.fixture
+def texts(tiny_base: Path) -> Texts:
+    return Texts(tiny_base)
+
+
+def test_rows_are_the_prompts_in_order(texts: Texts, tiny_base: Path, tmp_path: Path) -> None:
+    encoder = Encoder("digest", "float32", texts.load)
+    found = embedded(PROMPTS, Cache("embeddings", tmp_path), encoder)
+    assert (found.made, found.found, texts.loads) == (3, 0, 1)
+    parts = FAMILY.load(tiny_base)
+    wanted = FAMILY.encode_prompts(parts, FAMILY.tokenize(parts, PROMPTS))
+    assert found.rows.keys() == wanted.keys()
+    for name, rows in found.rows.items():
+        torch.testing.assert_close(rows, wanted[name])
+        assert not rows.requires_grad
+
+
+def test_only_new_prompts_are_read(texts: Texts, tmp_path: Path) -> None:
+    cache, encoder = Cache("embeddings", tmp_path), Encoder("digest", "float32", texts.load)
+    first = embedded(PROMPTS, cache, encoder)
+    again = embedded(PROMPTS[::-1], cache, encoder)
+    assert (again.made, again.found, texts.loads) == (0, 3, 1)
+    for name, rows in first.rows.items():
+        assert torch.equal(rows.flip(0), again.rows[name])
+    more = embedded((*PROMPTS, "sks robot on the beach"), cache, encoder)
+    assert (more.made, more.found) == (1, 3)
+    assert texts.read[3:] == ["sks robot on the beach"]
+    assert embedded(PROMPTS, cache, encoder._replace(digest="other")).made == 3
+    assert embedded(PROMPTS, cache, encoder._replace(dtype="bfloat16")).made == 3

@@ -1,0 +1,59 @@
+"""Nothing but pixels leaves this machine."""
+
+import io
+
+import numpy as np
+import pytest
+from PIL import Image
+from PIL.PngImagePlugin import PngInfo
+
+from dreambooth_core.vision.language.images import encoded
+
+GPS, ORIENTATION, DESCRIPTION = 0x8825, 0x0112, 0x010E
+
+
+def opened(png: bytes) -> Image.Image:
+    return Image.open(io.BytesIO(png))
+
+
+def photo(size=(80, 40)) -> Image.Image:
+    pixels = np.random.default_rng(0).integers(0, 255, (size[1], size[0], 3), dtype=np.uint8)
+    return Image.fromarray(pixels)
+
+
+def test_a_phones_photo_loses_its_place_and_stands_upright():
+    exif = Image.Exif()
+    exif[ORIENTATION] = 6
+    exif[DESCRIPTION] = "our kitchen"
+    exif[GPS] = {1: "N", 2: (52.0, 30.0, 0.0)}
+    file = io.BytesIO()
+    photo().save(file, "JPEG", exif=exif, comment=b"secret", icc_profile=b"profile of a camera")
+    sent = encoded(opened(file.getvalue()), 512)
+    shown = opened(sent)
+    assert shown.size == (40, 80)
+    assert dict(shown.getexif()) == {}
+    assert set(shown.info) == set()
+    for word in (b"kitchen", b"secret", b"camera", b"eXIf", b"iCCP"):
+        assert word not in sent
+
+
+def test_a_generated_image_loses_its_texts():
+    info = PngInfo()
+    info.add_itxt("prompt", "sks dog")
+    file = io.BytesIO()
+    photo().save(file, "PNG", pnginfo=info)
+    assert b"sks" not in encoded(opened(file.getvalue()), 512)
+
+
+@pytest.mark.parametrize("mode", ["RGB", "RGBA", "L", "P", "CMYK", "I;16"])
+def test_every_kind_of_picture_becomes_a_small_rgb_one(mode):
+    picture = Image.new("I;16", (300, 100)) if mode == "I;16" else photo((300, 100)).convert(mode)
+    shown = opened(encoded(picture, 64))
+    assert (shown.mode, shown.size) == ("RGB", (64, 21))
+
+
+def test_small_pictures_keep_their_pixels():
+    picture = photo()
+    assert np.array_equal(np.asarray(opened(encoded(picture, 512))), np.asarray(picture))
+    assert picture.size == (80, 40)
+    assert encoded(picture, 64) == encoded(picture, 64)
