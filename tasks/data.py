@@ -17,9 +17,11 @@ def pin_datasets(config: Config) -> Config:
 
 @stage("validate")
 def collect_instance_images(config: Config) -> tuple[Intake, bool]:
-    """Check the photos and take them in; raises `DatasetRefused`."""
+    """Check config and photos and store them; raises `ConfigError` and `DatasetRefused`."""
     from dreambooth_core.data.ingest import take_in
+    from dreambooth_core.diffusion import families
 
+    families.check(families.load_family(config.model.family), config)
     return take_in(config, open_store(config.storage))
 
 

@@ -27,7 +27,6 @@ LEVELS = [
 LEVEL = {name: level for level, line in enumerate(LEVELS) for name in line.split()}
 BACK: dict[tuple[str, str], str] = {
     ("batch_sampling", "registry"): "find_member and photos_of get resolved models from the caller",
-    ("data", "diffusion"): "the callers of ingest.take_in call families.check before it",
 }
 """Arrows to the same or a higher level -> the change of code that removes them; to be emptied."""
 COMMANDS = {

@@ -3,7 +3,6 @@
 from dreambooth_core.config import Config, Subject
 from dreambooth_core.data import dataset, references
 from dreambooth_core.data.dataset import Validation
-from dreambooth_core.diffusion import families
 from dreambooth_core.digests import digest_of_file
 from dreambooth_core.errors import ConfigError
 from dreambooth_core.storage.records import ImageSet, Record
@@ -25,10 +24,8 @@ def take_in(config: Config, store: Store) -> tuple[Intake, bool]:
     """The instance images of all subjects, and whether these very files had been taken in before.
 
     Raises `DatasetRefused` naming the hard findings; nothing is kept then. Raises `ConfigError`
-    for `loss.masks` without a mask, and, as the first stage of every run, for what the family
-    cannot do, and for a dataset version that is not there.
+    for `loss.masks` without a mask and for a dataset version that is not there.
     """
-    families.check(families.load_family(config.model.family), config)
     config = references.pinned(config, store)
 
     def make(_: str) -> Intake:

@@ -6,6 +6,7 @@ from typing import TYPE_CHECKING
 from dreambooth_core import console
 from dreambooth_core.config import Config
 from dreambooth_core.data.ingest import take_in
+from dreambooth_core.diffusion import families
 from dreambooth_core.errors import ConfigError
 from dreambooth_core.servers.local import local_services
 from dreambooth_core.storage.records import Record, Weights
@@ -48,6 +49,7 @@ class Trained(Record):
 
 def train_alone(config: Config) -> Trained:
     """Train, or find what was trained before; raises what the stages raise."""
+    families.check(families.load_family(config.model.family), config)
     with local_services(config):
         store = open_store(config.storage)
         instance = take_in(config, store)[0].images
