@@ -203,7 +203,7 @@ def test_every_yes_leads_to_its_test_and_no_other_cell_does() -> None:
 
 
 def test_tree_names_what_is_there() -> None:
-    tree = text(README).split("## The tree")[1].split("```")[1]
+    tree = text(ROOT / "docs/architecture.md").split("## The tree")[1].split("```")[1]
     parent, named = Path(), []
     for line in tree.strip().splitlines():
         name, _, phrase = line.strip().partition("  ")
@@ -219,6 +219,33 @@ def test_tree_names_what_is_there() -> None:
     core = {path for path in home.glob("[a-z]*") if path.suffix in ("", ".py")}
     core |= {path.parent for path in home.rglob("*/__init__.py")}
     assert {path.name for path in core} - {path.name for path in named} == set()
+
+
+def test_the_pages_of_the_index_are_those_that_are_there() -> None:
+    index = text(ROOT / "docs/README.md")
+    pages = {path.name for path in (ROOT / "docs").glob("*.md")} - {"README.md"}
+    assert set(re.findall(r"\]\(([\w-]+\.md)\)", index)) == pages
+
+
+def test_every_file_of_a_call_chain_is_there() -> None:
+    """Lines of docs/architecture.md such as `training/stage.py train`."""
+    page = text(ROOT / "docs/architecture.md").split("## A photo's way")[1]
+    chains = re.findall(r"^ *([a-z_]+/[\w/]+\.py)(?: (\w+))?", page, re.MULTILINE)
+    assert len(chains) > 25
+    for file, name in chains:
+        found = next(
+            (
+                ROOT / home / file
+                for home in ("", "dreambooth_core")
+                if (ROOT / home / file).is_file()
+            ),
+            None,
+        )
+        assert found is not None, file
+        assert not name or re.search(rf"^(def|class) {name}\b", text(found), re.MULTILINE), (
+            file,
+            name,
+        )
 
 
 def _deeper(path: Path) -> bool:
