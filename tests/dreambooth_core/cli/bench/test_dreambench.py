@@ -278,10 +278,10 @@ def test_a_bench_trains_and_measures_a_subject_once(asked_recipe, tmp_path):
     assert one.ours["DINO"] == pytest.approx(np.mean(cosines), abs=1e-5)
 
 
-def test_a_folder_that_is_not_there_is_said_in_one_sentence(recipe, tmp_path):
+def test_a_folder_that_is_not_there_is_said_in_one_sentence(recipe, tiny_base, tmp_path):
     config = tmp_path / "recipe.yaml"
     document = recipe.model_dump(mode="json")
-    document["model"]["base"] = str(tmp_path)
+    document["model"]["base"] = str(tiny_base)
     config.write_text(yaml.safe_dump(document))
     words = ("bench", "dreambench", tmp_path / "nowhere", "--config", config)
     command = [sys.executable, "-m", "dreambooth_core.cli", *map(str, words)]
