@@ -259,8 +259,8 @@ def _watch(spec: Spec, hold: Hold, progress: Progress | None) -> Outcome:
 def _verdict(spec: Spec, status: int, log: Path, before: int) -> Outcome:
     """The outcome that the child left; raises for one that is no end of the training."""
     outcome = read_record(spec.folder / "result.json", Outcome)
+    printed = log.read_bytes()[before:].decode(errors="replace")
     if outcome is None or outcome.attempt != spec.attempt:
-        printed = log.read_bytes()[before:].decode(errors="replace")
         if STALLED in printed:
             minutes = spec.config.checkpoints.stall_minutes
             raise StageFailed(
@@ -269,7 +269,9 @@ def _verdict(spec: Spec, status: int, log: Path, before: int) -> Outcome:
             )
         raise StageFailed(_ended(spec, _signal_of(status, printed) or status, log))
     if outcome.status == "failed":
-        raise StageFailed(outcome.message)
+        # the first rank only knows that it lost its connection to the one that was killed
+        killed = _signal_of(status, printed) == -signal.SIGKILL
+        raise StageFailed(_ended(spec, -signal.SIGKILL, log) if killed else outcome.message)
     if outcome.status == "preempted":
         raise Preempted(
             f"training was stopped, as {outcome.message}, and is saved at step {outcome.step} of "
@@ -282,8 +284,8 @@ def _signal_of(status: int, printed: str) -> int | None:
     """The signal that ended the trainer or, as torchrun's report says, one of its ranks; negative."""
     if status < 0:
         return status
-    found = re.search(r"exitcode\s*: (-\d+)", printed)
-    return int(found[1]) if found else None
+    found = [int(code) for code in re.findall(r"exitcode\s*: (-\d+)", printed)]
+    return min(found, key=lambda code: code != -signal.SIGKILL, default=None)
 
 
 def _ended(spec: Spec, status: int, log: Path) -> str:
