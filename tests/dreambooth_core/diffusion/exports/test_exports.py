@@ -72,7 +72,7 @@ def test_possible(family: str, method: str, wanted: list[str]) -> None:
 
 def test_what_is_possible_is_said_without_the_model_libraries() -> None:
     program = (
-        "import sys; from dreambooth_core import exports; exports.possible('sdxl', 'lora');"
+        "import sys; from dreambooth_core.diffusion import exports; exports.possible('sdxl', 'lora');"
         "assert not {'torch', 'diffusers', 'peft', 'transformers'} & sys.modules.keys()"
     )
     subprocess.run([sys.executable, "-c", program], check=True)
