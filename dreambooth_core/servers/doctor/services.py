@@ -17,10 +17,10 @@ def check(site: Site) -> Iterator[Finding]:
     for part in down:
         sentence = f"{part.title} is {part.phase}: {part.trouble or 'wait a moment'}"
         level = "broken" if part.phase == "given up" else "warning"
-        yield Finding.model_validate({"check": "parts", "level": level, "sentence": sentence})
+        yield Finding.model_validate({"check": "services", "level": level, "sentence": sentence})
     if not down:
         sentence = f"{len(told.parts)} parts work, supervised by process {told.supervisor}"
-        yield Finding(check="parts", level="ok", sentence=sentence)
+        yield Finding(check="services", level="ok", sentence=sentence)
 
 
 def _without_supervisor(site: Site) -> Finding:
@@ -30,6 +30,6 @@ def _without_supervisor(site: Site) -> Finding:
             f"{left} processes are up and nobody supervises them: `dreambooth up` takes them over, "
             "`dreambooth down` stops them"
         )
-        return Finding(check="parts", level="broken", sentence=sentence)
+        return Finding(check="services", level="broken", sentence=sentence)
     sentence = f"`dreambooth up` is not running in {site.folder}"
-    return Finding(check="parts", level="skipped", sentence=sentence)
+    return Finding(check="services", level="skipped", sentence=sentence)
