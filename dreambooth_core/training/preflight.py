@@ -1,5 +1,6 @@
 """What is checked of a config before anything is spent: base, work folder, store and MLflow."""
 
+import errno
 import os
 from pathlib import Path
 
@@ -64,11 +65,11 @@ def check_work(work: Path) -> None:
 
 
 def _may_be_a_path(path: Path) -> bool:
-    """Whether the operating system takes the name at all, of whatever there is or is not."""
+    """Whether the operating system takes the name, whether or not a file has it."""
     try:
         os.lstat(path)
-    except (FileNotFoundError, NotADirectoryError):
-        return True
-    except (OSError, ValueError):
+    except OSError as error:
+        return error.errno != errno.ENAMETOOLONG
+    except ValueError:
         return False
     return True
