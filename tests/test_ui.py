@@ -184,8 +184,15 @@ def fill_in(tab: browser.Tab) -> None:
     tab.write(field("config", "Subject", "Images"), PHOTOS)
     tab.write(field("config", "Subject", "Class Noun"), "robot")
     tab.write(field("config", "Train", "Steps"), "0")
-    tab.click(SUBMIT)
-    tab.until(f"{TEXT}.includes('0 is less than the minimum of 1')")
+    # the message about the first submission may cover the button for some seconds
+    for attempts_left in reversed(range(4)):
+        tab.click(SUBMIT)
+        try:
+            tab.until(f"{TEXT}.includes('0 is less than the minimum of 1')", seconds=10)
+            break
+        except AssertionError:
+            if not attempts_left:
+                raise
     tab.write(field("config", "Train", "Steps"), str(STEPS))
     # what it says hides the button for a while
     tab.until(f"!{TEXT}.includes('0 is less than the minimum of 1')")
