@@ -32,10 +32,10 @@ def reject(run: Run, reason: Annotated[str, typer.Option(help="Why.")], by: By =
 
 def _answer(run: str, decision: Literal["approve", "reject"], reason: str, by: str | None) -> None:
     from dreambooth_core.servers.stack.supervisor import with_those_here
-    from dreambooth_core.storage.records import whoever
+    from dreambooth_core.storage.records import current_user
 
     with with_those_here():
         from tasks.approval import Approval, answer_run
 
-        answer = Approval(decision=decision, reason=reason, by=by or whoever())
+        answer = Approval(decision=decision, reason=reason, by=by or current_user())
         print(f"{answer_run(run, answer)} goes on")

@@ -106,7 +106,7 @@ def promote(
     with listing.opened(settings, place, model) as one:
         found, before = one.found, one.book.standing
         _confirm(f"Make {found.name}/{found.version} the {to.value}?", yes)
-        wish = promotion.Wish(found.version, by or records.whoever(), reason)
+        wish = promotion.Wish(found.version, by or records.current_user(), reason)
         standing = promotion.promote(found.config, one.store, wish)
     _tell(found.name, before, standing, f"{wish.by} put {found.name}/{found.version} into service")
     model_output.show_standing(found.name, standing, as_json)
@@ -135,7 +135,7 @@ def rollback(
     with listing.opened(settings, place, wanted) as one:
         found, before = one.found, one.book.standing
         _confirm(f"Take {found.name}/{found.version} out of service?", yes)
-        wish = promotion.Wish(found.version, by or records.whoever(), reason)
+        wish = promotion.Wish(found.version, by or records.current_user(), reason)
         standing = promotion.rollback(found.config, one.store, wish)
     said = f"{wish.by} took {found.name}/{found.version} out of service"
     _tell(found.name, before, standing, said)

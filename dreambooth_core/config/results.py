@@ -94,7 +94,7 @@ class Evaluation(Section):
     lpips_revision: str | None = None
     finder: Finder = Finder()
     judge: Judge | None = None
-    """Nobody is asked when left out."""
+    """No model is asked when left out."""
 
     @model_validator(mode="after")
     def _can_be_chosen(self) -> Self:

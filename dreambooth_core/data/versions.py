@@ -20,7 +20,7 @@ from dreambooth_core.data.findings import Validation
 from dreambooth_core.digests import canonical
 from dreambooth_core.errors import ConfigError, NotFound, StorageError
 from dreambooth_core.storage.blobs import get_record, image_set
-from dreambooth_core.storage.records import ImageSet, Record, now, whoever
+from dreambooth_core.storage.records import ImageSet, Record, current_user, now
 from dreambooth_core.storage.stores import Store
 
 TRIES = 20
@@ -152,7 +152,7 @@ def _published(store: Store, name: str, version: ImageSet) -> tuple[Publication,
             digest=version.digest,
             photos=version.count,
             when=now(),
-            by=whoever(),
+            by=current_user(),
         )
         after = Pointer(name=name, history=(*history, publication))
         if store.put_if(_place(name), canonical(after), tag):

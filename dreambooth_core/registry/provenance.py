@@ -9,7 +9,15 @@ from dreambooth_core.errors import ConfigError, StorageError
 from dreambooth_core.registry.aliases import Book
 from dreambooth_core.storage.blobs import get_record, put_record
 from dreambooth_core.storage.code_version import code_version
-from dreambooth_core.storage.records import PRIVATE, ImageSet, Record, Scores, Weights, now, whoever
+from dreambooth_core.storage.records import (
+    PRIVATE,
+    ImageSet,
+    Record,
+    Scores,
+    Weights,
+    current_user,
+    now,
+)
 from dreambooth_core.storage.stores import Store
 
 R = TypeVar("R", bound=Record)
@@ -81,7 +89,7 @@ def origin_of(config: Config, store: Store, found: Ancestry) -> Origin:
         scores_digest=scores.digest,
         code=code_version(),
         when=now(),
-        by=whoever(),
+        by=current_user(),
     )
 
 

@@ -27,8 +27,8 @@ from dreambooth_core.storage.records import (
     Record,
     Scores,
     Weights,
+    current_user,
     now,
-    whoever,
 )
 from dreambooth_core.storage.stage_cache import once, stage_key
 from dreambooth_core.storage.stores import Store
@@ -299,7 +299,7 @@ def _become_candidate(config: Config, book: Book, version: str) -> Standing:
     def propose(standing: Standing) -> Change | None:
         if standing.candidate == version:
             return None
-        return Change(action="register", version=version, by=whoever(), when=now())
+        return Change(action="register", version=version, by=current_user(), when=now())
 
     book.enter(propose)
     return followed(config, book)

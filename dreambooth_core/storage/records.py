@@ -299,7 +299,7 @@ def now() -> str:
     return datetime.now(UTC).isoformat(timespec="seconds")
 
 
-def whoever() -> str:
+def current_user() -> str:
     """The user of this process, for the log."""
     try:
         return getpass.getuser()

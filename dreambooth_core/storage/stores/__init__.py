@@ -136,7 +136,7 @@ def checked_prefix(prefix: str) -> str:
 def written_beside(path: Path) -> Iterator[Path]:
     """A free name next to `path` to write to; flushed and renamed at the end, removed on any error.
 
-    "~" cannot occur in a key, so nobody takes the unfinished file for an object. Raises `OSError` for
+    "~" cannot occur in a key, so the unfinished file is not taken for an object. Raises `OSError` for
     a path that is no regular file: a folder, a pipe or a device would be replaced by one.
     """
     if path.exists() and not path.is_file():
