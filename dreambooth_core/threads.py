@@ -10,6 +10,11 @@ CHOSEN = "DREAMBOOTH_CHOSE_WAIT_POLICY"
 _LOAD = Path("/proc/loadavg")
 _SAMPLES = 5
 _PAUSE_SECONDS = 0.002
+_LONG_SAMPLES = 50
+_LONG_PAUSE_SECONDS = 0.004
+"""Taken where the first samples say busy: a server that answers one request is busy for some 10 ms,
+as the run's own parent and servers are when they start a trainer.
+"""
 
 
 def choose_wait_policy(environment: MutableMapping[str, str]) -> None:
@@ -29,13 +34,17 @@ def choose_wait_policy(environment: MutableMapping[str, str]) -> None:
 
 
 def is_busy(spare: int = 0) -> bool:
-    """Whether other programs needed more than `spare` cores in most of some samples within 10 ms.
+    """Whether other programs needed more than `spare` cores in most samples of 10 ms, and then of 200 ms.
 
     From /proc/loadavg, whose fourth field counts the runnable threads of the machine, ours included;
     False where the system has no such file.
     """
+    rounds = ((_SAMPLES, _PAUSE_SECONDS), (_LONG_SAMPLES, _LONG_PAUSE_SECONDS))
     try:
-        return sum(_others() > spare for _ in range(_SAMPLES)) > _SAMPLES // 2
+        return all(
+            sum(_others(pause) > spare for _ in range(count)) > count // 2
+            for count, pause in rounds
+        )
     except OSError:
         return False
 
@@ -46,6 +55,6 @@ def _cores() -> int:
     return os.cpu_count() or 1
 
 
-def _others() -> int:
-    time.sleep(_PAUSE_SECONDS)
+def _others(pause: float) -> int:
+    time.sleep(pause)
     return int(_LOAD.read_text().split()[3].split("/")[0]) - 1

@@ -53,10 +53,19 @@ def test_a_policy_of_ours_is_chosen_anew_by_a_child_and_a_users_is_kept(
 
 def test_cores_that_no_thread_of_ours_uses_are_for_others(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(threads, "_cores", lambda: 8)
-    monkeypatch.setattr(threads, "_others", lambda: 3)
+    monkeypatch.setattr(threads, "_others", lambda pause: 3)
     few: dict[str, str] = {"OMP_NUM_THREADS": "5"}
     threads.choose_wait_policy(few)
     assert "OMP_WAIT_POLICY" not in few
     many: dict[str, str] = {"OMP_NUM_THREADS": "6"}
     threads.choose_wait_policy(many)
     assert many["OMP_WAIT_POLICY"] == "PASSIVE"
+
+
+def test_a_short_burst_of_others_is_not_taken_for_a_busy_machine(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    samples = iter([1] * 20 + [0] * 100)
+    monkeypatch.setattr(threads, "_others", lambda pause: next(samples))
+    assert not threads.is_busy()
+    assert next(samples) == 0
