@@ -26,7 +26,7 @@ from dreambooth_core.config import Storage
 from dreambooth_core.digests import digest_of
 from dreambooth_core.storage.blobs import get_blob, put_blob
 from dreambooth_core.storage.records import Blob, Record
-from dreambooth_core.storage.stage_cache import once
+from dreambooth_core.storage.stage_cache import cached_stage
 from dreambooth_core.storage.stores import Store, open_store
 
 RESULT = Path(__file__).with_name("concurrent_runs.json")
@@ -72,7 +72,7 @@ def make_stage(store: Store, run: int, stage: str, seconds: float) -> Blob:
                 )
         return Made(blob=put_blob(store, content(f"{run} {stage}", size)))
 
-    return once(store, stage, {"run": run, "stage": stage}, Made, make)[0].blob
+    return cached_stage(store, stage, {"run": run, "stage": stage}, Made, make)[0].blob
 
 
 def content(seed: str, size: int) -> bytes:
@@ -126,7 +126,7 @@ def is_there(run: int, uri: str, endpoint: str) -> bool:
         raise LookupError(key)
 
     for stage in STAGES:
-        made, _ = once(store, stage, {"run": run, "stage": stage}, Made, lost)
+        made, _ = cached_stage(store, stage, {"run": run, "stage": stage}, Made, lost)
         if not get_blob(store, made.blob).startswith(content(f"{run} {stage}", 64)):
             return False
     return True

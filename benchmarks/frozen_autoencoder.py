@@ -18,7 +18,7 @@ from torch import Tensor, nn
 from torch._subclasses.fake_tensor import FakeTensorMode
 
 from dreambooth_core.diffusion.families import Parts, load_family
-from dreambooth_core.training.dry_step import Living, Numbered, materialize
+from dreambooth_core.training.dry_step import LiveStorages, RealIndices, materialize
 from dreambooth_core.training.memory_plan import size
 from dreambooth_core.training.optimizers import state_bytes
 
@@ -71,7 +71,7 @@ def step_bytes(parts: Parts, side: int, autoencoder: Autoencoder) -> int:
             materialize(model, torch.device("cpu"))
             model.requires_grad_(name != "vae" or autoencoder == "trained")
         weights = [weight for model in models for weight in model.parameters()]
-        with Numbered(), Living(weights) as living:
+        with RealIndices(), LiveStorages(weights) as living:
             _loss(parts, side, autoencoder).backward()
     stepped = [weight for weight in weights if weight.grad is not None]
     state = sum(state_bytes("adamw", weight) for weight in stepped)

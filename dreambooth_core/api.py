@@ -9,7 +9,7 @@ from dreambooth_core.config import Config
 
 if TYPE_CHECKING:
     from dreambooth_core.data.dataset import Validation
-    from dreambooth_core.training.standalone import Trained
+    from dreambooth_core.training.standalone import TrainingResult
 
 WORK = Path(".dreambooth")
 
@@ -31,7 +31,7 @@ def validate(folder: str | Path, resolution: int = 512) -> "Validation":
     return dataset.validate(Path(folder), configs.Dataset(), resolution)
 
 
-def train(config: Config) -> "Trained":
+def train(config: Config) -> "TrainingResult":
     """Photos, class images and training, resumed from the last checkpoint; found if trained before.
 
     Raises `DatasetRefused`, `StageFailed` and `StorageError`; `Preempted` when told to stop.
@@ -53,10 +53,10 @@ def sample(
 
     `{subject}` in a prompt is identifier and class noun. Raises `ConfigError` for an unknown model.
     """
-    from dreambooth_core.registry.outputs import Wish, from_registry
+    from dreambooth_core.registry.outputs import SampleRequest, sample_model
 
-    wish = Wish(tuple(prompts), seeds, Path(out))
-    return list(from_registry(None, Path(work), model, wish))
+    wish = SampleRequest(tuple(prompts), seeds, Path(out))
+    return list(sample_model(None, Path(work), model, wish))
 
 
 def export(
@@ -71,6 +71,6 @@ def export(
 
     Raises `ConfigError` for an unknown model and for a format that cannot hold it.
     """
-    from dreambooth_core.registry.outputs import exported
+    from dreambooth_core.registry.outputs import export_model
 
-    return exported(model, form, Path(out), Path(work), tuple(overrides))
+    return export_model(model, form, Path(out), Path(work), tuple(overrides))

@@ -34,7 +34,7 @@ def say(line: str) -> None:
 
 
 @functools.cache
-def go_on_unheard() -> None:
+def survive_closed_output() -> None:
     """From now on nothing ends because nobody reads what is printed; may be called again.
 
     A run prints into a pipe to Prefect's worker, and is to outlive it. With the pipe's other end gone,

@@ -1,8 +1,8 @@
-"""The module of `Pointer` and `Served` in models that MLflow logged with an earlier version.
+"""The module of `ServedModelPointer` and `ServedModel` in models that MLflow logged with an earlier version.
 
 Such a model holds a copy of the file that serves it, which imports them from here.
 """
 
-from dreambooth_core.registry.serving import Pointer, Served
+from dreambooth_core.registry.serving import ServedModel, ServedModelPointer
 
-__all__ = ["Pointer", "Served"]
+__all__ = ["ServedModel", "ServedModelPointer"]

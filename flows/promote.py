@@ -7,7 +7,7 @@ from prefect.client.schemas.objects import State
 from prefect.states import Completed
 
 from dreambooth_core.config.flow_parameters import Promotion
-from dreambooth_core.registry.aliases import Standing
+from dreambooth_core.registry.aliases import AliasState
 from dreambooth_core.servers.local import local_services
 from tasks.approval import asked
 from tasks.events import MODEL_PROMOTED, MODEL_REJECTED, model_event, tell
@@ -15,7 +15,7 @@ from tasks.registry import find_version, open_version, put_into_service, refuse
 
 
 @flow(name="promote", persist_result=False)
-def promote_flow(promotion: Promotion) -> Standing | None:
+def promote_flow(promotion: Promotion) -> AliasState | None:
     """Show a person the version's numbers and images, wait for a word, and do what it says."""
     found = find_version(promotion.model, promotion.place)
     with local_services(found.config):

@@ -4,8 +4,8 @@ from pathlib import Path
 
 from prefect import flow
 
-from dreambooth_core.batch_sampling.job import Order
-from dreambooth_core.batch_sampling.shards import Tally
+from dreambooth_core.batch_sampling.job import SamplingJob
+from dreambooth_core.batch_sampling.shards import ShardResult
 from dreambooth_core.config import Config
 from dreambooth_core.servers.local import local_services
 from tasks.batch import draw_shard, find_models, publish_order, show_order
@@ -13,8 +13,11 @@ from tasks.batch import draw_shard, find_models, publish_order, show_order
 
 @flow(name="sample", persist_result=False)
 def sample_flow(
-    order: Order, work: Path = Path(".dreambooth"), place: Config | None = None, shard: str = "1/1"
-) -> Tally:
+    order: SamplingJob,
+    work: Path = Path(".dreambooth"),
+    place: Config | None = None,
+    shard: str = "1/1",
+) -> ShardResult:
     """Draw what is missing of a shard of the order; the last shard publishes it.
 
     `place` is a config that says where MLflow is; without one it is in the folder `work`.

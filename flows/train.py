@@ -8,7 +8,7 @@ from prefect.states import Completed
 
 from dreambooth_core.config import Config
 from dreambooth_core.errors import DatasetRefused
-from dreambooth_core.reports.summary import Run, Summary
+from dreambooth_core.reports.summary import RunRecorder, Summary
 from dreambooth_core.servers.local import local_services
 from dreambooth_core.tracking import mlflow as tracking
 from tasks.artifacts import publish_findings, publish_plan, publish_results, write_report
@@ -30,7 +30,7 @@ def train_flow(config: Config) -> Summary:
     with local_services(config):
         tracking.reach(config)
         config = pin_datasets(config)
-        with Run(config) as run:
+        with RunRecorder(config) as run:
             try:
                 intake = run.stage("validate", collect_instance_images, config)
             except DatasetRefused as refused:

@@ -16,7 +16,7 @@ from pydantic import Field
 from dreambooth_core.config.credentials import without_password
 from dreambooth_core.deadlines import SERVER_SECONDS, within
 from dreambooth_core.errors import ConfigError, StageFailed
-from dreambooth_core.registry.listing import Dossier
+from dreambooth_core.registry.listing import VersionDetails
 from tasks.artifacts import comparison_table
 
 DAY = 86_400
@@ -45,7 +45,7 @@ class Approval(RunInput):
     ] = ""
 
 
-def asked(dossier: Dossier, days: int) -> Approval:
+def asked(dossier: VersionDetails, days: int) -> Approval:
     """What a person says of the version; the flow's process ends meanwhile, if it can come back.
 
     A flow that a worker runs is suspended: no process waits, and the flow begins again from its top
@@ -64,7 +64,7 @@ def asked(dossier: Dossier, days: int) -> Approval:
     return answer
 
 
-def lacking(dossier: Dossier, answer: Approval) -> str:
+def lacking(dossier: VersionDetails, answer: Approval) -> str:
     """What an answer cannot do without; empty when it has it."""
     if not answer.by.strip():
         return "Say who decides: the name stands in the version's log."
@@ -133,7 +133,7 @@ def _named(run: str) -> FlowRunFilter:
         return FlowRunFilter(name=FlowRunFilterName(any_=[run]))
 
 
-def _question(dossier: Dossier, missing: str) -> str:
+def _question(dossier: VersionDetails, missing: str) -> str:
     """Numbers and links, in markdown."""
     verdict = dossier.verdict
     said = verdict.sentence if verdict else "The gate was never asked about it."

@@ -12,9 +12,9 @@ from prefect.logging import get_run_logger
 
 from dreambooth_core.config import Config
 from dreambooth_core.data.findings import Finding
-from dreambooth_core.data.ingest import Intake
-from dreambooth_core.registry.estimate import Forecast
-from dreambooth_core.reports.summary import Results, Summary
+from dreambooth_core.data.ingest import IngestedPhotos
+from dreambooth_core.registry.estimate import CostEstimate
+from dreambooth_core.reports.summary import StageResults, Summary
 from dreambooth_core.storage.records import (
     Comparison,
     Document,
@@ -29,7 +29,7 @@ from tasks.stage import stage
 
 @stage("report")
 def write_report(
-    config: Config, results: Results, stages: dict[str, Stage]
+    config: Config, results: StageResults, stages: dict[str, Stage]
 ) -> tuple[Document, bool]:
     """Write the page, or find the one of the same results."""
     from dreambooth_core.reports import report
@@ -38,11 +38,11 @@ def write_report(
 
 
 @stage("plan")
-def publish_plan(config: Config, intake: Intake) -> Forecast:
+def publish_plan(config: Config, intake: IngestedPhotos) -> CostEstimate:
     """Show what was found in the photos, and what the run is going to do."""
-    from dreambooth_core.registry.estimate import forecast
+    from dreambooth_core.registry.estimate import estimate_cost
 
-    planned = forecast(config, open_store(config.storage), intake.images)
+    planned = estimate_cost(config, open_store(config.storage), intake.images)
     publish_findings(config, intake.validation.findings)
     about = f"inputs, reuse and cost of {config.name}"
     shown(create_markdown_artifact, plan_as_markdown(planned), key="plan", description=about)
@@ -58,7 +58,7 @@ def publish_findings(config: Config, findings: Sequence[Finding]) -> None:
 
 
 @stage("show")
-def publish_results(config: Config, summary: Summary, results: Results) -> None:
+def publish_results(config: Config, summary: Summary, results: StageResults) -> None:
     """Show numbers, costs, what the gate said, the model's card, and pictures."""
     from dreambooth_core.registry.model_card import read_card
     from dreambooth_core.registry.register import book_of
@@ -115,7 +115,7 @@ def _bill(stage: str, status: str, seconds: Iterable[float]) -> dict[str, str]:
     return {"stage": stage, "status": status, **spent}
 
 
-def plan_as_markdown(planned: Forecast) -> str:
+def plan_as_markdown(planned: CostEstimate) -> str:
     """What goes in, by digests, what is reused, and what the rest may cost."""
     seconds = planned.training_seconds
     training = _about(seconds)

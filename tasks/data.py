@@ -1,7 +1,7 @@
 """Photos in, class images beside them."""
 
 from dreambooth_core.config import Config
-from dreambooth_core.data.ingest import Intake
+from dreambooth_core.data.ingest import IngestedPhotos
 from dreambooth_core.storage.records import ImageSet
 from dreambooth_core.storage.stores import open_store
 from tasks.stage import progress_shown, stage
@@ -16,13 +16,13 @@ def pin_datasets(config: Config) -> Config:
 
 
 @stage("validate")
-def collect_instance_images(config: Config) -> tuple[Intake, bool]:
+def collect_instance_images(config: Config) -> tuple[IngestedPhotos, bool]:
     """Check config and photos and store them; raises `ConfigError` and `DatasetRefused`."""
-    from dreambooth_core.data.ingest import take_in
+    from dreambooth_core.data.ingest import ingest
     from dreambooth_core.diffusion import families
 
     families.check(families.load_family(config.model.family), config)
-    return take_in(config, open_store(config.storage))
+    return ingest(config, open_store(config.storage))
 
 
 @stage("priors", gpu=True)

@@ -19,7 +19,7 @@ from dreambooth_core.registry.aliases import CHAMPION
 from dreambooth_core.storage.records import ModelVersion, Verdict
 
 if TYPE_CHECKING:
-    from dreambooth_core.data.versions import Pushed
+    from dreambooth_core.data.versions import PushResult
 
 DATASET_PUBLISHED = "dreambooth.dataset.published"
 MODEL_CANDIDATE = "dreambooth.model.candidate"
@@ -27,7 +27,7 @@ MODEL_PROMOTED = "dreambooth.model.promoted"
 MODEL_REJECTED = "dreambooth.model.rejected"
 
 
-def dataset_published(pushed: "Pushed") -> Event:
+def dataset_published(pushed: "PushResult") -> Event:
     """A new version of a photo set; its payload names what a config calls it."""
     payload = {
         "name": pushed.name,

@@ -1,10 +1,10 @@
 """Registered versions: found, opened, put into service or refused."""
 
 from dreambooth_core.config import Config
-from dreambooth_core.config.flow_parameters import Place, Retraining
-from dreambooth_core.registry.aliases import Standing
-from dreambooth_core.registry.listing import Dossier
-from dreambooth_core.registry.register import Found
+from dreambooth_core.config.flow_parameters import RegistryLocation, Retraining
+from dreambooth_core.registry.aliases import AliasState
+from dreambooth_core.registry.listing import VersionDetails
+from dreambooth_core.registry.register import RegisteredModel
 from dreambooth_core.storage.records import ImageSet
 from dreambooth_core.storage.stores import open_store
 from tasks.approval import Approval
@@ -28,7 +28,7 @@ def find_twin(config: Config, instance: ImageSet) -> str | None:
 
 
 @stage("find version")
-def find_version(model: str, place: Place) -> Found:
+def find_version(model: str, place: RegistryLocation) -> RegisteredModel:
     """The version behind NAME, NAME@alias or NAME/version; raises `ConfigError`."""
     from dreambooth_core.registry import register
 
@@ -36,14 +36,14 @@ def find_version(model: str, place: Place) -> Found:
 
 
 @stage("open version")
-def open_version(found: Found) -> Dossier:
+def open_version(found: RegisteredModel) -> VersionDetails:
     """All that a decision about it needs."""
-    from dreambooth_core.registry.listing import dossier_of
+    from dreambooth_core.registry.listing import version_details
 
-    return dossier_of(found, open_store(found.config.storage))
+    return version_details(found, open_store(found.config.storage))
 
 
-def assessed_by(dossier: Dossier, seeds: int | None) -> Config:
+def assessed_by(dossier: VersionDetails, seeds: int | None) -> Config:
     """The version's config, by which nothing is promoted; `seeds` images per prompt, if it is given."""
     config = dossier.config
     gate = config.gate.model_copy(update={"automatic": False})
@@ -54,18 +54,18 @@ def assessed_by(dossier: Dossier, seeds: int | None) -> Config:
 
 
 @stage("put into service")
-def put_into_service(dossier: Dossier, answer: Approval) -> Standing:
+def put_into_service(dossier: VersionDetails, answer: Approval) -> AliasState:
     """In the name of who approved; raises `ConfigError` as `dreambooth promote` does."""
-    from dreambooth_core.registry.promotion import Wish, promote
+    from dreambooth_core.registry.promotion import PromotionRequest, promote
 
-    wish = Wish(dossier.version.version, answer.by, answer.reason)
+    wish = PromotionRequest(dossier.version.version, answer.by, answer.reason)
     return promote(dossier.config, open_store(dossier.config.storage), wish)
 
 
 @stage("refuse")
-def refuse(dossier: Dossier, answer: Approval) -> Standing:
+def refuse(dossier: VersionDetails, answer: Approval) -> AliasState:
     """In the name of who rejected."""
-    from dreambooth_core.registry.promotion import Wish, reject
+    from dreambooth_core.registry.promotion import PromotionRequest, reject
 
-    wish = Wish(dossier.version.version, answer.by, answer.reason)
+    wish = PromotionRequest(dossier.version.version, answer.by, answer.reason)
     return reject(dossier.config, open_store(dossier.config.storage), wish)

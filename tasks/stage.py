@@ -19,7 +19,7 @@ from prefect.logging import get_run_logger
 from prefect.states import Completed
 
 from dreambooth_core import telemetry
-from dreambooth_core.console import Progress, go_on_unheard, progress_bar
+from dreambooth_core.console import Progress, progress_bar, survive_closed_output
 from dreambooth_core.errors import NotFound, StorageError
 
 P = ParamSpec("P")
@@ -61,7 +61,7 @@ def stage(name: str, *, gpu: bool = False) -> Callable[[Callable[P, R]], Callabl
 def _outliving(act: Callable[P, R]) -> Callable[P, R]:
     @wraps(act)
     def going_on(*args: P.args, **kwargs: P.kwargs) -> R:
-        go_on_unheard()
+        survive_closed_output()
         return act(*args, **kwargs)
 
     return going_on

@@ -8,18 +8,25 @@ from dreambooth_core.config import Config
 from dreambooth_core.config.flow_parameters import Sweep
 from dreambooth_core.storage.records import ImageSet, Weights
 from dreambooth_core.storage.stores import open_store
-from dreambooth_core.training.sweep import Point, Trial, front, point_of, trials_of, winner
+from dreambooth_core.training.sweep import (
+    SweepTrial,
+    TrialScore,
+    front,
+    point_of,
+    trials_of,
+    winner,
+)
 from tasks.stage import progress_shown, stage
 
 
 @stage("plan trials")
-def plan_trials(sweep: Sweep, pinned: Config) -> tuple[Trial, ...]:
+def plan_trials(sweep: Sweep, pinned: Config) -> tuple[SweepTrial, ...]:
     """All trials' configs, with photos that stay the same while they run; raises `ConfigError`."""
     return trials_of(sweep.model_copy(update={"config": pinned}))
 
 
 @stage("measure trial", gpu=True)
-def measure_trial(trial: Trial, instance: ImageSet, weights: Weights) -> Point:
+def measure_trial(trial: SweepTrial, instance: ImageSet, weights: Weights) -> TrialScore:
     """By the development seeds, which the gate never sees."""
     from dreambooth_core.evaluation import evaluate
     from dreambooth_core.metrics import statistics
@@ -31,17 +38,17 @@ def measure_trial(trial: Trial, instance: ImageSet, weights: Weights) -> Point:
 
 
 @stage("choose trial")
-def choose_trial(sweep: Sweep, points: Sequence[Point]) -> int:
+def choose_trial(sweep: Sweep, points: Sequence[TrialScore]) -> int:
     """Place of the trial that goes to the gate."""
     return winner(points, sweep.config.choosing)
 
 
-def publish_sweep(points: Sequence[Point], best: int) -> None:
+def publish_sweep(points: Sequence[TrialScore], best: int) -> None:
     """Show all trials, those that no other beats in everything, and the one that was chosen."""
     create_markdown_artifact(as_markdown(points, best), key="sweep")
 
 
-def as_markdown(points: Sequence[Point], best: int) -> str:
+def as_markdown(points: Sequence[TrialScore], best: int) -> str:
     """A row per trial: settings, subject fidelity, prompt fidelity, cost."""
     names, edge = list(points[0].settings), front(points)
     rows = [

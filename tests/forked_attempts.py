@@ -18,7 +18,7 @@ import torch
 
 from dreambooth_core.errors import Preempted
 from dreambooth_core.training import checkpoints, launcher, process, stage
-from dreambooth_core.training.spec import Outcome, Spec, read_record
+from dreambooth_core.training.spec import AttemptResult, TrainingSpec, read_record
 from tests.training_for_real import Run
 
 PATIENCE = 120.0
@@ -39,23 +39,23 @@ def until(moment: Callable[[], object]) -> None:
         time.sleep(0.0002)
 
 
-def starts(spec: Spec) -> bool:
+def starts(spec: TrainingSpec) -> bool:
     return spec.folder.exists()
 
 
-def goes_on(spec: Spec) -> bool:
+def goes_on(spec: TrainingSpec) -> bool:
     """Whether there is a true checkpoint of this attempt's own."""
     found = [path for path in spec.folder.glob("checkpoints/*") if path.name.isdigit()]
     fresh = [path for path in found if int(path.name) > spec.resume_step]
     return any(checkpoints.verify(path) for path in fresh)
 
 
-def saves(spec: Spec) -> bool:
+def saves(spec: TrainingSpec) -> bool:
     """Whether a checkpoint is being written."""
     return any(spec.folder.glob("checkpoints/*.partial"))
 
 
-def exports(spec: Spec) -> bool:
+def exports(spec: TrainingSpec) -> bool:
     return (spec.folder / "weights").exists()
 
 
@@ -66,7 +66,7 @@ class Attempts:
         self.run = run
 
     @contextmanager
-    def one(self) -> Iterator[tuple[Spec, Sequence[BaseProcess]]]:
+    def one(self) -> Iterator[tuple[TrainingSpec, Sequence[BaseProcess]]]:
         """A living attempt, which the block may end, and which ends with it."""
         spec = self.run.prepared()
         file, count = str(spec.folder / "spec.json"), spec.config.train.processes
@@ -87,7 +87,7 @@ class Attempts:
             assert path.name.endswith(".partial") or checkpoints.verify(path), path
 
     def killed(
-        self, moment: Callable[[Spec], bool], wait: float = 0.0, which: slice = slice(None)
+        self, moment: Callable[[TrainingSpec], bool], wait: float = 0.0, which: slice = slice(None)
     ) -> bool:
         """Kill ranks so long after that moment; whether that came before their end."""
         with self.one() as (spec, ranks):
@@ -142,8 +142,8 @@ class Attempts:
             for name, value in checkpoints.load(last, group).items()
         }
 
-    def outcome(self) -> Outcome:
-        found = read_record(self.run.folder / "result.json", Outcome)
+    def outcome(self) -> AttemptResult:
+        found = read_record(self.run.folder / "result.json", AttemptResult)
         assert found is not None
         return found
 

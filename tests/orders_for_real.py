@@ -6,9 +6,9 @@ from typing import Any
 import torch
 from PIL import Image as Pillow
 
-from dreambooth_core.batch_sampling.job import Order
-from dreambooth_core.batch_sampling.models import Member, mixtures
-from dreambooth_core.batch_sampling.shards import Plan, plan
+from dreambooth_core.batch_sampling.job import SamplingJob
+from dreambooth_core.batch_sampling.models import ModelReference, model_mixes
+from dreambooth_core.batch_sampling.shards import JobPlan, plan
 from dreambooth_core.config import Config
 from dreambooth_core.diffusion import adapters
 from dreambooth_core.diffusion.families import load_family
@@ -26,9 +26,9 @@ class Ordered:
     def __init__(self, config: Config) -> None:
         self.config = config
         self.store = open_store(config.storage)
-        self.members: dict[str, Member] = {}
+        self.members: dict[str, ModelReference] = {}
 
-    def add(self, name: str, method: str = "lora", **subject: Any) -> Member:
+    def add(self, name: str, method: str = "lora", **subject: Any) -> ModelReference:
         """A model of its own; its weights follow from its name."""
         config = Config.model_validate(
             {
@@ -41,7 +41,7 @@ class Ordered:
         weights = self._trained(config)
         key = f"models/{name}/{weights.digest}.json"
         put_record(self.store, key, weights)
-        member = Member(name=f"{name}/1", config=config, version="1", weights_record=key)
+        member = ModelReference(name=f"{name}/1", config=config, version="1", weights_record=key)
         self.members[name] = member
         return member
 
@@ -67,15 +67,15 @@ class Ordered:
         registry.register(member.config, self.store, photos, None, weights, scores)
         return weights
 
-    def order(self, **document: Any) -> Order:
-        return Order.model_validate({"name": "x", "models": "dog", "prompts": "a"} | document)
+    def order(self, **document: Any) -> SamplingJob:
+        return SamplingJob.model_validate({"name": "x", "models": "dog", "prompts": "a"} | document)
 
-    def plan(self, order: Order) -> Plan:
+    def plan(self, order: SamplingJob) -> JobPlan:
         words = {part for group in order.groups for mix in group.models for part in mix.split()}
         members = {
             word: self.members[word] for word in (w.split(":")[0] for w in words) if word != "+"
         }
-        return plan(order, mixtures(order, members, self.store))
+        return plan(order, model_mixes(order, members, self.store))
 
     def _trained(self, config: Config) -> Weights:
         family, base = load_family(config.model.family), Path(config.model.base)

@@ -8,18 +8,18 @@ from PIL import Image
 from dreambooth_core.config import Config
 from dreambooth_core.diffusion.sampling import encode_png
 from dreambooth_core.registry import provenance, register
-from dreambooth_core.registry.aliases import Book
-from dreambooth_core.registry.provenance import Ancestry
+from dreambooth_core.registry.aliases import AliasLog
+from dreambooth_core.registry.provenance import RunInputs
 from dreambooth_core.storage import records
 from dreambooth_core.storage.blobs import image_set, put_blob, put_record
 from dreambooth_core.storage.records import (
+    ImageScores,
     ImageSet,
     ModelVersion,
     Reason,
-    Row,
     SampleSet,
     Scores,
-    Table,
+    ScoreTable,
     Verdict,
     Weights,
 )
@@ -38,7 +38,7 @@ def drawn(store: Store, kind: type[ImageSet], seed: int) -> ImageSet:
     return image_set(store, "sets", images, kind)
 
 
-def ancestry(store: Store, mark: str = "a", value: float = 0.75) -> Ancestry:
+def ancestry(store: Store, mark: str = "a", value: float = 0.75) -> RunInputs:
     """All records of one training, in the store; `mark` is a hex digit that its digests repeat."""
     samples = [drawn(store, SampleSet, seed) for seed in range(4)]
     blob = put_blob(store, f"weights {mark}".encode())
@@ -61,19 +61,19 @@ def ancestry(store: Store, mark: str = "a", value: float = 0.75) -> Ancestry:
         metrics={"clip_i": value},
         base_metrics={"clip_i": 0.5},
         reference={"clip_i": 0.875},
-        table=put_blob(store, Table(rows=rows).model_dump_json().encode()),
+        table=put_blob(store, ScoreTable(rows=rows).model_dump_json().encode()),
         samples=samples[0],
         base_samples=samples[1],
         class_samples=samples[2],
         base_class_samples=samples[3],
     )
     put_record(store, f"scores/{mark}/result.json", scores)
-    return Ancestry(drawn(store, ImageSet, 8), drawn(store, ImageSet, 9), weights, scores)
+    return RunInputs(drawn(store, ImageSet, 8), drawn(store, ImageSet, 9), weights, scores)
 
 
-def _row(prompt: str, seed: int, value: float) -> Row:
+def _row(prompt: str, seed: int, value: float) -> ImageScores:
     scores = {"subject_fidelity": value, "prompt_fidelity": 1 - value}
-    return Row(
+    return ImageScores(
         prompt=prompt,
         kind="scene",
         seed=seed,
@@ -90,8 +90,8 @@ def version_by_hand(client, config: Config, store: Store, mark: str) -> ModelVer
     book = register.open_book(client, config, store)
     run = client.create_run(tracking.experiment_of(client, config)).info.run_id
     number = str(client.create_model_version(config.name, f"file:///{mark}", run).version)
-    origin = provenance.origin_of(config, store, found)
-    provenance.put_origin(book, origin.model_copy(update={"version": number, "run_id": run}))
+    origin = provenance.provenance_of(config, store, found)
+    provenance.put_provenance(book, origin.model_copy(update={"version": number, "run_id": run}))
     return ModelVersion(name=config.name, version=number, aliases=(), run_id=run)
 
 
@@ -130,6 +130,6 @@ def verdict(
     )
 
 
-def log_of(book: Book) -> list[tuple[str, str, str]]:
+def log_of(book: AliasLog) -> list[tuple[str, str, str]]:
     """Action, version and who, the first change first."""
     return [(change.action, change.version, change.by) for change in book.history()]

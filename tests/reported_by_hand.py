@@ -9,22 +9,22 @@ from PIL import Image
 
 from dreambooth_core.config import Config
 from dreambooth_core.data.dataset import Finding, Validation
-from dreambooth_core.data.ingest import Intake
+from dreambooth_core.data.ingest import IngestedPhotos
 from dreambooth_core.diffusion.sampling import encode_png
 from dreambooth_core.metrics.statistics import compare, estimate, of_base
-from dreambooth_core.reports.summary import Results
+from dreambooth_core.reports.summary import StageResults
 from dreambooth_core.storage import records
 from dreambooth_core.storage.blobs import image_set, put_blob
 from dreambooth_core.storage.records import (
+    ImageScores,
     ImageSet,
-    Look,
     ModelVersion,
     Reason,
-    Row,
     SampleSet,
     Scores,
+    ScoreTable,
     Stage,
-    Table,
+    ValidationResult,
     Verdict,
     Weights,
 )
@@ -45,7 +45,7 @@ SUBJECT = "sks robot"
 LOWER = {"memorisation", "prior_drift"}
 
 
-def run_of(folder: Path) -> tuple[Config, Store, Results]:
+def run_of(folder: Path) -> tuple[Config, Store, StageResults]:
     """A config with a base that is good for its digest only, a store, and the results in it."""
     base = folder / "base"
     (base / "unet").mkdir(parents=True)
@@ -87,7 +87,7 @@ def scores_of(store: Store, seed: int, identity: float = 0.75, copied: str | Non
     classes = drawn(store, SampleSet, ["a photo of a robot"] * 2, seed + 1)
     base_classes = drawn(store, SampleSet, ["a photo of a robot"] * 2, 1001)
     rows = [
-        Row(
+        ImageScores(
             prompt=template,
             kind=PROMPTS[template],
             seed=image.seed,
@@ -109,7 +109,7 @@ def scores_of(store: Store, seed: int, identity: float = 0.75, copied: str | Non
         )
     ]
     rows += [
-        Row(
+        ImageScores(
             prompt="a photo of a {class_noun}",
             kind="class",
             seed=image.seed,
@@ -132,7 +132,7 @@ def scores_of(store: Store, seed: int, identity: float = 0.75, copied: str | Non
         },
         reference={"identity": 0.9375},
         estimates=found,
-        table=put_blob(store, Table(rows=tuple(rows)).model_dump_json().encode()),
+        table=put_blob(store, ScoreTable(rows=tuple(rows)).model_dump_json().encode()),
         samples=samples,
         base_samples=base,
         class_samples=classes,
@@ -164,7 +164,7 @@ def verdict_of(store: Store, candidate: Scores, champion: Scores | None) -> Verd
     )
 
 
-def results_of(store: Store) -> Results:
+def results_of(store: Store) -> StageResults:
     """A whole run's, with a champion, a near copy and a verdict."""
     finding = Finding(
         level="soft", file="<x>.png", check="blur", measure="1", limit="2", remedy="sharpen"
@@ -172,8 +172,8 @@ def results_of(store: Store) -> Results:
     checked = Validation(folder="x", findings=(finding,), accepted=("x.png",), digest="0" * 64)
     photos = drawn(store, ImageSet, ["a photo of sks robot"] * 3, 1, side=640)
     scores = scores_of(store, 3, copied=photos.images[2].blob.sha256)
-    return Results(
-        intake=Intake(images=photos, validation=checked),
+    return StageResults(
+        intake=IngestedPhotos(images=photos, validation=checked),
         classes=drawn(store, ImageSet, ["a photo of a robot"] * 30, 2),
         weights=Weights(
             uri="file:///w",
@@ -186,7 +186,7 @@ def results_of(store: Store) -> Results:
             steps_per_second=2.5,
             losses=tuple((step, 0.5, 0.25) for step in range(1, 31)),
             looks=tuple(
-                Look(
+                ValidationResult(
                     step=step,
                     stable_loss=1 / step,
                     subject_fidelity=0.5,

@@ -7,7 +7,7 @@ import pytest
 import yaml
 
 from dreambooth_core.data.findings import Validation
-from dreambooth_core.data.versions import Publication, Pushed
+from dreambooth_core.data.versions import Publication, PushResult
 from tests.prefect_for_real import ROOT, in_a_process, prefect_server
 
 DECLARED = yaml.safe_load((ROOT / "prefect.yaml").read_text(encoding="utf-8"))["deployments"]
@@ -90,8 +90,8 @@ def test_news_start_what_waits_for_them(server):
     while len({run["deployment_id"] for run in runs}) < 3 and time.monotonic() < deadline:
         # the server loads its triggers a while after they come
         if not told or time.monotonic() - told[-1] > 20:
-            assert tell(dataset_published(Pushed(name="small-world-robot", **pushed)))
-            assert tell(dataset_published(Pushed(name="another", **pushed)))
+            assert tell(dataset_published(PushResult(name="small-world-robot", **pushed)))
+            assert tell(dataset_published(PushResult(name="another", **pushed)))
             assert tell(model_event(MODEL_CANDIDATE, "robot", "3", "it is better"))
             assert tell(model_event(MODEL_PROMOTED, "robot", "3", "ann likes it"))
             assert tell(model_event(MODEL_PROMOTED, "small-world-robot", "2", "ann likes it"))

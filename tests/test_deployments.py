@@ -6,7 +6,7 @@ from pathlib import Path
 import pytest
 import yaml
 
-from dreambooth_core.batch_sampling.job import Order
+from dreambooth_core.batch_sampling.job import SamplingJob
 from dreambooth_core.config import Config
 from dreambooth_core.config.flow_parameters import (
     Assessment,
@@ -21,7 +21,7 @@ DEPLOYMENTS = yaml.safe_load((ROOT / "prefect.yaml").read_text(encoding="utf-8")
 
 DOCUMENTS = {
     "config": Config,
-    "order": Order,
+    "order": SamplingJob,
     "retraining": Retraining,
     "promotion": Promotion,
     "assessment": Assessment,

@@ -15,7 +15,7 @@ import yaml
 
 from dreambooth_core.registry import listing, promotion
 from dreambooth_core.servers.stack import deployments, services
-from dreambooth_core.servers.stack.settings import Place, settled
+from dreambooth_core.servers.stack.settings import StackLayout, settled
 from tests import browser
 from tests.watched import ROOT, Exporter, exporting
 
@@ -101,7 +101,7 @@ def project(tmp_path_factory: pytest.TempPathFactory) -> Path:
 @pytest.fixture(scope="module")
 def place(
     project: Path, exporter: Exporter, tmp_path_factory: pytest.TempPathFactory
-) -> Iterator[Place]:
+) -> Iterator[StackLayout]:
     """Servers that are up."""
     home = tmp_path_factory.mktemp("up")
     environment = {**os.environ, **exporter.environment, "PYTHONPATH": str(ROOT)}
@@ -116,13 +116,13 @@ def place(
         dreambooth("up", "--detach", "--project", str(project))
         settings = settled(home)
         assert settings is not None
-        yield Place(home, settings, project)
+        yield StackLayout(home, settings, project)
     finally:
         dreambooth("down")
 
 
 @pytest.fixture(scope="module")
-def tab(place: Place, tmp_path_factory: pytest.TempPathFactory) -> Iterator[browser.Tab]:
+def tab(place: StackLayout, tmp_path_factory: pytest.TempPathFactory) -> Iterator[browser.Tab]:
     """A browser that has logged in to Prefect and MLflow once, as a person does."""
     if browser.executable() is None:
         pytest.skip("needs Chromium")
@@ -138,7 +138,7 @@ def tab(place: Place, tmp_path_factory: pytest.TempPathFactory) -> Iterator[brow
         yield tab
 
 
-def asked(place: Place, path: str, **what: Any) -> Any:
+def asked(place: StackLayout, path: str, **what: Any) -> Any:
     """What Prefect's API answers."""
     said = deployments.asked(place, path, what, 60)
     assert said is not None
@@ -150,7 +150,7 @@ def field(*path: str) -> str:
     return f"{FIELD}({', '.join(map(json.dumps, path))})"
 
 
-def deployment(place: Place, name: str) -> str:
+def deployment(place: StackLayout, name: str) -> str:
     """Its id."""
     (found,) = asked(place, "/deployments/filter", deployments={"name": {"any_": [name]}})
     return str(found["id"])
@@ -206,7 +206,7 @@ def first_step(exporter: Exporter, pressed: float) -> float:
     return time.monotonic() - pressed
 
 
-def ended(place: Place, run: str, *also: str) -> dict[str, Any]:
+def ended(place: StackLayout, run: str, *also: str) -> dict[str, Any]:
     """The run, once it has an end, or is in one of these states."""
     deadline = time.monotonic() + 1800
     while time.monotonic() < deadline:
@@ -217,12 +217,12 @@ def ended(place: Place, run: str, *also: str) -> dict[str, Any]:
     raise AssertionError("the run did not end")
 
 
-def show_artifacts(tab: browser.Tab, place: Place, run: str) -> None:
+def show_artifacts(tab: browser.Tab, place: StackLayout, run: str) -> None:
     tab.open(f"{place.prefect}/runs/flow-run/{run}", 1400, 1400)
     tab.click(ARTIFACTS)
 
 
-def read_artifacts(tab: browser.Tab, place: Place, run: str) -> None:
+def read_artifacts(tab: browser.Tab, place: StackLayout, run: str) -> None:
     """Everything that the run's page leads to, opened."""
     show_artifacts(tab, place, run)
     for key in SHOWN:
@@ -239,7 +239,7 @@ def read_artifacts(tab: browser.Tab, place: Place, run: str) -> None:
         tab.photograph(f"ui-{key}")
 
 
-def ask_a_person(place: Place) -> str:
+def ask_a_person(place: StackLayout) -> str:
     """The promotion of what was trained, once it is suspended; its id."""
     new = {"parameters": {"promotion": {"model": f"{NAME}/1"}}, "state": {"type": "SCHEDULED"}}
     made = asked(place, f"/deployments/{deployment(place, 'manual')}/create_flow_run", **new)
@@ -248,7 +248,7 @@ def ask_a_person(place: Place) -> str:
     return str(made["id"])
 
 
-def read_the_question(tab: browser.Tab, place: Place) -> str:
+def read_the_question(tab: browser.Tab, place: StackLayout) -> str:
     """Every number that the gate compared, and where the report is, which is seen at once."""
     tab.until(f"{QUESTION}?.innerText.includes('Put {NAME}/1 into service?')")
     with opened(place) as one:
@@ -268,7 +268,7 @@ def read_the_question(tab: browser.Tab, place: Place) -> str:
     return str(tab.ask(f"{LINK}.href"))
 
 
-def refuse(tab: browser.Tab, place: Place, run: str) -> None:
+def refuse(tab: browser.Tab, place: StackLayout, run: str) -> None:
     tab.choose(field("Decision"), "reject")
     tab.write(field("By"), "ann")
     tab.write(field("Reason"), REASON)
@@ -280,7 +280,7 @@ def refuse(tab: browser.Tab, place: Place, run: str) -> None:
 
 
 @contextmanager
-def opened(place: Place) -> Iterator[listing.Opened]:
+def opened(place: StackLayout) -> Iterator[listing.OpenedVersion]:
     """The version as its log and its store know it."""
     work = place.project / ".dreambooth"
     with services.working_with(place), listing.opened(None, work, f"{NAME}/1") as one:
@@ -288,7 +288,7 @@ def opened(place: Place) -> Iterator[listing.Opened]:
 
 
 def test_a_run_is_started_followed_and_read_in_the_browser(
-    tab: browser.Tab, place: Place, exporter: Exporter, capsys: pytest.CaptureFixture[str]
+    tab: browser.Tab, place: StackLayout, exporter: Exporter, capsys: pytest.CaptureFixture[str]
 ) -> None:
     train = deployment(place, "train")
     tab.open(f"{place.prefect}/deployments/deployment/{train}/run", 1400, 1000)
@@ -318,7 +318,7 @@ def test_a_run_is_started_followed_and_read_in_the_browser(
     assert exporter.value("dreambooth_runs_total", state="done") == 1
 
 
-def test_what_it_trained_is_refused_in_the_browser(tab: browser.Tab, place: Place) -> None:
+def test_what_it_trained_is_refused_in_the_browser(tab: browser.Tab, place: StackLayout) -> None:
     run = ask_a_person(place)
     tab.open(f"{place.prefect}/runs/flow-run/{run}", 1400, 1000)
     tab.click(RESUME)

@@ -12,8 +12,8 @@ from dreambooth_core.diffusion import adapters, textual_inversion
 from dreambooth_core.diffusion.families import load_family
 from dreambooth_core.diffusion.latents import LatentDistribution
 from dreambooth_core.training import checkpoints, loop, module
-from dreambooth_core.training.batches import Classes, Photos, Plan, Steps
-from dreambooth_core.training.callback import Keeper, Orders
+from dreambooth_core.training.batches import BatchPlan, ClassData, InstanceData, MicroBatches
+from dreambooth_core.training.callback import Hooks, TrainingCallback
 from dreambooth_core.training.latents import View
 
 FAMILY = load_family("stable_diffusion")
@@ -56,15 +56,15 @@ class Drawn:
         )
 
 
-def steps_of(config: Config, rank: int = 0, ranks: int = 1) -> Steps:
+def steps_of(config: Config, rank: int = 0, ranks: int = 1) -> MicroBatches:
     """Three photos and four class images, or what the config's prior wants instead."""
-    plan = Plan(config.seed, config.train, config.loss, empty=2, rank=rank, ranks=ranks)
-    photos = Photos(Drawn(0, config.loss.masks), (0,) * 3, (SIDE,) * 3, (0,) * 3)
+    plan = BatchPlan(config.seed, config.train, config.loss, empty=2, rank=rank, ranks=ranks)
+    photos = InstanceData(Drawn(0, config.loss.masks), (0,) * 3, (SIDE,) * 3, (0,) * 3)
     if not config.prior.enabled:
-        return Steps(plan, photos, None)
+        return MicroBatches(plan, photos, None)
     if config.prior_target == "prediction":
-        return Steps(plan, photos, Classes((1,)))
-    return Steps(plan, photos, Classes((1,), Drawn(1), (1,) * 4, (SIDE,) * 4))
+        return MicroBatches(plan, photos, ClassData((1,)))
+    return MicroBatches(plan, photos, ClassData((1,), Drawn(1), (1,) * 4, (SIDE,) * 4))
 
 
 class Attempt:
@@ -81,8 +81,8 @@ class Attempt:
         found = checkpoints.newest(folder)
         self.start = found[1].step if found else 0
         taken = self._taken
-        self.keeper = Keeper(
-            Orders(
+        self.keeper = TrainingCallback(
+            Hooks(
                 stop=lambda: "enough" if taken() >= stop_after else "",
                 say=lambda step, figures: self.said.append((step, figures)),
                 save=self._save,
@@ -90,7 +90,7 @@ class Attempt:
             )
         )
 
-    def run(self, data: Callable[[Config], Steps] = steps_of) -> dict[str, torch.Tensor]:
+    def run(self, data: Callable[[Config], MicroBatches] = steps_of) -> dict[str, torch.Tensor]:
         """Train; everything that moved, and the losses of all steps."""
         loop.fit(self.module, data(self.config), self.keeper, self.start)
         with self.module.served():

@@ -77,7 +77,7 @@ class Run:
         ensure_class_images(self.config, store, photos)
         return stage.train(self.config, store, photos, progress)[0]
 
-    def prepared(self) -> spec.Spec:
+    def prepared(self) -> spec.TrainingSpec:
         """What `attempt` works on, without a parent that watches it."""
         store, folder = open_store(self.config.storage), self.work / "runs" / "by_hand"
         hold = held(store, "runs/by_hand", folder)

@@ -44,7 +44,7 @@ _SEVERAL = (BeforeValidator(_listed), Field(min_length=1))
 Texts = Annotated[tuple[str, ...], *_SEVERAL]
 
 
-class Ingredient(NamedTuple):
+class WeightedModel(NamedTuple):
     """One of the models that are put into a base together."""
 
     model: str
@@ -53,7 +53,7 @@ class Ingredient(NamedTuple):
     """Times the adapter's change, in [0, 2]."""
 
 
-class Group(Section):
+class JobGroup(Section):
     """Images of all combinations of some values; what is null is taken from the model's own config."""
 
     models: Texts
@@ -75,7 +75,7 @@ class Group(Section):
     @classmethod
     def _mixes(cls, models: tuple[str, ...]) -> tuple[str, ...]:
         for model in models:
-            ingredients(model)
+            parse_mix(model)
         return models
 
     @field_validator("prompts")
@@ -93,7 +93,7 @@ class Group(Section):
         return number * len(self.steps) * len(self.noise_schedulers) * len(self.negative_prompts)
 
 
-class Flags(Section):
+class ImageChecks(Section):
     """What is looked for in the images; nothing is deleted, the manifest and the gallery say it."""
 
     near_duplicates: Literal["dhash", "clip"] | None = "dhash"
@@ -108,12 +108,12 @@ class Flags(Section):
     """Commit of its Hub repository."""
 
 
-class Order(Section):
+class SamplingJob(Section):
     """A whole order; the words of a group may stand beside `groups`, for all groups that lack them."""
 
     name: Annotated[str, Field(pattern=NAME)]
     """Of its folder, its gallery and its manifest."""
-    groups: Annotated[tuple[Group, ...], Field(min_length=1)]
+    groups: Annotated[tuple[JobGroup, ...], Field(min_length=1)]
     seed: Annotated[int, Field(ge=0, lt=2**31)] = 0
     """The images' seeds follow from it, as a run's samples' do from the run's seed."""
     size: tuple[_Side, _Side] | None = None
@@ -122,7 +122,7 @@ class Order(Section):
     """Images per forward; the model's own when left out. It decides the last bit of an image."""
     limit: Positive = 1000
     """An order of more images is refused: raise it when you mean them."""
-    flags: Flags = Flags()
+    flags: ImageChecks = ImageChecks()
     scores: bool = False
     """Measure each image with the encoders of its model's `evaluation`: CLIP-T, and against the photos."""
     compute: Compute = Compute()
@@ -132,8 +132,8 @@ class Order(Section):
     def _shared(cls, document: Any) -> Any:
         if not isinstance(document, dict):
             return document
-        own = {key: value for key, value in document.items() if key not in Group.model_fields}
-        shared = {key: value for key, value in document.items() if key in Group.model_fields}
+        own = {key: value for key, value in document.items() if key not in JobGroup.model_fields}
+        shared = {key: value for key, value in document.items() if key in JobGroup.model_fields}
         groups = own.get("groups", [{}])
         if shared and isinstance(groups, list | tuple):
             groups = [{**shared, **group} if isinstance(group, dict) else group for group in groups]
@@ -153,7 +153,7 @@ class Order(Section):
         return sum(group.count for group in self.groups)
 
 
-class Wish(NamedTuple):
+class ImageSpec(NamedTuple):
     """One image of an order; None leaves the choice to the model's config."""
 
     model: str
@@ -165,12 +165,12 @@ class Wish(NamedTuple):
     negative_prompt: str | None
 
 
-def wishes(order: Order) -> tuple[Wish, ...]:
+def image_specs(order: SamplingJob) -> tuple[ImageSpec, ...]:
     """All images of an order, each once; the seeds of one setting follow each other."""
     return tuple(dict.fromkeys(wish for group in order.groups for wish in _of(group, order.seed)))
 
 
-def read_order(path: Path) -> Order:
+def read_job(path: Path) -> SamplingJob:
     """The order in a YAML or CSV file; raises `ConfigError` with one clause per wrong field.
 
     Without a `name` it has the file's.
@@ -178,31 +178,31 @@ def read_order(path: Path) -> Order:
     rows = _rows(path) if path.suffix == ".csv" else {}
     document = {"groups": [*rows.values()]} if rows else read_yaml(path, "order")
     try:
-        return Order.model_validate({"name": as_name(path.stem) or "order", **document})
+        return SamplingJob.model_validate({"name": as_name(path.stem) or "order", **document})
     except ConfigError as error:
         raise ConfigError(f"{path}: {error}") from None
     except ValidationError as error:
-        said = wrong_fields(error, Order)
+        said = wrong_fields(error, SamplingJob)
         for place, number in enumerate(rows):
             said = said.replace(f"groups.{place}.", f"row {number}: ")
         raise ConfigError(f"{path}: {said}") from error
 
 
-def ingredients(mix: str) -> tuple[Ingredient, ...]:
+def parse_mix(mix: str) -> tuple[WeightedModel, ...]:
     """`A:0.8 + B` -> A with strength 0.8, then B with 1; raises `ValueError`."""
     return tuple(_ingredient(part.strip(), mix) for part in mix.split(" + "))
 
 
-def _of(group: Group, order_seed: int) -> Iterator[Wish]:
+def _of(group: JobGroup, order_seed: int) -> Iterator[ImageSpec]:
     seeds = group.seeds
     if isinstance(seeds, int):
         seeds = tuple(map(partial(seed_for, order_seed, "sample"), range(seeds)))
     settings = product(group.guidance, group.steps, group.noise_schedulers, group.negative_prompts)
     for model, template, setting, seed in product(group.models, group.prompts, settings, seeds):
-        yield Wish(model, template, seed, *setting)
+        yield ImageSpec(model, template, seed, *setting)
 
 
-def _ingredient(text: str, mix: str) -> Ingredient:
+def _ingredient(text: str, mix: str) -> WeightedModel:
     model, separator, strength = text.rpartition(":")
     if not separator:
         model, strength = text, "1"
@@ -210,16 +210,18 @@ def _ingredient(text: str, mix: str) -> Ingredient:
         raise ValueError(f"model {mix!r} must be like NAME@champion, or NAME:0.8 + OTHER/2:0.5")
     if float(strength) > STRONGEST:
         raise ValueError(f"the strength {strength} in {mix!r} must be at most {STRONGEST:g}")
-    return Ingredient(model.strip(), float(strength))
+    return WeightedModel(model.strip(), float(strength))
 
 
 def _rows(path: Path) -> dict[int, dict[str, Any]]:
     """Number of a row, from 1 -> its group; rows without any text are passed over."""
     header, lines = read_csv(path, "order")
     columns = [column.strip() for column in header]
-    wrong = (n for at, n in enumerate(columns) if n not in Group.model_fields or n in columns[:at])
+    wrong = (
+        n for at, n in enumerate(columns) if n not in JobGroup.model_fields or n in columns[:at]
+    )
     if (name := next(wrong, None)) is not None:
-        known = ", ".join(Group.model_fields)
+        known = ", ".join(JobGroup.model_fields)
         raise ConfigError(
             f"{path} has a column {name[:60]!r} that is unknown or stands twice: its first line is of "
             f"{known}, between commas; what is for the whole order, such as limit, a YAML file says"

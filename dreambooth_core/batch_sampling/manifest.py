@@ -12,10 +12,10 @@ from typing import Any
 import numpy as np
 
 from dreambooth_core.batch_sampling import image_checks
-from dreambooth_core.batch_sampling.job import Flags, Order
-from dreambooth_core.batch_sampling.models import Member, photos_of
-from dreambooth_core.batch_sampling.shards import Picture, Plan
-from dreambooth_core.config import Config, Finder
+from dreambooth_core.batch_sampling.job import ImageChecks, SamplingJob
+from dreambooth_core.batch_sampling.models import ModelReference, photos_of
+from dreambooth_core.batch_sampling.shards import JobPlan, PlannedImage
+from dreambooth_core.config import Config, DetectorModel
 from dreambooth_core.metrics import Eye
 from dreambooth_core.storage.blobs import blob_key
 from dreambooth_core.storage.records import Blob, Image, Record
@@ -23,10 +23,10 @@ from dreambooth_core.storage.stores import Store
 from dreambooth_core.vision.embeddings import Embeddings
 
 
-class Shot(Record):
+class CheckedImage(Record):
     """A finished picture and what was found in it."""
 
-    picture: Picture
+    picture: PlannedImage
     image: Blob
     duplicate_of: int | None = None
     """Index of the first picture that it nearly repeats."""
@@ -37,20 +37,20 @@ class Shot(Record):
     cosine with the photos, of the identity encoder."""
 
 
-def develop(
-    order: Order,
-    planned: Plan,
-    members: Mapping[str, Member],
+def check_images(
+    order: SamplingJob,
+    planned: JobPlan,
+    members: Mapping[str, ModelReference],
     store: Store,
-    pictures: Sequence[Picture],
-) -> tuple[Shot, ...]:
+    pictures: Sequence[PlannedImage],
+) -> tuple[CheckedImage, ...]:
     """The finished pictures, flagged and measured as the order says.
 
     What an encoder sees is kept by image: a longer order looks at new images only. Raises
     `ModelError` when an encoder or the safety checker is missing.
     """
     shots = [
-        Shot(picture=picture, image=picture.image, scores={})
+        CheckedImage(picture=picture, image=picture.image, scores={})
         for picture in pictures
         if picture.image is not None
     ]
@@ -73,7 +73,7 @@ def develop(
     )
 
 
-def manifests(store: Store, shots: Sequence[Shot]) -> dict[str, bytes]:
+def manifests(store: Store, shots: Sequence[CheckedImage]) -> dict[str, bytes]:
     """File name -> the manifest in that form; Parquet where pyarrow is installed."""
     rows = [manifest_row(store, shot) for shot in shots]
     files = {"manifest.jsonl": json_lines(rows)}
@@ -82,7 +82,7 @@ def manifests(store: Store, shots: Sequence[Shot]) -> dict[str, bytes]:
     return files
 
 
-def manifest_row(store: Store, shot: Shot) -> dict[str, Any]:
+def manifest_row(store: Store, shot: CheckedImage) -> dict[str, Any]:
     """One image's line of the manifest."""
     picture = shot.picture
     height, width = picture.size
@@ -139,7 +139,7 @@ def parquet(rows: Sequence[Mapping[str, Any]]) -> bytes:
     return file.getvalue()
 
 
-def as_image(shot: Shot) -> Image:
+def as_image(shot: CheckedImage) -> Image:
     """The shot as a member of an image set."""
     picture = shot.picture
     return Image(
@@ -152,32 +152,37 @@ def as_image(shot: Shot) -> Image:
 
 
 def _repeats(
-    rules: Flags, config: Config, store: Store, shots: Sequence[Shot]
+    rules: ImageChecks, config: Config, store: Store, shots: Sequence[CheckedImage]
 ) -> Sequence[int | None]:
-    from dreambooth_core.metrics.embeddings import Pictures
+    from dreambooth_core.metrics.embeddings import StoredImages
 
     if rules.near_duplicates is None:
         return [None] * len(shots)
     images = tuple(map(as_image, shots))
     if rules.near_duplicates == "clip":
         return image_checks.repeats_by_cosine(
-            seen(config, store, images, "clip"), rules.clip_cosine
+            embed_images(config, store, images, "clip"), rules.clip_cosine
         )
-    hashes = np.stack([image_checks.packed_hash(image) for image in Pictures(store, images)])
+    hashes = np.stack([image_checks.packed_hash(image) for image in StoredImages(store, images)])
     return image_checks.repeats_by_hash(hashes, rules.dhash_distance)
 
 
-def _judged(rules: Flags, store: Store, shots: Sequence[Shot]) -> Sequence[bool | None]:
-    from dreambooth_core.metrics.embeddings import Pictures
+def _judged(
+    rules: ImageChecks, store: Store, shots: Sequence[CheckedImage]
+) -> Sequence[bool | None]:
+    from dreambooth_core.metrics.embeddings import StoredImages
 
     if rules.safety_checker is None:
         return [None] * len(shots)
-    pictures = Pictures(store, tuple(map(as_image, shots)))
+    pictures = StoredImages(store, tuple(map(as_image, shots)))
     return image_checks.unsafe(pictures, rules.safety_checker, rules.safety_revision)
 
 
 def _scores(
-    planned: Plan, members: Mapping[str, Member], store: Store, shots: Sequence[Shot]
+    planned: JobPlan,
+    members: Mapping[str, ModelReference],
+    store: Store,
+    shots: Sequence[CheckedImage],
 ) -> list[dict[str, float]]:
     """By each model's own encoders; a mixture's subject is its first model's."""
     by_name = {member.name: member for member in members.values()}
@@ -191,32 +196,36 @@ def _scores(
     return [found[shot.picture.index] for shot in shots]
 
 
-def _measured(member: Member, store: Store, shots: Sequence[Shot]) -> list[dict[str, float]]:
+def _measured(
+    member: ModelReference, store: Store, shots: Sequence[CheckedImage]
+) -> list[dict[str, float]]:
     from dreambooth_core.config.inputs import plain
-    from dreambooth_core.metrics.embeddings import Viewer
+    from dreambooth_core.metrics.embeddings import ImageEmbedder
 
     config = member.config
     texts = [plain(config.subject, shot.picture.template) for shot in shots]
     images = tuple(map(as_image, shots))
-    read = Viewer(config, store).read(texts)
-    scores = {"prompt_fidelity": (seen(config, store, images, "clip") * read).sum(axis=1)}
+    read = ImageEmbedder(config, store).read(texts)
+    scores = {"prompt_fidelity": (embed_images(config, store, images, "clip") * read).sum(axis=1)}
     photos = photos_of(store, member)
     if photos is not None:
         main = [image for image in photos.images if image.subject == 0]
-        known = seen(config, store, main, "identity")
-        scores["subject_fidelity"] = (seen(config, store, images, "identity") @ known.T).mean(1)
+        known = embed_images(config, store, main, "identity")
+        scores["subject_fidelity"] = (
+            embed_images(config, store, images, "identity") @ known.T
+        ).mean(1)
     return [
         {name: round(float(values[place]), 6) for name, values in scores.items()}
         for place in range(len(shots))
     ]
 
 
-def seen(config: Config, store: Store, images: Sequence[Image], eye: Eye) -> Embeddings:
+def embed_images(config: Config, store: Store, images: Sequence[Image], eye: Eye) -> Embeddings:
     """(images, d) rows of unit length, by an encoder of a config's evaluation; the finder is left out."""
-    from dreambooth_core.metrics.embeddings import Viewer
+    from dreambooth_core.metrics.embeddings import ImageEmbedder
 
-    rules = config.evaluation.model_copy(update={"finder": Finder()})
-    viewer = Viewer(config.model_copy(update={"evaluation": rules}), store)
+    rules = config.evaluation.model_copy(update={"finder": DetectorModel()})
+    viewer = ImageEmbedder(config.model_copy(update={"evaluation": rules}), store)
     rows = viewer.see(images, config.subject.class_noun, [(eye, "whole")]).by((eye, "whole"))
     if rows is None:
         raise ValueError("an encoder sees every whole picture")

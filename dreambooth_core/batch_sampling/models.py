@@ -6,13 +6,13 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from dreambooth_core.batch_sampling import job
-from dreambooth_core.batch_sampling.job import Ingredient, Order
+from dreambooth_core.batch_sampling.job import SamplingJob, WeightedModel
 from dreambooth_core.config import INVERSIONS, Config, load_config
-from dreambooth_core.data.ingest import take_in
+from dreambooth_core.data.ingest import ingest
 from dreambooth_core.diffusion.base_model import base_digest
-from dreambooth_core.diffusion.pipelines import Blend, Share
+from dreambooth_core.diffusion.pipelines import WeightedAdapter, WeightMix
 from dreambooth_core.errors import ConfigError
-from dreambooth_core.registry.provenance import read_origin
+from dreambooth_core.registry.provenance import read_provenance
 from dreambooth_core.registry.register import book_of, find_version
 from dreambooth_core.storage.blobs import get_record
 from dreambooth_core.storage.records import ImageSet, Record, Weights
@@ -20,7 +20,7 @@ from dreambooth_core.storage.stores import Store
 from dreambooth_core.training.standalone import weights_of
 
 
-class Member(Record):
+class ModelReference(Record):
     """A model that an order names, before anything of it is fetched."""
 
     name: str
@@ -33,26 +33,26 @@ class Member(Record):
 
 
 @dataclass(frozen=True)
-class Mixture:
+class ModelMix:
     """What one of an order's words for models stands for."""
 
     name: str
     """`dog/3:0.8 + hat/2`, with the versions that were found."""
     config: Config
     """Of the first model: its base, sampler, size and subject."""
-    blend: Blend
+    blend: WeightMix
     members: tuple[str, ...]
     """Names of the blend's models, in its order."""
 
 
-def find_members(order: Order, place: Config | None, work: Path) -> dict[str, Member]:
+def find_members(order: SamplingJob, place: Config | None, work: Path) -> dict[str, ModelReference]:
     """Word -> the model behind it, for all that an order names; `place` says where MLflow is.
 
     Raises `ConfigError` for a model that is not there, and for models in several stores.
     """
     mixes = {model for group in order.groups for model in group.models}
-    words = sorted({part.model for mix in mixes for part in job.ingredients(mix)})
-    members = _told_apart({word: find_member(word, place, work) for word in words})
+    words = sorted({part.model for mix in mixes for part in job.parse_mix(mix)})
+    members = _told_apart({word: find_model(word, place, work) for word in words})
     homes = {(m.config.storage.uri, m.config.storage.endpoint): m.name for m in members.values()}
     if len(homes) > 1:
         raise ConfigError(
@@ -61,7 +61,7 @@ def find_members(order: Order, place: Config | None, work: Path) -> dict[str, Me
     return members
 
 
-def _told_apart(members: Mapping[str, Member]) -> dict[str, Member]:
+def _told_apart(members: Mapping[str, ModelReference]) -> dict[str, ModelReference]:
     """Images are known by their models' names: two configs of one name get their files' too."""
     times = Counter(member.name for member in members.values() if member.version is None)
     return {
@@ -72,28 +72,34 @@ def _told_apart(members: Mapping[str, Member]) -> dict[str, Member]:
     }
 
 
-def mixtures(order: Order, members: Mapping[str, Member], store: Store) -> dict[str, Mixture]:
+def model_mixes(
+    order: SamplingJob, members: Mapping[str, ModelReference], store: Store
+) -> dict[str, ModelMix]:
     """Each of an order's words for models -> its mixture; raises `ConfigError` for what cannot mix."""
     mixes = sorted({model for group in order.groups for model in group.models})
-    weights = {word: weights_of_member(store, member) for word, member in members.items()}
+    weights = {word: weights_of_model(store, member) for word, member in members.items()}
     return {mix: _mixture(mix, members, weights) for mix in mixes}
 
 
-def photos_of(store: Store, member: Member) -> ImageSet | None:
+def photos_of(store: Store, member: ModelReference) -> ImageSet | None:
     """The instance images that a model learned from; None when nobody knows them any more."""
     if member.version is None:
-        return take_in(member.config, store)[0].images
+        return ingest(member.config, store)[0].images
     book = book_of(member.config, store)
-    return get_record(store, read_origin(book, member.version).instance, ImageSet) if book else None
+    return (
+        get_record(store, read_provenance(book, member.version).instance, ImageSet)
+        if book
+        else None
+    )
 
 
-def find_member(word: str, place: Config | None, work: Path) -> Member:
+def find_model(word: str, place: Config | None, work: Path) -> ModelReference:
     """The model behind NAME, NAME@alias, NAME/version or CONFIG.yaml; raises `ConfigError`."""
     if Path(word).suffix in (".yaml", ".yml"):
         config = load_config(Path(word))
-        return Member(name=config.name, config=config)
+        return ModelReference(name=config.name, config=config)
     found = find_version(place, work, word)
-    return Member(
+    return ModelReference(
         name=f"{found.name}/{found.version}",
         config=found.config,
         version=found.version,
@@ -101,7 +107,7 @@ def find_member(word: str, place: Config | None, work: Path) -> Member:
     )
 
 
-def weights_of_member(store: Store, member: Member) -> Weights:
+def weights_of_model(store: Store, member: ModelReference) -> Weights:
     """What was trained; raises `ConfigError` when it is not in the store."""
     if member.weights_record is None:
         return weights_of(member.config)
@@ -111,21 +117,23 @@ def weights_of_member(store: Store, member: Member) -> Weights:
     return found
 
 
-def _mixture(mix: str, members: Mapping[str, Member], weights: Mapping[str, Weights]) -> Mixture:
-    parts = job.ingredients(mix)
+def _mixture(
+    mix: str, members: Mapping[str, ModelReference], weights: Mapping[str, Weights]
+) -> ModelMix:
+    parts = job.parse_mix(mix)
     _check_mix(mix, parts, members, weights)
-    return Mixture(
+    return ModelMix(
         name=" + ".join(_said(part, members[part.model].name) for part in parts),
         config=members[parts[0].model].config,
-        blend=tuple(Share(weights[part.model], part.strength) for part in parts),
+        blend=tuple(WeightedAdapter(weights[part.model], part.strength) for part in parts),
         members=tuple(members[part.model].name for part in parts),
     )
 
 
 def _check_mix(
     mix: str,
-    parts: Iterable[Ingredient],
-    members: Mapping[str, Member],
+    parts: Iterable[WeightedModel],
+    members: Mapping[str, ModelReference],
     weights: Mapping[str, Weights],
 ) -> None:
     parts = tuple(parts)
@@ -155,5 +163,5 @@ def _check_mix(
         )
 
 
-def _said(part: Ingredient, name: str) -> str:
+def _said(part: WeightedModel, name: str) -> str:
     return name if part.strength == 1 else f"{name}:{part.strength}".removesuffix(".0")

@@ -9,19 +9,19 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 
 from dreambooth_core.batch_sampling import shards
-from dreambooth_core.batch_sampling.job import Order
-from dreambooth_core.batch_sampling.manifest import Shot, as_image, develop, manifests
-from dreambooth_core.batch_sampling.models import Member, mixtures
-from dreambooth_core.batch_sampling.shards import Picture, Plan
+from dreambooth_core.batch_sampling.job import SamplingJob
+from dreambooth_core.batch_sampling.manifest import CheckedImage, as_image, check_images, manifests
+from dreambooth_core.batch_sampling.models import ModelReference, model_mixes
+from dreambooth_core.batch_sampling.shards import JobPlan, PlannedImage
 from dreambooth_core.data.contact_sheets import contact_sheet
 from dreambooth_core.reports import data_url
-from dreambooth_core.reports.gallery import Exhibit, gallery
+from dreambooth_core.reports.gallery import GalleryImage, gallery
 from dreambooth_core.storage.blobs import fetch_blob, get_blob
 from dreambooth_core.storage.records import Record
 from dreambooth_core.storage.stores import Store, written_beside
 
 
-class Published(Record):
+class PublishedJob(Record):
     """A finished order's images, and what was made of them."""
 
     order: str
@@ -32,12 +32,12 @@ class Published(Record):
     """Name -> URI: the gallery, the contact sheet and the manifests."""
 
 
-def planned(order: Order, members: Mapping[str, Member], store: Store) -> Plan:
+def plan_job(order: SamplingJob, members: Mapping[str, ModelReference], store: Store) -> JobPlan:
     """Every image of the order; raises `ConfigError` for what its models cannot draw."""
-    return shards.plan(order, mixtures(order, members, store))
+    return shards.plan(order, model_mixes(order, members, store))
 
 
-def announced(plan: Plan, shard: tuple[int, int]) -> str:
+def announced(plan: JobPlan, shard: tuple[int, int]) -> str:
     """What is about to be drawn, in one sentence."""
     number, count = shard
     mine = len(plan.pictures[number - 1 :: count])
@@ -52,12 +52,12 @@ def announced(plan: Plan, shard: tuple[int, int]) -> str:
 
 
 def publish(
-    order: Order,
-    plan: Plan,
-    members: Mapping[str, Member],
+    order: SamplingJob,
+    plan: JobPlan,
+    members: Mapping[str, ModelReference],
     store: Store,
     out: Path | None = None,
-) -> Published | None:
+) -> PublishedJob | None:
     """Flags, scores, manifest, gallery and sheet of an order; None while images are missing.
 
     They go to the store, and to the folder `out` together with the images and their sidecars.
@@ -66,13 +66,13 @@ def publish(
     pictures = shards.finished(store, plan)
     if len(pictures) < len(plan.pictures):
         return None
-    shots = develop(order, plan, members, store, pictures)
+    shots = check_images(order, plan, members, store, pictures)
     files = _files(store, plan, shots, None)
     for name, data in files.items():
         store.put(f"{plan.prefix}/{name}", data)
     if out is not None:
         _bring(store, shots, _files(store, plan, shots, "images"), out)
-    return Published(
+    return PublishedJob(
         order=plan.name,
         count=len(shots),
         near_duplicates=sum(shot.duplicate_of is not None for shot in shots),
@@ -81,14 +81,18 @@ def publish(
     )
 
 
-def _files(store: Store, plan: Plan, shots: Sequence[Shot], folder: str | None) -> dict[str, bytes]:
+def _files(
+    store: Store, plan: JobPlan, shots: Sequence[CheckedImage], folder: str | None
+) -> dict[str, bytes]:
     models = ", ".join(dict.fromkeys(shot.picture.model for shot in shots))
     page = gallery(plan.name, models, of_shots(store, shots, folder))
     sheet = contact_sheet(store, list(map(as_image, shots)))
     return {"gallery.html": page.encode(), "contact_sheet.png": sheet, **manifests(store, shots)}
 
 
-def _bring(store: Store, shots: Sequence[Shot], files: Mapping[str, bytes], out: Path) -> None:
+def _bring(
+    store: Store, shots: Sequence[CheckedImage], files: Mapping[str, bytes], out: Path
+) -> None:
     for name, data in files.items():
         _write(out / name, data)
     for shot in shots:
@@ -97,7 +101,7 @@ def _bring(store: Store, shots: Sequence[Shot], files: Mapping[str, bytes], out:
         _write(stem.with_suffix(".json"), _sidecar(shot.picture))
 
 
-def _sidecar(picture: Picture) -> bytes:
+def _sidecar(picture: PlannedImage) -> bytes:
     return json.dumps(picture.model_dump(mode="json"), indent=1, ensure_ascii=False).encode()
 
 
@@ -110,15 +114,17 @@ def _many(count: int, word: str) -> str:
     return f"{count} {word}{'' if count == 1 else 's'}"
 
 
-def of_shots(store: Store, shots: Sequence[Shot], folder: str | None = None) -> tuple[Exhibit, ...]:
+def of_shots(
+    store: Store, shots: Sequence[CheckedImage], folder: str | None = None
+) -> tuple[GalleryImage, ...]:
     """An order's pictures; `folder` has the images by their places, seen from the page."""
     return tuple(_exhibit(store, shot, folder) for shot in shots)
 
 
-def _exhibit(store: Store, shot: Shot, folder: str | None) -> Exhibit:
+def _exhibit(store: Store, shot: CheckedImage, folder: str | None) -> GalleryImage:
     picture = shot.picture
     height, width = picture.size
-    return Exhibit(
+    return GalleryImage(
         index=picture.index,
         thumb=data_url(get_blob(store, shot.image)),
         file=f"{folder}/{picture.index:06d}.png" if folder else None,

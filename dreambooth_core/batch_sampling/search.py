@@ -10,13 +10,13 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from itertools import chain
 from pathlib import Path
 
-from dreambooth_core.batch_sampling.models import Member, find_member, weights_of_member
+from dreambooth_core.batch_sampling.models import ModelReference, find_model, weights_of_model
 from dreambooth_core.config import Config
 from dreambooth_core.config.base import NAME
-from dreambooth_core.diffusion.sampling import DRAWN_BY, DrawnBy
+from dreambooth_core.diffusion.sampling import DRAWN_BY, SampleOrigin
 from dreambooth_core.errors import ConfigError
 from dreambooth_core.reports import data_url
-from dreambooth_core.reports.gallery import Exhibit, gallery
+from dreambooth_core.reports.gallery import GalleryImage, gallery
 from dreambooth_core.servers.local import local_services
 from dreambooth_core.storage.blobs import blob_key, get_blob, get_record
 from dreambooth_core.storage.records import Blob, Image, ImageSet, Record
@@ -26,7 +26,7 @@ BASE = "base"
 """What the untouched base's images are called, and asked for."""
 
 
-class Drawn(Record):
+class SearchableImage(Record):
     """A generated image that can be found."""
 
     image: Blob
@@ -41,7 +41,7 @@ class Drawn(Record):
     """Height and width in pixels."""
 
 
-class Hit(Record):
+class SearchHit(Record):
     """A found image."""
 
     score: float
@@ -55,7 +55,7 @@ class Hit(Record):
     size: tuple[int, int]
 
 
-class Question(Record):
+class SearchQuery(Record):
     """What is searched for, and where."""
 
     text: str
@@ -65,7 +65,9 @@ class Question(Record):
     """At most so many images."""
 
 
-def search(config: Config | None, work: Path, question: Question) -> tuple[tuple[Hit, ...], Config]:
+def search(
+    config: Config | None, work: Path, question: SearchQuery
+) -> tuple[tuple[SearchHit, ...], Config]:
     """The images that fit the text best, best first, and the config whose CLIP and store were used.
 
     That is `config`, or else the config of the first run that is a model. Raises `ConfigError` when
@@ -86,20 +88,22 @@ def search(config: Config | None, work: Path, question: Question) -> tuple[tuple
         return _ranked(home, store, question, images), home
 
 
-def drawn_images(store: Store, wanted: Callable[[Drawn], bool]) -> tuple[Drawn, ...]:
+def drawn_images(
+    store: Store, wanted: Callable[[SearchableImage], bool]
+) -> tuple[SearchableImage, ...]:
     """The wanted images of a store, each once: as an order's if it is in one, which knows the names."""
-    found: dict[str, Drawn] = {}
+    found: dict[str, SearchableImage] = {}
     for drawn in filter(wanted, chain(_of_orders(store), _of_sets(store))):
         found.setdefault(drawn.image.sha256, drawn)
     return tuple(found.values())
 
 
-def page(config: Config, question: Question, hits: Sequence[Hit]) -> str:
+def page(config: Config, question: SearchQuery, hits: Sequence[SearchHit]) -> str:
     """A gallery of what was found."""
     with local_services(config):
         store = open_store(config.storage)
         exhibits = [
-            Exhibit(
+            GalleryImage(
                 index=place,
                 thumb=data_url(get_blob(store, hit.image)),
                 prompt=hit.prompt,
@@ -114,12 +118,14 @@ def page(config: Config, question: Question, hits: Sequence[Hit]) -> str:
     return gallery(f"“{question.text}”", f"The {len(hits)} images that fit best.", exhibits)
 
 
-def _members(config: Config | None, work: Path, runs: Sequence[str]) -> dict[str, Member | None]:
+def _members(
+    config: Config | None, work: Path, runs: Sequence[str]
+) -> dict[str, ModelReference | None]:
     """Word -> its model; None for the base and for what can only be the name of an order."""
-    found: dict[str, Member | None] = {}
+    found: dict[str, ModelReference | None] = {}
     for word in runs:
         try:
-            found[word] = None if word == BASE else find_member(word, config, work)
+            found[word] = None if word == BASE else find_model(word, config, work)
         except ConfigError:
             if not re.fullmatch(NAME, word):  # no order is called so
                 raise
@@ -127,7 +133,9 @@ def _members(config: Config | None, work: Path, runs: Sequence[str]) -> dict[str
     return found
 
 
-def _wanted(store: Store, members: Mapping[str, Member | None]) -> tuple[set[str], set[str]] | None:
+def _wanted(
+    store: Store, members: Mapping[str, ModelReference | None]
+) -> tuple[set[str], set[str]] | None:
     """Digests of weights ("" for none) and names of orders that are asked for; None for everything.
 
     Raises `ConfigError` for a word that is neither.
@@ -137,7 +145,7 @@ def _wanted(store: Store, members: Mapping[str, Member | None]) -> tuple[set[str
     digests, orders = set(), set()
     for word, member in members.items():
         if member is not None:
-            digests.add(weights_of_member(store, member).digest)
+            digests.add(weights_of_model(store, member).digest)
         elif word == BASE:
             digests.add("")
         elif next(iter(store.keys(f"orders/{word}/")), None) is not None:
@@ -147,17 +155,17 @@ def _wanted(store: Store, members: Mapping[str, Member | None]) -> tuple[set[str
     return digests, orders
 
 
-def _is_of(drawn: Drawn, wanted: tuple[set[str], set[str]]) -> bool:
+def _is_of(drawn: SearchableImage, wanted: tuple[set[str], set[str]]) -> bool:
     digests, orders = wanted
     return drawn.order in orders or not digests.isdisjoint(drawn.weights or ("",))
 
 
-def _of_orders(store: Store) -> Iterator[Drawn]:
+def _of_orders(store: Store) -> Iterator[SearchableImage]:
     for key in store.keys("orders/"):
         if key.endswith("/manifest.jsonl"):
             # of bytes, since a prompt may hold what ends a line of text
             for row in map(json.loads, store.get(key).splitlines()):
-                yield Drawn(
+                yield SearchableImage(
                     image=Blob(sha256=row["sha256"], size=row["bytes"]),
                     prompt=row["prompt"],
                     seed=row["seed"],
@@ -168,23 +176,23 @@ def _of_orders(store: Store) -> Iterator[Drawn]:
                 )
 
 
-def _of_sets(store: Store) -> Iterator[Drawn]:
+def _of_sets(store: Store) -> Iterator[SearchableImage]:
     """Of runs and evaluations; a set's model is what its prefix says that it was drawn by."""
-    by: dict[str, DrawnBy | None] = {}
+    by: dict[str, SampleOrigin | None] = {}
     for key in store.keys("images/"):
         prefix, _, rest = key.partition("/sets/")
         if not rest:
             continue
         if prefix not in by:
-            by[prefix] = get_record(store, f"{prefix}/{DRAWN_BY}", DrawnBy)
+            by[prefix] = get_record(store, f"{prefix}/{DRAWN_BY}", SampleOrigin)
         maker, made = by[prefix], get_record(store, key, ImageSet)
         if maker is not None and made is not None:
             yield from (_drawn(image, maker) for image in made.images)
 
 
-def _drawn(image: Image, maker: DrawnBy) -> Drawn:
+def _drawn(image: Image, maker: SampleOrigin) -> SearchableImage:
     weights = tuple(digest for digest, _ in maker.weights)
-    return Drawn(
+    return SearchableImage(
         image=image.blob,
         prompt=image.prompt,
         seed=image.seed or 0,
@@ -195,17 +203,20 @@ def _drawn(image: Image, maker: DrawnBy) -> Drawn:
 
 
 def _ranked(
-    config: Config, store: Store, question: Question, drawn: Sequence[Drawn]
-) -> tuple[Hit, ...]:
+    config: Config, store: Store, question: SearchQuery, drawn: Sequence[SearchableImage]
+) -> tuple[SearchHit, ...]:
     """Ties go by content, so that the answer is always the same."""
-    from dreambooth_core.batch_sampling.manifest import seen
-    from dreambooth_core.metrics.embeddings import Viewer
+    from dreambooth_core.batch_sampling.manifest import embed_images
+    from dreambooth_core.metrics.embeddings import ImageEmbedder
 
     images = [Image(name=f"{one.image.sha256}.png", blob=one.image, size=one.size) for one in drawn]
-    scores = seen(config, store, images, "clip") @ Viewer(config, store).read([question.text])[0]
+    scores = (
+        embed_images(config, store, images, "clip")
+        @ ImageEmbedder(config, store).read([question.text])[0]
+    )
     best = sorted(zip(scores.tolist(), drawn, strict=True), key=_order)[: question.top]
     return tuple(
-        Hit(
+        SearchHit(
             score=round(score, 6),
             uri=f"{store.uri}/{blob_key(one.image)}",
             **one.model_dump(exclude={"weights"}),
@@ -214,10 +225,10 @@ def _ranked(
     )
 
 
-def _order(found: tuple[float, Drawn]) -> tuple[float, str]:
+def _order(found: tuple[float, SearchableImage]) -> tuple[float, str]:
     score, drawn = found
     return -score, drawn.image.sha256
 
 
-def _said(question: Question) -> str:
+def _said(question: SearchQuery) -> str:
     return ", ".join(question.runs) or "any run"

@@ -14,16 +14,27 @@ from dataclasses import dataclass, field
 from functools import cache, cached_property, partial
 from itertools import groupby
 
-from dreambooth_core.batch_sampling.job import Order, Wish, wishes
-from dreambooth_core.batch_sampling.models import Mixture
+from dreambooth_core.batch_sampling.job import ImageSpec, SamplingJob, image_specs
+from dreambooth_core.batch_sampling.models import ModelMix
 from dreambooth_core.config import Compute, Config, Sampler
 from dreambooth_core.console import Progress
 from dreambooth_core.diffusion import noise_schedulers
 from dreambooth_core.diffusion.base_model import base_digest, base_folder
 from dreambooth_core.diffusion.families import load_family, only
-from dreambooth_core.diffusion.parallel_sampling import crew_of
-from dreambooth_core.diffusion.pipelines import Model, Painter, load_model, painter_for
-from dreambooth_core.diffusion.sampling import Drawing, Request, drawn_by, each_image, images_prefix
+from dreambooth_core.diffusion.parallel_sampling import image_pool
+from dreambooth_core.diffusion.pipelines import (
+    LoadedModel,
+    LoadedPipeline,
+    load_model,
+    pipeline_for,
+)
+from dreambooth_core.diffusion.sampling import (
+    Request,
+    SamplingSettings,
+    drawn_by,
+    each_image,
+    images_prefix,
+)
 from dreambooth_core.digests import digest_json
 from dreambooth_core.errors import ConfigError
 from dreambooth_core.storage.blobs import get_record, put_record
@@ -31,7 +42,7 @@ from dreambooth_core.storage.records import Blob, Record
 from dreambooth_core.storage.stores import Store
 
 
-class Put(Record):
+class AppliedWeights(Record):
     """Trained weights, as they were put into the base."""
 
     name: str
@@ -40,7 +51,7 @@ class Put(Record):
     strength: float
 
 
-class Picture(Record):
+class PlannedImage(Record):
     """Everything that made an image of an order."""
 
     index: int
@@ -55,14 +66,14 @@ class Picture(Record):
     family: str
     base: str
     """Digest of the base's files."""
-    weights: tuple[Put, ...]
+    weights: tuple[AppliedWeights, ...]
     images: str
     """Prefix in the store of all images by this model, sampler and size."""
     image: Blob | None = None
     """None while it is only planned."""
 
 
-class Tally(Record):
+class ShardResult(Record):
     """What a worker did for its shard of an order."""
 
     made: int
@@ -77,12 +88,12 @@ class Tally(Record):
 
 
 @dataclass(frozen=True)
-class Plan:
+class JobPlan:
     """An order whose models are known."""
 
     name: str
-    pictures: tuple[Picture, ...]
-    mixtures: Mapping[str, Mixture]
+    pictures: tuple[PlannedImage, ...]
+    mixtures: Mapping[str, ModelMix]
     """Name of a mixture -> itself."""
     compute: Compute = field(default_factory=Compute)
     """Who draws it."""
@@ -93,23 +104,23 @@ class Plan:
         plain = [picture.model_dump(mode="json", exclude={"model"}) for picture in self.pictures]
         return f"orders/{self.name}/{digest_json(plain)[:32]}"
 
-    def sidecar(self, picture: Picture) -> str:
+    def sidecar(self, picture: PlannedImage) -> str:
         """Key of a picture's sidecar."""
         return f"{self.prefix}/pictures/{picture.index:06d}.json"
 
 
-def plan(order: Order, mixtures: Mapping[str, Mixture]) -> Plan:
+def plan(order: SamplingJob, mixtures: Mapping[str, ModelMix]) -> JobPlan:
     """Every picture of an order, before anything is drawn.
 
     Raises `ConfigError` for a size, a guidance or a noise scheduler that a model does not take.
     """
-    wanted = wishes(order)
+    wanted = image_specs(order)
     _check_noise_schedulers(wanted, mixtures)
     pictures = tuple(
         _planned(index, wish, order, mixtures[wish.model]) for index, wish in enumerate(wanted)
     )
     named = {mixture.name: mixture for mixture in mixtures.values()}
-    return Plan(order.name, pictures, named, order.compute)
+    return JobPlan(order.name, pictures, named, order.compute)
 
 
 def shard_of(text: str) -> tuple[int, int]:
@@ -122,21 +133,24 @@ def shard_of(text: str) -> tuple[int, int]:
 
 
 def draw(
-    store: Store, planned: Plan, shard: tuple[int, int] = (1, 1), progress: Progress | None = None
-) -> Tally:
+    store: Store,
+    planned: JobPlan,
+    shard: tuple[int, int] = (1, 1),
+    progress: Progress | None = None,
+) -> ShardResult:
     """Draw what is missing of every N-th picture from the K-th on, for a shard (K, N)."""
     began, (number, count) = time.monotonic(), shard
     there = set(store.keys(f"{planned.prefix}/pictures/"))
     mine = planned.pictures[number - 1 :: count]
     wanted = [picture for picture in mine if planned.sidecar(picture) not in there]
     made = 0
-    pace = Pace(len(mine), len(mine) - len(wanted), progress)
+    pace = ProgressRate(len(mine), len(mine) - len(wanted), progress)
     for picture, drawn in _drawn(store, planned, wanted, pace):
         put_record(store, planned.sidecar(picture), picture)
         made += drawn
         pace.committed(drawn)
     seconds = time.monotonic() - began
-    return Tally(
+    return ShardResult(
         made=made,
         found=len(mine) - made,
         missing=len(planned.pictures) - len(set(store.keys(f"{planned.prefix}/pictures/"))),
@@ -145,14 +159,14 @@ def draw(
     )
 
 
-def finished(store: Store, planned: Plan) -> tuple[Picture, ...]:
+def finished(store: Store, planned: JobPlan) -> tuple[PlannedImage, ...]:
     """The pictures that are there, of all shards, in the order's order."""
-    found = (get_record(store, planned.sidecar(item), Picture) for item in planned.pictures)
+    found = (get_record(store, planned.sidecar(item), PlannedImage) for item in planned.pictures)
     return tuple(picture for picture in found if picture is not None)
 
 
 @dataclass
-class Pace:
+class ProgressRate:
     """Tells how far a shard is, how fast it draws, and how long the rest will take."""
 
     total: int
@@ -199,7 +213,7 @@ def _spoken(seconds: float) -> str:
     return f"{minutes} min {rest} s" if minutes else f"{rest} s"
 
 
-def _check_noise_schedulers(wanted: Sequence[Wish], mixtures: Mapping[str, Mixture]) -> None:
+def _check_noise_schedulers(wanted: Sequence[ImageSpec], mixtures: Mapping[str, ModelMix]) -> None:
     asked = {(wish.noise_scheduler, wish.model) for wish in wanted if wish.noise_scheduler}
     for name, model in sorted(asked):
         config = mixtures[model].config.model
@@ -208,7 +222,7 @@ def _check_noise_schedulers(wanted: Sequence[Wish], mixtures: Mapping[str, Mixtu
         noise_schedulers.chosen(name, own, family.flow)
 
 
-def _planned(index: int, wish: Wish, order: Order, mixture: Mixture) -> Picture:
+def _planned(index: int, wish: ImageSpec, order: SamplingJob, mixture: ModelMix) -> PlannedImage:
     config = _settings(wish, order, mixture.config)
     family = load_family(config.model.family)
     side = config.model.resolution
@@ -219,7 +233,7 @@ def _planned(index: int, wish: Wish, order: Order, mixture: Mixture) -> Picture:
             f"for {config.model.family}"
         )
     family.guidance(config.sampler)
-    return Picture(
+    return PlannedImage(
         index=index,
         model=mixture.name,
         template=wish.template,
@@ -230,14 +244,14 @@ def _planned(index: int, wish: Wish, order: Order, mixture: Mixture) -> Picture:
         family=config.model.family,
         base=base_digest(config.model),
         weights=tuple(
-            Put(name=name, digest=share.weights.digest, strength=share.strength)
+            AppliedWeights(name=name, digest=share.weights.digest, strength=share.strength)
             for name, share in zip(mixture.members, mixture.blend, strict=True)
         ),
         images=images_prefix(config, mixture.blend, (height, width)),
     )
 
 
-def _settings(wish: Wish, order: Order, config: Config) -> Config:
+def _settings(wish: ImageSpec, order: SamplingJob, config: Config) -> Config:
     asked = {
         "guidance_scale": wish.guidance,
         "inference_steps": wish.steps,
@@ -250,8 +264,8 @@ def _settings(wish: Wish, order: Order, config: Config) -> Config:
 
 
 def _drawn(
-    store: Store, planned: Plan, wanted: Sequence[Picture], pace: Pace
-) -> Iterator[tuple[Picture, bool]]:
+    store: Store, planned: JobPlan, wanted: Sequence[PlannedImage], pace: ProgressRate
+) -> Iterator[tuple[PlannedImage, bool]]:
     """Pictures with their images, and whether these had to be drawn; each model is loaded once."""
     for name, of_model in groupby(sorted(wanted, key=_model), key=lambda picture: picture.model):
         mixture = planned.mixtures[name]
@@ -262,18 +276,22 @@ def _drawn(
             config = mixture.config.model_copy(update=asked)
             load = partial(_painter, config, model)
             by = drawn_by(config, mixture.blend, pictures[0].size)
-            crew = crew_of(config, mixture.blend, by.size, prefix)
-            drawing = Drawing(load, config.sampler, by.size, by, crew)
+            crew = image_pool(config, mixture.blend, by.size, prefix)
+            drawing = SamplingSettings(load, config.sampler, by.size, by, crew)
             yield from _alike(store, prefix, drawing, pictures, pace)
 
 
-def _painter(config: Config, model: Callable[[], Model]) -> Painter:
-    return painter_for(config, model())
+def _painter(config: Config, model: Callable[[], LoadedModel]) -> LoadedPipeline:
+    return pipeline_for(config, model())
 
 
 def _alike(
-    store: Store, prefix: str, drawing: Drawing, pictures: Sequence[Picture], pace: Pace
-) -> Iterator[tuple[Picture, bool]]:
+    store: Store,
+    prefix: str,
+    drawing: SamplingSettings,
+    pictures: Sequence[PlannedImage],
+    pace: ProgressRate,
+) -> Iterator[tuple[PlannedImage, bool]]:
     """Pictures by one model, sampler and size."""
     reached = 0
 
@@ -282,7 +300,7 @@ def _alike(
         pace.forward(done - reached)
         reached = done
 
-    asked: dict[Request, list[Picture]] = {}
+    asked: dict[Request, list[PlannedImage]] = {}
     for picture in pictures:
         asked.setdefault((picture.prompt, picture.seed), []).append(picture)
     for request, image, made in each_image(store, prefix, drawing, list(asked), told):
@@ -290,5 +308,5 @@ def _alike(
             yield picture.model_copy(update={"image": image.blob}), made and place == 0
 
 
-def _model(picture: Picture) -> tuple[str, str]:
+def _model(picture: PlannedImage) -> tuple[str, str]:
     return picture.model, picture.images

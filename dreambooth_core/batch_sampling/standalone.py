@@ -4,27 +4,27 @@ from pathlib import Path
 
 from dreambooth_core import console
 from dreambooth_core.batch_sampling import shards
-from dreambooth_core.batch_sampling.job import Order
+from dreambooth_core.batch_sampling.job import SamplingJob
 from dreambooth_core.batch_sampling.models import find_members
-from dreambooth_core.batch_sampling.publish import Published, announced, planned, publish
-from dreambooth_core.batch_sampling.shards import Tally
+from dreambooth_core.batch_sampling.publish import PublishedJob, announced, plan_job, publish
+from dreambooth_core.batch_sampling.shards import ShardResult
 from dreambooth_core.config import Config
 from dreambooth_core.servers.local import local_services
 from dreambooth_core.storage.records import Record
 from dreambooth_core.storage.stores import open_store
 
 
-class Fulfilled(Record):
+class JobResult(Record):
     """How an order, or a worker's shard of it, went."""
 
-    tally: Tally
-    published: Published | None
+    tally: ShardResult
+    published: PublishedJob | None
     """None while images of other shards are missing."""
 
 
-def from_order(
-    config: Config | None, work: Path, order: Order, shard: tuple[int, int], out: Path
-) -> Fulfilled:
+def run_job(
+    config: Config | None, work: Path, order: SamplingJob, shard: tuple[int, int], out: Path
+) -> JobResult:
     """Draw what is missing of a shard of the order; publish the order once nothing is missing.
 
     `config` says where MLflow is, as in `find_version`. Raises `ConfigError` before anything is
@@ -34,7 +34,7 @@ def from_order(
     home = next(iter(members.values())).config
     with local_services(home), console.progress_bar("sample") as progress:
         store = open_store(home.storage)
-        plan = planned(order, members, store)
+        plan = plan_job(order, members, store)
         console.say(announced(plan, shard))
         tally = shards.draw(store, plan, shard, progress)
-        return Fulfilled(tally=tally, published=publish(order, plan, members, store, out))
+        return JobResult(tally=tally, published=publish(order, plan, members, store, out))

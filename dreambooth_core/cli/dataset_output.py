@@ -4,11 +4,11 @@ from collections.abc import Sequence
 
 from dreambooth_core.cli.output import print_json, print_table
 from dreambooth_core.cli.run_output import show_validation
-from dreambooth_core.data.versions import Pointer, Pushed
+from dreambooth_core.data.versions import DatasetPointer, PushResult
 from dreambooth_core.storage.records import ImageSet
 
 
-def show_pushed(pushed: Pushed, told: bool, as_json: bool) -> None:
+def show_pushed(pushed: PushResult, told: bool, as_json: bool) -> None:
     """What the photos came to, what a config calls them, and whether Prefect was told."""
     if as_json:
         print_json({**pushed.model_dump(mode="json"), "told_prefect": told})
@@ -22,7 +22,7 @@ def show_pushed(pushed: Pushed, told: bool, as_json: bool) -> None:
         print(f"Prefect  {'was told' if told else 'was not told'}")
 
 
-def show_datasets(found: Sequence[Pointer], as_json: bool) -> None:
+def show_datasets(found: Sequence[DatasetPointer], as_json: bool) -> None:
     """A row per dataset."""
     if as_json:
         rows = [{"name": one.name, **one.latest.model_dump(mode="json")} for one in found]
@@ -32,7 +32,7 @@ def show_datasets(found: Sequence[Pointer], as_json: bool) -> None:
     print_table("", columns, [[one.name, *_row(one, len(one.history) - 1)] for one in found])
 
 
-def show_dataset(pointer: Pointer, newest: ImageSet, as_json: bool) -> None:
+def show_dataset(pointer: DatasetPointer, newest: ImageSet, as_json: bool) -> None:
     """A row per publication, the newest last, and one per photo of the newest version."""
     if as_json:
         photos = [image.model_dump(mode="json") for image in newest.images]
@@ -52,7 +52,7 @@ def show_dataset(pointer: Pointer, newest: ImageSet, as_json: bool) -> None:
     print_table("Newest", ("photo", "pixels", "mask", "caption"), images)
 
 
-def _row(pointer: Pointer, place: int) -> list[str]:
+def _row(pointer: DatasetPointer, place: int) -> list[str]:
     one = pointer.history[place]
     when = one.when.replace("+00:00", "Z")
     return [str(one.number), str(one.photos), one.digest[:16], when, one.by]

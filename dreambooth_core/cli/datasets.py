@@ -12,7 +12,7 @@ from dreambooth_core.cli.options import AsJson, Work
 
 if TYPE_CHECKING:
     from dreambooth_core.config import Config
-    from dreambooth_core.data.versions import Pushed
+    from dreambooth_core.data.versions import PushResult
 
 app = typer.Typer(no_args_is_help=True, help="Photo sets in versions: dataset://NAME@latest.")
 
@@ -93,7 +93,7 @@ def _place(config: Path | None, work: Path) -> "Config":
     return placed(work) if config is None else load_config(config)
 
 
-def _tell(pushed: "Pushed") -> bool:
+def _tell(pushed: "PushResult") -> bool:
     """Whether Prefect's server took the news; a version is published whether or not it did."""
     from tasks.events import dataset_published, tell
 

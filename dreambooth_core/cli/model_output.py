@@ -4,16 +4,16 @@ from collections.abc import Sequence
 
 from dreambooth_core.cli.output import print_json, print_table
 from dreambooth_core.config.results import PRIMARY
-from dreambooth_core.registry.aliases import Standing
-from dreambooth_core.registry.diff import Difference
+from dreambooth_core.registry.aliases import AliasState
+from dreambooth_core.registry.diff import VersionDiff
 from dreambooth_core.registry.lineage import Lineage
-from dreambooth_core.registry.listing import Listed
+from dreambooth_core.registry.listing import ListedVersion
 
 SHOWN = ("prompt_fidelity", "prior_drift")
 """Metrics with a column in the table of models, behind the first of what gates decide by."""
 
 
-def show_models(models: Sequence[Listed], as_json: bool) -> None:
+def show_models(models: Sequence[ListedVersion], as_json: bool) -> None:
     """A row per version."""
     if as_json:
         print_json([model.model_dump(mode="json") for model in models])
@@ -35,7 +35,7 @@ def show_models(models: Sequence[Listed], as_json: bool) -> None:
     print_table("", ("model", "aliases", "gate", *columns, "registered"), rows)
 
 
-def show_standing(name: str, standing: Standing, as_json: bool) -> None:
+def show_standing(name: str, standing: AliasState, as_json: bool) -> None:
     """Who stands for a model after its aliases were moved."""
     if as_json:
         print_json({"name": name, "aliases": standing.aliases})
@@ -53,7 +53,7 @@ def show_lineage(lineage: Lineage, as_json: bool) -> None:
     print("--json has the digests in full")
 
 
-def show_difference(found: Difference, as_json: bool) -> None:
+def show_difference(found: VersionDiff, as_json: bool) -> None:
     """What differs, and the metrics beside each other."""
     if as_json:
         print_json(found.model_dump(mode="json"))

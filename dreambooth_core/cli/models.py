@@ -13,7 +13,7 @@ from dreambooth_core.errors import ConfigError, StageFailed
 
 if TYPE_CHECKING:
     from dreambooth_core.config import Config
-    from dreambooth_core.registry.aliases import Standing
+    from dreambooth_core.registry.aliases import AliasState
 
 app = typer.Typer()
 
@@ -51,7 +51,7 @@ def export(
     """
     from dreambooth_core.registry import outputs
 
-    for path in outputs.exported(
+    for path in outputs.export_model(
         model, form, out or Path("exports") / form, work, tuple(overrides or ())
     ):
         print(path)
@@ -106,7 +106,7 @@ def promote(
     with listing.opened(settings, place, model) as one:
         found, before = one.found, one.book.standing
         _confirm(f"Make {found.name}/{found.version} the {to.value}?", yes)
-        wish = promotion.Wish(found.version, by or records.current_user(), reason)
+        wish = promotion.PromotionRequest(found.version, by or records.current_user(), reason)
         standing = promotion.promote(found.config, one.store, wish)
     _tell(found.name, before, standing, f"{wish.by} put {found.name}/{found.version} into service")
     model_output.show_standing(found.name, standing, as_json)
@@ -135,7 +135,7 @@ def rollback(
     with listing.opened(settings, place, wanted) as one:
         found, before = one.found, one.book.standing
         _confirm(f"Take {found.name}/{found.version} out of service?", yes)
-        wish = promotion.Wish(found.version, by or records.current_user(), reason)
+        wish = promotion.PromotionRequest(found.version, by or records.current_user(), reason)
         standing = promotion.rollback(found.config, one.store, wish)
     said = f"{wish.by} took {found.name}/{found.version} out of service"
     _tell(found.name, before, standing, said)
@@ -241,7 +241,7 @@ def _confirm(question: str, yes: bool) -> None:
         raise typer.Exit(1)
 
 
-def _tell(name: str, before: "Standing", now: "Standing", sentence: str) -> None:
+def _tell(name: str, before: "AliasState", now: "AliasState", sentence: str) -> None:
     """Prefect's server hears of another version in service, for what waits for it; if there is a server."""
     from tasks.events import MODEL_PROMOTED, model_event, tell
 

@@ -16,7 +16,7 @@ from dreambooth_core.errors import DatasetRefused
 from dreambooth_core.reports.summary import Summary
 from dreambooth_core.servers.local import local_services
 from dreambooth_core.storage.stores import open_store
-from dreambooth_core.training.standalone import Planned, Trained
+from dreambooth_core.training.standalone import TrainingPlan, TrainingResult
 
 TESTED = "trained, exported and put in again with tiny random weights"
 """What tests/dreambooth_core/training/test_methods.py does for every family and method."""
@@ -89,7 +89,7 @@ def show_plan(config: Config, as_json: bool) -> None:
         raise DatasetRefused(f"{hard.file}: {hard.check}: {hard.measure}; {hard.remedy}")
 
 
-def show_training_plan(planned: Planned, as_json: bool) -> None:
+def show_training_plan(planned: TrainingPlan, as_json: bool) -> None:
     """The config as it would be trained, and what the device would hold."""
     document, memory = planned.config.model_dump(mode="json"), planned.memory
     if as_json:
@@ -99,7 +99,7 @@ def show_training_plan(planned: Planned, as_json: bool) -> None:
     print_table("Memory plan", ("what", "bytes"), [list(row) for row in memory.as_table()])
 
 
-def show_trained(trained: Trained, as_json: bool) -> None:
+def show_trained(trained: TrainingResult, as_json: bool) -> None:
     """How a training went; JSON is one line."""
     document = trained.model_dump(mode="json")
     if as_json:

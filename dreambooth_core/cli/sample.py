@@ -10,7 +10,7 @@ from dreambooth_core.cli.signals import interruptible
 from dreambooth_core.errors import ConfigError
 
 if TYPE_CHECKING:
-    from dreambooth_core.batch_sampling.standalone import Fulfilled
+    from dreambooth_core.batch_sampling.standalone import JobResult
     from dreambooth_core.config import Config
 
 app = typer.Typer()
@@ -63,8 +63,8 @@ def sample(
 
     from dreambooth_core.registry import outputs
 
-    wish = outputs.Wish(tuple(prompt or ()), seeds or 4, out or Path("samples"))
-    paths = outputs.from_registry(settings, place, what, wish)
+    wish = outputs.SampleRequest(tuple(prompt or ()), seeds or 4, out or Path("samples"))
+    paths = outputs.sample_model(settings, place, what, wish)
     if as_json:
         print(json.dumps([str(path) for path in paths]))
         return
@@ -101,7 +101,7 @@ def search(
 
     settings = _settings(config)
     place = settings.paths.work if settings else work
-    question = searching.Question(text=text, runs=tuple(runs or ()), top=top)
+    question = searching.SearchQuery(text=text, runs=tuple(runs or ()), top=top)
     hits, home = searching.search(settings, place, question)
     if html is not None:
         with written_beside(html) as temporary:
@@ -133,19 +133,19 @@ def _order(
     settings: "Config | None", work: Path, path: Path, shard: str, out: Path | None, as_json: bool
 ) -> None:
     from dreambooth_core.batch_sampling import standalone
-    from dreambooth_core.batch_sampling.job import read_order
+    from dreambooth_core.batch_sampling.job import read_job
     from dreambooth_core.batch_sampling.shards import shard_of
 
-    order, part = read_order(path), shard_of(shard)
+    order, part = read_job(path), shard_of(shard)
     folder = out or Path("samples") / order.name
-    done = standalone.from_order(settings, work, order, part, folder)
+    done = standalone.run_job(settings, work, order, part, folder)
     if as_json:
         print(done.model_dump_json(indent=2))
     else:
         _tell(done, folder)
 
 
-def _tell(done: "Fulfilled", folder: Path) -> None:
+def _tell(done: "JobResult", folder: Path) -> None:
     from dreambooth_core.console import say
 
     tally, published = done.tally, done.published

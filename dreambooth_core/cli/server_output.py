@@ -5,11 +5,11 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from dreambooth_core.cli.output import print_json
-from dreambooth_core.servers.doctor import Finding
-from dreambooth_core.servers.stack.supervisor import Standing
+from dreambooth_core.servers.doctor import CheckResult
+from dreambooth_core.servers.stack.supervisor import StackState
 
 
-def show_standing(standing: Standing, login: Path, as_json: bool) -> None:
+def show_standing(standing: StackState, login: Path, as_json: bool) -> None:
     """The parts, where each is found, what is wrong with those that do not work, and the login's file."""
     if as_json:
         print(standing.model_dump_json(indent=2), flush=True)
@@ -21,7 +21,7 @@ def show_standing(standing: Standing, login: Path, as_json: bool) -> None:
     print(f"{'Login':<11} to Prefect and MLflow: cat {shlex.quote(str(login))}", flush=True)
 
 
-def show_findings(found: Sequence[Finding], as_json: bool) -> None:
+def show_findings(found: Sequence[CheckResult], as_json: bool) -> None:
     """What the doctor has seen."""
     if as_json:
         print_json([finding.model_dump() for finding in found])

@@ -9,8 +9,8 @@ from dreambooth_core.cli.options import AsJson
 from dreambooth_core.errors import StageFailed
 
 if TYPE_CHECKING:
-    from dreambooth_core.servers.stack.settings import Place
-    from dreambooth_core.servers.stack.supervisor import Standing
+    from dreambooth_core.servers.stack.settings import StackLayout
+    from dreambooth_core.servers.stack.supervisor import StackState
 
 app = typer.Typer()
 
@@ -45,12 +45,12 @@ def up(
 
     home = place.open_folder(folder)
     login = home / place.LOGIN
-    there = supervisor.standing(home)
+    there = supervisor.stack_state(home)
     if there is not None:
         show_standing(there, login, as_json)
         return
     settings = place.settle(home, port, postgres)
-    stack = place.Place(home, settings, project.resolve())
+    stack = place.StackLayout(home, settings, project.resolve())
     if detach:
         show_standing(_in_background(stack), login, as_json)
         return
@@ -99,7 +99,7 @@ def _tell(sentence: str) -> None:
     typer.echo(f"{datetime.now():%H:%M:%S} {sentence}", err=True)
 
 
-def _in_background(stack: "Place") -> "Standing":
+def _in_background(stack: "StackLayout") -> "StackState":
     """Start the supervisor as a process of its own and wait until all parts work.
 
     Raises `StageFailed` with the end of its log when it ends before.
@@ -125,7 +125,7 @@ def _in_background(stack: "Place") -> "Standing":
             start_new_session=True,
         )
     while process.poll() is None:
-        there = supervisor.standing(stack.folder)
+        there = supervisor.stack_state(stack.folder)
         if there is not None and there.supervisor == process.pid and there.ready:
             return there
         time.sleep(0.1)

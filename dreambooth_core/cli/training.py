@@ -179,7 +179,7 @@ def _import_flow() -> None:
 def _left_behind(config: "Config", started: float, error: BaseException) -> "Summary":
     """The summary that the failed run left, if it got that far."""
     from dreambooth_core.reports.summary import LAST_RUN, Summary, summarise
-    from dreambooth_core.reports.summary import Results as Nothing
+    from dreambooth_core.reports.summary import StageResults as Nothing
 
     last = config.paths.work / LAST_RUN
     if last.is_file() and last.stat().st_mtime >= started:

@@ -9,7 +9,14 @@ from dreambooth_core.config.inputs import DATASET_NAME, Dataset, Model, Subject
 from dreambooth_core.config.loading import load_config, placed
 from dreambooth_core.config.prompts import Kind
 from dreambooth_core.config.recipes import overlaid, recipe_file, recipe_names
-from dreambooth_core.config.results import Evaluation, Finder, Gate, Sample, Sampler, Tracking
+from dreambooth_core.config.results import (
+    DetectorModel,
+    Evaluation,
+    Gate,
+    Sample,
+    Sampler,
+    Tracking,
+)
 from dreambooth_core.config.run import Config
 from dreambooth_core.config.storage import Paths, Storage
 from dreambooth_core.config.training import (
@@ -38,9 +45,9 @@ __all__ = [
     "Compute",
     "Config",
     "Dataset",
+    "DetectorModel",
     "Endpoint",
     "Evaluation",
-    "Finder",
     "Gate",
     "Inversion",
     "Judge",

@@ -32,7 +32,7 @@ class Sampler(Section):
     """Images per forward; always full, since a batch's size decides the last bit."""
 
 
-class Finder(Section):
+class DetectorModel(Section):
     """Who finds the subject in a picture, for scores that must not count its surroundings."""
 
     kind: str | None = None
@@ -92,7 +92,7 @@ class Evaluation(Section):
     """Backbone of LPIPS: folder or Hub id of torchvision's VGG-16 or AlexNet as safetensors, such as
     `timm/vgg16.tv_in1k`; without one LPIPS is left out."""
     lpips_revision: str | None = None
-    finder: Finder = Finder()
+    finder: DetectorModel = DetectorModel()
     judge: Judge | None = None
     """No model is asked when left out."""
 

@@ -13,7 +13,7 @@ from dreambooth_core.data.images import encode_png
 from dreambooth_core.storage.blobs import get_blob, put_blob
 from dreambooth_core.storage.records import Blob, Image
 from dreambooth_core.vision.crops import covered
-from dreambooth_core.vision.detectors import Finder, load_finder
+from dreambooth_core.vision.detectors import Detector, load_detector
 
 if TYPE_CHECKING:
     from dreambooth_core.storage.stores import Store
@@ -27,7 +27,7 @@ def marked(
     A mask that a photo has stays. Raises `ModelError` when the finder is missing or has no label
     for a class noun.
     """
-    finder = load_finder(config.evaluation.finder)
+    finder = load_detector(config.evaluation.finder)
     nouns = [subject.class_noun for subject in config.subjects]
     if finder is None:
         return list(photos), []
@@ -42,7 +42,7 @@ def marked(
     return done, [_remark(noun, count, shown[noun]) for noun, count in bare.items()]
 
 
-def _found(store: "Store", finder: Finder, noun: str, photo: Image) -> Blob | None:
+def _found(store: "Store", finder: Detector, noun: str, photo: Image) -> Blob | None:
     """The stored mask, of the photo's size; None where nothing was found.
 
     White on the subject and a fringe around it, since an ear that is cut off is not learned.

@@ -12,7 +12,7 @@ if TYPE_CHECKING:
     from PIL.Image import Image as Pixels
 
     from dreambooth_core.vision.shifts import Views
-    from dreambooth_core.vision.similarity import Print
+    from dreambooth_core.vision.similarity import Fingerprint
 
 BLUR_SIDE = 512
 """Side at which sharpness is compared; less where a photo of the set is smaller."""
@@ -21,14 +21,14 @@ SEARCHED = 30
 same scale alone, about 5 ms a pair."""
 
 
-class Photo(NamedTuple):
+class CheckedPhoto(NamedTuple):
     """A photo that was read, as far as it is held against others."""
 
     path: Path
     name: str
     bytes_digest: str
     pixel_digest: str
-    print: "Print"
+    print: "Fingerprint"
     views: "Views"
     centre: "Pixels"
     """Grey central square, at most BLUR_SIDE wide."""
@@ -36,7 +36,9 @@ class Photo(NamedTuple):
     """The file beside it."""
 
 
-def compared(photos: Sequence[Photo], rules: config.Dataset) -> tuple[list[Photo], list[Finding]]:
+def compared(
+    photos: Sequence[CheckedPhoto], rules: config.Dataset
+) -> tuple[list[CheckedPhoto], list[Finding]]:
     """The photos without exact copies, and what is wrong with them as a set."""
     findings: list[Finding] = []
     left = _distinct(photos, findings)
@@ -46,9 +48,9 @@ def compared(photos: Sequence[Photo], rules: config.Dataset) -> tuple[list[Photo
     return left, findings
 
 
-def _distinct(photos: Iterable[Photo], findings: list[Finding]) -> list[Photo]:
+def _distinct(photos: Iterable[CheckedPhoto], findings: list[Finding]) -> list[CheckedPhoto]:
     """The photos without exact copies, the first by name staying."""
-    first: dict[str, Photo] = {}
+    first: dict[str, CheckedPhoto] = {}
     for photo in photos:
         same = first.setdefault(photo.pixel_digest, photo)
         if same is photo:
@@ -61,7 +63,7 @@ def _distinct(photos: Iterable[Photo], findings: list[Finding]) -> list[Photo]:
     return list(first.values())
 
 
-def _lookalikes(photos: Sequence[Photo], rules: config.Dataset) -> list[Finding]:
+def _lookalikes(photos: Sequence[CheckedPhoto], rules: config.Dataset) -> list[Finding]:
     """Each photo's closest match among those before it, where that is too close."""
     from dreambooth_core.vision.similarity import alike
 
@@ -79,7 +81,7 @@ def _lookalikes(photos: Sequence[Photo], rules: config.Dataset) -> list[Finding]
     return findings
 
 
-def _cropped(photo: Photo, others: Sequence[Photo], count: int) -> list[Finding]:
+def _cropped(photo: CheckedPhoto, others: Sequence[CheckedPhoto], count: int) -> list[Finding]:
     """The other of which it shows a part best, if any; `count` is that of the whole set."""
     from dreambooth_core.vision.shifts import COPY, SCALES, shifted
 
@@ -92,7 +94,7 @@ def _cropped(photo: Photo, others: Sequence[Photo], count: int) -> list[Finding]
     return [_copy(photo, _kind(match.mirrored, True), measure, COPY)]
 
 
-def _copy(photo: Photo, check: str, measure: str, limit: float) -> Finding:
+def _copy(photo: CheckedPhoto, check: str, measure: str, limit: float) -> Finding:
     remedy = "keep one, add another view instead"
     return about("soft", photo.path, check, measure, f"at most {limit:g}", remedy)
 
@@ -103,7 +105,7 @@ def _kind(mirrored: bool, moved: bool) -> str:
     return "shifted duplicate" if moved else "near duplicate"
 
 
-def _blurred(photos: Sequence[Photo], rules: config.Dataset) -> list[Finding]:
+def _blurred(photos: Sequence[CheckedPhoto], rules: config.Dataset) -> list[Finding]:
     """Photos far less sharp than the set's median; two have no median to speak of."""
     from dreambooth_core.vision.similarity import sharpness
 

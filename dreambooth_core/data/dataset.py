@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING, NamedTuple, TypeVar
 
 from dreambooth_core import config
 from dreambooth_core.data import captions, masks
-from dreambooth_core.data.checks import BLUR_SIDE, Photo, compared, too_many_or_few
+from dreambooth_core.data.checks import BLUR_SIDE, CheckedPhoto, compared, too_many_or_few
 from dreambooth_core.data.files import candidates
 from dreambooth_core.data.findings import (
     Finding,
@@ -47,7 +47,7 @@ WORKERS = 2
 
 class _Found(NamedTuple):
     validation: Validation
-    photos: list[Photo]
+    photos: list[CheckedPhoto]
     captions: dict[Path, str]
 
 
@@ -112,7 +112,11 @@ def _members(store: "Store", rules: config.Dataset, number: int, found: _Found) 
 
 
 def _member(
-    store: "Store", rules: config.Dataset, subject: int, captions: dict[Path, str], photo: Photo
+    store: "Store",
+    rules: config.Dataset,
+    subject: int,
+    captions: dict[Path, str],
+    photo: CheckedPhoto,
 ) -> Image:
     """The photo's normalised copy and its mask, stored."""
     from dreambooth_core.data import images
@@ -175,7 +179,9 @@ def _survey(
     return _Found(_validation(folder, findings, photos), photos, given)
 
 
-def _validation(folder: Path, findings: Sequence[Finding], photos: Sequence[Photo]) -> Validation:
+def _validation(
+    folder: Path, findings: Sequence[Finding], photos: Sequence[CheckedPhoto]
+) -> Validation:
     digest = hashlib.sha256("".join(sorted(photo.pixel_digest for photo in photos)).encode())
     return Validation(
         folder=printable(str(folder)),
@@ -187,7 +193,7 @@ def _validation(folder: Path, findings: Sequence[Finding], photos: Sequence[Phot
 
 def _read(
     path: Path, mask: Path | None, rules: config.Dataset, min_side: int
-) -> tuple[Photo | None, list[Finding]]:
+) -> tuple[CheckedPhoto | None, list[Finding]]:
     """Decode and measure one file and its mask, and say what is wrong with them alone."""
     from dreambooth_core.data import images
     from dreambooth_core.vision import shifts, similarity
@@ -202,7 +208,7 @@ def _read(
     except images.ImageRefused as no:
         return None, [about("hard", at, no.check, no.measure, no.limit, no.remedy)]
     image = decoded.image
-    photo = Photo(
+    photo = CheckedPhoto(
         path=path,
         name=printable(path.name),
         bytes_digest=hashlib.sha256(data).hexdigest(),

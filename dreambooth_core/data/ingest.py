@@ -6,21 +6,21 @@ from dreambooth_core.data.dataset import Validation
 from dreambooth_core.digests import digest_of_file
 from dreambooth_core.errors import ConfigError
 from dreambooth_core.storage.records import ImageSet, Record
-from dreambooth_core.storage.stage_cache import once
+from dreambooth_core.storage.stage_cache import cached_stage
 from dreambooth_core.storage.stores import Store
 
 CHECKS = 2
 """Raised by hand when the same files would get other findings than before, and the same images."""
 
 
-class Intake(Record):
+class IngestedPhotos(Record):
     """Instance images, and what was found while checking them."""
 
     images: ImageSet
     validation: Validation
 
 
-def take_in(config: Config, store: Store) -> tuple[Intake, bool]:
+def ingest(config: Config, store: Store) -> tuple[IngestedPhotos, bool]:
     """The instance images of all subjects, and whether these very files had been taken in before.
 
     Raises `DatasetRefused` naming the hard findings; nothing is kept then. Raises `ConfigError`
@@ -28,11 +28,11 @@ def take_in(config: Config, store: Store) -> tuple[Intake, bool]:
     """
     config = references.pinned(config, store)
 
-    def make(_: str) -> Intake:
+    def make(_: str) -> IngestedPhotos:
         images, validation = dataset.collect(store, references.brought(config, store))
-        return Intake(images=images, validation=validation)
+        return IngestedPhotos(images=images, validation=validation)
 
-    taken, reused = once(store, "validate", _inputs(config), Intake, make)
+    taken, reused = cached_stage(store, "validate", _inputs(config), IngestedPhotos, make)
     if config.loss.masks and not any(image.mask for image in taken.images.images):
         folders = ", ".join(str(subject.images) for subject in config.subjects)
         raise ConfigError(
@@ -43,12 +43,12 @@ def take_in(config: Config, store: Store) -> tuple[Intake, bool]:
 
 
 def _inputs(config: Config) -> dict[str, object]:
-    from dreambooth_core.vision.crops import finder_digest
+    from dreambooth_core.vision.crops import detector_digest
 
     finds = config.dataset.find_masks
     return {
         "checks": CHECKS,
-        "finder": finder_digest(config.evaluation.finder) if finds else None,
+        "finder": detector_digest(config.evaluation.finder) if finds else None,
         "subjects": [_files(subject) for subject in config.subjects],
         "rules": config.dataset,
         "resolution": config.model.resolution,

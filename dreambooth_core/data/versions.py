@@ -20,7 +20,7 @@ from dreambooth_core.data.findings import Validation
 from dreambooth_core.digests import canonical
 from dreambooth_core.errors import ConfigError, NotFound, StorageError
 from dreambooth_core.storage.blobs import get_record, image_set
-from dreambooth_core.storage.records import ImageSet, Record, current_user, now
+from dreambooth_core.storage.records import ImageSet, Record, current_user, utc_now
 from dreambooth_core.storage.stores import Store
 
 TRIES = 20
@@ -39,7 +39,7 @@ class Publication(Record):
     by: str
 
 
-class Pointer(Record):
+class DatasetPointer(Record):
     """What `LATEST.json` holds."""
 
     name: str
@@ -50,7 +50,7 @@ class Pointer(Record):
         return self.history[-1]
 
 
-class Pushed(Record):
+class PushResult(Record):
     """What a push came to."""
 
     name: str
@@ -66,7 +66,7 @@ class Pushed(Record):
 
 def push(
     store: Store, folder: Path, name: str, resolution: int, rules: Dataset | None = None
-) -> Pushed:
+) -> PushResult:
     """Check the photos, store them, and make them the newest version, unless they are that already.
 
     Raises `ConfigError` for a name that is none and a folder that is not there, `DatasetRefused`
@@ -76,7 +76,7 @@ def push(
     members, validation = dataset.store_photos(store, folder, rules or Dataset(), resolution)
     version = image_set(store, f"datasets/{name}", members)
     publication, new = _published(store, name, version)
-    return Pushed(
+    return PushResult(
         name=name,
         publication=publication,
         reference=f"dataset://{name}@{version.digest}",
@@ -86,7 +86,7 @@ def push(
     )
 
 
-def pointer(store: Store, name: str) -> Pointer:
+def pointer(store: Store, name: str) -> DatasetPointer:
     """All publications of a dataset; raises `ConfigError` when there is none of that name."""
     found = _tagged(store, check_name(name))[0]
     if found is None:
@@ -151,10 +151,10 @@ def _published(store: Store, name: str, version: ImageSet) -> tuple[Publication,
             number=len(history) + 1,
             digest=version.digest,
             photos=version.count,
-            when=now(),
+            when=utc_now(),
             by=current_user(),
         )
-        after = Pointer(name=name, history=(*history, publication))
+        after = DatasetPointer(name=name, history=(*history, publication))
         if store.put_if(_place(name), canonical(after), tag):
             return publication, True
     raise StorageError(
@@ -163,11 +163,11 @@ def _published(store: Store, name: str, version: ImageSet) -> tuple[Publication,
     )
 
 
-def _tagged(store: Store, name: str) -> tuple[Pointer | None, str | None]:
+def _tagged(store: Store, name: str) -> tuple[DatasetPointer | None, str | None]:
     """The pointer and its tag, both None when there is none."""
     try:
         data, tag = store.get_tagged(_place(name))
-        return Pointer.model_validate_json(data), tag
+        return DatasetPointer.model_validate_json(data), tag
     except NotFound:
         return None, None
     except ValidationError as error:

@@ -26,8 +26,8 @@ __all__ = [
     "LORA_FILE",
     "Trained",
     "apply",
+    "drop_origin",
     "export",
-    "forget_origin",
     "is_new_token",
     "prepare",
     "stored_dtype",
@@ -126,10 +126,10 @@ def switched_off(family: Family, parts: Parts) -> AbstractContextManager[None]:
 def write_component(component: Any, folder: Path) -> None:
     """Write a model or tokenizer in its library's format, without where it was loaded from."""
     component.save_pretrained(folder)
-    forget_origin(folder)
+    drop_origin(folder)
 
 
-def forget_origin(folder: Path) -> None:
+def drop_origin(folder: Path) -> None:
     """Take out of the settings in a folder where the libraries had loaded them from.
 
     It would tell of this machine, and make of the same weights other bytes on the next.

@@ -11,10 +11,10 @@ from dreambooth_core.config import Compute, Config
 from dreambooth_core.config.compute import paths_here
 from dreambooth_core.console import Progress
 from dreambooth_core.diffusion import base_model
-from dreambooth_core.diffusion.pipelines import Blend, Share, blend_of, load_painter
+from dreambooth_core.diffusion.pipelines import WeightedAdapter, WeightMix, load_pipeline, mix_of
 from dreambooth_core.diffusion.sampling import (
-    Crew,
-    Drawing,
+    ImagePool,
+    SamplingSettings,
     drawn_by,
     grid,
     images_prefix,
@@ -23,21 +23,21 @@ from dreambooth_core.diffusion.sampling import (
 from dreambooth_core.errors import ModelError
 from dreambooth_core.runtime.engines import load_engine
 from dreambooth_core.storage.records import Record, SampleSet, Weights
-from dreambooth_core.storage.stage_cache import once
+from dreambooth_core.storage.stage_cache import cached_stage
 from dreambooth_core.storage.stores import Store, open_store
 
 if TYPE_CHECKING:
-    from dreambooth_core.diffusion.sampling import Drawing, Request
+    from dreambooth_core.diffusion.sampling import Request, SamplingSettings
 
 RANGES_PER_WORKER = 4
 """So that one that is slow, or has died, holds nobody up for long."""
 
 
-class Range(Record):
+class ImageRange(Record):
     """Some of the images that are wanted of one model, sampler and size."""
 
     config: Config
-    blend: tuple[Share, ...]
+    blend: tuple[WeightedAdapter, ...]
     size: tuple[int, int]
     """Height and width in pixels."""
     prefix: str
@@ -50,7 +50,9 @@ class Range(Record):
     """Those of the process that wants them; on a processor they decide the last bit of a sum."""
 
 
-def crew_of(config: Config, blend: Blend, size: tuple[int, int], prefix: str) -> Crew | None:
+def image_pool(
+    config: Config, blend: WeightMix, size: tuple[int, int], prefix: str
+) -> ImagePool | None:
     """Who draws for this config; None when its own process does."""
     if config.compute.alone:
         return None
@@ -59,7 +61,7 @@ def crew_of(config: Config, blend: Blend, size: tuple[int, int], prefix: str) ->
     plain = config.model_copy(
         update={"compute": Compute(), "model": base_model.absolute(config.model)}
     )
-    whole = Range(
+    whole = ImageRange(
         config=plain,
         blend=blend,
         size=size,
@@ -79,7 +81,7 @@ def ranges(requests: Sequence["Request"], workers: int, batch: int) -> list[tupl
 
 
 def draw_range(text: str) -> None:
-    """Make what is missing of a `Range`; the model stays loaded for the next one of the same.
+    """Make what is missing of a `ImageRange`; the model stays loaded for the next one of the same.
 
     Raises `ModelError` when the base here is not the one that the images are wanted of.
     """
@@ -87,14 +89,14 @@ def draw_range(text: str) -> None:
 
     from dreambooth_core.diffusion.sampling import make_images
 
-    found = Range.model_validate_json(text)
+    found = ImageRange.model_validate_json(text)
     torch.set_num_threads(found.threads)
     drawing = _drawing(found.model_copy(update={"requests": ()}).model_dump_json())
     make_images(open_store(found.config.storage), found.prefix, drawing, found.requests)
 
 
 def _draw_together(
-    compute: Compute, whole: Range, requests: Sequence["Request"], progress: Progress | None
+    compute: Compute, whole: ImageRange, requests: Sequence["Request"], progress: Progress | None
 ) -> None:
     cut = ranges(requests, compute.workers, whole.config.sampler.batch_size)
     pieces = [whole.model_copy(update={"requests": one}).model_dump_json() for one in cut]
@@ -110,9 +112,9 @@ def _draw_together(
 
 
 @lru_cache(maxsize=1)
-def _drawing(text: str) -> "Drawing":
+def _drawing(text: str) -> "SamplingSettings":
 
-    whole = Range.model_validate_json(text)
+    whole = ImageRange.model_validate_json(text)
     paths = whole.config.paths if whole.here else paths_here(whole.config.paths)
     config = whole.config.model_copy(update={"paths": paths})
     drawing = drawing_of(config, open_store(config.storage), whole.blend, whole.size)
@@ -127,17 +129,17 @@ def _drawing(text: str) -> "Drawing":
 def drawing_of(
     config: Config,
     store: Store,
-    weights: Weights | Blend | None,
+    weights: Weights | WeightMix | None,
     size: tuple[int, int] | None = None,
-) -> Drawing:
+) -> SamplingSettings:
     """How the base, or the base with trained weights, draws; loaded once at most.
 
     Squares of `model.resolution` when no size is given.
     """
     by = drawn_by(config, weights, size)
-    load = cache(partial(load_painter, config, store, weights))
-    crew = crew_of(config, blend_of(weights), by.size, by.prefix)
-    return Drawing(load, config.sampler, by.size, by, crew)
+    load = cache(partial(load_pipeline, config, store, weights))
+    crew = image_pool(config, mix_of(weights), by.size, by.prefix)
+    return SamplingSettings(load, config.sampler, by.size, by, crew)
 
 
 def sample(
@@ -150,4 +152,4 @@ def sample(
     def make(_: str) -> SampleSet:
         return sample_set(store, prefix, drawing_of(config, store, weights), requests, progress)
 
-    return once(store, "samples", {"images": prefix, "requests": requests}, SampleSet, make)
+    return cached_stage(store, "samples", {"images": prefix, "requests": requests}, SampleSet, make)

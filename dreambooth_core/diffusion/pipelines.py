@@ -14,7 +14,7 @@ from dreambooth_core.storage.records import Weights
 from dreambooth_core.storage.stores import Store
 
 
-class Share(NamedTuple):
+class WeightedAdapter(NamedTuple):
     """Trained weights, and how strongly they are put in."""
 
     weights: Weights
@@ -22,12 +22,12 @@ class Share(NamedTuple):
     """Times an adapter's change; weights that are no adapter have 1."""
 
 
-Blend = tuple[Share, ...]
+WeightMix = tuple[WeightedAdapter, ...]
 """What is put into a base, in this order; () is the untouched base."""
 
 
 @dataclass(frozen=True)
-class Painter:
+class LoadedPipeline:
     """A loaded model, ready to draw."""
 
     pipeline: Any
@@ -37,29 +37,31 @@ class Painter:
     """How a prompt is written for this model, whose identifier may have tokens of its own."""
 
 
-def blend_of(weights: Weights | Blend | None) -> Blend:
+def mix_of(weights: Weights | WeightMix | None) -> WeightMix:
     """One trained model, or none, as a blend."""
     if isinstance(weights, Weights):
-        return (Share(weights),)
+        return (WeightedAdapter(weights),)
     return weights or ()
 
 
-def load_painter(config: Config, store: Store, weights: Weights | Blend | None) -> Painter:
+def load_pipeline(
+    config: Config, store: Store, weights: Weights | WeightMix | None
+) -> LoadedPipeline:
     """The base's pipeline with trained weights put in, or untouched for None, on the best device.
 
     Raises `ModelError`, `ConfigError` for a noise scheduler that does not fit, or `StorageError`
     for weights that are not what their digests say.
     """
-    return painter_for(config, load_model(config, store, weights))
+    return pipeline_for(config, load_model(config, store, weights))
 
 
-def painter_of(config: Config, base: Path, folder: Path | None) -> Painter:
+def pipeline_of(config: Config, base: Path, folder: Path | None) -> LoadedPipeline:
     """The model of a base and, maybe, of a folder with trained weights, on the best device."""
-    return painter_for(config, model_of(config, base, [] if folder is None else [(folder, 1.0)]))
+    return pipeline_for(config, model_of(config, base, [] if folder is None else [(folder, 1.0)]))
 
 
 @dataclass(frozen=True)
-class Model:
+class LoadedModel:
     """A base with all that was put in, from which painters for any sampler are made."""
 
     parts: Parts
@@ -67,16 +69,16 @@ class Model:
     """Identifiers that are spelled in tokens of their own."""
 
 
-def load_model(config: Config, store: Store, weights: Weights | Blend | None) -> Model:
-    """The base with trained weights put in, which are fetched first; raises as `load_painter`."""
+def load_model(config: Config, store: Store, weights: Weights | WeightMix | None) -> LoadedModel:
+    """The base with trained weights put in, which are fetched first; raises as `load_pipeline`."""
     folders = [
         (fetch_weights(config.paths, store, share.weights), share.strength)
-        for share in blend_of(weights)
+        for share in mix_of(weights)
     ]
     return model_of(config, base_model.base_folder(config.model), folders)
 
 
-def model_of(config: Config, base: Path, folders: Sequence[tuple[Path, float]]) -> Model:
+def model_of(config: Config, base: Path, folders: Sequence[tuple[Path, float]]) -> LoadedModel:
     """A base, and folders with trained weights and their strengths, put in one after the other.
 
     Adapters are merged into the weights; a folder with whole components takes the base's place and
@@ -91,10 +93,10 @@ def model_of(config: Config, base: Path, folders: Sequence[tuple[Path, float]]) 
     for folder, strength in folders[1:] if whole else folders:
         adapters.apply(family, parts, folder, strength)
         tokens |= textual_inversion.exported_tokens(folder)
-    return Model(parts, tokens)
+    return LoadedModel(parts, tokens)
 
 
-def painter_for(config: Config, model: Model) -> Painter:
+def pipeline_for(config: Config, model: LoadedModel) -> LoadedPipeline:
     """A pipeline of its own around the model's parts, with the config's sampler, on the best device."""
     import torch
 
@@ -110,7 +112,7 @@ def painter_for(config: Config, model: Model) -> Painter:
         # a flow's transformers overflow in half precision, as their authors say
         pipeline = pipeline.to("cuda", torch.bfloat16 if family.flow else torch.float16)
     spell = partial(textual_inversion.spell, model.tokens)
-    return Painter(pipeline, family.guidance(config.sampler), spell)
+    return LoadedPipeline(pipeline, family.guidance(config.sampler), spell)
 
 
 def fetch_weights(paths: Paths, store: Store, weights: Weights) -> Path:

@@ -13,12 +13,10 @@ from dreambooth_core.config import Config, Sampler
 from dreambooth_core.console import Progress
 from dreambooth_core.diffusion import base_model
 from dreambooth_core.diffusion.pipelines import (
-    Blend,
-    Painter,
-    blend_of,
+    LoadedPipeline,
+    WeightMix,
     fetch_weights,
-    load_painter,
-    painter_of,
+    mix_of,
 )
 from dreambooth_core.digests import digest_json
 from dreambooth_core.errors import StorageError
@@ -30,11 +28,11 @@ from dreambooth_core.storage.stores import Store
 
 __all__ = [
     "DRAWN_BY",
-    "Blend",
-    "Drawing",
-    "DrawnBy",
-    "Painter",
+    "LoadedPipeline",
     "Request",
+    "SampleOrigin",
+    "SamplingSettings",
+    "WeightMix",
     "base_digest",
     "drawn_by",
     "each_image",
@@ -44,9 +42,9 @@ __all__ = [
     "grid",
     "image_key",
     "images_prefix",
-    "load_painter",
+    "load_pipeline",
     "make_images",
-    "painter_of",
+    "pipeline_of",
     "sample_set",
 ]
 
@@ -56,11 +54,11 @@ Request = tuple[str, int]
 """A prompt and a seed."""
 
 
-Crew = Callable[[Sequence["Request"], Progress | None], None]
+ImagePool = Callable[[Sequence["Request"], Progress | None], None]
 """Makes images be in the store; raises what drawing raises."""
 
 
-class DrawnBy(Record):
+class SampleOrigin(Record):
     """All that decides images but prompt and seed: the record `<prefix>/drawn_by.json` of a prefix."""
 
     family: str
@@ -79,22 +77,25 @@ class DrawnBy(Record):
 
 
 @dataclass(frozen=True)
-class Drawing:
+class SamplingSettings:
     """How images are drawn, and by whom."""
 
-    load: Callable[[], Painter]
+    load: Callable[[], LoadedPipeline]
     """Called when, and only when, an image is missing; it may be called again and again."""
     sampler: Sampler
     size: tuple[int, int]
     """Height and width in pixels."""
-    by: DrawnBy | None = None
+    by: SampleOrigin | None = None
     """Kept beside the images, if anyone is to find out later whose they are."""
-    crew: Crew | None = None
+    crew: ImagePool | None = None
     """Other processes that draw; without them, this one does."""
 
 
 def generate(
-    painter: Painter, drawing: Drawing, requests: Sequence[Request], progress: Progress | None
+    painter: LoadedPipeline,
+    drawing: SamplingSettings,
+    requests: Sequence[Request],
+    progress: Progress | None,
 ) -> Iterator[Pillow.Image]:
     """One image per request, in order.
 
@@ -146,7 +147,7 @@ def encode_png(
 def make_images(
     store: Store,
     prefix: str,
-    drawing: Drawing,
+    drawing: SamplingSettings,
     requests: Sequence[Request],
     progress: Progress | None = None,
 ) -> tuple[tuple[Image, ...], int]:
@@ -165,7 +166,7 @@ def make_images(
 def each_image(
     store: Store,
     prefix: str,
-    drawing: Drawing,
+    drawing: SamplingSettings,
     requests: Sequence[Request],
     progress: Progress | None = None,
 ) -> Iterator[tuple[Request, Image, bool]]:
@@ -222,7 +223,7 @@ def _made_by_others(store: Store, key: str) -> Image:
 def sample_set(
     store: Store,
     prefix: str,
-    drawing: Drawing,
+    drawing: SamplingSettings,
     requests: Sequence[Request],
     progress: Progress | None = None,
 ) -> SampleSet:
@@ -237,7 +238,7 @@ def base_digest(config: Config) -> str:
 
 
 def images_prefix(
-    config: Config, weights: Weights | Blend | None, size: tuple[int, int] | None = None
+    config: Config, weights: Weights | WeightMix | None, size: tuple[int, int] | None = None
 ) -> str:
     """Where the images of a model, a sampler and a size lie in the store.
 
@@ -248,14 +249,14 @@ def images_prefix(
 
 
 def drawn_by(
-    config: Config, weights: Weights | Blend | None, size: tuple[int, int] | None = None
-) -> DrawnBy:
+    config: Config, weights: Weights | WeightMix | None, size: tuple[int, int] | None = None
+) -> SampleOrigin:
     """What decides the images of a config's base and weights; `model.resolution` without a size."""
     side = config.model.resolution
-    return DrawnBy(
+    return SampleOrigin(
         family=config.model.family,
         base=base_digest(config),
-        weights=tuple((share.weights.digest, share.strength) for share in blend_of(weights)),
+        weights=tuple((share.weights.digest, share.strength) for share in mix_of(weights)),
         sampler=config.sampler,
         size=size or (side, side),
     )

@@ -11,12 +11,12 @@ from dreambooth_core.console import Progress
 from dreambooth_core.diffusion.parallel_sampling import drawing_of
 from dreambooth_core.diffusion.sampling import Request, images_prefix, sample_set
 from dreambooth_core.digests import digest_json
-from dreambooth_core.evaluation.plan import Plan, options_of, plan_of, stranger_of
-from dreambooth_core.evaluation.sanity_checks import suspicions
+from dreambooth_core.evaluation.plan import EvaluationPlan, control_class, options_of, plan_of
+from dreambooth_core.evaluation.sanity_checks import sanity_check
 from dreambooth_core.metrics import (
     Choice,
     Evidence,
-    Seen,
+    ImageEmbeddings,
     Sight,
     Values,
     catalogue,
@@ -24,22 +24,22 @@ from dreambooth_core.metrics import (
     measure_photos,
     range_of,
 )
-from dreambooth_core.metrics.embeddings import Viewer, _members
+from dreambooth_core.metrics.embeddings import ImageEmbedder, _members
 from dreambooth_core.metrics.measures import memorisation
 from dreambooth_core.metrics.statistics import estimate, of_base
 from dreambooth_core.storage.blobs import put_blob
 from dreambooth_core.storage.records import (
     Estimate,
     Image,
+    ImageScores,
     ImageSet,
-    Row,
     SampleSet,
     Scores,
+    ScoreTable,
     SeedSet,
-    Table,
     Weights,
 )
-from dreambooth_core.storage.stage_cache import once
+from dreambooth_core.storage.stage_cache import cached_stage
 from dreambooth_core.storage.stores import Store
 
 ALL_SIGHTS: tuple[Sight, ...] = (
@@ -54,7 +54,7 @@ Hand = Callable[[Sequence[Request], str], SampleSet]
 """Draws what is asked of one model, under a word for people."""
 
 
-class Drawn(NamedTuple):
+class EvaluatedImages(NamedTuple):
     """What one model made by a plan."""
 
     samples: SampleSet
@@ -100,7 +100,7 @@ def evaluate(
         "base_requests": plan.base_requests(by.subject),
         "classes": plan.class_requests(by.subject),
         "nouns": [subject.class_noun for subject in by.subjects],
-        "stranger": stranger_of(by),
+        "stranger": control_class(by),
     }
 
     def make(key: str) -> Scores:
@@ -111,15 +111,15 @@ def evaluate(
             store, f"{store.uri}/scores/{key}/result.json", plan, seed_set, (tuned, base), seen
         )
 
-    return once(store, "scores", inputs, Scores, make, lambda scores: not scores.unanswered)
+    return cached_stage(store, "scores", inputs, Scores, make, lambda scores: not scores.unanswered)
 
 
 def _scored(
     store: Store,
     uri: str,
-    plan: Plan,
+    plan: EvaluationPlan,
     seed_set: SeedSet,
-    drawn: tuple[Drawn, Drawn],
+    drawn: tuple[EvaluatedImages, EvaluatedImages],
     seen: tuple[Evidence, Evidence, tuple[str, ...]],
 ) -> Scores:
     """What was seen of the tuned model's images and the base's, as numbers."""
@@ -134,7 +134,7 @@ def _scored(
         "base_metrics": {name: one.value for name, one in _estimates(of_base(rows)).items()},
         "reference": {name: float(np.nanmean(found)) for name, found in reference.items()},
         "estimates": estimates,
-        "table": put_blob(store, Table(rows=rows).model_dump_json().encode()),
+        "table": put_blob(store, ScoreTable(rows=rows).model_dump_json().encode()),
         "warnings": doubts,
         "unanswered": _unanswered(rows),
     }
@@ -164,17 +164,17 @@ def drawn_like(config: Config, by: Config) -> Config:
     )
 
 
-def _draw_tuned(hand: Hand, plan: Plan, config: Config, by: Config) -> Drawn:
+def _draw_tuned(hand: Hand, plan: EvaluationPlan, config: Config, by: Config) -> EvaluatedImages:
     """Prompts with the weights' own name for the subject, and the class as `by` calls it."""
-    return Drawn(
+    return EvaluatedImages(
         hand(plan.requests(config.subject), "prompts"),
         hand(plan.class_requests(by.subject), "class images"),
     )
 
 
-def _draw_base(hand: Hand, plan: Plan, by: Config) -> Drawn:
-    noun = stranger_of(by)
-    return Drawn(
+def _draw_base(hand: Hand, plan: EvaluationPlan, by: Config) -> EvaluatedImages:
+    noun = control_class(by)
+    return EvaluatedImages(
         hand(plan.base_requests(by.subject), "prompts"),
         hand(plan.class_requests(by.subject), "class images"),
         hand(plan.stranger_requests(noun), "another class") if noun else None,
@@ -196,13 +196,13 @@ def _hand(config: Config, store: Store, weights: Weights | None, progress: Progr
 def _look(
     config: Config,
     store: Store,
-    plan: Plan,
+    plan: EvaluationPlan,
     instance: ImageSet,
-    drawn: tuple[Drawn, Drawn],
+    drawn: tuple[EvaluatedImages, EvaluatedImages],
     progress: Progress | None,
 ) -> tuple[Evidence, Evidence, tuple[str, ...]]:
     """What the metrics see of the tuned model and of the base, and what is suspicious about it."""
-    viewer, noun = Viewer(config, store), config.subject.class_noun
+    viewer, noun = ImageEmbedder(config, store), config.subject.class_noun
     told = _labelled(progress, "looking") or (lambda done, total, label: None)
     sets: list[tuple[Sequence[Image], tuple[Sight, ...]]] = [
         (drawn[0].samples.images, ALL_SIGHTS),
@@ -211,7 +211,7 @@ def _look(
         (drawn[1].classes.images, OF_CLASSES),
         (_members(instance, 0), ALL_SIGHTS),
     ]
-    seen: list[Seen] = []
+    seen: list[ImageEmbeddings] = []
     for images, sights in sets:
         told(len(seen), len(sets), "")
         seen.append(viewer.see(images, noun, sights))
@@ -233,26 +233,26 @@ def _look(
     )
     theirs = replace(ours, generated=seen[2], classes=seen[3])
     others, kin = _others(viewer, instance, drawn[1].strangers)
-    return ours, theirs, suspicions(ours, others, kin)
+    return ours, theirs, sanity_check(ours, others, kin)
 
 
 def _others(
-    viewer: Viewer, instance: ImageSet, strangers: SampleSet | None
-) -> tuple[Mapping[str, Seen], Mapping[str, Seen]]:
+    viewer: ImageEmbedder, instance: ImageSet, strangers: SampleSet | None
+) -> tuple[Mapping[str, ImageEmbeddings], Mapping[str, ImageEmbeddings]]:
     """What is not the main subject: of another class, drawn by the base or photographed; and of its own."""
     main, *more = viewer.config.subjects
-    others, kin = dict[str, Seen](), dict[str, Seen]()
+    others, kin = dict[str, ImageEmbeddings](), dict[str, ImageEmbeddings]()
     for place, subject in enumerate(more, 1):
         seen = viewer.see(_members(instance, place), subject.class_noun, OF_CLASSES)
         among = kin if subject.class_noun == main.class_noun else others
         among[f"the photos of {subject.fill('{subject}')}"] = seen
     if strangers is not None:
-        noun = stranger_of(viewer.config)
+        noun = control_class(viewer.config)
         others[f"the base's {noun} images"] = viewer.see(strangers.images, noun, OF_CLASSES)
     return others, kin
 
 
-def _choices(config: Config, viewer: Viewer) -> Mapping[str, tuple[Choice, ...]]:
+def _choices(config: Config, viewer: ImageEmbedder) -> Mapping[str, tuple[Choice, ...]]:
     asked = {prompt: tuple(options_of(config, prompt)) for prompt in config.evaluation.kinds}
     return {
         prompt: tuple(Choice(viewer.read(texts), right) for texts, right in options)
@@ -262,13 +262,16 @@ def _choices(config: Config, viewer: Viewer) -> Mapping[str, tuple[Choice, ...]]
 
 
 def _rows(
-    plan: Plan, drawn: tuple[Drawn, Drawn], ours: Evidence, theirs: Evidence
-) -> tuple[Row, ...]:
+    plan: EvaluationPlan,
+    drawn: tuple[EvaluatedImages, EvaluatedImages],
+    ours: Evidence,
+    theirs: Evidence,
+) -> tuple[ImageScores, ...]:
     """Prompts x seeds, then class images."""
     tuned, base = drawn
     found, of_base = measure_all(ours), measure_all(theirs)
     rows = [
-        Row(
+        ImageScores(
             prompt=plan.templates[place],
             kind=plan.kinds[place],
             seed=seed,
@@ -281,7 +284,7 @@ def _rows(
         for place, seed in enumerate(plan.seeds)
     ]
     rows += [
-        Row(
+        ImageScores(
             prompt=plan.class_template,
             kind="class",
             seed=seed,
@@ -312,7 +315,7 @@ def _said(found: Mapping[str, Values], of: str, place: int) -> dict[str, float]:
     }
 
 
-def _unanswered(rows: Sequence[Row]) -> int:
+def _unanswered(rows: Sequence[ImageScores]) -> int:
     """How many answers are missing of those who are asked (`Metric.asks`), of both models' images."""
     known = {name for row in rows for name in row.scores}
     asked = [metric for name, metric in catalogue().items() if metric.asks and name in known]
@@ -325,7 +328,7 @@ def _unanswered(rows: Sequence[Row]) -> int:
     )
 
 
-def _estimates(rows: Sequence[Row]) -> dict[str, Estimate]:
+def _estimates(rows: Sequence[ImageScores]) -> dict[str, Estimate]:
     names = sorted({name for row in rows for name in row.scores})
     return {name: estimate(name, rows, bounds=range_of(name)) for name in names}
 

@@ -10,16 +10,24 @@ from dreambooth_core.console import Progress
 from dreambooth_core.diffusion.sampling import images_prefix
 from dreambooth_core.digests import digest_json
 from dreambooth_core.evaluation.evaluate import drawn_like, evaluate
-from dreambooth_core.evaluation.gate_rules import Decision, decide, overridden
-from dreambooth_core.evaluation.integrity import Case, Measured
+from dreambooth_core.evaluation.gate_rules import GateDecision, decide, overridden
+from dreambooth_core.evaluation.integrity import GateCase, MeasuredModel
 from dreambooth_core.metrics import catalogue
 from dreambooth_core.metrics.statistics import compare, rows_of, shared_metrics
-from dreambooth_core.storage.records import ImageSet, Record, Row, Scores, SeedSet, Verdict, Weights
-from dreambooth_core.storage.stage_cache import once
+from dreambooth_core.storage.records import (
+    ImageScores,
+    ImageSet,
+    Record,
+    Scores,
+    SeedSet,
+    Verdict,
+    Weights,
+)
+from dreambooth_core.storage.stage_cache import cached_stage
 from dreambooth_core.storage.stores import Store
 
 
-class Contender(Record):
+class ScoredModel(Record):
     """A model version in service, with all that it takes to draw from it again."""
 
     name: str
@@ -29,7 +37,7 @@ class Contender(Record):
     weights: Weights
 
 
-class Noise(Record):
+class SeedNoise(Record):
     """How much a model differs from itself when it is drawn with other seeds."""
 
     level: float
@@ -39,7 +47,7 @@ class Noise(Record):
 
 
 @dataclass(frozen=True)
-class Court:
+class GateContext:
     """Where models are measured, by which photos, and by what."""
 
     candidate: Config
@@ -48,7 +56,9 @@ class Court:
     instance: ImageSet
     progress: Progress | None
 
-    def measure(self, who: Contender, seed_set: SeedSet = "confirm", round: int = 1) -> Measured:
+    def measure(
+        self, who: ScoredModel, seed_set: SeedSet = "confirm", round: int = 1
+    ) -> MeasuredModel:
         where = "with other seeds" if seed_set == "dev" else f"round {round}"
         told = _labelled(self.progress, f"{who.name}, {where}")
         scores, _ = evaluate(
@@ -63,10 +73,10 @@ class Court:
         )
         return self.measured(scores)
 
-    def measured(self, scores: Scores) -> Measured:
-        return Measured(scores, rows_of(self.store, scores))
+    def measured(self, scores: Scores) -> MeasuredModel:
+        return MeasuredModel(scores, rows_of(self.store, scores))
 
-    def identity(self, who: Contender) -> list[str]:
+    def identity(self, who: ScoredModel) -> list[str]:
         """What decides a contender's images, beside the plan."""
         drawn, subject = drawn_like(who.config, self.candidate), who.config.subject
         return [images_prefix(drawn, who.weights), subject.identifier, subject.class_noun]
@@ -78,7 +88,7 @@ def judge(
     instance: ImageSet,
     weights: Weights,
     scores: Scores,
-    champion: Contender | None,
+    champion: ScoredModel | None,
     progress: Progress | None = None,
 ) -> tuple[Verdict, bool]:
     """What the gate says of `weights`, measured as `scores`, and whether it had said so before.
@@ -86,8 +96,8 @@ def judge(
     A round that leaves it open is followed by one with twice the seeds for both models, up to
     `gate.rounds`; the images of the rounds before are found again. Raises what `evaluate` raises.
     """
-    candidate = Contender(name="candidate", config=config, weights=weights)
-    court = Court(config, store, instance, progress)
+    candidate = ScoredModel(name="candidate", config=config, weights=weights)
+    court = GateContext(config, store, instance, progress)
     inputs = {
         "rules": config.gate.model_dump(exclude={"automatic"}),
         "scores": scores.digest,
@@ -114,7 +124,7 @@ def judge(
         )
         return _stamped(verdict)
 
-    return once(store, "verdicts", inputs, Verdict, make)
+    return cached_stage(store, "verdicts", inputs, Verdict, make)
 
 
 def override(store: Store, verdict: Verdict, person: str, reason: str) -> Verdict:
@@ -127,7 +137,7 @@ def override(store: Store, verdict: Verdict, person: str, reason: str) -> Verdic
     def make(key: str) -> Verdict:
         return overruled(verdict, person, reason).model_copy(update={"uri": _uri(store, key)})
 
-    return once(store, "verdicts", inputs, Verdict, make)[0]
+    return cached_stage(store, "verdicts", inputs, Verdict, make)[0]
 
 
 def overruled(verdict: Verdict, person: str, reason: str) -> Verdict:
@@ -137,7 +147,7 @@ def overruled(verdict: Verdict, person: str, reason: str) -> Verdict:
     return _stamped(verdict.model_copy(update=told))
 
 
-def noise_of(court: Court, champion: Contender) -> Noise:
+def noise_of(court: GateContext, champion: ScoredModel) -> SeedNoise:
     """The champion against itself on two seed sets that have nothing in common; measured once.
 
     Its images are paired by their place in the plan, which pairs nothing but prompts.
@@ -145,15 +155,17 @@ def noise_of(court: Court, champion: Contender) -> Noise:
     one = court.measure(champion)
     level = 1 - 2 * court.candidate.gate.alpha
 
-    def make(key: str) -> Noise:
+    def make(key: str) -> SeedNoise:
         other = court.measure(champion, "dev")
-        return Noise(level=level, half_widths=half_widths(one.rows, other.rows, level))
+        return SeedNoise(level=level, half_widths=half_widths(one.rows, other.rows, level))
 
     inputs = {"scores": one.scores.digest, "champion": court.identity(champion), "level": level}
-    return once(court.store, "noise", inputs, Noise, make)[0]
+    return cached_stage(court.store, "noise", inputs, SeedNoise, make)[0]
 
 
-def half_widths(one: Iterable[Row], other: Iterable[Row], level: float) -> dict[str, float]:
+def half_widths(
+    one: Iterable[ImageScores], other: Iterable[ImageScores], level: float
+) -> dict[str, float]:
     """Metric -> half the width of the interval of the difference between two seed sets of a model."""
     here, there = _by_place(one), _by_place(other)
     names = sorted(shared_metrics(here, there))
@@ -166,26 +178,26 @@ def half_widths(one: Iterable[Row], other: Iterable[Row], level: float) -> dict[
 
 
 def _decided(
-    court: Court, candidate: Contender, scores: Scores, rival: Contender | None
-) -> tuple[Case, Decision]:
+    court: GateContext, candidate: ScoredModel, scores: Scores, rival: ScoredModel | None
+) -> tuple[GateCase, GateDecision]:
     """The last round's case, and what was decided on it."""
     rules = candidate.config.gate
     directions = {name: metric.higher_is_better for name, metric in catalogue().items()}
     ours = court.measured(scores)
     theirs = court.measure(rival) if rival else None
     noise = noise_of(court, rival).half_widths if rival else {}
-    case = Case(ours, theirs, rival.name if rival else "base", noise=noise)
+    case = GateCase(ours, theirs, rival.name if rival else "base", noise=noise)
     decision = decide(case, rules, directions)
     while decision.outcome == "inconclusive":
         number = case.round + 1
         ours = court.measure(candidate, round=number)
         theirs = court.measure(rival, round=number) if rival else None
-        case = Case(ours, theirs, case.against, number, noise)
+        case = GateCase(ours, theirs, case.against, number, noise)
         decision = decide(case, rules, directions)
     return case, decision
 
 
-def _by_place(rows: Iterable[Row]) -> tuple[Row, ...]:
+def _by_place(rows: Iterable[ImageScores]) -> tuple[ImageScores, ...]:
     """With the number of the image within its prompt for a seed."""
     seen: Counter[tuple[str, str]] = Counter()
     found = []

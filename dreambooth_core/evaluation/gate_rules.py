@@ -13,7 +13,7 @@ from typing import Literal
 from dreambooth_core.config import Gate
 from dreambooth_core.errors import ConfigError
 from dreambooth_core.evaluation.integrity import (
-    Case,
+    GateCase,
     coverage,
     metrics_of,
     primary,
@@ -23,7 +23,7 @@ from dreambooth_core.evaluation.integrity import (
 )
 from dreambooth_core.metrics import range_of
 from dreambooth_core.metrics.statistics import compare, estimate, shared_metrics
-from dreambooth_core.storage.records import Comparison, Estimate, Reason, Row, Verdict
+from dreambooth_core.storage.records import Comparison, Estimate, ImageScores, Reason, Verdict
 
 Outcome = Literal["promote", "keep", "inconclusive"]
 Directions = Mapping[str, bool]
@@ -31,7 +31,7 @@ Directions = Mapping[str, bool]
 
 
 @dataclass(frozen=True)
-class Decision:
+class GateDecision:
     """What a verdict says, before it is stored."""
 
     outcome: Outcome
@@ -40,11 +40,11 @@ class Decision:
     comparisons: tuple[Comparison, ...]
 
 
-def decide(case: Case, rules: Gate, directions: Directions) -> Decision:
+def decide(case: GateCase, rules: Gate, directions: Directions) -> GateDecision:
     """Promote, keep the champion, or ask for more seeds; why, and by which comparisons."""
     broken = tuple(unsound(case, rules))
     if broken:
-        return Decision("keep", f"Not promoted: {broken[0].sentence}.", broken, ())
+        return GateDecision("keep", f"Not promoted: {broken[0].sentence}.", broken, ())
     level = level_of(rules, case.round)
     comparisons = tuple(_comparisons(case, level, directions))
     reasons = (
@@ -55,7 +55,7 @@ def decide(case: Case, rules: Gate, directions: Directions) -> Decision:
         _superiority(case, rules, comparisons),
     )
     outcome = _outcome(reasons, last=case.round >= rules.rounds)
-    return Decision(outcome, _sentence(outcome, reasons), reasons, comparisons)
+    return GateDecision(outcome, _sentence(outcome, reasons), reasons, comparisons)
 
 
 def level_of(rules: Gate, round: int) -> float:
@@ -71,7 +71,7 @@ def level_of(rules: Gate, round: int) -> float:
     return 1 - 2 * rules.alpha * (new / images[-1])
 
 
-def overridden(verdict: Verdict, person: str, reason: str) -> Decision:
+def overridden(verdict: Verdict, person: str, reason: str) -> GateDecision:
     """The verdict with the word of a named person, who answers for it; it promotes.
 
     Raises `ConfigError` for a blank name or reason, and for a verdict that failed in its integrity:
@@ -86,16 +86,16 @@ def overridden(verdict: Verdict, person: str, reason: str) -> Decision:
     sentence = f"{person.strip()} promotes it: {reason.strip()}"
     word = Reason(rule="override", metric="all", outcome="passed", sentence=sentence)
     told = f"{sentence.rstrip('.')}; the gate had said: {verdict.sentence}"
-    return Decision("promote", told, (*verdict.reasons, word), verdict.comparisons)
+    return GateDecision("promote", told, (*verdict.reasons, word), verdict.comparisons)
 
 
-def _comparisons(case: Case, level: float, directions: Directions) -> Iterator[Comparison]:
+def _comparisons(case: GateCase, level: float, directions: Directions) -> Iterator[Comparison]:
     ours, theirs = case.candidate.rows, rival(case)
     for metric in sorted(shared_metrics(ours, theirs) & directions.keys()):
         yield compare(metric, ours, theirs, level, directions[metric])
 
 
-def _limits(case: Case, rules: Gate, level: float, directions: Directions) -> Iterator[Reason]:
+def _limits(case: GateCase, rules: Gate, level: float, directions: Directions) -> Iterator[Reason]:
     rows = case.candidate.rows
     known = metrics_of(rows)
     for metric, limit in rules.limits.items():
@@ -111,7 +111,7 @@ def _limits(case: Case, rules: Gate, level: float, directions: Directions) -> It
         yield Reason(rule="absolute", metric=metric, outcome=outcome, sentence=sentence)
 
 
-def _guards(case: Case, rules: Gate, comparisons: Iterable[Comparison]) -> Iterator[Reason]:
+def _guards(case: GateCase, rules: Gate, comparisons: Iterable[Comparison]) -> Iterator[Reason]:
     by_name = {found.metric: found for found in comparisons}
     for metric, margin in rules.margins.items():
         if margin is None or metric not in by_name:
@@ -125,7 +125,7 @@ def _guards(case: Case, rules: Gate, comparisons: Iterable[Comparison]) -> Itera
         yield Reason(rule="non-inferiority", metric=metric, outcome=outcome, sentence=sentence)
 
 
-def _losses(case: Case, rules: Gate) -> Iterator[Reason]:
+def _losses(case: GateCase, rules: Gate) -> Iterator[Reason]:
     """Whether the primary could be measured as often as of the rival; nothing when it always could."""
     metric = primary(case, rules)
     assert metric is not None  # or it were unsound
@@ -144,7 +144,7 @@ def _losses(case: Case, rules: Gate) -> Iterator[Reason]:
     )
 
 
-def _superiority(case: Case, rules: Gate, comparisons: Iterable[Comparison]) -> Reason:
+def _superiority(case: GateCase, rules: Gate, comparisons: Iterable[Comparison]) -> Reason:
     metric = primary(case, rules)
     found = next(each for each in comparisons if each.metric == metric)
     outcome = _against(0.0, found.low, found.high, found.higher_is_better)
@@ -186,7 +186,7 @@ def _sentence(outcome: Outcome, reasons: tuple[Reason, ...]) -> str:
     return f"Not certain yet: {first.sentence}."
 
 
-def _unseen(metric: str, rows: Iterable[Row], found: Estimate, level: float) -> str:
+def _unseen(metric: str, rows: Iterable[ImageScores], found: Estimate, level: float) -> str:
     """What share can be in no image or in all of them by chance, where that is what was found.
 
     Such values have no spread, and so an interval without width, which is all that is decided by; this

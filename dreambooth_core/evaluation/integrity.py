@@ -7,24 +7,24 @@ from dataclasses import dataclass, field
 
 from dreambooth_core.config import Gate
 from dreambooth_core.metrics.statistics import of_base, place, shared_metrics
-from dreambooth_core.storage.records import Reason, Row, Scores
+from dreambooth_core.storage.records import ImageScores, Reason, Scores
 
 
 @dataclass(frozen=True)
-class Measured:
+class MeasuredModel:
     """A model as the evaluation found it."""
 
     scores: Scores
-    rows: tuple[Row, ...]
+    rows: tuple[ImageScores, ...]
     """Of the scores' table."""
 
 
 @dataclass(frozen=True)
-class Case:
+class GateCase:
     """What is decided on."""
 
-    candidate: Measured
-    champion: Measured | None = None
+    candidate: MeasuredModel
+    champion: MeasuredModel | None = None
     """None for a first model, whose rival is the base in its own rows."""
     against: str = "base"
     """The champion as NAME/version."""
@@ -34,7 +34,7 @@ class Case:
     other seeds."""
 
 
-def unsound(case: Case, rules: Gate) -> Iterator[Reason]:
+def unsound(case: GateCase, rules: Gate) -> Iterator[Reason]:
     """Why they are nothing to decide by; nothing when they are."""
     scores, rows = case.candidate.scores, case.candidate.rows
     seeds = Counter((row.kind, row.prompt) for row in rows if row.kind != "class")
@@ -77,7 +77,7 @@ def unsound(case: Case, rules: Gate) -> Iterator[Reason]:
             )
 
 
-def _unlike(case: Case) -> Iterator[tuple[bool, str]]:
+def _unlike(case: GateCase) -> Iterator[tuple[bool, str]]:
     """In what the champion's measurement is not the candidate's."""
     if case.champion is None:
         return
@@ -90,7 +90,9 @@ def _unlike(case: Case) -> Iterator[tuple[bool, str]]:
     yield not _finite(theirs.rows), f"a score of {case.against} is not a finite number"
 
 
-def coverage(metric: str, rows: Sequence[Row], others: Sequence[Row] = ()) -> tuple[int, int]:
+def coverage(
+    metric: str, rows: Sequence[ImageScores], others: Sequence[ImageScores] = ()
+) -> tuple[int, int]:
     """How many images have the metric, and how many should.
 
     It is asked of all images of each prompt of which it says anything, be it of the base or of others.
@@ -104,7 +106,7 @@ def coverage(metric: str, rows: Sequence[Row], others: Sequence[Row] = ()) -> tu
     return sum(metric in row.scores for row in asked), len(asked)
 
 
-def sound(case: Case, rules: Gate) -> Reason:
+def sound(case: GateCase, rules: Gate) -> Reason:
     """That they are something to decide by, and of which rules they say nothing."""
     rows = case.candidate.rows
     asked = {name for name, bound in {**rules.limits, **rules.margins}.items() if bound is not None}
@@ -115,23 +117,23 @@ def sound(case: Case, rules: Gate) -> Reason:
     return Reason(rule="integrity", metric="all", outcome="passed", sentence=sentence)
 
 
-def rival(case: Case) -> tuple[Row, ...]:
+def rival(case: GateCase) -> tuple[ImageScores, ...]:
     """The rows to compare with: the champion's, or the base's."""
     return case.champion.rows if case.champion else of_base(case.candidate.rows)
 
 
-def primary(case: Case, rules: Gate) -> str | None:
+def primary(case: GateCase, rules: Gate) -> str | None:
     """The metric in which the candidate must be better: the first that both have."""
     both = shared_metrics(case.candidate.rows, rival(case))
     return next((name for name in rules.primary if name in both), None)
 
 
-def metrics_of(rows: Iterable[Row]) -> set[str]:
+def metrics_of(rows: Iterable[ImageScores]) -> set[str]:
     """Those that at least one image has."""
     return {name for row in rows for name in row.scores}
 
 
-def _finite(rows: Iterable[Row]) -> bool:
+def _finite(rows: Iterable[ImageScores]) -> bool:
     values = (value for row in rows for value in (*row.scores.values(), *row.base_scores.values()))
     return all(map(math.isfinite, values))
 

@@ -16,14 +16,14 @@ from dreambooth_core.digests import digest_json
 from dreambooth_core.metrics import Metric, catalogue
 from dreambooth_core.randomness import seed_for
 from dreambooth_core.storage.records import ImageSet, SeedSet
-from dreambooth_core.vision.crops import MARGIN, finder_digest
+from dreambooth_core.vision.crops import MARGIN, detector_digest
 
 STRANGERS = 4
 """Images of another class, at the most, that the self-check holds against the photos."""
 
 
 @dataclass(frozen=True)
-class Plan:
+class EvaluationPlan:
     """Everything that is the same for all models that are measured alike; one entry per image."""
 
     templates: tuple[str, ...]
@@ -57,7 +57,7 @@ class Plan:
         return tuple(plain(subject, template) for template in self.templates)
 
 
-def plan_of(config: Config, instance: ImageSet, seed_set: SeedSet, round: int) -> Plan:
+def plan_of(config: Config, instance: ImageSet, seed_set: SeedSet, round: int) -> EvaluationPlan:
     """The plan of one seed set; each further round doubles the seeds, the first of which stay."""
     rules, template = config.evaluation, config.subject.class_prompt
     times = 2 ** (round - 1)
@@ -81,7 +81,7 @@ def plan_of(config: Config, instance: ImageSet, seed_set: SeedSet, round: int) -
         "photos": instance.digest,
         "metrics": ids,
     }
-    return Plan(
+    return EvaluationPlan(
         templates=tuple(prompt for prompt, _ in pairs),
         kinds=tuple(kind for _, kind in pairs),
         seeds=tuple(seeds),
@@ -92,7 +92,7 @@ def plan_of(config: Config, instance: ImageSet, seed_set: SeedSet, round: int) -
     )
 
 
-def stranger_of(config: Config) -> str:
+def control_class(config: Config) -> str:
     """The class noun that the self-check draws; empty when all that may be drawn are the subject's own."""
     own = {subject.class_noun for subject in config.subjects}
     return next((noun for noun in config.evaluation.strangers if noun not in own), "")
@@ -120,7 +120,7 @@ def ids_of(config: Config) -> dict[str, str]:
         "clip": encoder_digest(rules.clip, rules.clip_revision)[:12],
         "identity": encoder_digest(rules.identity, rules.identity_revision)[:12],
     }
-    finder = (finder_digest(rules.finder) or "nobody")[:12]
+    finder = (detector_digest(rules.finder) or "nobody")[:12]
     found = {}
     for name, metric in catalogue().items():
         own = metric.model(config) if metric.model else ""

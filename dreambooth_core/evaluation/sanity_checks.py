@@ -5,7 +5,7 @@ from itertools import pairwise
 
 import numpy as np
 
-from dreambooth_core.metrics import Evidence, Seen, Sight, Values, among, mean_cosines
+from dreambooth_core.metrics import Evidence, ImageEmbeddings, Sight, Values, among, mean_cosines
 
 FOUND = 0.9
 """Share of the pictures in which a finder is to find the subject."""
@@ -14,8 +14,8 @@ Rung = tuple[str, float]
 """Some pictures, and their mean cosine with the photos."""
 
 
-def suspicions(
-    evidence: Evidence, others: Mapping[str, Seen], kin: Mapping[str, Seen]
+def sanity_check(
+    evidence: Evidence, others: Mapping[str, ImageEmbeddings], kin: Mapping[str, ImageEmbeddings]
 ) -> tuple[str, ...]:
     """Sentences about what cannot be right with encoder, finder, class noun or photos; maybe none.
 

@@ -39,7 +39,7 @@ if TYPE_CHECKING:
     from PIL.Image import Image
 
     from dreambooth_core.storage.stores import Store
-    from dreambooth_core.vision.detectors import Spot
+    from dreambooth_core.vision.detectors import Region
 
 Values = NDArray[np.float64]
 """One number per image, nan where there is nothing to say."""
@@ -56,7 +56,7 @@ Sight = tuple[Eye, View]
 
 
 @dataclass(frozen=True)
-class Seen:
+class ImageEmbeddings:
     """What is known of some images, all in one order."""
 
     rows: Mapping[Sight, Embeddings] = field(default_factory=dict)
@@ -65,7 +65,7 @@ class Seen:
     """RGB, decoded when asked for."""
     digests: tuple[str, ...] = ()
     """SHA-256 of the pictures' files."""
-    spots: "tuple[Spot | None, ...] | None" = None
+    spots: "tuple[Region | None, ...] | None" = None
     """Where the subject is in each picture; None without a finder."""
 
     def by(self, sight: Sight) -> Embeddings | None:
@@ -87,15 +87,15 @@ class Choice:
 class Evidence:
     """What one model made, and what it is held against."""
 
-    generated: Seen
+    generated: ImageEmbeddings
     """Prompts x seeds, prompt by prompt."""
-    photos: Seen
+    photos: ImageEmbeddings
     """The subject's instance images."""
-    base: Seen = Seen()
+    base: ImageEmbeddings = ImageEmbeddings()
     """What the untouched base makes of the same seeds and prompts without the identifier token."""
-    classes: Seen = Seen()
+    classes: ImageEmbeddings = ImageEmbeddings()
     """Images of the class prompt, by this model."""
-    base_classes: Seen = Seen()
+    base_classes: ImageEmbeddings = ImageEmbeddings()
     """The same by the untouched base, same seeds."""
     prompts: tuple[str, ...] = ()
     """Template of each generated image's prompt."""
@@ -272,4 +272,4 @@ def _leave_out(evidence: Evidence, index: int) -> Evidence:
     rows = evidence.photos.rows
     one = {sight: values[index : index + 1] for sight, values in rows.items()}
     others = {sight: np.delete(values, index, axis=0) for sight, values in rows.items()}
-    return replace(evidence, generated=Seen(one), photos=Seen(others))
+    return replace(evidence, generated=ImageEmbeddings(one), photos=ImageEmbeddings(others))

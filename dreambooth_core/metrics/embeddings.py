@@ -15,22 +15,22 @@ import torch
 from PIL import Image as Pillow
 
 from dreambooth_core.config import Config
-from dreambooth_core.metrics import Eye, Seen, Sight, View
+from dreambooth_core.metrics import Eye, ImageEmbeddings, Sight, View
 from dreambooth_core.storage.blobs import get_blob
 from dreambooth_core.storage.records import Blob, Image, ImageSet
 from dreambooth_core.storage.stores import Store
-from dreambooth_core.storage.tensor_cache import Cache, Entry, key_of
-from dreambooth_core.vision.crops import MARGIN, crop, finder_digest, spots
-from dreambooth_core.vision.detectors import Finder, Spot, load_finder
+from dreambooth_core.storage.tensor_cache import Entry, TensorCache, key_of
+from dreambooth_core.vision.crops import MARGIN, crop, detector_digest, regions
+from dreambooth_core.vision.detectors import Detector, Region, load_detector
 from dreambooth_core.vision.embeddings import Embeddings
-from dreambooth_core.vision.encoders import Encoder, encoder_digest
+from dreambooth_core.vision.encoders import ImageEncoder, encoder_digest
 
 NOWHERE = (0, 0, 0, 0)
 """The box that is kept for a picture without its subject."""
 
 
 @dataclass(frozen=True)
-class Pictures(Sequence[Pillow.Image]):
+class StoredImages(Sequence[Pillow.Image]):
     """Stored images as RGB, each decoded whenever it is asked for."""
 
     store: Store
@@ -40,11 +40,11 @@ class Pictures(Sequence[Pillow.Image]):
     def __getitem__(self, place: int) -> Pillow.Image: ...
 
     @overload
-    def __getitem__(self, place: slice) -> "Pictures": ...
+    def __getitem__(self, place: slice) -> "StoredImages": ...
 
-    def __getitem__(self, place: "int | slice") -> "Pillow.Image | Pictures":
+    def __getitem__(self, place: "int | slice") -> "Pillow.Image | StoredImages":
         if isinstance(place, slice):
-            return Pictures(self.store, self.images[place])
+            return StoredImages(self.store, self.images[place])
         return _opened(self.store, self.images[place].blob).convert("RGB")
 
     def __len__(self) -> int:
@@ -57,19 +57,19 @@ class Pictures(Sequence[Pillow.Image]):
 
 
 @dataclass(frozen=True)
-class Viewer:
+class ImageEmbedder:
     """The encoders and the finder of an evaluation, each loaded only if something was never seen."""
 
     config: Config
     store: Store
 
-    def see(self, images: Sequence[Image], noun: str, sights: Sequence[Sight]) -> Seen:
+    def see(self, images: Sequence[Image], noun: str, sights: Sequence[Sight]) -> ImageEmbeddings:
         """The images in the `sights` asked for; without a finder, only as wholes.
 
         `noun` says what the finder is to look for. Raises `ModelError` when an encoder or the finder
         is missing.
         """
-        pictures = Pictures(self.store, tuple(images))
+        pictures = StoredImages(self.store, tuple(images))
         found = None
         if self.config.evaluation.finder.kind is not None:
             found = self._spots(pictures, noun)
@@ -78,7 +78,7 @@ class Viewer:
             for sight in sights
             if (rows := self._rows(pictures, noun, found, sight)) is not None
         }
-        return Seen(rows, pictures, tuple(image.blob.sha256 for image in images), found)
+        return ImageEmbeddings(rows, pictures, tuple(image.blob.sha256 for image in images), found)
 
     def read(self, texts: Sequence[str]) -> Embeddings:
         """(texts, e) by CLIP's text tower."""
@@ -91,7 +91,11 @@ class Viewer:
         return _stacked(self._cache("texts").fetch(keys, compute).entries)
 
     def _rows(
-        self, pictures: Pictures, noun: str, found: tuple[Spot | None, ...] | None, sight: Sight
+        self,
+        pictures: StoredImages,
+        noun: str,
+        found: tuple[Region | None, ...] | None,
+        sight: Sight,
     ) -> Embeddings | None:
         """(images, d), nan where the subject is not found; None when that is everywhere."""
         eye, view = sight
@@ -110,14 +114,14 @@ class Viewer:
         rows[places] = seen
         return rows
 
-    def _spots(self, pictures: Pictures, noun: str) -> tuple[Spot | None, ...]:
+    def _spots(self, pictures: StoredImages, noun: str) -> tuple[Region | None, ...]:
         keys = [key_of(**self._sought(image, noun)) for image in pictures.images]
 
         def compute(missing: list[int]) -> Iterator[Entry]:
             masks = [pictures.mask(place) for place in missing]
             shown = [pictures[place] for place in missing]
             finder = self._finder if None in masks else None
-            yield from (_packed(spot) for spot in spots(finder, shown, noun, masks))
+            yield from (_packed(spot) for spot in regions(finder, shown, noun, masks))
 
         entries = self._cache("spots").fetch(keys, compute).entries
         return tuple(_unpacked(entry) for entry in entries)
@@ -140,8 +144,8 @@ class Viewer:
             return self._clip.clip_images(shown)
         return self._identity.identity_images(shown)
 
-    def _cache(self, kind: str) -> Cache:
-        return Cache(kind, self.config.paths.work / "caches", self.store)
+    def _cache(self, kind: str) -> TensorCache:
+        return TensorCache(kind, self.config.paths.work / "caches", self.store)
 
     @cached_property
     def _digests(self) -> dict[Eye, str]:
@@ -153,30 +157,30 @@ class Viewer:
 
     @cached_property
     def _finder_digest(self) -> str | None:
-        return finder_digest(self.config.evaluation.finder)
+        return detector_digest(self.config.evaluation.finder)
 
     @cached_property
-    def _clip(self) -> Encoder:
+    def _clip(self) -> ImageEncoder:
         rules = self.config.evaluation
-        return Encoder(rules.clip, rules.clip_revision, rules.preprocessing)
+        return ImageEncoder(rules.clip, rules.clip_revision, rules.preprocessing)
 
     @cached_property
-    def _identity(self) -> Encoder:
+    def _identity(self) -> ImageEncoder:
         rules = self.config.evaluation
-        return Encoder(rules.identity, rules.identity_revision, rules.preprocessing)
+        return ImageEncoder(rules.identity, rules.identity_revision, rules.preprocessing)
 
     @cached_property
-    def _finder(self) -> Finder | None:
-        return load_finder(self.config.evaluation.finder)
+    def _finder(self) -> Detector | None:
+        return load_detector(self.config.evaluation.finder)
 
 
-def _view(picture: Pillow.Image, spot: Spot | None, view: View) -> Pillow.Image:
+def _view(picture: Pillow.Image, spot: Region | None, view: View) -> Pillow.Image:
     if spot is None or view == "whole":
         return picture
     return crop(picture, spot)
 
 
-def _packed(spot: Spot | None) -> Entry:
+def _packed(spot: Region | None) -> Entry:
     """A spot as tensors; a mask takes a bit per pixel."""
     if spot is None:
         return {"box": torch.tensor(NOWHERE)}
@@ -187,15 +191,15 @@ def _packed(spot: Spot | None) -> Entry:
     return {**box, "mask": bits, "shape": torch.tensor(spot.mask.shape)}
 
 
-def _unpacked(entry: Entry) -> Spot | None:
+def _unpacked(entry: Entry) -> Region | None:
     left, top, right, bottom = entry["box"].tolist()
     if (left, top, right, bottom) == NOWHERE:
         return None
     if "mask" not in entry:
-        return Spot((left, top, right, bottom))
+        return Region((left, top, right, bottom))
     height, width = entry["shape"].tolist()
     bits = np.unpackbits(entry["mask"].numpy(), count=height * width)
-    return Spot((left, top, right, bottom), bits.astype(np.bool_).reshape(height, width))
+    return Region((left, top, right, bottom), bits.astype(np.bool_).reshape(height, width))
 
 
 def _opened(store: Store, blob: Blob) -> Pillow.Image:
@@ -206,9 +210,9 @@ def _stacked(entries: Sequence[Entry]) -> Embeddings:
     return np.stack([entry["row"].numpy() for entry in entries]).astype(np.float64)
 
 
-def photos_of(store: Store, instance: ImageSet, subject: int = 0) -> Pictures:
+def photos_of(store: Store, instance: ImageSet, subject: int = 0) -> StoredImages:
     """The photos of one subject; the config's main one is 0."""
-    return Pictures(store, _members(instance, subject))
+    return StoredImages(store, _members(instance, subject))
 
 
 def _members(instance: ImageSet, subject: int) -> tuple[Image, ...]:

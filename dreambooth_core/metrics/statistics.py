@@ -16,7 +16,7 @@ from numpy.typing import NDArray
 
 from dreambooth_core.randomness import seed_for
 from dreambooth_core.storage.blobs import get_blob
-from dreambooth_core.storage.records import Comparison, Estimate, Row, Scores, Table
+from dreambooth_core.storage.records import Comparison, Estimate, ImageScores, Scores, ScoreTable
 from dreambooth_core.storage.stores import Store
 
 Values = NDArray[np.float64]
@@ -31,7 +31,7 @@ POWER = 0.8
 
 def estimate(
     metric: str,
-    rows: Sequence[Row],
+    rows: Sequence[ImageScores],
     level: float = 0.95,
     bounds: tuple[float, float] = (-math.inf, math.inf),
 ) -> Estimate:
@@ -50,8 +50,8 @@ def estimate(
 
 def compare(
     metric: str,
-    challenger: Sequence[Row],
-    champion: Sequence[Row],
+    challenger: Sequence[ImageScores],
+    champion: Sequence[ImageScores],
     level: float,
     higher_is_better: bool = True,
 ) -> Comparison:
@@ -86,16 +86,16 @@ def compare(
     )
 
 
-def of_base(rows: Iterable[Row]) -> tuple[Row, ...]:
+def of_base(rows: Iterable[ImageScores]) -> tuple[ImageScores, ...]:
     """The untouched base's rows: `base_scores` in the place of `scores`."""
     return tuple(row.model_copy(update={"scores": row.base_scores}) for row in rows)
 
 
-def place(row: Row) -> Place:
+def place(row: ImageScores) -> Place:
     return row.kind, row.prompt, row.seed
 
 
-def shared_metrics(ours: Iterable[Row], theirs: Iterable[Row]) -> set[str]:
+def shared_metrics(ours: Iterable[ImageScores], theirs: Iterable[ImageScores]) -> set[str]:
     """What can be compared: the metrics that at least one picture has on both sides."""
     found = {place(row): row.scores.keys() for row in theirs}
     return {name for row in ours for name in row.scores.keys() & found.get(place(row), set())}
@@ -145,7 +145,7 @@ def smallest_effect(values: Values, level: float) -> float | None:
     return float(_errors_to_see(count, level) * values.std(ddof=1) / np.sqrt(count))
 
 
-def _values(metric: str, rows: Iterable[Row]) -> dict[Place, float]:
+def _values(metric: str, rows: Iterable[ImageScores]) -> dict[Place, float]:
     return {place(row): row.scores[metric] for row in rows if metric in row.scores}
 
 
@@ -188,8 +188,8 @@ def _signs(count: int) -> Values:
     return np.vstack([np.ones(count), signs])
 
 
-def rows_of(store: Store, scores: Scores) -> tuple[Row, ...]:
+def rows_of(store: Store, scores: Scores) -> tuple[ImageScores, ...]:
     """Every image's scores: prompts x seeds, then class images; none for scores without a table."""
     if scores.table is None:
         return ()
-    return Table.model_validate_json(get_blob(store, scores.table)).rows
+    return ScoreTable.model_validate_json(get_blob(store, scores.table)).rows

@@ -13,9 +13,9 @@ from dreambooth_core import console
 from dreambooth_core.config import Judge
 from dreambooth_core.digests import digest_json
 from dreambooth_core.errors import StageFailed, Unanswered
-from dreambooth_core.metrics import Seen, Values
+from dreambooth_core.metrics import ImageEmbeddings, Values
 from dreambooth_core.storage.records import Record
-from dreambooth_core.storage.stage_cache import once
+from dreambooth_core.storage.stage_cache import cached_stage
 from dreambooth_core.storage.stores import Store
 
 if TYPE_CHECKING:
@@ -28,7 +28,7 @@ _ASIDE = {"key", "timeout", "attempts", "photos", "at_once"}
 """Options that do not decide what is answered; the photos are in the question."""
 
 
-class Opinion(Record, extra="ignore"):
+class JudgeAnswer(Record, extra="ignore"):
     """What a judge says; the rationale comes first, so that the score follows from it."""
 
     rationale: str
@@ -37,11 +37,11 @@ class Opinion(Record, extra="ignore"):
 
 
 @dataclass(frozen=True)
-class Question:
+class JudgeQuestion:
     """What is asked about one image."""
 
     text: str
-    shown: tuple[tuple[Seen, int], ...]
+    shown: tuple[tuple[ImageEmbeddings, int], ...]
     """Sets of pictures and a place in each, in the order in which they are shown."""
 
     @property
@@ -53,7 +53,7 @@ class Question:
         return [pictures.pictures[place] for pictures, place in self.shown]
 
 
-def scores(judge: Judge, store: Store, questions: Sequence[Question]) -> Values:
+def scores(judge: Judge, store: Store, questions: Sequence[JudgeQuestion]) -> Values:
     """A number in [0, 1] per question, nan without a usable answer; how many those are is said.
 
     Answers are kept in the store by pictures, question, schema and model; what failed is asked again
@@ -77,7 +77,7 @@ def scores(judge: Judge, store: Store, questions: Sequence[Question]) -> Values:
     if missing:
         console.say(f"{judge.model} left {len(missing)} of {len(found)} unanswered: {missing[0]}")
     return np.array(
-        [answer.score / BEST if isinstance(answer, Opinion) else np.nan for answer in found]
+        [answer.score / BEST if isinstance(answer, JudgeAnswer) else np.nan for answer in found]
     )
 
 
@@ -87,21 +87,21 @@ def name_of(judge: Judge, template: str) -> str:
 
 
 def _asked(
-    judge: Judge, store: Store, model: "VisionModel", question: Question
-) -> Opinion | Unanswered:
+    judge: Judge, store: Store, model: "VisionModel", question: JudgeQuestion
+) -> JudgeAnswer | Unanswered:
     inputs = {
         "judge": _deciding(judge),
         "question": question.text,
         "images": question.digests,
-        "schema": Opinion.model_json_schema(),
+        "schema": JudgeAnswer.model_json_schema(),
     }
     try:
-        return once(
+        return cached_stage(
             store,
             "answers",
             inputs,
-            Opinion,
-            lambda _: model.ask(question.opened(), question.text, Opinion),
+            JudgeAnswer,
+            lambda _: model.ask(question.opened(), question.text, JudgeAnswer),
         )[0]
     except Unanswered as error:
         return error

@@ -24,7 +24,7 @@ from dreambooth_core.tracking.mlflow import has_version
 CANDIDATE, CHAMPION, PREVIOUS = "candidate", "champion", "previous"
 
 
-class Standing(Record):
+class AliasState(Record):
     """Who stands for a model."""
 
     candidate: str | None = None
@@ -56,7 +56,7 @@ class Standing(Record):
 Action = Literal["register", "promote", "override", "rollback", "reject"]
 
 
-class Change(Record):
+class AliasChange(Record):
     """One entry of the log."""
 
     number: int = 0
@@ -70,12 +70,12 @@ class Change(Record):
     reason: str = ""
     verdict: str = ""
     """Digest of the verdict that it rests on."""
-    standing: Standing = Standing()
+    standing: AliasState = AliasState()
     """After it."""
 
 
 @dataclass(frozen=True)
-class Book:
+class AliasLog:
     """The log of one registered model."""
 
     store: Store
@@ -88,30 +88,30 @@ class Book:
         """Where all that belongs to the registered model lies in the store."""
         return f"models/{self.name}/{self.registry}"
 
-    def history(self) -> tuple[Change, ...]:
+    def history(self) -> tuple[AliasChange, ...]:
         """All changes, the first one first."""
         keys = self.store.keys(f"{self.place}/aliases/")
         return tuple(_change(self.store, key) for key in keys)
 
-    def latest(self) -> Change | None:
+    def latest(self) -> AliasChange | None:
         """The last change; None for a model that was never registered."""
         key = max(self.store.keys(f"{self.place}/aliases/"), default=None)
         return None if key is None else _change(self.store, key)
 
     @property
-    def standing(self) -> Standing:
+    def standing(self) -> AliasState:
         """Who stands for the model now."""
         last = self.latest()
-        return last.standing if last else Standing()
+        return last.standing if last else AliasState()
 
-    def enter(self, propose: Callable[[Standing], Change | None]) -> Standing:
+    def enter(self, propose: Callable[[AliasState], AliasChange | None]) -> AliasState:
         """Add the change that `propose` makes of the standing, unless it makes none.
 
         It is asked again when another one came first, so it always sees what it changes.
         """
         while True:
             last = self.latest()
-            standing = last.standing if last else Standing()
+            standing = last.standing if last else AliasState()
             change = propose(standing)
             if change is None:
                 return standing
@@ -127,7 +127,7 @@ class Book:
         last = self.latest()
         return last is None or _followed(self) >= last.number
 
-    def follow(self, client: Any) -> Standing:
+    def follow(self, client: Any) -> AliasState:
         """Give the versions in MLflow the aliases that the log says.
 
         Looks at the log again afterwards: somebody may have gone on while we were telling.
@@ -135,7 +135,7 @@ class Book:
         while True:
             last = self.latest()
             if last is None:
-                return Standing()
+                return AliasState()
             _tell(client, self.name, last.standing)
             again = self.latest()
             if again is not None and again.number == last.number:
@@ -143,7 +143,7 @@ class Book:
                 return last.standing
 
 
-def after(standing: Standing, change: Change) -> Standing:
+def after(standing: AliasState, change: AliasChange) -> AliasState:
     """The standing that a change leads to; what is in service twice in a row is so once."""
     champions = standing.champions
     if change.action == "reject":
@@ -157,7 +157,7 @@ def after(standing: Standing, change: Change) -> Standing:
     return standing.model_copy(update={"champions": champions})
 
 
-def _tell(client: Any, name: str, standing: Standing) -> None:
+def _tell(client: Any, name: str, standing: AliasState) -> None:
     """A version that somebody has deleted bears no alias: nor does another one in its place."""
     found = client.get_registered_model(name).aliases
     told = {alias: str(version) for alias, version in found.items()}
@@ -174,14 +174,14 @@ def _tell(client: Any, name: str, standing: Standing) -> None:
         client.delete_registered_model_alias(name, PREVIOUS)
 
 
-def _change(store: Store, key: str) -> Change:
-    found = get_record(store, key, Change)
+def _change(store: Store, key: str) -> AliasChange:
+    found = get_record(store, key, AliasChange)
     if found is None:
         raise StorageError(f"{key} has gone from {store.uri}: the log of aliases is never deleted")
     return found
 
 
-def _followed(book: Book) -> int:
+def _followed(book: AliasLog) -> int:
     try:
         return int(json.loads(book.store.get(f"{book.place}/followed")))
     except NotFound:

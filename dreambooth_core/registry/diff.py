@@ -11,18 +11,18 @@ from dreambooth_core.config import Config
 from dreambooth_core.data.contact_sheets import thumbnail
 from dreambooth_core.metrics import catalogue
 from dreambooth_core.metrics.statistics import compare, shared_metrics
-from dreambooth_core.registry.aliases import Book
-from dreambooth_core.registry.provenance import Ancestry, ancestry_of, read_origin
+from dreambooth_core.registry.aliases import AliasLog
+from dreambooth_core.registry.provenance import RunInputs, read_provenance, run_inputs
 from dreambooth_core.storage.blobs import get_blob
 from dreambooth_core.storage.records import (
     PRIVATE,
     Comparison,
     Image,
+    ImageScores,
     ImageSet,
     Record,
-    Row,
     Scores,
-    Table,
+    ScoreTable,
 )
 from dreambooth_core.storage.stores import Store, written_beside
 from dreambooth_core.tracking.mlflow import flat
@@ -35,17 +35,17 @@ Both = tuple[str | None, str | None]
 
 
 @dataclass(frozen=True)
-class Side:
+class VersionSide:
     """One of the two."""
 
     name: str
     """NAME/version."""
     config: Config
-    found: Ancestry
+    found: RunInputs
     store: Store
 
 
-class Difference(Record):
+class VersionDiff(Record):
     """What two versions do not have in common, and how they compare."""
 
     left: str
@@ -64,7 +64,7 @@ class Difference(Record):
 
 
 @dataclass(frozen=True)
-class Pair:
+class ImagePair:
     """The same prompt and the same seed."""
 
     prompt: str
@@ -74,18 +74,18 @@ class Pair:
     right: str
 
 
-def side_of(store: Store, book: Book, version: str) -> Side:
+def side_of(store: Store, book: AliasLog, version: str) -> VersionSide:
     """Raises `ConfigError` for a version that says nothing of where it comes from."""
-    origin = read_origin(book, version)
-    return Side(f"{book.name}/{version}", origin.config, ancestry_of(store, origin), store)
+    origin = read_provenance(book, version)
+    return VersionSide(f"{book.name}/{version}", origin.config, run_inputs(store, origin), store)
 
 
-def difference(left: Side, right: Side) -> Difference:
+def difference(left: VersionSide, right: VersionSide) -> VersionDiff:
     """All but the pictures."""
     ours, theirs = left.found.scores, right.found.scores
     why_not = _why_not(ours, theirs)
     names = sorted(ours.metrics.keys() | theirs.metrics.keys())
-    return Difference(
+    return VersionDiff(
         left=left.name,
         right=right.name,
         config=_differing(_settings(left.config), _settings(right.config)),
@@ -97,21 +97,21 @@ def difference(left: Side, right: Side) -> Difference:
     )
 
 
-def pairs(left: Side, right: Side) -> list[Pair]:
+def pairs(left: VersionSide, right: VersionSide) -> list[ImagePair]:
     """The evaluation's images that both have of a prompt and a seed, in the left one's order."""
     ours, theirs = _images(left), _images(right)
     return [
-        Pair(prompt, seed, _url(left.store, ours[key]), _url(right.store, theirs[key]))
+        ImagePair(prompt, seed, _url(left.store, ours[key]), _url(right.store, theirs[key]))
         for key in ours
         if key in theirs
         for prompt, seed in [key]
     ]
 
 
-def write_gallery(out: Path, left: Side, right: Side) -> Path:
+def write_gallery(out: Path, left: VersionSide, right: VersionSide) -> Path:
     """One page with everything inside it; it appears at `out` when it is complete."""
     shown = pairs(left, right)
-    prompts: dict[str, list[Pair]] = {}
+    prompts: dict[str, list[ImagePair]] = {}
     for pair in shown:
         prompts.setdefault(pair.prompt, []).append(pair)
     page = _template().render(difference=difference(left, right), prompts=prompts, level=LEVEL)
@@ -128,7 +128,9 @@ def _why_not(ours: Scores, theirs: Scores) -> str:
     return ""
 
 
-def _comparisons(ours: Sequence[Row], theirs: Sequence[Row]) -> tuple[Comparison, ...]:
+def _comparisons(
+    ours: Sequence[ImageScores], theirs: Sequence[ImageScores]
+) -> tuple[Comparison, ...]:
     known = catalogue()
     return tuple(
         compare(name, theirs, ours, LEVEL, name not in known or known[name].higher_is_better)
@@ -140,7 +142,7 @@ def _settings(config: Config) -> dict[str, str]:
     return flat(config.model_dump(mode="json", exclude=PRIVATE))
 
 
-def _digests(found: Ancestry) -> dict[str, str]:
+def _digests(found: RunInputs) -> dict[str, str]:
     named = {
         "instance images": found.instance,
         "class images": found.classes,
@@ -160,12 +162,12 @@ def _differing(ours: Mapping[str, str], theirs: Mapping[str, str]) -> dict[str, 
     return {name: pair for name, pair in both.items() if pair[0] != pair[1]}
 
 
-def _rows(side: Side) -> tuple[Row, ...]:
+def _rows(side: VersionSide) -> tuple[ImageScores, ...]:
     blob = side.found.scores.table
-    return () if blob is None else Table.model_validate_json(get_blob(side.store, blob)).rows
+    return () if blob is None else ScoreTable.model_validate_json(get_blob(side.store, blob)).rows
 
 
-def _images(side: Side) -> dict[tuple[str, int], Image]:
+def _images(side: VersionSide) -> dict[tuple[str, int], Image]:
     """By the prompt's template, where it is known: two subjects may have other names."""
     samples = side.found.scores.samples.images
     templates = {row.image: row.prompt for row in _rows(side)}

@@ -11,10 +11,10 @@ from dreambooth_core.training import stage
 from dreambooth_core.training.class_images import class_images
 
 if TYPE_CHECKING:
-    from dreambooth_core.registry.provenance import Ancestry
+    from dreambooth_core.registry.provenance import RunInputs
 
 
-class Forecast(Record):
+class CostEstimate(Record):
     """Before the first image is made."""
 
     photos: int
@@ -36,20 +36,20 @@ class Forecast(Record):
     """As fast as the champion was measured; None if unknown."""
 
 
-def forecast(config: Config, store: Store, instance: ImageSet) -> Forecast:
+def estimate_cost(config: Config, store: Store, instance: ImageSet) -> CostEstimate:
     """Raises `ModelError` for a base that is not there."""
-    from dreambooth_core.registry.promotion import ancestry_of_champion
+    from dreambooth_core.registry.promotion import champion_inputs
 
     planned, rules = class_images(config, instance), config.evaluation
     there = sum(store.exists(image.key) for image in planned)
     measured = len(rules.kinds) * rules.seeds + rules.class_images
     weights = stage.find(config, store, instance)
-    pace = _pace_of(store, ancestry_of_champion(config, store))
+    pace = _pace_of(store, champion_inputs(config, store))
     training = _times(config.train.steps, pace.step)
     if weights is not None:
         cost = remembered(store, weights)
         training = cost.seconds if cost else None
-    return Forecast(
+    return CostEstimate(
         photos=instance.count,
         instance=instance.digest,
         base=base_model.base_digest(config.model),
@@ -71,7 +71,7 @@ class _Pace(NamedTuple):
     measured_image: float | None = None
 
 
-def _pace_of(store: Store, champion: "Ancestry | None") -> _Pace:
+def _pace_of(store: Store, champion: "RunInputs | None") -> _Pace:
     if champion is None:
         return _Pace()
     classes, scores, speed = champion.classes, champion.scores, champion.weights.steps_per_second

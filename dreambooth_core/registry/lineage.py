@@ -1,10 +1,10 @@
 """From the photos to the alias: everything that a model version comes from, by digests."""
 
 from dreambooth_core.config import Method
-from dreambooth_core.registry.aliases import Book, Change
+from dreambooth_core.registry.aliases import AliasChange, AliasLog
 from dreambooth_core.registry.promotion import verdict_of
-from dreambooth_core.registry.provenance import ancestry_of, read_origin
-from dreambooth_core.storage.checkpoint_manifests import Step, checkpoints_of
+from dreambooth_core.registry.provenance import read_provenance, run_inputs
+from dreambooth_core.storage.checkpoint_manifests import LineageCheckpoint, checkpoints_of
 from dreambooth_core.storage.records import (
     ImageSet,
     Permission,
@@ -16,22 +16,22 @@ from dreambooth_core.storage.records import (
 from dreambooth_core.storage.stores import Store
 
 
-class Photo(Record):
+class LineageImage(Record):
     """One image of a set."""
 
     name: str
     sha256: str
 
 
-class Images(Record):
+class LineageImages(Record):
     """An image set."""
 
     uri: str
     digest: str
-    images: tuple[Photo, ...]
+    images: tuple[LineageImage, ...]
 
 
-class Base(Record):
+class LineageBase(Record):
     """The base model."""
 
     name: str
@@ -40,7 +40,7 @@ class Base(Record):
     licence: str
 
 
-class Training(Record):
+class LineageTraining(Record):
     """How the weights came about."""
 
     key: str
@@ -50,14 +50,14 @@ class Training(Record):
     steps: int
     chosen_step: int
     resumed_from: int
-    checkpoints: tuple[Step, ...]
+    checkpoints: tuple[LineageCheckpoint, ...]
     weights: str
     """Digest."""
     files: dict[str, str]
     """File of the weights -> SHA-256."""
 
 
-class Measured(Record):
+class LineageScores(Record):
     """How good it is."""
 
     digest: str
@@ -65,7 +65,7 @@ class Measured(Record):
     metrics: dict[str, float]
 
 
-class Decision(Record):
+class LineageDecision(Record):
     """What the gate said."""
 
     digest: str
@@ -82,31 +82,31 @@ class Lineage(Record):
     model: str
     """NAME/version."""
     aliases: tuple[str, ...]
-    instance: Images
+    instance: LineageImages
     subjects: tuple[Permission, ...]
     """All that were learned, the main one first."""
-    classes: Images | None
-    base: Base
+    classes: LineageImages | None
+    base: LineageBase
     config: str
     """Digest of the config, without what is this machine's own."""
     code: str
     """Version and commit of the code that registered it."""
-    training: Training
-    scores: Measured
+    training: LineageTraining
+    scores: LineageScores
     registered: str
     """UTC, ISO 8601."""
     by: str
     run_id: str
     model_id: str
-    verdict: Decision | None
-    changes: tuple[Change, ...]
+    verdict: LineageDecision | None
+    changes: tuple[AliasChange, ...]
     """Of aliases, and refusals: those about this version, or that took an alias from it."""
 
 
-def lineage_of(store: Store, book: Book, version: str) -> Lineage:
+def lineage_of(store: Store, book: AliasLog, version: str) -> Lineage:
     """Raises `ConfigError` for a version that says nothing of it, `StorageError` for lost records."""
-    origin = read_origin(book, version)
-    found, config = ancestry_of(store, origin), origin.config
+    origin = read_provenance(book, version)
+    found, config = run_inputs(store, origin), origin.config
     weights, scores = found.weights, found.scores
     return Lineage(
         model=f"{book.name}/{version}",
@@ -114,7 +114,7 @@ def lineage_of(store: Store, book: Book, version: str) -> Lineage:
         instance=_images(found.instance),
         subjects=permissions_of(config),
         classes=_images(found.classes) if found.classes else None,
-        base=Base(
+        base=LineageBase(
             name=config.model.base,
             revision=config.model.revision,
             digest=origin.base_digest,
@@ -122,7 +122,7 @@ def lineage_of(store: Store, book: Book, version: str) -> Lineage:
         ),
         config=config_digest(config),
         code=origin.code,
-        training=Training(
+        training=LineageTraining(
             key=weights.key,
             code=weights.code,
             method=weights.method,
@@ -133,7 +133,7 @@ def lineage_of(store: Store, book: Book, version: str) -> Lineage:
             weights=weights.digest,
             files={name: blob.sha256 for name, blob in weights.files.items()},
         ),
-        scores=Measured(digest=scores.digest, plan=scores.plan, metrics=scores.metrics),
+        scores=LineageScores(digest=scores.digest, plan=scores.plan, metrics=scores.metrics),
         registered=origin.when,
         by=origin.by,
         run_id=origin.run_id,
@@ -143,19 +143,21 @@ def lineage_of(store: Store, book: Book, version: str) -> Lineage:
     )
 
 
-def _images(found: ImageSet) -> Images:
-    photos = tuple(Photo(name=image.name, sha256=image.blob.sha256) for image in found.images)
-    return Images(uri=found.uri, digest=found.digest, images=photos)
+def _images(found: ImageSet) -> LineageImages:
+    photos = tuple(
+        LineageImage(name=image.name, sha256=image.blob.sha256) for image in found.images
+    )
+    return LineageImages(uri=found.uri, digest=found.digest, images=photos)
 
 
-def _decision(verdict: Verdict | None) -> Decision | None:
+def _decision(verdict: Verdict | None) -> LineageDecision | None:
     if verdict is None:
         return None
-    said = {name: getattr(verdict, name) for name in Decision.model_fields}
-    return Decision(**said)
+    said = {name: getattr(verdict, name) for name in LineageDecision.model_fields}
+    return LineageDecision(**said)
 
 
-def _changes(book: Book, version: str) -> tuple[Change, ...]:
+def _changes(book: AliasLog, version: str) -> tuple[AliasChange, ...]:
     """Those about the version, and those after which it has other aliases than before."""
     changes, before = [], tuple[str, ...]()
     for change in book.history():

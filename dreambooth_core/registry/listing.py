@@ -10,9 +10,15 @@ from typing import Any
 
 from dreambooth_core.config import Config
 from dreambooth_core.errors import ConfigError
-from dreambooth_core.registry.aliases import Book
-from dreambooth_core.registry.provenance import ancestry_of, read_origin
-from dreambooth_core.registry.register import Found, book_of, find_version, followed, tracking_place
+from dreambooth_core.registry.aliases import AliasLog
+from dreambooth_core.registry.provenance import read_provenance, run_inputs
+from dreambooth_core.registry.register import (
+    RegisteredModel,
+    book_of,
+    find_version,
+    followed,
+    tracking_place,
+)
 from dreambooth_core.reports.summary import Summary
 from dreambooth_core.servers.local import local_services
 from dreambooth_core.storage.records import ImageSet, ModelVersion, Record, Scores, Verdict, Weights
@@ -21,7 +27,7 @@ from dreambooth_core.tracking import mlflow as tracking
 from dreambooth_core.tracking.mlflow import report_address
 
 
-class Dossier(Record):
+class VersionDetails(Record):
     """A version with the records that it rests on, as things stand."""
 
     config: Config
@@ -43,15 +49,15 @@ class Dossier(Record):
 
 
 @dataclass(frozen=True)
-class Opened:
+class OpenedVersion:
     """A version with the store and the log that know it."""
 
-    found: Found
+    found: RegisteredModel
     store: Store
-    book: Book
+    book: AliasLog
 
 
-class Listed(Record):
+class ListedVersion(Record):
     """A version as a table shows it."""
 
     name: str
@@ -68,7 +74,7 @@ class Listed(Record):
 
 
 @contextmanager
-def opened(config: Config | None, work: Path, wanted: str) -> Iterator[Opened]:
+def opened(config: Config | None, work: Path, wanted: str) -> Iterator[OpenedVersion]:
     """The version behind NAME, NAME@alias or NAME/version, while its store can be reached.
 
     An alias is what the log says, and so is MLflow's afterwards. Raises as `find_version` does.
@@ -82,10 +88,10 @@ def opened(config: Config | None, work: Path, wanted: str) -> Iterator[Opened]:
         if not book.is_followed():
             book.follow(tracking.open_client(found.config))
             found = find_version(config, work, wanted)
-        yield Opened(found, store, book)
+        yield OpenedVersion(found, store, book)
 
 
-def listed(config: Config | None, work: Path) -> list[Listed]:
+def listed(config: Config | None, work: Path) -> list[ListedVersion]:
     """All versions of all models, as MLflow knows them; the newest of each model first."""
     client = tracking.open_client(tracking_place(config, work))
     rows = []
@@ -108,10 +114,10 @@ def _all(search: Callable[..., Any]) -> Iterator[Any]:
             return
 
 
-def _listed(version: Any, aliases: dict[str, str]) -> Listed:
+def _listed(version: Any, aliases: dict[str, str]) -> ListedVersion:
     tags, mark = version.tags, "dreambooth.metric."
     created = datetime.fromtimestamp(version.creation_timestamp / 1000, UTC)
-    return Listed(
+    return ListedVersion(
         name=version.name,
         version=str(version.version),
         aliases=tuple(alias for alias, one in aliases.items() if one == str(version.version)),
@@ -128,7 +134,7 @@ def _listed(version: Any, aliases: dict[str, str]) -> Listed:
     )
 
 
-def dossier_of(found: Found, store: Store) -> Dossier:
+def version_details(found: RegisteredModel, store: Store) -> VersionDetails:
     """Raises `ConfigError` for a version that says nothing of itself, `StorageError` for lost records."""
     from dreambooth_core.registry.promotion import verdict_of
 
@@ -136,9 +142,9 @@ def dossier_of(found: Found, store: Store) -> Dossier:
     if book is None:
         raise ConfigError(f"there is no registered model {found.name}: run its config first")
     standing = followed(found.config, book)
-    origin = read_origin(book, found.version)
-    ancestry = ancestry_of(store, origin)
-    return Dossier(
+    origin = read_provenance(book, found.version)
+    ancestry = run_inputs(store, origin)
+    return VersionDetails(
         config=found.config,
         version=ModelVersion(
             name=found.name,
@@ -155,7 +161,7 @@ def dossier_of(found: Found, store: Store) -> Dossier:
     )
 
 
-def _report(store: Store, found: Found, run: str) -> str | None:
+def _report(store: Store, found: RegisteredModel, run: str) -> str | None:
     """The page of the last run that ended in this version."""
     for key in reversed(list(store.keys(f"reports/{found.name}-"))):
         if not key.endswith("/summary.json"):

@@ -15,7 +15,7 @@ from dreambooth_core.config import Config, Sampler
 from dreambooth_core.diffusion import exports
 from dreambooth_core.diffusion.base_model import base_digest
 from dreambooth_core.diffusion.sampling import fetch_weights
-from dreambooth_core.registry.serving import Pointer, pointer_json
+from dreambooth_core.registry.serving import ServedModelPointer, pointer_json
 from dreambooth_core.storage.records import Weights
 from dreambooth_core.storage.stores import Store
 
@@ -63,7 +63,9 @@ def save_model(
     from mlflow.models import Model
 
     place, pointer = folder / "model", folder / "pointer.json"
-    found = Pointer(config=config, weights=weights, base_digest=base_digest(config.model))
+    found = ServedModelPointer(
+        config=config, weights=weights, base_digest=base_digest(config.model)
+    )
     pointer.write_text(pointer_json(found), encoding="utf-8")
     model = Model(run_id=ids[0], model_id=ids[1])
     with warnings.catch_warnings():  # it would rather have an example, for which it draws
@@ -103,7 +105,7 @@ def signature(sampler: Sampler) -> Any:
     )
 
 
-def _add_adapter(model: Any, place: Path, source: exports.Source) -> None:
+def _add_adapter(model: Any, place: Path, source: exports.TrainedModel) -> None:
     """The flavour `diffusers`, as `mlflow.diffusers.save_model` writes it, but for the base.
 
     That one would import peft, and pin the base at the Hub's latest commit instead of ours.

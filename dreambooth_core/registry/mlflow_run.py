@@ -16,7 +16,7 @@ from dreambooth_core.tracking.learning_curves import curves_of
 from dreambooth_core.tracking.mlflow import (
     KEY,
     TRAINING,
-    Grid,
+    ImageGrid,
     create_run,
     experiment_of,
     log_curves,
@@ -31,7 +31,7 @@ DIGEST = 36
 
 
 @dataclass(frozen=True)
-class Input:
+class DatasetInput:
     """A data set that a run has used."""
 
     name: str
@@ -43,7 +43,7 @@ class Input:
 
 
 @dataclass(frozen=True)
-class Entry:
+class RunEntry:
     """What a run says."""
 
     key: str
@@ -51,14 +51,14 @@ class Entry:
     tags: Mapping[str, str]
     weights: Weights
     scores: Scores
-    inputs: tuple[Input, ...]
-    grids: Callable[[], Iterable[Grid]]
+    inputs: tuple[DatasetInput, ...]
+    grids: Callable[[], Iterable[ImageGrid]]
     """Asked for when they are needed, since they must be drawn."""
     model: Callable[[str], str]
     """Logs the model for the run with this id; the logged model's id."""
 
 
-def log_run(client: Any, config: Config, entry: Entry) -> tuple[str, str]:
+def log_run(client: Any, config: Config, entry: RunEntry) -> tuple[str, str]:
     """Complete the run of a trained model, or find the one with this key; its id and the model's.
 
     It is the training's own run, unless that one is of another registration already (another name,
@@ -87,7 +87,7 @@ def log_run(client: Any, config: Config, entry: Entry) -> tuple[str, str]:
     return run, model
 
 
-def _log_scores(client: Any, run: str, model: str, entry: Entry) -> None:
+def _log_scores(client: Any, run: str, model: str, entry: RunEntry) -> None:
     from mlflow.entities import Metric
 
     scores, now = entry.scores, int(time.time() * 1000)
@@ -112,7 +112,7 @@ def _ends(name: str, values: Mapping[str, float | None]) -> dict[str, float]:
     return {f"{name}.{metric}": value for metric, value in values.items() if value is not None}
 
 
-def _log_inputs(client: Any, run: str, inputs: Iterable[Input]) -> None:
+def _log_inputs(client: Any, run: str, inputs: Iterable[DatasetInput]) -> None:
     from mlflow.entities import Dataset, DatasetInput, InputTag
 
     found = [

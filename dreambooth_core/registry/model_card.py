@@ -10,11 +10,11 @@ from dreambooth_core.config import Config
 from dreambooth_core.config.results import PRIMARY
 from dreambooth_core.diffusion import exports
 from dreambooth_core.metrics import catalogue
-from dreambooth_core.registry.aliases import Book
-from dreambooth_core.registry.provenance import Ancestry, Origin
+from dreambooth_core.registry.aliases import AliasLog
+from dreambooth_core.registry.provenance import Provenance, RunInputs
 from dreambooth_core.reports.facts import prompt_literal
 from dreambooth_core.storage.blobs import get_blob
-from dreambooth_core.storage.records import Row, Scores, Table, Verdict
+from dreambooth_core.storage.records import ImageScores, Scores, ScoreTable, Verdict
 from dreambooth_core.storage.stores import Store
 from dreambooth_core.tracking.mlflow import has_run
 
@@ -35,7 +35,7 @@ SAID = 4000
 
 
 @dataclass(frozen=True)
-class Failure:
+class FailedImage:
     """An image that came out badly."""
 
     prompt: str
@@ -45,11 +45,11 @@ class Failure:
 
 
 @dataclass(frozen=True)
-class Told:
+class CardInputs:
     """All that a card tells of."""
 
-    origin: Origin
-    found: Ancestry
+    origin: Provenance
+    found: RunInputs
     verdict: Verdict | None = None
 
     @property
@@ -58,7 +58,7 @@ class Told:
         return self.verdict.candidate if self.verdict else self.found.scores
 
 
-def publish(client: Any, book: Book, told: Told) -> str:
+def publish(client: Any, book: AliasLog, told: CardInputs) -> str:
     """Write the version's card into the store, to its run, and link it in its description.
 
     The card of before gives way; its URI.
@@ -77,12 +77,12 @@ def publish(client: Any, book: Book, told: Told) -> str:
     return uri
 
 
-def read_card(book: Book, version: str) -> str:
+def read_card(book: AliasLog, version: str) -> str:
     """A version's card as it was written last; raises `NotFound`."""
     return book.store.get(_place(book, version)).decode()
 
 
-def render(store: Store, told: Told) -> str:
+def render(store: Store, told: CardInputs) -> str:
     """The card as Markdown."""
     config, found, rows = told.origin.config, told.found, _rows(store, told.scores)
     return str(
@@ -101,7 +101,7 @@ def render(store: Store, told: Told) -> str:
     )
 
 
-def _place(book: Book, version: str) -> str:
+def _place(book: AliasLog, version: str) -> str:
     return f"{book.place}/cards/{version}.md"
 
 
@@ -119,13 +119,13 @@ def _metrics(scores: Scores) -> list[Mapping[str, Any]]:
     ]
 
 
-def _rows(store: Store, scores: Scores) -> tuple[Row, ...]:
+def _rows(store: Store, scores: Scores) -> tuple[ImageScores, ...]:
     if scores.table is None:
         return ()
-    return Table.model_validate_json(get_blob(store, scores.table)).rows
+    return ScoreTable.model_validate_json(get_blob(store, scores.table)).rows
 
 
-def _failures(config: Config, rows: Sequence[Row]) -> list[Failure]:
+def _failures(config: Config, rows: Sequence[ImageScores]) -> list[FailedImage]:
     """The images with the lowest identity, then those with the lowest prompt fidelity."""
     known, failures = catalogue(), []
     for names in (PRIMARY, PROMPTS):
@@ -136,13 +136,13 @@ def _failures(config: Config, rows: Sequence[Row]) -> list[Failure]:
         worst = sorted(asked, key=lambda row: (row.scores[name], row.prompt, row.seed))[:WORST]
         title = known[name].title if name in known else name
         failures += [
-            Failure(config.subject.fill(row.prompt), row.seed, title, row.scores[name])
+            FailedImage(config.subject.fill(row.prompt), row.seed, title, row.scores[name])
             for row in worst
         ]
     return failures
 
 
-def _comfy(config: Config, found: Ancestry) -> list[tuple[str, str]]:
+def _comfy(config: Config, found: RunInputs) -> list[tuple[str, str]]:
     """Export -> ComfyUI's folder for it, of those that can hold such a model."""
     possible = exports.possible(config.model.family, found.weights.method)
     return [(name, folder) for name, folder in COMFY.items() if name in possible]

@@ -19,7 +19,7 @@ from dreambooth_core.training.standalone import weights_of
 
 
 @dataclass(frozen=True)
-class Wish:
+class SampleRequest:
     """What is asked of the model."""
 
     prompts: tuple[str, ...]
@@ -29,7 +29,9 @@ class Wish:
     out: Path
 
 
-def from_registry(config: Config | None, work: Path, model: str, wish: Wish) -> Iterator[Path]:
+def sample_model(
+    config: Config | None, work: Path, model: str, wish: SampleRequest
+) -> Iterator[Path]:
     """Write `<name>-v<version>-<index>-<digest>.png` into `wish.out` and give each path.
 
     By the image's digest what was asked for before stays beside it.
@@ -55,7 +57,7 @@ def from_registry(config: Config | None, work: Path, model: str, wish: Wish) -> 
             yield path
 
 
-def exported(
+def export_model(
     model: str, form: str, out: Path, work: Path, overrides: tuple[str, ...]
 ) -> list[Path]:
     """Write a registered model, or what training a config has left, in a format of `exports/`.

@@ -9,13 +9,13 @@ from dataclasses import dataclass
 from dreambooth_core import console
 from dreambooth_core.config import Config
 from dreambooth_core.errors import ConfigError
-from dreambooth_core.evaluation.gate import Contender, override, overruled
+from dreambooth_core.evaluation.gate import ScoredModel, override, overruled
 from dreambooth_core.registry import model_card
-from dreambooth_core.registry.aliases import Book, Change, Standing
-from dreambooth_core.registry.provenance import Ancestry, Origin, ancestry_of, read_origin
+from dreambooth_core.registry.aliases import AliasChange, AliasLog, AliasState
+from dreambooth_core.registry.provenance import Provenance, RunInputs, read_provenance, run_inputs
 from dreambooth_core.registry.register import book_of, check_stored, followed
 from dreambooth_core.storage.blobs import get_record
-from dreambooth_core.storage.records import ModelVersion, Verdict, Weights, now
+from dreambooth_core.storage.records import ModelVersion, Verdict, Weights, utc_now
 from dreambooth_core.storage.stores import Store
 from dreambooth_core.tracking import mlflow as tracking
 from dreambooth_core.tracking.mlflow import has_run, has_version
@@ -25,7 +25,7 @@ GATE = "the gate"
 
 
 @dataclass(frozen=True)
-class Wish:
+class PromotionRequest:
     """What a person wants of a model's version; raises `ConfigError` for a blank name."""
 
     version: str
@@ -37,7 +37,7 @@ class Wish:
             raise ConfigError(f"who moves version {self.version} stands in its log: give a name")
 
 
-def champion_of(config: Config, store: Store) -> Contender | None:
+def champion_of(config: Config, store: Store) -> ScoredModel | None:
     """The version of `config.name` that is in service; None when none is."""
     book = book_of(config, store)
     if book is None:
@@ -45,14 +45,14 @@ def champion_of(config: Config, store: Store) -> Contender | None:
     return _contender(config, book, followed(config, book).champion)
 
 
-def ancestry_of_champion(config: Config, store: Store) -> Ancestry | None:
+def champion_inputs(config: Config, store: Store) -> RunInputs | None:
     """What that version was made of; None when none is in service."""
     book = book_of(config, store)
     version = followed(config, book).champion if book else None
-    return ancestry_of(store, read_origin(book, version)) if book and version else None
+    return run_inputs(store, read_provenance(book, version)) if book and version else None
 
 
-def rival_of(config: Config, store: Store, weights: Weights) -> Contender | None:
+def rival_of(config: Config, store: Store, weights: Weights) -> ScoredModel | None:
     """The version that these weights have to beat; None when it is the base.
 
     The champion; but for the champion's own weights, when their run is run again, the one that
@@ -87,17 +87,17 @@ def settle(
     return version.model_copy(update={"aliases": aliases}), known and standing == before
 
 
-def promote(config: Config, store: Store, wish: Wish) -> Standing:
+def promote(config: Config, store: Store, wish: PromotionRequest) -> AliasState:
     """Put a version into service; one that is there already stays.
 
     Raises `ConfigError` when the gate does not stand behind it and no reason is given, and, reason
     or not, when nothing is known of its images; `StorageError` when its weights are gone.
     """
     book = _book(config, store)
-    origin, verdict = read_origin(book, wish.version), verdict_of(book, wish.version)
-    check_stored(store, ancestry_of(store, origin).weights)
+    origin, verdict = read_provenance(book, wish.version), verdict_of(book, wish.version)
+    check_stored(store, run_inputs(store, origin).weights)
 
-    def propose(standing: Standing) -> Change | None:
+    def propose(standing: AliasState) -> AliasChange | None:
         if standing.champion == wish.version:
             return None
         doubt = _doubt(book, standing, origin, verdict)
@@ -112,11 +112,11 @@ def promote(config: Config, store: Store, wish: Wish) -> Standing:
                 "all the same, in your name"
             )
         word = override(store, verdict, wish.by, wish.reason) if doubt else verdict
-        return Change(
+        return AliasChange(
             action="override" if doubt else "promote",
             version=wish.version,
             by=wish.by,
-            when=now(),
+            when=utc_now(),
             reason=wish.reason,
             verdict=word.digest,
         )
@@ -126,7 +126,7 @@ def promote(config: Config, store: Store, wish: Wish) -> Standing:
     return followed(config, book)
 
 
-def rollback(config: Config, store: Store, wish: Wish) -> Standing:
+def rollback(config: Config, store: Store, wish: PromotionRequest) -> AliasState:
     """Take the champion `wish.version` out of service: the one before it is champion again.
 
     Nothing happens when just that has been done. Raises `ConfigError` when the version is not in
@@ -135,7 +135,7 @@ def rollback(config: Config, store: Store, wish: Wish) -> Standing:
     """
     book, client = _book(config, store), tracking.open_client(config)
 
-    def propose(standing: Standing) -> Change | None:
+    def propose(standing: AliasState) -> AliasChange | None:
         if standing.champion != wish.version:
             last = _last_move(book, wish.version)
             if last and last.action == "rollback":
@@ -152,17 +152,17 @@ def rollback(config: Config, store: Store, wish: Wish) -> Standing:
                 f"{book.name}/{standing.previous}, which would be champion again, was deleted in "
                 "MLflow: promote another version instead"
             )
-        before = ancestry_of(store, read_origin(book, standing.previous))
+        before = run_inputs(store, read_provenance(book, standing.previous))
         check_stored(store, before.weights)
-        return Change(
-            action="rollback", version=wish.version, by=wish.by, when=now(), reason=wish.reason
+        return AliasChange(
+            action="rollback", version=wish.version, by=wish.by, when=utc_now(), reason=wish.reason
         )
 
     book.enter(propose)
     return followed(config, book)
 
 
-def reject(config: Config, store: Store, wish: Wish) -> Standing:
+def reject(config: Config, store: Store, wish: PromotionRequest) -> AliasState:
     """Write down that a person refuses a version: the gate alone puts it into service no more.
 
     Raises `ConfigError` without a reason, and for the version that is in service.
@@ -170,9 +170,9 @@ def reject(config: Config, store: Store, wish: Wish) -> Standing:
     if not wish.reason.strip():
         raise ConfigError(f"why {config.name}/{wish.version} is rejected stands in its log: say it")
     book = _book(config, store)
-    read_origin(book, wish.version)
+    read_provenance(book, wish.version)
 
-    def propose(standing: Standing) -> Change | None:
+    def propose(standing: AliasState) -> AliasChange | None:
         if standing.champion == wish.version:
             raise ConfigError(
                 f"{book.name}/{wish.version} is the champion: `dreambooth rollback` takes it back"
@@ -180,39 +180,39 @@ def reject(config: Config, store: Store, wish: Wish) -> Standing:
         last = _last_move(book, wish.version)
         if last and (last.action, last.reason) == ("reject", wish.reason):
             return None
-        return Change(
-            action="reject", version=wish.version, by=wish.by, when=now(), reason=wish.reason
+        return AliasChange(
+            action="reject", version=wish.version, by=wish.by, when=utc_now(), reason=wish.reason
         )
 
     book.enter(propose)
     return followed(config, book)
 
 
-def standing_of(config: Config, store: Store) -> Standing:
+def alias_state(config: Config, store: Store) -> AliasState:
     """Who stands for the model, with MLflow put right if it says otherwise."""
     return _book(config, store).follow(tracking.open_client(config))
 
 
-def verdict_of(book: Book, version: str) -> Verdict | None:
+def verdict_of(book: AliasLog, version: str) -> Verdict | None:
     """The gate's own last word about a version; None when it was not asked."""
     return get_record(book.store, _verdict_key(book, version), Verdict)
 
 
-def _promote_by_gate(book: Book, version: str, verdict: Verdict) -> None:
-    origin = read_origin(book, version)
+def _promote_by_gate(book: AliasLog, version: str, verdict: Verdict) -> None:
+    origin = read_provenance(book, version)
 
-    def propose(standing: Standing) -> Change | None:
+    def propose(standing: AliasState) -> AliasChange | None:
         if standing.champion == version:
             return None
         doubt = _doubt(book, standing, origin, verdict) or _taken_back(book, version)
         if doubt:
             console.say(f"{book.name}/{version} is not promoted: {doubt}")
             return None
-        return Change(
+        return AliasChange(
             action="promote",
             version=version,
             by=GATE,
-            when=now(),
+            when=utc_now(),
             reason=verdict.sentence,
             verdict=verdict.digest,
         )
@@ -220,7 +220,9 @@ def _promote_by_gate(book: Book, version: str, verdict: Verdict) -> None:
     book.enter(propose)
 
 
-def _doubt(book: Book, standing: Standing, origin: Origin, verdict: Verdict | None) -> str:
+def _doubt(
+    book: AliasLog, standing: AliasState, origin: Provenance, verdict: Verdict | None
+) -> str:
     """Why the gate does not stand behind a promotion; empty when it does."""
     if verdict is None:
         return "the gate was never asked about it"
@@ -236,7 +238,7 @@ def _doubt(book: Book, standing: Standing, origin: Origin, verdict: Verdict | No
     return ""
 
 
-def _taken_back(book: Book, version: str) -> str:
+def _taken_back(book: AliasLog, version: str) -> str:
     """Empty, or who took the version out of service, or refused it, since it was promoted last."""
     last = _last_move(book, version)
     if last and last.action in ("rollback", "reject"):
@@ -245,33 +247,33 @@ def _taken_back(book: Book, version: str) -> str:
     return ""
 
 
-def _last_move(book: Book, version: str) -> Change | None:
+def _last_move(book: AliasLog, version: str) -> AliasChange | None:
     """The last change about a version, its registration aside."""
     about = [change for change in book.history() if change.version == version]
     moves = [change for change in about if change.action != "register"]
     return moves[-1] if moves else None
 
 
-def _rival(book: Book, standing: Standing, weights: str) -> str | None:
+def _rival(book: AliasLog, standing: AliasState, weights: str) -> str | None:
     champion = standing.champion
-    if champion is not None and read_origin(book, champion).weights_digest == weights:
+    if champion is not None and read_provenance(book, champion).weights_digest == weights:
         return standing.previous
     return champion
 
 
-def _contender(config: Config, book: Book, version: str | None) -> Contender | None:
+def _contender(config: Config, book: AliasLog, version: str | None) -> ScoredModel | None:
     if version is None:
         return None
-    origin = read_origin(book, version)
+    origin = read_provenance(book, version)
     places = {name: getattr(config, name) for name in ("paths", "tracking", "storage")}
-    return Contender(
+    return ScoredModel(
         name=f"{book.name}/{version}",
         config=origin.config.model_copy(update=places),
-        weights=ancestry_of(book.store, origin).weights,
+        weights=run_inputs(book.store, origin).weights,
     )
 
 
-def _tell_word(config: Config, book: Book, version: str, verdict: Verdict | None) -> None:
+def _tell_word(config: Config, book: AliasLog, version: str, verdict: Verdict | None) -> None:
     """Let the version say that a person overruled the gate, if that is its log's last word.
 
     After the log, so that nothing is said that did not happen; and whenever somebody promotes it again,
@@ -285,10 +287,10 @@ def _tell_word(config: Config, book: Book, version: str, verdict: Verdict | None
         _tell(config, book, version, override(book.store, verdict, last.by, last.reason))
 
 
-def _tell(config: Config, book: Book, version: str, verdict: Verdict) -> None:
+def _tell(config: Config, book: AliasLog, version: str, verdict: Verdict) -> None:
     """Say it in MLflow, to the version and to its run, and on the card."""
     client = tracking.open_client(config)
-    origin = read_origin(book, version)
+    origin = read_provenance(book, version)
     tags = {
         "dreambooth.verdict": verdict.outcome,
         "dreambooth.verdict_sentence": verdict.sentence,
@@ -307,15 +309,15 @@ def _tell(config: Config, book: Book, version: str, verdict: Verdict) -> None:
         for metric, width in verdict.noise.items():
             name = f"dreambooth.noise.{metric}"
             client.set_model_version_tag(book.name, champion, name, f"{width:.6f}")
-    told = model_card.Told(origin, ancestry_of(book.store, origin), verdict)
+    told = model_card.CardInputs(origin, run_inputs(book.store, origin), verdict)
     model_card.publish(client, book, told)
 
 
-def _verdict_key(book: Book, version: str) -> str:
+def _verdict_key(book: AliasLog, version: str) -> str:
     return f"{book.place}/verdicts/{version}.json"
 
 
-def _book(config: Config, store: Store) -> Book:
+def _book(config: Config, store: Store) -> AliasLog:
     book = book_of(config, store)
     if book is None:
         raise ConfigError(f"there is no registered model {config.name}: run its config first")

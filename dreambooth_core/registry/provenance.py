@@ -6,7 +6,7 @@ from typing import TypeVar
 from dreambooth_core.config import Config
 from dreambooth_core.diffusion.sampling import base_digest
 from dreambooth_core.errors import ConfigError, StorageError
-from dreambooth_core.registry.aliases import Book
+from dreambooth_core.registry.aliases import AliasLog
 from dreambooth_core.storage.blobs import get_record, put_record
 from dreambooth_core.storage.code_version import code_version
 from dreambooth_core.storage.records import (
@@ -16,14 +16,14 @@ from dreambooth_core.storage.records import (
     Scores,
     Weights,
     current_user,
-    now,
+    utc_now,
 )
 from dreambooth_core.storage.stores import Store
 
 R = TypeVar("R", bound=Record)
 
 
-class Origin(Record):
+class Provenance(Record):
     """What a version comes from."""
 
     name: str
@@ -55,7 +55,7 @@ class Origin(Record):
 
 
 @dataclass(frozen=True)
-class Ancestry:
+class RunInputs:
     """The records that a version comes from."""
 
     instance: ImageSet
@@ -70,12 +70,12 @@ class Ancestry:
         return {name: made for name, made in named.items() if made is not None}
 
 
-def origin_of(config: Config, store: Store, found: Ancestry) -> Origin:
+def provenance_of(config: Config, store: Store, found: RunInputs) -> Provenance:
     """Of a version that is not registered yet; the weights' record is written to its place."""
     instance, classes, weights, scores = found.instance, found.classes, found.weights, found.scores
     key = f"models/{config.name}/{weights.digest}.json"
     put_record(store, key, weights)
-    return Origin(
+    return Provenance(
         name=config.name,
         config=Config.model_validate(config.model_dump(mode="json", exclude=PRIVATE)),
         instance=_key(store, instance.uri),
@@ -88,19 +88,19 @@ def origin_of(config: Config, store: Store, found: Ancestry) -> Origin:
         scores=_key(store, scores.uri),
         scores_digest=scores.digest,
         code=code_version(),
-        when=now(),
+        when=utc_now(),
         by=current_user(),
     )
 
 
-def put_origin(book: Book, origin: Origin) -> None:
+def put_provenance(book: AliasLog, origin: Provenance) -> None:
     """Keep it under the version's number, once."""
     put_record(book.store, f"{book.place}/versions/{origin.version}.json", origin)
 
 
-def read_origin(book: Book, version: str) -> Origin:
+def read_provenance(book: AliasLog, version: str) -> Provenance:
     """Raises `ConfigError` for a version that has none, as older code registered them."""
-    found = get_record(book.store, f"{book.place}/versions/{version}.json", Origin)
+    found = get_record(book.store, f"{book.place}/versions/{version}.json", Provenance)
     if found is None:
         raise ConfigError(
             f"{book.store.uri} does not say what {book.name}/{version} comes from: run its config "
@@ -109,9 +109,9 @@ def read_origin(book: Book, version: str) -> Origin:
     return found
 
 
-def ancestry_of(store: Store, origin: Origin) -> Ancestry:
+def run_inputs(store: Store, origin: Provenance) -> RunInputs:
     """The records themselves; raises `StorageError` when the store lacks one."""
-    return Ancestry(
+    return RunInputs(
         instance=_read(store, origin.instance, ImageSet),
         classes=_read(store, origin.classes, ImageSet) if origin.classes else None,
         weights=_read(store, origin.weights, Weights),

@@ -10,7 +10,7 @@ import pandas as pd
 from mlflow.models import set_model
 from mlflow.pyfunc import PythonModel, PythonModelContext
 
-from dreambooth_core.registry.serving import Pointer, Served
+from dreambooth_core.registry.serving import ServedModel, ServedModelPointer
 
 
 class DreamBoothModel(PythonModel):  # type: ignore[misc]  # mlflow's classes are read as Any
@@ -19,7 +19,7 @@ class DreamBoothModel(PythonModel):  # type: ignore[misc]  # mlflow's classes ar
     def load_context(self, context: PythonModelContext) -> None:
         """Fetch and verify what the pointer points to."""
         text = Path(context.artifacts["pointer"]).read_text(encoding="utf-8")
-        self._served = Served(Pointer.model_validate_json(text))
+        self._served = ServedModel(ServedModelPointer.model_validate_json(text))
 
     def predict(
         self,

@@ -1,6 +1,6 @@
 """Model versions: what was trained, from what, how good it is; enough to draw with it again.
 
-A version says in MLflow, by its tags, and in the store, by its `Origin`, what it comes from. There is
+A version says in MLflow, by its tags, and in the store, by its `Provenance`, what it comes from. There is
 none without its weights: they are looked for in the store before it is made.
 """
 
@@ -17,8 +17,8 @@ from dreambooth_core.data.contact_sheets import contact_sheet
 from dreambooth_core.digests import digest_json, digest_of
 from dreambooth_core.errors import ConfigError, NotFound, StorageError
 from dreambooth_core.registry import mlflow_model, mlflow_run, model_card
-from dreambooth_core.registry.aliases import CANDIDATE, Book, Change, Standing
-from dreambooth_core.registry.provenance import Ancestry, Origin, origin_of, put_origin
+from dreambooth_core.registry.aliases import CANDIDATE, AliasChange, AliasLog, AliasState
+from dreambooth_core.registry.provenance import Provenance, RunInputs, provenance_of, put_provenance
 from dreambooth_core.storage.blobs import blob_key, put_blob
 from dreambooth_core.storage.records import (
     PRIVATE,
@@ -28,9 +28,9 @@ from dreambooth_core.storage.records import (
     Scores,
     Weights,
     current_user,
-    now,
+    utc_now,
 )
-from dreambooth_core.storage.stage_cache import once, stage_key
+from dreambooth_core.storage.stage_cache import cached_stage, stage_key
 from dreambooth_core.storage.stores import Store
 from dreambooth_core.tracking import mlflow as tracking
 
@@ -38,7 +38,7 @@ REGISTRY = "dreambooth.registry"
 """Tag of a registered model, made with it: names it for good (see `aliases.Book`)."""
 
 
-class Found(Record):
+class RegisteredModel(Record):
     """A registered version, and what is needed to load it."""
 
     name: str
@@ -64,32 +64,32 @@ def register(
     has been in between. Raises `StageFailed` when MLflow does not answer, and `StorageError` when
     the store lacks a file of the weights.
     """
-    found = Ancestry(instance, classes, weights, scores)
+    found = RunInputs(instance, classes, weights, scores)
     check_stored(store, weights)
     client, key = tracking.open_client(config), _key(config, store, found)
     book = open_book(client, config, store)
 
     def make(_: str) -> ModelVersion:
-        origin = origin_of(config, store, found)
+        origin = provenance_of(config, store, found)
         tags = {**_tags(config, origin, found), tracking.KEY: key}
         run, model = mlflow_run.log_run(client, config, _entry(config, store, tags, found, client))
         made = {"run_id": run, "model_id": model}
         made["version"] = _version(client, config.name, run, model, tags)
         origin = origin.model_copy(update=made)
-        put_origin(book, origin)
-        model_card.publish(client, book, model_card.Told(origin, found))
+        put_provenance(book, origin)
+        model_card.publish(client, book, model_card.CardInputs(origin, found))
         return ModelVersion(
             name=config.name, version=origin.version, aliases=(CANDIDATE,), run_id=run
         )
 
     inputs = {"registered": key, "registry": book.registry}
     good = partial(_is_there, client, key)
-    version, reused = once(store, "register", inputs, ModelVersion, make, good)
+    version, reused = cached_stage(store, "register", inputs, ModelVersion, make, good)
     standing = _become_candidate(config, book, version.version)
     return version.model_copy(update={"aliases": standing.of(version.version)}), reused
 
 
-def open_book(client: Any, config: Config, store: Store) -> Book:
+def open_book(client: Any, config: Config, store: Store) -> AliasLog:
     """The log of the model's aliases; the registered model is made if there is none."""
     from mlflow.exceptions import MlflowException
 
@@ -105,27 +105,27 @@ def open_book(client: Any, config: Config, store: Store) -> Book:
         word = digest_of(f"{name} {made.creation_timestamp}".encode())[:16]
         client.set_registered_model_tag(name, REGISTRY, word)
     store.put(_pointer(config), str(word).encode())
-    return Book(store, name, str(word))
+    return AliasLog(store, name, str(word))
 
 
-def book_of(config: Config, store: Store) -> Book | None:
+def book_of(config: Config, store: Store) -> AliasLog | None:
     """The same where there is a registered model; MLflow is asked once, then the store knows."""
     try:
-        return Book(store, config.name, store.get(_pointer(config)).decode())
+        return AliasLog(store, config.name, store.get(_pointer(config)).decode())
     except NotFound:
         client = tracking.open_client(config)
         names = client.search_registered_models(f"name = '{config.name}'", max_results=1)
         return open_book(client, config, store) if names else None
 
 
-def followed(config: Config, book: Book) -> Standing:
+def followed(config: Config, book: AliasLog) -> AliasState:
     """Who stands for the model, once MLflow says the same as the log; it is asked only if need be."""
     if book.is_followed():
         return book.standing
     return book.follow(tracking.open_client(config))
 
 
-def find_version(config: Config | None, work: Path, wanted: str) -> Found:
+def find_version(config: Config | None, work: Path, wanted: str) -> RegisteredModel:
     """The version behind NAME (its candidate), NAME@alias or NAME/version.
 
     `config` says where MLflow is; without one it is the sqlite file under `work`. Raises
@@ -138,7 +138,7 @@ def find_version(config: Config | None, work: Path, wanted: str) -> Found:
         raise ConfigError(f"{wanted} was not registered by dreambooth run: it cannot be loaded")
     trained = Config.model_validate_json(tags["dreambooth.config"])
     ours = {"paths": Paths(work=work), "tracking": place.tracking, "compute": place.compute}
-    return Found(
+    return RegisteredModel(
         name=found.name,
         version=str(found.version),
         config=trained.model_copy(update=ours),
@@ -184,7 +184,7 @@ def check_stored(store: Store, weights: Weights) -> None:
             )
 
 
-def _key(config: Config, store: Store, found: Ancestry) -> str:
+def _key(config: Config, store: Store, found: RunInputs) -> str:
     """Of all that a version says, in whatever registry: its run and it have it as a tag."""
     inputs = {
         "name": config.name,
@@ -203,15 +203,17 @@ def _key(config: Config, store: Store, found: Ancestry) -> str:
 
 def _is_there(client: Any, key: str, version: ModelVersion) -> bool:
     """Whether MLflow still has the version, and under its number no other one."""
-    known = tracking.found(lambda: client.get_model_version(version.name, version.version))
+    known = tracking.none_if_missing(
+        lambda: client.get_model_version(version.name, version.version)
+    )
     own = known is not None and known.tags.get(tracking.KEY) == key
     return own and tracking.has_run(client, version.run_id)
 
 
 def _entry(
-    config: Config, store: Store, tags: dict[str, str], found: Ancestry, client: Any
-) -> mlflow_run.Entry:
-    return mlflow_run.Entry(
+    config: Config, store: Store, tags: dict[str, str], found: RunInputs, client: Any
+) -> mlflow_run.RunEntry:
+    return mlflow_run.RunEntry(
         key=tags[tracking.KEY],
         tags=tags,
         weights=found.weights,
@@ -222,7 +224,7 @@ def _entry(
     )
 
 
-def _tags(config: Config, origin: Origin, found: Ancestry) -> dict[str, str]:
+def _tags(config: Config, origin: Provenance, found: RunInputs) -> dict[str, str]:
     """What the run and the version say of themselves in MLflow."""
     weights, scores, classes = found.weights, found.scores, found.classes
     plain = config.model_dump(mode="json", exclude={"paths", "compute"})
@@ -251,7 +253,7 @@ def _tags(config: Config, origin: Origin, found: Ancestry) -> dict[str, str]:
     }
 
 
-def _inputs(config: Config, store: Store, found: Ancestry) -> tuple[mlflow_run.Input, ...]:
+def _inputs(config: Config, store: Store, found: RunInputs) -> tuple[mlflow_run.DatasetInput, ...]:
     """Photos, class images, and the prompts that the model is measured on."""
     rules = config.evaluation
     asked = {
@@ -262,15 +264,15 @@ def _inputs(config: Config, store: Store, found: Ancestry) -> tuple[mlflow_run.I
     }
     prompts = put_blob(store, json.dumps(asked, indent=1).encode())
     images = [
-        mlflow_run.Input(name, made.uri, made.digest, {"images": made.count})
+        mlflow_run.DatasetInput(name, made.uri, made.digest, {"images": made.count})
         for name, made in found.sets.items()
     ]
     profile = {"prompts": len(rules.kinds), "seeds": rules.seeds}
     place = f"{store.uri}/{blob_key(prompts)}"
-    return (*images, mlflow_run.Input("evaluation_prompts", place, prompts.sha256, profile))
+    return (*images, mlflow_run.DatasetInput("evaluation_prompts", place, prompts.sha256, profile))
 
 
-def _grids(store: Store, found: Ancestry) -> Iterator[tracking.Grid]:
+def _grids(store: Store, found: RunInputs) -> Iterator[tracking.ImageGrid]:
     """Photos, and what base and model make of the same prompts and seeds, at their steps."""
     scores, end = found.scores, found.weights.steps
     for name, step, shown in (
@@ -281,7 +283,7 @@ def _grids(store: Store, found: Ancestry) -> Iterator[tracking.Grid]:
         ("class images", end, scores.class_samples),
     ):
         if shown.images:
-            yield tracking.Grid(name, step, contact_sheet(store, shown.images))
+            yield tracking.ImageGrid(name, step, contact_sheet(store, shown.images))
 
 
 def _version(client: Any, name: str, run: str, model: str, tags: dict[str, str]) -> str:
@@ -295,11 +297,11 @@ def _version(client: Any, name: str, run: str, model: str, tags: dict[str, str])
     return str(client.create_model_version(name, place, run, tags=named, model_id=model).version)
 
 
-def _become_candidate(config: Config, book: Book, version: str) -> Standing:
-    def propose(standing: Standing) -> Change | None:
+def _become_candidate(config: Config, book: AliasLog, version: str) -> AliasState:
+    def propose(standing: AliasState) -> AliasChange | None:
         if standing.candidate == version:
             return None
-        return Change(action="register", version=version, by=current_user(), when=now())
+        return AliasChange(action="register", version=version, by=current_user(), when=utc_now())
 
     book.enter(propose)
     return followed(config, book)

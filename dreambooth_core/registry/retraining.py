@@ -4,7 +4,7 @@ from dreambooth_core.config import Config
 from dreambooth_core.config.flow_parameters import Retraining
 from dreambooth_core.data.references import pinned
 from dreambooth_core.diffusion import base_model
-from dreambooth_core.registry.provenance import Origin
+from dreambooth_core.registry.provenance import Provenance
 from dreambooth_core.registry.register import book_of
 from dreambooth_core.storage.blobs import get_record
 from dreambooth_core.storage.records import ImageSet
@@ -38,7 +38,7 @@ def registered_as(config: Config, store: Store, instance: ImageSet) -> str | Non
         return None
     client = tracking.open_client(config)
     for key in reversed(list(store.keys(f"{book.place}/versions/"))):
-        origin = get_record(store, key, Origin)
+        origin = get_record(store, key, Provenance)
         if origin is None or origin.weights_digest != weights.digest:
             continue
         if has_version(client, book.name, origin.version):

@@ -20,7 +20,7 @@ from dreambooth_core.config.compute import WORK
 from dreambooth_core.config.refusals import wrong_fields
 from dreambooth_core.diffusion.base_model import base_digest
 from dreambooth_core.diffusion.families import load_family
-from dreambooth_core.diffusion.sampling import Drawing, encode_png, generate, load_painter
+from dreambooth_core.diffusion.sampling import SamplingSettings, encode_png, generate, load_pipeline
 from dreambooth_core.errors import ConfigError, ModelError
 from dreambooth_core.servers.local import local_services
 from dreambooth_core.storage.records import PRIVATE, Record, Weights
@@ -34,7 +34,7 @@ SETTINGS = {
 """Parameters of a request -> keys of the config's sampler."""
 
 
-class Pointer(Record):
+class ServedModelPointer(Record):
     """What it takes to draw with a registered model."""
 
     config: Config
@@ -44,7 +44,7 @@ class Pointer(Record):
     """Of the base that it was trained on."""
 
 
-def pointer_json(pointer: Pointer) -> str:
+def pointer_json(pointer: ServedModelPointer) -> str:
     """As it is kept with the logged model: without the local folder, and without learning curves."""
     weights = pointer.weights.model_dump(mode="json", exclude_defaults=True)
     for curve in ("losses", "looks", "rates", "speeds", "stalls"):
@@ -53,10 +53,10 @@ def pointer_json(pointer: Pointer) -> str:
     return shown.model_dump_json(exclude={"config": PRIVATE})
 
 
-class Served:
+class ServedModel:
     """A model that is loaded once and draws one request at a time."""
 
-    def __init__(self, pointer: Pointer) -> None:
+    def __init__(self, pointer: ServedModelPointer) -> None:
         """Raises `ModelError` for another base, `StorageError` for weights that are not true."""
         work = Path(os.environ.get(WORK, Paths().work))
         self._config = pointer.config.model_copy(update={"paths": Paths(work=work)})
@@ -69,7 +69,7 @@ class Served:
         with ExitStack() as services:
             services.enter_context(local_services(self._config))
             store = open_store(self._config.storage)
-            self._painter = load_painter(self._config, store, pointer.weights)
+            self._painter = load_pipeline(self._config, store, pointer.weights)
         self._family = load_family(self._config.model.family)
         self._lock = Lock()
 
@@ -89,7 +89,7 @@ class Served:
             raise ConfigError(wrong_fields(error)) from error
         painter = replace(self._painter, guidance=self._family.guidance(sampler))
         side = config.model.resolution
-        drawing = Drawing(lambda: painter, sampler, (side, side))
+        drawing = SamplingSettings(lambda: painter, sampler, (side, side))
         with self._lock:  # a pipeline's noise scheduler counts its steps
             images = list(generate(painter, drawing, requests, None))
         return [

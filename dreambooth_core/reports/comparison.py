@@ -16,8 +16,8 @@ from dreambooth_core.config.inputs import check_template
 from dreambooth_core.errors import ConfigError
 from dreambooth_core.metrics.statistics import compare, place, shared_metrics
 from dreambooth_core.reports import charts
-from dreambooth_core.reports.facts import LEVEL, Facts, Line
-from dreambooth_core.reports.image_grids import Exhibit, Picture
+from dreambooth_core.reports.facts import LEVEL, MetricLine, ReportFacts
+from dreambooth_core.reports.image_grids import PageImage, PromptGrid
 from dreambooth_core.storage.records import Comparison
 from dreambooth_core.storage.stores import written_beside
 
@@ -27,11 +27,11 @@ _NAMES = ("subject.identifier", "subject.class_noun")
 
 
 @dataclass(frozen=True)
-class Told:
+class ReadReport:
     """What a report says, and the pictures in it by their digests."""
 
-    facts: Facts
-    pictures: dict[str, Picture]
+    facts: ReportFacts
+    pictures: dict[str, PageImage]
 
 
 def compare_runs(left: Path, right: Path, out: Path) -> Path:
@@ -48,19 +48,19 @@ def compare_runs(left: Path, right: Path, out: Path) -> Path:
     return out
 
 
-def read_report(path: Path) -> Told:
+def read_report(path: Path) -> ReadReport:
     """Raises `ConfigError` for anything but a report that says what it shows."""
     reader = _Reader()
     try:
         reader.feed(read_text(_file(path), "report", REPORT_BYTES))
-        facts = Facts.model_validate(parse_json(reader.facts, "its facts"))
+        facts = ReportFacts.model_validate(parse_json(reader.facts, "its facts"))
         _check(facts)
     except (AssertionError, ConfigError, OSError, ValueError) as error:
         raise ConfigError(
             f"{path} has no report that can be compared: name the folder reports/<run id> of a run "
             "that is done; a report of an older version is written anew by running its config again"
         ) from error
-    return Told(facts, reader.pictures)
+    return ReadReport(facts, reader.pictures)
 
 
 def _file(path: Path) -> Path:
@@ -70,7 +70,7 @@ def _file(path: Path) -> Path:
     return path / "report.html" if path.is_dir() else path.parent / "report.html"
 
 
-def _check(facts: Facts) -> None:
+def _check(facts: ReportFacts) -> None:
     """Raises `ValueError` for options and prompts that a page cannot be made of."""
     missing = {"model.resolution", *_NAMES} - facts.config.keys()
     if missing or not facts.config["model.resolution"].isdecimal():
@@ -79,7 +79,7 @@ def _check(facts: Facts) -> None:
         check_template(row.prompt)
 
 
-def render(left: Told, right: Told) -> str:
+def render(left: ReadReport, right: ReadReport) -> str:
     """The page as HTML: the right one against the left one, A and B."""
     ours, theirs = right.facts, left.facts
     alike = bool(ours.plan) and ours.plan == theirs.plan
@@ -106,7 +106,7 @@ class _Reader(HTMLParser):
     def __init__(self) -> None:
         super().__init__()
         self.facts = ""
-        self.pictures: dict[str, Picture] = {}
+        self.pictures: dict[str, PageImage] = {}
         self._in_facts = False
 
     def handle_starttag(self, tag: str, attrs: list[tuple[str, str | None]]) -> None:
@@ -114,7 +114,7 @@ class _Reader(HTMLParser):
         self._in_facts = tag == "script" and found.get("id") == "facts"
         if tag == "img" and "data-digest" in found:
             digest, about = found["data-digest"], found.get("alt", "")
-            self.pictures[digest] = Picture(found.get("src", ""), "", about, digest)
+            self.pictures[digest] = PageImage(found.get("src", ""), "", about, digest)
 
     def handle_endtag(self, tag: str) -> None:
         self._in_facts = False
@@ -124,7 +124,7 @@ class _Reader(HTMLParser):
             self.facts += data
 
 
-def _compared(ours: Facts, theirs: Facts) -> dict[str, Comparison]:
+def _compared(ours: ReportFacts, theirs: ReportFacts) -> dict[str, Comparison]:
     """Metric -> what `ours` has over `theirs`, image by image."""
     shared = shared_metrics(ours.rows, theirs.rows)
     return {
@@ -134,17 +134,17 @@ def _compared(ours: Facts, theirs: Facts) -> dict[str, Comparison]:
     }
 
 
-def _lines(a: Facts, b: Facts) -> list[tuple[Line | None, Line | None]]:
+def _lines(a: ReportFacts, b: ReportFacts) -> list[tuple[MetricLine | None, MetricLine | None]]:
     """Each metric's line of both; None where one has not been measured by it."""
     first, second = ({line.metric: line for line in facts.lines} for facts in (a, b))
     return [(first.get(name), second.get(name)) for name in {**first, **second}]
 
 
-def _exhibits(left: Told, right: Told) -> list[Exhibit]:
+def _exhibits(left: ReadReport, right: ReadReport) -> list[PromptGrid]:
     """Prompt by prompt, what both pages show of the same seeds."""
     theirs = {place(row): row for row in left.facts.rows}
     pairs = [(theirs[place(row)], row) for row in right.facts.rows if place(row) in theirs]
-    groups: defaultdict[tuple[str, str], list[dict[str, Picture]]] = defaultdict(list)
+    groups: defaultdict[tuple[str, str], list[dict[str, PageImage]]] = defaultdict(list)
     for a, b in pairs:
         shown = {
             "A": left.pictures.get(a.image),
@@ -154,7 +154,7 @@ def _exhibits(left: Told, right: Told) -> list[Exhibit]:
         if shown["A"] and shown["B"]:
             groups[b.kind, b.prompt].append({side: each for side, each in shown.items() if each})
     return [
-        Exhibit(
+        PromptGrid(
             prompt=_words(left.facts, right.facts, prompt),
             kind=kind,
             sides={side: [each[side] for each in columns if side in each] for side in columns[0]},
@@ -164,7 +164,7 @@ def _exhibits(left: Told, right: Told) -> list[Exhibit]:
     ]
 
 
-def _words(a: Facts, b: Facts, prompt: str) -> str:
+def _words(a: ReportFacts, b: ReportFacts, prompt: str) -> str:
     """The prompt with its subject, when both are of the same one."""
     if a.title != b.title:
         return prompt

@@ -8,11 +8,11 @@ from dreambooth_core.config import INVERSIONS, Config
 from dreambooth_core.metrics import Metric, catalogue, range_of
 from dreambooth_core.metrics.statistics import compare, estimate, interval, of_base, shared_metrics
 from dreambooth_core.reports.charts import Side
-from dreambooth_core.reports.summary import Results, run_id
-from dreambooth_core.storage.records import Comparison, Estimate, Record, Row, Scores
+from dreambooth_core.reports.summary import StageResults, run_id
+from dreambooth_core.storage.records import Comparison, Estimate, ImageScores, Record, Scores
 from dreambooth_core.tracking.mlflow import flat
 
-Rows = Mapping[Side, Sequence[Row]]
+Rows = Mapping[Side, Sequence[ImageScores]]
 """All that were measured by one plan; `base` are the candidate's rows with the base's scores."""
 LEVEL = 0.95
 """Of the intervals that the report works out itself."""
@@ -26,7 +26,7 @@ DIGITS = 6
 """Behind the point, of the scores that a page keeps image by image."""
 
 
-class Line(Record):
+class MetricLine(Record):
     """One metric of all sides."""
 
     metric: str
@@ -38,7 +38,7 @@ class Line(Record):
     """What the instance images score among themselves."""
 
 
-class Facts(Record):
+class ReportFacts(Record):
     """A run in numbers."""
 
     run: str
@@ -51,22 +51,22 @@ class Facts(Record):
     sentence: str
     plan: str
     """Only facts of one plan may be compared; empty in older results."""
-    lines: tuple[Line, ...]
+    lines: tuple[MetricLine, ...]
     comparisons: tuple[Comparison, ...]
     """The verdict's, or the candidate against the base."""
-    rows: tuple[Row, ...]
+    rows: tuple[ImageScores, ...]
     """The candidate's, without the base's scores."""
     config: dict[str, str]
     """Option by option, without passwords."""
 
 
 def facts_of(
-    config: Config, results: Results, scores: Scores, champion: Scores | None, sides: Rows
-) -> Facts:
+    config: Config, results: StageResults, scores: Scores, champion: Scores | None, sides: Rows
+) -> ReportFacts:
     """`scores` and `champion` are what `sides` were measured with; raises nothing for what is missing."""
     verdict, version = results.verdict, results.version
     lines = lines_of(scores, champion, sides)
-    return Facts(
+    return ReportFacts(
         run=run_id(config, results),
         title=f"{config.subject.identifier} {config.subject.class_noun}",
         model=f"{version.name}/{version.version}" if version else config.name,
@@ -80,24 +80,24 @@ def facts_of(
     )
 
 
-def sides_of(candidate: Sequence[Row], champion: Sequence[Row]) -> Rows:
+def sides_of(candidate: Sequence[ImageScores], champion: Sequence[ImageScores]) -> Rows:
     """The rows of all sides; without rows of the candidate (older results) there are none."""
     if not candidate:
         return {}
-    named: dict[Side, Sequence[Row]] = {"candidate": candidate}
+    named: dict[Side, Sequence[ImageScores]] = {"candidate": candidate}
     if champion:
         named["champion"] = champion
     return {**named, "base": of_base(candidate)}
 
 
-def lines_of(candidate: Scores, champion: Scores | None, sides: Rows) -> tuple[Line, ...]:
+def lines_of(candidate: Scores, champion: Scores | None, sides: Rows) -> tuple[MetricLine, ...]:
     """All metrics in the order in which they are read."""
     known = catalogue()
     order = sorted(candidate.metrics, key=lambda name: ([*ORDER, name].index(name), name))
     return tuple(_line(name, known.get(name), candidate, champion, sides) for name in order)
 
 
-def comparisons_of(sides: Rows, lines: Iterable[Line]) -> tuple[Comparison, ...]:
+def comparisons_of(sides: Rows, lines: Iterable[MetricLine]) -> tuple[Comparison, ...]:
     """The candidate against the untouched base; empty without rows."""
     ours, theirs = sides.get("candidate", ()), sides.get("base", ())
     shared = shared_metrics(ours, theirs)
@@ -126,14 +126,14 @@ def title_of(metric: str) -> str:
     return known.title if known else metric.replace("_", " ")
 
 
-def worst(rows: Sequence[Row], metric: Metric) -> list[Row]:
+def worst(rows: Sequence[ImageScores], metric: Metric) -> list[ImageScores]:
     """The rows that have the metric, the worst one first."""
     sign = 1 if metric.higher_is_better else -1
     scored = [row for row in rows if metric.name in row.scores]
     return sorted(scored, key=lambda row: sign * row.scores[metric.name])
 
 
-def _brief(rows: Iterable[Row]) -> tuple[Row, ...]:
+def _brief(rows: Iterable[ImageScores]) -> tuple[ImageScores, ...]:
     """Rows as a page keeps them: rounded, and without the base's scores."""
     return tuple(
         row.model_copy(
@@ -148,13 +148,13 @@ def _brief(rows: Iterable[Row]) -> tuple[Row, ...]:
 
 def _line(
     name: str, metric: Metric | None, candidate: Scores, champion: Scores | None, sides: Rows
-) -> Line:
+) -> MetricLine:
     found: dict[Side, Estimate | None] = {
         "candidate": _estimate(name, candidate),
         "champion": _estimate(name, champion) if champion else None,
         "base": _base(name, candidate, sides),
     }
-    return Line(
+    return MetricLine(
         metric=name,
         title=title_of(name),
         about=metric.about if metric else "",
@@ -178,11 +178,11 @@ def _base(name: str, scores: Scores, sides: Rows) -> Estimate | None:
     return None if value is None else Estimate(value=value)
 
 
-def _measured(name: str, rows: Sequence[Row]) -> bool:
+def _measured(name: str, rows: Sequence[ImageScores]) -> bool:
     return any(name in row.scores for row in rows)
 
 
-def _by_prompt(rows: Sequence[Row]) -> dict[tuple[str, str, str], list[float]]:
+def _by_prompt(rows: Sequence[ImageScores]) -> dict[tuple[str, str, str], list[float]]:
     values: defaultdict[tuple[str, str, str], list[float]] = defaultdict(list)
     for row in rows:
         if row.kind != "class":

@@ -11,7 +11,7 @@ from dreambooth_core.reports import render
 from dreambooth_core.storage.records import Record
 
 
-class Exhibit(Record):
+class GalleryImage(Record):
     """An image in a gallery, with what there is to say of it; the page's script knows these words."""
 
     index: int
@@ -37,7 +37,7 @@ class Exhibit(Record):
     unsafe: bool | None = None
 
 
-def gallery(title: str, about: str, exhibits: Sequence[Exhibit]) -> str:
+def gallery(title: str, about: str, exhibits: Sequence[GalleryImage]) -> str:
     """The page as HTML."""
     lines = [exhibit.model_dump(mode="json", exclude_none=True) for exhibit in exhibits]
     # a prompt may hold the end of a script, and Unicode's line ends, which JSON allows

@@ -15,30 +15,30 @@ from dreambooth_core.metrics import catalogue
 from dreambooth_core.metrics.statistics import rows_of
 from dreambooth_core.reports import charts
 from dreambooth_core.reports.facts import (
-    Facts,
+    ReportFacts,
     Rows,
     facts_of,
     prompt_literal,
     prompt_means,
     sides_of,
 )
-from dreambooth_core.reports.image_grids import Pictures
-from dreambooth_core.reports.summary import Results, run_id
+from dreambooth_core.reports.image_grids import PageImages
+from dreambooth_core.reports.summary import StageResults, run_id
 from dreambooth_core.storage.blobs import blob_key, put_blob
 from dreambooth_core.storage.checkpoint_manifests import checkpoints_of
 from dreambooth_core.storage.code_version import code_digest, code_version
 from dreambooth_core.storage.records import (
     Blob,
     Document,
+    ImageScores,
     Permission,
-    Row,
     Scores,
     Stage,
     Weights,
     config_digest,
     permissions_of,
 )
-from dreambooth_core.storage.stage_cache import once
+from dreambooth_core.storage.stage_cache import cached_stage
 from dreambooth_core.storage.stores import Store, written_beside
 from dreambooth_core.tracking.learning_curves import curves_of
 from dreambooth_core.tracking.mlflow import keep_report
@@ -50,7 +50,7 @@ WEAKEST = ("identity", "subject_fidelity", "prompt_fidelity")
 
 
 def write_report(
-    config: Config, store: Store, results: Results, stages: dict[str, Stage]
+    config: Config, store: Store, results: StageResults, stages: dict[str, Stage]
 ) -> tuple[Document, bool]:
     """The page of a run whose other stages are done, in the store and at its local place.
 
@@ -73,7 +73,7 @@ def write_report(
         page = render(config, store, results, stages).encode()
         return Document(uri=uri, digest=put_blob(store, page).sha256, path=str(path))
 
-    document, reused = once(store, "report", inputs, Document, make)
+    document, reused = cached_stage(store, "report", inputs, Document, make)
     page = store.get(blob_key(Blob(sha256=document.digest, size=0)))
     if not _is(document, _stored(store, key)):
         # new, or that of the run when its version had other aliases
@@ -86,7 +86,7 @@ def write_report(
     return document.model_copy(update={"path": str(path)}), reused
 
 
-def render(config: Config, store: Store, results: Results, stages: dict[str, Stage]) -> str:
+def render(config: Config, store: Store, results: StageResults, stages: dict[str, Stage]) -> str:
     """The page as HTML; raises `ValueError` when a result is missing.
 
     Without a verdict, or with scores that kept no table of their images, the page says so.
@@ -116,17 +116,17 @@ def render(config: Config, store: Store, results: Results, stages: dict[str, Sta
     )
 
 
-def _judged(results: Results) -> tuple[Scores | None, Scores | None]:
+def _judged(results: StageResults) -> tuple[Scores | None, Scores | None]:
     """The scores to show, of the gate's last round if there was one, and the champion's."""
     verdict = results.verdict
     return (verdict.candidate, verdict.champion) if verdict else (results.scores, None)
 
 
-def _rows(store: Store, scores: Scores | None) -> tuple[Row, ...]:
+def _rows(store: Store, scores: Scores | None) -> tuple[ImageScores, ...]:
     return rows_of(store, scores) if scores else ()
 
 
-def _numbers(config: Config, facts: Facts, sides: Rows) -> dict[str, Any]:
+def _numbers(config: Config, facts: ReportFacts, sides: Rows) -> dict[str, Any]:
     """What stands in tables and charts."""
     lines = {line.metric: line for line in facts.lines}
     titles = {name: line.title for name, line in lines.items()}
@@ -145,9 +145,9 @@ def _numbers(config: Config, facts: Facts, sides: Rows) -> dict[str, Any]:
 
 
 def _pictures(
-    store: Store, results: Results, scores: Scores, champion: Scores | None, sides: Rows
+    store: Store, results: StageResults, scores: Scores, champion: Scores | None, sides: Rows
 ) -> dict[str, Any]:
-    show, rows = Pictures(store), sides.get("candidate", ())
+    show, rows = PageImages(store), sides.get("candidate", ())
     photos = results.intake.images if results.intake else None
     named = dict.fromkeys(name for name in WEAKEST if name in scores.metrics)
     if "identity" in named:
@@ -190,7 +190,7 @@ def _title(config: Config, looked: str) -> str:
     return metric.title if metric else looked.replace("_", " ")
 
 
-def _lineage(config: Config, store: Store, results: Results) -> list[tuple[str, str, str]]:
+def _lineage(config: Config, store: Store, results: StageResults) -> list[tuple[str, str, str]]:
     """What was made from what: name, digest or what is known, and where it lies."""
     base = config.model.base + (f" @ {config.model.revision}" if config.model.revision else "")
     named = {

@@ -8,10 +8,10 @@ from pydantic import Field
 
 from dreambooth_core import console, telemetry
 from dreambooth_core.config import Config
-from dreambooth_core.data.ingest import Intake
+from dreambooth_core.data.ingest import IngestedPhotos
 from dreambooth_core.digests import digest_json
 from dreambooth_core.errors import Preempted, StorageError
-from dreambooth_core.storage.costs import Meter, gpus_here, remember, remembered
+from dreambooth_core.storage.costs import CostMeter, gpus_here, remember, remembered
 from dreambooth_core.storage.records import (
     Cost,
     Document,
@@ -40,7 +40,7 @@ STAGES = {
     "sample": "samples",
     "report": "report",
 }
-"""Stages in their order -> the field of `Results` that holds what they leave."""
+"""Stages in their order -> the field of `StageResults` that holds what they leave."""
 ON_GPU = {"priors", "train", "evaluate", "gate", "sample"}
 LAST_RUN = "last_run.json"
 """Summary of the latest run below `paths.work`, whatever way it ended."""
@@ -48,7 +48,7 @@ LAST_RUN = "last_run.json"
 T = TypeVar("T")
 
 
-class Model(Record):
+class ModelSummary(Record):
     """The registered version."""
 
     name: str
@@ -56,7 +56,7 @@ class Model(Record):
     aliases: tuple[str, ...]
 
 
-class Gate(Record):
+class GateSummary(Record):
     """What the gate said of the version."""
 
     outcome: str
@@ -76,8 +76,8 @@ class Summary(Record):
     stages: dict[str, Stage]
     metrics: dict[str, float]
     base_metrics: dict[str, float]
-    model: Model | None
-    gate: Gate | None = None
+    model: ModelSummary | None
+    gate: GateSummary | None = None
     warnings: tuple[str, ...] = ()
     """What the evaluation's self-check found wrong with the measuring itself."""
     artifacts: dict[str, str]
@@ -88,10 +88,10 @@ class Summary(Record):
     """The metrics again, with the ends of their 95 % intervals."""
 
 
-class Results(Record):
+class StageResults(Record):
     """What the stages have left so far."""
 
-    intake: Intake | None = None
+    intake: IngestedPhotos | None = None
     classes: ImageSet | None = None
     weights: Weights | None = None
     scores: Scores | None = None
@@ -101,7 +101,7 @@ class Results(Record):
     report: Document | None = None
 
 
-class Run:
+class RunRecorder:
     """Times the stages of one run, keeps their results, and leaves the summary at its end.
 
     Entered as a context: on leaving it, the summary lies at `paths.work/last_run.json`, after
@@ -111,12 +111,12 @@ class Run:
     def __init__(self, config: Config) -> None:
         self.config = config
         self.stages: dict[str, Stage] = {}
-        self.results = Results()
+        self.results = StageResults()
         self._left: Summary | None = None
 
     def stage(self, name: str, act: Callable[..., tuple[T, bool]], *arguments: Any) -> T:
         """Run one stage; `act` gives its record, None for nothing to do, and whether it was reused."""
-        meter = Meter(_gpus_held(self.config, name))
+        meter = CostMeter(_gpus_held(self.config, name))
         try:
             record, reused = act(*arguments)
         except BaseException:
@@ -152,7 +152,7 @@ class Run:
         _tell(name, self.stages[name])
 
 
-def run_id(config: Config, results: Results) -> str:
+def run_id(config: Config, results: StageResults) -> str:
     """The subject's name and 12 hex digits over the config and what the results hold."""
     asked = config.model_dump(mode="json", exclude={"paths", "storage", "tracking", "compute"})
     found = (results.intake and results.intake.images, results.weights, results.scores)
@@ -162,7 +162,7 @@ def run_id(config: Config, results: Results) -> str:
 
 def summarise(
     config: Config,
-    results: Results,
+    results: StageResults,
     stages: dict[str, Stage],
     error: BaseException | None = None,
 ) -> Summary:
@@ -176,10 +176,10 @@ def summarise(
         metrics=scores.metrics if scores else {},
         base_metrics=scores.base_metrics if scores else {},
         warnings=scores.warnings if scores else (),
-        model=Model(name=version.name, version=version.version, aliases=version.aliases)
+        model=ModelSummary(name=version.name, version=version.version, aliases=version.aliases)
         if version
         else None,
-        gate=Gate(**{name: getattr(verdict, name) for name in Gate.model_fields})
+        gate=GateSummary(**{name: getattr(verdict, name) for name in GateSummary.model_fields})
         if verdict
         else None,
         artifacts=_artifacts(config, results),
@@ -194,7 +194,7 @@ def summarise(
 
 def failed(config: Config) -> Summary:
     """The summary of a run that ended before its first stage."""
-    return summarise(config, Results(), {}, RuntimeError())
+    return summarise(config, StageResults(), {}, RuntimeError())
 
 
 def _status(record: object, reused: bool) -> StageStatus:
@@ -234,7 +234,7 @@ def _booked(config: Config, result: object, cost: Cost, reused: bool) -> Cost | 
     return None
 
 
-def _artifacts(config: Config, results: Results) -> dict[str, str]:
+def _artifacts(config: Config, results: StageResults) -> dict[str, str]:
     found: dict[str, str] = {}
     if results.intake:
         found["instance_images"] = results.intake.images.uri

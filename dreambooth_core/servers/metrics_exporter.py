@@ -44,7 +44,7 @@ _KINDS: Mapping[Kind, Callable[..., Any]] = {
 _VERBS: Mapping[Kind, str] = {"counter": "inc", "gauge": "set", "histogram": "observe"}
 
 
-class Told(NamedTuple):
+class MetricSample(NamedTuple):
     """A line, read."""
 
     name: str
@@ -53,7 +53,7 @@ class Told(NamedTuple):
     """Values of the metric's labels, in the order of `METRICS`."""
 
 
-class Board:
+class MetricsRegistry:
     """Everything that was told, as Prometheus' library keeps it; counters begin at 0."""
 
     def __init__(self, silence: float = SILENCE_SECONDS) -> None:
@@ -94,7 +94,7 @@ class Board:
         return made
 
 
-def read(line: str) -> Told | None:
+def read(line: str) -> MetricSample | None:
     """A line of `telemetry.line`; None for one with another name, other labels or other values."""
     found = _LINE.fullmatch(line)
     metric = METRICS.get(found[1]) if found else None
@@ -105,14 +105,14 @@ def read(line: str) -> Told | None:
         return None
     words = tuple(tags[label] for label in metric.labels)
     fits = all(map(_is_value, words, metric.labels.values()))
-    return Told(found[1], float(found[2]), words) if fits else None
+    return MetricSample(found[1], float(found[2]), words) if fits else None
 
 
 def _is_value(word: str, values: Iterable[str]) -> bool:
     return bool(_NAME.fullmatch(word)) if values == NAMES else word in values
 
 
-def serve(board: Board, host: str, port: int, page: int) -> None:
+def serve(board: MetricsRegistry, host: str, port: int, page: int) -> None:
     """Hear datagrams at `port` and show the board at `http://host:page/metrics`, for ever."""
     family, kind, _, _, address = socket.getaddrinfo(host, port, type=socket.SOCK_DGRAM)[0]
     with socket.socket(family, kind) as ear:
@@ -125,7 +125,7 @@ def serve(board: Board, host: str, port: int, page: int) -> None:
             _hear(board, ear)
 
 
-def _hear(board: Board, ear: socket.socket) -> None:
+def _hear(board: MetricsRegistry, ear: socket.socket) -> None:
     try:
         lines = ear.recv(65_536).decode(errors="replace").splitlines()
     except TimeoutError:
@@ -148,7 +148,7 @@ def main() -> None:
     )
     asked = parser.parse_args()
     disable_created_metrics()  # type: ignore[no-untyped-call]
-    serve(Board(asked.silence), asked.host, asked.port, asked.page)
+    serve(MetricsRegistry(asked.silence), asked.host, asked.port, asked.page)
 
 
 if __name__ == "__main__":

@@ -6,7 +6,7 @@ from dreambooth_core.storage.records import Blob, Record
 from dreambooth_core.storage.stores import Store
 
 
-class Step(Record):
+class LineageCheckpoint(Record):
     """A checkpoint that is still in the store."""
 
     step: int
@@ -37,7 +37,7 @@ class Checkpoint(Record):
     """File name -> size and digest."""
 
 
-def counting(store: Store, run: str) -> list[str]:
+def counted_checkpoints(store: Store, run: str) -> list[str]:
     """Names of a run's checkpoints in the store, the newest last: those its lease names, if there."""
     lease = leases.read(store, run)
     keys = store.keys(f"{run}/{CHECKPOINTS}/") if lease else iter(())
@@ -45,13 +45,15 @@ def counting(store: Store, run: str) -> list[str]:
     return sorted(there.intersection(lease.checkpoints if lease else ()))
 
 
-def checkpoints_of(store: Store, key: str) -> tuple[Step, ...]:
+def checkpoints_of(store: Store, key: str) -> tuple[LineageCheckpoint, ...]:
     """A training's, in their order; none for a training without a key."""
     if not key:
         return ()
     run, steps = f"runs/{key}", []
-    for name in counting(store, run):
+    for name in counted_checkpoints(store, run):
         data = store.get(f"{run}/{CHECKPOINTS}/{name}/{MANIFEST}")
         manifest = Checkpoint.model_validate_json(data)
-        steps.append(Step(step=manifest.step, digest=digest_of(data), code=manifest.code))
+        steps.append(
+            LineageCheckpoint(step=manifest.step, digest=digest_of(data), code=manifest.code)
+        )
     return tuple(sorted(steps, key=lambda step: step.step))

@@ -11,7 +11,7 @@ from dreambooth_core.storage.records import Cost, Record
 from dreambooth_core.storage.stores import Store
 
 
-class Meter:
+class CostMeter:
     """Measures from when it is made; children count from when they have ended."""
 
     def __init__(self, gpus: int = 0) -> None:

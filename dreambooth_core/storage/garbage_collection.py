@@ -18,7 +18,7 @@ from collections.abc import Iterable, Iterator, Mapping
 
 from dreambooth_core.errors import ConfigError, NotFound
 from dreambooth_core.storage.records import Record
-from dreambooth_core.storage.stores import Listed, Store
+from dreambooth_core.storage.stores import ListedObject, Store
 
 _SHARED = ("blobs", "datasets", "images", "noise", "orders", "report", "runs", "samples")
 _JUDGED = ("scores", "validate", "verdicts")
@@ -33,7 +33,7 @@ _DIGITS = re.compile(r"(?<![0-9a-f])[0-9a-f]{64}(?![0-9a-f])")
 _UNIT = re.compile(r"(blobs/sha256/../../|orders/[^/]+/|[^/]+/)?[^/]+")
 
 
-class Swept(Record):
+class SweepResult(Record):
     """What a janitor found; deleted, unless it only looked."""
 
     deleted: bool
@@ -46,7 +46,7 @@ class Swept(Record):
     kept_bytes: int
 
 
-def sweep(store: Store, grace: float, delete: bool) -> Swept:
+def sweep(store: Store, grace: float, delete: bool) -> SweepResult:
     """Find what nothing needs and is older than `grace` seconds; and delete it, if that is wished.
 
     Raises `ConfigError` for a grace below a day.
@@ -72,7 +72,7 @@ def sweep(store: Store, grace: float, delete: bool) -> Swept:
     return _told(objects, [*gone, *blobs], delete)
 
 
-def _units(objects: Iterable[Listed]) -> dict[str, list[Listed]]:
+def _units(objects: Iterable[ListedObject]) -> dict[str, list[ListedObject]]:
     """What lives and dies together, by the beginning of the keys."""
     units = defaultdict(list)
     for one in objects:
@@ -81,7 +81,7 @@ def _units(objects: Iterable[Listed]) -> dict[str, list[Listed]]:
     return dict(units)
 
 
-def _reached(store: Store, units: Mapping[str, list[Listed]], oldest: float) -> set[str]:
+def _reached(store: Store, units: Mapping[str, list[ListedObject]], oldest: float) -> set[str]:
     by_token = defaultdict(set)
     for unit in units:
         for token in _tokens(unit):
@@ -97,13 +97,13 @@ def _reached(store: Store, units: Mapping[str, list[Listed]], oldest: float) -> 
     return reached
 
 
-def _is_root(unit: str, members: Iterable[Listed], oldest: float) -> bool:
+def _is_root(unit: str, members: Iterable[ListedObject], oldest: float) -> bool:
     kind = unit.split("/")[0]
     version = kind == "datasets" and not unit.endswith(".json")  # a set without a name does
     return kind not in SWEPT or version or any(one.written > oldest for one in members)
 
 
-def _said(store: Store, members: Iterable[Listed]) -> set[str]:
+def _said(store: Store, members: Iterable[ListedObject]) -> set[str]:
     """The digests that the records among them hold."""
     found: set[str] = set()
     for one in members:
@@ -115,14 +115,14 @@ def _said(store: Store, members: Iterable[Listed]) -> set[str]:
     return found
 
 
-def _named(store: Store, objects: Iterable[Listed], gone: set[str]) -> set[str]:
+def _named(store: Store, objects: Iterable[ListedObject], gone: set[str]) -> set[str]:
     """The digests that any record holds which is left, also one that came meanwhile."""
     known = {one.key: one for one in objects}
     left = [one for one in (*known.values(), *store.listed("")) if one.key not in gone]
     return _said(store, {one.key: one for one in left if not _is_blob(one.key)}.values())
 
 
-def _deleted(store: Store, one: Listed, oldest: float) -> bool:
+def _deleted(store: Store, one: ListedObject, oldest: float) -> bool:
     """Whether it went; what was written again since it was listed stays."""
     now = store.look(one.key)
     if now is None or now.written > oldest:
@@ -131,18 +131,20 @@ def _deleted(store: Store, one: Listed, oldest: float) -> bool:
     return True
 
 
-def _in_order(members: Iterable[Listed]) -> Iterator[Listed]:
+def _in_order(members: Iterable[ListedObject]) -> Iterator[ListedObject]:
     """Results and manifests first: without them the rest does not count."""
     return iter(sorted(members, key=lambda one: (not one.key.endswith(".json"), one.key)))
 
 
-def _told(objects: Iterable[Listed], gone: Iterable[Listed], deleted: bool) -> Swept:
+def _told(
+    objects: Iterable[ListedObject], gone: Iterable[ListedObject], deleted: bool
+) -> SweepResult:
     kinds: Counter[str] = Counter()
     lost = {one.key: one.size for one in gone}
     for key, size in lost.items():
         kinds[key.split("/")[0]] += size
     kept = [one for one in objects if one.key not in lost]
-    return Swept(
+    return SweepResult(
         deleted=deleted,
         objects=len(lost),
         bytes=sum(lost.values()),

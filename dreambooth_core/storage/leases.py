@@ -65,7 +65,7 @@ class Lease(Record):
 
 
 @dataclass
-class Hold:
+class HeldLease:
     """A lease that is ours until somebody takes it over; everything raises `Superseded` then."""
 
     store: Store
@@ -125,9 +125,9 @@ def read(store: Store, place: str) -> Lease | None:
 
 
 @contextmanager
-def alone(
+def exclusive(
     store: Store, place: str, folder: Path, over: Callable[[], object]
-) -> Iterator[Hold | None]:
+) -> Iterator[HeldLease | None]:
     """Be the only one, while the block runs, that makes `place` and that works in `folder`.
 
     Waits for whoever does; None as soon as there is something in `over()`, which ends the waiting.
@@ -135,7 +135,7 @@ def alone(
     folder.mkdir(parents=True, exist_ok=True)
     lock = os.open(folder / "lock", os.O_RDWR | os.O_CREAT, 0o600)
     try:
-        hold = awaited(store, place, lock, over)
+        hold = wait_for_lease(store, place, lock, over)
         if hold is None:
             yield None
         else:
@@ -145,7 +145,9 @@ def alone(
         os.close(lock)
 
 
-def awaited(store: Store, place: str, lock: int, over: Callable[[], object]) -> Hold | None:
+def wait_for_lease(
+    store: Store, place: str, lock: int, over: Callable[[], object]
+) -> HeldLease | None:
     """The lease with the folder's lock, once both are free; it does not beat by itself."""
     name, seen, at, said = _name_of(lock), None, 0.0, ""
     while not over():
@@ -170,7 +172,7 @@ def _is_free(lease: Lease | None, folder: str, quiet: float) -> bool:
 
 def _taken(
     store: Store, place: str, lock: int, found: tuple[Lease | None, str | None]
-) -> Hold | None:
+) -> HeldLease | None:
     """The lease under the next number, with what counts already; None when another was faster."""
     before, tag = found
     ours = Lease(
@@ -189,11 +191,11 @@ def _taken(
     if ours.result is not None:
         # decided by one that died before it was there
         store.put_if(f"{place}/{RESULT}", get_blob(store, ours.result), None)
-    return Hold(store, place, ours.holder, lock)
+    return HeldLease(store, place, ours.holder, lock)
 
 
 @contextmanager
-def _beating(hold: Hold) -> Iterator[None]:
+def _beating(hold: HeldLease) -> Iterator[None]:
     """Beat while the block runs, and let go after it."""
     ends = threading.Event()
 

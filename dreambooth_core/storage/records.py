@@ -71,7 +71,7 @@ class SampleSet(ImageSet):
     """Generated images: a grid of prompts x seeds."""
 
 
-class Look(Record):
+class ValidationResult(Record):
     """What the model was worth after some steps."""
 
     step: int
@@ -86,12 +86,12 @@ class Look(Record):
     """Of the class prompt's images: rises when the class noun comes to mean the subject."""
 
 
-class Course(Record):
+class LearningCurves(Record):
     """How a training went: what its learning curves are drawn from (see `learning_curves`)."""
 
     losses: tuple[tuple[int, float, float | None], ...] = ()
     """(last step of a window, instance loss, class loss), each the window's mean."""
-    looks: tuple[Look, ...] = ()
+    looks: tuple[ValidationResult, ...] = ()
     rates: dict[str, tuple[tuple[int, float], ...]] = {}
     """Component, or `<component>/new_tokens` -> (step, learning rate)."""
     speeds: tuple[tuple[int, float], ...] = ()
@@ -100,7 +100,7 @@ class Course(Record):
     """(step, seconds that its checkpoint held up the training)."""
 
 
-class Weights(Course):
+class Weights(LearningCurves):
     """What training leaves behind: the files of a model or of an adapter, and how it went."""
 
     uri: str
@@ -135,7 +135,7 @@ SeedSet = Literal["dev", "confirm"]
 """Seeds for choosing among steps and recipes, and those that only the gate's candidates meet."""
 
 
-class Row(Record):
+class ImageScores(Record):
     """What one generated image scores, beside the untouched base's of the same prompt and seed."""
 
     prompt: str
@@ -152,10 +152,10 @@ class Row(Record):
     """SHA-256 of the photo that the image is a near copy of."""
 
 
-class Table(Record):
+class ScoreTable(Record):
     """Every score of an evaluation, image by image: prompts x seeds, then class images."""
 
-    rows: tuple[Row, ...]
+    rows: tuple[ImageScores, ...]
 
 
 class Estimate(Record):
@@ -185,7 +185,7 @@ class Scores(Record):
     estimates: dict[str, Estimate] = {}
     """The metrics again, with their intervals."""
     table: Blob | None = None
-    """The `Table` of all images."""
+    """The `ScoreTable` of all images."""
     warnings: tuple[str, ...] = ()
     """What the self-check found wrong with the measuring itself."""
     unanswered: int = 0
@@ -294,7 +294,7 @@ class Stage(Cost):
     """What making the result had cost, when it was found again instead."""
 
 
-def now() -> str:
+def utc_now() -> str:
     """UTC, ISO 8601, to the second."""
     return datetime.now(UTC).isoformat(timespec="seconds")
 

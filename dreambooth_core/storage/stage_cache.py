@@ -7,7 +7,7 @@ from typing import TypeVar
 from dreambooth_core.digests import digest_json
 from dreambooth_core.storage import leases
 from dreambooth_core.storage.blobs import YOUNG_SECONDS, get_record, put_record
-from dreambooth_core.storage.leases import RESULT, Hold
+from dreambooth_core.storage.leases import RESULT, HeldLease
 from dreambooth_core.storage.records import Record
 from dreambooth_core.storage.stores import Store, renew
 
@@ -17,7 +17,7 @@ CODE_EPOCH = 4
 R = TypeVar("R", bound=Record)
 
 
-def once(
+def cached_stage(
     store: Store,
     stage: str,
     inputs: Mapping[str, object],
@@ -45,15 +45,15 @@ def once(
         attempts += 1
 
 
-def once_alone(
+def exclusive_stage(
     store: Store,
     stage: str,
     inputs: Mapping[str, object],
     kind: type[R],
-    make: Callable[[str, Hold], R],
+    make: Callable[[str, HeldLease], R],
     work: Path,
 ) -> tuple[R, bool]:
-    """Like `once`, but of several makers at once, on any machines, one makes it and the others wait.
+    """Like `cached_stage`, but of several makers at once, on any machines, one makes it and the others wait.
 
     `make` gets the lease as well, under which alone its state in the store may change (see
     `leases`); its folder `<work>/<stage>/<key>` is its own meanwhile. Raises `Superseded` when it was
@@ -66,7 +66,7 @@ def once_alone(
         return _found(store, f"{place}/{RESULT}", kind)
 
     while (stored := found()) is None:
-        with leases.alone(store, place, work.resolve() / place, found) as hold:
+        with leases.exclusive(store, place, work.resolve() / place, found) as hold:
             if hold is not None and found() is None:
                 made = make(key, hold)
                 hold.settle(made)

@@ -27,7 +27,7 @@ Compute = Callable[[list[int]], Iterable[Entry]]
 
 
 @dataclass(frozen=True)
-class Fetched:
+class CachedTensors:
     """Entries in the order of their keys."""
 
     entries: tuple[Entry, ...]
@@ -38,7 +38,7 @@ class Fetched:
 
 
 @dataclass(frozen=True)
-class Cache:
+class TensorCache:
     """Entries of one kind, on this machine first and in a store behind it."""
 
     kind: str
@@ -46,7 +46,7 @@ class Cache:
     """Of all caches: the kind is a folder below."""
     store: Store | None = None
 
-    def fetch(self, keys: Sequence[str], compute: Compute) -> Fetched:
+    def fetch(self, keys: Sequence[str], compute: Compute) -> CachedTensors:
         """The entries of `keys`; `compute` is called at most once, with the places of missing ones.
 
         It gives their entries in that order, each of which is kept as soon as it comes: whoever is
@@ -59,7 +59,7 @@ class Cache:
         if missing:
             for place, entry in zip(missing, compute(missing), strict=True):
                 entries[keys[place]] = self._write(keys[place], entry)
-        return Fetched(tuple(entries[key] for key in keys), len(missing), found)
+        return CachedTensors(tuple(entries[key] for key in keys), len(missing), found)
 
     def _read(self, key: str) -> Entry | None:
         path = self._path(key)

@@ -9,7 +9,7 @@ from collections import defaultdict
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-from dreambooth_core.storage.records import Course
+from dreambooth_core.storage.records import LearningCurves
 
 POINTS = 200
 """Points of a curve over all steps, about."""
@@ -26,7 +26,7 @@ def width(steps: int) -> int:
 def windows(
     losses: Sequence[Sequence[float]], steps: int, *, with_classes: bool, ended: bool
 ) -> tuple[tuple[int, float, float | None], ...]:
-    """`Course.losses` of (instance, class) loss step by step, in a training of `steps` steps.
+    """`LearningCurves.losses` of (instance, class) loss step by step, in a training of `steps` steps.
 
     A window that is not over yet gives no point, unless the training has ended in it.
     """
@@ -51,7 +51,7 @@ def rates(groups: Sequence[Mapping[str, Any]], *, text_rests: bool) -> dict[str,
     return found
 
 
-def curves_of(course: Course) -> Curves:
+def curves_of(course: LearningCurves) -> Curves:
     """All curves with a point, by the names that they have in every tracker."""
     looks = course.looks
     found: dict[str, list[tuple[int, float | None]]] = {

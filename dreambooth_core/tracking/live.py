@@ -14,10 +14,10 @@ from dreambooth_core import console
 from dreambooth_core.config import Config
 from dreambooth_core.config.credentials import without_password
 from dreambooth_core.errors import Preempted, Superseded
-from dreambooth_core.storage.records import Course
+from dreambooth_core.storage.records import LearningCurves
 from dreambooth_core.tracking import mlflow as tracking
 from dreambooth_core.tracking.learning_curves import curves_of
-from dreambooth_core.tracking.mlflow import Grid, log_grids
+from dreambooth_core.tracking.mlflow import ImageGrid, log_grids
 
 LIVE_SECONDS = 2.0
 """Between two times that the curves are brought over."""
@@ -33,7 +33,7 @@ Status = Literal["RUNNING", "SCHEDULED", "FINISHED", "FAILED"]
 
 @contextmanager
 def in_mlflow(
-    config: Config, key: str, course: Callable[[], Course | None], looks: Path
+    config: Config, key: str, course: Callable[[], LearningCurves | None], looks: Path
 ) -> Iterator[None]:
     """While it lasts, the training's run in MLflow gets what `course` gives, every few seconds.
 
@@ -58,7 +58,7 @@ def in_mlflow(
 
 class _Live:
     def __init__(
-        self, config: Config, key: str, course: Callable[[], Course | None], looks: Path
+        self, config: Config, key: str, course: Callable[[], LearningCurves | None], looks: Path
     ) -> None:
         self._config, self._key, self._course, self._looks = config, key, course, looks
         self._client: Any = None
@@ -121,7 +121,9 @@ class _Live:
             self._told = tracking.log_curves(self._client, self._run, curves, self._told)
         sheets = {*self._looks.glob("*.png")} - self._shown
         if sheets:
-            grids = (Grid("looks", int(sheet.stem), sheet.read_bytes()) for sheet in sorted(sheets))
+            grids = (
+                ImageGrid("looks", int(sheet.stem), sheet.read_bytes()) for sheet in sorted(sheets)
+            )
             log_grids(self._client, self._run, grids)
             self._shown |= sheets
         if ends:

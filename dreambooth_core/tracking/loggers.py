@@ -8,14 +8,14 @@ from typing import Any
 
 from dreambooth_core.config import Config
 from dreambooth_core.errors import ConfigError, Preempted, StageFailed
-from dreambooth_core.storage.records import Course
+from dreambooth_core.storage.records import LearningCurves
 from dreambooth_core.tracking.learning_curves import advanced, beyond, curves_of
 
 FLUSH_SECONDS = 5
 
 
 @dataclass
-class Place:
+class LoggerTarget:
     """Where curves go, and what they hold there."""
 
     logger: Any
@@ -45,7 +45,7 @@ class Loggers:
                 )
         self._places = [_PLACES[name](config, str(key)) for name in names]
 
-    def show(self, course: Course) -> None:
+    def show(self, course: LearningCurves) -> None:
         """Tell what of a training's course is new."""
         curves = curves_of(course)
         for place in self._places:
@@ -61,17 +61,17 @@ class Loggers:
             place.close(over)
 
 
-def _tensorboard(config: Config, key: str) -> Place:
+def _tensorboard(config: Config, key: str) -> LoggerTarget:
     """`<work>/tensorboard/<key>`, where each attempt tells everything anew and voids what was there."""
     from pytorch_lightning.loggers import TensorBoardLogger
 
     folder = config.paths.work.resolve() / "tensorboard"
-    return Place(
+    return LoggerTarget(
         TensorBoardLogger(folder, name=key, version="", purge_step=0, flush_secs=FLUSH_SECONDS)
     )
 
 
-def _wandb(config: Config, key: str) -> Place:
+def _wandb(config: Config, key: str) -> LoggerTarget:
     """A run that is called as the training's key begins, with its files in `<work>/wandb`.
 
     Its server takes no point back: a resumed run goes on behind the last it has. Offline, each
@@ -104,10 +104,10 @@ def _wandb(config: Config, key: str) -> Place:
             run.mark_preempting()
         run.finish(exit_code=0 if over else Preempted.exit_code)
 
-    return Place(logger, int(run.summary.get("trainer/global_step", -1)), close)
+    return LoggerTarget(logger, int(run.summary.get("trainer/global_step", -1)), close)
 
 
-_PLACES: Mapping[str, Callable[[Config, str], Place]] = {
+_PLACES: Mapping[str, Callable[[Config, str], LoggerTarget]] = {
     "tensorboard": _tensorboard,
     "wandb": _wandb,
 }

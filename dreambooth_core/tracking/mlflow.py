@@ -28,7 +28,7 @@ from dreambooth_core.tracking.learning_curves import Curves, advanced, beyond
 
 
 @dataclass(frozen=True)
-class Grid:
+class ImageGrid:
     """A contact sheet at a step."""
 
     name: str
@@ -192,9 +192,9 @@ def _reason(error: Exception) -> str:
 def training_run(client: Any, config: Config, training: str) -> str:
     """The run of the training with this key, found or made, as one that is running; its id."""
     experiment = experiment_of(client, config)
-    found = runs_with(client, experiment, TRAINING, training)
-    if found:
-        run = str(found[0].info.run_id)
+    none_if_missing = runs_with(client, experiment, TRAINING, training)
+    if none_if_missing:
+        run = str(none_if_missing[0].info.run_id)
         set_status(client, run, "RUNNING")
     else:
         run = create_run(client, experiment, config, training)
@@ -252,13 +252,13 @@ def report_address(config: Config, run: str) -> str | None:
 
 def flat(document: Mapping[str, Any], prefix: str = "") -> dict[str, str]:
     """`{"train": {"steps": 3}}` -> `{"train.steps": "3"}`; passwords inside URIs are left out."""
-    found: dict[str, str] = {}
+    none_if_missing: dict[str, str] = {}
     for name, value in document.items():
         if isinstance(value, Mapping):
-            found |= flat(value, f"{prefix}{name}.")
+            none_if_missing |= flat(value, f"{prefix}{name}.")
         else:
-            found[f"{prefix}{name}"] = without_password(str(value))
-    return found
+            none_if_missing[f"{prefix}{name}"] = without_password(str(value))
+    return none_if_missing
 
 
 def runs_with(client: Any, experiment: str, tag: str, value: str) -> list[Any]:
@@ -299,16 +299,16 @@ def experiment_of(client: Any, config: Config) -> str:
     """Its id; an experiment keeps its artifact folder for ever, so another store gets its own."""
     place = f"{config.storage.uri}/mlflow"
     name = config.tracking.experiment
-    found = client.get_experiment_by_name(name)
-    if found is not None and found.artifact_location != place:
+    none_if_missing = client.get_experiment_by_name(name)
+    if none_if_missing is not None and none_if_missing.artifact_location != place:
         name = f"{name}-{digest_of(place.encode())[:8]}"
-        found = client.get_experiment_by_name(name)
-    if found is None:
+        none_if_missing = client.get_experiment_by_name(name)
+    if none_if_missing is None:
         return str(client.create_experiment(name, artifact_location=place))
-    if found.lifecycle_stage == "deleted":  # its name is taken all the same
-        client.restore_experiment(found.experiment_id)
+    if none_if_missing.lifecycle_stage == "deleted":  # its name is taken all the same
+        client.restore_experiment(none_if_missing.experiment_id)
         console.say(f"the experiment {name} was deleted in MLflow: it is restored, with its runs")
-    return str(found.experiment_id)
+    return str(none_if_missing.experiment_id)
 
 
 @contextmanager
@@ -325,7 +325,7 @@ def _locked(work: Path) -> Iterator[None]:
         yield
 
 
-def found(ask: Callable[[], T]) -> T | None:
+def none_if_missing(ask: Callable[[], T]) -> T | None:
     """MLflow's answer; None when it has no such thing, or has it no more."""
     from mlflow.exceptions import MlflowException
 
@@ -338,21 +338,21 @@ def found(ask: Callable[[], T]) -> T | None:
 
 
 def has_version(client: Any, name: str, version: str) -> bool:
-    return found(lambda: client.get_model_version(name, version)) is not None
+    return none_if_missing(lambda: client.get_model_version(name, version)) is not None
 
 
 def has_run(client: Any, run: str) -> bool:
     """Whether there is a registered version's run, which is taken out of MLflow's bin if it is there:
     what the version is worth stands in it.
     """
-    known = found(lambda: client.get_run(run))
+    known = none_if_missing(lambda: client.get_run(run))
     if known is not None and known.info.lifecycle_stage == "deleted":
         client.restore_run(run)
         console.say(f"run {run} of {known.info.run_name} was deleted in MLflow: it is restored")
     return known is not None
 
 
-def log_grids(client: Any, run: str, grids: Iterable[Grid]) -> None:
+def log_grids(client: Any, run: str, grids: Iterable[ImageGrid]) -> None:
     """Put contact sheets at their steps of the slider, those that are not there."""
     import io
 

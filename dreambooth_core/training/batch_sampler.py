@@ -21,7 +21,7 @@ from dreambooth_core.data.buckets import Size
 from dreambooth_core.randomness import order, shuffled
 
 
-class Group(NamedTuple):
+class MicroBatch(NamedTuple):
     """What one micro-batch is made of."""
 
     subject: int
@@ -31,7 +31,7 @@ class Group(NamedTuple):
 
 
 @dataclass(frozen=True)
-class Walks:
+class BatchSampler:
     """The walks over photos and class images of a run."""
 
     seed: int
@@ -48,22 +48,22 @@ class Walks:
     class_sizes: Sequence[Size] = ()
     """Class image -> size."""
 
-    def group(self, micro: int) -> Group:
+    def group(self, micro: int) -> MicroBatch:
         """The subject and the size of micro-batch `micro`."""
         position, _ = divmod(micro, len(self._photos))
         subject = shuffled(self.seed, "subject", micro, len(self._photos))
         epoch, place = divmod(position, len(self._photos[subject]))
         size = self._epoch_sizes(subject, epoch)[place]
-        return Group(subject, size, self._drawn(subject, size, position))
+        return MicroBatch(subject, size, self._drawn(subject, size, position))
 
-    def photo(self, group: Group, place: int) -> int:
+    def photo(self, group: MicroBatch, place: int) -> int:
         """The photo at a place of the micro-batch that `group` was asked for."""
         members = self._members[group.subject, group.size]
         stream = f"instance.order.{group.subject}.{group.size[0]}x{group.size[1]}"
         position = group.drawn * self.batch_size + place
         return members[shuffled(self.seed, stream, position, len(members))]
 
-    def class_image(self, micro: int, group: Group, place: int) -> int:
+    def class_image(self, micro: int, group: MicroBatch, place: int) -> int:
         """The class image at a place of micro-batch `micro`, whose group is given."""
         prompt = self.class_prompts[group.subject]
         members = self._class_members[prompt, group.size]

@@ -11,13 +11,13 @@ from dreambooth_core.data.buckets import Size
 from dreambooth_core.diffusion.objectives import draw_times
 from dreambooth_core.errors import ConfigError
 from dreambooth_core.randomness import integer, normal, uniform
-from dreambooth_core.training.batch_sampler import Group, Walks
+from dreambooth_core.training.batch_sampler import BatchSampler, MicroBatch
 from dreambooth_core.training.latents import View
 
 Batch = dict[str, Any]
 
 
-class Source(Protocol):
+class LatentSource(Protocol):
     """Images by number."""
 
     def get(self, index: int, view: int) -> View:
@@ -29,10 +29,10 @@ class Source(Protocol):
 
 
 @dataclass(frozen=True)
-class Photos:
+class InstanceData:
     """The instance images of all subjects."""
 
-    source: Source
+    source: LatentSource
     subjects: tuple[int, ...]
     """Photo -> subject."""
     sizes: tuple[Size, ...]
@@ -42,12 +42,12 @@ class Photos:
 
 
 @dataclass(frozen=True)
-class Classes:
+class ClassData:
     """What keeps the class noun: class images, or without a source the base's own prediction."""
 
     prompts: tuple[int, ...]
     """Subject -> row of its class prompt in the table of prompts."""
-    source: Source | None = None
+    source: LatentSource | None = None
     rows: tuple[int, ...] = ()
     """Class image -> row of its class prompt."""
     sizes: tuple[Size, ...] = ()
@@ -55,7 +55,7 @@ class Classes:
 
 
 @dataclass(frozen=True)
-class Plan:
+class BatchPlan:
     """What decides a batch, beside the images."""
 
     seed: int
@@ -72,20 +72,20 @@ class _Example(NamedTuple):
     """Stream of its random numbers: `instance` or `class`."""
     number: int
     """Place among all examples of its kind."""
-    source: Source
+    source: LatentSource
     image: int
     prompt: int
 
 
-class Steps(torch.utils.data.Dataset[Batch]):
+class MicroBatches(torch.utils.data.Dataset[Batch]):
     """Micro-batches by number, `step * accumulate + micro`; any can be had at any time.
 
     Raises `ConfigError` when a subject's photos of some size have no class images of that size.
     """
 
-    def __init__(self, plan: Plan, photos: Photos, classes: Classes | None) -> None:
+    def __init__(self, plan: BatchPlan, photos: InstanceData, classes: ClassData | None) -> None:
         self.plan, self.photos, self.classes = plan, photos, classes
-        self.walks = Walks(
+        self.walks = BatchSampler(
             seed=plan.seed,
             batch_size=plan.train.batch_size,
             subjects=photos.subjects,
@@ -155,7 +155,9 @@ class Steps(torch.utils.data.Dataset[Batch]):
             raise ValueError("caption dropout needs the empty prompt's row in the table of prompts")
         return empty
 
-    def _class_example(self, classes: Classes, micro: int, group: Group, place: int) -> _Example:
+    def _class_example(
+        self, classes: ClassData, micro: int, group: MicroBatch, place: int
+    ) -> _Example:
         number = micro * self.plan.train.batch_size + place
         prompt = classes.prompts[group.subject]
         if classes.source is None:
@@ -191,7 +193,7 @@ class Steps(torch.utils.data.Dataset[Batch]):
         return found
 
 
-def _check_class_images(photos: Photos, classes: Classes) -> None:
+def _check_class_images(photos: InstanceData, classes: ClassData) -> None:
     there = set(zip(classes.rows, classes.sizes, strict=True))
     for subject, size in zip(photos.subjects, photos.sizes, strict=True):
         if (classes.prompts[subject], size) not in there:

@@ -3,10 +3,10 @@
 from collections.abc import Sequence
 
 from dreambooth_core.config import Choosing
-from dreambooth_core.storage.records import Look
+from dreambooth_core.storage.records import ValidationResult
 
 
-def best_of(looks: Sequence[Look], rules: Choosing) -> Look | None:
+def best_step(looks: Sequence[ValidationResult], rules: Choosing) -> ValidationResult | None:
     """The look whose step should come out, the earliest of equals; None before the first.
 
     Among those that keep `prompt_floor` of the prompt fidelity of the look at step 0, the untouched
@@ -35,21 +35,21 @@ def best_of(looks: Sequence[Look], rules: Choosing) -> Look | None:
     return best
 
 
-def is_over(looks: Sequence[Look], rules: Choosing) -> bool:
+def should_stop_early(looks: Sequence[ValidationResult], rules: Choosing) -> bool:
     """Whether the last `patience` looks have brought nothing better."""
-    best = best_of(looks, rules)
+    best = best_step(looks, rules)
     if rules.patience is None or best is None:
         return False
     return sum(look.step > best.step for look in looks) >= rules.patience
 
 
-def _is_as_good(look: Look, top: Look) -> bool:
+def _is_as_good(look: ValidationResult, top: ValidationResult) -> bool:
     return _subject(look) >= _subject(top) - (top.subject_error or 0.0)
 
 
-def _subject(look: Look) -> float:
+def _subject(look: ValidationResult) -> float:
     return look.subject_fidelity if look.subject_fidelity is not None else 0.0
 
 
-def _prompts(look: Look) -> float:
+def _prompts(look: ValidationResult) -> float:
     return look.prompt_fidelity if look.prompt_fidelity is not None else 0.0

@@ -12,11 +12,11 @@ from torch import Tensor
 
 from dreambooth_core import telemetry
 from dreambooth_core.errors import StageFailed
-from dreambooth_core.storage.records import Course, Look
+from dreambooth_core.storage.records import LearningCurves, ValidationResult
 from dreambooth_core.tracking import learning_curves
 from dreambooth_core.training import checkpoints, distributed, fsdp, optimizers
 from dreambooth_core.training.batches import Batch
-from dreambooth_core.training.best_step import best_of, is_over
+from dreambooth_core.training.best_step import best_step, should_stop_early
 from dreambooth_core.training.checkpoints import Snapshot
 
 if TYPE_CHECKING:
@@ -26,7 +26,7 @@ SAY_SECONDS = 0.5
 
 
 @dataclass
-class Orders:
+class Hooks:
     """What the keeper is told, and whom it tells."""
 
     stop: Callable[[], str]
@@ -36,9 +36,9 @@ class Orders:
     """Takes a snapshot behind the training, on the first rank."""
     settle: Callable[[], None] = lambda: None
     """Waits until the snapshot before is on disk."""
-    show: Callable[[Course], None] = lambda course: None
+    show: Callable[[LearningCurves], None] = lambda course: None
     """Takes how training went so far, on the first rank."""
-    look: Callable[["DreamBooth", int], Look] | None = None
+    look: Callable[["DreamBooth", int], ValidationResult] | None = None
     """Looks at the model as it is, on the first rank."""
     beat: Callable[[], None] = lambda: None
     """Told that there is progress."""
@@ -48,36 +48,36 @@ class Orders:
 
 
 @dataclass
-class Standing:
+class TrainingState:
     """How the training stands; what a result is made of."""
 
     stopped_at: int | None = None
     reason: str = ""
     over_at: int | None = None
     """Where it ended early, since it got no better."""
-    looks: list[Look] = field(default_factory=list)
+    looks: list[ValidationResult] = field(default_factory=list)
     rates: dict[str, list[tuple[int, float]]] = field(default_factory=dict)
     speeds: list[tuple[int, float]] = field(default_factory=list)
     stalls: list[tuple[int, float]] = field(default_factory=list)
     steps_per_second: float = 0.0
 
-    def course(self) -> Course:
+    def course(self) -> LearningCurves:
         """All that is no loss."""
-        return Course(
+        return LearningCurves(
             looks=tuple(self.looks),
             rates={name: tuple(points) for name, points in self.rates.items()},
             speeds=tuple(self.speeds),
             stalls=tuple(self.stalls),
         )
 
-    def go_on_from(self, course: Course) -> None:
+    def go_on_from(self, course: LearningCurves) -> None:
         """Take up what `course` gave."""
         self.looks, self.speeds = [*course.looks], [*course.speeds]
         self.rates = {name: [*points] for name, points in course.rates.items()}
         self.stalls = [*course.stalls]
 
 
-class Mark(NamedTuple):
+class StepTime(NamedTuple):
     """A step, and the time at which it was about to be taken."""
 
     step: int
@@ -88,15 +88,15 @@ class Mark(NamedTuple):
         return (step - self.step) / max(1e-9, now - self.at)
 
 
-class Keeper(lightning.Callback):  # type: ignore[misc]
+class TrainingCallback(lightning.Callback):  # type: ignore[misc]
     """Saves checkpoints, says how far training is, and stops it in order when asked to."""
 
-    def __init__(self, orders: Orders) -> None:
-        self.orders, self.standing = orders, Standing()
-        self._began: Mark | None = None
-        self._said = self._drawn = Mark(0, 0.0)
+    def __init__(self, orders: Hooks) -> None:
+        self.orders, self.standing = orders, TrainingState()
+        self._began: StepTime | None = None
+        self._said = self._drawn = StepTime(0, 0.0)
         self._summed_up = 0
-        self._question = distributed.Question()
+        self._question = distributed.FlagReduction()
 
     def on_train_start(self, trainer: Any, module: Any) -> None:
         if self.orders.resume is not None:
@@ -107,7 +107,7 @@ class Keeper(lightning.Callback):  # type: ignore[misc]
 
     def on_train_batch_start(self, trainer: Any, module: Any, batch: Batch, _index: int) -> None:
         if self._began is None:
-            self._began = self._said = self._drawn = Mark(batch["step"], time.monotonic())
+            self._began = self._said = self._drawn = StepTime(batch["step"], time.monotonic())
             self._summed_up = batch["step"]
 
     def on_train_batch_end(
@@ -124,7 +124,7 @@ class Keeper(lightning.Callback):  # type: ignore[misc]
         if trainer.is_global_zero:
             self._report(trainer, module, done)
 
-    def course(self, module: "DreamBooth", done: int, *, ended: bool) -> Course:
+    def course(self, module: "DreamBooth", done: int, *, ended: bool) -> LearningCurves:
         """How training went until now, or in all."""
         config = module.config
         losses = learning_curves.windows(
@@ -140,7 +140,7 @@ class Keeper(lightning.Callback):  # type: ignore[misc]
         self._sum_up(trainer, module, done)
         now, standing = time.monotonic(), self.standing
         standing.speeds.append((done, round(self._drawn.speed(done, now), 4)))
-        self._drawn = Mark(done, now)
+        self._drawn = StepTime(done, now)
         groups = module.optimizer.param_groups
         for name, rate in learning_curves.rates(groups, text_rests=module.text_rests).items():
             standing.rates.setdefault(name, []).append((done, rate))
@@ -157,13 +157,13 @@ class Keeper(lightning.Callback):  # type: ignore[misc]
         last = done == config.train.steps
         if config.choosing.every and (done % config.choosing.every == 0 or last):
             self._look(trainer, module, done)
-            if not last and is_over(standing.looks, config.choosing):
+            if not last and should_stop_early(standing.looks, config.choosing):
                 standing.over_at = done
         reason = "" if last or standing.over_at else self._asked()
         if reason:
             standing.stopped_at, standing.reason = done, reason
         ends = last or bool(reason) or standing.over_at is not None
-        best = best_of(standing.looks, config.choosing)
+        best = best_step(standing.looks, config.choosing)
         just_found = best is not None and best.step == done
         if ends or just_found or done % config.checkpoints.every == 0:
             self._save(trainer, module, done)
@@ -209,14 +209,14 @@ class Keeper(lightning.Callback):  # type: ignore[misc]
             return
         recent = module.losses[self._said.step : done].mean(0).tolist()
         speed = self._said.speed(done, now)
-        self._said = Mark(done, now)
+        self._said = StepTime(done, now)
         self.orders.say(
             done, {"instance": recent[0], "class": recent[1], "steps_per_second": speed}
         )
         self.orders.show(self.course(module, done, ended=False))
 
 
-def state(module: "DreamBooth", trainer: Any, done: int, standing: Standing) -> Snapshot:
+def state(module: "DreamBooth", trainer: Any, done: int, standing: TrainingState) -> Snapshot:
     """Everything that the next step hangs on, as named tensors on the CPU; not yet the course."""
     names: dict[Tensor, str] = {weight: name for name, weight in module.weights.items()}
     tensors, scalars = optimizers.state_of(module.optimizer, names)
@@ -227,7 +227,7 @@ def state(module: "DreamBooth", trainer: Any, done: int, standing: Standing) -> 
     }
     if module.average is not None:
         groups["average"] = module.average.state()
-    best = best_of(standing.looks, module.config.choosing)
+    best = best_step(standing.looks, module.config.choosing)
     return Snapshot(
         step=done,
         groups={name: group for name, group in groups.items() if group},
@@ -240,7 +240,7 @@ def state(module: "DreamBooth", trainer: Any, done: int, standing: Standing) -> 
     )
 
 
-def restore(path: Path, module: "DreamBooth", scaler: Any = None) -> Course:
+def restore(path: Path, module: "DreamBooth", scaler: Any = None) -> LearningCurves:
     """Put a verified checkpoint back into module, optimizer and loss scaling; its course.
 
     Memory layouts stay the model's own, since the order of sums hangs on them. Raises
@@ -257,12 +257,12 @@ def restore(path: Path, module: "DreamBooth", scaler: Any = None) -> Course:
     if module.average is not None:
         module.average.put_back(checkpoints.load(path, "average"))
     names: dict[Tensor, str] = {weight: name for name, weight in module.weights.items()}
-    optimizers.put_back(
+    optimizers.load_state(
         module.optimizer, names, checkpoints.load(path, "optimizer"), scalars["optimizer"]
     )
     if scaler is not None and scalars["scaler"]:
         scaler.load_state_dict(scalars["scaler"])
-    return Course.model_validate(scalars["course"])
+    return LearningCurves.model_validate(scalars["course"])
 
 
 def _scaler(trainer: Any) -> Any:

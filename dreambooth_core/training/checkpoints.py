@@ -25,8 +25,13 @@ from pydantic import ValidationError
 
 from dreambooth_core.digests import digest_of_file
 from dreambooth_core.errors import NotFound, StageFailed, StorageError
-from dreambooth_core.storage.checkpoint_manifests import CHECKPOINTS, MANIFEST, Checkpoint, counting
-from dreambooth_core.storage.leases import Hold
+from dreambooth_core.storage.checkpoint_manifests import (
+    CHECKPOINTS,
+    MANIFEST,
+    Checkpoint,
+    counted_checkpoints,
+)
+from dreambooth_core.storage.leases import HeldLease
 from dreambooth_core.storage.records import Blob
 from dreambooth_core.storage.stores import Store, flushed
 
@@ -155,14 +160,14 @@ def prune(folder: Path, retention: Retention, best: int | None) -> None:
             shutil.rmtree(path.rename(path.with_suffix(".partial")), ignore_errors=True)
 
 
-def mirror(hold: Hold, folder: Path, retention: Retention) -> None:
+def mirror(hold: HeldLease, folder: Path, retention: Retention) -> None:
     """Bring what counts in the store up to date with the folder, the newest first.
 
     What `retention` does not keep, of both, counts no longer and is deleted there, like what was
     left by whoever held the lease before. Raises `Superseded`.
     """
     store, run, number = hold.store, hold.place, hold.lease().number
-    stored, best = {_step(name): name for name in counting(store, run)}, None
+    stored, best = {_step(name): name for name in counted_checkpoints(store, run)}, None
     for path in reversed(_steps(folder)):
         manifest = verify(path)
         if manifest is None:
@@ -200,7 +205,7 @@ def download(
     store: Store, run: str, folder: Path, above: int = 0
 ) -> tuple[Path, Checkpoint] | None:
     """Bring the store's newest true checkpoint to `folder`; None without one beyond step `above`."""
-    for name in reversed(counting(store, run)):
+    for name in reversed(counted_checkpoints(store, run)):
         if _step(name) <= above:
             break
         manifest = _brought(store, run, folder, name)
@@ -209,10 +214,10 @@ def download(
     return None
 
 
-def bring(store: Store, run: str, folder: Path, step: int) -> Path | None:
+def fetch_step(store: Store, run: str, folder: Path, step: int) -> Path | None:
     """The true checkpoint of one step, from the folder or else from the store; None without one."""
     path = folder / f"{step:08d}"
-    stored = [name for name in counting(store, run) if _step(name) == step]
+    stored = [name for name in counted_checkpoints(store, run) if _step(name) == step]
     here = verify(path) or any(_brought(store, run, folder, name) for name in stored)
     return path if here else None
 

@@ -78,7 +78,7 @@ def ensure_class_images(
         drawing = drawing_of(config, store, None, size)
         # each image is made for good by itself; the lease saves others from drawing it as well
         place = f"{prefix}/priors/{digest_json(sorted({item.prompt for item in items}))}"
-        with leases.alone(store, place, config.paths.work.resolve() / place, lambda: None):
+        with leases.exclusive(store, place, config.paths.work.resolve() / place, lambda: None):
             found, missing = make_images(store, prefix, drawing, requests, progress)
         images |= {item.key: image for item, image in zip(items, found, strict=True)}
         made += missing

@@ -8,12 +8,12 @@ from pathlib import Path
 
 from dreambooth_core.storage.stores import open_store
 from dreambooth_core.training.class_images import ensure_class_images
-from dreambooth_core.training.spec import Spec, read_record
+from dreambooth_core.training.spec import TrainingSpec, read_record
 
 
 def main(arguments: list[str]) -> int:
     """Make what is missing; 0 done, 2 without a spec, and 1 with a traceback when it breaks."""
-    spec = read_record(Path(arguments[0]), Spec) if len(arguments) == 1 else None
+    spec = read_record(Path(arguments[0]), TrainingSpec) if len(arguments) == 1 else None
     if spec is None:
         print(
             "usage: python -m dreambooth_core.training.class_images_process SPEC.json",

@@ -67,7 +67,7 @@ def first_ahead() -> Iterator[None]:
         distributed.barrier()
 
 
-class Question:
+class FlagReduction:
     """Asked by every rank at every step; the answer comes with the next step, so nobody waits."""
 
     def __init__(self) -> None:

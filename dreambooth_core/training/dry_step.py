@@ -27,7 +27,7 @@ from dreambooth_core.diffusion.objectives import (
 )
 
 
-class Living(TorchDispatchMode):  # type: ignore[no-untyped-call]  # torch leaves it untyped
+class LiveStorages(TorchDispatchMode):  # type: ignore[no-untyped-call]  # torch leaves it untyped
     """Adds up the storages that operations make, for as long as they live; `known` ones aside."""
 
     def __init__(self, known: Iterable[Tensor] = ()) -> None:
@@ -64,7 +64,7 @@ class Living(TorchDispatchMode):  # type: ignore[no-untyped-call]  # torch leave
         self.bytes -= count
 
 
-class Numbered(TorchDispatchMode):  # type: ignore[no-untyped-call]
+class RealIndices(TorchDispatchMode):  # type: ignore[no-untyped-call]
     """Lets token ids, masks and lengths keep their numbers, since shapes hang on them."""
 
     def __torch_dispatch__(
@@ -96,7 +96,7 @@ def _places(mask: Tensor | None) -> tuple[Tensor | None, ...]:
 
 
 @dataclass(frozen=True)
-class Rehearsed:
+class StepMemory:
     """Bytes of one process' step, beside its weights."""
 
     inputs: int
@@ -105,9 +105,9 @@ class Rehearsed:
     """Gradients and activations together at the worst moment."""
 
 
-def rehearse(
+def measure_step(
     family: Family, parts: Parts, config: Config, forward: torch.dtype, device: torch.device
-) -> Rehearsed:
+) -> StepMemory:
     """Take the config's step with parts on the meta device, prepared for training.
 
     `forward` is the number type that it computes in. The parts are of no use afterwards.
@@ -120,18 +120,18 @@ def rehearse(
         weights = [weight for part in components for weight in part.parameters()]
         if config.optimizer.fused_backward:
             _free_gradients(weights)
-        with Numbered():  # type: ignore[no-untyped-call]
+        with RealIndices():  # type: ignore[no-untyped-call]
             step = _Step(family, parts, config)
             batch = {name: value.to(device) for name, value in _batch(config, latents).items()}
             prompts = step.prompts(device)
             inputs = [*batch.values(), *prompts.values()]
-            with Living([*inputs, *weights]) as living:
+            with LiveStorages([*inputs, *weights]) as living:
                 for _ in range(min(2, config.train.accumulate)):
                     with _autocast(device, forward):
                         loss = step.loss(batch, prompts)
                     loss.backward()  # type: ignore[no-untyped-call]
                     del loss
-    return Rehearsed(sum(value.nbytes for value in inputs), living.peak)
+    return StepMemory(sum(value.nbytes for value in inputs), living.peak)
 
 
 class _Step:

@@ -23,7 +23,7 @@ def decay_at(decay: float, step: int) -> float:
     return min(decay, (1 + step) / (10 + step))
 
 
-class Average:
+class ExponentialMovingAverage:
     """Averages of float32 weights, by name, each in its weight's memory layout."""
 
     def __init__(self, decay: float, weights: Mapping[str, Tensor]) -> None:

@@ -24,7 +24,7 @@ from dreambooth_core.randomness import seed_for
 from dreambooth_core.storage.blobs import get_record
 from dreambooth_core.storage.records import Image, ImageSet
 from dreambooth_core.storage.stores import Store
-from dreambooth_core.storage.tensor_cache import Cache
+from dreambooth_core.storage.tensor_cache import TensorCache
 from dreambooth_core.training import batches, latents, text_embeddings
 from dreambooth_core.training.class_images import ClassImage
 from dreambooth_core.training.latents import View
@@ -33,7 +33,7 @@ WAIT_SECONDS = 0.2
 
 
 @dataclass(frozen=True)
-class Place:
+class TrainingContext:
     """Where a training stands: its files, its device, its rank."""
 
     base: Path
@@ -46,11 +46,11 @@ class Place:
 
 
 @dataclass(frozen=True)
-class Supply:
+class TrainingInputs:
     """All that the steps draw from."""
 
-    steps: batches.Steps
-    stable: batches.Steps
+    steps: batches.MicroBatches
+    stable: batches.MicroBatches
     """The photos for the stable loss: the held out ones, or all; `choosing.draws` times their number."""
     prompts: tuple[str, ...]
     """The table's prompts, spelled with the new tokens if there are any."""
@@ -58,13 +58,13 @@ class Supply:
     """A row per prompt; None where text encoders move and must read the prompts at every step."""
 
 
-def gather(
+def prepare_inputs(
     config: Config,
     family: Family,
-    place: Place,
+    place: TrainingContext,
     images: tuple[ImageSet, Sequence[ClassImage]],
     moving_text: bool,
-) -> Supply:
+) -> TrainingInputs:
     """Encode what is new, take the rest from the caches.
 
     Class images that are not there yet are waited for when they are drawn.
@@ -72,15 +72,15 @@ def gather(
     instance, planned = images
     config_size = config.model.resolution
     encoder = _autoencoder(config, family, place)
-    cache = Cache("latents", config.paths.work / "caches", place.store)
+    cache = TensorCache("latents", config.paths.work / "caches", place.store)
     table = captions.prompts(config, instance)
 
-    def photos(chosen: Sequence[int]) -> batches.Photos:
+    def photos(chosen: Sequence[int]) -> batches.InstanceData:
         members = [instance.images[index] for index in chosen]
         known = [image.size or (config_size, config_size) for image in members]
         sizes = assigned(known, config_size, config.dataset)
-        return batches.Photos(
-            source=latents.encoded(place.store, members, sizes, config, cache, encoder),
+        return batches.InstanceData(
+            source=latents.cached_latents(place.store, members, sizes, config, cache, encoder),
             subjects=tuple(image.subject for image in members),
             sizes=sizes,
             prompts=tuple(table.instance[index] for index in chosen),
@@ -90,13 +90,13 @@ def gather(
     learned = photos(trained)
     classes = None
     if config.prior.enabled:
-        classes = batches.Classes(
+        classes = batches.ClassData(
             prompts=table.classes,
             source=_class_source(place, planned, config, cache, encoder) if planned else None,
             rows=tuple(table.table.index(item.prompt) for item in planned),
             sizes=tuple(item.size for item in planned),
         )
-    plan = batches.Plan(
+    plan = batches.BatchPlan(
         seed=config.seed,
         train=config.train,
         loss=config.loss,
@@ -106,8 +106,8 @@ def gather(
     )
     tokens = textual_inversion.tokens_of(config) if config.train.method in INVERSIONS else {}
     prompts = tuple(textual_inversion.spell(tokens, prompt) for prompt in table.table)
-    return Supply(
-        steps=batches.Steps(plan, learned, classes),
+    return TrainingInputs(
+        steps=batches.MicroBatches(plan, learned, classes),
         stable=_stable(config, photos(held) if held else learned),
         prompts=prompts,
         conditioning=None if moving_text else _conditioning(config, family, place, prompts),
@@ -115,41 +115,43 @@ def gather(
 
 
 def _class_source(
-    place: Place,
+    place: TrainingContext,
     planned: Sequence[ClassImage],
     config: Config,
-    cache: Cache,
-    encoder: latents.Encoder,
-) -> batches.Source:
+    cache: TensorCache,
+    encoder: latents.LatentEncoder,
+) -> batches.LatentSource:
     """All class images encoded at once, or with `prior.alongside` one by one as they arrive."""
     if config.prior.alongside:
-        return Arriving(place, planned, config, cache, replace(encoder, load=once(encoder.load)))
+        return AwaitedClassImages(
+            place, planned, config, cache, replace(encoder, load=once(encoder.load))
+        )
     images = [get_record(place.store, item.key, Image) for item in planned]
     missing = [item.key for item, image in zip(planned, images, strict=True) if image is None]
     if missing:
         raise StageFailed(f"the class image {missing[0]} is missing: run again to make it")
     there = [image for image in images if image is not None]
     sizes = [item.size for item in planned]
-    return latents.encoded(place.store, there, sizes, config, cache, encoder)
+    return latents.cached_latents(place.store, there, sizes, config, cache, encoder)
 
 
 @dataclass
-class Arriving:
-    """Class images by number, each awaited in the store; a `Source` of batches."""
+class AwaitedClassImages:
+    """Class images by number, each awaited in the store; a `LatentSource` of batches."""
 
-    place: Place
+    place: TrainingContext
     planned: Sequence[ClassImage]
     config: Config
-    cache: Cache
-    encoder: latents.Encoder
-    _seen: dict[int, latents.Encoded] = field(default_factory=dict)
+    cache: TensorCache
+    encoder: latents.LatentEncoder
+    _seen: dict[int, latents.CachedLatents] = field(default_factory=dict)
 
     def get(self, index: int, view: int) -> View:
         if index not in self._seen:
             item = self.planned[index]
             image = self._awaited(item)
             store, config = self.place.store, self.config
-            self._seen[index] = latents.encoded(
+            self._seen[index] = latents.cached_latents(
                 store, [image], [item.size], config, self.cache, self.encoder
             )
         return self._seen[index].get(0, view)
@@ -176,7 +178,7 @@ def _split(instance: ImageSet, held_out: int) -> tuple[list[int], list[int]]:
     return [index for index in range(instance.count) if index not in held], sorted(held)
 
 
-def _stable(config: Config, photos: batches.Photos) -> batches.Steps:
+def _stable(config: Config, photos: batches.InstanceData) -> batches.MicroBatches:
     """Fixed photos, noises and times: a walk that shows every subject equally often."""
     plain: dict[str, float] = {
         "accumulate": 1,
@@ -186,25 +188,27 @@ def _stable(config: Config, photos: batches.Photos) -> batches.Steps:
         "crops": 1,
     }
     plain |= {"caption_dropout": 0.0, "steps": len(photos.prompts) * config.choosing.draws}
-    plan = batches.Plan(
+    plan = batches.BatchPlan(
         seed=seed_for(config.seed, "stable loss", 0),
         train=config.train.model_copy(update=plain),
         loss=config.loss,
     )
-    return batches.Steps(plan, photos, None)
+    return batches.MicroBatches(plan, photos, None)
 
 
-def _autoencoder(config: Config, family: Family, place: Place) -> latents.Encoder:
+def _autoencoder(config: Config, family: Family, place: TrainingContext) -> latents.LatentEncoder:
     def load() -> Callable[[torch.Tensor], LatentDistribution]:
         parts = family.load(place.base, only(place.base, family.autoencoder))
         parts[family.autoencoder].to(place.device)
         return lambda pixels: family.encode_images(parts, pixels.to(place.device))
 
     digest = base_model.component_digest(place.base, [family.autoencoder])
-    return latents.Encoder(digest, "float32", load)
+    return latents.LatentEncoder(digest, "float32", load)
 
 
-def _conditioning(config: Config, family: Family, place: Place, prompts: Sequence[str]) -> Tensors:
+def _conditioning(
+    config: Config, family: Family, place: TrainingContext, prompts: Sequence[str]
+) -> Tensors:
     def load() -> Callable[[str], Tensors]:
         parts = family.load(place.base, only(place.base, *family.text_encoders))
         for name in family.text_encoders:
@@ -222,7 +226,7 @@ def _conditioning(config: Config, family: Family, place: Place, prompts: Sequenc
     read = model_index(place.base).keys() - unread
     # two families may read one text encoder, each in its own way
     digest = f"{config.model.family} {base_model.component_digest(place.base, sorted(read))}"
-    cache = Cache("embeddings", config.paths.work / "caches", place.store)
-    return text_embeddings.embedded(
-        prompts, cache, text_embeddings.Encoder(digest, "float32", load)
+    cache = TensorCache("embeddings", config.paths.work / "caches", place.store)
+    return text_embeddings.text_embeddings(
+        prompts, cache, text_embeddings.TextEncoder(digest, "float32", load)
     ).rows

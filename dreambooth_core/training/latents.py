@@ -19,7 +19,7 @@ from dreambooth_core.errors import StageFailed
 from dreambooth_core.storage.blobs import get_blob
 from dreambooth_core.storage.records import Blob, Image
 from dreambooth_core.storage.stores import Store
-from dreambooth_core.storage.tensor_cache import Cache, Entry, key_of
+from dreambooth_core.storage.tensor_cache import Entry, TensorCache, key_of
 
 Numbers = tuple[int, int, int, int, int, int]
 
@@ -36,7 +36,7 @@ class View(NamedTuple):
 
 
 @dataclass(frozen=True)
-class Encoder:
+class LatentEncoder:
     """The frozen autoencoder, loaded only when there is something to encode."""
 
     digest: str
@@ -48,7 +48,7 @@ class Encoder:
 
 
 @dataclass(frozen=True)
-class Encoded:
+class CachedLatents:
     """Images with all their views; a `Source` of batches."""
 
     views: Mapping[tuple[int, int], View]
@@ -68,14 +68,14 @@ class _Cut(NamedTuple):
     mirrored: bool
 
 
-def encoded(
+def cached_latents(
     store: Store,
     images: Sequence[Image],
     sizes: Sequence[Size],
     config: Config,
-    cache: Cache,
-    encoder: Encoder,
-) -> Encoded:
+    cache: TensorCache,
+    encoder: LatentEncoder,
+) -> CachedLatents:
     """All views of `images`, each scaled and cut to its size; only missing ones are encoded.
 
     Views 0 ... crops - 1 are upright, with `train.flip` the same follow mirrored; masks are read
@@ -107,7 +107,7 @@ def encoded(
             height, width = latents.mean.shape[1:]
             mask = mask_shares(opened(cut.image.mask), cut.crop, cut.mirrored, (height, width))
         views[place] = View(latents, mask, buckets.numbers(cut.photo, cut.crop, cut.mirrored))
-    return Encoded(views, fetched.made, fetched.found)
+    return CachedLatents(views, fetched.made, fetched.found)
 
 
 def pixels(image: Pillow.Image, crop: Crop, mirrored: bool = False) -> Tensor:
@@ -141,7 +141,7 @@ def _cuts(
     return found
 
 
-def _key(cut: _Cut, encoder: Encoder) -> str:
+def _key(cut: _Cut, encoder: LatentEncoder) -> str:
     return key_of(
         image=cut.image.blob.sha256,
         resized=cut.crop.resized,

@@ -7,12 +7,12 @@ import torch
 from pytorch_lightning.strategies import DDPStrategy, ModelParallelStrategy, Strategy
 
 from dreambooth_core.config import Train
-from dreambooth_core.training.batches import Steps
+from dreambooth_core.training.batches import MicroBatches
 from dreambooth_core.training.module import DreamBooth
 from dreambooth_core.training.precision import OF_LIGHTNING, resolved_precision
 
 if TYPE_CHECKING:
-    from dreambooth_core.training.callback import Keeper
+    from dreambooth_core.training.callback import TrainingCallback
 
 
 def _strategy(train: Train) -> "Strategy | str":
@@ -30,7 +30,7 @@ def _strategy(train: Train) -> "Strategy | str":
     )
 
 
-def fit(module: DreamBooth, data: Steps, keeper: "Keeper", start: int) -> None:
+def fit(module: DreamBooth, data: MicroBatches, keeper: "TrainingCallback", start: int) -> None:
     """Take the steps from `start` to the end, or to where the keeper stops."""
     train = module.config.train
     loader = torch.utils.data.DataLoader(

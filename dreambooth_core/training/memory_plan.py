@@ -21,7 +21,7 @@ HEADROOM = 1.1
 
 
 @dataclass(frozen=True)
-class Row:
+class MemoryRow:
     """One kind of tensors on the device."""
 
     name: str
@@ -29,10 +29,10 @@ class Row:
 
 
 @dataclass(frozen=True)
-class Plan:
+class MemoryPlan:
     """What one process holds on its device at a step's worst moment."""
 
-    rows: tuple[Row, ...]
+    rows: tuple[MemoryRow, ...]
     limit: int | None = None
     """Bytes of the device; None where nothing is known of it."""
 
@@ -69,7 +69,7 @@ def device_limit(options: Memory) -> int | None:
     return None
 
 
-def plan(config: Config, base: Path, precision: Precision, limit: int | None = None) -> Plan:
+def plan(config: Config, base: Path, precision: Precision, limit: int | None = None) -> MemoryPlan:
     """The memory plan of training from the base in a folder, of which only configs are read.
 
     `activations` is what the step needs beyond the gradients' room, which it may use until they
@@ -89,7 +89,7 @@ def plan(config: Config, base: Path, precision: Precision, limit: int | None = N
     gradients = 0 if config.optimizer.fused_backward else moving
     state = sum(optimizers.state_bytes(config.optimizer.name, weight) for weight in weights)
     device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
-    step = dry_step.rehearse(family, parts, config, FORWARD[precision], device)
+    step = dry_step.measure_step(family, parts, config, FORWARD[precision], device)
     shards = train.processes if train.strategy == "fsdp2" else 1
     sharded = {
         **{f"{name} weights": count for name, count in held.items()},
@@ -103,7 +103,9 @@ def plan(config: Config, base: Path, precision: Precision, limit: int | None = N
         "batch and prompts": step.inputs,
         "activations": max(0, step.peak - gradients),
     }
-    return Plan(tuple(Row(name, count) for name, count in found.items() if count), limit)
+    return MemoryPlan(
+        tuple(MemoryRow(name, count) for name, count in found.items() if count), limit
+    )
 
 
 def _held(family: Family, parts: Parts, config: Config) -> dict[str, int]:

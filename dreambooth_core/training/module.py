@@ -22,7 +22,7 @@ from dreambooth_core.diffusion.objectives import (
 from dreambooth_core.randomness import seed_for
 from dreambooth_core.training import optimizers
 from dreambooth_core.training.batches import Batch
-from dreambooth_core.training.ema import Average
+from dreambooth_core.training.ema import ExponentialMovingAverage
 
 if TYPE_CHECKING:
     pass
@@ -47,7 +47,7 @@ class DreamBooth(lightning.LightningModule):  # type: ignore[misc]  # Lightning 
         }
         """Everything that moves, by its name in a checkpoint."""
         decay = config.train.ema
-        self.average = Average(decay, self.weights) if decay is not None else None
+        self.average = ExponentialMovingAverage(decay, self.weights) if decay is not None else None
         self.table: Tensors = {}
         self.encodes = False
         """Whether the table holds token ids, which the moving text encoders read at every step."""

@@ -31,8 +31,8 @@ from dreambooth_core.training import checkpoints, launcher
 from dreambooth_core.training.spec import (
     GRACE_SECONDS,
     LOOKS,
-    Outcome,
-    Spec,
+    AttemptResult,
+    TrainingSpec,
     read_record,
     write_record,
 )
@@ -44,7 +44,7 @@ Files = Mapping[str, tuple[int, bytes]]
 """Name of a file below the run's folder -> when it was written, in ns, and what it holds."""
 
 
-class Post(NamedTuple):
+class NodeTask(NamedTuple):
     """A machine's part."""
 
     number: int
@@ -55,7 +55,7 @@ class Post(NamedTuple):
     """ADDRESS:PORT of the first machine's torchrun."""
 
 
-class Ended(NamedTuple):
+class NodeResult(NamedTuple):
     """How a machine's part ended."""
 
     status: int
@@ -65,7 +65,7 @@ class Ended(NamedTuple):
     """Of the first machine, when training is done: file -> blob in the store."""
 
 
-class Machine:
+class NodeActor:
     """The actor: what one machine does. Its three methods run side by side."""
 
     def __init__(self) -> None:
@@ -81,15 +81,15 @@ class Machine:
             free.bind((own, 0))
             return f"{own}:{free.getsockname()[1]}"
 
-    def train(self, document: str, post: Post) -> Ended:
+    def train(self, document: str, post: NodeTask) -> NodeResult:
         """This machine's part of the spec, to its end."""
         try:
-            spec = self._settled(Spec.model_validate_json(document))
+            spec = self._settled(TrainingSpec.model_validate_json(document))
             return self._trained(spec, post)
         except DreamBoothError as error:
-            return Ended(1, str(error), {})
+            return NodeResult(1, str(error), {})
 
-    def _trained(self, spec: Spec, post: Post) -> Ended:
+    def _trained(self, spec: TrainingSpec, post: NodeTask) -> NodeResult:
         own, log = self.address().rpartition(":")[0], spec.folder / "train.log"
         log.unlink(missing_ok=True)
         where = (post.ranks, post.number, post.machines, post.first)
@@ -103,10 +103,10 @@ class Machine:
                 if self._stop.wait(LOOK_SECONDS):
                     ranks.terminate()
                     self._stop.clear()
-        outcome = read_record(spec.folder / "result.json", Outcome)
+        outcome = read_record(spec.folder / "result.json", AttemptResult)
         done = post.number == 0 and outcome is not None and outcome.status == "done"
         weights = _put(spec) if done else {}
-        return Ended(ranks.returncode, last_lines(log), weights)
+        return NodeResult(ranks.returncode, last_lines(log), weights)
 
     def told(self, known: Mapping[str, int]) -> Files:
         """What has changed of that which the parent looks at, since `known`."""
@@ -126,7 +126,7 @@ class Machine:
         """End in order: save, if all others do."""
         self._stop.set()
 
-    def _settled(self, spec: Spec) -> Spec:
+    def _settled(self, spec: TrainingSpec) -> TrainingSpec:
         """The spec as it is here, with nothing of an earlier attempt beside it.
 
         Raises `StageFailed` without the checkpoint to go on from.
@@ -141,7 +141,7 @@ class Machine:
         shutil.rmtree(saved, ignore_errors=True)
         if spec.resume is not None:
             store = open_store(spec.config.storage)
-            resume = checkpoints.bring(store, spec.prefix, saved, spec.resume_step)
+            resume = checkpoints.fetch_step(store, spec.prefix, saved, spec.resume_step)
             if resume is None:
                 raise StageFailed(
                     f"the checkpoint of step {spec.resume_step} has gone from {spec.prefix} of the "
@@ -157,18 +157,20 @@ class Machine:
 class _Crew:
     """All machines of an attempt, as this process sees them."""
 
-    def __init__(self, ray: Any, machines: list[Any], spec: Spec) -> None:
+    def __init__(self, ray: Any, machines: list[Any], spec: TrainingSpec) -> None:
         self._ray, self._machines, self._spec = ray, machines, spec
         self._known: dict[str, int] = {}
         config = spec.config
         first = ray.get(machines[0].address.remote())
         ranks, document = _ranks(spec), spec.model_dump_json()
         self._working = {
-            machine.train.remote(document, Post(number, config.compute.nodes, ranks, first)): number
+            machine.train.remote(
+                document, NodeTask(number, config.compute.nodes, ranks, first)
+            ): number
             for number, machine in enumerate(machines)
         }
 
-    def look(self) -> dict[int, Ended]:
+    def look(self) -> dict[int, NodeResult]:
         """Machines whose part has ended since; raises Ray's error where one is dead."""
         ready, _ = self._ray.wait([*self._working], num_returns=1, timeout=LOOK_SECONDS)
         return {self._working.pop(answer): self._ray.get(answer) for answer in ready}
@@ -203,7 +205,7 @@ def main(arguments: list[str]) -> int:
     """Have the spec trained; what came of it stands in its result file, as after an attempt here."""
     from dreambooth_core.training import multi_node
 
-    spec = read_record(Path(arguments[0]), Spec) if len(arguments) == 1 else None
+    spec = read_record(Path(arguments[0]), TrainingSpec) if len(arguments) == 1 else None
     if spec is None:
         print("usage: python -m dreambooth_core.training.multi_node SPEC.json", file=sys.stderr)
         return 2
@@ -214,7 +216,7 @@ def main(arguments: list[str]) -> int:
     return 0
 
 
-def lead(spec: Spec) -> Outcome | None:
+def lead(spec: TrainingSpec) -> AttemptResult | None:
     """Train on all machines; None when the ranks' own result is there, or there is none."""
     asked = threading.Event()
     signal.signal(signal.SIGTERM, lambda *_: asked.set())
@@ -224,13 +226,13 @@ def lead(spec: Spec) -> Outcome | None:
                 return _led(_Crew(ray, machines, spec), spec, asked)
             except ray.exceptions.RayActorError as error:
                 print(f"a machine was lost: {' '.join(str(error).split())}")
-                return Outcome(attempt=spec.attempt, status="lost")
+                return AttemptResult(attempt=spec.attempt, status="lost")
     except DreamBoothError as error:
-        return Outcome(attempt=spec.attempt, status="failed", message=str(error))
+        return AttemptResult(attempt=spec.attempt, status="failed", message=str(error))
 
 
-def _led(crew: _Crew, spec: Spec, asked: threading.Event) -> Outcome | None:
-    ends: dict[int, Ended] = {}
+def _led(crew: _Crew, spec: TrainingSpec, asked: threading.Event) -> AttemptResult | None:
+    ends: dict[int, NodeResult] = {}
     told, since = False, 0.0
     try:
         while crew.works:
@@ -273,7 +275,7 @@ def _placed(ray: Any, compute: Compute, ranks: int, asked: threading.Event) -> I
                     f"compute.wait_minutes {compute.wait_minutes:g}: start them, or set compute.nodes"
                 )
         actor = ray.remote(num_cpus=ranks, num_gpus=ranks if compute.gpu else 0, max_concurrency=3)(
-            Machine
+            NodeActor
         )
         yield [
             actor.options(
@@ -286,17 +288,17 @@ def _placed(ray: Any, compute: Compute, ranks: int, asked: threading.Event) -> I
             remove_placement_group(group)
 
 
-def _ranks(spec: Spec) -> int:
+def _ranks(spec: TrainingSpec) -> int:
     return spec.config.train.processes // spec.config.compute.nodes
 
 
-def _put(spec: Spec) -> dict[str, Blob]:
+def _put(spec: TrainingSpec) -> dict[str, Blob]:
     store, folder = open_store(spec.config.storage), spec.folder / "weights"
     paths = sorted(path for path in folder.rglob("*") if path.is_file())
     return {path.relative_to(folder).as_posix(): put_blob(store, path) for path in paths}
 
 
-def _bring(spec: Spec, weights: Mapping[str, Blob]) -> None:
+def _bring(spec: TrainingSpec, weights: Mapping[str, Blob]) -> None:
     store = open_store(spec.config.storage)
     for name, blob in weights.items():
         with written_beside(spec.folder / "weights" / name) as beside:

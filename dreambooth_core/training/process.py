@@ -17,19 +17,26 @@ from typing import TYPE_CHECKING, Literal
 from dreambooth_core import telemetry
 from dreambooth_core.data.contact_sheets import sheet_of
 from dreambooth_core.errors import DreamBoothError, Preempted, StageFailed
-from dreambooth_core.storage.leases import Hold
-from dreambooth_core.storage.records import Course
+from dreambooth_core.storage.leases import HeldLease
+from dreambooth_core.storage.records import LearningCurves
 from dreambooth_core.storage.stores import written_beside
 from dreambooth_core.training import launcher
 from dreambooth_core.training.preemption import Stop, Watchdog
-from dreambooth_core.training.spec import LOOKS, Outcome, Spec, Told, read_record, write_record
+from dreambooth_core.training.spec import (
+    LOOKS,
+    AttemptProgress,
+    AttemptResult,
+    TrainingSpec,
+    read_record,
+    write_record,
+)
 
 if TYPE_CHECKING:
     from PIL.Image import Image
 
-    from dreambooth_core.training.callback import Keeper
+    from dreambooth_core.training.callback import TrainingCallback
     from dreambooth_core.training.checkpoints import Snapshot
-    from dreambooth_core.training.inputs import Place, Supply
+    from dreambooth_core.training.inputs import TrainingContext, TrainingInputs
     from dreambooth_core.training.module import DreamBooth
 
 FULL = ("can't allocate memory", "could not create a primitive")
@@ -41,7 +48,7 @@ def main(arguments: list[str]) -> int:
 
     The other ranks answer 0 when preempted, since torchrun ends all once one answers otherwise.
     """
-    spec = read_record(Path(arguments[0]), Spec) if len(arguments) == 1 else None
+    spec = read_record(Path(arguments[0]), TrainingSpec) if len(arguments) == 1 else None
     if spec is None:
         print("usage: python -m dreambooth_core.training.process SPEC.json", file=sys.stderr)
         return 2
@@ -62,7 +69,7 @@ def main(arguments: list[str]) -> int:
     return codes.get(outcome.status, 1)
 
 
-def _attempt(spec: Spec, stop: Stop, watchdog: Watchdog) -> Outcome:
+def _attempt(spec: TrainingSpec, stop: Stop, watchdog: Watchdog) -> AttemptResult:
     from dreambooth_core.tracking.loggers import Loggers
     from dreambooth_core.training import background, callback, checkpoints, distributed, validation
 
@@ -70,7 +77,7 @@ def _attempt(spec: Spec, stop: Stop, watchdog: Watchdog) -> Outcome:
         spec.folder / launcher.MEETING / "ranks", spec.config.checkpoints.stall_minutes
     )
     place, module, supply = _prepared(spec, watchdog)
-    hold, folder = Hold(place.store, spec.prefix, spec.holder), spec.folder / "checkpoints"
+    hold, folder = HeldLease(place.store, spec.prefix, spec.holder), spec.folder / "checkpoints"
     rules = spec.config.checkpoints
     retention = checkpoints.Retention(rules.keep, rules.keep_every)
     behind = background.Background(
@@ -84,20 +91,20 @@ def _attempt(spec: Spec, stop: Stop, watchdog: Watchdog) -> Outcome:
 
     loggers = Loggers(spec.config, spec.folder.name if _rank() == 0 else None)
 
-    def show(course: Course) -> None:
+    def show(course: LearningCurves) -> None:
         write_record(spec.folder / "course.json", course)
         loggers.show(course)
 
     writer = checkpoints.Writer(write)
     looks = spec.config.choosing.every is not None
-    keeping = callback.Keeper(
-        callback.Orders(
+    keeping = callback.TrainingCallback(
+        callback.Hooks(
             stop=stop,
             say=lambda step, figures: _say(spec, step, figures),
             save=writer.submit,
             settle=writer.wait,
             show=show,
-            look=validation.Looker(
+            look=validation.Validator(
                 spec.config, place, supply.stable, spec.instance, partial(_keep, spec.folder)
             )
             if looks
@@ -123,7 +130,9 @@ def _attempt(spec: Spec, stop: Stop, watchdog: Watchdog) -> Outcome:
     return outcome
 
 
-def _prepared(spec: Spec, watchdog: Watchdog) -> tuple["Place", "DreamBooth", "Supply"]:
+def _prepared(
+    spec: TrainingSpec, watchdog: Watchdog
+) -> tuple["TrainingContext", "DreamBooth", "TrainingInputs"]:
     """Everything in memory that the steps need, and nothing more."""
     import torch
 
@@ -136,12 +145,12 @@ def _prepared(spec: Spec, watchdog: Watchdog) -> tuple["Place", "DreamBooth", "S
     if torch.cuda.is_available():
         device = torch.device("cuda", int(os.environ.get("LOCAL_RANK", 0)))
     family, base = load_family(config.model.family), base_model.base_folder(config.model)
-    place = inputs.Place(base, open_store(config.storage), device, _rank(), watchdog.beat)
+    place = inputs.TrainingContext(base, open_store(config.storage), device, _rank(), watchdog.beat)
     names = adapters.trained_components(family, config)
     moving_text = any(name in family.text_encoders for name in names)
     with distributed.first_ahead():
         images = (spec.instance, spec.classes)
-        gathered = inputs.gather(config, family, place, images, moving_text)
+        gathered = inputs.prepare_inputs(config, family, place, images, moving_text)
     module = _loaded(spec, place, sharded=config.train.strategy == "fsdp2")
     if gathered.conditioning is None:
         module.set_prompts(family.tokenize(module.parts, gathered.prompts), encodes=True)
@@ -150,7 +159,7 @@ def _prepared(spec: Spec, watchdog: Watchdog) -> tuple["Place", "DreamBooth", "S
     return place, module, gathered
 
 
-def _loaded(spec: Spec, place: "Place", *, sharded: bool) -> "DreamBooth":
+def _loaded(spec: TrainingSpec, place: "TrainingContext", *, sharded: bool) -> "DreamBooth":
     """The base with what moves, on the CPU; in shards on the device."""
     from dreambooth_core.diffusion import adapters
     from dreambooth_core.diffusion.families import channels_last, load_family, only
@@ -173,7 +182,13 @@ def _loaded(spec: Spec, place: "Place", *, sharded: bool) -> "DreamBooth":
     return training.DreamBooth(family, parts, trained, config)
 
 
-def _run(spec: Spec, module: "DreamBooth", supply: "Supply", keeping: "Keeper", stop: Stop) -> None:
+def _run(
+    spec: TrainingSpec,
+    module: "DreamBooth",
+    supply: "TrainingInputs",
+    keeping: "TrainingCallback",
+    stop: Stop,
+) -> None:
     """Take the steps that are left; signals wait until our handler stands over Lightning's."""
     from dreambooth_core.training import callback, loop
 
@@ -194,12 +209,14 @@ def _run(spec: Spec, module: "DreamBooth", supply: "Supply", keeping: "Keeper", 
         ready()
 
 
-def _outcome(spec: Spec, module: "DreamBooth", supply: "Supply", keeping: "Keeper") -> Outcome:
-    from dreambooth_core.training.best_step import best_of
+def _outcome(
+    spec: TrainingSpec, module: "DreamBooth", supply: "TrainingInputs", keeping: "TrainingCallback"
+) -> AttemptResult:
+    from dreambooth_core.training.best_step import best_step
 
     standing, total = keeping.standing, spec.config.train.steps
     if standing.stopped_at is not None:
-        return Outcome(
+        return AttemptResult(
             attempt=spec.attempt,
             status="preempted",
             step=standing.stopped_at,
@@ -207,9 +224,9 @@ def _outcome(spec: Spec, module: "DreamBooth", supply: "Supply", keeping: "Keepe
             course=keeping.course(module, standing.stopped_at, ended=False),
         )
     taken = standing.over_at or (spec.resume_step if spec.resume_ends else total)
-    best = best_of(standing.looks, spec.config.choosing)
+    best = best_step(standing.looks, spec.config.choosing)
     drawn = {index for micro in range(len(supply.steps)) for index in supply.steps.needed(micro)}
-    return Outcome(
+    return AttemptResult(
         attempt=spec.attempt,
         status="done",
         step=taken,
@@ -221,7 +238,9 @@ def _outcome(spec: Spec, module: "DreamBooth", supply: "Supply", keeping: "Keepe
     )
 
 
-def _export(spec: Spec, place: "Place", module: "DreamBooth", outcome: Outcome) -> None:
+def _export(
+    spec: TrainingSpec, place: "TrainingContext", module: "DreamBooth", outcome: AttemptResult
+) -> None:
     """Write the weights of the chosen step, as they are served."""
     from dreambooth_core.diffusion import adapters
     from dreambooth_core.training import callback, checkpoints
@@ -232,7 +251,7 @@ def _export(spec: Spec, place: "Place", module: "DreamBooth", outcome: Outcome) 
         module.configure_optimizers()
     if sharded or step != outcome.step:
         folder = spec.folder / "checkpoints"
-        chosen = checkpoints.bring(place.store, spec.prefix, folder, step)
+        chosen = checkpoints.fetch_step(place.store, spec.prefix, folder, step)
         if chosen is None:
             raise StageFailed(
                 f"the checkpoint of the best step {step} is in neither {folder} nor {spec.prefix} "
@@ -260,12 +279,12 @@ def _keep(folder: Path, step: int, rows: "Sequence[Sequence[Image]]") -> None:
         temporary.write_bytes(sheet_of(rows))
 
 
-def _say(spec: Spec, step: int, figures: Mapping[str, float]) -> None:
+def _say(spec: TrainingSpec, step: int, figures: Mapping[str, float]) -> None:
     parts = [f"loss {figures['instance']:.4f}"]
     if spec.config.prior.enabled:
         parts.append(f"class {figures['class']:.4f}")
     parts.append(f"{figures['steps_per_second']:.1f} steps/s")
-    standing = Told(step=step, total=spec.config.train.steps, label=", ".join(parts))
+    standing = AttemptProgress(step=step, total=spec.config.train.steps, label=", ".join(parts))
     write_record(spec.folder / "progress.json", standing)
     told = {
         "dreambooth_step": step,
@@ -277,9 +296,9 @@ def _say(spec: Spec, step: int, figures: Mapping[str, float]) -> None:
         telemetry.tell(name, value, model=spec.config.name)
 
 
-def _failed(spec: Spec, message: str, out_of_memory: bool = False) -> Outcome:
+def _failed(spec: TrainingSpec, message: str, out_of_memory: bool = False) -> AttemptResult:
     status: Literal["out_of_memory", "failed"] = "out_of_memory" if out_of_memory else "failed"
-    return Outcome(attempt=spec.attempt, status=status, message=message)
+    return AttemptResult(attempt=spec.attempt, status=status, message=message)
 
 
 def _is_out_of_memory(error: Exception) -> bool:
@@ -288,7 +307,7 @@ def _is_out_of_memory(error: Exception) -> bool:
     return type(error).__name__ == "OutOfMemoryError" or any(words in told for words in FULL)
 
 
-def _sentence(spec: Spec, error: Exception) -> str:
+def _sentence(spec: TrainingSpec, error: Exception) -> str:
     log = spec.folder / "train.log"
     if _is_out_of_memory(error):
         return (

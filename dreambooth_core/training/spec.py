@@ -8,7 +8,7 @@ from typing import Literal, TypeVar
 from pydantic import ValidationError
 
 from dreambooth_core.config import Config
-from dreambooth_core.storage.records import Course, ImageSet, Record
+from dreambooth_core.storage.records import ImageSet, LearningCurves, Record
 from dreambooth_core.training.class_images import ClassImage
 
 GRACE_SECONDS = 25.0
@@ -21,7 +21,7 @@ LOOKS = "looks"
 R = TypeVar("R", bound=Record)
 
 
-class Spec(Record):
+class TrainingSpec(Record):
     """What the child needs; a file, so that it can be read by people and run again by hand."""
 
     config: Config
@@ -42,7 +42,7 @@ class Spec(Record):
     """Whether training is over there, and only the weights are to be written."""
 
 
-class Outcome(Record):
+class AttemptResult(Record):
     """How an attempt ended."""
 
     attempt: str
@@ -51,13 +51,13 @@ class Outcome(Record):
     message: str = ""
     step: int = 0
     chosen_step: int = 0
-    course: Course = Course()
+    course: LearningCurves = LearningCurves()
     class_images_used: int = 0
     steps_per_second: float = 0.0
     peak_memory_bytes: int = 0
 
 
-class Told(Record):
+class AttemptProgress(Record):
     """How far an attempt is."""
 
     step: int

@@ -36,9 +36,9 @@ from dreambooth_core.runtime.engines import TRIES
 from dreambooth_core.runtime.processes import last_lines, supervised
 from dreambooth_core.storage.blobs import get_record, put_blob
 from dreambooth_core.storage.code_version import code_digest, code_version
-from dreambooth_core.storage.leases import Hold
-from dreambooth_core.storage.records import Course, ImageSet, Weights
-from dreambooth_core.storage.stage_cache import once_alone, stage_key
+from dreambooth_core.storage.leases import HeldLease
+from dreambooth_core.storage.records import ImageSet, LearningCurves, Weights
+from dreambooth_core.storage.stage_cache import exclusive_stage, stage_key
 from dreambooth_core.storage.stores import Store
 from dreambooth_core.tracking import live
 from dreambooth_core.training import checkpoints, launcher
@@ -47,9 +47,9 @@ from dreambooth_core.training.preemption import STALLED
 from dreambooth_core.training.spec import (
     GRACE_SECONDS,
     LOOKS,
-    Outcome,
-    Spec,
-    Told,
+    AttemptProgress,
+    AttemptResult,
+    TrainingSpec,
     read_record,
     write_record,
 )
@@ -70,11 +70,11 @@ def train(
     """
     planned = class_images(config, instance)
 
-    def make(key: str, hold: Hold) -> Weights:
+    def make(key: str, hold: HeldLease) -> Weights:
         folder = (config.paths.work / "runs" / key).resolve()
 
-        def course() -> Course | None:
-            return read_record(folder / "course.json", Course)
+        def course() -> LearningCurves | None:
+            return read_record(folder / "course.json", LearningCurves)
 
         with live.in_mlflow(config, key, course, folder / LOOKS):
             settings, lost = planned_to_fit(config), 0
@@ -89,7 +89,7 @@ def train(
                     return _stored(store, spec, outcome)
 
     inputs = _inputs(config, instance, planned)
-    return once_alone(store, "runs", inputs, Weights, make, config.paths.work)
+    return exclusive_stage(store, "runs", inputs, Weights, make, config.paths.work)
 
 
 def find(config: Config, store: Store, instance: ImageSet) -> Weights | None:
@@ -136,13 +136,13 @@ def _what_looks_decide(config: Config) -> list[object] | None:
     rules = config.choosing.model_dump(mode="json", exclude={"class_images"})
     if not config.choosing.prompts:
         return [rules]
-    from dreambooth_core.vision.crops import finder_digest
+    from dreambooth_core.vision.crops import detector_digest
     from dreambooth_core.vision.encoders import encoder_digest
 
     clip = encoder_digest(eyes.clip, eyes.clip_revision)
     identity = encoder_digest(eyes.identity, eyes.identity_revision)
     seen = [clip, identity, eyes.preprocessing]
-    if (finder := finder_digest(eyes.finder)) is not None:
+    if (finder := detector_digest(eyes.finder)) is not None:
         seen.append(finder)
     return [rules, config.sampler, eyes.seed, seen, "within a standard error"]
 
@@ -189,11 +189,11 @@ def _lost_again(times: int) -> int:
 
 def _prepare(
     config: Config,
-    hold: Hold,
+    hold: HeldLease,
     folder: Path,
     instance: ImageSet,
     planned: Sequence[ClassImage],
-) -> Spec:
+) -> TrainingSpec:
     """Find the place to go on from and write the spec; nothing of an earlier attempt misleads."""
     saved = folder / "checkpoints"
     # other machines reach what is in the store, and nothing else
@@ -203,7 +203,7 @@ def _prepare(
     code = code_digest()
     if found and found[1].code != code:
         console.say(f"{found[0]} was written by other source: going on from it all the same")
-    spec = Spec(
+    spec = TrainingSpec(
         config=config,
         folder=folder,
         prefix=hold.place,
@@ -223,7 +223,7 @@ def _prepare(
     return spec
 
 
-def _watch(spec: Spec, hold: Hold, progress: Progress | None) -> Outcome:
+def _watch(spec: TrainingSpec, hold: HeldLease, progress: Progress | None) -> AttemptResult:
     """Run the child to its end; what it says about itself counts, not its exit status."""
     log = spec.folder / "train.log"
     before = log.stat().st_size if log.exists() else 0
@@ -239,7 +239,7 @@ def _watch(spec: Spec, hold: Hold, progress: Progress | None) -> Outcome:
                 hold=(hold.lock,),
             )
         )
-        shown: Told | None = None
+        shown: AttemptProgress | None = None
         while child.poll() is None:
             time.sleep(LOOK_SECONDS)
             hold.check()
@@ -248,7 +248,7 @@ def _watch(spec: Spec, hold: Hold, progress: Progress | None) -> Outcome:
                     "making class images alongside broke; its log ends: "
                     f"{last_lines(spec.folder / 'priors.log')}"
                 )
-            told = read_record(spec.folder / "progress.json", Told)
+            told = read_record(spec.folder / "progress.json", AttemptProgress)
             if progress is not None and told is not None and told != shown:
                 progress(told.step, told.total, told.label)
                 shown = told
@@ -256,9 +256,9 @@ def _watch(spec: Spec, hold: Hold, progress: Progress | None) -> Outcome:
     return _verdict(spec, child.returncode, log, before)
 
 
-def _verdict(spec: Spec, status: int, log: Path, before: int) -> Outcome:
+def _verdict(spec: TrainingSpec, status: int, log: Path, before: int) -> AttemptResult:
     """The outcome that the child left; raises for one that is no end of the training."""
-    outcome = read_record(spec.folder / "result.json", Outcome)
+    outcome = read_record(spec.folder / "result.json", AttemptResult)
     printed = log.read_bytes()[before:].decode(errors="replace")
     if outcome is None or outcome.attempt != spec.attempt:
         if STALLED in printed:
@@ -288,9 +288,9 @@ def _signal_of(status: int, printed: str) -> int | None:
     return min(found, key=lambda code: code != -signal.SIGKILL, default=None)
 
 
-def _ended(spec: Spec, status: int, log: Path) -> str:
+def _ended(spec: TrainingSpec, status: int, log: Path) -> str:
     """The sentence about a trainer that left no result; a negative status is the signal that ended it."""
-    told = read_record(spec.folder / "progress.json", Told)
+    told = read_record(spec.folder / "progress.json", AttemptProgress)
     where = f"at step {told.step if told else spec.resume_step} of {spec.config.train.steps}"
     if status != -signal.SIGKILL:
         how = f"by signal {-status}" if status < 0 else f"with status {status}"
@@ -317,7 +317,7 @@ def _meeting(folder: Path) -> Iterator[None]:
 
 
 @contextmanager
-def _class_images_alongside(spec: Spec) -> Iterator["Popen[bytes] | None"]:
+def _class_images_alongside(spec: TrainingSpec) -> Iterator["Popen[bytes] | None"]:
     """A process that makes the class images, for as long as the block runs; None without."""
     if not spec.config.prior.alongside:
         yield None
@@ -335,14 +335,14 @@ def _class_images_alongside(spec: Spec) -> Iterator["Popen[bytes] | None"]:
         yield maker
 
 
-def _command(spec: Spec) -> Sequence[str]:
+def _command(spec: TrainingSpec) -> Sequence[str]:
     file = spec.folder / "spec.json"
     if spec.config.compute.nodes > 1:
         return [sys.executable, "-m", "dreambooth_core.training.multi_node", str(file)]
     return launcher.command(file, spec.config.train.processes, spec.attempt)
 
 
-def _stored(store: Store, spec: Spec, outcome: Outcome) -> Weights:
+def _stored(store: Store, spec: TrainingSpec, outcome: AttemptResult) -> Weights:
     """Put the weights' files into the store; the local copy becomes the one for sampling."""
     folder = spec.folder / "weights"
     paths = sorted(path for path in folder.rglob("*") if path.is_file())

@@ -5,7 +5,7 @@ from typing import TYPE_CHECKING
 
 from dreambooth_core import console
 from dreambooth_core.config import Config
-from dreambooth_core.data.ingest import take_in
+from dreambooth_core.data.ingest import ingest
 from dreambooth_core.diffusion import families
 from dreambooth_core.errors import ConfigError
 from dreambooth_core.servers.local import local_services
@@ -15,7 +15,7 @@ from dreambooth_core.training import class_images as priors
 from dreambooth_core.training import stage
 
 if TYPE_CHECKING:
-    from dreambooth_core.training.memory_plan import Plan
+    from dreambooth_core.training.memory_plan import MemoryPlan
 
 
 class Digests(Record):
@@ -26,7 +26,7 @@ class Digests(Record):
     weights: str
 
 
-class Trained(Record):
+class TrainingResult(Record):
     """What `dreambooth train --json` ends with."""
 
     steps: int
@@ -47,12 +47,12 @@ class Trained(Record):
     class_images_used: int
 
 
-def train_alone(config: Config) -> Trained:
+def train_alone(config: Config) -> TrainingResult:
     """Train, or find what was trained before; raises what the stages raise."""
     families.check(families.load_family(config.model.family), config)
     with local_services(config):
         store = open_store(config.storage)
-        instance = take_in(config, store)[0].images
+        instance = ingest(config, store)[0].images
         classes = None
         if not config.prior.alongside:
             with console.progress_bar("priors") as progress:
@@ -62,7 +62,7 @@ def train_alone(config: Config) -> Trained:
         if config.prior.alongside:
             classes = priors.ensure_class_images(config, store, instance)[0]
     _, loss, class_loss = weights.losses[-1]
-    return Trained(
+    return TrainingResult(
         steps=weights.steps,
         chosen_step=weights.chosen_step,
         loss=loss,
@@ -82,14 +82,14 @@ def train_alone(config: Config) -> Trained:
 
 
 @dataclass(frozen=True)
-class Planned:
+class TrainingPlan:
     """What `dreambooth train --dry-run` shows: the config as it would be trained, and its memory."""
 
     config: Config
-    memory: "Plan"
+    memory: "MemoryPlan"
 
 
-def plan(config: Config) -> Planned:
+def plan(config: Config) -> TrainingPlan:
     """The memory plan of the training; raises `ConfigError` when none fits with `memory.fit: auto`."""
     from dreambooth_core.diffusion import base_model
     from dreambooth_core.training import memory_plan
@@ -98,13 +98,13 @@ def plan(config: Config) -> Planned:
     settings, limit = stage.planned_to_fit(config), memory_plan.device_limit(config.memory)
     precision = resolved_precision(settings.train.precision)
     base = base_model.base_folder(settings.model)
-    return Planned(settings, memory_plan.plan(settings, base, precision, limit))
+    return TrainingPlan(settings, memory_plan.plan(settings, base, precision, limit))
 
 
 def weights_of(config: Config) -> Weights:
     """What training this config has left in the store; raises `ConfigError` when it was not trained."""
     store = open_store(config.storage)
-    found = stage.find(config, store, take_in(config, store)[0].images)
+    found = stage.find(config, store, ingest(config, store)[0].images)
     if found is None:
         raise ConfigError(
             f"{config.name} was not trained with this config: dreambooth train it first"

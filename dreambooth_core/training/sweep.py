@@ -17,11 +17,11 @@ from dreambooth_core.errors import ConfigError
 from dreambooth_core.metrics import catalogue
 from dreambooth_core.metrics.statistics import estimate
 from dreambooth_core.randomness import order
-from dreambooth_core.storage.records import Look, Record, Row, Scores, Weights
-from dreambooth_core.training.best_step import best_of
+from dreambooth_core.storage.records import ImageScores, Record, Scores, ValidationResult, Weights
+from dreambooth_core.training.best_step import best_step
 
 
-class Trial(Record):
+class SweepTrial(Record):
     """One point of the grid."""
 
     settings: dict[str, Any]
@@ -29,7 +29,7 @@ class Trial(Record):
     config: Config
 
 
-class Point(Record):
+class TrialScore(Record):
     """What a trial is worth, by the development seeds."""
 
     settings: dict[str, Any]
@@ -41,7 +41,7 @@ class Point(Record):
     """Of training, as it went when it was trained."""
 
 
-def trials_of(sweep: Sweep) -> tuple[Trial, ...]:
+def trials_of(sweep: Sweep) -> tuple[SweepTrial, ...]:
     """The grid's points in its order, or as many of them as are wanted, drawn by the config's seed.
 
     Raises `ConfigError` for a key that a config has not, and for values that do not go together.
@@ -53,7 +53,9 @@ def trials_of(sweep: Sweep) -> tuple[Trial, ...]:
     return tuple(_trial(sweep, dict(zip(sweep.grid, values, strict=True))) for values in grid)
 
 
-def point_of(trial: Trial, weights: Weights, scores: Scores, rows: Sequence[Row]) -> Point:
+def point_of(
+    trial: SweepTrial, weights: Weights, scores: Scores, rows: Sequence[ImageScores]
+) -> TrialScore:
     """By the metric that all trials have, also one in whose images the subject was lost: the photos'.
 
     Raises `ConfigError` when none of the gate's primary metrics was measured.
@@ -64,7 +66,7 @@ def point_of(trial: Trial, weights: Weights, scores: Scores, rows: Sequence[Row]
         raise ConfigError(
             "a sweep compares gate.primary and prompt_fidelity: neither may be missing"
         )
-    return Point(
+    return TrialScore(
         settings=trial.settings,
         subject_fidelity=_with_lost_ones(primary, rows),
         prompt_fidelity=scores.metrics["prompt_fidelity"],
@@ -73,7 +75,7 @@ def point_of(trial: Trial, weights: Weights, scores: Scores, rows: Sequence[Row]
     )
 
 
-def front(points: Sequence[Point]) -> tuple[int, ...]:
+def front(points: Sequence[TrialScore]) -> tuple[int, ...]:
     """Places of the points than which none is better in something and worse in nothing (Pareto)."""
     worth = [(one.subject_fidelity, one.prompt_fidelity, -one.seconds) for one in points]
     return tuple(
@@ -86,11 +88,11 @@ def front(points: Sequence[Point]) -> tuple[int, ...]:
     )
 
 
-def winner(points: Sequence[Point], rules: Choosing) -> int:
+def winner(points: Sequence[TrialScore], rules: Choosing) -> int:
     """Place of the point to be judged, by the rule that also chooses among a training's steps."""
-    base = Look(step=0, stable_loss=0, prompt_fidelity=points[0].base_prompt_fidelity)
+    base = ValidationResult(step=0, stable_loss=0, prompt_fidelity=points[0].base_prompt_fidelity)
     looks = [
-        Look(
+        ValidationResult(
             step=place,
             stable_loss=0,
             subject_fidelity=one.subject_fidelity,
@@ -98,13 +100,13 @@ def winner(points: Sequence[Point], rules: Choosing) -> int:
         )
         for place, one in enumerate(points, 1)
     ]
-    best = best_of([base, *looks], rules)
+    best = best_step([base, *looks], rules)
     if best is None:
         raise ConfigError("a sweep without a trial has no winner")
     return best.step - 1
 
 
-def _with_lost_ones(metric: str, rows: Sequence[Row]) -> float:
+def _with_lost_ones(metric: str, rows: Sequence[ImageScores]) -> float:
     """Its mean over prompts, with 0 for images of which it knows nothing."""
     skipped = {"class", *catalogue()[metric].skips}
     whole = [
@@ -115,7 +117,7 @@ def _with_lost_ones(metric: str, rows: Sequence[Row]) -> float:
     return estimate(metric, whole).value
 
 
-def _trial(sweep: Sweep, settings: Mapping[str, Any]) -> Trial:
+def _trial(sweep: Sweep, settings: Mapping[str, Any]) -> SweepTrial:
     document = sweep.config.model_dump(mode="json", exclude_unset=True)
     for dotted, value in settings.items():
         *parents, last = dotted.split(".")
@@ -126,7 +128,7 @@ def _trial(sweep: Sweep, settings: Mapping[str, Any]) -> Trial:
                 raise ConfigError(f"sweep.grid: {dotted} names no option: {name} is a value")
         place[last] = value
     try:
-        return Trial(settings=dict(settings), config=Config.model_validate(document))
+        return SweepTrial(settings=dict(settings), config=Config.model_validate(document))
     except ValidationError as error:
         keys = ", ".join(settings)
         raise ConfigError(f"sweep.grid of {keys}: {wrong_fields(error, Config)}") from error

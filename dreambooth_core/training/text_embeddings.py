@@ -6,10 +6,10 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
-from dreambooth_core.storage.tensor_cache import Cache, Entry, key_of
+from dreambooth_core.storage.tensor_cache import Entry, TensorCache, key_of
 
 
-class Encoder(NamedTuple):
+class TextEncoder(NamedTuple):
     """The frozen text encoders with their tokenizers, loaded only when something is missing."""
 
     digest: str
@@ -20,7 +20,7 @@ class Encoder(NamedTuple):
     """Gives what encodes one prompt: named tensors with a first axis of 1."""
 
 
-class Embedded(NamedTuple):
+class TextEmbeddings(NamedTuple):
     """The denoiser's conditioning, a row per prompt, on the CPU."""
 
     rows: Mapping[str, Tensor]
@@ -28,7 +28,9 @@ class Embedded(NamedTuple):
     found: int
 
 
-def embedded(prompts: Sequence[str], cache: Cache, encoder: Encoder) -> Embedded:
+def text_embeddings(
+    prompts: Sequence[str], cache: TensorCache, encoder: TextEncoder
+) -> TextEmbeddings:
     """The embeddings of `prompts`, of which only missing ones are computed.
 
     One forward per prompt, so that its bits do not hang on the others in the table; a family pads
@@ -47,4 +49,4 @@ def embedded(prompts: Sequence[str], cache: Cache, encoder: Encoder) -> Embedded
     fetched = cache.fetch(keys, compute)
     names = fetched.entries[0]
     rows = {name: torch.stack([entry[name] for entry in fetched.entries]) for name in names}
-    return Embedded(rows, fetched.made, fetched.found)
+    return TextEmbeddings(rows, fetched.made, fetched.found)

@@ -21,8 +21,14 @@ from dreambooth_core.config.inputs import plain
 from dreambooth_core.diffusion import textual_inversion
 from dreambooth_core.diffusion.families import Parts, channels_last, only
 from dreambooth_core.diffusion.objectives import example_losses, target
-from dreambooth_core.diffusion.sampling import Drawing, Painter, Request, generate, seeds_of
-from dreambooth_core.metrics import Evidence, Seen, Sight, Values
+from dreambooth_core.diffusion.sampling import (
+    LoadedPipeline,
+    Request,
+    SamplingSettings,
+    generate,
+    seeds_of,
+)
+from dreambooth_core.metrics import Evidence, ImageEmbeddings, Sight, Values
 from dreambooth_core.metrics.embeddings import photos_of
 from dreambooth_core.metrics.measures import (
     pres,
@@ -30,15 +36,15 @@ from dreambooth_core.metrics.measures import (
     subject_fidelity,
     subject_fidelity_crop,
 )
-from dreambooth_core.storage.records import ImageSet, Look
-from dreambooth_core.training.batches import Batch, Steps
-from dreambooth_core.training.inputs import Place
+from dreambooth_core.storage.records import ImageSet, ValidationResult
+from dreambooth_core.training.batches import Batch, MicroBatches
+from dreambooth_core.training.inputs import TrainingContext
 from dreambooth_core.training.module import DreamBooth
 from dreambooth_core.training.precision import frozen_numbers, resolved_precision
-from dreambooth_core.vision.crops import crop, spots
-from dreambooth_core.vision.detectors import Finder, load_finder
+from dreambooth_core.vision.crops import crop, regions
+from dreambooth_core.vision.detectors import Detector, load_detector
 from dreambooth_core.vision.embeddings import Embeddings
-from dreambooth_core.vision.encoders import Encoder
+from dreambooth_core.vision.encoders import ImageEncoder
 
 Picture = Pillow.Image
 WHOLE: Sight = ("identity", "whole")
@@ -47,7 +53,7 @@ ASKED: Sight = ("clip", "whole")
 
 
 @dataclass(frozen=True)
-class Drawn:
+class ValidationImages:
     """What a look drew for one subject."""
 
     grid: Sequence[Picture]
@@ -62,44 +68,47 @@ class Drawn:
 
 
 @dataclass
-class Looker:
+class Validator:
     """Looks, by the options of `best_step`; the grid and its encoders by those of the evaluation."""
 
     config: Config
-    place: Place
-    stable: Steps
+    place: TrainingContext
+    stable: MicroBatches
     """See `Supply.stable`."""
     instance: ImageSet
     show: Callable[[int, Sequence[Sequence[Picture]]], None] = lambda step, rows: None
-    """Given the step and what was drawn, as `Drawn.rows` has it."""
+    """Given the step and what was drawn, as `ValidationImages.rows` has it."""
     photos: list[dict[Sight, Embeddings]] = field(default_factory=list, init=False)
     """Each subject's, as the identity encoder sees them; from the first look on."""
 
-    def __call__(self, module: DreamBooth, step: int) -> Look:
+    def __call__(self, module: DreamBooth, step: int) -> ValidationResult:
         """Raises `ModelError` when an encoder is missing."""
         rules = self.config.choosing
         with _evaluating(module), module.served(), _forward(self.config, module.device):
             loss = stable_loss(module, self.stable, self.place.beat)
             drawn = self._draw(module) if rules.prompts else None
         if drawn is None:
-            return Look(step=step, stable_loss=loss)
+            return ValidationResult(step=step, stable_loss=loss)
         self.show(step, [row for each in drawn for row in each.rows(rules.seeds)])
-        return Look(step=step, stable_loss=loss, **self._measured(drawn))
+        return ValidationResult(step=step, stable_loss=loss, **self._measured(drawn))
 
-    def _draw(self, module: DreamBooth) -> list["Drawn"]:
+    def _draw(self, module: DreamBooth) -> list["ValidationImages"]:
         """Each subject's grid and class images, whose seeds are the same at every look."""
         config, side = self.config, self.config.model.resolution
         painter = painter_of(module, self.place)
-        drawing = Drawing(lambda: painter, config.sampler, (side, side))
+        drawing = SamplingSettings(lambda: painter, config.sampler, (side, side))
         found = []
         for subject in config.subjects:
-            grid, classes = requests_of(config, subject), class_requests_of(config, subject)
+            grid, classes = (
+                validation_requests(config, subject),
+                class_image_requests(config, subject),
+            )
             images = [*generate(painter, drawing, grid + classes, lambda *_: self.place.beat())]
-            found.append(Drawn(images[: len(grid)], images[len(grid) :]))
+            found.append(ValidationImages(images[: len(grid)], images[len(grid) :]))
         return found
 
-    def _measured(self, drawn: Sequence["Drawn"]) -> dict[str, float | None]:
-        """What a `Look` says of the images, each the mean over the subjects."""
+    def _measured(self, drawn: Sequence["ValidationImages"]) -> dict[str, float | None]:
+        """What a `ValidationResult` says of the images, each the mean over the subjects."""
         clip, rules = self._clip(), self.config.choosing
         texts = [
             clip.clip_texts([plain(subject, t) for t in rules.prompts for _ in range(rules.seeds)])
@@ -111,9 +120,11 @@ class Looker:
         self.photos = self.photos or self._see_photos(eyes)
         evidence = [
             Evidence(
-                generated=Seen({**eyes.see(each.grid, subject.class_noun), ASKED: seen[index]}),
-                photos=Seen(self.photos[index]),
-                classes=Seen({WHOLE: eyes.whole(each.classes)} if each.classes else {}),
+                generated=ImageEmbeddings(
+                    {**eyes.see(each.grid, subject.class_noun), ASKED: seen[index]}
+                ),
+                photos=ImageEmbeddings(self.photos[index]),
+                classes=ImageEmbeddings({WHOLE: eyes.whole(each.classes)} if each.classes else {}),
                 text_rows=texts[index],
             )
             for index, (each, subject) in enumerate(zip(drawn, self.config.subjects, strict=True))
@@ -122,7 +133,7 @@ class Looker:
         def values(metric: ModuleType) -> list[Values]:
             return [metric.measure(one) for one in evidence]
 
-        likeness = [likeness_of(one) for one in evidence]
+        likeness = [subject_fidelity_of(one) for one in evidence]
         return {
             "subject_fidelity": float(np.mean(likeness)),
             "subject_error": standard_error(likeness),
@@ -130,7 +141,7 @@ class Looker:
             "pres": float(np.mean(values(pres))) if rules.class_images else None,
         }
 
-    def _see_photos(self, eyes: "Eyes") -> list[dict[Sight, Embeddings]]:
+    def _see_photos(self, eyes: "SubjectEncoder") -> list[dict[Sight, Embeddings]]:
         found = []
         for index, subject in enumerate(self.config.subjects):
             photos = photos_of(self.place.store, self.instance, index)
@@ -138,22 +149,22 @@ class Looker:
             found.append(eyes.see(photos, subject.class_noun, masks))
         return found
 
-    def _clip(self) -> Encoder:
+    def _clip(self) -> ImageEncoder:
         rules = self.config.evaluation
-        return Encoder(rules.clip, rules.clip_revision, rules.preprocessing)
+        return ImageEncoder(rules.clip, rules.clip_revision, rules.preprocessing)
 
-    def _eyes(self) -> "Eyes":
+    def _eyes(self) -> "SubjectEncoder":
         rules = self.config.evaluation
-        identity = Encoder(rules.identity, rules.identity_revision, rules.preprocessing)
-        return Eyes(identity, load_finder(rules.finder))
+        identity = ImageEncoder(rules.identity, rules.identity_revision, rules.preprocessing)
+        return SubjectEncoder(identity, load_detector(rules.finder))
 
 
 @dataclass(frozen=True)
-class Eyes:
+class SubjectEncoder:
     """The identity encoder, and who finds the subject for it."""
 
-    identity: Encoder
-    finder: Finder | None
+    identity: ImageEncoder
+    finder: Detector | None
 
     def see(
         self,
@@ -165,7 +176,7 @@ class Eyes:
         rows = {WHOLE: self.whole(pictures)}
         if self.finder is not None:
             rows[ALONE] = np.full_like(rows[WHOLE], np.nan)
-            found = enumerate(spots(self.finder, pictures, noun, masks))
+            found = enumerate(regions(self.finder, pictures, noun, masks))
             cuts = {place: crop(pictures[place], spot) for place, spot in found if spot}
             if cuts:
                 rows[ALONE][list(cuts)] = self.whole(list(cuts.values()))
@@ -176,7 +187,7 @@ class Eyes:
         return self.identity.identity_images(pictures)
 
 
-def likeness_of(evidence: Evidence) -> Values:
+def subject_fidelity_of(evidence: Evidence) -> Values:
     """Subject fidelity of each picture: of the subject alone, where it is found in a photo.
 
     A copied background counts as little here as in the gate; a picture without the subject is as unlike as
@@ -196,7 +207,7 @@ def standard_error(groups: Sequence[Values]) -> float | None:
     return float(np.sqrt(np.sum(squares)) / len(groups))
 
 
-def requests_of(config: Config, subject: Subject) -> list[Request]:
+def validation_requests(config: Config, subject: Subject) -> list[Request]:
     """A look's grid: prompts x seeds of the `dev` set, the same at every look and in every run."""
     rules = config.choosing
     return [
@@ -206,7 +217,7 @@ def requests_of(config: Config, subject: Subject) -> list[Request]:
     ]
 
 
-def class_requests_of(config: Config, subject: Subject) -> list[Request]:
+def class_image_requests(config: Config, subject: Subject) -> list[Request]:
     """A look's class images, the same at every look and in every run."""
     rules, prompt = config.choosing, subject.class_prompt
     seeds = seeds_of(config, prompt, rules.class_images, "dev")
@@ -214,7 +225,9 @@ def class_requests_of(config: Config, subject: Subject) -> list[Request]:
 
 
 @torch.no_grad()
-def stable_loss(module: DreamBooth, steps: Steps, beat: Callable[[], None] = lambda: None) -> float:
+def stable_loss(
+    module: DreamBooth, steps: MicroBatches, beat: Callable[[], None] = lambda: None
+) -> float:
     """Mean loss over all batches of `steps`, of instance images alone."""
     loss, objective, losses = module.config.loss, module.objective, []
     for number in range(len(steps)):
@@ -226,7 +239,7 @@ def stable_loss(module: DreamBooth, steps: Steps, beat: Callable[[], None] = lam
     return float(torch.cat(losses).double().mean())
 
 
-def painter_of(module: DreamBooth, place: Place) -> Painter:
+def painter_of(module: DreamBooth, place: TrainingContext) -> LoadedPipeline:
     """A pipeline around the very parts in training, adapters and new tokens included."""
     family, config, here = module.family, module.config, module.parts
     absent = [name for name in family.text_encoders if name not in here.components]
@@ -240,7 +253,7 @@ def painter_of(module: DreamBooth, place: Place) -> Painter:
             parts[name].to(module.device)
     tokens = textual_inversion.tokens_of(config) if config.train.method in INVERSIONS else {}
     pipeline = family.pipeline(Parts(parts))
-    return Painter(
+    return LoadedPipeline(
         pipeline, family.guidance(config.sampler), partial(textual_inversion.spell, tokens)
     )
 

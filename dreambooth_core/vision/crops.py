@@ -13,7 +13,7 @@ from PIL import Image as pil
 from PIL.Image import Image
 
 from dreambooth_core.digests import digest_json
-from dreambooth_core.vision.detectors import Finder, Spot
+from dreambooth_core.vision.detectors import Detector, Region
 
 if TYPE_CHECKING:
     from dreambooth_core import config
@@ -25,17 +25,17 @@ FRINGE = 1 / 64
 GREY = (128, 128, 128)
 
 
-def spot_of_mask(mask: Image) -> Spot | None:
+def region_of_mask(mask: Image) -> Region | None:
     """Where a grey mask is at least half white; None where it nowhere is."""
-    return Spot.around(np.asarray(mask.convert("L")) >= 128)
+    return Region.around(np.asarray(mask.convert("L")) >= 128)
 
 
-def spots(
-    finder: Finder | None,
+def regions(
+    finder: Detector | None,
     images: Sequence[Image],
     noun: str,
     masks: Sequence[Image | None] | None = None,
-) -> list[Spot | None]:
+) -> list[Region | None]:
     """Where `noun` is in each image; None where nobody knows.
 
     A mask that came with an image counts more than the finder, which is asked about the others in
@@ -52,7 +52,7 @@ def spots(
     return found
 
 
-def crop(image: Image, spot: Spot, margin: float = MARGIN) -> Image:
+def crop(image: Image, spot: Region, margin: float = MARGIN) -> Image:
     """The subject's box with its margin as an RGB square, not resized; the box is in its middle.
 
     What the square needs beyond box and margin, or beyond the picture, gets the mean colour of the
@@ -80,7 +80,7 @@ def crop(image: Image, spot: Spot, margin: float = MARGIN) -> Image:
     return square
 
 
-def without(image: Image, spot: Spot) -> Image:
+def without(image: Image, spot: Region) -> Image:
     """The picture as RGB with the subject painted over in the mean colour of its surroundings.
 
     The mask and a fringe around it, or the whole box where there is no mask. Any constant would be
@@ -93,7 +93,7 @@ def without(image: Image, spot: Spot) -> Image:
     return pil.fromarray(pixels)
 
 
-def covered(spot: Spot, shape: tuple[int, ...]) -> NDArray[np.bool_]:
+def covered(spot: Region, shape: tuple[int, ...]) -> NDArray[np.bool_]:
     """(height, width) of the spot's picture, true on the subject and a fringe around it.
 
     The whole box where there is no mask, without a fringe.
@@ -109,7 +109,7 @@ def covered(spot: Spot, shape: tuple[int, ...]) -> NDArray[np.bool_]:
     return np.asarray(maximum_filter(spot.mask, 2 * reach + 1))
 
 
-def finder_digest(rules: "config.Finder") -> str | None:
+def detector_digest(rules: "config.DetectorModel") -> str | None:
     """What names a finder's content, as `encoder_digest` does an encoder's; None without one."""
     from dreambooth_core.vision.encoders import encoder_digest
 
@@ -118,10 +118,10 @@ def finder_digest(rules: "config.Finder") -> str | None:
     return digest_json({"kind": rules.kind, "model": encoder_digest(rules.model, rules.revision)})
 
 
-def _known(image: Image, mask: Image | None) -> Spot | None:
+def _known(image: Image, mask: Image | None) -> Region | None:
     if mask is None:
         return None
-    return spot_of_mask(mask if mask.size == image.size else mask.resize(image.size))
+    return region_of_mask(mask if mask.size == image.size else mask.resize(image.size))
 
 
 def _edge(pixels: NDArray[np.uint8]) -> NDArray[np.uint8]:

@@ -33,7 +33,7 @@ CLASS_TOKENS = ("cls_token", "class_token", "class_embedding")
 """Names that transformers gives the parameter of a class token; it is the first token then."""
 
 
-class Encoder:
+class ImageEncoder:
     """A loaded encoder; every method gives rows of unit length."""
 
     def __init__(

@@ -40,7 +40,7 @@ class Convolution(NamedTuple):
 
 
 @dataclass(frozen=True)
-class Layout:
+class Backbone:
     """A backbone: blocks of convolutions, of each of which the last one's output counts."""
 
     heads: str
@@ -54,7 +54,7 @@ class Layout:
     """Shape of the first convolution's weights, by which a backbone is known."""
 
 
-VGG = Layout(
+VGG = Backbone(
     heads="vgg.pth",
     blocks=tuple(
         tuple(Convolution(index) for index in block)
@@ -64,7 +64,7 @@ VGG = Layout(
     pooled=frozenset({1, 2, 3, 4}),
     first=(64, 3, 3, 3),
 )
-ALEXNET = Layout(
+ALEXNET = Backbone(
     heads="alex.pth",
     blocks=(
         (Convolution(0, 4, 2),),
@@ -79,7 +79,7 @@ ALEXNET = Layout(
 )
 
 
-class Perceptual:
+class LpipsNetwork:
     """A loaded LPIPS network."""
 
     def __init__(self, source: str, revision: str | None) -> None:
@@ -132,7 +132,7 @@ def distance(left: list[Tensor], right: list[Tensor]) -> float:
     return float(sum((a - b).square().sum(dim=0).mean().double() for a, b in layers))
 
 
-def _layout(weights: Mapping[str, Tensor], source: str) -> Layout:
+def _layout(weights: Mapping[str, Tensor], source: str) -> Backbone:
     for layout in (VGG, ALEXNET):
         wanted = [convolution.number for block in layout.blocks for convolution in block]
         names = {f"features.{index}.{part}" for index in wanted for part in ("weight", "bias")}
@@ -166,7 +166,7 @@ def _fetched(source: str, revision: str | None) -> str:
     return str(hf_hub_download(source, "model.safetensors", revision=commit))
 
 
-def _heads(layout: Layout) -> list[Tensor]:
+def _heads(layout: Backbone) -> list[Tensor]:
     """Per layer (channels, 1, 1), none of them negative."""
     found = find_spec("torchmetrics")
     if found is None or found.origin is None:

@@ -38,7 +38,7 @@ _GRID = 40
 Transforms = NDArray[np.complex64]
 
 
-class Likeness(NamedTuple):
+class Match(NamedTuple):
     """How two photos match best."""
 
     score: float
@@ -48,7 +48,7 @@ class Likeness(NamedTuple):
     """Whether the best alignment is a shift or a crop."""
 
 
-class Print(NamedTuple):
+class Fingerprint(NamedTuple):
     """What of a photo is compared: Fourier transforms of its thumbnails, whole and scaled down."""
 
     views: Transforms
@@ -61,12 +61,12 @@ class Print(NamedTuple):
     """(views,): each view's gradient energy."""
 
 
-def fingerprint(image: Image.Image) -> Print:
+def fingerprint(image: Image.Image) -> Fingerprint:
     """Measure an RGB photo of any size for `alike`."""
     source = image.convert("L").resize((SOURCE, SOURCE), Image.Resampling.BOX)
     fields = np.stack([_field(source, *size) for size in _VIEWS])
     mirrored = _field(source.transpose(Image.Transpose.FLIP_LEFT_RIGHT), SIDE, SIDE)
-    return Print(
+    return Fingerprint(
         views=_transform(fields),
         energies=_transform(np.abs(fields) ** 2),
         mirror=_transform(np.stack([mirrored, np.abs(mirrored) ** 2])),
@@ -74,7 +74,7 @@ def fingerprint(image: Image.Image) -> Print:
     )
 
 
-def alike(first: Print, second: Print) -> Likeness:
+def alike(first: Fingerprint, second: Fingerprint) -> Match:
     """The best match over mirroring, shifts up to a quarter and crops down to 88 %."""
     whole = _options(first, second, slice(0, 1))
     best = max(whole, key=_score)
@@ -144,7 +144,7 @@ _SHARED = _correlate(_MASKS[:1], _MASKS)
 _ENOUGH = OVERLAP * _AREAS[:, None, None] <= _SHARED
 
 
-def _options(first: Print, second: Print, views: slice) -> list[Likeness]:
+def _options(first: Fingerprint, second: Fingerprint, views: slice) -> list[Match]:
     """Either photo as the whole, plain and mirrored, against views of the other."""
     found = []
     for one, other in ((first, second), (second, first)):
@@ -155,11 +155,11 @@ def _options(first: Print, second: Print, views: slice) -> list[Likeness]:
     return found
 
 
-def _score(likeness: Likeness) -> float:
+def _score(likeness: Match) -> float:
     return likeness.score
 
 
-def _best(whole: Transforms, total: float, other: Print, views: slice) -> Likeness:
+def _best(whole: Transforms, total: float, other: Fingerprint, views: slice) -> Match:
     """Masked normalised correlation (Padfield 2012) of a whole with some views, at its best."""
     totals = other.totals[views, None, None]
     product = _correlate(whole[:1], other.views[views])
@@ -169,13 +169,13 @@ def _best(whole: Transforms, total: float, other: Print, views: slice) -> Likene
     cuts = views.start == 0 or seen <= (1 - CUT) * total
     valid = _ENOUGH[views] & rests & cuts
     if not valid.any():
-        return Likeness(0.0, mirrored=False, moved=False)
+        return Match(0.0, mirrored=False, moved=False)
     scores = np.where(valid, product / np.sqrt(np.maximum(seen * theirs, 1)), -1)
     view, down, right = (int(i) for i in np.unravel_index(int(scores.argmax()), scores.shape))
     energy = float(seen[view, down, right] * theirs[view, down, right])
     crossed = whole[0] * other.views[views][view].conj()
     moved = views.start > 0 or down > 0 or right > 0
-    return Likeness(_peak(crossed, energy, down, right), mirrored=False, moved=moved)
+    return Match(_peak(crossed, energy, down, right), mirrored=False, moved=moved)
 
 
 def _peak(product: Transforms, energy: float, down: int, right: int) -> float:

@@ -10,10 +10,10 @@ from numpy.typing import NDArray
 from PIL import Image
 from scipy.stats import binomtest
 
-from dreambooth_core.config import Finder as Rules
+from dreambooth_core.config import DetectorModel as Rules
 from dreambooth_core.vision.crops import crop
-from dreambooth_core.vision.detectors import Finder, Spot, load_finder
-from dreambooth_core.vision.encoders import Encoder
+from dreambooth_core.vision.detectors import Detector, Region, load_detector
+from dreambooth_core.vision.encoders import ImageEncoder
 from examples.small_world.render import render
 from examples.small_world.shapes import CLASSES
 from examples.small_world.train_finder import rendered, softened
@@ -43,13 +43,13 @@ class Told(NamedTuple):
     """Of a sign test on the triples that the two do not agree in, two-sided."""
 
 
-def shipped(folder: Path = HERE / "finder") -> Finder:
-    finder = load_finder(Rules(kind="segmenter", model=str(folder)))
+def shipped(folder: Path = HERE / "finder") -> Detector:
+    finder = load_detector(Rules(kind="segmenter", model=str(folder)))
     assert finder is not None
     return finder
 
 
-def overlap(finder: Finder, vae: Any = None, count: int = 200) -> dict[str, float]:
+def overlap(finder: Detector, vae: Any = None, count: int = 200) -> dict[str, float]:
     """Mean IoU of masks and of boxes with the truth on fresh renders, through `vae` when given.
 
     Half of the renders wear something; nothing found counts as 0.
@@ -57,7 +57,7 @@ def overlap(finder: Finder, vae: Any = None, count: int = 200) -> dict[str, floa
     marked = rendered(SPLIT, count)
     pixels = marked.images if vae is None else softened(vae, marked.images, noise=0)
     found = finder.find([Image.fromarray(image) for image in pixels], "subject")
-    truth = [Spot.around(mask) for mask in marked.masks]
+    truth = [Region.around(mask) for mask in marked.masks]
     return {
         "mask": _mean([_mask_iou(a, b) for a, b in zip(found, truth, strict=True)]),
         "box": _mean([_box_iou(a, b) for a, b in zip(found, truth, strict=True)]),
@@ -76,7 +76,7 @@ def triple(index: int) -> Triple:
     return Triple((subject, here), (subject, elsewhere), (other, here))
 
 
-def told_apart(finder: Finder, encoder: Encoder, eye: str, count: int = 200) -> Told:
+def told_apart(finder: Detector, encoder: ImageEncoder, eye: str, count: int = 200) -> Told:
     """Is the subject told from an impostor on its own background? `eye` is `clip` or `identity`."""
     triples = [triple(index) for index in range(count)]
     pictures = [render(*drawn) for three in triples for drawn in three]
@@ -89,7 +89,7 @@ def told_apart(finder: Finder, encoder: Encoder, eye: str, count: int = 200) -> 
     return Told(float(whole.mean()), float(crops.mean()), p)
 
 
-def overlays(images: Sequence[Image.Image], spots: Sequence[Spot | None]) -> list[Image.Image]:
+def overlays(images: Sequence[Image.Image], spots: Sequence[Region | None]) -> list[Image.Image]:
     """Pictures to look at: dark where no subject was found."""
     seen = []
     for image, spot in zip(images, spots, strict=True):
@@ -100,20 +100,20 @@ def overlays(images: Sequence[Image.Image], spots: Sequence[Spot | None]) -> lis
     return seen
 
 
-def _nearer(encoder: Encoder, eye: str, pictures: Sequence[Image.Image]) -> NDArray[np.bool_]:
+def _nearer(encoder: ImageEncoder, eye: str, pictures: Sequence[Image.Image]) -> NDArray[np.bool_]:
     look = encoder.clip_images if eye == "clip" else encoder.identity_images
     rows = look(pictures).reshape(len(pictures) // 3, 3, -1)
     anchor, same, impostor = rows[:, 0], rows[:, 1], rows[:, 2]
     return np.asarray((anchor * same).sum(axis=1) > (anchor * impostor).sum(axis=1))
 
 
-def _mask_iou(found: Spot | None, truth: Spot | None) -> float:
+def _mask_iou(found: Region | None, truth: Region | None) -> float:
     if found is None or truth is None or found.mask is None or truth.mask is None:
         return 0.0
     return float((found.mask & truth.mask).sum() / (found.mask | truth.mask).sum())
 
 
-def _box_iou(found: Spot | None, truth: Spot | None) -> float:
+def _box_iou(found: Region | None, truth: Region | None) -> float:
     if found is None or truth is None:
         return 0.0
     a, b = found.box, truth.box

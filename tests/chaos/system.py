@@ -16,7 +16,7 @@ import yaml
 from dreambooth_core.config import Config
 from dreambooth_core.servers.stack import services, supervisor
 from dreambooth_core.servers.stack.deployments import asked
-from dreambooth_core.servers.stack.settings import Place, settled
+from dreambooth_core.servers.stack.settings import StackLayout, settled
 from tests.conftest import build_tiny_base, build_tiny_encoders, draw_photos
 
 ROOT = Path(__file__).parents[2]
@@ -29,7 +29,7 @@ ENDED = {"COMPLETED", "FAILED", "CRASHED", "CANCELLED"}
 class System:
     """A stack that is up, and the tiny models and photos that its runs work with."""
 
-    place: Place
+    place: StackLayout
     environment: Mapping[str, str]
     """What the stack was started with, on top of ours."""
 
@@ -96,13 +96,13 @@ class System:
 
     def pid(self, part: str) -> int:
         """Of a part that works; 0 while it does not."""
-        standing = supervisor.standing(self.place.folder)
+        standing = supervisor.stack_state(self.place.folder)
         found = standing and standing.parts[part]
         return found.pid if found and found.phase == "ready" else 0
 
     def is_whole(self) -> bool:
         """Whether all parts work."""
-        standing = supervisor.standing(self.place.folder)
+        standing = supervisor.stack_state(self.place.folder)
         return standing is not None and standing.ready
 
     def processes(self, run: str) -> list[psutil.Process]:
@@ -138,7 +138,7 @@ def running(folder: Path, environment: Mapping[str, str]) -> Iterator[System]:
         _dreambooth(("up", "--detach", *words), environment, folder)
         settings = settled(home)
         assert settings is not None
-        place = Place(home, settings, folder)
+        place = StackLayout(home, settings, folder)
         with services.working_with(place):
             yield System(place, environment)
     finally:

@@ -5,5 +5,5 @@ from dreambooth_core.registry import serving as moved
 
 
 def test_the_old_name_gives_the_same_classes() -> None:
-    assert serving.Pointer is moved.Pointer
-    assert serving.Served is moved.Served
+    assert serving.ServedModelPointer is moved.ServedModelPointer
+    assert serving.ServedModel is moved.ServedModel

@@ -2,7 +2,7 @@
 
 import pytest
 
-from dreambooth_core.batch_sampling.job import Order
+from dreambooth_core.batch_sampling.job import SamplingJob
 from dreambooth_core.config import Config
 from tests.orders_for_real import Ordered
 from tests.prefect_for_real import artifacts
@@ -14,7 +14,7 @@ def test_shards_of_an_order_are_drawn_and_published(server: str, tracked_config:
 
     shop = Ordered(tracked_config)
     shop.register("dog")
-    order = Order.model_validate(
+    order = SamplingJob.model_validate(
         {"name": "cards", "models": "dog", "prompts": ["a photo of {subject}"], "seeds": 4}
     )
     work = tracked_config.paths.work

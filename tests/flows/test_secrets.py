@@ -141,7 +141,7 @@ def pages_about(config: Config, folder: Path) -> dict[str, bytes]:
     with listing.opened(config, config.paths.work, config.name) as one:
         side = diff.side_of(one.store, one.book, one.found.version)
         gallery = diff.write_gallery(folder / "difference.html", side, side)
-        dossier = listing.dossier_of(one.found, one.store)
+        dossier = listing.version_details(one.found, one.store)
     texts = {
         "diff as JSON": diff.difference(side, side).model_dump_json(),
         "dossier": dossier.model_dump_json(),

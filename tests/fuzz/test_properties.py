@@ -16,7 +16,7 @@ import yaml
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
-from dreambooth_core.batch_sampling.job import Group, Order, read_order, wishes
+from dreambooth_core.batch_sampling.job import JobGroup, SamplingJob, image_specs, read_job
 from dreambooth_core.config import Config, load_config
 from dreambooth_core.config.base import NAME, as_name
 from dreambooth_core.config.inputs import check_template
@@ -171,7 +171,7 @@ CELLS = st.text(max_size=20) | st.sampled_from(
 
 
 @COMMON
-@given(st.lists(st.lists(CELLS, max_size=5), max_size=5), st.permutations([*Group.model_fields]))
+@given(st.lists(st.lists(CELLS, max_size=5), max_size=5), st.permutations([*JobGroup.model_fields]))
 def test_a_csv_is_an_order_or_is_refused(rows: list[list[str]], columns: list[str]) -> None:
     with folder() as place:
         buffer = io.StringIO()
@@ -179,10 +179,10 @@ def test_a_csv_is_an_order_or_is_refused(rows: list[list[str]], columns: list[st
         (place / "order.csv").write_text(
             buffer.getvalue(), encoding="utf-8", errors="surrogatepass"
         )
-        order, said = taken(lambda: read_order(place / "order.csv"))
+        order, said = taken(lambda: read_job(place / "order.csv"))
     assert order is not None or "order.csv" in said
     if order is not None:
-        assert 0 < len(wishes(order)) <= order.count <= order.limit
+        assert 0 < len(image_specs(order)) <= order.count <= order.limit
 
 
 PROMPTS = st.text(
@@ -203,8 +203,8 @@ def test_an_order_in_csv_is_the_one_in_yaml(prompts: list[str], seeds: list[int]
             writer = csv.writer(file)
             writer.writerow(group)
             writer.writerow(["dog", "|".join(prompts), "|".join(map(str, seeds)) + "|"])
-        assert read_order(place / "o.csv") == read_order(place / "o.yaml")
-        assert isinstance(read_order(place / "o.csv"), Order)
+        assert read_job(place / "o.csv") == read_job(place / "o.yaml")
+        assert isinstance(read_job(place / "o.csv"), SamplingJob)
 
 
 @COMMON

@@ -4,8 +4,8 @@ import io
 from PIL import Image
 
 from dreambooth_core.data.contact_sheets import SIDE
-from dreambooth_core.registry.estimate import Forecast
-from dreambooth_core.reports.summary import Model, Summary
+from dreambooth_core.registry.estimate import CostEstimate
+from dreambooth_core.reports.summary import ModelSummary, Summary
 from dreambooth_core.storage.records import Comparison, Cost, ImageSet, SampleSet, Stage
 from tasks.artifacts import as_markdown, comparison_table, cost_rows, gallery, plan_as_markdown
 from tests.registered_by_hand import drawn, verdict
@@ -19,11 +19,11 @@ SUMMARY = Summary(
     },
     metrics={"clip_i": 0.75},
     base_metrics={"clip_i": 0.5},
-    model=Model(name="tiny", version="1", aliases=()),
+    model=ModelSummary(name="tiny", version="1", aliases=()),
     artifacts={"report": "file:///r.html"},
     digests={"weights": None},
 )
-FORECAST = Forecast(
+FORECAST = CostEstimate(
     photos=4,
     instance="a" * 64,
     base="b" * 64,

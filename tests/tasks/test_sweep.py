@@ -1,12 +1,12 @@
 """What Prefect shows of a sweep, of a clean-up, and of the question to a person."""
 
-from dreambooth_core.storage.garbage_collection import Swept
-from dreambooth_core.training.sweep import Point
+from dreambooth_core.storage.garbage_collection import SweepResult
+from dreambooth_core.training.sweep import TrialScore
 from tasks import garbage_collection, sweep
 
 
-def point(steps: int, subject: float) -> Point:
-    return Point(
+def point(steps: int, subject: float) -> TrialScore:
+    return TrialScore(
         settings={"train.steps": steps},
         subject_fidelity=subject,
         prompt_fidelity=0.5,
@@ -27,7 +27,7 @@ def test_a_sweep_is_a_table_with_its_front_and_its_choice():
 
 
 def test_a_janitor_that_only_looked_says_so():
-    swept = Swept(
+    swept = SweepResult(
         deleted=False, objects=2, bytes=1500, kinds={"blobs": 1500}, kept_objects=1, kept_bytes=7
     )
     text = garbage_collection.as_markdown(swept)

@@ -15,7 +15,7 @@ import numpy as np
 from pydantic import ValidationError
 
 from dreambooth_core import console
-from dreambooth_core.cli.bench.subjects import Subject, chosen, subjects_in
+from dreambooth_core.cli.bench.subjects import BenchSubject, chosen, subjects_in
 from dreambooth_core.config import Config
 from dreambooth_core.config.base import as_name
 from dreambooth_core.config.prompts import SETS
@@ -34,7 +34,16 @@ CLASS_PROMPT = "a {class_noun}"
 CLIP, IDENTITY = "openai/clip-vit-base-patch32", "facebook/dino-vits16"
 LEVEL = 0.95
 
-__all__ = ["Bench", "Standing", "Subject", "chosen", "config_for", "run", "subjects_in", "table"]
+__all__ = [
+    "Bench",
+    "BenchSubject",
+    "SubjectScores",
+    "chosen",
+    "config_for",
+    "run",
+    "subjects_in",
+    "table",
+]
 
 MEASURES: Mapping[str, str] = {
     "subject_fidelity": "DINO",
@@ -74,7 +83,7 @@ CAUTION = (
 )
 
 
-class Standing(Record):
+class SubjectScores(Record):
     """What one subject's model scores, by the paper's names of the metrics."""
 
     subject: str
@@ -95,7 +104,7 @@ class Bench(Record):
     """The table, as `--json` prints it."""
 
     recipe: str
-    subjects: tuple[Standing, ...]
+    subjects: tuple[SubjectScores, ...]
     ours: dict[str, Estimate]
     """Mean over subjects, with its 95 % interval over subjects."""
     base: dict[str, Estimate]
@@ -106,7 +115,7 @@ class Bench(Record):
     caution: str = CAUTION
 
 
-def config_for(recipe: Config, subject: Subject, prompts: int | None = None) -> Config:
+def config_for(recipe: Config, subject: BenchSubject, prompts: int | None = None) -> Config:
     """The recipe, for this subject, measured on the paper's prompts, or the first few of them.
 
     Raises `ConfigError` where the two do not go together.
@@ -136,7 +145,7 @@ def config_for(recipe: Config, subject: Subject, prompts: int | None = None) -> 
         ) from error
 
 
-def run(recipe: Config, subjects: Sequence[Subject], prompts: int | None = None) -> Bench:
+def run(recipe: Config, subjects: Sequence[BenchSubject], prompts: int | None = None) -> Bench:
     """Train and measure every subject, keep the table, and give it; raises what the stages raise."""
     configs = [config_for(recipe, subject, prompts) for subject in subjects]
     standings = []
@@ -197,30 +206,30 @@ def table(bench: Bench) -> list[list[str]]:
     ]
 
 
-def _standing(config: Config, subject: Subject) -> Standing:
+def _standing(config: Config, subject: BenchSubject) -> SubjectScores:
     """Train the subject and measure its model; only what is missing is done."""
-    from dreambooth_core.data.ingest import take_in
+    from dreambooth_core.data.ingest import ingest
     from dreambooth_core.evaluation.evaluate import evaluate
     from dreambooth_core.training.standalone import train_alone, weights_of
 
     train_alone(config)
     store = open_store(config.storage)
-    weights, instance = weights_of(config), take_in(config, store)[0].images
+    weights, instance = weights_of(config), ingest(config, store)[0].images
     with console.progress_bar("evaluate") as progress:
         scores, _ = evaluate(config, store, instance, weights, progress)
     return standing(subject, instance.count, weights.uri, scores)
 
 
-def _name(recipe: Config, subject: Subject) -> str:
+def _name(recipe: Config, subject: BenchSubject) -> str:
     """A name of the subject's own, whatever its folder is called."""
     wanted = f"{recipe.name}-{subject.name}"
     taken = as_name(wanted)
     return taken if taken == wanted else f"{taken[:57]}-{digest_of(wanted.encode())[:6]}"
 
 
-def standing(subject: Subject, photos: int, weights: str, scores: Scores) -> Standing:
+def standing(subject: BenchSubject, photos: int, weights: str, scores: Scores) -> SubjectScores:
     """The scores by the paper's names; a metric that was not measured is left out."""
-    return Standing(
+    return SubjectScores(
         subject=subject.name,
         class_noun=subject.class_noun,
         photos=photos,

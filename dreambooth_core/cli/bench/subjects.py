@@ -15,7 +15,7 @@ LIVE = frozenset({"cat", "dog"})
 """The classes whose subjects get the prompts for the living."""
 
 
-class Subject(NamedTuple):
+class BenchSubject(NamedTuple):
     """A folder of photos, and what it shows."""
 
     name: str
@@ -27,7 +27,7 @@ class Subject(NamedTuple):
         return "live" if self.class_noun in LIVE else "objects"
 
 
-def subjects_in(folder: Path) -> tuple[Subject, ...]:
+def subjects_in(folder: Path) -> tuple[BenchSubject, ...]:
     """The subfolders of the published layout, by name, with their classes.
 
     The classes stand in `prompts_and_classes.txt`; where that is missing a folder's name, without a
@@ -46,10 +46,12 @@ def subjects_in(folder: Path) -> tuple[Subject, ...]:
         raise ConfigError(
             f"{folder / LIST} names no class for {', '.join(unknown)}: add a line each"
         )
-    return tuple(Subject(path.name, path, classes.get(path.name) or _noun(path)) for path in found)
+    return tuple(
+        BenchSubject(path.name, path, classes.get(path.name) or _noun(path)) for path in found
+    )
 
 
-def chosen(subjects: Sequence[Subject], wish: str | None) -> tuple[Subject, ...]:
+def chosen(subjects: Sequence[BenchSubject], wish: str | None) -> tuple[BenchSubject, ...]:
     """All, the first N, or those named between commas; raises `ConfigError` for who is not there."""
     if wish is None:
         return tuple(subjects)

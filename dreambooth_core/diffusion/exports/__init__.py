@@ -31,7 +31,7 @@ FOLDERS = ("model_index.json", "pytorch_lora_weights.safetensors")
 
 
 @dataclass(frozen=True)
-class About:
+class ModelInfo:
     """What a file says of the model beside its tensors."""
 
     title: str
@@ -49,7 +49,7 @@ class About:
 
 
 @dataclass(frozen=True)
-class Source:
+class TrainedModel:
     """A trained model: where its weights and its base lie, and what is known about it."""
 
     family: str
@@ -58,7 +58,7 @@ class Source:
     weights: Path
     """Folder that `adapters.export` wrote."""
     method: str
-    about: About
+    about: ModelInfo
 
 
 class Export(Protocol):
@@ -70,7 +70,7 @@ class Export(Protocol):
     takes: Mapping[str, tuple[str, ...]]
     """Pipeline class, or `ANY`, -> values of `train.method`."""
 
-    def write(self, source: Source, out: Path) -> list[Path]:
+    def write(self, source: TrainedModel, out: Path) -> list[Path]:
         """Write files or folders named after the model into the empty folder `out`.
 
         Raises `ConfigError` for weights that the format has no words for.
@@ -89,12 +89,12 @@ def possible(family: str, method: str) -> list[str]:
     return [name for name in plugins.names(__name__) if _takes(load_export(name), family, method)]
 
 
-def source_of(config: Config, weights: Weights, folder: Path) -> Source:
+def source_of(config: Config, weights: Weights, folder: Path) -> TrainedModel:
     """What `export` needs of a trained model whose weights were fetched into `folder`.
 
     Fetches the base if it is not here yet; raises what `base_model.base_folder` does.
     """
-    about = About(
+    about = ModelInfo(
         title=config.name,
         trigger=", ".join(subject.fill("{subject}") for subject in config.subjects),
         digest=weights.digest,
@@ -103,10 +103,12 @@ def source_of(config: Config, weights: Weights, folder: Path) -> Source:
         revision=config.model.revision,
         licence=config.model.licence or None,
     )
-    return Source(config.model.family, base_folder(config.model), folder, weights.method, about)
+    return TrainedModel(
+        config.model.family, base_folder(config.model), folder, weights.method, about
+    )
 
 
-def export(name: str, source: Source, out: Path) -> list[Path]:
+def export(name: str, source: TrainedModel, out: Path) -> list[Path]:
     """Write the model into the folder `out`, and return what is new there.
 
     All is written beside first and then renamed: a file is replaced at once; for a folder, which

@@ -15,7 +15,7 @@ _ARCHITECTURES = {
 
 
 @dataclass(frozen=True)
-class Base:
+class ExportBase:
     """A base model as the exports see it."""
 
     folder: Path
@@ -58,6 +58,6 @@ class Base:
         return known or self.pipeline.removesuffix("Pipeline").lower()
 
 
-def base_of(folder: Path) -> Base:
+def base_of(folder: Path) -> ExportBase:
     """Read which kind of base a folder holds; raises `ModelError`."""
-    return Base(folder, model_index(folder)["pipeline"])
+    return ExportBase(folder, model_index(folder)["pipeline"])

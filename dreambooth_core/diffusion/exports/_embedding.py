@@ -3,7 +3,7 @@
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from dreambooth_core.diffusion.exports import Source, _modelspec
+from dreambooth_core.diffusion.exports import TrainedModel, _modelspec
 from dreambooth_core.diffusion.exports._base import base_of
 
 if TYPE_CHECKING:
@@ -12,7 +12,7 @@ if TYPE_CHECKING:
 _KEYS = {"text_encoder": "clip_l", "text_encoder_2": "clip_g"}
 
 
-def write(source: Source, out: Path) -> list[Path]:
+def write(source: TrainedModel, out: Path) -> list[Path]:
     """Write `<title>-<identifier>.safetensors` for each identifier; none without new tokens.
 
     A1111 and ComfyUI read them for SD 1.x, 2.x and SDXL, diffusers by `load_textual_inversion`.

@@ -2,11 +2,11 @@
 
 from collections.abc import Iterator
 
-from dreambooth_core.diffusion.exports import Source
+from dreambooth_core.diffusion.exports import TrainedModel
 from dreambooth_core.diffusion.families import Parts, load_family
 
 
-def merged(source: Source) -> Parts:
+def merged(source: TrainedModel) -> Parts:
     """Base and weights together, float32: what our own sampling draws with; raises `ModelError`."""
     from dreambooth_core.diffusion import adapters
 
@@ -15,12 +15,12 @@ def merged(source: Source) -> Parts:
     return adapters.apply(family, family.load(source.base, tuned), source.weights)
 
 
-def touched(source: Source) -> tuple[str, ...]:
+def touched(source: TrainedModel) -> tuple[str, ...]:
     """The components, tokenizers among them, that are no longer the base's."""
     return tuple(dict.fromkeys(_touched(source)))
 
 
-def _touched(source: Source) -> Iterator[str]:
+def _touched(source: TrainedModel) -> Iterator[str]:
     from dreambooth_core.diffusion import adapters, safetensors_files, textual_inversion
 
     tokenizers = load_family(source.family).tokenizers

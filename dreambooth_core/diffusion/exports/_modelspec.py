@@ -7,8 +7,8 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from dreambooth_core.config.base import NAME
-from dreambooth_core.diffusion.exports import Source
-from dreambooth_core.diffusion.exports._base import Base
+from dreambooth_core.diffusion.exports import TrainedModel
+from dreambooth_core.diffusion.exports._base import ExportBase
 from dreambooth_core.errors import ConfigError, ModelError
 
 if TYPE_CHECKING:
@@ -36,7 +36,7 @@ def write(path: Path, tensors: Mapping[str, "Tensor"], texts: Mapping[str, str])
     return path
 
 
-def words(source: Source) -> dict[str, str]:
+def words(source: TrainedModel) -> dict[str, str]:
     """Identifier -> name of the file of its new tokens, which is the word to write in prompts.
 
     Empty without new tokens. Raises `ConfigError` for an identifier that no file can be named by.
@@ -55,7 +55,9 @@ def words(source: Source) -> dict[str, str]:
     return found
 
 
-def texts(source: Source, base: Base, implementation: str, adapter: str = "") -> dict[str, str]:
+def texts(
+    source: TrainedModel, base: ExportBase, implementation: str, adapter: str = ""
+) -> dict[str, str]:
     """The keys of the specification, but for the hash.
 
     `implementation` names the code whose names the tensors have; `adapter` is `lora` or

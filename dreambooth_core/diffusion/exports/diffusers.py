@@ -6,7 +6,7 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-from dreambooth_core.diffusion.exports import ANY, Source
+from dreambooth_core.diffusion.exports import ANY, TrainedModel
 from dreambooth_core.diffusion.exports._merged import merged, touched
 
 _METHODS = ("full", "lora", "dora", "lokr", "textual_inversion", "pivotal")
@@ -19,7 +19,7 @@ class Diffusers:
     description = "a folder for DiffusionPipeline.from_pretrained"
     takes: Mapping[str, tuple[str, ...]] = {ANY: _METHODS}
 
-    def write(self, source: Source, out: Path) -> list[Path]:
+    def write(self, source: TrainedModel, out: Path) -> list[Path]:
         from torch.nn import Module
 
         from dreambooth_core.diffusion.adapters import write_component

@@ -3,7 +3,7 @@
 from collections.abc import Mapping
 from pathlib import Path
 
-from dreambooth_core.diffusion.exports import Source, _embedding
+from dreambooth_core.diffusion.exports import TrainedModel, _embedding
 
 _METHODS = ("textual_inversion", "pivotal")
 
@@ -16,7 +16,7 @@ class Embedding:
         "StableDiffusionXLPipeline": _METHODS,
     }
 
-    def write(self, source: Source, out: Path) -> list[Path]:
+    def write(self, source: TrainedModel, out: Path) -> list[Path]:
         return _embedding.write(source, out)
 
 

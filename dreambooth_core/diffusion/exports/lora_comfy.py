@@ -9,8 +9,8 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from dreambooth_core.diffusion.exports import Source, _embedding, _lora, _modelspec, _original
-from dreambooth_core.diffusion.exports._base import Base, base_of
+from dreambooth_core.diffusion.exports import TrainedModel, _embedding, _lora, _modelspec, _original
+from dreambooth_core.diffusion.exports._base import ExportBase, base_of
 from dreambooth_core.errors import ConfigError
 
 if TYPE_CHECKING:
@@ -40,7 +40,7 @@ class LoraComfy:
         "ZImagePipeline": ("lora",),
     }
 
-    def write(self, source: Source, out: Path) -> list[Path]:
+    def write(self, source: TrainedModel, out: Path) -> list[Path]:
         base = base_of(source.base)
         implementation = "https://github.com/comfyanonymous/ComfyUI"
         texts = _modelspec.texts(source, base, implementation, "lora")
@@ -49,7 +49,7 @@ class LoraComfy:
         return [_modelspec.write(path, tensors, texts), *_embedding.write(source, out)]
 
 
-def tensors_of(layers: tuple[_lora.Layer, ...], base: Base) -> dict[str, "Tensor"]:
+def tensors_of(layers: tuple[_lora.Layer, ...], base: ExportBase) -> dict[str, "Tensor"]:
     """ComfyUI's tensors; raises `ConfigError` for a component that it has no name for."""
     if base.pipeline in _UNETS:
         layers = _original.renamed(layers, base.settings("unet"))
@@ -62,7 +62,7 @@ def tensors_of(layers: tuple[_lora.Layer, ...], base: Base) -> dict[str, "Tensor
     return tensors
 
 
-def _prefix(component: str, base: Base) -> str:
+def _prefix(component: str, base: ExportBase) -> str:
     if component in ("unet", "transformer"):
         return "diffusion_model" if component == "unet" else "transformer"
     of_sd = {"text_encoder": "clip_h" if base.is_second else "clip_l"}

@@ -3,7 +3,7 @@
 from collections.abc import Mapping
 from pathlib import Path
 
-from dreambooth_core.diffusion.exports import ANY, Source, _embedding, _lora, _modelspec
+from dreambooth_core.diffusion.exports import ANY, TrainedModel, _embedding, _lora, _modelspec
 from dreambooth_core.diffusion.exports._base import base_of
 
 
@@ -12,7 +12,7 @@ class LoraDiffusers:
     description = "a folder for load_lora_weights of diffusers' pipelines"
     takes: Mapping[str, tuple[str, ...]] = {ANY: ("lora", "dora", "pivotal")}
 
-    def write(self, source: Source, out: Path) -> list[Path]:
+    def write(self, source: TrainedModel, out: Path) -> list[Path]:
         from dreambooth_core.diffusion import safetensors_files
         from dreambooth_core.diffusion.adapters import LORA_FILE
 

@@ -14,14 +14,14 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from dreambooth_core.diffusion.exports import (
-    Source,
+    TrainedModel,
     _embedding,
     _flux,
     _lora,
     _modelspec,
     _original,
 )
-from dreambooth_core.diffusion.exports._base import Base, base_of
+from dreambooth_core.diffusion.exports._base import ExportBase, base_of
 from dreambooth_core.diffusion.exports._lora import Layer
 from dreambooth_core.errors import ConfigError
 
@@ -49,7 +49,7 @@ class LoraKohya:
         "FluxPipeline": ("lora",),
     }
 
-    def write(self, source: Source, out: Path) -> list[Path]:
+    def write(self, source: TrainedModel, out: Path) -> list[Path]:
         base = base_of(source.base)
         layers = _as_kohya_has_them(_lora.read(source.weights), base)
         texts = {
@@ -71,7 +71,7 @@ def tensors_of(layers: Sequence[Layer]) -> dict[str, "Tensor"]:
     return tensors
 
 
-def _as_kohya_has_them(layers: Sequence[Layer], base: Base) -> tuple[Layer, ...]:
+def _as_kohya_has_them(layers: Sequence[Layer], base: ExportBase) -> tuple[Layer, ...]:
     prefixes = _PREFIXES[base.pipeline]
     foreign = sorted({layer.component for layer in layers} - prefixes.keys())
     if foreign:
@@ -86,7 +86,7 @@ def _as_kohya_has_them(layers: Sequence[Layer], base: Base) -> tuple[Layer, ...]
     return tuple(replace(layer, component=prefixes[layer.component]) for layer in layers)
 
 
-def _ss(layers: Sequence[Layer], source: Source, base: Base) -> dict[str, str]:
+def _ss(layers: Sequence[Layer], source: TrainedModel, base: ExportBase) -> dict[str, str]:
     """What kohya's tools and the UIs look at: the minimum that kohya's own files have, and a name."""
     versions = {"StableDiffusionXLPipeline": "sdxl_base_v1-0", "FluxPipeline": "flux1"}
     of_sd = f"sd_v{2 if base.is_second else 1}{'_v' if base.prediction == 'v' else ''}"

@@ -9,8 +9,8 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from dreambooth_core.diffusion.exports import Source, _modelspec, _original
-from dreambooth_core.diffusion.exports._base import Base, base_of
+from dreambooth_core.diffusion.exports import TrainedModel, _modelspec, _original
+from dreambooth_core.diffusion.exports._base import ExportBase, base_of
 from dreambooth_core.diffusion.exports._merged import merged
 from dreambooth_core.diffusion.families import Parts
 
@@ -28,14 +28,14 @@ class SingleFile:
         "StableDiffusionXLPipeline": _METHODS,
     }
 
-    def write(self, source: Source, out: Path) -> list[Path]:
+    def write(self, source: TrainedModel, out: Path) -> list[Path]:
         base = base_of(source.base)
         tensors = checkpoint(merged(source), base)
         texts = _modelspec.texts(source, base, _implementation(base))
         return [_modelspec.write(out / f"{source.about.title}.safetensors", tensors, texts)]
 
 
-def checkpoint(parts: Parts, base: Base) -> dict[str, "Tensor"]:
+def checkpoint(parts: Parts, base: ExportBase) -> dict[str, "Tensor"]:
     """All tensors of the model by their original names, in the number types of the base's files."""
     states = {
         name: _state(parts, base, name) for name in ("unet", "vae", *_encoders(base).values())
@@ -56,7 +56,7 @@ def checkpoint(parts: Parts, base: Base) -> dict[str, "Tensor"]:
     return {**tensors, **_markers(base)}
 
 
-def _encoders(base: Base) -> dict[str, str]:
+def _encoders(base: ExportBase) -> dict[str, str]:
     """Original prefix -> text encoder; `model` is OpenCLIP's, `transformer` OpenAI's."""
     if base.pipeline == "StableDiffusionPipeline":
         return {f"cond_stage_model.{'model' if base.is_second else 'transformer'}": "text_encoder"}
@@ -66,7 +66,7 @@ def _encoders(base: Base) -> dict[str, str]:
     }
 
 
-def _markers(base: Base) -> dict[str, "Tensor"]:
+def _markers(base: ExportBase) -> dict[str, "Tensor"]:
     """Empty tensors by which UIs know an SDXL that predicts v, and one with noise to the end."""
     import torch
 
@@ -76,14 +76,14 @@ def _markers(base: Base) -> dict[str, "Tensor"]:
     return {name: torch.empty(0) for name in ("v_pred", *(["ztsnr"] if to_the_end else []))}
 
 
-def _state(parts: Parts, base: Base, name: str) -> dict[str, "Tensor"]:
+def _state(parts: Parts, base: ExportBase, name: str) -> dict[str, "Tensor"]:
     from dreambooth_core.diffusion.adapters import stored_dtype
 
     dtype = stored_dtype(base.folder / name)
     return {key: tensor.to(dtype) for key, tensor in parts[name].state_dict().items()}
 
 
-def _implementation(base: Base) -> str:
+def _implementation(base: ExportBase) -> str:
     """Whose code has variables of these names."""
     if base.pipeline == "StableDiffusionXLPipeline":
         return "sgm"

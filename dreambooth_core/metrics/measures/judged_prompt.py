@@ -31,7 +31,7 @@ def measure(evidence: Evidence) -> Values | None:
     if config is None or config.evaluation.judge is None or store is None:
         return None
     questions = [
-        vlm_judge.Question(TEMPLATE.format(prompt=text), ((evidence.generated, place),))
+        vlm_judge.JudgeQuestion(TEMPLATE.format(prompt=text), ((evidence.generated, place),))
         for place, text in enumerate(evidence.texts)
     ]
     return vlm_judge.scores(config.evaluation.judge, store, questions)

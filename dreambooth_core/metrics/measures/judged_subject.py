@@ -39,7 +39,7 @@ def measure(evidence: Evidence) -> Values | None:
     text = TEMPLATE.format(photos=len(shown), noun=config.subject.class_noun)
     places = [place for place, kind in enumerate(evidence.kinds) if kind not in SKIPS]
     questions = [
-        vlm_judge.Question(text, (*shown, (evidence.generated, place))) for place in places
+        vlm_judge.JudgeQuestion(text, (*shown, (evidence.generated, place))) for place in places
     ]
     values = np.full(len(evidence.prompts), np.nan)
     values[places] = vlm_judge.scores(judge, store, questions)

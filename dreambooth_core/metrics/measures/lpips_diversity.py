@@ -27,9 +27,9 @@ def measure(evidence: Evidence) -> Values | None:
     config = evidence.config
     if config is None or config.evaluation.lpips is None:
         return None
-    from dreambooth_core.vision.lpips import Perceptual, distance
+    from dreambooth_core.vision.lpips import LpipsNetwork, distance
 
-    network = Perceptual(config.evaluation.lpips, config.evaluation.lpips_revision)
+    network = LpipsNetwork(config.evaluation.lpips, config.evaluation.lpips_revision)
     pictures, values = evidence.generated.pictures, np.full(len(evidence.prompts), np.nan)
     for prompt in dict.fromkeys(evidence.prompts):
         places = [place for place, own in enumerate(evidence.prompts) if own == prompt]

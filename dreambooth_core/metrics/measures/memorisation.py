@@ -8,9 +8,9 @@ from PIL import ImageOps
 from PIL.Image import Image
 
 from dreambooth_core.config import Config, Kind
-from dreambooth_core.metrics import Evidence, Seen, Sight, Values
-from dreambooth_core.vision.crops import finder_digest, without
-from dreambooth_core.vision.similarity import Print, alike, difference_hash, fingerprint
+from dreambooth_core.metrics import Evidence, ImageEmbeddings, Sight, Values
+from dreambooth_core.vision.crops import detector_digest, without
+from dreambooth_core.vision.similarity import Fingerprint, alike, difference_hash, fingerprint
 
 TITLE = "near copies"
 ABOUT = "share of the images that are one of the photos again, mirrored or not, 0 to 1"
@@ -29,7 +29,7 @@ BITS = 6
 """Perceptual hashes of 64 bits that differ in so many are of one picture."""
 
 
-class Kinship(NamedTuple):
+class PhotoSimilarity(NamedTuple):
     """How close each of n pictures is to each of m photos."""
 
     surroundings: NDArray[np.float64]
@@ -40,7 +40,7 @@ class Kinship(NamedTuple):
 
 def model(config: Config) -> str:
     """Who finds the subject that is left out."""
-    return f"surroundings-{(finder_digest(config.evaluation.finder) or 'nobody')[:12]}"
+    return f"surroundings-{(detector_digest(config.evaluation.finder) or 'nobody')[:12]}"
 
 
 def measure(evidence: Evidence) -> Values | None:
@@ -68,7 +68,7 @@ def copied_photo(evidence: Evidence, place: int) -> int:
     return int(np.nanargmax(found.surroundings))
 
 
-def _copied(found: Kinship, evidence: Evidence) -> NDArray[np.bool_]:
+def _copied(found: PhotoSimilarity, evidence: Evidence) -> NDArray[np.bool_]:
     """(images, photos), true where one is a near copy of the other."""
     alike_ones, few = [ALIKE], [BITS + 1]
     among = _kinship(evidence.photos, evidence.photos).surroundings
@@ -80,18 +80,18 @@ def _copied(found: Kinship, evidence: Evidence) -> NDArray[np.bool_]:
     return np.asarray((found.surroundings > max(alike_ones)) | (found.bits < min(few)))
 
 
-def _kinship(seen: Seen, photos: Seen) -> Kinship:
+def _kinship(seen: ImageEmbeddings, photos: ImageEmbeddings) -> PhotoSimilarity:
     rests, photo_rests = _rests(seen), _rests(photos)
     hashes = [difference_hash(picture) for picture in seen.pictures]
     known = [difference_hash(one) for photo in photos.pictures for one in _both(photo)]
     bits = (np.array(hashes)[:, None] != np.array(known)[None, :]).sum(axis=2)
-    return Kinship(
+    return PhotoSimilarity(
         surroundings=np.array([[_likeness(a, b) for b in photo_rests] for a in rests]),
         bits=bits.reshape(len(hashes), -1, 2).min(axis=2),
     )
 
 
-def _rests(seen: Seen) -> list[Print | None]:
+def _rests(seen: ImageEmbeddings) -> list[Fingerprint | None]:
     """What is left of each picture without its subject; None where that is not known."""
     spots = seen.spots or (None,) * len(seen.pictures)
     return [
@@ -100,7 +100,7 @@ def _rests(seen: Seen) -> list[Print | None]:
     ]
 
 
-def _likeness(first: Print | None, second: Print | None) -> float:
+def _likeness(first: Fingerprint | None, second: Fingerprint | None) -> float:
     return np.nan if first is None or second is None else alike(first, second).score
 
 
@@ -108,6 +108,6 @@ def _both(image: Image) -> tuple[Image, Image]:
     return image, ImageOps.mirror(image)
 
 
-def _only(seen: Seen, place: int) -> Seen:
+def _only(seen: ImageEmbeddings, place: int) -> ImageEmbeddings:
     spots = None if seen.spots is None else seen.spots[place : place + 1]
-    return Seen(pictures=seen.pictures[place : place + 1], spots=spots)
+    return ImageEmbeddings(pictures=seen.pictures[place : place + 1], spots=spots)

@@ -14,7 +14,7 @@ from dreambooth_core.runtime.engines import TRIES, Work, given_up, name_of, rais
 from dreambooth_core.runtime.processes import supervised
 
 
-class _Hand:
+class _Worker:
     """A process, and the number of the piece that it works on."""
 
     def __init__(self, number: int) -> None:
@@ -42,7 +42,7 @@ class _Hand:
                 pipe.close()  # type: ignore[union-attr]  # they are pipes
 
 
-class _Shift:
+class _WorkQueue:
     """One call of `spread`: what waits, who works, and how often each piece was begun."""
 
     def __init__(self, work: Work, pieces: Sequence[str]) -> None:
@@ -52,7 +52,7 @@ class _Shift:
         self._hands = ExitStack()
         self._answers = selectors.DefaultSelector()
 
-    def __enter__(self) -> "_Shift":
+    def __enter__(self) -> "_WorkQueue":
         return self
 
     def __exit__(self, *_: object) -> None:
@@ -60,11 +60,11 @@ class _Shift:
         self._answers.close()
 
     def hire(self, number: int) -> None:
-        hand = _Hand(number)
+        hand = _Worker(number)
         self._hands.callback(hand.close)
         self._begin(hand)
 
-    def answered(self) -> list[tuple[_Hand, bytes]]:
+    def answered(self) -> list[tuple[_Worker, bytes]]:
         """Who has ended a piece, by a line that says how, or has died, without a line."""
         found = []
         for key, _ in self._answers.select():
@@ -76,7 +76,7 @@ class _Shift:
     def over(self) -> bool:
         return not self._answers.get_map()
 
-    def go_on(self, hand: _Hand, line: bytes) -> None:
+    def go_on(self, hand: _Worker, line: bytes) -> None:
         """Begin the next piece, or once more the one that a process died over."""
         if line:
             self._begin(hand)
@@ -87,7 +87,7 @@ class _Shift:
         self._waiting.append(hand.piece)
         self.hire(hand.number)
 
-    def _begin(self, hand: _Hand) -> None:
+    def _begin(self, hand: _Worker) -> None:
         if not self._waiting:
             hand.close()
             return
@@ -106,7 +106,7 @@ class Local:
     def spread(
         self, compute: Compute, work: Work, pieces: Sequence[str], done: Callable[[int], None]
     ) -> None:
-        with _Shift(work, pieces) as shift:
+        with _WorkQueue(work, pieces) as shift:
             for number in range(min(compute.workers, len(pieces))):
                 shift.hire(number)
             while not shift.over:

@@ -32,14 +32,14 @@ LOOK_SECONDS = 1.0
 KNOCK_SECONDS = 30.0
 
 
-class _Hand:
+class _Worker:
     """What an actor is: a process of the cluster that keeps its model from piece to piece."""
 
     def do(self, name: str, piece: str) -> Failure | None:
         return failure_of(name, piece)
 
 
-class _Shift:
+class _WorkQueue:
     """One call of `spread`: what waits, who works, and how often each piece was begun.
 
     Actors, not Ray's tasks: a task that is handed on to a machine that has just died may wait for
@@ -49,7 +49,7 @@ class _Shift:
     def __init__(self, ray: Any, compute: Compute, work: Work, pieces: Sequence[str]) -> None:
         self._ray = ray
         wants = {"num_cpus": 1, "num_gpus": int(compute.gpu), "scheduling_strategy": "SPREAD"}
-        self._hands = ray.remote(**wants)(_Hand)
+        self._hands = ray.remote(**wants)(_Worker)
         self._name, self._pieces = name_of(work), pieces
         self._waiting = deque(range(len(pieces)))
         self._begun = Counter[int]()
@@ -98,7 +98,7 @@ class Ray:
     def spread(
         self, compute: Compute, work: Work, pieces: Sequence[str], done: Callable[[int], None]
     ) -> None:
-        with cluster() as ray, closing(_Shift(ray, compute, work, pieces)) as shift:
+        with cluster() as ray, closing(_WorkQueue(ray, compute, work, pieces)) as shift:
             patience = _Patience(ray, compute)
             for _ in range(min(compute.workers, len(pieces))):
                 shift.hire()

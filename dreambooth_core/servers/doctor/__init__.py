@@ -21,14 +21,14 @@ from dreambooth_core.errors import DreamBoothError
 from dreambooth_core.servers.stack import state
 from dreambooth_core.servers.stack.http import ask
 from dreambooth_core.servers.stack.services import working_with
-from dreambooth_core.servers.stack.settings import Place, Settings, settled
+from dreambooth_core.servers.stack.settings import StackLayout, StackSettings, settled
 from dreambooth_core.storage.records import Record
 
 Level = Literal["ok", "skipped", "warning", "broken"]
 NOTHING_UP = "no server is named by the environment or up here: start `dreambooth up`"
 
 
-class Finding(Record):
+class CheckResult(Record):
     """What a check saw."""
 
     check: str
@@ -38,12 +38,12 @@ class Finding(Record):
 
 
 @dataclass(frozen=True)
-class Site:
+class CheckTarget:
     """What is to be looked at."""
 
     folder: Path
     """Of the stack, there or not; absolute."""
-    settings: Settings | None = None
+    settings: StackSettings | None = None
     """None before the first `dreambooth up`."""
     storage: Storage | None = None
     """The store in use, whose keys are in the environment; None without one."""
@@ -53,7 +53,7 @@ class Site:
 
 
 @dataclass(frozen=True)
-class Server:
+class CheckedServer:
     """One of those that have a client of their own version here."""
 
     name: str
@@ -68,10 +68,10 @@ class Server:
     """What to do where they are refused."""
 
 
-def checked(server: Server) -> Finding:
+def checked(server: CheckedServer) -> CheckResult:
     """Whether it is well, lets us in, and is of the version of our client."""
     if server.url is None:
-        return Finding(check=server.name, level="skipped", sentence=NOTHING_UP)
+        return CheckResult(check=server.name, level="skipped", sentence=NOTHING_UP)
     url, ours = server.url, version(server.name)
     health, told = (
         ask(f"{url}{path}", credentials=server.credentials)
@@ -79,22 +79,22 @@ def checked(server: Server) -> Finding:
     )
     if {answer.status for answer in (health, told) if answer} & {401, 403}:
         sentence = f"{url} refuses {'the' if server.credentials else 'us without'} credentials: "
-        return Finding(check=server.name, level="broken", sentence=sentence + server.remedy)
+        return CheckResult(check=server.name, level="broken", sentence=sentence + server.remedy)
     if health is None or told is None or health.status != 200:
         sentence = f"no good answer from {url}: start `dreambooth up` again, or see its log"
-        return Finding(check=server.name, level="broken", sentence=sentence)
+        return CheckResult(check=server.name, level="broken", sentence=sentence)
     theirs = told.body.decode(errors="replace").strip().strip('"')
     if theirs == ours:
         sentence = f"{url} is well and of our version {ours}"
-        return Finding(check=server.name, level="ok", sentence=sentence)
+        return CheckResult(check=server.name, level="ok", sentence=sentence)
     sentence = (
         f"{url} is of version {theirs}, the client of {ours}: install the server's with "
         "pip, or restart the server (`dreambooth down`, `dreambooth up`)"
     )
-    return Finding(check=server.name, level="warning", sentence=sentence)
+    return CheckResult(check=server.name, level="warning", sentence=sentence)
 
 
-def examine(folder: Path, store: Storage | None = None) -> list[Finding]:
+def examine(folder: Path, store: Storage | None = None) -> list[CheckResult]:
     """All checks, in the order of their names, of what the environment names, else of the stack.
 
     `store` is looked at in the place of theirs, unless it is the local one.
@@ -108,14 +108,14 @@ def examine(folder: Path, store: Storage | None = None) -> list[Finding]:
 
 
 @contextmanager
-def _site(folder: Path, store: Storage | None) -> Iterator[Site]:
+def _site(folder: Path, store: Storage | None) -> Iterator[CheckTarget]:
     """Servers of the environment, with its keys; where it names none, the stack's with theirs."""
     settings = _settings(folder)
     named = os.environ.get
     theirs = Storage(endpoint=None) if named("AWS_ENDPOINT_URL_S3") else None
     if store is not None and store.endpoint != "local":
         theirs = store
-    elsewhere = Site(
+    elsewhere = CheckTarget(
         folder=folder,
         settings=settings,
         storage=theirs,
@@ -125,15 +125,15 @@ def _site(folder: Path, store: Storage | None) -> Iterator[Site]:
     if elsewhere.storage or elsewhere.prefect or elsewhere.mlflow:
         yield elsewhere
     elif settings is None or not state.marked(folder):
-        yield Site(folder=folder, settings=settings)
+        yield CheckTarget(folder=folder, settings=settings)
     else:
-        place = Place(folder, settings, Path.cwd())
+        place = StackLayout(folder, settings, Path.cwd())
         with working_with(place):
             storage = Storage(endpoint=place.s3)
-            yield Site(folder, settings, storage, place.prefect, place.mlflow)
+            yield CheckTarget(folder, settings, storage, place.prefect, place.mlflow)
 
 
-def _settings(folder: Path) -> Settings | None:
+def _settings(folder: Path) -> StackSettings | None:
     try:
         return settled(folder)
     except DreamBoothError:

@@ -5,7 +5,7 @@ from collections.abc import Iterator
 from email.utils import parsedate_to_datetime
 
 from dreambooth_core.errors import DreamBoothError
-from dreambooth_core.servers.doctor import NOTHING_UP, Finding, Site
+from dreambooth_core.servers.doctor import NOTHING_UP, CheckResult, CheckTarget
 from dreambooth_core.servers.stack.http import ask
 from dreambooth_core.storage.stores.s3 import endpoint_url
 
@@ -13,15 +13,15 @@ NOTICEABLE, TOO_MUCH = 5.0, 60.0
 """Seconds; S3 refuses signatures that are 900 s off, long after leases have gone wrong."""
 
 
-def check(site: Site) -> Iterator[Finding]:
+def check(site: CheckTarget) -> Iterator[CheckResult]:
     """One finding, to a second or the time that the question takes."""
     if site.storage is None:
-        yield Finding(check="clock", level="skipped", sentence=NOTHING_UP)
+        yield CheckResult(check="clock", level="skipped", sentence=NOTHING_UP)
         return
     try:
         url = endpoint_url(site.storage) or "https://s3.amazonaws.com"
     except DreamBoothError as error:
-        yield Finding(check="clock", level="broken", sentence=str(error))
+        yield CheckResult(check="clock", level="broken", sentence=str(error))
         return
     before = time.time()
     answer = ask(url)
@@ -29,16 +29,16 @@ def check(site: Site) -> Iterator[Finding]:
     told = answer.headers.get("Date") if answer else None
     if told is None:
         sentence = f"{url} tells no time: see the check `storage`"
-        yield Finding(check="clock", level="skipped", sentence=sentence)
+        yield CheckResult(check="clock", level="skipped", sentence=sentence)
         return
     yield _judged(url, now - parsedate_to_datetime(told).timestamp())
 
 
-def _judged(url: str, ahead: float) -> Finding:
+def _judged(url: str, ahead: float) -> CheckResult:
     where = f"{abs(ahead):.0f} s {'ahead of' if ahead > 0 else 'behind'} {url}"
     if abs(ahead) <= NOTICEABLE:
         sentence = f"at most {NOTICEABLE:.0f} s from that of {url}"
-        return Finding(check="clock", level="ok", sentence=sentence)
+        return CheckResult(check="clock", level="ok", sentence=sentence)
     sentence = f"this machine's clock is {where}: let both take their time from NTP"
     level = "broken" if abs(ahead) > TOO_MUCH else "warning"
-    return Finding.model_validate({"check": "clock", "level": level, "sentence": sentence})
+    return CheckResult.model_validate({"check": "clock", "level": level, "sentence": sentence})

@@ -5,13 +5,13 @@ import shutil
 import tempfile
 from collections.abc import Iterator
 
-from dreambooth_core.servers.doctor import Finding, Site
+from dreambooth_core.servers.doctor import CheckResult, CheckTarget
 
 LEAST, COMFORTABLE = 1.0, 20.0
 """GB: the servers alone; some bases, checkpoints and images."""
 
 
-def check(site: Site) -> Iterator[Finding]:
+def check(site: CheckTarget) -> Iterator[CheckResult]:
     """One finding: the place takes a file, and has room."""
     place = next(path for path in (site.folder, *site.folder.parents) if os.path.lexists(path))
     try:
@@ -39,5 +39,5 @@ def check(site: Site) -> Iterator[Finding]:
 _REMEDY = "make room, or choose another --folder"
 
 
-def _finding(level: str, sentence: str) -> Finding:
-    return Finding.model_validate({"check": "disk", "level": level, "sentence": sentence})
+def _finding(level: str, sentence: str) -> CheckResult:
+    return CheckResult.model_validate({"check": "disk", "level": level, "sentence": sentence})

@@ -2,13 +2,13 @@
 
 from collections.abc import Iterator
 
-from dreambooth_core.servers.doctor import Finding, Site
+from dreambooth_core.servers.doctor import CheckResult, CheckTarget
 
 LEAST, COMFORTABLE = 1.0, 6.0
 """GB available: the servers alone; and a small run beside them."""
 
 
-def check(site: Site) -> Iterator[Finding]:
+def check(site: CheckTarget) -> Iterator[CheckResult]:
     """One finding."""
     import psutil
 
@@ -17,12 +17,12 @@ def check(site: Site) -> Iterator[Finding]:
         sentence = (
             f"{free:.1f} GB of memory are available, less than {LEAST:.0f}: end other programs"
         )
-        yield Finding(check="memory", level="broken", sentence=sentence)
+        yield CheckResult(check="memory", level="broken", sentence=sentence)
     elif free < COMFORTABLE:
         sentence = (
             f"{free:.1f} GB of memory are available; a run wants {COMFORTABLE:.0f}: end others"
         )
-        yield Finding(check="memory", level="warning", sentence=sentence)
+        yield CheckResult(check="memory", level="warning", sentence=sentence)
     else:
         sentence = f"{free:.0f} GB of memory are available"
-        yield Finding(check="memory", level="ok", sentence=sentence)
+        yield CheckResult(check="memory", level="ok", sentence=sentence)

@@ -3,14 +3,14 @@
 import os
 from collections.abc import Iterator
 
-from dreambooth_core.servers.doctor import Finding, Server, Site, checked
+from dreambooth_core.servers.doctor import CheckedServer, CheckResult, CheckTarget, checked
 
 
-def check(site: Site) -> Iterator[Finding]:
+def check(site: CheckTarget) -> Iterator[CheckResult]:
     """One finding."""
     named = [os.environ.get(f"MLFLOW_TRACKING_{name}", "") for name in ("USERNAME", "PASSWORD")]
     yield checked(
-        Server(
+        CheckedServer(
             name="mlflow",
             url=site.mlflow,
             health="/health",

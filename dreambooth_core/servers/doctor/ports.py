@@ -2,19 +2,19 @@
 
 from collections.abc import Iterator
 
-from dreambooth_core.servers.doctor import Finding, Site
+from dreambooth_core.servers.doctor import CheckResult, CheckTarget
 from dreambooth_core.servers.process import is_free
 from dreambooth_core.servers.stack import state
 from dreambooth_core.servers.stack.settings import FIRST_PORT, ports_in_use
 
 
-def check(site: Site) -> Iterator[Finding]:
+def check(site: CheckTarget) -> Iterator[CheckResult]:
     """One finding per port that another program has taken; else one in all."""
     import psutil
 
     if site.settings is None:
         sentence = f"chosen by the first `dreambooth up`: from {FIRST_PORT} on, if these are free"
-        yield Finding(check="ports", level="skipped", sentence=sentence)
+        yield CheckResult(check="ports", level="skipped", sentence=sentence)
         return
     ours = {
         connection.laddr.port
@@ -29,7 +29,7 @@ def check(site: Site) -> Iterator[Finding]:
             f"port {port} of 127.0.0.1 is taken by another program: end it (`lsof -i :{port}` "
             "names it), or start a new --folder with another --port"
         )
-        yield Finding(check="ports", level="broken", sentence=sentence)
+        yield CheckResult(check="ports", level="broken", sentence=sentence)
     if not taken:
         sentence = f"{ports[0]} to {ports[-1]} are free or our own"
-        yield Finding(check="ports", level="ok", sentence=sentence)
+        yield CheckResult(check="ports", level="ok", sentence=sentence)

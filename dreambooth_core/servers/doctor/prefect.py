@@ -3,13 +3,13 @@
 import os
 from collections.abc import Iterator
 
-from dreambooth_core.servers.doctor import Finding, Server, Site, checked
+from dreambooth_core.servers.doctor import CheckedServer, CheckResult, CheckTarget, checked
 
 
-def check(site: Site) -> Iterator[Finding]:
+def check(site: CheckTarget) -> Iterator[CheckResult]:
     """One finding."""
     yield checked(
-        Server(
+        CheckedServer(
             name="prefect",
             url=site.prefect,
             health="/api/health",

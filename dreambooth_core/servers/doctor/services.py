@@ -2,14 +2,14 @@
 
 from collections.abc import Iterator
 
-from dreambooth_core.servers.doctor import Finding, Site
+from dreambooth_core.servers.doctor import CheckResult, CheckTarget
 from dreambooth_core.servers.stack import state
-from dreambooth_core.servers.stack.supervisor import standing
+from dreambooth_core.servers.stack.supervisor import stack_state
 
 
-def check(site: Site) -> Iterator[Finding]:
+def check(site: CheckTarget) -> Iterator[CheckResult]:
     """One finding per part that does not work; else one in all."""
-    told = standing(site.folder)
+    told = stack_state(site.folder)
     if told is None:
         yield _without_supervisor(site)
         return
@@ -17,19 +17,21 @@ def check(site: Site) -> Iterator[Finding]:
     for part in down:
         sentence = f"{part.title} is {part.phase}: {part.trouble or 'wait a moment'}"
         level = "broken" if part.phase == "given up" else "warning"
-        yield Finding.model_validate({"check": "services", "level": level, "sentence": sentence})
+        yield CheckResult.model_validate(
+            {"check": "services", "level": level, "sentence": sentence}
+        )
     if not down:
         sentence = f"{len(told.parts)} parts work, supervised by process {told.supervisor}"
-        yield Finding(check="services", level="ok", sentence=sentence)
+        yield CheckResult(check="services", level="ok", sentence=sentence)
 
 
-def _without_supervisor(site: Site) -> Finding:
+def _without_supervisor(site: CheckTarget) -> CheckResult:
     left = len(state.marked(site.folder))
     if left:
         sentence = (
             f"{left} processes are up and nobody supervises them: `dreambooth up` takes them over, "
             "`dreambooth down` stops them"
         )
-        return Finding(check="services", level="broken", sentence=sentence)
+        return CheckResult(check="services", level="broken", sentence=sentence)
     sentence = f"`dreambooth up` is not running in {site.folder}"
-    return Finding(check="services", level="skipped", sentence=sentence)
+    return CheckResult(check="services", level="skipped", sentence=sentence)

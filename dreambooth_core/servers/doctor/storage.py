@@ -4,30 +4,30 @@ import secrets
 from collections.abc import Iterator
 
 from dreambooth_core.errors import DreamBoothError
-from dreambooth_core.servers.doctor import NOTHING_UP, Finding, Site
+from dreambooth_core.servers.doctor import NOTHING_UP, CheckResult, CheckTarget
 from dreambooth_core.storage.stores import Store, open_store
 
 
-def check(site: Site) -> Iterator[Finding]:
+def check(site: CheckTarget) -> Iterator[CheckResult]:
     """One finding; a small object is written and deleted."""
     if site.storage is None:
-        yield Finding(check="storage", level="skipped", sentence=NOTHING_UP)
+        yield CheckResult(check="storage", level="skipped", sentence=NOTHING_UP)
         return
     try:
         store = open_store(site.storage)
         holds = _create_once(store)
     except DreamBoothError as error:
-        yield Finding(check="storage", level="broken", sentence=" ".join(str(error).split()))
+        yield CheckResult(check="storage", level="broken", sentence=" ".join(str(error).split()))
         return
     if holds:
         sentence = f"{store.uri} takes objects, and create-once writes hold"
-        yield Finding(check="storage", level="ok", sentence=sentence)
+        yield CheckResult(check="storage", level="ok", sentence=sentence)
     else:
         sentence = (
             f"{store.uri} lets a second create-once write through, so two runs would overwrite each "
             "other: use a server that knows If-None-Match (SeaweedFS 4, MinIO, AWS)"
         )
-        yield Finding(check="storage", level="broken", sentence=sentence)
+        yield CheckResult(check="storage", level="broken", sentence=sentence)
 
 
 def _create_once(store: Store) -> bool:

@@ -7,18 +7,18 @@ from importlib.metadata import PackageNotFoundError, metadata, version
 from packaging.requirements import Requirement
 from packaging.specifiers import SpecifierSet
 
-from dreambooth_core.servers.doctor import Finding, Site
+from dreambooth_core.servers.doctor import CheckResult, CheckTarget
 
 PROJECT = "dreambooth-factory"
 
 
-def check(site: Site) -> Iterator[Finding]:
+def check(site: CheckTarget) -> Iterator[CheckResult]:
     """One finding per library that is missing or too old or too new; else one in all."""
     try:
         project = metadata(PROJECT)
     except PackageNotFoundError:
         sentence = f"{PROJECT} is not installed: run `make install`, or `pip install -e .`"
-        yield Finding(check="versions", level="broken", sentence=sentence)
+        yield CheckResult(check="versions", level="broken", sentence=sentence)
         return
     pythons = SpecifierSet(project["Requires-Python"])
     needed = [Requirement(line) for line in project.get_all("Requires-Dist") or ()]
@@ -27,10 +27,10 @@ def check(site: Site) -> Iterator[Finding]:
         *filter(None, map(_wrong, needed)),
     ]
     for sentence in wrong:
-        yield Finding(check="versions", level="broken", sentence=sentence)
+        yield CheckResult(check="versions", level="broken", sentence=sentence)
     if not wrong:
         said = f"Python {platform.python_version()} and {len(needed)} libraries fit"
-        yield Finding(check="versions", level="ok", sentence=said)
+        yield CheckResult(check="versions", level="ok", sentence=said)
 
 
 def _python(wanted: str) -> str:

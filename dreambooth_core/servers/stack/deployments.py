@@ -14,8 +14,8 @@ import yaml
 from dreambooth_core.errors import ConfigError, StageFailed
 from dreambooth_core.runtime.processes import end_of, supervised
 from dreambooth_core.servers.stack import http, state
-from dreambooth_core.servers.stack.http import Answer, ask
-from dreambooth_core.servers.stack.settings import Place
+from dreambooth_core.servers.stack.http import HttpAnswer, ask
+from dreambooth_core.servers.stack.settings import StackLayout
 
 LIMITS = {"gpu": 1}
 """Global concurrency limits, made when they are missing; what a team changed stays."""
@@ -40,7 +40,7 @@ def pools(project: Path) -> tuple[str, ...]:
     return tuple(sorted(map(str, found)))
 
 
-def offer(place: Place, env: Mapping[str, str]) -> None:
+def offer(place: StackLayout, env: Mapping[str, str]) -> None:
     """Apply everything to a Prefect server that answers; raises `StageFailed` when it refuses."""
     for pool in pools(place.project):
         if _lacks(place, f"/work_pools/{pool}"):
@@ -52,7 +52,7 @@ def offer(place: Place, env: Mapping[str, str]) -> None:
     automations(place, env)
 
 
-def automations(place: Place, env: Mapping[str, str]) -> None:
+def automations(place: StackLayout, env: Mapping[str, str]) -> None:
     """Each of the project's in the place of the one of its name; raises `StageFailed` when one is refused."""
     ours = [yaml.safe_load(path.read_bytes()) for path in _automations(place.project)]
     if not ours:
@@ -72,7 +72,7 @@ def _automations(project: Path) -> list[Path]:
     return sorted((project / AUTOMATIONS).glob("*.yaml"))
 
 
-def take_up(place: Place, pool: str, worker: str) -> None:
+def take_up(place: StackLayout, pool: str, worker: str) -> None:
     """Let the worker's runs go on that ended without a word, with the worker or the whole machine.
 
     Prefect would call them Running for ever: it hears of an end from the worker alone. Nothing is done
@@ -93,12 +93,12 @@ def take_up(place: Place, pool: str, worker: str) -> None:
             asked(place, f"/flow_runs/{run['id']}/set_state", wish, SECONDS)
 
 
-def has_worker(place: Place, pool: str, name: str) -> bool:
+def has_worker(place: StackLayout, pool: str, name: str) -> bool:
     """Whether a worker of that name is at work."""
     return name in _workers(place, pool)
 
 
-def _workers(place: Place, pool: str) -> set[str]:
+def _workers(place: StackLayout, pool: str) -> set[str]:
     """Names of those that have reported to the server within two of their heartbeats."""
     answer = asked(place, f"/work_pools/{pool}/workers/filter", {"workers": None})
     found = answer.document() if answer and answer.status == 200 else None
@@ -111,23 +111,23 @@ def _workers(place: Place, pool: str) -> set[str]:
 
 
 def asked(
-    place: Place,
+    place: StackLayout,
     path: str,
     document: Any = None,
     seconds: float = http.SECONDS,
     method: str | None = None,
-) -> Answer | None:
+) -> HttpAnswer | None:
     """Prefect's answer at a path of its API, asked with its login; see `http.ask`."""
     url = f"{place.prefect}/api{path}"
     return ask(url, document, seconds, method=method, credentials=place.login)
 
 
-def _lacks(place: Place, path: str) -> bool:
+def _lacks(place: StackLayout, path: str) -> bool:
     answer = asked(place, path, seconds=SECONDS)
     return answer is not None and answer.status == 404
 
 
-def _prefect(place: Place, env: Mapping[str, str], *words: str) -> None:
+def _prefect(place: StackLayout, env: Mapping[str, str], *words: str) -> None:
     log = place.folder / "logs" / "deployments.log"
     command = [sys.executable, "-m", "prefect", "--no-prompt", *words]
     with supervised(command, env=env, log=log, cwd=place.project) as process:

@@ -10,7 +10,7 @@ from typing import Any, NamedTuple
 SECONDS = 5.0
 
 
-class Answer(NamedTuple):
+class HttpAnswer(NamedTuple):
     status: int
     headers: Message
     body: bytes
@@ -30,7 +30,7 @@ def ask(
     *,
     method: str | None = None,
     credentials: str = "",
-) -> Answer | None:
+) -> HttpAnswer | None:
     """GET, or POST of a JSON document; None when nobody answers, an answer also for 4xx and 5xx.
 
     `credentials` are `user:password`.
@@ -43,10 +43,10 @@ def ask(
             headers["Authorization"] = f"Basic {base64.b64encode(credentials.encode()).decode()}"
         request = urllib.request.Request(url, body, headers, method=method)
         with direct.open(request, timeout=seconds) as answer:
-            return Answer(answer.status, answer.headers, answer.read())
+            return HttpAnswer(answer.status, answer.headers, answer.read())
     except urllib.error.HTTPError as error:
         with error:
-            return Answer(error.code, error.headers, b"")
+            return HttpAnswer(error.code, error.headers, b"")
     except (OSError, ValueError):
         return None
 

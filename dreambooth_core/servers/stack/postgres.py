@@ -11,15 +11,15 @@ from signal import SIGINT
 
 from dreambooth_core.errors import ConfigError, StageFailed
 from dreambooth_core.servers import local
-from dreambooth_core.servers.stack.service import Part
-from dreambooth_core.servers.stack.settings import Place
+from dreambooth_core.servers.stack.service import Service
+from dreambooth_core.servers.stack.settings import StackLayout
 
 USER = "dreambooth"
 DATABASES = ("prefect", "mlflow")
 _DEBIAN = Path("/usr/lib/postgresql")
 
 
-def part(place: Place) -> Part:
+def part(place: StackLayout) -> Service:
     """The server; raises `ConfigError` when it or MLflow's driver is not there, and for root."""
     if os.geteuid() == 0:
         raise ConfigError(
@@ -32,7 +32,7 @@ def part(place: Place) -> Part:
         )
     data = place.folder / "postgres" / "data"
     only_loopback = ("-c", "listen_addresses=127.0.0.1", "-c", "unix_socket_directories=")
-    return Part(
+    return Service(
         name="postgres",
         title="PostgreSQL",
         link=f"127.0.0.1:{place.postgres_port}",
@@ -62,17 +62,17 @@ def program(name: str) -> str:
     return found
 
 
-def url(place: Place, database: str, driver: str) -> str:
+def url(place: StackLayout, database: str, driver: str) -> str:
     """For SQLAlchemy; holds the password."""
     where = f"127.0.0.1:{place.postgres_port}/{database}"
     return f"postgresql+{driver}://{USER}:{_password(place)}@{where}"
 
 
-def _password(place: Place) -> str:
+def _password(place: StackLayout) -> str:
     return local.secret(place.folder / "postgres" / "password", lambda: secrets.token_urlsafe(30))
 
 
-def _make(place: Place, data: Path) -> None:
+def _make(place: StackLayout, data: Path) -> None:
     """A cluster beside and renamed: one whose making was cut off is of no use."""
     if data.exists():
         return
@@ -84,11 +84,11 @@ def _make(place: Place, data: Path) -> None:
     os.replace(unfinished, data)
 
 
-def _answers(place: Place) -> bool:
+def _answers(place: StackLayout) -> bool:
     return _psql(place, "select 1").returncode == 0
 
 
-def _settle(place: Place) -> None:
+def _settle(place: StackLayout) -> None:
     for name in DATABASES:
         there = _psql(place, f"select 1 from pg_database where datname = '{name}'")
         if not there.stdout.strip():
@@ -97,7 +97,7 @@ def _settle(place: Place) -> None:
                 raise StageFailed(f"PostgreSQL did not make the database {name}: {made.stderr}")
 
 
-def _psql(place: Place, query: str) -> "subprocess.CompletedProcess[str]":
+def _psql(place: StackLayout, query: str) -> "subprocess.CompletedProcess[str]":
     where = ["-h", "127.0.0.1", "-p", str(place.postgres_port), "-U", USER, "-d", "postgres"]
     return subprocess.run(
         [program("psql"), *where, "-X", "-A", "-t", "-c", query],

@@ -13,7 +13,7 @@ def nothing() -> None:
 
 
 @dataclass(frozen=True)
-class Part:
+class Service:
     """How to start a server, how to see that it works, and what is to be done around it."""
 
     name: str

@@ -12,8 +12,8 @@ from dreambooth_core.servers import guarded_asgi, local
 from dreambooth_core.servers.process import exported
 from dreambooth_core.servers.stack import deployments, mlflow_database, postgres
 from dreambooth_core.servers.stack.http import is_well
-from dreambooth_core.servers.stack.service import Part, nothing
-from dreambooth_core.servers.stack.settings import BUCKET, Place
+from dreambooth_core.servers.stack.service import Service, nothing
+from dreambooth_core.servers.stack.settings import BUCKET, StackLayout
 
 _THEIRS = ("AWS_", "PREFECT", "MLFLOW_", "DREAMBOOTH_", "PG")
 """Beginnings of variables that a user has set for servers elsewhere."""
@@ -21,7 +21,7 @@ _TEMPORARY_PATH = 60
 """Characters; a socket's whole path may have 103."""
 
 
-def parts_of(place: Place) -> tuple[Part, ...]:
+def parts_of(place: StackLayout) -> tuple[Service, ...]:
     """All parts, in the order of starting.
 
     Raises `ConfigError` for what is not installed or not to be read.
@@ -34,7 +34,7 @@ def parts_of(place: Place) -> tuple[Part, ...]:
     return (*databases, _s3(place), _prefect(place), _mlflow(place), *workers)
 
 
-def environment(place: Place) -> dict[str, str]:
+def environment(place: StackLayout) -> dict[str, str]:
     """What a program needs to work with these servers; holds the S3 server's secret and the login."""
     access, secret = local.credentials(place.folder / "s3")
     user, password = place.login.split(":", 1)
@@ -55,7 +55,7 @@ def environment(place: Place) -> dict[str, str]:
 
 
 @contextmanager
-def working_with(place: Place) -> Iterator[None]:
+def working_with(place: StackLayout) -> Iterator[None]:
     """These servers in our own environment, for boto, and none elsewhere."""
     elsewhere = dict.fromkeys(os.environ.keys() - inherited().keys())
     with exported({**elsewhere, **environment(place), **local.unproxied()}):
@@ -83,11 +83,11 @@ def _quiet() -> dict[str, str]:
     }
 
 
-def _s3(place: Place) -> Part:
+def _s3(place: StackLayout) -> Service:
     server = local.seaweedfs(local.weed(), place.folder / "s3")
     first = place.s3_ports[0]
 
-    return Part(
+    return Service(
         name="s3",
         title="S3",
         link=place.s3,
@@ -99,7 +99,7 @@ def _s3(place: Place) -> Part:
     )
 
 
-def _prefect(place: Place) -> Part:
+def _prefect(place: StackLayout) -> Service:
     home = place.folder / "prefect"
     # its own pages, which automations send links to, and what these ask
     own = {
@@ -124,7 +124,7 @@ def _prefect(place: Place) -> Part:
         database["PREFECT_SERVER_DATABASE_CONNECTION_URL"] = url
     api = {"PREFECT_API_URL": f"{place.prefect}/api", "PREFECT_API_AUTH_STRING": place.login}
     client = {**inherited(), **_quiet(), **own, **api}
-    return Part(
+    return Service(
         name="prefect",
         title="Prefect",
         link=place.prefect,
@@ -144,12 +144,12 @@ def _prefect(place: Place) -> Part:
     )
 
 
-def _mlflow(place: Place) -> Part:
+def _mlflow(place: StackLayout) -> Service:
     file, made_with = place.folder / "mlflow" / "mlflow.db", {**inherited(), **_quiet()}
     uri = f"sqlite:///{file}"
     if place.settings.postgres:
         uri = postgres.url(place, "mlflow", driver="psycopg2")
-    return Part(
+    return Service(
         name="mlflow",
         title="MLflow",
         link=place.mlflow,
@@ -173,7 +173,7 @@ def _mlflow(place: Place) -> Part:
     )
 
 
-def _worker(place: Place, pool: str, port: int) -> Part:
+def _worker(place: StackLayout, pool: str, port: int) -> Service:
     name = f"up-{pool}"
     words = ("worker", "start", "--pool", pool, "--type", "process", "--name", name)
 
@@ -182,7 +182,7 @@ def _worker(place: Place, pool: str, port: int) -> Part:
             place, pool, name
         )
 
-    return Part(
+    return Service(
         name=f"worker-{pool}",
         title="Worker",
         link=f"http://127.0.0.1:{port}/health",
@@ -207,7 +207,7 @@ def _worker(place: Place, pool: str, port: int) -> Part:
     )
 
 
-def _temporary(place: Place) -> dict[str, str]:
+def _temporary(place: StackLayout) -> dict[str, str]:
     """A folder of our own: Prefect's workers share /tmp/runner_storage, which the first user owns.
 
     Nothing where the path is so long that sockets below it would have no valid one.

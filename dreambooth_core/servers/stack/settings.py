@@ -22,7 +22,7 @@ LOGIN = "login"
 """File with the login to Prefect and MLflow, `user:password`, for this user's eyes only."""
 
 
-class Settings(Record):
+class StackSettings(Record):
     """What stays as it was at the first start, so that links and data stay where they are."""
 
     port: int
@@ -31,12 +31,12 @@ class Settings(Record):
 
 
 @dataclass(frozen=True)
-class Place:
+class StackLayout:
     """A stack's folder and ports, and the folder whose `prefect.yaml` it offers."""
 
     folder: Path
     """Absolute."""
-    settings: Settings
+    settings: StackSettings
     project: Path
     """Absolute."""
 
@@ -80,11 +80,11 @@ class Place:
         return self.settings.port + 8
 
 
-def settled(folder: Path) -> Settings | None:
+def settled(folder: Path) -> StackSettings | None:
     """What was settled at the first start; None before it. Raises `ConfigError` for a broken file."""
     path = folder / "settings.json"
     try:
-        return Settings.model_validate_json(path.read_bytes())
+        return StackSettings.model_validate_json(path.read_bytes())
     except FileNotFoundError:
         return None
     except (ValidationError, NotADirectoryError) as error:
@@ -93,14 +93,14 @@ def settled(folder: Path) -> Settings | None:
         ) from error
 
 
-def settle(folder: Path, port: int | None, postgres: bool) -> Settings:
+def settle(folder: Path, port: int | None, postgres: bool) -> StackSettings:
     """The settings of the first start, or those to begin with; nothing is written (see `keep`).
 
     Raises `ConfigError` when others were asked for than those the data lies under.
     """
     known = settled(folder)
     if known is None:
-        return Settings(port=port or _ports(), postgres=postgres)
+        return StackSettings(port=port or _ports(), postgres=postgres)
     if port not in (None, known.port):
         raise ConfigError(
             f"{folder} listens from port {known.port} on, and links point there: leave out --port, "
@@ -114,7 +114,7 @@ def settle(folder: Path, port: int | None, postgres: bool) -> Settings:
     return known
 
 
-def keep(place: Place) -> None:
+def keep(place: StackLayout) -> None:
     """Write the settings down, for all later starts."""
     with written_beside(place.folder / "settings.json") as unfinished:
         unfinished.write_text(place.settings.model_dump_json())
@@ -136,7 +136,7 @@ def open_folder(folder: Path) -> Path:
     return path
 
 
-def ports_in_use(settings: Settings) -> tuple[int, ...]:
+def ports_in_use(settings: StackSettings) -> tuple[int, ...]:
     """The ports that a stack with one worker listens at, all on loopback."""
     block = range(settings.port, settings.port + 9)
     used = [port for port in block if settings.postgres or port != settings.port + 2]

@@ -18,7 +18,7 @@ MARK = "DREAMBOOTH_PART"
 """Variable of the environment: `<part>@<folder>`; children inherit it."""
 
 
-class Started(Record):
+class StartedService(Record):
     """A part that was started."""
 
     part: str
@@ -36,15 +36,15 @@ def state_file(folder: Path, part: str) -> Path:
     return folder / "parts" / f"{part}.json"
 
 
-def read(folder: Path, part: str) -> Started | None:
+def read(folder: Path, part: str) -> StartedService | None:
     """A part's state file; None without one, or with one that cannot be read."""
     try:
-        return Started.model_validate_json(state_file(folder, part).read_bytes())
+        return StartedService.model_validate_json(state_file(folder, part).read_bytes())
     except (OSError, ValidationError):
         return None
 
 
-def read_all(folder: Path) -> list[Started]:
+def read_all(folder: Path) -> list[StartedService]:
     """The state files that can be read, in the order of starting."""
     found = (read(folder, path.stem) for path in (folder / "parts").glob("*.json"))
     return sorted(filter(None, found), key=lambda started: started.order)
@@ -78,7 +78,7 @@ def values_of(variable: str) -> set[str]:
     return {_variable(pid, variable) for pid in psutil.pids()} - {""}
 
 
-def stop(folder: Path, started: Started) -> None:
+def stop(folder: Path, started: StartedService) -> None:
     """Ask a part's process group to end, then what is left of it; returns when nothing is."""
     if lives(folder, started.part, started.pid):
         _signal(-started.pid, started.stop_signal)
@@ -106,7 +106,7 @@ def stop_all(folder: Path) -> None:
     sweep(folder)
 
 
-def _orphans(folder: Path, started: Started) -> list[int]:
+def _orphans(folder: Path, started: StartedService) -> list[int]:
     """What an earlier process of the part has left at work, such as a worker's runs."""
     import psutil
 

@@ -12,10 +12,10 @@ from pathlib import Path
 from dreambooth_core.errors import StageFailed
 from dreambooth_core.servers import local
 from dreambooth_core.servers.stack import state
-from dreambooth_core.servers.stack.service import Part
+from dreambooth_core.servers.stack.service import Service
 from dreambooth_core.servers.stack.services import environment, parts_of, working_with
-from dreambooth_core.servers.stack.settings import FOLDER, Place, keep, settled
-from dreambooth_core.servers.stack.watchdog import Phase, Watch
+from dreambooth_core.servers.stack.settings import FOLDER, StackLayout, keep, settled
+from dreambooth_core.servers.stack.watchdog import Phase, Watchdog
 from dreambooth_core.storage.records import Record
 from dreambooth_core.storage.stores import written_beside
 
@@ -24,7 +24,7 @@ DOWN_SECONDS = 240.0
 """More than all parts together may take to stop."""
 
 
-class PartState(Record):
+class ServiceState(Record):
     """A part as its supervisor sees it."""
 
     title: str
@@ -34,17 +34,19 @@ class PartState(Record):
     trouble: str = ""
 
 
-class Standing(Record):
+class StackState(Record):
     """A stack as its supervisor sees it."""
 
     supervisor: int
     """Process id."""
     ready: bool
     """Whether every part works."""
-    parts: dict[str, PartState]
+    parts: dict[str, ServiceState]
 
 
-def supervise(place: Place, tell: Callable[[str], None], ready: Callable[[Standing], None]) -> None:
+def supervise(
+    place: StackLayout, tell: Callable[[str], None], ready: Callable[[StackState], None]
+) -> None:
     """Start or take over all parts and keep them up until SIGTERM, SIGHUP or Ctrl-C; then stop them.
 
     `ready` is called once, when all work. Raises `StageFailed` when one never starts; the others
@@ -78,7 +80,7 @@ def with_those_here(folder: Path = FOLDER) -> Iterator[None]:
     if settings is None or not state.marked(home):
         yield
         return
-    with working_with(Place(home, settings, Path.cwd())):
+    with working_with(StackLayout(home, settings, Path.cwd())):
         yield
 
 
@@ -86,7 +88,7 @@ def with_those_here(folder: Path = FOLDER) -> Iterator[None]:
 def claimed(folder: Path, seconds: float = 2.0) -> Iterator[bool]:
     """Be the folder's only supervisor while the block runs; False where another one is.
 
-    Waits a moment for those who only look (`standing`).
+    Waits a moment for those who only look (`stack_state`).
     """
     with (folder / "lock").open("a+") as file:
         deadline = time.monotonic() + seconds
@@ -101,10 +103,10 @@ def claimed(folder: Path, seconds: float = 2.0) -> Iterator[bool]:
         yield True
 
 
-def standing(folder: Path) -> Standing | None:
+def stack_state(folder: Path) -> StackState | None:
     """What the supervisor last told; None when there is none, or it was killed."""
     try:
-        told = Standing.model_validate_json(_standing_file(folder).read_bytes())
+        told = StackState.model_validate_json(_standing_file(folder).read_bytes())
         with (folder / "lock").open() as file:
             return None if _locked(file.fileno(), fcntl.LOCK_SH) else told
     except OSError:
@@ -138,10 +140,10 @@ def take_down(folder: Path) -> int:
 
 
 def _run(
-    place: Place,
-    parts: Sequence[Part],
+    place: StackLayout,
+    parts: Sequence[Service],
     tell: Callable[[str], None],
-    ready: Callable[[Standing], None],
+    ready: Callable[[StackState], None],
 ) -> None:
     watches = _taken_over(place.folder, parts, tell)
     told, all_up = None, False
@@ -160,20 +162,22 @@ def _run(
         time.sleep(STEP_SECONDS)
 
 
-def _taken_over(folder: Path, parts: Sequence[Part], tell: Callable[[str], None]) -> list[Watch]:
+def _taken_over(
+    folder: Path, parts: Sequence[Service], tell: Callable[[str], None]
+) -> list[Watchdog]:
     """A watch for each part; what an earlier supervisor left goes on, or is ended."""
     left = {started.part: started for started in state.read_all(folder)}
     for name in left.keys() - {part.name for part in parts}:
         state.stop(folder, left[name])
-    watches = [Watch(folder, part, index, tell) for index, part in enumerate(parts)]
+    watches = [Watchdog(folder, part, index, tell) for index, part in enumerate(parts)]
     for watch in watches:
         watch.take_over(left.get(watch.part.name))
     return watches
 
 
-def _seen(watches: Sequence[Watch]) -> Standing:
+def _seen(watches: Sequence[Watchdog]) -> StackState:
     seen = {
-        watch.part.name: PartState(
+        watch.part.name: ServiceState(
             title=watch.part.title,
             link=watch.part.link,
             phase=watch.phase,
@@ -183,7 +187,7 @@ def _seen(watches: Sequence[Watch]) -> Standing:
         for watch in watches
     }
     all_up = all(part.phase == "ready" for part in seen.values())
-    return Standing(supervisor=os.getpid(), ready=all_up, parts=seen)
+    return StackState(supervisor=os.getpid(), ready=all_up, parts=seen)
 
 
 @contextmanager
@@ -219,7 +223,7 @@ def _ask_to_stop(folder: Path) -> bool:
     return True
 
 
-def _write_environment(place: Place) -> None:
+def _write_environment(place: StackLayout) -> None:
     """A file for shells whose programs are to work with these servers; for this user's eyes only."""
     with written_beside(place.folder / "env.sh") as unfinished:
         unfinished.touch(mode=0o600)
@@ -228,7 +232,7 @@ def _write_environment(place: Place) -> None:
         unfinished.write_text("".join(lines))
 
 
-def _write_standing(folder: Path, now: Standing) -> None:
+def _write_standing(folder: Path, now: StackState) -> None:
     with written_beside(_standing_file(folder)) as unfinished:
         unfinished.write_text(now.model_dump_json(indent=2))
 

@@ -12,7 +12,7 @@ from dreambooth_core.errors import DreamBoothError
 from dreambooth_core.runtime.processes import end_of
 from dreambooth_core.servers.process import is_free
 from dreambooth_core.servers.stack import state
-from dreambooth_core.servers.stack.service import Part
+from dreambooth_core.servers.stack.service import Service
 from dreambooth_core.servers.stack.services import inherited
 
 Phase = Literal["waiting", "starting", "ready", "given up"]
@@ -25,10 +25,12 @@ LOG_BYTES = 16 * 2**20
 _LAUNCH = Path(__file__).with_name("exec.py")
 
 
-class Watch:
+class Watchdog:
     """Looks after one part; `step` never waits for it to come up."""
 
-    def __init__(self, folder: Path, part: Part, order: int, tell: Callable[[str], None]) -> None:
+    def __init__(
+        self, folder: Path, part: Service, order: int, tell: Callable[[str], None]
+    ) -> None:
         self.part = part
         self.phase: Phase = "waiting"
         self.pid = 0
@@ -47,7 +49,7 @@ class Watch:
     def log(self) -> Path:
         return self._folder / "logs" / f"{self.part.name}.log"
 
-    def take_over(self, started: state.Started | None) -> None:
+    def take_over(self, started: state.StartedService | None) -> None:
         """Go on with the part that an earlier supervisor left, if it would be started alike."""
         if started is None:
             # of whatever is there, nobody can say which process is the part
@@ -96,7 +98,7 @@ class Watch:
 
     def _launched(self) -> "subprocess.Popen[bytes]":
         folder, part = self._folder, self.part
-        started = state.Started(
+        started = state.StartedService(
             part=part.name,
             fingerprint=part.fingerprint,
             order=self._order,

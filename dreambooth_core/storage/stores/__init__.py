@@ -20,7 +20,7 @@ _KEY = re.compile(r"[A-Za-z0-9._=-]+(/[A-Za-z0-9._=-]+)*")
 _PREFIX = re.compile(r"[A-Za-z0-9._=/-]*")
 
 
-class Listed(NamedTuple):
+class ListedObject(NamedTuple):
     """What a listing shows of an object."""
 
     key: str
@@ -66,7 +66,7 @@ class Store(Protocol):
 
     def exists(self, key: str) -> bool: ...
 
-    def look(self, key: str) -> Listed | None:
+    def look(self, key: str) -> ListedObject | None:
         """What a listing shows of the object, or None when there is none; S3 bills it as a read."""
         ...
 
@@ -74,7 +74,7 @@ class Store(Protocol):
         """Keys that start with `prefix` ("" for all), sorted."""
         ...
 
-    def listed(self, prefix: str) -> Iterator[Listed]:
+    def listed(self, prefix: str) -> Iterator[ListedObject]:
         """The same with sizes and times."""
         ...
 

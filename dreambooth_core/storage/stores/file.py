@@ -12,7 +12,7 @@ from urllib.parse import unquote, urlsplit
 
 from dreambooth_core import config
 from dreambooth_core.errors import ConfigError, NotFound, StorageError
-from dreambooth_core.storage.stores import Listed, checked_key, checked_prefix, written_beside
+from dreambooth_core.storage.stores import ListedObject, checked_key, checked_prefix, written_beside
 
 
 class FileStore:
@@ -59,7 +59,7 @@ class FileStore:
     def exists(self, key: str) -> bool:
         return self.look(key) is not None
 
-    def look(self, key: str) -> Listed | None:
+    def look(self, key: str) -> ListedObject | None:
         path = self._place(key)
         try:
             with self._spoken("look at", key):
@@ -70,7 +70,7 @@ class FileStore:
     def keys(self, prefix: str) -> Iterator[str]:
         return (found.key for found in self.listed(prefix))
 
-    def listed(self, prefix: str) -> Iterator[Listed]:
+    def listed(self, prefix: str) -> Iterator[ListedObject]:
         self._check_root()
         start = self.root / checked_prefix(prefix).rpartition("/")[0]
         found = []
@@ -134,9 +134,9 @@ class FileStore:
             ) from error
 
 
-def _listed(key: str, path: Path) -> Listed:
+def _listed(key: str, path: Path) -> ListedObject:
     state = path.stat()
-    return Listed(key, state.st_size, state.st_mtime)
+    return ListedObject(key, state.st_size, state.st_mtime)
 
 
 def _tag(data: bytes) -> str:

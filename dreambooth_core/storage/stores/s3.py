@@ -12,7 +12,7 @@ from urllib.parse import urlsplit
 from dreambooth_core import config
 from dreambooth_core.deadlines import SERVER_SECONDS, within
 from dreambooth_core.errors import ConfigError, NotFound, StorageError
-from dreambooth_core.storage.stores import Listed, checked_key, checked_prefix, written_beside
+from dreambooth_core.storage.stores import ListedObject, checked_key, checked_prefix, written_beside
 
 if TYPE_CHECKING:
     from boto3.s3.transfer import TransferConfig
@@ -107,12 +107,14 @@ class S3Store:
     def exists(self, key: str) -> bool:
         return self.look(key) is not None
 
-    def look(self, key: str) -> Listed | None:
+    def look(self, key: str) -> ListedObject | None:
         place = self._place(key)
         try:
             with self._spoken("look at", key):
                 answer = self._client.head_object(Bucket=self._bucket, Key=place)
-                return Listed(key, answer["ContentLength"], answer["LastModified"].timestamp())
+                return ListedObject(
+                    key, answer["ContentLength"], answer["LastModified"].timestamp()
+                )
         except NotFound:
             return None
 
@@ -124,14 +126,14 @@ class S3Store:
     def keys(self, prefix: str) -> Iterator[str]:
         return (found.key for found in self.listed(prefix))
 
-    def listed(self, prefix: str) -> Iterator[Listed]:
+    def listed(self, prefix: str) -> Iterator[ListedObject]:
         whole = self._prefix + checked_prefix(prefix)
         with self._spoken("list", prefix):
             pages = self._client.get_paginator("list_objects_v2").paginate(
                 Bucket=self._bucket, Prefix=whole
             )
             found = [
-                Listed(
+                ListedObject(
                     item["Key"][len(self._prefix) :],
                     item["Size"],
                     item["LastModified"].timestamp(),

@@ -18,13 +18,13 @@ from torch.nn import Parameter
 
 from dreambooth_core.config import Optimizer, Train
 from dreambooth_core.errors import ConfigError
-from dreambooth_core.training.optimizers.combined import InBackward, Together
-from dreambooth_core.training.optimizers.state import put_back, state_of
+from dreambooth_core.training.optimizers.combined import BackwardStepOptimizer, CombinedOptimizer
+from dreambooth_core.training.optimizers.state import load_state, state_of
 
 __all__ = [
+    "load_state",
     "lr_factor",
     "make",
-    "put_back",
     "served",
     "state_bytes",
     "state_of",
@@ -53,7 +53,7 @@ def make(options: Optimizer, groups: Sequence[Group]) -> torch.optim.Optimizer:
         return step_in_backward(options, groups)
     if options.name == "prodigy":
         # it takes the learning rate of the first group for all, so each gets one of its own
-        return Together([_one(options, [group]) for group in groups])
+        return CombinedOptimizer([_one(options, [group]) for group in groups])
     return _one(options, groups)
 
 
@@ -68,7 +68,9 @@ def step_in_backward(options: Optimizer, groups: Sequence[Group]) -> torch.optim
             "optimizer.fused_backward cannot go with optimizer.name prodigy, whose step size "
             "follows from all gradients together: set optimizer.fused_backward: false"
         )
-    return InBackward([_one(options, [single]) for group in groups for single in _singles(group)])
+    return BackwardStepOptimizer(
+        [_one(options, [single]) for group in groups for single in _singles(group)]
+    )
 
 
 def _singles(group: Group) -> Iterator[dict[str, Any]]:
@@ -169,7 +171,7 @@ def served(optimizer: torch.optim.Optimizer) -> Iterator[None]:
 
 
 def _schedule_free(optimizer: torch.optim.Optimizer) -> list[Any]:
-    parts = optimizer.parts if isinstance(optimizer, Together) else (optimizer,)
+    parts = optimizer.parts if isinstance(optimizer, CombinedOptimizer) else (optimizer,)
     return [part for part in parts if "train_mode" in part.defaults]
 
 

@@ -7,7 +7,7 @@ import torch
 from torch import Tensor
 
 
-class Together(torch.optim.Optimizer):
+class CombinedOptimizer(torch.optim.Optimizer):
     """Several optimizers that look like one: their groups in a row, and one state."""
 
     def __init__(self, parts: Sequence[torch.optim.Optimizer]) -> None:
@@ -23,7 +23,7 @@ class Together(torch.optim.Optimizer):
         return loss
 
 
-class InBackward(Together):
+class BackwardStepOptimizer(CombinedOptimizer):
     """Has stepped when the backward pass ends: a parameter as soon as its gradient is complete."""
 
     def __init__(self, parts: Sequence[torch.optim.Optimizer]) -> None:

@@ -10,7 +10,7 @@ from torch import Tensor
 
 from dreambooth_core.errors import StageFailed
 from dreambooth_core.training import fsdp
-from dreambooth_core.training.optimizers.combined import Together
+from dreambooth_core.training.optimizers.combined import CombinedOptimizer
 
 Scalars = Mapping[str, int | float | str]
 
@@ -34,7 +34,7 @@ def state_of(
     return tensors, scalars
 
 
-def put_back(
+def load_state(
     optimizer: torch.optim.Optimizer,
     names: Mapping[Tensor, str],
     tensors: Mapping[str, Tensor],
@@ -74,7 +74,7 @@ def _entries(
 
 
 def _kind(optimizer: torch.optim.Optimizer) -> str:
-    if not isinstance(optimizer, Together):
+    if not isinstance(optimizer, CombinedOptimizer):
         return type(optimizer).__name__
     return f"{type(optimizer).__name__} {type(optimizer.parts[0]).__name__}"
 

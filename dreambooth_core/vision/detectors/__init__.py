@@ -20,7 +20,7 @@ if TYPE_CHECKING:
 
 
 @dataclass(frozen=True)
-class Spot:
+class Region:
     """Where a subject is in a picture."""
 
     box: tuple[int, int, int, int]
@@ -29,7 +29,7 @@ class Spot:
     """(height, width) of the picture, true on the subject; None when only the box is known."""
 
     @classmethod
-    def around(cls, mask: NDArray[np.bool_]) -> "Spot | None":
+    def around(cls, mask: NDArray[np.bool_]) -> "Region | None":
         """The spot of a (height, width) mask; None where nothing is marked."""
         rows, columns = np.flatnonzero(mask.any(axis=1)), np.flatnonzero(mask.any(axis=0))
         if not len(rows):
@@ -38,17 +38,17 @@ class Spot:
         return cls((int(left), int(top), int(right), int(bottom)), mask)
 
 
-class Finder(Protocol):
+class Detector(Protocol):
     """Looks for one subject in each picture."""
 
-    def find(self, images: Sequence[Image], noun: str) -> list[Spot | None]:
+    def find(self, images: Sequence[Image], noun: str) -> list[Region | None]:
         """Where something called `noun` is in each picture; None where it is not found."""
         ...
 
 
-def load_finder(rules: "config.Finder") -> Finder | None:
+def load_detector(rules: "config.DetectorModel") -> Detector | None:
     """The finder of a config, None without one; raises `ModelError` when its model is missing."""
     if rules.kind is None:
         return None
-    found: Finder = plugins.load(__name__, rules.kind).load(rules)
+    found: Detector = plugins.load(__name__, rules.kind).load(rules)
     return found

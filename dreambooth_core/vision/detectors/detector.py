@@ -6,7 +6,7 @@ from typing import TYPE_CHECKING, Any
 
 from PIL.Image import Image
 
-from dreambooth_core.vision.detectors import Spot
+from dreambooth_core.vision.detectors import Region
 from dreambooth_core.vision.detectors._models import device, load_model, load_part
 
 if TYPE_CHECKING:
@@ -17,21 +17,21 @@ LEAST = 0.2
 Only the best box counts, so a low one costs little."""
 
 
-class Detector:
+class BoxDetector:
     """A detection model; pictures are looked at one by one, so neighbours change nothing."""
 
-    def __init__(self, rules: "config.Finder") -> None:
+    def __init__(self, rules: "config.DetectorModel") -> None:
         """Load it; raises `ConfigError` and `ModelError` as `load_part` does."""
         from transformers import AutoModelForZeroShotObjectDetection, AutoProcessor
 
         self._network = load_model(AutoModelForZeroShotObjectDetection, rules)
         self._processor = load_part(AutoProcessor, rules)
 
-    def find(self, images: Sequence[Image], noun: str) -> list[Spot | None]:
+    def find(self, images: Sequence[Image], noun: str) -> list[Region | None]:
         """The box that looks most like `noun`, without a mask; None where no score reaches `LEAST`."""
         return [self._best(image.convert("RGB"), noun) for image in images]
 
-    def _best(self, image: Image, noun: str) -> Spot | None:
+    def _best(self, image: Image, noun: str) -> Region | None:
         import torch
 
         # two lists deep: OWLv2 takes queries per picture, Grounding DINO joins them to "noun."
@@ -46,13 +46,13 @@ class Detector:
         return inside(found["boxes"][found["scores"].argmax()].tolist(), image)
 
 
-def load(rules: "config.Finder") -> Detector:
+def load(rules: "config.DetectorModel") -> BoxDetector:
     """A detector by folder or Hub id; raises `ConfigError` and `ModelError`."""
-    return Detector(rules)
+    return BoxDetector(rules)
 
 
-def inside(box: Sequence[Any], image: Image) -> Spot | None:
+def inside(box: Sequence[Any], image: Image) -> Region | None:
     """All pixels that a box of real numbers touches within the picture; None for none."""
     left, top = max(0, math.floor(box[0])), max(0, math.floor(box[1]))
     right, bottom = min(image.width, math.ceil(box[2])), min(image.height, math.ceil(box[3]))
-    return Spot((left, top, right, bottom)) if left < right and top < bottom else None
+    return Region((left, top, right, bottom)) if left < right and top < bottom else None

@@ -12,7 +12,7 @@ from numpy.typing import NDArray
 from PIL.Image import Image
 
 from dreambooth_core.errors import ModelError
-from dreambooth_core.vision.detectors import Spot
+from dreambooth_core.vision.detectors import Region
 from dreambooth_core.vision.detectors._models import device, load_model, load_part
 
 if TYPE_CHECKING:
@@ -26,10 +26,10 @@ LEAST = 0.005
 """Share of the picture that the region has to cover: less is a stray speck."""
 
 
-class Segmenter:
+class MaskDetector:
     """A segmentation model; pictures are looked at one by one, so neighbours change nothing."""
 
-    def __init__(self, rules: "config.Finder") -> None:
+    def __init__(self, rules: "config.DetectorModel") -> None:
         """Load it; raises `ConfigError` and `ModelError` as `load_part` does."""
         from transformers import AutoImageProcessor, AutoModelForSemanticSegmentation
 
@@ -38,7 +38,7 @@ class Segmenter:
         self._processor = load_part(AutoImageProcessor, rules)
         self._processor.do_center_crop = False  # a mask is to be laid over the whole picture
 
-    def find(self, images: Sequence[Image], noun: str) -> list[Spot | None]:
+    def find(self, images: Sequence[Image], noun: str) -> list[Region | None]:
         """The largest connected region of the noun's label, its mask included.
 
         None where it is nowhere the likeliest label, or covers less than `LEAST` of the picture.
@@ -52,7 +52,7 @@ class Segmenter:
                 f"the segmenter {self._name} has no label for {noun!r}; it has {known}: "
                 "set evaluation.finder to one that has, or finder.kind to detector"
             )
-        return [Spot.around(largest(self._region(image, wanted))) for image in images]
+        return [Region.around(largest(self._region(image, wanted))) for image in images]
 
     def _region(self, image: Image, wanted: Sequence[int]) -> NDArray[np.bool_]:
         """(height, width), true where a wanted label is likelier than all others."""
@@ -66,9 +66,9 @@ class Segmenter:
         return np.asarray(lead[0, 0].cpu() > 0)
 
 
-def load(rules: "config.Finder") -> Segmenter:
+def load(rules: "config.DetectorModel") -> MaskDetector:
     """A segmenter by folder or Hub id; raises `ConfigError` and `ModelError`."""
-    return Segmenter(rules)
+    return MaskDetector(rules)
 
 
 def labels_for(names: Mapping[int, str], noun: str) -> list[int]:

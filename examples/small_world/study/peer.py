@@ -10,14 +10,14 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from dreambooth_core.config import Config
-from dreambooth_core.diffusion.adapters import forget_origin
+from dreambooth_core.diffusion.adapters import drop_origin
 from dreambooth_core.diffusion.sampling import base_digest
 from dreambooth_core.digests import digest_json, digest_of_file
 from dreambooth_core.errors import ConfigError, StageFailed
 from dreambooth_core.runtime.processes import last_lines, supervised
 from dreambooth_core.storage.blobs import get_blob, put_blob
 from dreambooth_core.storage.records import ImageSet, Weights
-from dreambooth_core.storage.stage_cache import once
+from dreambooth_core.storage.stage_cache import cached_stage
 from dreambooth_core.storage.stores import Store
 
 SCRIPT = "examples/dreambooth/train_dreambooth.py"
@@ -97,7 +97,7 @@ def train_by_script(peer: Peer, store: Store, order: Order) -> Weights:
             seconds = _run([str(peer.python), str(peer.script), *_arguments(order, folder)], folder)
             return _stored(store, order, key, seconds)
 
-    return once(store, "peer", inputs, Weights, make)[0]
+    return cached_stage(store, "peer", inputs, Weights, make)[0]
 
 
 def _arguments(order: Order, folder: Path) -> list[str]:
@@ -154,7 +154,7 @@ def _stored(store: Store, order: Order, key: str, seconds: float) -> Weights:
     parts = ("unet", "text_encoder") if "--train_text_encoder" in order.arguments else ("unet",)
     out = order.config.paths.work.resolve() / "peer" / key / "out"
     for part in parts:
-        forget_origin(out / part)
+        drop_origin(out / part)
     paths = sorted(path for part in parts for path in (out / part).iterdir())
     files = {path.relative_to(out).as_posix(): put_blob(store, path) for path in paths}
     steps = order.config.train.steps

@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from dreambooth_core.config import Config, load_config
-from dreambooth_core.data.ingest import take_in
+from dreambooth_core.data.ingest import ingest
 from dreambooth_core.errors import ConfigError
 from dreambooth_core.evaluation.evaluate import evaluate
 from dreambooth_core.storage.records import Record, Weights
@@ -77,7 +77,7 @@ def train(trial: Trial, place: Place) -> Weights:
     """
     config = config_of(trial, place.work)
     store = open_store(config.storage)
-    instance = take_in(config, store)[0].images
+    instance = ingest(config, store)[0].images
     if trial.arm.script is None:
         class_images.ensure_class_images(config, store, instance)
         weights, _ = stage.train(config, store, instance)
@@ -97,7 +97,7 @@ def make(trial: Trial, place: Place) -> Result:
     config = config_of(trial, place.work)
     store = open_store(config.storage)
     # whatever was trained on, the same five photos are what it is held against
-    photos = take_in(config_of(trial._replace(arm=OURS), place.work), store)[0].images
+    photos = ingest(config_of(trial._replace(arm=OURS), place.work), store)[0].images
     scores, _ = evaluate(config, store, photos, weights)
     _drop_local_state(store, place.work, weights)
     seconds = weights.seconds + time.monotonic() - start

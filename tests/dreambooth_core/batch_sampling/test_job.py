@@ -6,13 +6,21 @@ from typing import Any
 
 import pytest
 
-from dreambooth_core.batch_sampling.job import Ingredient, Order, ingredients, read_order, wishes
+from dreambooth_core.batch_sampling.job import (
+    SamplingJob,
+    WeightedModel,
+    image_specs,
+    parse_mix,
+    read_job,
+)
 from dreambooth_core.errors import ConfigError
 from dreambooth_core.randomness import seed_for
 
 
-def _order(**document: Any) -> Order:
-    return Order.model_validate({"name": "x", "models": "dog", "prompts": "a {subject}"} | document)
+def _order(**document: Any) -> SamplingJob:
+    return SamplingJob.model_validate(
+        {"name": "x", "models": "dog", "prompts": "a {subject}"} | document
+    )
 
 
 def test_all_combinations_each_once():
@@ -23,7 +31,7 @@ def test_all_combinations_each_once():
         guidance=[3, None],
         noise_schedulers=["DDIMScheduler"],
     )
-    found = wishes(order)
+    found = image_specs(order)
     assert order.count == len(found) == len(set(found)) == 16
     assert {wish.guidance for wish in found} == {3.0, None}
     assert {wish.noise_scheduler for wish in found} == {"DDIMScheduler"}
@@ -32,18 +40,18 @@ def test_all_combinations_each_once():
 
 def test_a_number_of_seeds_is_those_of_a_run():
     wanted = [seed_for(5, "sample", index) for index in range(3)]
-    assert [wish.seed for wish in wishes(_order(seeds=3, seed=5))] == wanted
-    assert [wish.seed for wish in wishes(_order(seeds=[3]))] == [3]
+    assert [wish.seed for wish in image_specs(_order(seeds=3, seed=5))] == wanted
+    assert [wish.seed for wish in image_specs(_order(seeds=[3]))] == [3]
 
 
 def test_groups_share_what_stands_beside_them():
     order = _order(seeds=1, groups=[{"prompts": "one"}, {"prompts": ["two", "three"], "seeds": 2}])
-    assert [wish.template for wish in wishes(order)] == ["one", "two", "two", "three", "three"]
-    assert {wish.model for wish in wishes(order)} == {"dog"}
+    assert [wish.template for wish in image_specs(order)] == ["one", "two", "two", "three", "three"]
+    assert {wish.model for wish in image_specs(order)} == {"dog"}
 
 
 def test_what_stands_twice_is_drawn_once():
-    assert len(wishes(_order(groups=[{"seeds": 2}, {"seeds": 3}]))) == 3
+    assert len(image_specs(_order(groups=[{"seeds": 2}, {"seeds": 3}]))) == 3
 
 
 def test_yaml_and_csv_say_the_same(tmp_path: Path):
@@ -58,19 +66,19 @@ def test_yaml_and_csv_say_the_same(tmp_path: Path):
         'dog@champion|dog:0.5 + hat/2,"a {subject}, smiling",2,3|5,\n'
         "dog@champion | dog:0.5 + hat/2,a {class},9|,,20\n"
     )
-    from_yaml, from_csv = (read_order(tmp_path / f"sea side.{end}") for end in ("yaml", "csv"))
+    from_yaml, from_csv = (read_job(tmp_path / f"sea side.{end}") for end in ("yaml", "csv"))
     assert from_yaml == from_csv
     assert from_csv.name == "sea-side"
     assert from_csv.count == 10
 
 
 def test_mixtures():
-    assert ingredients("dog") == (Ingredient("dog", 1.0),)
-    assert ingredients("dog@champion:0.8 + hat/2") == (
-        Ingredient("dog@champion", 0.8),
-        Ingredient("hat/2", 1.0),
+    assert parse_mix("dog") == (WeightedModel("dog", 1.0),)
+    assert parse_mix("dog@champion:0.8 + hat/2") == (
+        WeightedModel("dog@champion", 0.8),
+        WeightedModel("hat/2", 1.0),
     )
-    assert ingredients("runs/dog.yaml:0") == (Ingredient("runs/dog.yaml", 0.0),)
+    assert parse_mix("runs/dog.yaml:0") == (WeightedModel("runs/dog.yaml", 0.0),)
 
 
 @pytest.mark.parametrize(
@@ -101,7 +109,7 @@ def test_what_is_wrong_is_said(tmp_path: Path, document: dict[str, Any], sentenc
     path = tmp_path / "order.yaml"
     path.write_text(yaml.safe_dump({"models": "dog", "prompts": "a dog"} | document))
     with pytest.raises(ConfigError) as caught:
-        read_order(path)
+        read_job(path)
     assert sentence in str(caught.value)
     assert "\n" not in str(caught.value)
 
@@ -123,26 +131,26 @@ def test_what_is_wrong_with_a_csv_is_said(tmp_path: Path, text: str, sentence: s
     path = tmp_path / "order.csv"
     path.write_text(text)
     with pytest.raises(ConfigError, match=sentence):
-        read_order(path)
+        read_job(path)
 
 
 def test_rows_without_text_are_what_spreadsheets_leave(tmp_path: Path):
     path = tmp_path / "order.csv"
     path.write_text("models,prompts\ndog,a\n,\n , \n")
-    assert len(read_order(path).groups) == 1
+    assert len(read_job(path).groups) == 1
 
 
 def test_a_character_in_two_halves_is_one(tmp_path: Path):
     """As JSON writes what is beyond 16 bits, which is YAML too."""
     path = tmp_path / "order.yaml"
     path.write_text(json.dumps({"models": "dog", "prompts": "a \N{DOG FACE}"}))
-    assert read_order(path).groups[0].prompts == ("a \N{DOG FACE}",)
+    assert read_job(path).groups[0].prompts == ("a \N{DOG FACE}",)
     path.write_text('{"models": "dog", "prompts": "a \\ud83d"}')
     with pytest.raises(ConfigError, match="not readable YAML"):
-        read_order(path)
+        read_job(path)
 
 
 def test_a_file_that_is_not_there(tmp_path: Path):
     for end in ("yaml", "csv"):
         with pytest.raises(ConfigError, match="no order at"):
-            read_order(tmp_path / f"nowhere.{end}")
+            read_job(tmp_path / f"nowhere.{end}")

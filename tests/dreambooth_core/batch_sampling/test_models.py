@@ -5,14 +5,14 @@ from pathlib import Path
 import pytest
 
 from dreambooth_core.batch_sampling import models as palettes
-from dreambooth_core.batch_sampling.job import Order
+from dreambooth_core.batch_sampling.job import SamplingJob
 from dreambooth_core.config import Config
 from dreambooth_core.errors import ConfigError
 from tests.orders_for_real import Ordered
 
 
-def _order(*models: str) -> Order:
-    return Order.model_validate({"name": "x", "models": models, "prompts": "a"})
+def _order(*models: str) -> SamplingJob:
+    return SamplingJob.model_validate({"name": "x", "models": models, "prompts": "a"})
 
 
 def test_registered_versions_are_found_by_name_alias_and_number(tracked_config: Config):
@@ -21,7 +21,7 @@ def test_registered_versions_are_found_by_name_alias_and_number(tracked_config: 
     order = _order("dog", "dog@candidate:0.5", "dog/1")
     members = palettes.find_members(order, None, tracked_config.paths.work)
     assert {member.name for member in members.values()} == {"dog/1"}
-    mixes = palettes.mixtures(order, members, shop.store)
+    mixes = palettes.model_mixes(order, members, shop.store)
     assert mixes["dog@candidate:0.5"].name == "dog/1:0.5"
     assert mixes["dog@candidate:0.5"].blend == ((weights, 0.5),)
     assert mixes["dog"] == mixes["dog/1"]
@@ -39,7 +39,7 @@ def test_a_config_stands_for_its_finished_training(tiny_config: Config, tmp_path
     members = palettes.find_members(_order(str(path)), None, tiny_config.paths.work)
     assert members[str(path)].name == "tiny"
     with pytest.raises(ConfigError, match="tiny was not trained with this config"):
-        palettes.mixtures(_order(str(path)), members, Ordered(tiny_config).store)
+        palettes.model_mixes(_order(str(path)), members, Ordered(tiny_config).store)
 
 
 def test_two_models_of_one_name_are_told_apart(tiny_config: Config, tmp_path: Path):
@@ -52,7 +52,7 @@ def test_two_models_of_one_name_are_told_apart(tiny_config: Config, tmp_path: Pa
     shop = Ordered(tiny_config)
     shop.add("dog")
     order = _order("dog:0.5", "dog:0.50000001", "dog:2.0")
-    mixes = palettes.mixtures(order, shop.members, shop.store).values()
+    mixes = palettes.model_mixes(order, shop.members, shop.store).values()
     assert {mix.name for mix in mixes} == {"dog/1:0.5", "dog/1:0.50000001", "dog/1:2"}
 
 
@@ -71,9 +71,9 @@ def test_new_tokens_of_one_identifier_do_not_mix(tiny_config: Config):
     shop.add("dog", "pivotal")
     shop.add("cat", "pivotal")
     shop.add("hat", "pivotal", identifier="zwx")
-    assert len(palettes.mixtures(_order("dog + hat"), shop.members, shop.store)) == 1
+    assert len(palettes.model_mixes(_order("dog + hat"), shop.members, shop.store)) == 1
     with pytest.raises(ConfigError, match="bring new tokens for 'sks': they cannot mix"):
-        palettes.mixtures(_order("dog + cat"), shop.members, shop.store)
+        palettes.model_mixes(_order("dog + cat"), shop.members, shop.store)
 
 
 def test_bases_do_not_mix(tiny_config: Config, tmp_path: Path):

@@ -10,14 +10,14 @@ import pytest
 from PIL import Image as Pillow
 
 from dreambooth_core.batch_sampling import publish, search, shards
-from dreambooth_core.batch_sampling.job import Order
-from dreambooth_core.batch_sampling.manifest import develop, manifests
-from dreambooth_core.config import Finder
+from dreambooth_core.batch_sampling.job import SamplingJob
+from dreambooth_core.batch_sampling.manifest import check_images, manifests
+from dreambooth_core.config import DetectorModel
 from dreambooth_core.diffusion.sampling import DRAWN_BY, drawn_by, encode_png
 from dreambooth_core.errors import ConfigError
 from dreambooth_core.storage.blobs import get_blob, image_set, put_blob
 from dreambooth_core.storage.records import Image
-from dreambooth_core.vision.encoders import Encoder
+from dreambooth_core.vision.encoders import ImageEncoder
 from tests.orders_for_real import Ordered
 
 PROMPTS = ["a {subject}", "a {class} on the beach"]
@@ -30,7 +30,9 @@ def shop(tiny_config) -> Ordered:
     return made
 
 
-def _fulfilled(shop: Ordered, order: Order, out: Path | None = None) -> publish.Published | None:
+def _fulfilled(
+    shop: Ordered, order: SamplingJob, out: Path | None = None
+) -> publish.PublishedJob | None:
     plan = shop.plan(order)
     shards.draw(shop.store, plan)
     return publish.publish(order, plan, shop.members, shop.store, out)
@@ -86,10 +88,10 @@ def test_scores_are_cosines_with_prompt_and_photos(shop: Ordered, tmp_path: Path
     order = shop.order(prompts=PROMPTS, seeds=[1], steps=1, scores=True)
     plan = shop.plan(order)
     shards.draw(shop.store, plan)
-    shots = develop(order, plan, shop.members, shop.store, shards.finished(shop.store, plan))
+    shots = check_images(order, plan, shop.members, shop.store, shards.finished(shop.store, plan))
     rules = shop.config.evaluation
-    clip = Encoder(rules.clip, None, rules.preprocessing)
-    eye = Encoder(rules.identity, None, rules.preprocessing)
+    clip = ImageEncoder(rules.clip, None, rules.preprocessing)
+    eye = ImageEncoder(rules.identity, None, rules.preprocessing)
 
     def opened(images: list[Image]) -> list[Pillow.Image]:
         return [
@@ -145,13 +147,13 @@ def _drawn(shop: Ordered, colours: dict[str, str]) -> None:
 def test_words_find_images(shop: Ordered, tmp_path: Path):
     colours = {"red": "fire", "blue": "sea", "green": "grass"}
     _drawn(shop, colours)
-    question = search.Question(text="the sea", top=4)
+    question = search.SearchQuery(text="the sea", top=4)
     hits, home = search.search(shop.config, tmp_path, question)
     assert home == shop.config
     assert len(hits) == 4
     scores = [hit.score for hit in hits]
     assert scores == sorted(scores, reverse=True)
-    clip = Encoder(shop.config.evaluation.clip, None, shop.config.evaluation.preprocessing)
+    clip = ImageEncoder(shop.config.evaluation.clip, None, shop.config.evaluation.preprocessing)
     text = clip.clip_texts(["the sea"])[0]
     for hit in hits:
         png = Pillow.open(Path(hit.uri.removeprefix("file://")))
@@ -179,13 +181,13 @@ def test_orders_are_searched_by_name_and_seen_once(shop: Ordered, tmp_path: Path
     found = search.drawn_images(shop.store, lambda drawn: True)
     assert len(found) == 3
     assert {drawn.model for drawn in found} == {"dog/1"}
-    question = search.Question(text="a", runs=("others",))
+    question = search.SearchQuery(text="a", runs=("others",))
     hits, _ = search.search(shop.config, tmp_path, question)
     assert {hit.order for hit in hits} == {"others"}
     assert {hit.seed for hit in hits} == {2, 3}
     # what CLIP saw is kept: without encoders the same question has the same answer
-    blind = shop.config.evaluation.model_copy(update={"finder": Finder()})
-    monkeypatch.setattr(Encoder, "clip_images", lambda *_: pytest.fail("looked again"))
+    blind = shop.config.evaluation.model_copy(update={"finder": DetectorModel()})
+    monkeypatch.setattr(ImageEncoder, "clip_images", lambda *_: pytest.fail("looked again"))
     again, _ = search.search(
         shop.config.model_copy(update={"evaluation": blind}), tmp_path, question
     )

@@ -11,7 +11,7 @@ import pytest
 from PIL import Image as Pillow
 
 from dreambooth_core.batch_sampling import shards
-from dreambooth_core.batch_sampling.shards import Pace, draw, finished, shard_of
+from dreambooth_core.batch_sampling.shards import ProgressRate, draw, finished, shard_of
 from dreambooth_core.diffusion import parallel_sampling, pipelines, sampling
 from dreambooth_core.errors import ConfigError
 from dreambooth_core.storage.blobs import get_blob
@@ -36,7 +36,9 @@ def test_every_image_has_a_sidecar_of_all_that_made_it(shop: Ordered):
     first = pictures[0]
     weights = plan.mixtures["dog/1"].blend[0].weights
     assert first.prompt == "a sks robot"
-    assert first.weights == (shards.Put(name="dog/1", digest=weights.digest, strength=1.0),)
+    assert first.weights == (
+        shards.AppliedWeights(name="dog/1", digest=weights.digest, strength=1.0),
+    )
     assert (first.sampler.guidance_scale, first.sampler.inference_steps) == (2.0, 1)
     # what the sidecar says is enough to draw the image again
     config = shop.members["dog"].config.model_copy(update={"sampler": first.sampler})
@@ -173,7 +175,7 @@ def test_kill_nine_loses_nothing_that_was_committed(shop: Ordered):
 def test_the_pace_is_of_what_is_drawn():
     told: list[tuple[int, int, str]] = []
     now = iter([10.0, 30.0, 50.0])
-    pace = Pace(
+    pace = ProgressRate(
         total=125, found=1, progress=lambda *said: told.append(said), clock=lambda: next(now)
     )
     for drawn in (False, True, True):

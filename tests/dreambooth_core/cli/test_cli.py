@@ -14,7 +14,7 @@ import yaml
 from PIL import Image
 
 from dreambooth_core.config import Config
-from dreambooth_core.data.ingest import take_in
+from dreambooth_core.data.ingest import ingest
 from dreambooth_core.errors import DatasetRefused
 
 
@@ -151,7 +151,7 @@ class TestValidate:
         folder = tiny_config.subject.images
         expected = spoil(folder)
         try:
-            found = take_in(tiny_config, file_store)[0].validation.findings
+            found = ingest(tiny_config, file_store)[0].validation.findings
         except DatasetRefused as refused:
             found = refused.findings
         assert expected <= {(one.level, one.file, one.check) for one in found}

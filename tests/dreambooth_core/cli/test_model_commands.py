@@ -8,7 +8,7 @@ from typer.testing import CliRunner
 from dreambooth_core.cli.models import app
 from dreambooth_core.errors import ConfigError
 from dreambooth_core.registry import model_card, promotion, provenance, register
-from dreambooth_core.registry.provenance import ancestry_of, read_origin
+from dreambooth_core.registry.provenance import read_provenance, run_inputs
 from dreambooth_core.storage import records
 from dreambooth_core.storage.blobs import put_blob
 from dreambooth_core.storage.records import Weights
@@ -19,7 +19,7 @@ from tests.registered_by_hand import ancestry, verdict, version_by_hand
 def registered(client, config, store, mark: str):
     """A version that the commands can find."""
     version = version_by_hand(client, config, store, mark)
-    origin = read_origin(register.open_book(client, config, store), version.version)
+    origin = read_provenance(register.open_book(client, config, store), version.version)
     tags = {
         "dreambooth.config": config.model_dump_json(exclude={"paths"}),
         "dreambooth.weights_record": origin.weights,
@@ -143,7 +143,9 @@ def test_a_lineage_tells_whose_every_subject_is(work, tracked_config, file_store
 
 
 def test_a_lineage_tells_of_a_refusal(work, tracked_config, file_store) -> None:
-    promotion.reject(tracked_config, file_store, promotion.Wish("2", "ann", "too yellow"))
+    promotion.reject(
+        tracked_config, file_store, promotion.PromotionRequest("2", "ann", "too yellow")
+    )
     changes = told(work, "lineage", "tiny/2")["changes"]
     assert [(one["action"], one["by"], one["reason"]) for one in changes] == [
         ("reject", "ann", "too yellow")
@@ -198,8 +200,8 @@ def test_a_card_says_what_one_must_know(work, tracked_config, file_store) -> Non
 
 def test_a_card_tells_whose_every_subject_is(tracked_config, file_store) -> None:
     found = ancestry(file_store)
-    origin = provenance.origin_of(with_another_subject(tracked_config), file_store, found)
-    learned = model_card.render(file_store, model_card.Told(origin, found)).split(
+    origin = provenance.provenance_of(with_another_subject(tracked_config), file_store, found)
+    learned = model_card.render(file_store, model_card.CardInputs(origin, found)).split(
         "## What it learned"
     )[1]
     told_of = learned.split("## How good")[0].splitlines()
@@ -213,11 +215,13 @@ def test_a_card_tells_whose_every_subject_is(tracked_config, file_store) -> None
 def test_a_card_of_a_lora_says_how_to_put_it_over_the_base(work, tracked_config, file_store):
     client = tracking.open_client(tracked_config)
     book = register.open_book(client, tracked_config, file_store)
-    origin = read_origin(book, "1")
-    found = ancestry_of(file_store, origin)
+    origin = read_provenance(book, "1")
+    found = run_inputs(file_store, origin)
     blob = put_blob(file_store, b"x")
     weights = Weights(uri="u", digest="c" * 64, method="lora", files={"a": blob}, steps=3)
-    told_of = model_card.Told(origin, type(found)(found.instance, None, weights, found.scores))
+    told_of = model_card.CardInputs(
+        origin, type(found)(found.instance, None, weights, found.scores)
+    )
     card = model_card.render(file_store, told_of)
     assert "The gate was not asked" in card
     assert 'pipeline.load_lora_weights("adapters/tiny")' in card

@@ -10,7 +10,7 @@ import yaml
 
 from dreambooth_core.config import Config, load_config
 from dreambooth_core.config.credentials import PUBLIC, without_password
-from dreambooth_core.config.flow_parameters import Cleaning, Place, Sweep
+from dreambooth_core.config.flow_parameters import Cleaning, RegistryLocation, Sweep
 from dreambooth_core.errors import ConfigError
 from dreambooth_core.training.sweep import trials_of
 
@@ -83,7 +83,7 @@ def test_addresses_without_credentials_are_taken(sections: dict[str, Any]) -> No
 
 def test_forms_refuse_the_same() -> None:
     with pytest.raises(ConfigError, match=r"place\.mlflow must be .* MLFLOW_TRACKING_TOKEN"):
-        Place.model_validate({"mlflow": f"http://me:{SECRET}@host"})
+        RegistryLocation.model_validate({"mlflow": f"http://me:{SECRET}@host"})
     with pytest.raises(ConfigError, match=r"cleaning\.storage\.endpoint must be"):
         Cleaning.model_validate({"storage": {"endpoint": f"http://me:{SECRET}@host"}})
     grid = {"tracking.uri": [f"http://me:{SECRET}@host"]}

@@ -6,7 +6,7 @@ from typing import Any
 import pytest
 from pydantic import ValidationError
 
-from dreambooth_core.batch_sampling.job import Order
+from dreambooth_core.batch_sampling.job import SamplingJob
 from dreambooth_core.config import Config
 from dreambooth_core.config.flow_parameters import Sweep
 from dreambooth_core.config.refusals import known_keys, proposals, wrong_fields
@@ -78,11 +78,11 @@ def test_a_wrong_field_is_said_in_plain_words(document: dict[str, Any], words: s
 def test_orders_and_sweeps_propose_keys_of_their_own() -> None:
     for schema, document, words in [
         (
-            Order,
+            SamplingJob,
             {"name": "x", "models": "a", "prompts": "b", "promts": "c"},
             "mean groups.prompts?",
         ),
-        (Order, {"name": "x", "groups": [{"modles": "a"}]}, "mean groups.models?"),
+        (SamplingJob, {"name": "x", "groups": [{"modles": "a"}]}, "mean groups.models?"),
         (Sweep, {"config": {"subject": SUBJECT}, "grid": {"a": [1]}, "trails": 3}, "mean trials?"),
         (Sweep, {"config": {"subject": SUBJECT}, "grid": {"a": [math.nan]}}, "grid.a.0: must be"),
     ]:
@@ -93,8 +93,8 @@ def test_orders_and_sweeps_propose_keys_of_their_own() -> None:
 
 def test_a_field_of_a_union_is_said_once() -> None:
     with pytest.raises(ValidationError) as caught:
-        Order.model_validate({"name": "x", "models": "a", "prompts": "b", "seeds": "many"})
-    said = wrong_fields(caught.value, Order)
+        SamplingJob.model_validate({"name": "x", "models": "a", "prompts": "b", "seeds": "many"})
+    said = wrong_fields(caught.value, SamplingJob)
     assert said == "groups.0.seeds: must be a whole number or a list (got 'many')"
 
 

@@ -6,7 +6,7 @@ import PIL.Image as Pillow
 import pytest
 
 from dreambooth_core.config import Config
-from dreambooth_core.data.ingest import take_in
+from dreambooth_core.data.ingest import ingest
 from dreambooth_core.storage.blobs import get_blob
 from examples.small_world.render import render, subject_mask
 from examples.small_world.world import random_identity, random_scene
@@ -46,28 +46,28 @@ def opened(store, blob):
 
 
 def test_the_finder_marks_the_subject_in_photos_without_a_mask(scenes, tmp_path, file_store):
-    taken, reused = take_in(config_for(tmp_path), file_store)
+    taken, reused = ingest(config_for(tmp_path), file_store)
     assert not reused
     for photo in taken.images.images:
         true = scenes[np.asarray(opened(file_store, photo.blob).convert("RGB")).tobytes()]
         found = np.asarray(opened(file_store, photo.mask)) > 127
         assert (found & true).sum() > 0.85 * true.sum()
         assert (found & ~true).sum() < 0.2 * (~true).sum()
-    assert take_in(config_for(tmp_path), file_store)[1]
+    assert ingest(config_for(tmp_path), file_store)[1]
 
 
 def test_a_mask_that_was_drawn_stays(scenes, tmp_path, file_store):
     drawn = Pillow.new("L", (64, 64))
     drawn.paste(255, (0, 0, 8, 8))
     drawn.save(tmp_path / "pink.mask.png")
-    taken, _ = take_in(config_for(tmp_path), file_store)
+    taken, _ = ingest(config_for(tmp_path), file_store)
     masks = [np.asarray(opened(file_store, photo.mask)) for photo in taken.images.images]
     assert sum(np.array_equal(mask, np.asarray(drawn)) for mask in masks) == 1
 
 
 def test_a_photo_without_the_subject_is_told_and_taken_as_a_whole(scenes, tmp_path, file_store):
     Pillow.new("RGB", (64, 64), "white").save(tmp_path / "nothing.png")
-    taken, _ = take_in(config_for(tmp_path), file_store)
+    taken, _ = ingest(config_for(tmp_path), file_store)
     (finding,) = [found for found in taken.validation.findings if found.check == "mask"]
     assert finding.measure == "no dog found in 1 of 4 photos"
     assert sum(photo.mask is None for photo in taken.images.images) == 1

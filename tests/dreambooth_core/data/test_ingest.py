@@ -5,7 +5,7 @@ import pytest
 from PIL import Image
 
 from dreambooth_core.config import Config
-from dreambooth_core.data.ingest import take_in
+from dreambooth_core.data.ingest import ingest
 from dreambooth_core.errors import ConfigError
 
 
@@ -26,29 +26,29 @@ def config(tmp_path):
 
 def test_masks_that_are_asked_for_must_be_there(config, file_store):
     with pytest.raises(ConfigError, match=r"loss\.masks.*\.mask\.png"):
-        take_in(config, file_store)
+        ingest(config, file_store)
     plain = config.model_copy(update={"loss": config.loss.model_copy(update={"masks": False})})
-    assert take_in(plain, file_store)[0].images.count == 3
+    assert ingest(plain, file_store)[0].images.count == 3
     with pytest.raises(ConfigError, match=r"loss\.masks"):  # also of a set that was taken in before
-        take_in(config, file_store)
+        ingest(config, file_store)
     Image.new("L", (64, 64), 255).save(config.subject.images / "0.mask.png")
-    taken, reused = take_in(config, file_store)
+    taken, reused = ingest(config, file_store)
     assert not reused
     assert sum(image.mask is not None for image in taken.images.images) == 1
-    assert take_in(config, file_store) == (taken, True)
+    assert ingest(config, file_store) == (taken, True)
 
 
 def test_captions_are_part_of_what_is_taken_in(config, file_store):
     plain = config.model_copy(update={"loss": config.loss.model_copy(update={"masks": False})})
-    take_in(plain, file_store)
+    ingest(plain, file_store)
     (config.subject.images / "0.txt").write_text("{subject} at sea")
-    taken, reused = take_in(plain, file_store)
+    taken, reused = ingest(plain, file_store)
     assert not reused
     assert [image.prompt for image in taken.images.images if image.prompt] == ["sks robot at sea"]
     other = plain.model_copy(
         update={"subject": plain.subject.model_copy(update={"class_noun": "toy"})}
     )
-    again, reused = take_in(other, file_store)
+    again, reused = ingest(other, file_store)
     assert not reused
     assert "sks toy at sea" in {image.prompt for image in again.images.images}
 
@@ -60,6 +60,6 @@ def test_captions_can_be_left_aside(config, file_store):
         "subject": {**config.subject.model_dump(), "captions": False},
     }
     plain = Config.model_validate({**config.model_dump(), **changed})
-    taken, _ = take_in(plain, file_store)
+    taken, _ = ingest(plain, file_store)
     assert {image.prompt for image in taken.images.images} == {""}
     assert [found.check for found in taken.validation.findings] == ["too few"]

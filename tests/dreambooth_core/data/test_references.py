@@ -5,7 +5,7 @@ from pydantic import ValidationError
 
 from dreambooth_core.cli.run_output import at_hand
 from dreambooth_core.config import Config, Subject
-from dreambooth_core.data.ingest import take_in
+from dreambooth_core.data.ingest import ingest
 from dreambooth_core.data.references import brought, pinned
 from dreambooth_core.data.versions import push
 from dreambooth_core.errors import ConfigError, StorageError
@@ -26,14 +26,14 @@ def test_a_folder_and_its_version_are_the_same_photos(tiny_config, photos, file_
 
     Image.new("L", (64, 64), 200).save(photos / "1.mask.png")
     (photos / "0.txt").write_text("{subject} on a table")
-    by_folder, _ = take_in(tiny_config, file_store)
+    by_folder, _ = ingest(tiny_config, file_store)
     push(file_store, photos, "robot", 32)
-    by_name, reused = take_in(naming(tiny_config, "dataset://robot@latest"), file_store)
+    by_name, reused = ingest(naming(tiny_config, "dataset://robot@latest"), file_store)
     assert not reused
     # the digest decides the training's key: nothing is trained again for photos that were pushed
     assert by_name.images.digest == by_folder.images.digest
     assert by_name.images.images == by_folder.images.images
-    assert take_in(naming(tiny_config, "dataset://robot@latest"), file_store) == (by_name, True)
+    assert ingest(naming(tiny_config, "dataset://robot@latest"), file_store) == (by_name, True)
 
 
 def test_latest_means_the_newest_at_the_time(tiny_config, photos, file_store):
@@ -45,11 +45,11 @@ def test_latest_means_the_newest_at_the_time(tiny_config, photos, file_store):
     second = push(file_store, photos, "robot", 32)
     assert pinned(config, file_store).subject.images == second.reference
     assert pinned(before, file_store) == before
-    assert take_in(before, file_store)[0].images.count == 4
-    assert take_in(config, file_store)[0].images.count == 3
+    assert ingest(before, file_store)[0].images.count == 4
+    assert ingest(config, file_store)[0].images.count == 3
     # what was taken in is taken again by its whole digest, from whatever reference
     short = naming(tiny_config, second.reference[:-50])
-    assert take_in(short, file_store) == (take_in(config, file_store)[0], True)
+    assert ingest(short, file_store) == (ingest(config, file_store)[0], True)
 
 
 def test_the_folder_is_whole_or_made_anew(tiny_config, photos, file_store):
@@ -90,5 +90,5 @@ def test_what_is_no_reference_is_refused(tiny_config, file_store):
         with pytest.raises(ValidationError, match="names no dataset version"):
             Subject.model_validate({"images": images, "class_noun": "robot"})
     with pytest.raises(ConfigError, match="there is no dataset robot"):
-        take_in(naming(tiny_config, "dataset://robot@latest"), file_store)
+        ingest(naming(tiny_config, "dataset://robot@latest"), file_store)
     assert Subject.model_validate({"images": "photos", "class_noun": "x"}).dataset is None

@@ -9,11 +9,11 @@ from typing import Any
 import pytest
 import torch
 
-from dreambooth_core.batch_sampling.shards import Picture, draw, finished
+from dreambooth_core.batch_sampling.shards import PlannedImage, draw, finished
 from dreambooth_core.config import Compute, Config
-from dreambooth_core.data.ingest import take_in
+from dreambooth_core.data.ingest import ingest
 from dreambooth_core.diffusion import parallel_sampling, sampling
-from dreambooth_core.diffusion.parallel_sampling import Range, crew_of, draw_range, ranges
+from dreambooth_core.diffusion.parallel_sampling import ImageRange, draw_range, image_pool, ranges
 from dreambooth_core.errors import ModelError
 from dreambooth_core.evaluation.evaluate import evaluate
 from dreambooth_core.storage.blobs import get_blob, image_set
@@ -101,7 +101,7 @@ def test_a_range_that_another_has_begun_is_only_completed(
 
     monkeypatch.setattr(sampling, "generate", counted)
     store, by = open_store(tiny_config.storage), sampling.drawn_by(tiny_config, None)
-    whole = Range(
+    whole = ImageRange(
         config=tiny_config,
         blend=(),
         size=by.size,
@@ -150,7 +150,7 @@ def _digest_of_class_images(config: Config) -> str:
     return _class_images(config).digest
 
 
-def _order(config: Config) -> tuple[Picture, ...]:
+def _order(config: Config) -> tuple[PlannedImage, ...]:
     """Two prompts with twelve seeds, by an adapter whose weights are in the store alone."""
     shop = Ordered(config)
     shop.add("dog")
@@ -165,7 +165,7 @@ def _scores(config: Config) -> str:
     measured = config.evaluation.model_copy(update={"seeds": 12, "accessories": ()})
     config = config.model_copy(update={"evaluation": measured})
     store = open_store(config.storage)
-    photos = take_in(config, store)[0].images
+    photos = ingest(config, store)[0].images
     weights = weights_of(Path(config.model.base), store, 0.05)
     return evaluate(config, store, photos, weights)[0].digest
 
@@ -216,7 +216,7 @@ def test_another_base_is_noticed_where_it_lies(tiny_config: Config) -> None:
     store = open_store(config.storage)
     drawing = parallel_sampling.drawing_of(config, store, None)
     assert drawing.by is not None
-    other = crew_of(config, (), (16, 16), drawing.by.prefix)
+    other = image_pool(config, (), (16, 16), drawing.by.prefix)
     assert other is not None
     with pytest.raises(ModelError, match="bring the same base to all machines"):
         other([("a", 1)], None)

@@ -37,16 +37,18 @@ def _config(base: Path, work: Path, **changes: Any) -> Config:
 
 
 @pytest.fixture(scope="module")
-def painter(tiny_base: Path) -> sampling.Painter:
+def painter(tiny_base: Path) -> sampling.LoadedPipeline:
     family = load_family("stable_diffusion")
-    return sampling.Painter(family.pipeline(family.load(tiny_base)), family.guidance(SAMPLER))
+    return sampling.LoadedPipeline(
+        family.pipeline(family.load(tiny_base)), family.guidance(SAMPLER)
+    )
 
 
-def _drawing(painter: sampling.Painter) -> sampling.Drawing:
-    return sampling.Drawing(lambda: painter, SAMPLER, (32, 32))
+def _drawing(painter: sampling.LoadedPipeline) -> sampling.SamplingSettings:
+    return sampling.SamplingSettings(lambda: painter, SAMPLER, (32, 32))
 
 
-def _drawn(painter: sampling.Painter, requests: list[tuple[str, int]]) -> list[bytes]:
+def _drawn(painter: sampling.LoadedPipeline, requests: list[tuple[str, int]]) -> list[bytes]:
     return _bytes(sampling.generate(painter, _drawing(painter), requests, None))
 
 
@@ -54,7 +56,7 @@ def _bytes(images: Any) -> list[bytes]:
     return [image.tobytes() for image in images]
 
 
-def test_neighbours_and_number_do_not_change_an_image(painter: sampling.Painter) -> None:
+def test_neighbours_and_number_do_not_change_an_image(painter: sampling.LoadedPipeline) -> None:
     together = _drawn(painter, REQUESTS)
     assert len(set(together)) == len(REQUESTS)
     for index, request in enumerate(REQUESTS):
@@ -63,20 +65,22 @@ def test_neighbours_and_number_do_not_change_an_image(painter: sampling.Painter)
     assert reverse == together[::-1]
 
 
-def test_the_guidance_scale_counts(painter: sampling.Painter) -> None:
+def test_the_guidance_scale_counts(painter: sampling.LoadedPipeline) -> None:
     other = SAMPLER.model_copy(update={"guidance_scale": 9.0})
-    guided = sampling.Painter(painter.pipeline, load_family("stable_diffusion").guidance(other))
+    guided = sampling.LoadedPipeline(
+        painter.pipeline, load_family("stable_diffusion").guidance(other)
+    )
     assert _drawn(painter, REQUESTS[:1]) != _drawn(guided, REQUESTS[:1])
 
 
-def test_prompts_are_spelled_for_the_model(painter: sampling.Painter) -> None:
+def test_prompts_are_spelled_for_the_model(painter: sampling.LoadedPipeline) -> None:
     words = {"a dog": "a cat"}
-    speller = sampling.Painter(painter.pipeline, painter.guidance, lambda text: words[text])
+    speller = sampling.LoadedPipeline(painter.pipeline, painter.guidance, lambda text: words[text])
     assert _drawn(speller, [("a dog", 2)]) == _drawn(painter, [("a cat", 2)])
 
 
-def test_images_have_the_size_that_is_asked_for(painter: sampling.Painter) -> None:
-    wide = sampling.Drawing(lambda: painter, SAMPLER, (32, 48))
+def test_images_have_the_size_that_is_asked_for(painter: sampling.LoadedPipeline) -> None:
+    wide = sampling.SamplingSettings(lambda: painter, SAMPLER, (32, 48))
     (image,) = sampling.generate(painter, wide, REQUESTS[:1], None)
     assert image.size == (48, 32)
 
@@ -95,7 +99,7 @@ def test_png_is_deterministic_and_says_what_it_is() -> None:
     }
 
 
-def test_only_the_missing_images_are_made(painter: sampling.Painter, file_store) -> None:
+def test_only_the_missing_images_are_made(painter: sampling.LoadedPipeline, file_store) -> None:
     reports: list[tuple[int, int]] = []
 
     def progress(done: int, total: int, label: str) -> None:
@@ -117,7 +121,9 @@ def test_only_the_missing_images_are_made(painter: sampling.Painter, file_store)
     assert make(REQUESTS[:2]).images == whole.images[:2]
 
 
-def test_another_list_finds_the_images_of_the_first(painter: sampling.Painter, file_store) -> None:
+def test_another_list_finds_the_images_of_the_first(
+    painter: sampling.LoadedPipeline, file_store
+) -> None:
     def make(requests: list[tuple[str, int]]) -> tuple[Any, int]:
         return sampling.make_images(file_store, "images/x", _drawing(painter), requests)
 
@@ -132,13 +138,13 @@ def test_another_list_finds_the_images_of_the_first(painter: sampling.Painter, f
     assert make([REQUESTS[0], ("a dog", 9), ("a dog", 9)])[1] == 1
 
 
-def test_a_complete_set_loads_no_model(painter: sampling.Painter, file_store) -> None:
+def test_a_complete_set_loads_no_model(painter: sampling.LoadedPipeline, file_store) -> None:
     sampling.sample_set(file_store, "samples/x", _drawing(painter), REQUESTS[:1])
 
-    def refuse() -> sampling.Painter:
+    def refuse() -> sampling.LoadedPipeline:
         raise AssertionError("loaded")
 
-    refusing = sampling.Drawing(refuse, SAMPLER, (32, 32))
+    refusing = sampling.SamplingSettings(refuse, SAMPLER, (32, 32))
     assert sampling.sample_set(file_store, "samples/x", refusing, REQUESTS[:1]).count == 1
     with pytest.raises(AssertionError, match="loaded"):
         sampling.sample_set(file_store, "samples/x", refusing, REQUESTS[:2])
@@ -207,7 +213,7 @@ def test_an_adapter_is_put_in_as_strongly_as_one_says(
     weights = _weights(config, tmp_path)
 
     def unet(*strengths: float) -> dict[str, Any]:
-        blend = tuple(pipelines.Share(weights, strength) for strength in strengths)
+        blend = tuple(pipelines.WeightedAdapter(weights, strength) for strength in strengths)
         return pipelines.load_model(config, store, blend).parts["unet"].state_dict()
 
     base, whole, half, none = unet(), unet(1.0), unet(0.5), unet(0.0)
@@ -226,9 +232,9 @@ def test_samplers_share_a_loaded_model_and_do_not_meet(tiny_base: Path, tmp_path
     config = _config(tiny_base, tmp_path)
     model = pipelines.load_model(config, open_store(config.storage), None)
     euler = SAMPLER.model_copy(update={"noise_scheduler": "EulerDiscreteScheduler"})
-    first = pipelines.painter_for(config, model)
+    first = pipelines.pipeline_for(config, model)
     alone = _drawn(first, REQUESTS[:2])
-    second = pipelines.painter_for(config.model_copy(update={"sampler": euler}), model)
+    second = pipelines.pipeline_for(config.model_copy(update={"sampler": euler}), model)
     assert second.pipeline.unet is first.pipeline.unet
     assert _drawn(second, REQUESTS[:2]) != alone
     assert _drawn(first, REQUESTS[:2]) == alone

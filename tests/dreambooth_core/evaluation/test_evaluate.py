@@ -15,7 +15,7 @@ from dreambooth_core.metrics import catalogue, range_of
 from dreambooth_core.metrics.statistics import compare, estimate, place, rows_of
 from dreambooth_core.storage.blobs import get_blob
 from dreambooth_core.storage.records import ImageSet
-from dreambooth_core.vision.encoders import Encoder
+from dreambooth_core.vision.encoders import ImageEncoder
 from dreambooth_core.vision.language import openai_compatible
 from tests.chat_server import Reply, serving
 from tests.moved_weights import weights_of
@@ -93,7 +93,10 @@ def test_scores_are_those_of_the_images_it_names(config, file_store, photos, tin
         for _ in "ab"
     ]
     drawn, held = pixels(file_store, scores.samples), pixels(file_store, photos)
-    clip, eye = Encoder(config.evaluation.clip, None), Encoder(config.evaluation.identity, None)
+    clip, eye = (
+        ImageEncoder(config.evaluation.clip, None),
+        ImageEncoder(config.evaluation.identity, None),
+    )
     texts = clip.clip_texts([image.prompt for image in scores.base_samples.images])
     own = (clip.clip_images(drawn) * texts).sum(axis=1)
     base = (clip.clip_images(pixels(file_store, scores.base_samples)) * texts).sum(axis=1)
@@ -169,7 +172,7 @@ def test_another_class_is_drawn_for_the_self_check_alone(
 def test_scores_say_what_the_self_check_found(config, file_store, photos, tiny_base):
     """An encoder with random weights has all pictures alike, so that their order is any."""
     scores, _ = evaluate(config, file_store, photos, weights_of(tiny_base, file_store, 0.05))
-    eye = Encoder(config.evaluation.identity, None, config.evaluation.preprocessing)
+    eye = ImageEncoder(config.evaluation.identity, None, config.evaluation.preprocessing)
     rows = {
         name: eye.identity_images(pixels(file_store, made))
         for name, made in {

@@ -9,7 +9,7 @@ from dreambooth_core.config import Config
 from dreambooth_core.data import dataset
 from dreambooth_core.errors import ConfigError
 from dreambooth_core.evaluation.evaluate import evaluate
-from dreambooth_core.evaluation.gate import Contender, half_widths, judge, override
+from dreambooth_core.evaluation.gate import ScoredModel, half_widths, judge, override
 from dreambooth_core.metrics.statistics import rows_of
 from dreambooth_core.storage.records import Scores, Verdict, Weights
 from dreambooth_core.storage.stores import open_store
@@ -40,15 +40,15 @@ class Bench:
     def weights(self, shift: float) -> Weights:
         return weights_of(self.base, self.store, shift)
 
-    def champion(self, shift: float, **changes) -> Contender:
+    def champion(self, shift: float, **changes) -> ScoredModel:
         asked = self.config.model_copy(update=changes)
-        return Contender(name="tiny/1", config=asked, weights=self.weights(shift))
+        return ScoredModel(name="tiny/1", config=asked, weights=self.weights(shift))
 
     def evaluate(self, shift: float, seed_set="confirm") -> Scores:
         weights = self.weights(shift)
         return evaluate(self.config, self.store, self.photos, weights, seed_set=seed_set)[0]
 
-    def judge(self, shift: float, champion: Contender | None, **gate) -> tuple[Verdict, bool]:
+    def judge(self, shift: float, champion: ScoredModel | None, **gate) -> tuple[Verdict, bool]:
         rules = self.config.gate.model_copy(update=gate)
         config = self.config.model_copy(update={"gate": rules})
         scores, weights = self.evaluate(shift), self.weights(shift)

@@ -4,8 +4,8 @@ import numpy as np
 
 from dreambooth_core.config import Gate
 from dreambooth_core.evaluation.gate_rules import decide
-from dreambooth_core.evaluation.integrity import Case, Measured
-from dreambooth_core.storage.records import Image, Row, SampleSet, Scores
+from dreambooth_core.evaluation.integrity import GateCase, MeasuredModel
+from dreambooth_core.storage.records import Image, ImageScores, SampleSet, Scores
 
 RULES = Gate(
     primary=("identity",),
@@ -32,25 +32,25 @@ class World:
     def noise(self):
         return self.draws.normal(0, 0.05, (PROMPTS, MOST))
 
-    def candidate(self, gain: float, own: float = 0.02) -> list[Row]:
+    def candidate(self, gain: float, own: float = 0.02) -> list[ImageScores]:
         """What it is worth on each prompt spreads by `own` about `gain`."""
         worth = gain + self.draws.normal(0, own, (PROMPTS, 1))
         return rows_of(self.shared + worth + self.noise())
 
-    def decide(self, candidate: list[Row], rules: Gate = RULES) -> tuple[str, int]:
+    def decide(self, candidate: list[ImageScores], rules: Gate = RULES) -> tuple[str, int]:
         """The outcome, and the round that brought it."""
         for number in range(1, rules.rounds + 1):
             seeds = SEEDS * 2 ** (number - 1)
             ours, theirs = (measured(rows, seeds) for rows in (candidate, self.champion))
-            found = decide(Case(ours, theirs, "dog/3", number), rules, {"identity": True})
+            found = decide(GateCase(ours, theirs, "dog/3", number), rules, {"identity": True})
             if found.outcome != "inconclusive":
                 break
         return found.outcome, number
 
 
-def rows_of(table) -> list[Row]:
+def rows_of(table) -> list[ImageScores]:
     return [
-        Row.model_construct(
+        ImageScores.model_construct(
             prompt=f"prompt {prompt}",
             kind="scene",
             seed=seed,
@@ -64,9 +64,9 @@ def rows_of(table) -> list[Row]:
     ]
 
 
-def measured(rows: list[Row], seeds: int) -> Measured:
+def measured(rows: list[ImageScores], seeds: int) -> MeasuredModel:
     """The first seeds of every prompt."""
-    return Measured(SCORES[seeds], tuple(row for row in rows if row.seed < seeds))
+    return MeasuredModel(SCORES[seeds], tuple(row for row in rows if row.seed < seeds))
 
 
 def scores_of(images: int) -> Scores:

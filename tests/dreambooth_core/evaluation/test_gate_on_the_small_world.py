@@ -16,15 +16,15 @@ from dreambooth_core.config import Config, Gate
 from dreambooth_core.config.flow_parameters import Sweep
 from dreambooth_core.data import dataset
 from dreambooth_core.evaluation.evaluate import evaluate
-from dreambooth_core.evaluation.gate import Contender, judge
+from dreambooth_core.evaluation.gate import ScoredModel, judge
 from dreambooth_core.evaluation.gate_rules import decide
-from dreambooth_core.evaluation.integrity import Case, Measured
+from dreambooth_core.evaluation.integrity import GateCase, MeasuredModel
 from dreambooth_core.metrics import catalogue
 from dreambooth_core.metrics.statistics import estimate, of_base, rows_of
 from dreambooth_core.storage.blobs import image_set
 from dreambooth_core.storage.records import (
+    ImageScores,
     Reason,
-    Row,
     SampleSet,
     Scores,
     SeedSet,
@@ -33,7 +33,7 @@ from dreambooth_core.storage.records import (
 )
 from dreambooth_core.storage.stores import open_store
 from dreambooth_core.training import stage
-from dreambooth_core.training.sweep import Point, point_of, trials_of, winner
+from dreambooth_core.training.sweep import TrialScore, point_of, trials_of, winner
 
 # on a busy machine the sweep's ten trainings alone take minutes
 pytestmark = [pytest.mark.slow, pytest.mark.timeout(1800)]
@@ -101,23 +101,23 @@ class World:
         train = {"method": "full", "steps": steps, "learning_rate": learning_rate}
         return self.trained(self.configured(train=train, prior={"enabled": False}), photos)
 
-    def measured(self, weights: Weights, seed_set: SeedSet = "confirm") -> Measured:
+    def measured(self, weights: Weights, seed_set: SeedSet = "confirm") -> MeasuredModel:
         scores, _ = evaluate(self.config, self.store, self.photos, weights, seed_set=seed_set)
-        return Measured(scores, rows_of(self.store, scores))
+        return MeasuredModel(scores, rows_of(self.store, scores))
 
     def judge(
         self, candidate: Weights, champion: Weights, seed_set: SeedSet = "confirm", **gate
     ) -> Verdict:
         config = self.config.model_copy(update={"gate": self.config.gate.model_copy(update=gate)})
         scores = self.measured(candidate, seed_set).scores
-        rival = Contender(name="dog/1", config=config, weights=champion)
+        rival = ScoredModel(name="dog/1", config=config, weights=champion)
         return judge(config, self.store, self.photos, candidate, scores, rival)[0]
 
-    def pool(self, weights: Weights) -> Measured:
+    def pool(self, weights: Weights) -> MeasuredModel:
         asked = self.config.evaluation.model_copy(update={"seeds": POOL, "class_images": POOL})
         config = self.config.model_copy(update={"evaluation": asked})
         scores, _ = evaluate(config, self.store, self.photos, weights)
-        return Measured(scores, rows_of(self.store, scores))
+        return MeasuredModel(scores, rows_of(self.store, scores))
 
 
 @dataclass(frozen=True)
@@ -125,7 +125,7 @@ class Swept:
     """Ten trainings of one recipe, which differ in the run's seed alone."""
 
     weights: tuple[Weights, ...]
-    dev: tuple[Measured, ...]
+    dev: tuple[MeasuredModel, ...]
     chosen: int
     """Place of the best by the development seeds."""
 
@@ -286,18 +286,20 @@ def superiority(rules: Gate, **changes) -> Gate:
     return rules.model_copy(update={"limits": {}, "margins": {}, **changes})
 
 
-def dealt(models: Sequence[Measured], draws: np.random.Generator) -> list[Measured]:
+def dealt(models: Sequence[MeasuredModel], draws: np.random.Generator) -> list[MeasuredModel]:
     """As many models again, of the same pictures."""
     count, places = len(models), len(models[0].rows)
     hands = draws.permuted(np.tile(np.arange(count), (places, 1)), axis=1).T
     return [
-        Measured(models[0].scores, tuple(models[who].rows[place] for place, who in enumerate(hand)))
+        MeasuredModel(
+            models[0].scores, tuple(models[who].rows[place] for place, who in enumerate(hand))
+        )
         for hand in hands
     ]
 
 
-def point_by(member: Measured) -> Point:
-    return Point(
+def point_by(member: MeasuredModel) -> TrialScore:
+    return TrialScore(
         settings={},
         subject_fidelity=estimate("identity", member.rows).value,
         prompt_fidelity=estimate("prompt_fidelity", member.rows).value,
@@ -306,30 +308,30 @@ def point_by(member: Measured) -> Point:
     )
 
 
-def as_confirmed(found: Measured) -> Measured:
+def as_confirmed(found: MeasuredModel) -> MeasuredModel:
     """What a gate would see that does not ask by which seeds."""
-    return Measured(found.scores.model_copy(update={"seed_set": "confirm"}), found.rows)
+    return MeasuredModel(found.scores.model_copy(update={"seed_set": "confirm"}), found.rows)
 
 
-def passes(candidate: Measured, champion: Measured, rules: Gate) -> bool:
-    return decide(Case(candidate, champion, "dog/1"), rules, UP).outcome == "promote"
+def passes(candidate: MeasuredModel, champion: MeasuredModel, rules: Gate) -> bool:
+    return decide(GateCase(candidate, champion, "dog/1"), rules, UP).outcome == "promote"
 
 
-def gate_of_halves(pool: Measured, draws: np.random.Generator, rules: Gate) -> str:
+def gate_of_halves(pool: MeasuredModel, draws: np.random.Generator, rules: Gate) -> str:
     order = draws.permuted(np.tile(np.arange(POOL), (len(PLACES) + 1, 1)), axis=1)
     ours, theirs = order[:, : POOL // 2], order[:, POOL // 2 :]
     for number in range(1, rules.rounds + 1):
         seeds = POOL // 2 // 2 ** (rules.rounds - number)
         pair = [drawn(pool, half[:, :seeds]) for half in (ours, theirs)]
-        decision = decide(Case(*pair, "dog/1", number), rules, UP)
+        decision = decide(GateCase(*pair, "dog/1", number), rules, UP)
         if decision.outcome != "inconclusive":
             break
     return decision.outcome
 
 
-def drawn(pool: Measured, order) -> Measured:
+def drawn(pool: MeasuredModel, order) -> MeasuredModel:
     """Some of each prompt's images, in the places of the first seeds."""
-    groups: dict[str, list[Row]] = {}
+    groups: dict[str, list[ImageScores]] = {}
     for row in pool.rows:
         groups.setdefault(f"{row.kind} {row.prompt}", []).append(row)
     rows = [
@@ -337,10 +339,10 @@ def drawn(pool: Measured, order) -> Measured:
         for group, chosen in zip(groups.values(), order, strict=True)
         for place, which in enumerate(chosen)
     ]
-    return Measured(counted(pool.scores, rows), tuple(rows))
+    return MeasuredModel(counted(pool.scores, rows), tuple(rows))
 
 
-def counted(scores: Scores, rows: list[Row]) -> Scores:
+def counted(scores: Scores, rows: list[ImageScores]) -> Scores:
     def first(made: SampleSet, count: int) -> SampleSet:
         return made.model_copy(update={"images": made.images[:count]})
 

@@ -4,9 +4,9 @@ from scipy import stats
 
 from dreambooth_core.config import Gate
 from dreambooth_core.errors import ConfigError
-from dreambooth_core.evaluation.gate_rules import Decision, decide, level_of, overridden
-from dreambooth_core.evaluation.integrity import Case, Measured
-from dreambooth_core.storage.records import Image, Row, SampleSet, Scores, Verdict
+from dreambooth_core.evaluation.gate_rules import GateDecision, decide, level_of, overridden
+from dreambooth_core.evaluation.integrity import GateCase, MeasuredModel
+from dreambooth_core.storage.records import Image, ImageScores, SampleSet, Scores, Verdict
 
 UP = {"identity": True, "prompt_fidelity": True, "prior_drift": False}
 RULES = Gate(
@@ -17,7 +17,7 @@ RULES = Gate(
 PROMPTS, SEEDS = 5, 4
 
 
-def measured(seed=0, *, plan="plan", seeds=SEEDS, noise=0.002, **means) -> Measured:
+def measured(seed=0, *, plan="plan", seeds=SEEDS, noise=0.002, **means) -> MeasuredModel:
     """Five prompts and eight class images; the mean of each metric is exactly what it is said to be."""
     draws = np.random.default_rng(seed)
     means = {"identity": 0.8, "prompt_fidelity": 0.5, "prior_drift": 0.1} | means
@@ -39,16 +39,16 @@ def measured(seed=0, *, plan="plan", seeds=SEEDS, noise=0.002, **means) -> Measu
     rows += [
         row("class", seed, {"prior_drift": drift}, "class") for seed, drift in enumerate(drifts)
     ]
-    return Measured(scores_of(PROMPTS * seeds, 2 * seeds, plan), tuple(rows))
+    return MeasuredModel(scores_of(PROMPTS * seeds, 2 * seeds, plan), tuple(rows))
 
 
 BASE = {"identity": 0.0, "prompt_fidelity": 0.5, "prior_drift": 0.0}
 
 
-def row(prompt, seed, scores, kind="scene") -> Row:
+def row(prompt, seed, scores, kind="scene") -> ImageScores:
     own = {name: float(value) for name, value in scores.items()}
     base = {name: BASE[name] for name in scores}
-    return Row(
+    return ImageScores(
         prompt=prompt, kind=kind, seed=seed, image="", base_image="", scores=own, base_scores=base
     )
 
@@ -72,9 +72,9 @@ def scores_of(images, classes, plan) -> Scores:
     )
 
 
-def decided(candidate, champion=None, rules=RULES, **rest) -> Decision:
+def decided(candidate, champion=None, rules=RULES, **rest) -> GateDecision:
     against = "dog/3" if champion else "base"
-    return decide(Case(candidate, champion, against, **rest), rules, UP)
+    return decide(GateCase(candidate, champion, against, **rest), rules, UP)
 
 
 def failures(decision) -> list[tuple[str, str]]:
@@ -171,13 +171,13 @@ def test_a_limits_interval_ends_where_no_mean_can_be():
 def test_what_shows_in_no_image_is_said_to_be_little_known():
     rules = Gate(limits={**RULES.limits, "memorisation": 0.05}, margins=RULES.margins)
     clean = changed(GOOD, 20, memorisation=0.0)
-    found = decide(Case(clean, CHAMPION, "dog/3"), rules, {**UP, "memorisation": False})
+    found = decide(GateCase(clean, CHAMPION, "dog/3"), rules, {**UP, "memorisation": False})
     (limit,) = (each for each in found.reasons if each.metric == "memorisation")
     assert limit.outcome == "passed"
     hidden = stats.beta.ppf(1 - 0.0125, 1, 20)  # Clopper and Pearson's, for none of 20
     assert limit.sentence.endswith(f"; 20 images cannot tell it from {hidden:.3f}")
     seen = decide(
-        Case(changed(clean, 1, memorisation=1.0), None), rules, {"memorisation": False, **UP}
+        GateCase(changed(clean, 1, memorisation=1.0), None), rules, {"memorisation": False, **UP}
     )
     assert "cannot tell" not in str(seen.reasons)
 
@@ -221,26 +221,26 @@ def test_what_nobody_measured_is_said_and_not_asked():
     )
 
 
-def without(number: int, made: Measured) -> Measured:
-    return Measured(made.scores, made.rows[:number] + made.rows[number + 1 :])
+def without(number: int, made: MeasuredModel) -> MeasuredModel:
+    return MeasuredModel(made.scores, made.rows[:number] + made.rows[number + 1 :])
 
 
-def changed(made: Measured, count: int, **scores) -> Measured:
+def changed(made: MeasuredModel, count: int, **scores) -> MeasuredModel:
     """The first rows with other scores; None takes one away."""
 
-    def new(row: Row) -> Row:
+    def new(row: ImageScores) -> ImageScores:
         wanted = {k: v for k, v in {**row.scores, **scores}.items() if v is not None}
         return row.model_copy(update={"scores": wanted})
 
-    return Measured(made.scores, tuple(map(new, made.rows[:count])) + made.rows[count:])
+    return MeasuredModel(made.scores, tuple(map(new, made.rows[:count])) + made.rows[count:])
 
 
-def on_dev(made: Measured) -> Measured:
-    return Measured(made.scores.model_copy(update={"seed_set": "dev"}), made.rows)
+def on_dev(made: MeasuredModel) -> MeasuredModel:
+    return MeasuredModel(made.scores.model_copy(update={"seed_set": "dev"}), made.rows)
 
 
 GOOD = measured(2, identity=0.85)
-ONE_PROMPT = Measured(
+ONE_PROMPT = MeasuredModel(
     scores_of(SEEDS, 8, "plan"),
     tuple(row for row in GOOD.rows if row.prompt in ("prompt 0", "class")),
 )
@@ -272,11 +272,11 @@ def test_a_champion_whose_subject_is_not_found_does_not_stay_for_that():
     assert decided(GOOD, changed(CHAMPION, 10, identity=None)).outcome == "promote"
 
 
-def lost(made: Measured, *places: int) -> Measured:
+def lost(made: MeasuredModel, *places: int) -> MeasuredModel:
     """Where the subject is not found in these images."""
     for at in places:
-        there = changed(Measured(made.scores, made.rows[at:]), 1, identity=None)
-        made = Measured(made.scores, made.rows[:at] + there.rows)
+        there = changed(MeasuredModel(made.scores, made.rows[at:]), 1, identity=None)
+        made = MeasuredModel(made.scores, made.rows[:at] + there.rows)
     return made
 
 
@@ -304,7 +304,7 @@ def test_a_prompt_whose_subject_is_lost_altogether_counts():
         row.model_copy(update={"base_scores": {}}) if row.prompt == "prompt 0" else row
         for row in lost(GOOD, 0, 1, 2, 3).rows
     )
-    found = decided(Measured(GOOD.scores, rows), CHAMPION)
+    found = decided(MeasuredModel(GOOD.scores, rows), CHAMPION)
     assert found.outcome == "inconclusive"
     assert found.sentence.startswith(
         "Not certain yet: identity is known of 16 of 20 images, and of 20"
@@ -321,7 +321,7 @@ def test_the_error_is_spent_as_images_are(rounds, errors):
     assert sum(spent) == pytest.approx(rules.alpha)
 
 
-def verdict_of(decision: Decision) -> Verdict:
+def verdict_of(decision: GateDecision) -> Verdict:
     return Verdict(
         uri="",
         digest="",

@@ -6,7 +6,7 @@ from typing import Any
 import pytest
 
 from dreambooth_core.config import Config
-from dreambooth_core.evaluation.plan import Plan, options_of, plan_of
+from dreambooth_core.evaluation.plan import EvaluationPlan, options_of, plan_of
 from dreambooth_core.storage.records import ImageSet
 
 PHOTOS = ImageSet(uri="photos", digest="a", images=())
@@ -29,7 +29,7 @@ def config(tiny_config: Config) -> Config:
 
 def plan(
     config: Config, photos: ImageSet = PHOTOS, seed_set: Any = "confirm", round: int = 1
-) -> Plan:
+) -> EvaluationPlan:
     return plan_of(config, photos, seed_set, round)
 
 

@@ -5,9 +5,9 @@ from dataclasses import replace
 import numpy as np
 import pytest
 
-from dreambooth_core.evaluation.sanity_checks import suspicions
-from dreambooth_core.metrics import Evidence, Seen
-from dreambooth_core.vision.detectors import Spot
+from dreambooth_core.evaluation.sanity_checks import sanity_check
+from dreambooth_core.metrics import Evidence, ImageEmbeddings
+from dreambooth_core.vision.detectors import Region
 
 CROP, WHOLE = ("identity", "crop"), ("identity", "whole")
 
@@ -16,8 +16,8 @@ def rows(*angles: float) -> np.ndarray:
     return np.array([[np.cos(np.radians(a)), np.sin(np.radians(a))] for a in angles])
 
 
-def seen(*angles: float) -> Seen:
-    return Seen({WHOLE: rows(*angles), CROP: rows(*angles)})
+def seen(*angles: float) -> ImageEmbeddings:
+    return ImageEmbeddings({WHOLE: rows(*angles), CROP: rows(*angles)})
 
 
 IN_ORDER = Evidence(
@@ -30,8 +30,8 @@ STRANGER = {"the photos of zwx cat": seen(85, 90)}
 
 
 def test_nothing_is_said_when_all_is_in_order():
-    assert suspicions(IN_ORDER, STRANGER, {}) == ()
-    assert suspicions(IN_ORDER, {}, {}) == ()
+    assert sanity_check(IN_ORDER, STRANGER, {}) == ()
+    assert sanity_check(IN_ORDER, {}, {}) == ()
 
 
 @pytest.mark.parametrize(
@@ -60,48 +60,48 @@ def test_nothing_is_said_when_all_is_in_order():
     ],
 )
 def test_what_is_out_of_order_is_one_sentence(changes, others, names):
-    (sentence,) = suspicions(replace(IN_ORDER, **changes), others, {})
+    (sentence,) = sanity_check(replace(IN_ORDER, **changes), others, {})
     assert all(name in sentence for name in names)
 
 
 def test_another_of_the_class_may_be_nearer_than_what_the_base_draws():
     kin = "the photos of zwx dog"
-    assert suspicions(IN_ORDER, {}, {kin: seen(50)}) == ()
-    (sentence,) = suspicions(IN_ORDER, {}, {kin: seen(20)})
+    assert sanity_check(IN_ORDER, {}, {kin: seen(50)}) == ()
+    (sentence,) = sanity_check(IN_ORDER, {}, {kin: seen(20)})
     assert kin in sentence
     assert "the generated images" in sentence
 
 
 def test_strangers_in_whom_nothing_is_seen_are_told_of():
-    unseen = Seen({WHOLE: rows(85), CROP: np.full((1, 2), np.nan)})
-    (sentence,) = suspicions(IN_ORDER, {**STRANGER, "the base's teapot images": unseen}, {})
+    unseen = ImageEmbeddings({WHOLE: rows(85), CROP: np.full((1, 2), np.nan)})
+    (sentence,) = sanity_check(IN_ORDER, {**STRANGER, "the base's teapot images": unseen}, {})
     assert sentence.startswith("nothing is seen in the base's teapot images: nobody knows")
 
 
 def test_images_of_property_prompts_have_no_say():
     odd = replace(IN_ORDER, generated=seen(30, 180))
-    assert len(suspicions(odd, {}, {})) == 1
-    assert suspicions(replace(odd, kinds=("scene", "property")), {}, {}) == ()
+    assert len(sanity_check(odd, {}, {})) == 1
+    assert sanity_check(replace(odd, kinds=("scene", "property")), {}, {}) == ()
 
 
 def test_crops_count_where_there_are_any_and_whole_pictures_else():
     misled = {
-        name: Seen({WHOLE: rows(0, 180), CROP: getattr(IN_ORDER, name).rows[CROP]})
+        name: ImageEmbeddings({WHOLE: rows(0, 180), CROP: getattr(IN_ORDER, name).rows[CROP]})
         for name in ("generated", "photos", "base_classes")
     }
-    assert suspicions(replace(IN_ORDER, **misled), {}, {}) == ()
-    whole = {name: Seen({WHOLE: one.rows[WHOLE]}) for name, one in misled.items()}
-    assert len(suspicions(replace(IN_ORDER, **whole), {}, {})) > 0
+    assert sanity_check(replace(IN_ORDER, **misled), {}, {}) == ()
+    whole = {name: ImageEmbeddings({WHOLE: one.rows[WHOLE]}) for name, one in misled.items()}
+    assert len(sanity_check(replace(IN_ORDER, **whole), {}, {})) > 0
 
 
 def test_a_single_photo_has_no_others_to_be_held_against():
-    assert suspicions(replace(IN_ORDER, photos=seen(0)), {}, {}) == ()
+    assert sanity_check(replace(IN_ORDER, photos=seen(0)), {}, {}) == ()
 
 
 def test_a_finder_that_misses_too_many_is_told_of():
-    spot = Spot((0, 0, 4, 4))
+    spot = Region((0, 0, 4, 4))
     for missed, expected in ((1, 0), (2, 1)):
         spots = (spot,) * (10 - missed) + (None,) * missed
-        found = replace(IN_ORDER, base=Seen(spots=spots))
-        assert len(suspicions(found, {}, {})) == expected
-    assert "80% of the base's images" in suspicions(found, {}, {})[0]
+        found = replace(IN_ORDER, base=ImageEmbeddings(spots=spots))
+        assert len(sanity_check(found, {}, {})) == expected
+    assert "80% of the base's images" in sanity_check(found, {}, {})[0]

@@ -7,12 +7,12 @@ from PIL import Image as Pillow
 from dreambooth_core.config import Config
 from dreambooth_core.data.images import encode_png
 from dreambooth_core.errors import ConfigError
-from dreambooth_core.metrics.embeddings import Pictures, Viewer
+from dreambooth_core.metrics.embeddings import ImageEmbedder, StoredImages
 from dreambooth_core.storage.blobs import put_blob
 from dreambooth_core.storage.records import Image
 from dreambooth_core.storage.stores import Store
-from dreambooth_core.vision.crops import crop, spot_of_mask
-from dreambooth_core.vision.encoders import Encoder
+from dreambooth_core.vision.crops import crop, region_of_mask
+from dreambooth_core.vision.encoders import ImageEncoder
 
 WHOLE, CROP = ("identity", "whole"), ("identity", "crop")
 
@@ -51,13 +51,13 @@ def finding(config: Config) -> Config:
 
 def test_whole_pictures_are_seen_as_the_encoders_see_them(config, file_store):
     images = [stored(file_store, seed) for seed in range(3)]
-    seen = Viewer(config, file_store).see(images, "robot", [WHOLE, ("clip", "whole"), CROP])
+    seen = ImageEmbedder(config, file_store).see(images, "robot", [WHOLE, ("clip", "whole"), CROP])
     rules = config.evaluation
     shown = [picture(seed) for seed in range(3)]
-    by_eye = Encoder(rules.identity, None).identity_images(shown)
+    by_eye = ImageEncoder(rules.identity, None).identity_images(shown)
     np.testing.assert_array_equal(seen.by(WHOLE), by_eye)
     np.testing.assert_array_equal(
-        seen.by(("clip", "whole")), Encoder(rules.clip, None).clip_images(shown)
+        seen.by(("clip", "whole")), ImageEncoder(rules.clip, None).clip_images(shown)
     )
     assert seen.digests == tuple(image.blob.sha256 for image in images)
     assert seen.spots is None
@@ -67,9 +67,9 @@ def test_whole_pictures_are_seen_as_the_encoders_see_them(config, file_store):
 def test_a_subject_is_seen_alone_where_a_mask_says_it_is(finding, file_store):
     mask = mask_of(10, 5)
     images = [stored(file_store, 0, mask), stored(file_store, 1, mask_of(30, 20))]
-    seen = Viewer(finding, file_store).see(images, "robot", [WHOLE, CROP])
-    alone = crop(picture(0), spot_of_mask(mask))
-    expected = Encoder(finding.evaluation.identity, None).identity_images([alone])[0]
+    seen = ImageEmbedder(finding, file_store).see(images, "robot", [WHOLE, CROP])
+    alone = crop(picture(0), region_of_mask(mask))
+    expected = ImageEncoder(finding.evaluation.identity, None).identity_images([alone])[0]
     np.testing.assert_array_equal(seen.by(CROP)[0], expected)
     assert np.abs(seen.by(CROP)[0] - seen.by(WHOLE)[0]).max() > 1e-6
     assert [spot.box for spot in seen.spots] == [(10, 5, 22, 25), (30, 20, 42, 40)]
@@ -78,12 +78,12 @@ def test_a_subject_is_seen_alone_where_a_mask_says_it_is(finding, file_store):
 
 def test_nobody_is_asked_again_about_what_was_seen(finding, file_store, tmp_path):
     images = [stored(file_store, seed, mask_of(seed, 5)) for seed in range(3)]
-    first = Viewer(finding, file_store)
+    first = ImageEmbedder(finding, file_store)
     seen, read = first.see(images, "robot", [WHOLE, CROP]), first.read(["a robot", "a dog"])
     elsewhere = finding.model_copy(
         update={"paths": finding.paths.model_copy(update={"work": tmp_path / "another"})}
     )
-    again = Viewer(elsewhere, file_store)
+    again = ImageEmbedder(elsewhere, file_store)
     found = again.see(images, "robot", [WHOLE, CROP])
     for sight in (WHOLE, CROP):
         np.testing.assert_array_equal(found.by(sight), seen.by(sight))
@@ -95,20 +95,20 @@ def test_nobody_is_asked_again_about_what_was_seen(finding, file_store, tmp_path
 
 def test_only_what_is_new_is_looked_at(config, file_store, monkeypatch):
     looked: list[int] = []
-    plain = Encoder.identity_images
+    plain = ImageEncoder.identity_images
     monkeypatch.setattr(
-        Encoder, "identity_images", lambda self, x: looked.append(len(x)) or plain(self, x)
+        ImageEncoder, "identity_images", lambda self, x: looked.append(len(x)) or plain(self, x)
     )
     images = [stored(file_store, seed) for seed in range(4)]
     for chosen in (images[:2], images, images[1:3], [images[0], images[0]]):
-        Viewer(config, file_store).see(chosen, "robot", [WHOLE])
+        ImageEmbedder(config, file_store).see(chosen, "robot", [WHOLE])
     assert looked == [2, 2]
 
 
 def test_another_mask_noun_or_rule_is_another_sight(finding, file_store):
-    viewer = Viewer(finding, file_store)
+    viewer = ImageEmbedder(finding, file_store)
     rules = finding.evaluation.model_copy(update={"preprocessing": "own"})
-    own = Viewer(finding.model_copy(update={"evaluation": rules}), file_store)
+    own = ImageEmbedder(finding.model_copy(update={"evaluation": rules}), file_store)
     here, there = (stored(file_store, 0, mask_of(left, 5)) for left in (10, 12))
     rows = [
         viewer.see([here], "robot", [CROP]).by(CROP),
@@ -120,13 +120,13 @@ def test_another_mask_noun_or_rule_is_another_sight(finding, file_store):
 
 def test_a_finder_that_is_not_there_is_an_error_and_no_missing_value(finding, file_store):
     with pytest.raises(ConfigError, match="no/where"):
-        Viewer(finding, file_store).see([stored(file_store, 0)], "robot", [CROP])
+        ImageEmbedder(finding, file_store).see([stored(file_store, 0)], "robot", [CROP])
 
 
 def test_what_is_seen_does_not_depend_on_the_neighbours(config, file_store):
     images = [stored(file_store, seed) for seed in range(17)]
-    together = Viewer(config, file_store).see(images, "robot", [WHOLE]).by(WHOLE)
-    alone = Encoder(config.evaluation.identity, None).identity_images([picture(16)])
+    together = ImageEmbedder(config, file_store).see(images, "robot", [WHOLE]).by(WHOLE)
+    alone = ImageEncoder(config.evaluation.identity, None).identity_images([picture(16)])
     np.testing.assert_array_equal(together[16:], alone)
 
 
@@ -134,7 +134,7 @@ def test_pictures_are_decoded_when_asked_for(file_store):
     gone = stored(file_store, 1).model_copy(
         update={"blob": stored(file_store, 1).blob.model_copy(update={"sha256": "0" * 64})}
     )
-    pictures = Pictures(file_store, (stored(file_store, 0), gone))
+    pictures = StoredImages(file_store, (stored(file_store, 0), gone))
     assert len(pictures) == 2
     np.testing.assert_array_equal(np.asarray(pictures[0]), np.asarray(picture(0)))
     assert len(pictures[:1]) == 1

@@ -12,7 +12,7 @@ from PIL import Image
 from dreambooth_core.config import Config, Judge
 from dreambooth_core.digests import digest_of
 from dreambooth_core.errors import StageFailed, Unanswered
-from dreambooth_core.metrics import Evidence, Seen
+from dreambooth_core.metrics import Evidence, ImageEmbeddings
 from dreambooth_core.metrics.measures import judged_prompt, judged_subject
 from dreambooth_core.vision.language import openai_compatible
 from tests.chat_server import Reply, serving
@@ -25,9 +25,11 @@ def _no_patience(monkeypatch):
     monkeypatch.setattr(openai_compatible, "FIRST_DELAY", 0.001)
 
 
-def seen(colours) -> Seen:
+def seen(colours) -> ImageEmbeddings:
     pictures = [Image.new("RGB", (64, 64), colour) for colour in colours]
-    return Seen(pictures=pictures, digests=tuple(digest_of(p.tobytes()) for p in pictures))
+    return ImageEmbeddings(
+        pictures=pictures, digests=tuple(digest_of(p.tobytes()) for p in pictures)
+    )
 
 
 def said(score, rationale="seen") -> Reply:
@@ -157,8 +159,8 @@ def test_where_there_is_nothing_to_ask_nothing_is_said(evidence_of):
 
 def test_without_a_judge_nobody_is_asked(config, evidence_of):
     for metric in (judged_subject, judged_prompt):
-        assert metric.measure(Evidence(Seen(), Seen(), config=config)) is None
-        assert metric.measure(Evidence(Seen(), Seen())) is None
+        assert metric.measure(Evidence(ImageEmbeddings(), ImageEmbeddings(), config=config)) is None
+        assert metric.measure(Evidence(ImageEmbeddings(), ImageEmbeddings())) is None
         assert metric.model(config) is None
         one, other = (evidence_of("http://h/v1", max_side=side).config for side in (256, 512))
         assert metric.model(one) != metric.model(other)

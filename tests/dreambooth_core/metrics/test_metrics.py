@@ -12,14 +12,14 @@ from dreambooth_core import metrics, plugins
 from dreambooth_core.metrics import (
     Choice,
     Evidence,
-    Seen,
+    ImageEmbeddings,
     catalogue,
     measure_all,
     measure_photos,
     measured,
 )
 from dreambooth_core.vision import embeddings
-from dreambooth_core.vision.detectors import Spot
+from dreambooth_core.vision.detectors import Region
 from dreambooth_core.vision.embeddings import unit
 
 NAMES = plugins.names("dreambooth_core.metrics.measures")
@@ -28,16 +28,16 @@ PROMPTS = ("{subject} on the beach",) * 3 + ("{subject} in the snow",) * 3
 TEXTS = ("dog on the beach",) * 3 + ("dog in the snow",) * 3
 
 
-def seen(draw: np.random.Generator, count: int) -> Seen:
+def seen(draw: np.random.Generator, count: int) -> ImageEmbeddings:
     """Pictures of noise with a subject in the middle, and embeddings of two numbers."""
     pictures = [
         Image.fromarray(draw.integers(0, 255, (24, 24, 3), dtype=np.uint8)) for _ in range(count)
     ]
-    return Seen(
+    return ImageEmbeddings(
         rows={sight: unit(draw.normal(size=(count, 2))) for sight in SIGHTS},
         pictures=pictures,
         digests=tuple(f"{number:064x}" for number in range(count)),
-        spots=(Spot((8, 8, 16, 16)),) * count,
+        spots=(Region((8, 8, 16, 16)),) * count,
     )
 
 
@@ -66,9 +66,9 @@ def rows(*angles: float) -> np.ndarray:
 
 def given(**changes: Any) -> Evidence:
     """Evidence with nothing but `changes`; arrays are put under every sight."""
-    blank: dict[str, Any] = {"generated": Seen(), "photos": Seen()}
+    blank: dict[str, Any] = {"generated": ImageEmbeddings(), "photos": ImageEmbeddings()}
     made = {
-        name: Seen(dict.fromkeys(SIGHTS, value))
+        name: ImageEmbeddings(dict.fromkeys(SIGHTS, value))
         if isinstance(value, np.ndarray) and name != "text_rows"
         else value
         for name, value in changes.items()
@@ -86,8 +86,8 @@ def measure(name: str, found: Evidence) -> np.ndarray | None:
 def turned(found: Evidence, by: Callable[[Any], Any]) -> Evidence:
     """The images of each set in another order, `by` of a sequence."""
 
-    def images(one: Seen) -> Seen:
-        return Seen(
+    def images(one: ImageEmbeddings) -> ImageEmbeddings:
+        return ImageEmbeddings(
             rows={sight: by(values) for sight, values in one.rows.items()},
             pictures=by(one.pictures),
             digests=by(one.digests),
@@ -140,7 +140,7 @@ class TestContract:
 
     def test_the_same_photos_twice_change_nothing(self, name):
         found, metric = evidence(), catalogue()[name]
-        doubled = Seen(
+        doubled = ImageEmbeddings(
             rows={sight: np.tile(values, (2, 1)) for sight, values in found.photos.rows.items()},
             pictures=[*found.photos.pictures, *found.photos.pictures],
             digests=found.photos.digests * 2,
@@ -195,7 +195,7 @@ class TestAgainstPhotos:
         sight = catalogue()[name].sees
         found = given(generated=rows(10), photos=rows(70))
         for other in SIGHTS:
-            changed = replace(found, photos=Seen({**found.photos.rows, other: rows(10)}))
+            changed = replace(found, photos=ImageEmbeddings({**found.photos.rows, other: rows(10)}))
             expected = 1.0 if other == sight else 0.5
             np.testing.assert_allclose(measure(name, changed), [expected])
 
@@ -236,9 +236,9 @@ def test_identity_needs_crops():
     whole = {("identity", "whole"): rows(0)}
     found = replace(
         given(generated=rows(0)),
-        generated=Seen(whole),
-        photos=Seen(whole),
-        base_classes=Seen(whole),
+        generated=ImageEmbeddings(whole),
+        photos=ImageEmbeddings(whole),
+        base_classes=ImageEmbeddings(whole),
     )
     assert measure("identity", found) is None
     assert measure("subject_fidelity", found) is not None
@@ -334,7 +334,9 @@ def test_class_diversity_is_a_share_of_the_bases():
 
 
 def test_photos_among_themselves_leave_each_one_out():
-    photos = Seen({("identity", "whole"): rows(0, 60, 90), ("clip", "whole"): rows(0, 0, 90)})
+    photos = ImageEmbeddings(
+        {("identity", "whole"): rows(0, 60, 90), ("clip", "whole"): rows(0, 0, 90)}
+    )
     found = measure_photos(replace(evidence(), photos=photos))
     assert set(found) == {"subject_fidelity", "clip_i"}
     near = np.cos(np.radians(30))

@@ -10,13 +10,13 @@ from dreambooth_core.metrics.statistics import (
     sign_flip_p,
     smallest_effect,
 )
-from dreambooth_core.storage.records import Row
+from dreambooth_core.storage.records import ImageScores
 
 
-def rows_of(scores, metric="identity", kind="scene") -> list[Row]:
+def rows_of(scores, metric="identity", kind="scene") -> list[ImageScores]:
     """A prompt per row of numbers and a seed per column; a row of the table that is nan has no score."""
     return [
-        Row(
+        ImageScores(
             prompt=f"prompt {prompt:02d}",
             kind=kind,
             seed=seed,

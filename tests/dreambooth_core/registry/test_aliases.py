@@ -5,17 +5,17 @@ import multiprocessing
 import pytest
 
 from dreambooth_core.config import Storage
-from dreambooth_core.registry.aliases import Book, Change, Standing, after
-from dreambooth_core.storage.records import now
+from dreambooth_core.registry.aliases import AliasChange, AliasLog, AliasState, after
+from dreambooth_core.storage.records import utc_now
 from dreambooth_core.storage.stores import open_store
 
 
-def change(action: str, version: str) -> Change:
-    return Change(action=action, version=version, by="ann", when=now())
+def change(action: str, version: str) -> AliasChange:
+    return AliasChange(action=action, version=version, by="ann", when=utc_now())
 
 
-def stand(*changes: Change) -> Standing:
-    standing = Standing()
+def stand(*changes: AliasChange) -> AliasState:
+    standing = AliasState()
     for each in changes:
         standing = after(standing, each)
     return standing
@@ -33,7 +33,7 @@ def test_a_promotion_keeps_the_one_before_and_a_rollback_goes_back_to_it() -> No
 
 
 def promote_many(uri: str, who: int) -> None:
-    book = Book(open_store(Storage(uri=uri, endpoint=None)), "dog", "r")
+    book = AliasLog(open_store(Storage(uri=uri, endpoint=None)), "dog", "r")
     for step in range(8):
         book.enter(lambda _, version=f"{who}{step}": change("promote", version))
 
@@ -48,9 +48,9 @@ def test_processes_that_promote_at_once_come_one_after_the_other(file_store) -> 
     for worker in workers:
         worker.join(60)
         assert worker.exitcode == 0
-    history = Book(file_store, "dog", "r").history()
+    history = AliasLog(file_store, "dog", "r").history()
     assert [entry.number for entry in history] == list(range(1, 33))
-    standing = Standing()
+    standing = AliasState()
     for entry in history:
         standing = after(standing, entry)
         assert entry.standing == standing, "each knew of the one before"
@@ -58,9 +58,9 @@ def test_processes_that_promote_at_once_come_one_after_the_other(file_store) -> 
 
 
 def test_what_proposes_sees_the_standing_that_it_changes(file_store) -> None:
-    book, seen = Book(file_store, "dog", "r"), []
+    book, seen = AliasLog(file_store, "dog", "r"), []
 
-    def propose(standing: Standing) -> Change | None:
+    def propose(standing: AliasState) -> AliasChange | None:
         seen.append(standing.champion)
         if len(seen) == 1:  # somebody is quicker
             book.enter(lambda _: change("promote", "7"))
@@ -73,7 +73,7 @@ def test_what_proposes_sees_the_standing_that_it_changes(file_store) -> None:
 
 
 def test_an_entry_is_never_written_over(file_store) -> None:
-    book = Book(file_store, "dog", "r")
+    book = AliasLog(file_store, "dog", "r")
     book.enter(lambda _: change("promote", "1"))
     (key,) = file_store.keys(f"{book.place}/aliases/")
     assert not file_store.put_if(key, b"{}", None)
@@ -82,6 +82,6 @@ def test_an_entry_is_never_written_over(file_store) -> None:
 
 @pytest.mark.parametrize("name", ["dog", "a.b-c_d"])
 def test_books_of_other_names_and_registries_do_not_meet(file_store, name: str) -> None:
-    Book(file_store, name, "r").enter(lambda _: change("promote", "1"))
-    assert Book(file_store, name, "s").standing == Standing()
-    assert Book(file_store, "x", "r").latest() is None
+    AliasLog(file_store, name, "r").enter(lambda _: change("promote", "1"))
+    assert AliasLog(file_store, name, "s").standing == AliasState()
+    assert AliasLog(file_store, "x", "r").latest() is None

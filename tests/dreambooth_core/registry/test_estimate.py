@@ -4,8 +4,8 @@ import pytest
 
 from dreambooth_core.data import dataset
 from dreambooth_core.registry import promotion
-from dreambooth_core.registry.estimate import forecast
-from dreambooth_core.registry.provenance import ancestry_of, read_origin
+from dreambooth_core.registry.estimate import estimate_cost
+from dreambooth_core.registry.provenance import read_provenance, run_inputs
 from dreambooth_core.registry.register import book_of
 from dreambooth_core.storage.costs import remember
 from dreambooth_core.storage.records import Cost
@@ -15,7 +15,7 @@ from tests.registered_by_hand import verdict, version_by_hand
 
 def test_nobody_knows_what_a_first_run_takes(tracked_config, file_store):
     photos = dataset.collect(file_store, tracked_config)[0]
-    found = forecast(tracked_config, file_store, photos)
+    found = estimate_cost(tracked_config, file_store, photos)
     assert (found.photos, found.class_images, found.class_images_there) == (4, 2, 0)
     assert (found.trained, found.evaluated_images) == (None, (2 + 1) * 2 + 2)
     assert (found.priors_seconds, found.training_seconds, found.evaluation_seconds) == (None,) * 3
@@ -26,13 +26,13 @@ def test_the_champion_lends_its_pace(tracked_config, file_store):
     version = version_by_hand(client, tracked_config, file_store, "a")
     promotion.settle(tracked_config, file_store, version, verdict("1", "promote", "base"))
     book = book_of(tracked_config, file_store)
-    made = ancestry_of(file_store, read_origin(book, version.version))
+    made = run_inputs(file_store, read_provenance(book, version.version))
     # two class images, and two of the model and two class images of its own that were measured
     remember(file_store, made.classes, Cost(seconds=3.0))
     remember(file_store, made.scores, Cost(seconds=10.0))
 
     photos = dataset.collect(file_store, tracked_config)[0]
-    found = forecast(tracked_config, file_store, photos)
+    found = estimate_cost(tracked_config, file_store, photos)
     assert found.priors_seconds == pytest.approx(3.0 / 2 * 2)
     # by hand, it trained two steps a second
     assert found.training_seconds == pytest.approx(tracked_config.train.steps / 2)

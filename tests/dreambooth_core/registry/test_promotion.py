@@ -12,11 +12,11 @@ from dreambooth_core.config import Config
 from dreambooth_core.errors import ConfigError, StorageError
 from dreambooth_core.evaluation.gate import override
 from dreambooth_core.registry import promotion, register
-from dreambooth_core.registry.aliases import Change
-from dreambooth_core.registry.promotion import GATE, Wish
-from dreambooth_core.registry.provenance import read_origin
+from dreambooth_core.registry.aliases import AliasChange
+from dreambooth_core.registry.promotion import GATE, PromotionRequest
+from dreambooth_core.registry.provenance import read_provenance
 from dreambooth_core.storage.blobs import blob_key, get_record
-from dreambooth_core.storage.records import Weights, now
+from dreambooth_core.storage.records import Weights, utc_now
 from dreambooth_core.storage.stores import Store
 from dreambooth_core.tracking import mlflow as tracking
 from tests.registered_by_hand import ancestry, log_of, verdict, version_by_hand
@@ -83,9 +83,11 @@ def test_a_refused_version_waits_for_a_person_with_a_reason(
     settled, _ = promotion.settle(tracked_config, file_store, versions[0], said)
     assert settled.aliases == ()
     with pytest.raises(ConfigError, match="keep") as refused:
-        promotion.promote(tracked_config, file_store, Wish("1", "ann"))
+        promotion.promote(tracked_config, file_store, PromotionRequest("1", "ann"))
     assert said.sentence in str(refused.value)
-    promotion.promote(tracked_config, file_store, Wish("1", "ann", "the client likes it"))
+    promotion.promote(
+        tracked_config, file_store, PromotionRequest("1", "ann", "the client likes it")
+    )
     assert aliases(client) == {"champion": "1"}
     book = register.open_book(client, tracked_config, file_store)
     assert log_of(book) == [("override", "1", "ann")]
@@ -98,18 +100,20 @@ def test_a_refused_version_waits_for_a_person_with_a_reason(
     assert (settled.aliases, reused) == (("champion",), True)
     assert client.get_model_version("tiny", "1").tags == tags
     # again, and nothing is added
-    promotion.promote(tracked_config, file_store, Wish("1", "bob"))
+    promotion.promote(tracked_config, file_store, PromotionRequest("1", "bob"))
     assert len(book.history()) == 1
 
 
 def test_what_the_gate_never_saw_no_reason_promotes(tracked_config, file_store, versions):
     with pytest.raises(ConfigError, match="never asked about it, so nothing is known"):
-        promotion.promote(tracked_config, file_store, Wish("2", "ann", "it must go out today"))
+        promotion.promote(
+            tracked_config, file_store, PromotionRequest("2", "ann", "it must go out today")
+        )
 
 
 def test_nobody_moves_a_version_without_a_name():
     with pytest.raises(ConfigError, match="give a name"):
-        Wish("1", " ", "please")
+        PromotionRequest("1", " ", "please")
 
 
 def test_a_persons_word_is_made_good_if_it_was_not_told(
@@ -119,20 +123,20 @@ def test_a_persons_word_is_made_good_if_it_was_not_told(
     said = verdict("1", "keep", "base")
     promotion.settle(tracked_config, file_store, versions[0], said)
     word = override(file_store, said, "ann", "the client likes it")
-    entry = Change(
-        action="override", version="1", by="ann", when=now(), reason="the client likes it"
+    entry = AliasChange(
+        action="override", version="1", by="ann", when=utc_now(), reason="the client likes it"
     )
     book = register.open_book(client, tracked_config, file_store)
     book.enter(lambda _: entry.model_copy(update={"verdict": word.digest}))
     assert client.get_model_version("tiny", "1").tags["dreambooth.verdict"] == "keep"
-    promotion.promote(tracked_config, file_store, Wish("1", "bob"))
+    promotion.promote(tracked_config, file_store, PromotionRequest("1", "bob"))
     tags = client.get_model_version("tiny", "1").tags
     assert tags["dreambooth.verdict_digest"] == word.digest
     assert "ann promotes it" in tags["dreambooth.verdict_sentence"]
     # judged again since, of which ann has said nothing
     again = verdict("1", "keep", "tiny/0")
     promotion.settle(tracked_config, file_store, versions[0], again)
-    promotion.promote(tracked_config, file_store, Wish("1", "bob"))
+    promotion.promote(tracked_config, file_store, PromotionRequest("1", "bob"))
     tags = client.get_model_version("tiny", "1").tags
     assert tags["dreambooth.verdict_digest"] == again.digest
 
@@ -141,7 +145,7 @@ def test_no_reason_promotes_what_is_not_what_it_should_be(tracked_config, file_s
     said = verdict("1", "keep", "base", rule="integrity")
     promotion.settle(tracked_config, file_store, versions[0], said)
     with pytest.raises(ConfigError, match="nothing is known of"):
-        promotion.promote(tracked_config, file_store, Wish("1", "ann", "please"))
+        promotion.promote(tracked_config, file_store, PromotionRequest("1", "ann", "please"))
 
 
 def test_a_verdict_about_another_champion_promotes_nobody(
@@ -156,7 +160,7 @@ def test_a_verdict_about_another_champion_promotes_nobody(
     assert aliases(client) == {"champion": "2", "previous": "1"}
     assert "run its config again" in capsys.readouterr().err
     with pytest.raises(ConfigError, match="compared it with tiny/1"):
-        promotion.promote(tracked_config, file_store, Wish("3", "ann"))
+        promotion.promote(tracked_config, file_store, PromotionRequest("3", "ann"))
 
 
 def test_without_automatic_a_person_promotes_what_the_gate_let_pass(
@@ -166,7 +170,7 @@ def test_without_automatic_a_person_promotes_what_the_gate_let_pass(
     config = tracked_config.model_copy(update={"gate": gate})
     promotion.settle(config, file_store, versions[0], verdict("1", "promote", "base"))
     assert aliases(client) == {}
-    promotion.promote(config, file_store, Wish("1", "ann"))
+    promotion.promote(config, file_store, PromotionRequest("1", "ann"))
     assert aliases(client) == {"champion": "1"}
     book = register.open_book(client, config, file_store)
     assert log_of(book) == [("promote", "1", "ann")]
@@ -179,19 +183,19 @@ def test_a_rollback_goes_back_and_is_not_undone_by_the_gate(
     promotion.settle(tracked_config, file_store, first, verdict("1", "promote", "base"))
     said = verdict("2", "promote", "tiny/1")
     promotion.settle(tracked_config, file_store, second, said)
-    promotion.rollback(tracked_config, file_store, Wish("2", "ann", "wrong ears"))
+    promotion.rollback(tracked_config, file_store, PromotionRequest("2", "ann", "wrong ears"))
     assert aliases(client) == {"champion": "1"}
     # a second click does not go further back
-    promotion.rollback(tracked_config, file_store, Wish("2", "ann"))
+    promotion.rollback(tracked_config, file_store, PromotionRequest("2", "ann"))
     assert aliases(client) == {"champion": "1"}
     with pytest.raises(ConfigError, match="first champion"):
-        promotion.rollback(tracked_config, file_store, Wish("1", "ann"))
+        promotion.rollback(tracked_config, file_store, PromotionRequest("1", "ann"))
     with pytest.raises(ConfigError, match="not the champion"):
-        promotion.rollback(tracked_config, file_store, Wish("3", "ann"))
+        promotion.rollback(tracked_config, file_store, PromotionRequest("3", "ann"))
     settled, _ = promotion.settle(tracked_config, file_store, second, said)
     assert settled.aliases == ()
     assert "ann took it back" in capsys.readouterr().err
-    promotion.promote(tracked_config, file_store, Wish("2", "ann"))
+    promotion.promote(tracked_config, file_store, PromotionRequest("2", "ann"))
     assert aliases(client) == {"champion": "2", "previous": "1"}
 
 
@@ -200,13 +204,13 @@ def test_a_version_that_was_deleted_in_mlflow_bears_no_alias(
 ):
     judged(tracked_config, file_store, versions)
     for version in "12":
-        promotion.promote(tracked_config, file_store, Wish(version, "ann", "why not"))
+        promotion.promote(tracked_config, file_store, PromotionRequest(version, "ann", "why not"))
     client.delete_model_version("tiny", "1")
     with pytest.raises(ConfigError, match="tiny/1, which would be champion again, was deleted"):
-        promotion.rollback(tracked_config, file_store, Wish("2", "ann"))
-    assert promotion.standing_of(tracked_config, file_store).champion == "2"
+        promotion.rollback(tracked_config, file_store, PromotionRequest("2", "ann"))
+    assert promotion.alias_state(tracked_config, file_store).champion == "2"
     client.delete_model_version("tiny", "2")
-    promotion.promote(tracked_config, file_store, Wish("3", "ann", "the last one"))
+    promotion.promote(tracked_config, file_store, PromotionRequest("3", "ann", "the last one"))
     assert aliases(client) == {"champion": "3"}
     assert "tiny@previous is version 2, which was deleted in MLflow" in capsys.readouterr().err
 
@@ -214,12 +218,12 @@ def test_a_version_that_was_deleted_in_mlflow_bears_no_alias(
 def test_no_rollback_to_what_has_lost_its_weights(tracked_config, file_store, versions):
     judged(tracked_config, file_store, versions)
     for version in "12":
-        promotion.promote(tracked_config, file_store, Wish(version, "ann", "why not"))
+        promotion.promote(tracked_config, file_store, PromotionRequest(version, "ann", "why not"))
     (blob,) = ancestry(file_store, "a").weights.files.values()
     file_store.delete(blob_key(blob))
     with pytest.raises(StorageError, match="no version goes without its weights"):
-        promotion.rollback(tracked_config, file_store, Wish("2", "ann"))
-    assert promotion.standing_of(tracked_config, file_store).champion == "2"
+        promotion.rollback(tracked_config, file_store, PromotionRequest("2", "ann"))
+    assert promotion.alias_state(tracked_config, file_store).champion == "2"
 
 
 def test_whoever_is_killed_before_mlflow_was_told_is_made_good(
@@ -228,7 +232,7 @@ def test_whoever_is_killed_before_mlflow_was_told_is_made_good(
     promotion.settle(tracked_config, file_store, versions[0], verdict("1", "promote", "base"))
     book = register.open_book(client, tracked_config, file_store)
     # the log is written, and then nothing
-    book.enter(lambda _: Change(action="promote", version="2", by="ann", when=now()))
+    book.enter(lambda _: AliasChange(action="promote", version="2", by="ann", when=utc_now()))
     assert aliases(client) == {"champion": "1"}
     champion = promotion.champion_of(tracked_config, file_store)
     assert champion is not None
@@ -236,13 +240,13 @@ def test_whoever_is_killed_before_mlflow_was_told_is_made_good(
     assert aliases(client) == {"champion": "2", "previous": "1"}
     # killed between two aliases, or moved by hand in MLflow
     client.set_registered_model_alias("tiny", "previous", "3")
-    assert promotion.standing_of(tracked_config, file_store).previous == "1"
+    assert promotion.alias_state(tracked_config, file_store).previous == "1"
     assert aliases(client) == {"champion": "2", "previous": "1"}
 
 
 def promote_for_ever(config: Config, store: Store) -> None:
     for version in itertools.cycle("123"):
-        promotion.promote(config, store, Wish(version, "ann", "again and again"))
+        promotion.promote(config, store, PromotionRequest(version, "ann", "again and again"))
 
 
 @pytest.mark.slow
@@ -268,7 +272,7 @@ def test_whoever_is_killed_while_promoting_is_made_good(
         cut_short += not book.is_followed()
         history = book.history()
         assert [entry.number for entry in history] == list(range(1, len(history) + 1))
-        standing = promotion.standing_of(tracked_config, file_store)
+        standing = promotion.alias_state(tracked_config, file_store)
         assert standing == history[-1].standing
         assert aliases(client) == standing.aliases
     assert cut_short, "none was killed between the log and MLflow"
@@ -280,7 +284,9 @@ def test_promotions_at_once_leave_mlflow_where_the_log_ends(
     judged(tracked_config, file_store, versions)
 
     def work(version: str) -> None:
-        promotion.promote(tracked_config, file_store, Wish(version, f"person {version}", "race"))
+        promotion.promote(
+            tracked_config, file_store, PromotionRequest(version, f"person {version}", "race")
+        )
 
     threads = [threading.Thread(target=work, args=(version,)) for version in "123"]
     for thread in threads:
@@ -311,12 +317,12 @@ def test_the_champions_own_run_is_held_against_the_one_it_replaced(
 
 
 def test_nothing_goes_into_service_without_its_weights(tracked_config, file_store, versions):
-    origin = read_origin(register.book_of(tracked_config, file_store), "1")
+    origin = read_provenance(register.book_of(tracked_config, file_store), "1")
     weights = get_record(file_store, origin.weights, Weights)
     assert weights is not None
     file_store.delete(blob_key(weights.files["unet/weights.safetensors"]))
     with pytest.raises(StorageError, match="without its weights"):
-        promotion.promote(tracked_config, file_store, Wish("1", "ann", "anyway"))
+        promotion.promote(tracked_config, file_store, PromotionRequest("1", "ann", "anyway"))
 
 
 def test_another_address_of_the_same_server_finds_the_same_log(
@@ -335,15 +341,17 @@ def test_what_a_person_rejected_the_gate_does_not_promote(
     client, tracked_config, file_store, versions, capsys
 ):
     with pytest.raises(ConfigError, match="say it"):
-        promotion.reject(tracked_config, file_store, Wish("1", "ann"))
-    promotion.reject(tracked_config, file_store, Wish("1", "ann", "too yellow"))
-    promotion.reject(tracked_config, file_store, Wish("1", "ann", "too yellow"))
+        promotion.reject(tracked_config, file_store, PromotionRequest("1", "ann"))
+    promotion.reject(tracked_config, file_store, PromotionRequest("1", "ann", "too yellow"))
+    promotion.reject(tracked_config, file_store, PromotionRequest("1", "ann", "too yellow"))
     book = register.open_book(client, tracked_config, file_store)
     assert log_of(book) == [("reject", "1", "ann")]
     promotion.settle(tracked_config, file_store, versions[0], verdict("1", "promote", "base"))
     assert "ann rejected it: a person must promote it" in capsys.readouterr().err
     assert aliases(client) == {}
-    promotion.promote(tracked_config, file_store, Wish("1", "bob"))
+    promotion.promote(tracked_config, file_store, PromotionRequest("1", "bob"))
     assert aliases(client) == {"champion": "1"}
     with pytest.raises(ConfigError, match="rollback"):
-        promotion.reject(tracked_config, file_store, Wish("1", "ann", "still too yellow"))
+        promotion.reject(
+            tracked_config, file_store, PromotionRequest("1", "ann", "still too yellow")
+        )

@@ -24,8 +24,8 @@ from dreambooth_core.diffusion.sampling import base_digest, make_images
 from dreambooth_core.digests import digest_json
 from dreambooth_core.errors import ConfigError, ModelError, StorageError
 from dreambooth_core.registry import mlflow_model, register
-from dreambooth_core.registry.provenance import Ancestry
-from dreambooth_core.registry.serving import Pointer, Served, pointer_json
+from dreambooth_core.registry.provenance import RunInputs
+from dreambooth_core.registry.serving import ServedModel, ServedModelPointer, pointer_json
 from dreambooth_core.runtime.processes import supervised
 from dreambooth_core.storage.blobs import blob_key, get_blob, put_blob
 from dreambooth_core.storage.records import Weights
@@ -59,14 +59,14 @@ def config(tiny_base: Path, tmp_path: Path, file_store, monkeypatch) -> Config:
 
 
 @pytest.fixture
-def lora(config: Config, tiny_base: Path, tmp_path: Path, file_store) -> Pointer:
+def lora(config: Config, tiny_base: Path, tmp_path: Path, file_store) -> ServedModelPointer:
     source = trained("stable_diffusion", tiny_base, "lora", tmp_path / "weights")
     weights = stored(file_store, source)
-    return Pointer(config=config, weights=weights, base_digest=base_digest(config))
+    return ServedModelPointer(config=config, weights=weights, base_digest=base_digest(config))
 
 
-def test_it_serves_what_a_run_draws(lora: Pointer, config: Config, file_store) -> None:
-    served = Served(Pointer.model_validate_json(pointer_json(lora)))
+def test_it_serves_what_a_run_draws(lora: ServedModelPointer, config: Config, file_store) -> None:
+    served = ServedModel(ServedModelPointer.model_validate_json(pointer_json(lora)))
     requests = [(PROMPT, 5), ("a photo of a robot", 5)]
     drawing = drawing_of(config, file_store, lora.weights)
     images, _ = make_images(file_store, "drawn", drawing, requests)
@@ -82,16 +82,16 @@ def test_it_serves_what_a_run_draws(lora: Pointer, config: Config, file_store) -
         served.draw(["{nobody}"], 5, {})
 
 
-def test_it_serves_nothing_but_what_was_registered(lora: Pointer, file_store) -> None:
+def test_it_serves_nothing_but_what_was_registered(lora: ServedModelPointer, file_store) -> None:
     with pytest.raises(ModelError, match="not the one that was trained on"):
-        Served(lora.model_copy(update={"base_digest": "0" * 64}))
+        ServedModel(lora.model_copy(update={"base_digest": "0" * 64}))
     (blob,) = lora.weights.files.values()
     file_store.put(blob_key(blob), b"x" * blob.size)
     with pytest.raises(StorageError, match="damaged"):
-        Served(lora)
+        ServedModel(lora)
 
 
-def test_the_pointer_tells_no_place_and_no_password(lora: Pointer) -> None:
+def test_the_pointer_tells_no_place_and_no_password(lora: ServedModelPointer) -> None:
     rules = lora.config.tracking.model_copy(update={"uri": "http://me:secret@host"})
     told = pointer_json(
         lora.model_copy(update={"config": lora.config.model_copy(update={"tracking": rules})})
@@ -101,7 +101,9 @@ def test_the_pointer_tells_no_place_and_no_password(lora: Pointer) -> None:
     assert lora.weights.digest in told
 
 
-def test_a_lora_is_a_model_of_mlflows_diffusers(lora: Pointer, file_store, tmp_path) -> None:
+def test_a_lora_is_a_model_of_mlflows_diffusers(
+    lora: ServedModelPointer, file_store, tmp_path
+) -> None:
     import mlflow.diffusers
     import mlflow.pyfunc
     import pandas as pd
@@ -115,7 +117,7 @@ def test_a_lora_is_a_model_of_mlflows_diffusers(lora: Pointer, file_store, tmp_p
     answer = mlflow.pyfunc.load_model(str(place)).predict(
         pd.DataFrame({"prompt": [PROMPT]}), params={"seed": 5}
     )
-    assert list(answer["image"]) == Served(lora).draw([PROMPT], 5, {})
+    assert list(answer["image"]) == ServedModel(lora).draw([PROMPT], 5, {})
 
 
 def test_other_weights_stay_in_the_store(tiny_base, config, file_store, tmp_path) -> None:
@@ -125,7 +127,9 @@ def test_other_weights_stay_in_the_store(tiny_base, config, file_store, tmp_path
     files = [path for path in place.rglob("*") if path.is_file()]
     assert not [path for path in files if path.suffix == ".safetensors"]
     assert sum(path.stat().st_size for path in files) < 20_000
-    pointer = Pointer.model_validate_json((place / "artifacts" / "pointer.json").read_text())
+    pointer = ServedModelPointer.model_validate_json(
+        (place / "artifacts" / "pointer.json").read_text()
+    )
     assert pointer.weights.files == weights.files
 
 
@@ -175,7 +179,7 @@ def test_a_served_model_answers_with_an_image(
     source = trained("stable_diffusion", tiny_base, "full", tmp_path / "weights")
     found = ancestry(file_store)
     weights = stored(file_store, source)
-    made = Ancestry(found.instance, found.classes, weights, found.scores)
+    made = RunInputs(found.instance, found.classes, weights, found.scores)
     records = (made.instance, made.classes, made.weights, made.scores)
     version, _ = register.register(tracked_config, file_store, *records)
     assert version.version == "1"

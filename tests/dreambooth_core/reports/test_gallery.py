@@ -13,19 +13,19 @@ import pytest
 from PIL import Image as Pillow
 
 from dreambooth_core.reports import data_url
-from dreambooth_core.reports.gallery import Exhibit, gallery
+from dreambooth_core.reports.gallery import GalleryImage, gallery
 
 BROWSER = next(filter(None, map(shutil.which, ("chromium", "google-chrome", "chrome"))), None)
 NASTY = "</script><img src=x onerror=alert(1)> “sks” \u2028"
 
 
-def _exhibits(count: int) -> list[Exhibit]:
+def _exhibits(count: int) -> list[GalleryImage]:
     draw, found = np.random.default_rng(0), []
     for index in range(count):
         file = io.BytesIO()
         Pillow.fromarray(draw.integers(0, 255, (8, 8, 3), dtype=np.uint8)).save(file, "PNG")
         found.append(
-            Exhibit(
+            GalleryImage(
                 index=index,
                 thumb=data_url(file.getvalue()),
                 prompt=("a dog on the beach", "a dog in the snow", NASTY)[index % 3],

@@ -8,12 +8,12 @@ from pathlib import Path
 import pytest
 
 from benchmarks import measured_servers
-from dreambooth_core.config import Finder
+from dreambooth_core.config import DetectorModel
 from dreambooth_core.digests import digest_of
 from dreambooth_core.reports import report
-from dreambooth_core.reports.facts import Facts
+from dreambooth_core.reports.facts import ReportFacts
 from dreambooth_core.reports.image_grids import MOST
-from dreambooth_core.reports.summary import Results
+from dreambooth_core.reports.summary import StageResults
 from dreambooth_core.storage import records
 from dreambooth_core.storage.checkpoint_manifests import Checkpoint
 from dreambooth_core.storage.code_version import code_digest, code_version
@@ -34,7 +34,7 @@ def made(tmp_path_factory):
 
 
 @pytest.fixture
-def results(made) -> Results:
+def results(made) -> StageResults:
     return made[2]
 
 
@@ -138,7 +138,7 @@ def test_looks_are_drawn_and_told_with_the_chosen_one_marked(page, text):
 
 def test_looks_that_see_the_subject_alone_say_so(made):
     config, store, results = made
-    finder = Finder(kind="segmenter", model="examples/small_world/finder")
+    finder = DetectorModel(kind="segmenter", model="examples/small_world/finder")
     rules = config.evaluation.model_copy(update={"finder": finder})
     seen = config.model_copy(update={"evaluation": rules})
     text = report.render(seen, store, results, STAGES)
@@ -223,7 +223,7 @@ def test_words_from_outside_are_escaped(text, results):
 
 def test_the_page_can_be_read_again_by_programs(text):
     (found,) = re.findall(r'<script type="application/json" id="facts">(.*?)</script>', text)
-    facts = Facts.model_validate(json.loads(found))
+    facts = ReportFacts.model_validate(json.loads(found))
     assert facts.model == "tiny/2"
     assert facts.outcome == "keep"
     assert facts.config["subject.class_noun"] == "robot"

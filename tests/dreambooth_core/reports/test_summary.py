@@ -6,9 +6,9 @@ import pytest
 from dreambooth_core.cli import run_output
 from dreambooth_core.config import Config
 from dreambooth_core.data.dataset import Validation
-from dreambooth_core.data.ingest import Intake
+from dreambooth_core.data.ingest import IngestedPhotos
 from dreambooth_core.errors import DatasetRefused, Preempted
-from dreambooth_core.reports.summary import LAST_RUN, STAGES, Run, Summary
+from dreambooth_core.reports.summary import LAST_RUN, STAGES, RunRecorder, Summary
 from dreambooth_core.storage.records import (
     Cost,
     Document,
@@ -59,7 +59,7 @@ def left(name: str):
     images = {"uri": "file:///x", "digest": DIGEST, "images": ()}
     found = Validation(folder="x", findings=(), accepted=(), digest=DIGEST)
     return {
-        "validate": Intake(images=ImageSet(**images), validation=found),
+        "validate": IngestedPhotos(images=ImageSet(**images), validation=found),
         "priors": ImageSet(**images),
         "train": Weights(uri="file:///w", digest="1" * 64, method="full", files={}, steps=3),
         "evaluate": SCORES,
@@ -83,7 +83,7 @@ def left(name: str):
 
 
 def walk(config, reused=False) -> Summary:
-    with Run(config) as run:
+    with RunRecorder(config) as run:
         for name in STAGES:
             run.stage(name, lambda name=name: (left(name), reused))
     return run.summary
@@ -114,7 +114,7 @@ def test_a_finished_run_is_told_as_the_issue_says(config, capsys):
 
 
 def test_a_run_that_measured_nothing_has_no_intervals_and_no_reasons(config):
-    with Run(config) as run:
+    with RunRecorder(config) as run:
         run.stage("validate", lambda: (left("validate"), False))
     assert run.summary.estimates == {}
     assert run.summary.gate is None
@@ -178,7 +178,7 @@ def test_a_run_that_breaks_leaves_what_it_got_to(config, error, status):
         raise error
 
     def begun():
-        with Run(config) as run:
+        with RunRecorder(config) as run:
             run.stage("validate", lambda: (left("validate"), True))
             run.stage("priors", broken)
 
@@ -195,7 +195,7 @@ def test_a_run_that_breaks_leaves_what_it_got_to(config, error, status):
 
 
 def test_a_stage_with_nothing_to_do_reuses_nothing(config):
-    with Run(config) as run:
+    with RunRecorder(config) as run:
         run.stage("priors", lambda: (None, True))
     assert run.summary.stages["priors"].status == "skipped"
 
@@ -205,12 +205,12 @@ def test_what_reuse_saves_is_what_making_had_cost(config):
         sum(range(2_000_000))
         return SCORES, False
 
-    with Run(config) as first:
+    with RunRecorder(config) as first:
         first.stage("evaluate", slowly)
     spent = first.stages["evaluate"]
     assert spent.cpu_seconds > 0
     assert spent.saved is None
-    with Run(config) as again:
+    with RunRecorder(config) as again:
         again.stage("evaluate", lambda: (SCORES, True))
     assert again.stages["evaluate"].saved == Cost(
         seconds=spent.seconds, cpu_seconds=spent.cpu_seconds, gpu_seconds=spent.gpu_seconds
@@ -219,7 +219,7 @@ def test_what_reuse_saves_is_what_making_had_cost(config):
 
 def test_a_gpu_is_paid_for_by_the_stages_that_hold_it(config, monkeypatch):
     monkeypatch.setenv("CUDA_VISIBLE_DEVICES", "0,1")
-    with Run(config) as run:
+    with RunRecorder(config) as run:
         run.stage("evaluate", lambda: (SCORES, False))
         run.stage("register", lambda: (VERSION, False))
     assert run.stages["evaluate"].gpu_seconds == pytest.approx(run.stages["evaluate"].seconds)
@@ -228,8 +228,8 @@ def test_a_gpu_is_paid_for_by_the_stages_that_hold_it(config, monkeypatch):
 
 def test_what_making_a_result_first_cost_stays(config):
     for seconds in (0.05, 0.0):  # made twice at once: the other maker came second
-        with Run(config) as run:
+        with RunRecorder(config) as run:
             run.stage("evaluate", lambda seconds=seconds: (time.sleep(seconds), (SCORES, False))[1])
-    with Run(config) as again:
+    with RunRecorder(config) as again:
         again.stage("evaluate", lambda: (SCORES, True))
     assert again.stages["evaluate"].saved.seconds >= 0.05

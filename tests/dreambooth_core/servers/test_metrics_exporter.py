@@ -11,7 +11,7 @@ from prometheus_client import generate_latest
 from dreambooth_core import telemetry
 from dreambooth_core.config.base import NAME
 from dreambooth_core.servers import metrics_exporter
-from dreambooth_core.servers.metrics_exporter import Board
+from dreambooth_core.servers.metrics_exporter import MetricsRegistry
 from tests.watched import ROOT, exporting
 
 TELLS = """
@@ -23,7 +23,7 @@ tell("dreambooth_step", {step}, model="my-dog")
 """
 
 
-def shown(board: Board, beginning: str) -> list[str]:
+def shown(board: MetricsRegistry, beginning: str) -> list[str]:
     return re.findall(rf"^{beginning}.*", generate_latest(board.registry).decode(), re.MULTILINE)
 
 
@@ -66,14 +66,14 @@ def test_processes_that_are_gone_are_added_up(tmp_path: Path) -> None:
     ],
 )
 def test_what_is_none_of_ours_is_not_shown(line: str) -> None:
-    board = Board()
+    board = MetricsRegistry()
     before = generate_latest(board.registry)
     assert not board.take(line, 0.0)
     assert generate_latest(board.registry) == before
 
 
 def test_a_model_that_is_silent_is_taken_down_and_counters_stay() -> None:
-    board = Board()
+    board = MetricsRegistry()
     for model, now in (("early", 0.0), ("late", 100.0)):
         assert board.take(f"dreambooth_step:5|g|#model:{model}", now)
     assert board.take("dreambooth_images_total:3|c", 0.0)
@@ -84,7 +84,7 @@ def test_a_model_that_is_silent_is_taken_down_and_counters_stay() -> None:
 
 def test_there_are_no_more_gauges_than_agreed(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(metrics_exporter, "MOST_GAUGES", 2)
-    board = Board()
+    board = MetricsRegistry()
     taken = [board.take(f"dreambooth_step:1|g|#model:{name}", 0.0) for name in "abca"]
     assert taken == [True, True, False, True]
     board.forget(metrics_exporter.SILENCE_SECONDS + 1)
@@ -93,7 +93,7 @@ def test_there_are_no_more_gauges_than_agreed(monkeypatch: pytest.MonkeyPatch) -
 
 def test_every_model_s_name_can_be_shown_and_every_kind_is_understood() -> None:
     assert f"^{metrics_exporter._NAME.pattern}$" == NAME
-    board = Board()
+    board = MetricsRegistry()
     for name, metric in telemetry.METRICS.items():
         labels = {label: (values or ("my-dog",))[0] for label, values in metric.labels.items()}
         assert board.take(telemetry.line(name, 2, labels).decode(), 0.0)

@@ -11,7 +11,7 @@ from dreambooth_core.storage import garbage_collection
 from dreambooth_core.storage.blobs import blob_key, image_set, put_blob, put_record
 from dreambooth_core.storage.garbage_collection import DAY, sweep
 from dreambooth_core.storage.records import Blob, Image, Record
-from dreambooth_core.storage.stage_cache import once
+from dreambooth_core.storage.stage_cache import cached_stage
 from tests.leased_by_hand import held
 
 OLD = 40 * DAY
@@ -39,7 +39,7 @@ def result(store, stage: str, text: bytes):
         key.append(f"{stage}/{name}/result.json")
         return Thing(blob=blob)
 
-    once(store, stage, {"text": text.decode()}, Thing, make)
+    cached_stage(store, stage, {"text": text.decode()}, Thing, make)
     return blob, key
 
 

@@ -13,9 +13,9 @@ from dreambooth_core.digests import canonical
 from dreambooth_core.errors import StorageError, Superseded
 from dreambooth_core.storage import leases
 from dreambooth_core.storage.blobs import put_blob
-from dreambooth_core.storage.leases import Hold, Lease
+from dreambooth_core.storage.leases import HeldLease, Lease
 from dreambooth_core.storage.records import Blob
-from dreambooth_core.storage.stage_cache import once_alone
+from dreambooth_core.storage.stage_cache import exclusive_stage
 from dreambooth_core.storage.stores import Store, open_store
 from tests.leased_by_hand import held
 
@@ -73,14 +73,14 @@ def _never() -> None:
 
 def test_the_first_one_holds_it_and_lets_go(store: Store, tmp_path: Path) -> None:
     assert leases.read(store, PLACE) is None
-    with leases.alone(store, PLACE, tmp_path / "work", _never) as hold:
+    with leases.exclusive(store, PLACE, tmp_path / "work", _never) as hold:
         assert hold is not None
         first = _read(store)
         assert (first.number, first.process, first.held) == (1, os.getpid(), True)
         assert first.holder == hold.holder
         hold.amend(checkpoints=("00000010.1",))
     assert not _read(store).held
-    with leases.alone(store, PLACE, tmp_path / "other", _never) as hold:
+    with leases.exclusive(store, PLACE, tmp_path / "other", _never) as hold:
         assert hold is not None
         assert hold.lease().number == 2
         assert hold.lease().holder != first.holder
@@ -89,7 +89,7 @@ def test_the_first_one_holds_it_and_lets_go(store: Store, tmp_path: Path) -> Non
 
 @pytest.mark.usefixtures("brief")
 def test_it_beats_for_as_long_as_it_is_held(store: Store, tmp_path: Path) -> None:
-    with leases.alone(store, PLACE, tmp_path / "work", _never) as hold:
+    with leases.exclusive(store, PLACE, tmp_path / "work", _never) as hold:
         assert hold is not None
         _until_beat(store, 3)
         hold.check()
@@ -103,7 +103,7 @@ def test_who_waits_says_for_whom_and_takes_what_was_made(
 ) -> None:
     begun, go, made = threading.Event(), threading.Event(), []
 
-    def make(key: str, hold: Hold) -> Blob:
+    def make(key: str, hold: HeldLease) -> Blob:
         made.append(key)
         begun.set()
         assert go.wait(30)
@@ -113,7 +113,7 @@ def test_who_waits_says_for_whom_and_takes_what_was_made(
 
     def run(work: str) -> None:
         store = open_store(location)
-        found.append(once_alone(store, "runs", {"a": 1}, Blob, make, tmp_path / work))
+        found.append(exclusive_stage(store, "runs", {"a": 1}, Blob, make, tmp_path / work))
 
     # two wait elsewhere, and one in the very same folder
     threads = [threading.Thread(target=run, args=(name,)) for name in ("a", "b", "c", "a")]
@@ -161,7 +161,7 @@ def test_any_sign_of_life_is_enough(
     """Also one that a child gives, while the parent that beats is gone."""
     monkeypatch.setattr(leases, "SECONDS", 1.0)
     child = held(file_store, PLACE, tmp_path / "work")
-    taken: list[Hold] = []
+    taken: list[HeldLease] = []
     waiting = threading.Thread(
         target=lambda: taken.append(held(file_store, PLACE, tmp_path / "other"))
     )
@@ -182,7 +182,9 @@ def test_no_clock_of_the_machine_has_a_say(
     monkeypatch.setattr(time, "time", lambda: 4e9)
     looks: list[int] = []
     assert (
-        leases.awaited(store, PLACE, _lock(tmp_path), lambda: looks.append(1) or len(looks) > 9)
+        leases.wait_for_lease(
+            store, PLACE, _lock(tmp_path), lambda: looks.append(1) or len(looks) > 9
+        )
         is None
     )
     assert hold.lease().number == 1
@@ -201,12 +203,14 @@ def test_in_the_same_folder_the_lock_says_that_the_holder_is_gone(
     (tmp_path / "copy" / "lock").write_bytes((tmp_path / "work" / "lock").read_bytes())
     looks: list[int] = []
     lock = _lock(tmp_path / "copy")
-    assert leases.awaited(store, PLACE, lock, lambda: looks.append(1) or len(looks) > 9) is None
+    assert (
+        leases.wait_for_lease(store, PLACE, lock, lambda: looks.append(1) or len(looks) > 9) is None
+    )
 
 
 @pytest.mark.usefixtures("brief")
 def test_a_holder_hears_of_its_end_by_its_own_heart(store: Store, tmp_path: Path) -> None:
-    with leases.alone(store, PLACE, tmp_path / "work", _never) as hold:
+    with leases.exclusive(store, PLACE, tmp_path / "work", _never) as hold:
         assert hold is not None
         theirs = hold.lease().model_copy(update={"number": 2, "holder": "other"})
         store.put(f"{PLACE}/lease.json", canonical(theirs))
@@ -233,7 +237,7 @@ def test_a_store_that_is_away_for_a_while_ends_nothing(file_store: Store, tmp_pa
             return found
 
     shaky = Shaky(file_store.root)  # type: ignore[attr-defined]
-    with leases.alone(shaky, PLACE, tmp_path / "work", _never) as hold:
+    with leases.exclusive(shaky, PLACE, tmp_path / "work", _never) as hold:
         assert hold is not None
         _until_beat(file_store, 2)
         hold.check()
@@ -247,10 +251,10 @@ def test_a_result_that_was_decided_and_not_written_is_written(store: Store, tmp_
     dead = held(store, "runs/" + _key(), tmp_path / "dead")
     dead.amend(result=put_blob(store, canonical(decided)))
 
-    def make(_key: str, _hold: Hold) -> Blob:
+    def make(_key: str, _hold: HeldLease) -> Blob:
         raise AssertionError("it was decided")
 
-    assert once_alone(store, "runs", {"a": 1}, Blob, make, tmp_path) == (decided, True)
+    assert exclusive_stage(store, "runs", {"a": 1}, Blob, make, tmp_path) == (decided, True)
     lease = leases.read(store, dead.place)
     assert lease is not None
     assert (lease.number, lease.held, lease.result) == (2, False, None)
@@ -261,7 +265,7 @@ def test_of_many_at_once_each_number_is_one_s(location: Storage, tmp_path: Path)
 
     def run(me: int) -> None:
         folder = tmp_path / str(me)
-        with leases.alone(open_store(location), PLACE, folder, _never) as hold:
+        with leases.exclusive(open_store(location), PLACE, folder, _never) as hold:
             assert hold is not None
             numbers.append(hold.lease().number)
 

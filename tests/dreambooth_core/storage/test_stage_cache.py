@@ -27,8 +27,8 @@ def test_made_once_then_reused(store: Store) -> None:
         return _blob(len(keys))
 
     inputs = {"a": 1, "nested": {"b": (1, 2)}}
-    assert stage_cache.once(store, "train", inputs, Blob, make) == (_blob(1), False)
-    assert stage_cache.once(store, "train", inputs, Blob, make) == (_blob(1), True)
+    assert stage_cache.cached_stage(store, "train", inputs, Blob, make) == (_blob(1), False)
+    assert stage_cache.cached_stage(store, "train", inputs, Blob, make) == (_blob(1), True)
     assert list(store.keys("")) == [f"train/{keys[0]}/result.json"]
     assert len(keys) == 1
 
@@ -53,8 +53,11 @@ def test_a_stage_that_broke_is_made_again(store: Store) -> None:
         raise RuntimeError
 
     with pytest.raises(RuntimeError):
-        stage_cache.once(store, "train", {}, Blob, broken)
-    assert stage_cache.once(store, "train", {}, Blob, lambda key: _blob(5)) == (_blob(5), False)
+        stage_cache.cached_stage(store, "train", {}, Blob, broken)
+    assert stage_cache.cached_stage(store, "train", {}, Blob, lambda key: _blob(5)) == (
+        _blob(5),
+        False,
+    )
 
 
 def test_of_two_makers_the_first_counts_for_both(store: Store) -> None:
@@ -62,7 +65,7 @@ def test_of_two_makers_the_first_counts_for_both(store: Store) -> None:
         put_record(store, f"train/{key}/result.json", _blob(1))
         return _blob(2)
 
-    assert stage_cache.once(store, "train", {}, Blob, overtaken) == (_blob(1), False)
+    assert stage_cache.cached_stage(store, "train", {}, Blob, overtaken) == (_blob(1), False)
 
 
 def test_many_makers_agree(store: Store) -> None:
@@ -74,7 +77,7 @@ def test_many_makers_agree(store: Store) -> None:
         return _blob(number)
 
     def run(number: int) -> None:
-        results.append(stage_cache.once(store, "s", {}, Blob, lambda key: make(number))[0])
+        results.append(stage_cache.cached_stage(store, "s", {}, Blob, lambda key: make(number))[0])
 
     threads = [threading.Thread(target=run, args=(number,)) for number in range(6)]
     for thread in threads:

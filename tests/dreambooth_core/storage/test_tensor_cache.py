@@ -6,7 +6,7 @@ from pathlib import Path
 import pytest
 import torch
 
-from dreambooth_core.storage.tensor_cache import Cache, Entry, key_of
+from dreambooth_core.storage.tensor_cache import Entry, TensorCache, key_of
 
 KEYS = [key_of(image=str(index)) for index in range(5)]
 
@@ -25,14 +25,14 @@ class Model:
 
 @pytest.fixture
 def cache(tmp_path: Path, file_store):  # type: ignore[no-untyped-def]
-    return Cache("latents", tmp_path / "caches", file_store)
+    return TensorCache("latents", tmp_path / "caches", file_store)
 
 
-def _files(cache: Cache) -> list[Path]:
+def _files(cache: TensorCache) -> list[Path]:
     return [cache.folder / "latents" / f"{key}.safetensors" for key in KEYS]
 
 
-def test_a_full_cache_asks_for_no_model(cache: Cache) -> None:
+def test_a_full_cache_asks_for_no_model(cache: TensorCache) -> None:
     model = Model()
     first = cache.fetch(KEYS, model)
     assert (first.made, first.found) == (5, 0)
@@ -46,32 +46,32 @@ def test_a_full_cache_asks_for_no_model(cache: Cache) -> None:
         assert other["half"].dtype == torch.bfloat16
 
 
-def test_of_five_one_is_new_and_one_is_computed(cache: Cache) -> None:
+def test_of_five_one_is_new_and_one_is_computed(cache: TensorCache) -> None:
     cache.fetch(KEYS, Model())
     model, changed = Model(), [*KEYS[:3], key_of(image="new"), KEYS[4]]
     found = cache.fetch(changed, model)
     assert (found.made, found.found, model.asked) == (1, 4, [[3]])
 
 
-def test_answers_stand_where_their_keys_stand(cache: Cache) -> None:
+def test_answers_stand_where_their_keys_stand(cache: TensorCache) -> None:
     cache.fetch(KEYS[1:3], Model())  # entries 0 and 1 of that call
     found = cache.fetch([KEYS[4], KEYS[2], KEYS[0], KEYS[2], KEYS[4]], Model())
     assert [entry["mean"][0, 0].item() for entry in found.entries] == [4, 1, 2, 1, 4]
     assert (found.made, found.found) == (2, 1)
 
 
-def test_another_machine_finds_them_in_the_store(cache: Cache, tmp_path: Path) -> None:
+def test_another_machine_finds_them_in_the_store(cache: TensorCache, tmp_path: Path) -> None:
     cache.fetch(KEYS, Model())
     assert set(cache.store.keys("caches/")) == {f"caches/latents/{key}" for key in KEYS}  # type: ignore[union-attr]
-    other, model = Cache("latents", tmp_path / "other", cache.store), Model()
+    other, model = TensorCache("latents", tmp_path / "other", cache.store), Model()
     assert other.fetch(KEYS, model).made == 0
-    alone = Cache("latents", tmp_path / "other")
+    alone = TensorCache("latents", tmp_path / "other")
     assert alone.fetch(KEYS, model).made == 0
     assert model.asked == []
 
 
 @pytest.mark.parametrize("damage", ["empty", "cut", "flipped", "unmarked"])
-def test_a_damaged_entry_is_computed_again(cache: Cache, damage: str) -> None:
+def test_a_damaged_entry_is_computed_again(cache: TensorCache, damage: str) -> None:
     import safetensors.torch
 
     cache.fetch(KEYS, Model())
@@ -90,7 +90,7 @@ def test_a_damaged_entry_is_computed_again(cache: Cache, damage: str) -> None:
     assert path.read_bytes() == data
 
 
-def test_an_interrupted_computation_keeps_what_it_had(cache: Cache) -> None:
+def test_an_interrupted_computation_keeps_what_it_had(cache: TensorCache) -> None:
     def breaks(missing: list[int]) -> Iterator[Entry]:
         yield from Model()(missing[:2])
         raise KeyboardInterrupt
@@ -103,9 +103,9 @@ def test_an_interrupted_computation_keeps_what_it_had(cache: Cache) -> None:
     assert not list(cache.folder.rglob("~*"))
 
 
-def test_the_same_answers_give_the_same_bytes(cache: Cache, tmp_path: Path) -> None:
+def test_the_same_answers_give_the_same_bytes(cache: TensorCache, tmp_path: Path) -> None:
     cache.fetch(KEYS, Model())
-    other = Cache("latents", tmp_path / "other")
+    other = TensorCache("latents", tmp_path / "other")
     other.fetch(KEYS, Model())
     for one, two in zip(_files(cache), _files(other), strict=True):
         assert one.read_bytes() == two.read_bytes()

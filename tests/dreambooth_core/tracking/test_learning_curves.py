@@ -1,6 +1,6 @@
 """Learning curves as points."""
 
-from dreambooth_core.storage.records import Course, Look
+from dreambooth_core.storage.records import LearningCurves, ValidationResult
 from dreambooth_core.tracking.learning_curves import (
     advanced,
     beyond,
@@ -38,9 +38,12 @@ def test_rates_of_groups() -> None:
 
 
 def test_only_curves_with_points_are_drawn_and_each_point_is_told_once() -> None:
-    course = Course(
+    course = LearningCurves(
         losses=((1, 0.5, None), (2, 0.25, None)),
-        looks=(Look(step=0, stable_loss=0.75), Look(step=2, stable_loss=0.5)),
+        looks=(
+            ValidationResult(step=0, stable_loss=0.75),
+            ValidationResult(step=2, stable_loss=0.5),
+        ),
         rates={"unet": ((1, 1e-3), (2, 1e-4))},
         stalls=((2, 0.125),),
     )

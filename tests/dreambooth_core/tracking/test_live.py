@@ -10,7 +10,7 @@ from PIL import Image
 
 from dreambooth_core.config import Config
 from dreambooth_core.errors import Preempted, StageFailed, Superseded
-from dreambooth_core.storage.records import Course, Look
+from dreambooth_core.storage.records import LearningCurves, ValidationResult
 from dreambooth_core.tracking import live
 from dreambooth_core.tracking import mlflow as tracking
 
@@ -18,12 +18,15 @@ KEY = "k" * 64
 NOWHERE = Path("nowhere")
 
 
-def _course(steps: int) -> Course:
+def _course(steps: int) -> LearningCurves:
     """Of a training of so many steps, with a look at every second one."""
     taken = range(1, steps + 1)
-    return Course(
+    return LearningCurves(
         losses=tuple((step, 1 / step, 2 / step) for step in taken),
-        looks=tuple(Look(step=step, stable_loss=1 / (step + 1)) for step in range(0, steps + 1, 2)),
+        looks=tuple(
+            ValidationResult(step=step, stable_loss=1 / (step + 1))
+            for step in range(0, steps + 1, 2)
+        ),
         rates={"unet": tuple((step, 1e-3) for step in taken)},
     )
 

@@ -10,7 +10,7 @@ import pytest
 
 from dreambooth_core.config import Config
 from dreambooth_core.errors import ConfigError
-from dreambooth_core.storage.records import Course
+from dreambooth_core.storage.records import LearningCurves
 from dreambooth_core.tracking import loggers
 from dreambooth_core.tracking.loggers import Loggers
 
@@ -18,9 +18,9 @@ KEY = "k" * 64
 Points = dict[str, list[tuple[int, float]]]
 
 
-def _course(steps: int, scale: float = 1.0) -> Course:
+def _course(steps: int, scale: float = 1.0) -> LearningCurves:
     taken = range(1, steps + 1)
-    return Course(
+    return LearningCurves(
         losses=tuple((step, scale / 2**step, None) for step in taken),
         speeds=tuple((step, 8.0) for step in taken),
     )

@@ -8,18 +8,18 @@ from PIL import Image
 
 from dreambooth_core.config import Config, results
 from dreambooth_core.errors import StageFailed
-from dreambooth_core.registry.mlflow_run import Entry, Input, log_run
+from dreambooth_core.registry.mlflow_run import DatasetInput, RunEntry, log_run
 from dreambooth_core.storage.records import SampleSet, Scores, Weights
 from dreambooth_core.tracking import mlflow as tracking
 from dreambooth_core.tracking.learning_curves import curves_of
-from dreambooth_core.tracking.mlflow import Grid
+from dreambooth_core.tracking.mlflow import ImageGrid
 from tests.faulty_server import faulty
 
 TRAINING = "t" * 64
 NOTHING = SampleSet(uri="x", digest="x", images=())
 
 
-def _entry(client: Any, key: str, score: float = 0.5, losses: int = 3) -> Entry:
+def _entry(client: Any, key: str, score: float = 0.5, losses: int = 3) -> RunEntry:
     weights = Weights(
         uri="file:///runs",
         digest="d" * 64,
@@ -40,14 +40,14 @@ def _entry(client: Any, key: str, score: float = 0.5, losses: int = 3) -> Entry:
         class_samples=NOTHING,
         base_class_samples=NOTHING,
     )
-    photos = Input("instance_images", "file:///photos.json", "e" * 64, {"images": 4})
-    return Entry(
+    photos = DatasetInput("instance_images", "file:///photos.json", "e" * 64, {"images": 4})
+    return RunEntry(
         key=key * 64,
         tags={"dreambooth.family": "x"},
         weights=weights,
         scores=scores,
         inputs=(photos,),
-        grids=lambda: [Grid("evaluation", step, _png()) for step in (0, 3)],
+        grids=lambda: [ImageGrid("evaluation", step, _png()) for step in (0, 3)],
         model=lambda run: _model(client, run),
     )
 

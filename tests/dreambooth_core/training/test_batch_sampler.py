@@ -5,12 +5,12 @@ from collections import Counter
 
 import pytest
 
-from dreambooth_core.training.batch_sampler import Walks
+from dreambooth_core.training.batch_sampler import BatchSampler
 
 A, B, C = (64, 64), (48, 80), (80, 48)
 
 
-def _two_subjects(**changes: object) -> Walks:
+def _two_subjects(**changes: object) -> BatchSampler:
     """Two dogs and a cat: 5 photos of two sizes, 3 of one, 4 of two; the dogs share class images."""
     options = {
         "seed": 3,
@@ -21,11 +21,11 @@ def _two_subjects(**changes: object) -> Walks:
         "class_rows": (7, 9, 7, 9, 7, 7, 9, 7, 9, 7, 7, 7),
         "class_sizes": (A, A, B, C, A, B, C, A, C, B, A, A),
     }
-    return Walks(**{**options, **changes})  # type: ignore[arg-type]
+    return BatchSampler(**{**options, **changes})  # type: ignore[arg-type]
 
 
 def test_one_subject_at_one_size_is_one_shuffled_walk() -> None:
-    walks = Walks(seed=0, batch_size=2, subjects=(0,) * 5, sizes=(A,) * 5)
+    walks = BatchSampler(seed=0, batch_size=2, subjects=(0,) * 5, sizes=(A,) * 5)
     shown = [walks.photo(walks.group(micro), place) for micro in range(10) for place in range(2)]
     epochs = [shown[start : start + 5] for start in range(0, 20, 5)]
     assert [sorted(epoch) for epoch in epochs] == [[0, 1, 2, 3, 4]] * 4
@@ -89,7 +89,7 @@ def test_class_images_fit_and_come_in_order_first() -> None:
 
 
 def test_later_passes_over_the_class_images_are_shuffled() -> None:
-    walks = Walks(
+    walks = BatchSampler(
         seed=1,
         batch_size=1,
         subjects=(0,),

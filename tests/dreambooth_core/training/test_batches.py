@@ -12,7 +12,7 @@ from torch import Tensor
 from dreambooth_core.config import Loss, Train
 from dreambooth_core.diffusion.latents import LatentDistribution
 from dreambooth_core.errors import ConfigError
-from dreambooth_core.training.batches import Batch, Classes, Photos, Plan, Steps
+from dreambooth_core.training.batches import Batch, BatchPlan, ClassData, InstanceData, MicroBatches
 from dreambooth_core.training.latents import View
 
 SIZES = ((64, 64), (64, 64), (48, 80), (64, 64), (48, 80))
@@ -38,22 +38,22 @@ class Marked:
         return View(latents, mask, (height, width, index, view, height, width))
 
 
-def _plan(**options: Any) -> Plan:
+def _plan(**options: Any) -> BatchPlan:
     loss = Loss.model_validate(options.pop("loss", {}))
     of_plan = {name: options.pop(name) for name in ("rank", "ranks", "empty") if name in options}
     train = Train.model_validate({"steps": 20, "batch_size": 2, **options})
-    return Plan(seed=5, train=train, loss=loss, **of_plan)
+    return BatchPlan(seed=5, train=train, loss=loss, **of_plan)
 
 
-def _steps(prior: str | None = "images", **options: Any) -> Steps:
+def _steps(prior: str | None = "images", **options: Any) -> MicroBatches:
     """Photos 0-4 with prompts 10-14, class images 100-103 with prompt 1."""
-    photos = Photos(Marked(SIZES), (0,) * 5, SIZES, (10, 11, 12, 13, 14))
+    photos = InstanceData(Marked(SIZES), (0,) * 5, SIZES, (10, 11, 12, 13, 14))
     classes = {
         None: None,
-        "images": Classes((1,), Marked(CLASS_SIZES, 100, masks=False), (1,) * 4, CLASS_SIZES),
-        "prediction": Classes((1,)),
+        "images": ClassData((1,), Marked(CLASS_SIZES, 100, masks=False), (1,) * 4, CLASS_SIZES),
+        "prediction": ClassData((1,)),
     }
-    return Steps(_plan(**options), photos, classes[prior])
+    return MicroBatches(_plan(**options), photos, classes[prior])
 
 
 def _rows(batch: Batch) -> list[int]:
@@ -165,7 +165,7 @@ def test_views_are_drawn_alike() -> None:
 
 def test_class_images_are_used_equally_and_asked_for_in_order() -> None:
     data = _steps(batch_size=1)
-    assert isinstance(data.classes, Classes)
+    assert isinstance(data.classes, ClassData)
     shown = Counter(index for micro in range(20) for index in data[micro]["class_indices"])
     # the sizes follow the photos: 12 turns for 3 square class images, 8 for the wide one
     assert shown == {0: 4, 2: 4, 3: 4, 1: 8}
@@ -176,7 +176,7 @@ def test_class_images_are_used_equally_and_asked_for_in_order() -> None:
 def test_looking_ahead_asks_for_no_image() -> None:
     data = _steps()
     assert [data.needed(micro) for micro in range(5)]
-    assert isinstance(data.classes, Classes)
+    assert isinstance(data.classes, ClassData)
     assert data.classes.source.asked == []  # type: ignore[union-attr]
     assert data.photos.source.asked == []  # type: ignore[attr-defined]
 
@@ -234,14 +234,14 @@ def test_spread_is_drawn_anew_each_time() -> None:
             spread = torch.full_like(found.latents.mean, 2.0).log() * 2
             return found._replace(latents=replace(found.latents, log_variance=spread))
 
-    photos = Photos(Wide(SIZES[:1]), (0,), SIZES[:1], (0,))
-    drawn = Steps(_plan(batch_size=100), photos, None)[0]["latents"]
+    photos = InstanceData(Wide(SIZES[:1]), (0,), SIZES[:1], (0,))
+    drawn = MicroBatches(_plan(batch_size=100), photos, None)[0]["latents"]
     assert drawn.unique().numel() > 0.99 * drawn.numel()
     assert abs(drawn.std().item() - 2) < 0.05
 
 
 def test_a_size_without_class_images_is_told_at_once() -> None:
-    photos = Photos(Marked(SIZES), (0,) * 5, SIZES, (0,) * 5)
-    squares = Classes((1,), Marked(CLASS_SIZES[:1], 100), (1,), CLASS_SIZES[:1])
+    photos = InstanceData(Marked(SIZES), (0,) * 5, SIZES, (0,) * 5)
+    squares = ClassData((1,), Marked(CLASS_SIZES[:1], 100), (1,), CLASS_SIZES[:1])
     with pytest.raises(ConfigError, match="train at 48 x 80 pixels"):
-        Steps(_plan(), photos, squares)
+        MicroBatches(_plan(), photos, squares)

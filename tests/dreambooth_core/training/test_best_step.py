@@ -4,20 +4,22 @@ import numpy as np
 import pytest
 
 from dreambooth_core.config import Choosing
-from dreambooth_core.storage.records import Look
-from dreambooth_core.training.best_step import best_of, is_over
+from dreambooth_core.storage.records import ValidationResult
+from dreambooth_core.training.best_step import best_step, should_stop_early
 
 RULES = Choosing(every=1, prompt_floor=0.9, patience=2)
 
 
-def _by_loss(*losses: float) -> list[Look]:
-    return [Look(step=step, stable_loss=loss) for step, loss in enumerate(losses)]
+def _by_loss(*losses: float) -> list[ValidationResult]:
+    return [ValidationResult(step=step, stable_loss=loss) for step, loss in enumerate(losses)]
 
 
-def _by_images(*fidelities: tuple[float, float], error: float | None = None) -> list[Look]:
+def _by_images(
+    *fidelities: tuple[float, float], error: float | None = None
+) -> list[ValidationResult]:
     """(subject, prompt) fidelity; the stable loss says the opposite, and is not asked."""
     return [
-        Look(
+        ValidationResult(
             step=step,
             stable_loss=subject,
             subject_fidelity=subject,
@@ -49,8 +51,8 @@ def _by_images(*fidelities: tuple[float, float], error: float | None = None) -> 
         (_by_images((0.1, -0.2), (0.2, -0.1), (0.3, 0.1), (0.25, 0.3)), 2),
     ],
 )
-def test_the_best_step(looks: list[Look], best: int | None) -> None:
-    found = best_of(looks, RULES)
+def test_the_best_step(looks: list[ValidationResult], best: int | None) -> None:
+    found = best_step(looks, RULES)
     assert (None if found is None else found.step) == best
 
 
@@ -62,7 +64,7 @@ def test_whatever_comes_a_best_step_is_the_newest_or_stays(error: float | None) 
         looks = _by_images(*pairs, error=error and error * float(draw.uniform(0, 2)))
         before = 0
         for count in range(2, len(looks) + 1):
-            found = best_of(looks[:count], RULES)
+            found = best_step(looks[:count], RULES)
             assert found is not None
             assert found.step in (before, count - 1)
             before = found.step
@@ -73,7 +75,7 @@ def test_a_best_step_is_the_newest_or_stays() -> None:
     looks = _by_images(
         *[(0.1, 1.0), (0.9, 0.5), (0.8, 0.7), (0.5, 0.95), (0.4, 1.0), (0.6, 0.9), (0.9, 0.8)]
     )
-    best = [best_of(looks[: count + 1], RULES) for count in range(1, len(looks))]
+    best = [best_step(looks[: count + 1], RULES) for count in range(1, len(looks))]
     assert [look.step for look in best if look is not None] == [1, 2, 3, 3, 5, 5]
 
 
@@ -90,5 +92,5 @@ def test_a_best_step_is_the_newest_or_stays() -> None:
 def test_training_is_over_after_so_many_looks_without_a_better_one(
     losses: tuple[float, ...], over: bool
 ) -> None:
-    assert is_over(_by_loss(*losses), RULES) == over
-    assert not is_over(_by_loss(*losses), Choosing(every=1))
+    assert should_stop_early(_by_loss(*losses), RULES) == over
+    assert not should_stop_early(_by_loss(*losses), Choosing(every=1))

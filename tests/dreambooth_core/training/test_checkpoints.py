@@ -92,7 +92,10 @@ def test_store_holds_the_newest_and_gives_it_back(tmp_path: Path, file_store) ->
     for step in (10, 20, 30):
         _save(tmp_path / "here", step)
         _mirror(file_store, tmp_path / "here", keep=2)
-    assert checkpoint_manifests.counting(file_store, "runs/k") == ["00000020.2", "00000030.3"]
+    assert checkpoint_manifests.counted_checkpoints(file_store, "runs/k") == [
+        "00000020.2",
+        "00000030.3",
+    ]
     keys = list(file_store.keys("runs/k/checkpoints/"))
     assert {key.split("/")[3] for key in keys} == {"00000020.2", "00000030.3"}
     found = checkpoints.download(file_store, "runs/k", tmp_path / "there")
@@ -147,7 +150,10 @@ def test_whoever_was_taken_over_makes_nothing_count_and_deletes_nothing(
     there = set(file_store.keys("runs/k/checkpoints/"))
     with pytest.raises(Superseded, match=f"taken over by process {os.getpid()}"):
         checkpoints.mirror(first, tmp_path / "first", checkpoints.Retention(1))
-    assert checkpoint_manifests.counting(file_store, "runs/k") == ["00000010.1", "00000020.2"]
+    assert checkpoint_manifests.counted_checkpoints(file_store, "runs/k") == [
+        "00000010.1",
+        "00000020.2",
+    ]
     assert there <= set(file_store.keys("runs/k/checkpoints/"))
 
 
@@ -169,7 +175,7 @@ def test_one_that_is_taken_over_inside_an_upload_leaves_nothing_to_find(
     with pytest.raises(Superseded):
         checkpoints.mirror(slow, tmp_path / "first", checkpoints.Retention(1))
     assert file_store.exists("runs/k/checkpoints/00000010.1/manifest.json")
-    assert checkpoint_manifests.counting(file_store, "runs/k") == ["00000010.2"]
+    assert checkpoint_manifests.counted_checkpoints(file_store, "runs/k") == ["00000010.2"]
     # the next one tidies up
     third = held(file_store, "runs/k", tmp_path / "lease")
     checkpoints.mirror(third, tmp_path / "first", checkpoints.Retention(1))

@@ -12,9 +12,9 @@ from safetensors.torch import load_file
 
 from dreambooth_core.config import Config
 from dreambooth_core.console import Progress
-from dreambooth_core.data.ingest import take_in
+from dreambooth_core.data.ingest import ingest
 from dreambooth_core.errors import StageFailed
-from dreambooth_core.storage.checkpoint_manifests import counting
+from dreambooth_core.storage.checkpoint_manifests import counted_checkpoints
 from dreambooth_core.storage.records import Weights
 from dreambooth_core.storage.stores import Store, open_store
 from dreambooth_core.tracking import mlflow as tracking
@@ -49,7 +49,7 @@ def _config(config: Config, work: Path, database: Path) -> Config:
 
 def _train(config: Config, progress: Progress | None = None) -> Weights:
     store = open_store(config.storage)
-    photos = take_in(config, store)[0].images
+    photos = ingest(config, store)[0].images
     ensure_class_images(config, store, photos)
     return stage.train(config, store, photos, progress)[0]
 
@@ -72,7 +72,7 @@ def _killed_when(there: Callable[[], bool], work: Path) -> Progress:
 
 def _saved(store: Store) -> set[int]:
     runs = {"/".join(key.split("/")[:2]) for key in store.keys("runs/")}
-    return {int(name.partition(".")[0]) for run in runs for name in counting(store, run)}
+    return {int(name.partition(".")[0]) for run in runs for name in counted_checkpoints(store, run)}
 
 
 @pytest.mark.slow

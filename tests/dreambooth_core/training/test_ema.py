@@ -5,7 +5,7 @@ import torch
 from torch.nn import Parameter
 
 from dreambooth_core.errors import StageFailed
-from dreambooth_core.training.ema import Average, decay_at
+from dreambooth_core.training.ema import ExponentialMovingAverage, decay_at
 
 
 def _weights() -> dict[str, Parameter]:
@@ -23,7 +23,7 @@ def _move(weights: dict[str, Parameter], step: int) -> None:
 def test_it_is_the_equation_over_all_steps() -> None:
     weights = _weights()
     expected = {name: weight.detach().double() for name, weight in weights.items()}
-    average = Average(0.6, weights)
+    average = ExponentialMovingAverage(0.6, weights)
     for step in range(12):
         _move(weights, step)
         average.update(step)
@@ -44,7 +44,7 @@ def test_the_decay_warms_up_and_the_start_fades() -> None:
 
 def test_it_stands_in_for_the_weights_and_leaves_no_trace() -> None:
     weights = _weights()
-    average = Average(0.9, weights)
+    average = ExponentialMovingAverage(0.9, weights)
     _move(weights, 0)
     average.update(0)
     before = {name: weight.detach().clone() for name, weight in weights.items()}
@@ -57,11 +57,11 @@ def test_it_stands_in_for_the_weights_and_leaves_no_trace() -> None:
 
 def test_resumed_it_goes_on_bitwise() -> None:
     weights = _weights()
-    whole = Average(0.9, weights)
+    whole = ExponentialMovingAverage(0.9, weights)
     for step in range(4):
         _move(weights, step)
         whole.update(step)
-    resumed = Average(0.9, weights)
+    resumed = ExponentialMovingAverage(0.9, weights)
     resumed.put_back(whole.state())
     for step in range(4, 8):
         _move(weights, step)
@@ -74,6 +74,6 @@ def test_resumed_it_goes_on_bitwise() -> None:
 
 
 def test_averages_of_other_weights_are_refused() -> None:
-    average = Average(0.9, _weights())
+    average = ExponentialMovingAverage(0.9, _weights())
     with pytest.raises(StageFailed, match="other weights"):
         average.put_back({"unet/weight": torch.zeros(8, 4, 3, 3)})

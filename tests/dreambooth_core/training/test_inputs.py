@@ -46,12 +46,12 @@ def _photos(store: Store, subjects: tuple[int, ...]) -> ImageSet:
     return image_set(store, "datasets/test", members)
 
 
-def _gather(config: Config, subjects: tuple[int, ...] = (0, 0, 0)) -> inputs.Supply:
+def _gather(config: Config, subjects: tuple[int, ...] = (0, 0, 0)) -> inputs.TrainingInputs:
     store = open_store(config.storage)
     photos = _photos(store, subjects)
-    place = inputs.Place(Path(config.model.base), store, torch.device("cpu"))
+    place = inputs.TrainingContext(Path(config.model.base), store, torch.device("cpu"))
     planned = class_images(config, photos)
-    return inputs.gather(config, FAMILY, place, (photos, planned), moving_text=False)
+    return inputs.prepare_inputs(config, FAMILY, place, (photos, planned), moving_text=False)
 
 
 def _alive(*names: str) -> int:

@@ -104,7 +104,7 @@ def test_killing_the_parent_saves_and_leaves_nobody(tiny_base: Path, tmp_path: P
         parent.wait()
     until(lambda: not run.processes())
     (result,) = tmp_path.glob("runs/*/result.json")
-    outcome = spec.read_record(result, spec.Outcome)
+    outcome = spec.read_record(result, spec.AttemptResult)
     saved = checkpoints.newest(result.parent / "checkpoints")
     assert outcome is not None
     assert saved is not None

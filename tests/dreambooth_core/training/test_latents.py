@@ -19,8 +19,8 @@ from dreambooth_core.diffusion.latents import LatentDistribution
 from dreambooth_core.errors import StageFailed
 from dreambooth_core.storage import records
 from dreambooth_core.storage.blobs import put_blob
-from dreambooth_core.storage.tensor_cache import Cache
-from dreambooth_core.training.latents import Encoder, encoded, mask_shares, pixels
+from dreambooth_core.storage.tensor_cache import TensorCache
+from dreambooth_core.training.latents import LatentEncoder, cached_latents, mask_shares, pixels
 
 FAMILY = load_family("stable_diffusion")
 SQUARE = (32, 32)
@@ -51,7 +51,7 @@ class World:
         kept = put_blob(self.store, images.encode_png(mask)) if mask else None
         return records.Image(name=f"{seed}.png", blob=blob, size=size[::-1], mask=kept)
 
-    def encoder(self) -> Encoder:
+    def encoder(self) -> LatentEncoder:
         def load() -> Any:
             self.loads += 1
             parts = FAMILY.load(self.base)
@@ -62,12 +62,12 @@ class World:
 
             return encode
 
-        return Encoder(base_model.component_digest(self.base, ("vae",)), "float32", load)
+        return LatentEncoder(base_model.component_digest(self.base, ("vae",)), "float32", load)
 
     def encoded(self, photos: list[records.Image], size: tuple[int, int] = SQUARE, **config: Any):  # type: ignore[no-untyped-def]
-        cache = Cache("latents", self.folder, self.store)
+        cache = TensorCache("latents", self.folder, self.store)
         sizes = [size] * len(photos)
-        return encoded(self.store, photos, sizes, _config(**config), cache, self.encoder())
+        return cached_latents(self.store, photos, sizes, _config(**config), cache, self.encoder())
 
 
 @pytest.fixture
@@ -173,12 +173,12 @@ def test_another_size_crop_or_autoencoder_is_another_entry(world: World) -> None
     assert world.encoded([world.photo(1, (63, 32))], size=(32, 32)).made == 1
     # cut at the same place of the same scaled photo, and only wider
     assert world.encoded([world.photo(1, (63, 32))], size=(32, 33)).made == 1
-    cache, other = Cache("latents", world.folder, world.store), world.encoder()
+    cache, other = TensorCache("latents", world.folder, world.store), world.encoder()
     for changed in (
-        Encoder("another", "float32", other.load),
-        Encoder(other.digest, "bf16", other.load),
+        LatentEncoder("another", "float32", other.load),
+        LatentEncoder(other.digest, "bf16", other.load),
     ):
-        assert encoded(world.store, photos, [SQUARE], _config(), cache, changed).made == 1
+        assert cached_latents(world.store, photos, [SQUARE], _config(), cache, changed).made == 1
 
 
 def test_masks_are_read_only_when_the_loss_looks_at_them(world: World) -> None:
@@ -217,9 +217,9 @@ def test_the_autoencoder_leaves_memory_when_all_is_encoded(world: World) -> None
     parts = FAMILY.load(world.base)
     alive = weakref.ref(parts["vae"])
     weight = sum(value.nbytes for value in parts["vae"].state_dict().values())
-    encoder = Encoder("x", "float32", lambda: lambda seen: FAMILY.encode_images(parts, seen))
-    cache = Cache("latents", world.folder)
-    found = encoded(world.store, photos, [SQUARE], _config(), cache, encoder)
+    encoder = LatentEncoder("x", "float32", lambda: lambda seen: FAMILY.encode_images(parts, seen))
+    cache = TensorCache("latents", world.folder)
+    found = cached_latents(world.store, photos, [SQUARE], _config(), cache, encoder)
     before = _tensor_bytes()
     parts = parts.without("vae")
     assert alive() is None

@@ -15,7 +15,7 @@ from dreambooth_core.diffusion.families import load_family
 from dreambooth_core.diffusion.objectives import add_noise
 from dreambooth_core.errors import ConfigError
 from dreambooth_core.training import memory_plan, optimizers, quantization
-from dreambooth_core.training.memory_plan import Plan, Row
+from dreambooth_core.training.memory_plan import MemoryPlan, MemoryRow
 from tests.conftest import build_tiny_base
 
 FAMILY = load_family("stable_diffusion")
@@ -247,7 +247,7 @@ def test_where_nothing_fits_the_sizes_and_the_remedies_are_told(tiny_base: Path)
 
 
 def test_a_plan_needs_room_to_spare() -> None:
-    rows = (Row("weights", 600), Row("activations", 400))
-    assert Plan(rows, None).fits
-    assert Plan(rows, 1101).fits
-    assert not Plan(rows, 1099).fits
+    rows = (MemoryRow("weights", 600), MemoryRow("activations", 400))
+    assert MemoryPlan(rows, None).fits
+    assert MemoryPlan(rows, 1101).fits
+    assert not MemoryPlan(rows, 1099).fits

@@ -10,7 +10,7 @@ import torch
 from dreambooth_core.config import Config
 from dreambooth_core.errors import StageFailed
 from dreambooth_core.training import checkpoints
-from dreambooth_core.training.batches import Steps
+from dreambooth_core.training.batches import MicroBatches
 from dreambooth_core.training.latents import View
 from tests.training_by_hand import FAMILY, Attempt, Drawn, config_of, steps_of
 
@@ -161,9 +161,9 @@ def test_a_loss_that_is_not_a_number_stops_and_is_not_saved(
             found.latents.mean.fill_(float("nan"))
             return found
 
-    def poisoned(config: Config) -> Steps:
+    def poisoned(config: Config) -> MicroBatches:
         data = steps_of(config)
-        return Steps(data.plan, replace(data.photos, source=Poison(0)), data.classes)
+        return MicroBatches(data.plan, replace(data.photos, source=Poison(0)), data.classes)
 
     with pytest.raises(StageFailed, match="step 0"):
         Attempt(config_of(tiny_base, train={"steps": 3}), tmp_path).run(poisoned)

@@ -5,8 +5,15 @@ import pytest
 from dreambooth_core.config import Choosing, Config
 from dreambooth_core.config.flow_parameters import Sweep
 from dreambooth_core.errors import ConfigError
-from dreambooth_core.storage.records import Row
-from dreambooth_core.training.sweep import Point, Trial, front, point_of, trials_of, winner
+from dreambooth_core.storage.records import ImageScores
+from dreambooth_core.training.sweep import (
+    SweepTrial,
+    TrialScore,
+    front,
+    point_of,
+    trials_of,
+    winner,
+)
 from tests.registered_by_hand import ancestry
 
 CONFIG = {"name": "robot", "subject": {"images": "photos", "class_noun": "robot"}}
@@ -16,8 +23,8 @@ def sweep(grid: dict, **more) -> Sweep:
     return Sweep.model_validate({"config": CONFIG, "grid": grid, **more})
 
 
-def point(subject: float, prompt: float, seconds: float = 1, base: float = 0.5) -> Point:
-    return Point(
+def point(subject: float, prompt: float, seconds: float = 1, base: float = 0.5) -> TrialScore:
+    return TrialScore(
         settings={},
         subject_fidelity=subject,
         prompt_fidelity=prompt,
@@ -78,12 +85,12 @@ def test_the_front_is_what_no_other_beats():
 def test_a_trial_that_lost_its_subject_is_measured_as_the_others_are(file_store):
     """Not by what is left to be measured of it, whole pictures, which says more of everybody."""
     found = ancestry(file_store)
-    trial = Trial(settings={}, config=Config.model_validate(CONFIG))
+    trial = SweepTrial(settings={}, config=Config.model_validate(CONFIG))
     reference = {"identity": 1.0, "subject_fidelity": 0.9}
 
     def worth(*identities: float | None) -> float:
         rows = [
-            Row(
+            ImageScores(
                 prompt=f"{{subject}} at {place}",
                 kind="scene",
                 seed=0,

@@ -9,8 +9,8 @@ import torch
 from torch import Tensor
 
 from dreambooth_core.diffusion.families import load_family
-from dreambooth_core.storage.tensor_cache import Cache
-from dreambooth_core.training.text_embeddings import Encoder, embedded
+from dreambooth_core.storage.tensor_cache import TensorCache
+from dreambooth_core.training.text_embeddings import TextEncoder, text_embeddings
 
 FAMILY = load_family("stable_diffusion")
 PROMPTS = ("a photo of sks robot", "a photo of a robot", "")
@@ -40,8 +40,8 @@ def texts(tiny_base: Path) -> Texts:
 
 
 def test_rows_are_the_prompts_in_order(texts: Texts, tiny_base: Path, tmp_path: Path) -> None:
-    encoder = Encoder("digest", "float32", texts.load)
-    found = embedded(PROMPTS, Cache("embeddings", tmp_path), encoder)
+    encoder = TextEncoder("digest", "float32", texts.load)
+    found = text_embeddings(PROMPTS, TensorCache("embeddings", tmp_path), encoder)
     assert (found.made, found.found, texts.loads) == (3, 0, 1)
     parts = FAMILY.load(tiny_base)
     wanted = FAMILY.encode_prompts(parts, FAMILY.tokenize(parts, PROMPTS))
@@ -52,14 +52,17 @@ def test_rows_are_the_prompts_in_order(texts: Texts, tiny_base: Path, tmp_path: 
 
 
 def test_only_new_prompts_are_read(texts: Texts, tmp_path: Path) -> None:
-    cache, encoder = Cache("embeddings", tmp_path), Encoder("digest", "float32", texts.load)
-    first = embedded(PROMPTS, cache, encoder)
-    again = embedded(PROMPTS[::-1], cache, encoder)
+    cache, encoder = (
+        TensorCache("embeddings", tmp_path),
+        TextEncoder("digest", "float32", texts.load),
+    )
+    first = text_embeddings(PROMPTS, cache, encoder)
+    again = text_embeddings(PROMPTS[::-1], cache, encoder)
     assert (again.made, again.found, texts.loads) == (0, 3, 1)
     for name, rows in first.rows.items():
         assert torch.equal(rows.flip(0), again.rows[name])
-    more = embedded((*PROMPTS, "sks robot on the beach"), cache, encoder)
+    more = text_embeddings((*PROMPTS, "sks robot on the beach"), cache, encoder)
     assert (more.made, more.found) == (1, 3)
     assert texts.read[3:] == ["sks robot on the beach"]
-    assert embedded(PROMPTS, cache, encoder._replace(digest="other")).made == 3
-    assert embedded(PROMPTS, cache, encoder._replace(dtype="bfloat16")).made == 3
+    assert text_embeddings(PROMPTS, cache, encoder._replace(digest="other")).made == 3
+    assert text_embeddings(PROMPTS, cache, encoder._replace(dtype="bfloat16")).made == 3

@@ -11,25 +11,30 @@ import pytest
 import torch
 from PIL import Image as Pillow
 
-from dreambooth_core.config import Config, Finder
+from dreambooth_core.config import Config, DetectorModel
 from dreambooth_core.diffusion import adapters, sampling
 from dreambooth_core.diffusion.families import channels_last
 from dreambooth_core.diffusion.sampling import encode_png, seeds_of
-from dreambooth_core.metrics import Evidence, Seen
+from dreambooth_core.metrics import Evidence, ImageEmbeddings
 from dreambooth_core.storage.blobs import image_set, put_blob
-from dreambooth_core.storage.records import Image, ImageSet, Look
+from dreambooth_core.storage.records import Image, ImageSet, ValidationResult
 from dreambooth_core.storage.stores import Store
 from dreambooth_core.training import validation
-from dreambooth_core.training.batches import Photos, Plan, Steps
-from dreambooth_core.training.inputs import Place
-from dreambooth_core.training.validation import Eyes, Looker, likeness_of, stable_loss
+from dreambooth_core.training.batches import BatchPlan, InstanceData, MicroBatches
+from dreambooth_core.training.inputs import TrainingContext
+from dreambooth_core.training.validation import (
+    SubjectEncoder,
+    Validator,
+    stable_loss,
+    subject_fidelity_of,
+)
 from dreambooth_core.vision.crops import crop
-from dreambooth_core.vision.detectors import Spot, load_finder
-from dreambooth_core.vision.encoders import Encoder
+from dreambooth_core.vision.detectors import Region, load_detector
+from dreambooth_core.vision.encoders import ImageEncoder
 from tests.training_by_hand import FAMILY, SIDE, Attempt, Drawn, config_of
 
 FINDER = Path(__file__).parents[3] / "examples/small_world/finder"
-Make = Callable[..., tuple[Attempt, Looker]]
+Make = Callable[..., tuple[Attempt, Validator]]
 
 
 def _pictures(seed: int) -> list[Pillow.Image]:
@@ -50,11 +55,11 @@ def _photos(store: Store, subjects: int) -> ImageSet:
     return image_set(store, "photos", members)
 
 
-def _stable(config: Config) -> Steps:
+def _stable(config: Config) -> MicroBatches:
     """Three photos, each with the same two noises and times at every look."""
     train = config.train.model_copy(update={"steps": 6, "batch_size": 1, "accumulate": 1})
-    photos = Photos(Drawn(0), (0,) * 3, (SIDE,) * 3, (0,) * 3)
-    return Steps(Plan(9, train, config.loss), photos, None)
+    photos = InstanceData(Drawn(0), (0,) * 3, (SIDE,) * 3, (0,) * 3)
+    return MicroBatches(BatchPlan(9, train, config.loss), photos, None)
 
 
 @pytest.fixture
@@ -65,7 +70,7 @@ def make(
     clip, identity = map(str, tiny_encoders)
     runs = count()
 
-    def made(**sections: Any) -> tuple[Attempt, Looker]:
+    def made(**sections: Any) -> tuple[Attempt, Validator]:
         plain = {"every": 1, "seeds": 1, "prompts": ["a photo of {subject}"], "class_images": 2}
         choosing = {**plain, **sections.pop("choosing", {})}
         config = config_of(
@@ -76,9 +81,9 @@ def make(
             **sections,
         )
         attempt = Attempt(config, tmp_path / f"run-{next(runs)}")
-        place = Place(tiny_base, file_store, torch.device("cpu"))
+        place = TrainingContext(tiny_base, file_store, torch.device("cpu"))
         photos = _photos(file_store, len(config.subjects))
-        return attempt, Looker(config, place, _stable(config), photos)
+        return attempt, Validator(config, place, _stable(config), photos)
 
     return made
 
@@ -156,7 +161,7 @@ def test_what_is_served_is_looked_at(make: Make) -> None:
     with attempt.module.served():
         served = stable_loss(attempt.module, looker.stable)
     look = looker(attempt.module, 3)
-    assert look == Look(step=3, stable_loss=served)
+    assert look == ValidationResult(step=3, stable_loss=served)
     assert served != stable_loss(attempt.module, looker.stable)
 
 
@@ -167,18 +172,20 @@ def test_before_the_first_step_it_is_the_base_that_is_drawn_and_measured(make: M
     attempt.module.configure_optimizers()
     channels_last(attempt.parts["unet"])  # as it trains and samples
     look = looker(attempt.module, 0)
-    requests = validation.requests_of(config, config.subject)
-    drawing = sampling.Drawing(list, config.sampler, SIDE)
-    painter = sampling.painter_of(config, Path(config.model.base), None)
+    requests = validation.validation_requests(config, config.subject)
+    drawing = sampling.SamplingSettings(list, config.sampler, SIDE)
+    painter = sampling.pipeline_of(config, Path(config.model.base), None)
     drawn = list(sampling.generate(painter, drawing, requests, None))
-    clip, eye = (Encoder(str(getattr(config.evaluation, n)), None) for n in ("clip", "identity"))
+    clip, eye = (
+        ImageEncoder(str(getattr(config.evaluation, n)), None) for n in ("clip", "identity")
+    )
     texts = clip.clip_texts(["a photo of dog", "dog on the beach"])
     expected = (clip.clip_images(drawn) * texts).sum(axis=1).mean()
     assert look.prompt_fidelity == pytest.approx(expected, abs=1e-9)
     photos = eye.identity_images(_pictures(0))
     pairs = eye.identity_images(drawn) @ photos.T
     assert look.subject_fidelity == pytest.approx(pairs.mean(), abs=1e-9)
-    classes = validation.class_requests_of(config, config.subject)
+    classes = validation.class_image_requests(config, config.subject)
     assert [prompt for prompt, _ in classes] == ["a photo of a dog"] * 2
     drawn = list(sampling.generate(painter, drawing, classes, None))
     pairs = eye.identity_images(drawn) @ photos.T
@@ -188,8 +195,8 @@ def test_before_the_first_step_it_is_the_base_that_is_drawn_and_measured(make: M
 class Bright:
     """A finder of what is bright."""
 
-    def find(self, images: Sequence[Pillow.Image], noun: str) -> list[Spot | None]:
-        return [Spot.around(np.asarray(image.convert("L")) > 128) for image in images]
+    def find(self, images: Sequence[Pillow.Image], noun: str) -> list[Region | None]:
+        return [Region.around(np.asarray(image.convert("L")) > 128) for image in images]
 
 
 def test_with_a_finder_a_copied_background_is_no_likeness(tiny_encoders: tuple[Path, Path]) -> None:
@@ -204,12 +211,14 @@ def test_with_a_finder_a_copied_background_is_no_likeness(tiny_encoders: tuple[P
         return Pillow.fromarray(pixels)
 
     grid = [picture(there, subject, 30), picture(here, impostor), picture(here, None)]
-    eye = Encoder(str(tiny_encoders[1]), None)
+    eye = ImageEncoder(str(tiny_encoders[1]), None)
 
     def likeness(finder: Bright | None, photo: Pillow.Image) -> np.ndarray:
-        eyes = Eyes(eye, finder)
+        eyes = SubjectEncoder(eye, finder)
         generated, photos = eyes.see(grid, "thing"), eyes.see([photo], "thing")
-        return likeness_of(Evidence(Seen(generated), photos=Seen(photos)))
+        return subject_fidelity_of(
+            Evidence(ImageEmbeddings(generated), photos=ImageEmbeddings(photos))
+        )
 
     photo = picture(here, subject)
     elsewhere, copied, _ = likeness(None, photo)
@@ -233,10 +242,11 @@ def test_a_look_cuts_photos_by_their_own_masks(make: Make, file_store: Store) ->
     look = replace(looker, instance=instance)(attempt.module, 0)
 
     (drawn,) = looker._draw(attempt.module)
-    eyes = Eyes(
-        Encoder(str(attempt.config.evaluation.identity), None), load_finder(Finder(**finder))
+    eyes = SubjectEncoder(
+        ImageEncoder(str(attempt.config.evaluation.identity), None),
+        load_detector(DetectorModel(**finder)),
     )
-    alone = eyes.whole([crop(photo, Spot(box))])
+    alone = eyes.whole([crop(photo, Region(box))])
     cosines = eyes.see(drawn.grid, "dog")["identity", "crop"] @ alone.T
     assert look.subject_fidelity == pytest.approx(np.nan_to_num(cosines).mean(), abs=1e-9)
 
@@ -247,7 +257,7 @@ def test_each_subject_is_held_against_its_own_photos(make: Make) -> None:
     attempt.module.configure_optimizers()
     first, second = looker._draw(attempt.module)
     assert np.asarray(first.grid[0]).tobytes() != np.asarray(second.grid[0]).tobytes()
-    eye = Encoder(str(attempt.config.evaluation.identity), None)
+    eye = ImageEncoder(str(attempt.config.evaluation.identity), None)
     own = [
         (eye.identity_images(drawn) @ eye.identity_images(_pictures(subject)).T).mean()
         for subject, drawn in enumerate((first.grid, second.grid))
@@ -265,11 +275,11 @@ def test_adapters_and_new_tokens_are_drawn_as_they_will_be_served(
     with attempt.module.served():
         (ours,) = looker._draw(attempt.module)
         adapters.export(FAMILY, attempt.parts, config, base, tmp_path / "weights")
-    requests = validation.requests_of(config, config.subject)
-    drawing = sampling.Drawing(list, config.sampler, SIDE)
+    requests = validation.validation_requests(config, config.subject)
+    drawing = sampling.SamplingSettings(list, config.sampler, SIDE)
 
     def distance(folder: Path | None) -> float:
-        painter = sampling.painter_of(config, base, folder)
+        painter = sampling.pipeline_of(config, base, folder)
         theirs = list(sampling.generate(painter, drawing, requests, None))
         return float(np.abs(np.float32(ours.grid[0]) - np.float32(theirs[0])).mean())
 
@@ -309,7 +319,7 @@ def test_looks_are_drawn_by_seeds_that_the_gate_never_sees(make: Make) -> None:
     subject = config.subject
     asked = {
         (prompt, seed)
-        for requests in (validation.requests_of, validation.class_requests_of)
+        for requests in (validation.validation_requests, validation.class_image_requests)
         for prompt, seed in requests(config, subject)
     }
     prompts = [*config.choosing.prompts, subject.class_prompt]

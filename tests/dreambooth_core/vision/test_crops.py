@@ -6,10 +6,10 @@ import numpy as np
 import pytest
 from PIL import Image, ImageOps
 
-from dreambooth_core.config import Finder as Rules
+from dreambooth_core.config import DetectorModel as Rules
 from dreambooth_core.vision import crops
-from dreambooth_core.vision.crops import crop, finder_digest, spot_of_mask, spots, without
-from dreambooth_core.vision.detectors import Spot
+from dreambooth_core.vision.crops import crop, detector_digest, region_of_mask, regions, without
+from dreambooth_core.vision.detectors import Region
 
 RED = (255, 0, 0)
 
@@ -19,10 +19,10 @@ def noise(width: int = 60, height: int = 40, seed: int = 0) -> Image.Image:
     return Image.fromarray(draw.integers(0, 255, (height, width, 3), dtype=np.uint8))
 
 
-def marked(box: tuple[int, int, int, int], width: int = 60, height: int = 40) -> Spot:
+def marked(box: tuple[int, int, int, int], width: int = 60, height: int = 40) -> Region:
     mask = np.zeros((height, width), dtype=np.bool_)
     mask[box[1] : box[3], box[0] : box[2]] = True
-    return Spot(box, mask)
+    return Region(box, mask)
 
 
 def repainted(image: Image.Image, box: tuple[int, int, int, int], inside: bool) -> Image.Image:
@@ -49,7 +49,7 @@ BOXES = {
 class TestGeometry:
     def test_a_square_with_the_box_in_its_middle_pixel_by_pixel(self, box, margin):
         image, (left, top, right, bottom) = noise(), box
-        cut = crop(image, Spot(box), margin)
+        cut = crop(image, Region(box), margin)
         width, height = right - left, bottom - top
         side = max(width, height) + 2 * round(margin * max(width, height))
         assert (cut.mode, cut.size) == ("RGB", (side, side))
@@ -67,11 +67,13 @@ class TestGeometry:
             min(40, box[3] + rim),
         )
         other = repainted(image, near, inside=False)
-        assert crop(other, Spot(box), margin).tobytes() == crop(image, Spot(box), margin).tobytes()
+        assert (
+            crop(other, Region(box), margin).tobytes() == crop(image, Region(box), margin).tobytes()
+        )
 
     def test_what_is_missing_is_one_flat_colour(self, box, margin):
         """The colour of the cut's edge, so that only its rows, columns and mean are there."""
-        cut = np.asarray(crop(noise(), Spot(box), margin))
+        cut = np.asarray(crop(noise(), Region(box), margin))
         rim = round(margin * max(box[2] - box[0], box[3] - box[1]))
         kept = np.asarray(
             noise().crop(
@@ -92,7 +94,7 @@ class TestGeometry:
 
 def test_the_margin_is_the_pictures_own_where_there_is_some():
     image = noise()
-    assert crop(image, Spot((20, 10, 40, 30)), 0.25).tobytes() == (
+    assert crop(image, Region((20, 10, 40, 30)), 0.25).tobytes() == (
         image.crop((15, 5, 45, 35)).tobytes()
     )
 
@@ -100,8 +102,8 @@ def test_the_margin_is_the_pictures_own_where_there_is_some():
 def test_a_mirrored_picture_gives_the_mirrored_crop():
     image, box = noise(), (4, 10, 24, 20)
     turned = (60 - 24, 10, 60 - 4, 20)
-    assert crop(ImageOps.mirror(image), Spot(turned)).tobytes() == (
-        ImageOps.mirror(crop(image, Spot(box))).tobytes()
+    assert crop(ImageOps.mirror(image), Region(turned)).tobytes() == (
+        ImageOps.mirror(crop(image, Region(box))).tobytes()
     )
 
 
@@ -109,8 +111,8 @@ def test_a_subject_fills_the_same_share_of_its_crop_at_any_size():
     small = noise()
     large = small.resize((180, 120), Image.Resampling.NEAREST)
     of_small, of_large = (
-        crop(small, Spot((10, 0, 34, 30)), 0.2),
-        crop(large, Spot((30, 0, 102, 90)), 0.2),
+        crop(small, Region((10, 0, 34, 30)), 0.2),
+        crop(large, Region((30, 0, 102, 90)), 0.2),
     )
     enlarged = of_small.resize(of_large.size, Image.Resampling.NEAREST)
     assert of_large.size == (3 * of_small.width, 3 * of_small.height)
@@ -119,12 +121,12 @@ def test_a_subject_fills_the_same_share_of_its_crop_at_any_size():
 
 
 def test_a_grey_picture_is_cut_as_rgb():
-    assert crop(noise().convert("L"), Spot((0, 0, 9, 9))).mode == "RGB"
-    assert without(noise().convert("L"), Spot((0, 0, 9, 9))).mode == "RGB"
+    assert crop(noise().convert("L"), Region((0, 0, 9, 9))).mode == "RGB"
+    assert without(noise().convert("L"), Region((0, 0, 9, 9))).mode == "RGB"
 
 
 class TestSurroundings:
-    @pytest.mark.parametrize("spot", [Spot((20, 10, 40, 30)), marked((20, 10, 40, 30))])
+    @pytest.mark.parametrize("spot", [Region((20, 10, 40, 30)), marked((20, 10, 40, 30))])
     def test_the_subject_has_no_say(self, spot):
         image = noise()
         other = repainted(image, spot.box, inside=True)
@@ -137,20 +139,20 @@ class TestSurroundings:
         rest = np.ones((40, 60), dtype=np.bool_)
         rest[top:bottom, left:right] = False
         pixels[top:bottom, left:right] = pixels[rest].mean(axis=0).round()
-        assert without(image, Spot((left, top, right, bottom))).tobytes() == pixels.tobytes()
+        assert without(image, Region((left, top, right, bottom))).tobytes() == pixels.tobytes()
 
     def test_a_mask_takes_its_fringe_along_and_leaves_the_rest_of_the_box(self):
         mask = np.zeros((128, 128), dtype=np.bool_)
         mask[40, 20:100] = mask[40:100, 60] = True  # a T
         image = noise(128, 128)
-        changed = (np.asarray(without(image, Spot.around(mask))) != np.asarray(image)).any(axis=2)
+        changed = (np.asarray(without(image, Region.around(mask))) != np.asarray(image)).any(axis=2)
         reached = np.zeros_like(mask)
         reached[38:43, 18:102] = reached[38:102, 58:63] = True
         assert not changed[~reached].any()
         assert changed[reached].mean() > 0.99  # a noisy pixel may be the mean by chance
 
     def test_where_nothing_is_left_it_is_grey(self):
-        everything = without(noise(), Spot((0, 0, 60, 40)))
+        everything = without(noise(), Region((0, 0, 60, 40)))
         assert everything.getcolors() == [(2400, crops.GREY)]
         assert without(noise(), marked((0, 0, 60, 40))).tobytes() == everything.tobytes()
 
@@ -159,17 +161,17 @@ class TestMasks:
     def test_half_white_is_the_subject(self):
         mask = Image.new("L", (60, 40), 127)
         mask.paste(128, (3, 5, 8, 39))
-        found = spot_of_mask(mask)
+        found = region_of_mask(mask)
         assert found.box == (3, 5, 8, 39)
         np.testing.assert_array_equal(found.mask, marked((3, 5, 8, 39)).mask)
 
     def test_the_last_row_and_column_count(self):
         mask = Image.new("L", (60, 40))
         mask.putpixel((59, 39), 255)
-        assert spot_of_mask(mask).box == (59, 39, 60, 40)
+        assert region_of_mask(mask).box == (59, 39, 60, 40)
 
     def test_nothing_marked_nothing_found(self):
-        assert spot_of_mask(Image.new("L", (60, 40), 127)) is None
+        assert region_of_mask(Image.new("L", (60, 40), 127)) is None
 
 
 class OfRed:
@@ -178,9 +180,9 @@ class OfRed:
     def __init__(self) -> None:
         self.asked: list[Image.Image] = []
 
-    def find(self, images: Sequence[Image.Image], noun: str) -> list[Spot | None]:
+    def find(self, images: Sequence[Image.Image], noun: str) -> list[Region | None]:
         self.asked += images
-        return [Spot.around((np.asarray(image) == RED).all(axis=2)) for image in images]
+        return [Region.around((np.asarray(image) == RED).all(axis=2)) for image in images]
 
 
 def with_red(box: tuple[int, int, int, int]) -> Image.Image:
@@ -195,7 +197,7 @@ class TestSpots:
         white = Image.new("L", (60, 40))
         white.paste(255, (50, 30, 55, 35))
         finder = OfRed()
-        found = spots(finder, images, "robot", [white, None, None, Image.new("L", (60, 40))])
+        found = regions(finder, images, "robot", [white, None, None, Image.new("L", (60, 40))])
         assert [spot and spot.box for spot in found] == [
             (50, 30, 55, 35),
             (3, 4, 30, 20),
@@ -206,28 +208,28 @@ class TestSpots:
 
     def test_without_a_finder_only_masks_tell(self):
         white = Image.new("L", (60, 40), 255)
-        found = spots(None, [noise(), noise()], "robot", [None, white])
+        found = regions(None, [noise(), noise()], "robot", [None, white])
         assert [spot and spot.box for spot in found] == [None, (0, 0, 60, 40)]
-        assert spots(None, [noise()], "robot") == [None]
+        assert regions(None, [noise()], "robot") == [None]
 
     def test_a_mask_of_another_size_is_laid_over_the_whole_picture(self):
         mask = Image.new("L", (600, 400))
         mask.paste(255, (100, 100, 300, 200))
-        (found,) = spots(None, [noise()], "robot", [mask])
+        (found,) = regions(None, [noise()], "robot", [mask])
         assert found.mask.shape == (40, 60)
         assert np.abs(np.array(found.box) - (10, 10, 30, 20)).max() <= 1
 
     def test_as_many_masks_as_images(self):
         with pytest.raises(ValueError, match="argument"):
-            spots(None, [noise()], "robot", [])
+            regions(None, [noise()], "robot", [])
 
 
 def test_the_digest_of_a_finder_follows_its_kind_and_its_files(tmp_path):
     (tmp_path / "weights").write_bytes(b"1")
     rules = Rules(kind="segmenter", model=str(tmp_path))
-    first = finder_digest(rules)
-    assert first == finder_digest(rules.model_copy())
-    assert first != finder_digest(rules.model_copy(update={"kind": "detector"}))
+    first = detector_digest(rules)
+    assert first == detector_digest(rules.model_copy())
+    assert first != detector_digest(rules.model_copy(update={"kind": "detector"}))
     (tmp_path / "weights").write_bytes(b"2")
-    assert first != finder_digest(rules)
-    assert finder_digest(Rules()) is None
+    assert first != detector_digest(rules)
+    assert detector_digest(Rules()) is None

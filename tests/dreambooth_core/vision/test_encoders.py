@@ -13,7 +13,7 @@ from transformers import AutoConfig, AutoModel, CLIPModel, ViTImageProcessorPil,
 from dreambooth_core.errors import ConfigError, ModelError
 from dreambooth_core.hub import pinned
 from dreambooth_core.vision.embeddings import unit
-from dreambooth_core.vision.encoders import BATCH, Encoder, encoder_digest
+from dreambooth_core.vision.encoders import BATCH, ImageEncoder, encoder_digest
 
 
 def pictures(count: int) -> list[Image.Image]:
@@ -34,7 +34,7 @@ def normalised(images: list[Image.Image], folder) -> torch.Tensor:
 def test_the_identity_embedding_is_the_class_token_of_the_last_layer(tiny_encoders):
     _, folder = tiny_encoders
     images = pictures(3)
-    found = Encoder(str(folder), None, "own").identity_images(images)
+    found = ImageEncoder(str(folder), None, "own").identity_images(images)
     with torch.no_grad():
         tokens = ViTModel.from_pretrained(folder)(normalised(images, folder)).last_hidden_state
     expected = torch.nn.functional.normalize(tokens[:, 0], dim=-1).numpy()
@@ -84,7 +84,7 @@ def test_a_class_token_is_the_embedding_bit_for_bit(kind, tmp_path):
     images = pictures(BATCH)
     with torch.inference_mode():
         tokens = model(pixel_values=normalised(images, tmp_path)).last_hidden_state
-    found = Encoder(str(tmp_path), None, "own").identity_images(images)
+    found = ImageEncoder(str(tmp_path), None, "own").identity_images(images)
     np.testing.assert_array_equal(found, unit(tokens[:, 0].numpy()))
 
 
@@ -94,7 +94,7 @@ def test_without_a_class_token_the_pooled_output_is_the_embedding(kind, tmp_path
     images = pictures(BATCH + 3)
     with torch.inference_mode():
         pooled = model(pixel_values=normalised(images, tmp_path)).pooler_output
-    found = Encoder(str(tmp_path), None, "own").identity_images(images)
+    found = ImageEncoder(str(tmp_path), None, "own").identity_images(images)
     assert found.ndim == 2
     np.testing.assert_allclose(found, unit(pooled.reshape(len(images), -1).numpy()), atol=1e-5)
 
@@ -105,7 +105,7 @@ def test_a_model_without_one_row_per_image_is_refused(kind, tmp_path):
     with pytest.raises(
         ConfigError, match=r"no class token.*last_hidden_state of shape \(16, 8, "
     ) as no:
-        Encoder(str(tmp_path), None, "own").identity_images(pictures(1))
+        ImageEncoder(str(tmp_path), None, "own").identity_images(pictures(1))
     assert "evaluation.identity" in str(no.value)
     assert "\n" not in str(no.value)
 
@@ -113,7 +113,7 @@ def test_a_model_without_one_row_per_image_is_refused(kind, tmp_path):
 def test_clip_images_are_projected(tiny_encoders):
     folder, _ = tiny_encoders
     images = pictures(2)
-    found = Encoder(str(folder), None).clip_images(images)
+    found = ImageEncoder(str(folder), None).clip_images(images)
     model = CLIPModel.from_pretrained(folder)
     with torch.no_grad():
         hidden = model.vision_model(normalised(images, folder)).pooler_output
@@ -122,7 +122,7 @@ def test_clip_images_are_projected(tiny_encoders):
 
 
 def test_texts_do_not_depend_on_their_neighbours(tiny_encoders):
-    encoder = Encoder(str(tiny_encoders[0]), None)
+    encoder = ImageEncoder(str(tiny_encoders[0]), None)
     long = "a robot " * 40
     together = encoder.clip_texts(["a robot", long])
     np.testing.assert_allclose(together[:1], encoder.clip_texts(["a robot"]), atol=1e-5)
@@ -130,7 +130,7 @@ def test_texts_do_not_depend_on_their_neighbours(tiny_encoders):
 
 
 def test_more_images_than_one_batch(tiny_encoders):
-    encoder = Encoder(str(tiny_encoders[1]), None)
+    encoder = ImageEncoder(str(tiny_encoders[1]), None)
     images = pictures(19)
     found = encoder.identity_images(images)
     assert found.shape[0] == 19
@@ -138,7 +138,7 @@ def test_more_images_than_one_batch(tiny_encoders):
 
 
 def test_neither_the_neighbours_nor_their_number_decide_a_bit(tiny_encoders):
-    clip, eye = (Encoder(str(folder), None) for folder in tiny_encoders)
+    clip, eye = (ImageEncoder(str(folder), None) for folder in tiny_encoders)
     images, texts = pictures(19), [f"robot {number}" * (1 + number % 3) for number in range(19)]
     for places in ([18], [3, 18, 4], list(range(18, -1, -1))):
         some, words = [images[place] for place in places], [texts[place] for place in places]
@@ -161,7 +161,7 @@ def test_the_papers_preprocessing_is_that_of_the_encoders_authors(tiny_encoders,
         by_hand = image.resize(size, Image.Resampling.BICUBIC).crop(
             (left, top, left + 32, top + 32)
         )
-        paper, own = (Encoder(str(folder), None, rule) for rule in ("paper", "own"))
+        paper, own = (ImageEncoder(str(folder), None, rule) for rule in ("paper", "own"))
         see = "clip_images" if edge == 32 else "identity_images"
         np.testing.assert_allclose(
             getattr(paper, see)([image]), getattr(own, see)([by_hand]), atol=1e-6
@@ -174,11 +174,11 @@ def test_an_encoder_that_gives_no_numbers_is_refused(tiny_encoders, tmp_path):
     weights["layernorm.weight"] *= np.nan
     save_file(weights, folder / "model.safetensors", metadata={"format": "pt"})
     with pytest.raises(ModelError, match="not finite"):
-        Encoder(str(folder), None).identity_images(pictures(1))
+        ImageEncoder(str(folder), None).identity_images(pictures(1))
 
 
 def test_greyscale_and_transparent_images_are_seen_as_rgb(tiny_encoders):
-    encoder = Encoder(str(tiny_encoders[1]), None)
+    encoder = ImageEncoder(str(tiny_encoders[1]), None)
     grey = pictures(1)[0].convert("L")
     np.testing.assert_allclose(
         encoder.identity_images([grey]), encoder.identity_images([grey.convert("RGB")])
@@ -187,7 +187,7 @@ def test_greyscale_and_transparent_images_are_seen_as_rgb(tiny_encoders):
 
 def test_a_missing_encoder_is_one_sentence(tmp_path):
     with pytest.raises(ModelError, match="no encoder for the metrics") as caught:
-        Encoder(str(tmp_path / "nothing"), None)
+        ImageEncoder(str(tmp_path / "nothing"), None)
     assert "\n" not in str(caught.value)
 
 
@@ -224,4 +224,4 @@ def test_weights_that_could_hold_code_are_not_read(tiny_encoders, tmp_path):
     moved = {name: torch.from_numpy(value) for name, value in weights.items()}
     torch.save(moved, folder / "pytorch_model.bin")
     with pytest.raises(ModelError, match="no encoder for the metrics"):
-        Encoder(str(folder), None)
+        ImageEncoder(str(folder), None)

@@ -15,7 +15,7 @@ from safetensors.torch import save_file
 from torch import nn
 
 from dreambooth_core.errors import ModelError
-from dreambooth_core.vision.lpips import Perceptual, distance
+from dreambooth_core.vision.lpips import LpipsNetwork, distance
 from tests.random_backbones import SHAPES, build
 
 
@@ -27,7 +27,7 @@ def folders(tmp_path_factory):
 
 @pytest.fixture(scope="module")
 def networks(folders):
-    return {name: Perceptual(str(folder), None) for name, folder in folders.items()}
+    return {name: LpipsNetwork(str(folder), None) for name, folder in folders.items()}
 
 
 def picture(seed: int, size=(40, 35)) -> Image.Image:
@@ -35,7 +35,7 @@ def picture(seed: int, size=(40, 35)) -> Image.Image:
     return Image.fromarray(blots).resize(size, Image.Resampling.BICUBIC)
 
 
-def apart(network: Perceptual, left: Image.Image, right: Image.Image) -> float:
+def apart(network: LpipsNetwork, left: Image.Image, right: Image.Image) -> float:
     return distance(network.seen(left), network.seen(right))
 
 
@@ -148,10 +148,10 @@ def test_the_more_is_changed_the_further_apart(networks):
 
 def test_another_network_is_none_of_these(tmp_path):
     with pytest.raises(ModelError, match="no LPIPS backbone at"):
-        Perceptual(str(tmp_path), None)
+        LpipsNetwork(str(tmp_path), None)
     save_file({"features.0.weight": torch.zeros(64, 3, 3, 3)}, tmp_path / "model.safetensors")
     with pytest.raises(ModelError, match=r"neither torchvision's VGG-16 nor its AlexNet"):
-        Perceptual(str(tmp_path), None)
+        LpipsNetwork(str(tmp_path), None)
     (tmp_path / "model.safetensors").write_bytes(b"PK no tensors")
     with pytest.raises(ModelError, match="no LPIPS backbone at"):
-        Perceptual(str(tmp_path), None)
+        LpipsNetwork(str(tmp_path), None)

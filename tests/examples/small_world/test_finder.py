@@ -8,7 +8,7 @@ import pytest
 import torch
 from PIL import Image
 
-from dreambooth_core.vision.detectors import Finder, Spot
+from dreambooth_core.vision.detectors import Detector, Region
 from examples.small_world import check_finder, make_photos, train_finder
 from examples.small_world.render import render_array, subject_mask
 from examples.small_world.shapes import CLASSES
@@ -18,7 +18,7 @@ SHIPPED = check_finder.HERE / "finder"
 
 
 @pytest.fixture(scope="module")
-def finder() -> Finder:
+def finder() -> Detector:
     return check_finder.shipped(SHIPPED)
 
 
@@ -51,20 +51,20 @@ def test_the_finder_is_small_and_nothing_but_numbers() -> None:
     assert sum(path.stat().st_size for path in files) < 1_000_000
 
 
-def test_the_subject_is_found_in_fresh_renders(finder: Finder) -> None:
+def test_the_subject_is_found_in_fresh_renders(finder: Detector) -> None:
     figures = check_finder.overlap(finder, count=40)
     assert figures["found"] == 1
     assert figures["mask"] > 0.75
     assert figures["box"] > 0.75
 
 
-def test_the_demos_photos_are_found_whatever_the_noun(finder: Finder) -> None:
+def test_the_demos_photos_are_found_whatever_the_noun(finder: Detector) -> None:
     photos = sorted((Path(make_photos.HERE) / "photos").rglob("*.png"))
     found = finder.find([Image.open(photo) for photo in photos], "dog")
     assert all(spot is not None for spot in found)
 
 
-def test_an_empty_place_has_no_subject(finder: Finder) -> None:
+def test_an_empty_place_has_no_subject(finder: Detector) -> None:
     assert finder.find([Image.new("RGB", (64, 64), (98, 160, 72))], "dog") == [None]
 
 
@@ -82,17 +82,17 @@ def test_training_is_the_same_twice_and_saves_what_the_core_loads(tmp_path: Path
     (found,) = check_finder.shipped(tmp_path / "first" / "out").find(
         [Image.fromarray(marked.images[0])], "dog"
     )
-    assert found is None or isinstance(found, Spot)
+    assert found is None or isinstance(found, Region)
 
 
 @pytest.mark.slow
 def test_an_impostor_on_the_same_background_fools_whole_pictures_more_than_crops(
-    finder: Finder,
+    finder: Detector,
 ) -> None:
     """NearID's test in the small world; half a minute on an idle core."""
-    from dreambooth_core.vision.encoders import Encoder
+    from dreambooth_core.vision.encoders import ImageEncoder
 
-    clip = Encoder(str(check_finder.HERE / "encoders" / "clip"), None)
+    clip = ImageEncoder(str(check_finder.HERE / "encoders" / "clip"), None)
     told = check_finder.told_apart(finder, clip, "clip", count=120)
     print(told)
     assert told.crops > told.whole + 0.05

@@ -17,19 +17,19 @@ from dreambooth_core.data.images import encode_png
 from dreambooth_core.metrics import (
     Choice,
     Evidence,
-    Seen,
+    ImageEmbeddings,
     Sight,
     catalogue,
     measure_all,
     measure_photos,
 )
-from dreambooth_core.metrics.embeddings import Viewer
+from dreambooth_core.metrics.embeddings import ImageEmbedder
 from dreambooth_core.storage.blobs import put_blob
 from dreambooth_core.storage.records import Image
 from dreambooth_core.storage.stores import Store
 from dreambooth_core.vision.crops import crop
-from dreambooth_core.vision.detectors import Spot
-from dreambooth_core.vision.encoders import Encoder
+from dreambooth_core.vision.detectors import Region
+from dreambooth_core.vision.encoders import ImageEncoder
 from examples.small_world.make_photos import PLACES, SUBJECTS
 from examples.small_world.render import render, subject_mask
 from examples.small_world.world import (
@@ -61,8 +61,8 @@ ALL: tuple[Sight, ...] = (
 
 
 class Eyes(NamedTuple):
-    clip: Encoder
-    identity: Encoder
+    clip: ImageEncoder
+    identity: ImageEncoder
 
 
 class Shown(NamedTuple):
@@ -75,7 +75,7 @@ class Shown(NamedTuple):
 @pytest.fixture(scope="module")
 def eyes() -> Eyes:
     home = "examples/small_world/encoders"
-    return Eyes(*(Encoder(f"{home}/{name}", None, "own") for name in ("clip", "identity")))
+    return Eyes(*(ImageEncoder(f"{home}/{name}", None, "own") for name in ("clip", "identity")))
 
 
 def shown(identity: Identity, scene: Scene) -> Shown:
@@ -87,23 +87,25 @@ def scene_of(seed: object, background: str, worn: str | None = None) -> Scene:
     return scene._replace(accessory=worn, accessory_color="red")
 
 
-def seen(eyes: Eyes, pictures: Iterable[Shown], sights: Sequence[Sight] = ALL) -> Seen:
+def seen(eyes: Eyes, pictures: Iterable[Shown], sights: Sequence[Sight] = ALL) -> ImageEmbeddings:
     both = list(pictures)
-    spots = tuple(Spot.around(mask) for _, mask in both)
+    spots = tuple(Region.around(mask) for _, mask in both)
     views = {
         "whole": [picture for picture, _ in both],
         "crop": [crop(one.picture, spot) for one, spot in zip(both, spots, strict=True)],
     }
     look = {"identity": eyes.identity.identity_images, "clip": eyes.clip.clip_images}
     rows = {(eye, view): look[eye](views[view]) for eye, view in sights}
-    return Seen(rows, views["whole"], ("0" * 64,) * len(both), spots)
+    return ImageEmbeddings(rows, views["whole"], ("0" * 64,) * len(both), spots)
 
 
-def picked(ours: Seen, theirs: Seen, which: Sequence[bool]) -> Seen:
+def picked(
+    ours: ImageEmbeddings, theirs: ImageEmbeddings, which: Sequence[bool]
+) -> ImageEmbeddings:
     """Image by image one of ours, or of theirs where `which` is true."""
     both = zip(which, ours.pictures, theirs.pictures, strict=True)
     spots = zip(which, ours.spots, theirs.spots, strict=True)
-    return Seen(
+    return ImageEmbeddings(
         rows={
             sight: np.where(np.array(which)[:, None], theirs.rows[sight], rows)
             for sight, rows in ours.rows.items()
@@ -177,11 +179,11 @@ def means(evidence: Evidence) -> dict[str, float]:
     return {name: float(np.nanmean(values)) for name, values in measure_all(evidence).items()}
 
 
-def means_of(perfect: Evidence, generated: Seen) -> dict[str, float]:
+def means_of(perfect: Evidence, generated: ImageEmbeddings) -> dict[str, float]:
     """With other pictures in the place of the generated ones, of which no prompt is asked."""
     count = len(generated.pictures)
     blank = {"prompts": ("p",) * count, "kinds": ("scene",) * count, "texts": (), "text_rows": None}
-    return means(replace(perfect, generated=generated, base=Seen(), **blank))
+    return means(replace(perfect, generated=generated, base=ImageEmbeddings(), **blank))
 
 
 def falls(values: Sequence[float]) -> bool:
@@ -191,7 +193,7 @@ def falls(values: Sequence[float]) -> bool:
 LADDER = (0.0, 0.25, 0.5, 1.0)
 
 
-def on_the_ladder(perfect: Evidence, worse: Seen) -> list[dict[str, float]]:
+def on_the_ladder(perfect: Evidence, worse: ImageEmbeddings) -> list[dict[str, float]]:
     """The scores with growing shares of each prompt's pictures replaced by worse ones."""
     found = []
     for share in LADDER:
@@ -218,9 +220,9 @@ def test_the_shipped_finder_shows_what_the_truth_shows(
 ) -> None:
     config = load_config(Path("examples/small_world/config.yaml"))
     config = config.model_copy(update={"paths": Paths(work=tmp_path)})
-    viewer, sight = Viewer(config, file_store), ALL[1]
+    viewer, sight = ImageEmbedder(config, file_store), ALL[1]
 
-    def found(pictures: Sequence[Pillow.Image]) -> Seen:
+    def found(pictures: Sequence[Pillow.Image]) -> ImageEmbeddings:
         images = [
             Image(name=f"{n}.png", blob=put_blob(file_store, encode_png(picture)))
             for n, picture in enumerate(pictures)
@@ -271,7 +273,7 @@ def test_the_further_from_the_true_identity_the_lower(eyes: Eyes, perfect: Evide
     found = [
         means_of(
             perfect,
-            Seen(
+            ImageEmbeddings(
                 {sight: rows[8 * n : 8 * n + 8] for sight, rows in together.rows.items()},
                 [one.picture for one in rung],
             ),
@@ -311,7 +313,10 @@ def test_turned_hues_cost_identity_and_other_backgrounds_do_not(
     sight: Sight = ("identity", "crop")
     rows = seen(eyes, [one for rung in rungs for one in rung], [sight]).rows[sight]
     found = [
-        means_of(perfect, Seen({sight: rows[4 * n : 4 * n + 4]}, [one.picture for one in rung]))
+        means_of(
+            perfect,
+            ImageEmbeddings({sight: rows[4 * n : 4 * n + 4]}, [one.picture for one in rung]),
+        )
         for n, rung in enumerate(rungs)
     ]
     for name in ("identity", "subject_fidelity_crop"):
@@ -336,7 +341,7 @@ def test_the_photos_again_are_more_copies_and_less_diverse(eyes: Eyes, perfect: 
     ]
     places = [n // SEEDS for n in range(len(perfect.prompts))]
     kept = seen(eyes, soft)
-    copies = Seen(
+    copies = ImageEmbeddings(
         rows={sight: rows[places] for sight, rows in kept.rows.items()},
         pictures=[kept.pictures[place] for place in places],
         spots=tuple(kept.spots[place] for place in places),

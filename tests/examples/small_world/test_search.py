@@ -6,7 +6,7 @@ from pathlib import Path
 
 import pytest
 
-from dreambooth_core.batch_sampling.search import Question, search
+from dreambooth_core.batch_sampling.search import SearchQuery, search
 from dreambooth_core.config import Config, Storage, load_config
 from dreambooth_core.data.images import encode_png
 from dreambooth_core.diffusion.sampling import DRAWN_BY, drawn_by
@@ -43,7 +43,7 @@ def config(tmp_path_factory: pytest.TempPathFactory) -> Config:
 
 def found(config: Config, text: str, top: int) -> Sequence[tuple[str, str]]:
     """Noun and place of what is found, best first; an image's seed is its number."""
-    hits, _ = search(config, config.paths.work, Question(text=text, top=top))
+    hits, _ = search(config, config.paths.work, SearchQuery(text=text, top=top))
     shown = [(noun, place) for noun in NOUNS for place in PLACES]
     return [shown[hit.seed] for hit in hits]
 

@@ -14,8 +14,8 @@ from PIL import Image
 from dreambooth_core.cli.bench import dreambench
 from dreambooth_core.cli.bench.dreambench import (
     Bench,
-    Standing,
-    Subject,
+    BenchSubject,
+    SubjectScores,
     chosen,
     config_for,
     deviations,
@@ -110,7 +110,7 @@ def test_subjects_are_chosen_by_number_or_by_name(layout):
 
 @pytest.mark.parametrize(("noun", "name"), [("dog", "live"), ("toy", "objects")])
 def test_every_published_prompt_counts_as_the_paper_counts_it(recipe, noun, name):
-    subject = Subject("one", Path("photos/one"), noun)
+    subject = BenchSubject("one", Path("photos/one"), noun)
     made = config_for(recipe, subject)
     every = [prompt for prompts in SETS[name].values() for prompt in prompts]
     assert list(made.evaluation.kinds) == every
@@ -128,13 +128,13 @@ def test_a_recipe_that_does_not_fit_a_subject_is_refused(recipe):
     subject = recipe.subject.model_copy(update={"identifier": "a"})
     recipe = recipe.model_copy(update={"subject": subject})
     with pytest.raises(ConfigError, match=r"photos/dog: .* must not contain the identifier"):
-        config_for(recipe, Subject("dog", Path("photos/dog"), "dog"))
+        config_for(recipe, BenchSubject("dog", Path("photos/dog"), "dog"))
 
 
 def test_a_folder_may_be_called_as_folders_are(recipe):
     """Each subject's runs are called after its folder, in letters that a run's name may have."""
     names = ("Hündin (2)", "Hündin 2", "dog6", "x" * 80, "x" * 81)
-    made = [config_for(recipe, Subject(name, Path(name), "dog")).name for name in names]
+    made = [config_for(recipe, BenchSubject(name, Path(name), "dog")).name for name in names]
     assert made[0].startswith(f"{recipe.name}-H-ndin-2-")
     assert made[2] == f"{recipe.name}-dog6"
     assert len(set(made)) == len(names)
@@ -154,8 +154,8 @@ def test_what_is_not_as_in_the_paper_is_said(recipe):
         assert word in sentence
 
 
-def standing(name: str, **ours: float) -> Standing:
-    return Standing(
+def standing(name: str, **ours: float) -> SubjectScores:
+    return SubjectScores(
         subject=name,
         class_noun="dog",
         photos=4,
@@ -238,12 +238,12 @@ def asked_recipe(tracked_config, tmp_path):
 
 @pytest.mark.slow
 def test_a_bench_trains_and_measures_a_subject_once(asked_recipe, tmp_path):
-    from dreambooth_core.data.ingest import take_in
-    from dreambooth_core.metrics.embeddings import Pictures
+    from dreambooth_core.data.ingest import ingest
+    from dreambooth_core.metrics.embeddings import StoredImages
     from dreambooth_core.metrics.statistics import rows_of
     from dreambooth_core.storage.records import Scores
     from dreambooth_core.storage.stores import open_store
-    from dreambooth_core.vision.encoders import Encoder
+    from dreambooth_core.vision.encoders import ImageEncoder
 
     recipe, server = asked_recipe
     photos(tmp_path / "set" / "dog6", 0)
@@ -271,9 +271,9 @@ def test_a_bench_trains_and_measures_a_subject_once(asked_recipe, tmp_path):
     config = config_for(recipe, subjects[0], 2)
     drawn = [row for row in rows_of(store, scores) if row.kind == "scene"]
     assert [row.prompt for row in drawn] == [p for p in SETS["live"]["scene"][:2] for _ in range(2)]
-    eye = Encoder(config.evaluation.identity, None)
-    made = eye.identity_images(list(Pictures(store, scores.samples.images)))
-    real = eye.identity_images(list(Pictures(store, take_in(config, store)[0].images.images)))
+    eye = ImageEncoder(config.evaluation.identity, None)
+    made = eye.identity_images(list(StoredImages(store, scores.samples.images)))
+    real = eye.identity_images(list(StoredImages(store, ingest(config, store)[0].images.images)))
     cosines = [float(a @ b) for a in made for b in real]
     assert one.ours["DINO"] == pytest.approx(np.mean(cosines), abs=1e-5)
 

@@ -11,7 +11,7 @@ from safetensors.torch import load_file
 from torch import Tensor, nn
 
 from dreambooth_core.diffusion import exports
-from dreambooth_core.diffusion.exports import Source, _flux, lora_kohya
+from dreambooth_core.diffusion.exports import TrainedModel, _flux, lora_kohya
 from dreambooth_core.diffusion.exports._base import base_of
 from dreambooth_core.diffusion.exports._lora import Layer
 from dreambooth_core.diffusion.exports._merged import merged
@@ -27,7 +27,7 @@ PREFIX = "model.diffusion_model."
 
 
 @pytest.fixture(scope="module")
-def sources(tmp_path_factory: pytest.TempPathFactory) -> Mapping[str, Source]:
+def sources(tmp_path_factory: pytest.TempPathFactory) -> Mapping[str, TrainedModel]:
     """An adapter on every layer that kohya trains in a UNet, some of another rank."""
     folder = tmp_path_factory.mktemp("adapters")
     adapter = {"rank": 4, "alpha": 6, "targets": ALL, "ranks": {r"attn2\.to_k": 2}}
@@ -60,11 +60,11 @@ def _text_rule(encoder: nn.Module, prefix: str) -> set[str]:
     }
 
 
-def _tensors(name: str, source: Source, out: Path) -> dict[str, Tensor]:
+def _tensors(name: str, source: TrainedModel, out: Path) -> dict[str, Tensor]:
     return load_file(exports.export(name, source, out)[0])
 
 
-def _parts(source: Source) -> Parts:
+def _parts(source: TrainedModel) -> Parts:
     return load_family(source.family).load(source.base)
 
 
@@ -72,7 +72,7 @@ def _modules(tensors: Mapping[str, Tensor], down: str) -> set[str]:
     return {name.removesuffix(down) for name in tensors if name.endswith(down)}
 
 
-def test_kohya_finds_every_layer_of_sd(sources: Mapping[str, Source], tmp_path: Path) -> None:
+def test_kohya_finds_every_layer_of_sd(sources: Mapping[str, TrainedModel], tmp_path: Path) -> None:
     source = sources["stable_diffusion"]
     parts, tensors = _parts(source), _tensors("lora_kohya", source, tmp_path)
     wanted = _kohya_rule(parts["unet"], "lora_unet", ("Transformer2DModel",))
@@ -82,7 +82,9 @@ def test_kohya_finds_every_layer_of_sd(sources: Mapping[str, Source], tmp_path: 
     assert "lora_te_text_model_encoder_layers_0_self_attn_q_proj" in wanted
 
 
-def test_kohya_finds_every_layer_of_sdxl(sources: Mapping[str, Source], tmp_path: Path) -> None:
+def test_kohya_finds_every_layer_of_sdxl(
+    sources: Mapping[str, TrainedModel], tmp_path: Path
+) -> None:
     """Kohya's own SDXL has the original names: those of the checkpoint's transformers."""
     source = sources["sdxl"]
     parts, tensors = _parts(source), _tensors("lora_kohya", source, tmp_path)
@@ -101,7 +103,7 @@ def test_kohya_finds_every_layer_of_sdxl(sources: Mapping[str, Source], tmp_path
 
 @pytest.mark.parametrize("family", BASES)
 def test_every_layer_has_both_factors_and_its_alpha(
-    family: str, sources: Mapping[str, Source], tmp_path: Path
+    family: str, sources: Mapping[str, TrainedModel], tmp_path: Path
 ) -> None:
     tensors = _tensors("lora_kohya", sources[family], tmp_path)
     layers = _modules(tensors, ".lora_down.weight")
@@ -113,7 +115,7 @@ def test_every_layer_has_both_factors_and_its_alpha(
         assert tensors[f"{layer}.alpha"].item() == rank * 6 / 4
 
 
-def test_kohyas_own_texts(sources: Mapping[str, Source], tmp_path: Path) -> None:
+def test_kohyas_own_texts(sources: Mapping[str, TrainedModel], tmp_path: Path) -> None:
     written = exports.export("lora_kohya", sources["sdxl"], tmp_path)[0]
     with safe_open(written, framework="pt") as file:
         texts = file.metadata()
@@ -125,7 +127,7 @@ def test_kohyas_own_texts(sources: Mapping[str, Source], tmp_path: Path) -> None
 
 @pytest.mark.parametrize("family", BASES)
 def test_comfy_reads_its_own_names_and_gets_the_merged_model(
-    family: str, sources: Mapping[str, Source], tmp_path: Path
+    family: str, sources: Mapping[str, TrainedModel], tmp_path: Path
 ) -> None:
     """ComfyUI's rule: a weight's name in its model, without `.weight`; alpha / rank * up @ down."""
     source = sources[family]

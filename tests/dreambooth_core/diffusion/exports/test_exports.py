@@ -13,7 +13,7 @@ from safetensors import safe_open
 
 from dreambooth_core import plugins
 from dreambooth_core.diffusion import exports
-from dreambooth_core.diffusion.exports import Source
+from dreambooth_core.diffusion.exports import TrainedModel
 from dreambooth_core.errors import ConfigError
 from dreambooth_core.storage.records import Weights
 from tests.dreambooth_core.diffusion.exports.trained import ABOUT, config_of, trained
@@ -23,12 +23,12 @@ NAMES = plugins.names("dreambooth_core.diffusion.exports")
 
 
 @pytest.fixture(scope="module")
-def lora(tiny_base: Path, tmp_path_factory: pytest.TempPathFactory) -> Source:
+def lora(tiny_base: Path, tmp_path_factory: pytest.TempPathFactory) -> TrainedModel:
     return trained("stable_diffusion", tiny_base, "lora", tmp_path_factory.mktemp("lora"))
 
 
 @pytest.fixture(scope="module")
-def pivotal(tiny_base: Path, tmp_path_factory: pytest.TempPathFactory) -> Source:
+def pivotal(tiny_base: Path, tmp_path_factory: pytest.TempPathFactory) -> TrainedModel:
     return trained("stable_diffusion", tiny_base, "pivotal", tmp_path_factory.mktemp("pivotal"))
 
 
@@ -78,7 +78,7 @@ def test_what_is_possible_is_said_without_the_model_libraries() -> None:
     subprocess.run([sys.executable, "-c", program], check=True)
 
 
-def test_what_a_format_cannot_hold_is_refused(lora: Source, tmp_path: Path) -> None:
+def test_what_a_format_cannot_hold_is_refused(lora: TrainedModel, tmp_path: Path) -> None:
     flux = dataclasses.replace(lora, family="flux")
     with pytest.raises(ConfigError, match="possible: diffusers, lora_comfy, lora_diffusers, lora_"):
         exports.export("single_file", flux, tmp_path)
@@ -91,7 +91,7 @@ def test_what_a_format_cannot_hold_is_refused(lora: Source, tmp_path: Path) -> N
 
 
 @pytest.mark.parametrize("title", ["../toy", "a/b", "", ".hidden", "toy\n", "x" * 65])
-def test_a_title_cannot_leave_the_folder(lora: Source, tmp_path: Path, title: str) -> None:
+def test_a_title_cannot_leave_the_folder(lora: TrainedModel, tmp_path: Path, title: str) -> None:
     named = dataclasses.replace(lora, about=dataclasses.replace(ABOUT, title=title))
     with pytest.raises(ConfigError, match="cannot name a file"):
         exports.export("lora_kohya", named, tmp_path / "out")
@@ -99,7 +99,9 @@ def test_a_title_cannot_leave_the_folder(lora: Source, tmp_path: Path, title: st
 
 
 @pytest.mark.parametrize("name", ["diffusers", "lora_diffusers", "lora_kohya", "lora_comfy"])
-def test_same_bytes_and_nothing_left_beside(pivotal: Source, tmp_path: Path, name: str) -> None:
+def test_same_bytes_and_nothing_left_beside(
+    pivotal: TrainedModel, tmp_path: Path, name: str
+) -> None:
     first = exports.export(name, pivotal, tmp_path / "out")
     assert sorted(first) == sorted((tmp_path / "out").iterdir())
     before = _files(tmp_path / "out")
@@ -108,7 +110,7 @@ def test_same_bytes_and_nothing_left_beside(pivotal: Source, tmp_path: Path, nam
     assert _files(tmp_path / "out") == {**before, "kept.txt": b"not ours"}
 
 
-def test_others_may_read_what_was_written(lora: Source, tmp_path: Path) -> None:
+def test_others_may_read_what_was_written(lora: TrainedModel, tmp_path: Path) -> None:
     before = os.umask(0o022)
     try:
         (path,) = exports.export("lora_kohya", lora, tmp_path)
@@ -117,7 +119,7 @@ def test_others_may_read_what_was_written(lora: Source, tmp_path: Path) -> None:
     assert path.stat().st_mode & 0o777 == 0o644
 
 
-def test_a_failed_export_leaves_the_old_one(lora: Source, tmp_path: Path) -> None:
+def test_a_failed_export_leaves_the_old_one(lora: TrainedModel, tmp_path: Path) -> None:
     exports.export("diffusers", lora, tmp_path)
     before = _files(tmp_path)
     gone = dataclasses.replace(lora, weights=tmp_path / "gone")
@@ -126,7 +128,7 @@ def test_a_failed_export_leaves_the_old_one(lora: Source, tmp_path: Path) -> Non
     assert _files(tmp_path) == before
 
 
-def test_a_folder_that_is_no_export_is_left_alone(lora: Source, tmp_path: Path) -> None:
+def test_a_folder_that_is_no_export_is_left_alone(lora: TrainedModel, tmp_path: Path) -> None:
     (tmp_path / "toy").mkdir()
     (tmp_path / "toy" / "diary.txt").write_text("dear")
     with pytest.raises(ConfigError, match="no export made"):
@@ -134,7 +136,7 @@ def test_a_folder_that_is_no_export_is_left_alone(lora: Source, tmp_path: Path) 
     assert _files(tmp_path) == {"toy/diary.txt": b"dear"}
 
 
-def test_a_link_is_replaced_and_not_followed(lora: Source, tmp_path: Path) -> None:
+def test_a_link_is_replaced_and_not_followed(lora: TrainedModel, tmp_path: Path) -> None:
     (tmp_path / "elsewhere").write_text("precious")
     out = tmp_path / "out"
     out.mkdir()
@@ -144,7 +146,7 @@ def test_a_link_is_replaced_and_not_followed(lora: Source, tmp_path: Path) -> No
     assert (tmp_path / "elsewhere").read_text() == "precious"
 
 
-def test_modelspec(lora: Source, tmp_path: Path) -> None:
+def test_modelspec(lora: TrainedModel, tmp_path: Path) -> None:
     path = exports.export("lora_kohya", lora, tmp_path)[0]
     data = path.read_bytes()
     tensors = data[8 + int.from_bytes(data[:8], "little") :]
@@ -165,7 +167,7 @@ def test_modelspec(lora: Source, tmp_path: Path) -> None:
     }
 
 
-def test_new_tokens_go_along_under_the_word_to_write(pivotal: Source, tmp_path: Path) -> None:
+def test_new_tokens_go_along_under_the_word_to_write(pivotal: TrainedModel, tmp_path: Path) -> None:
     lora, embedding = exports.export("lora_kohya", pivotal, tmp_path)
     assert embedding.name == "toy-sks.safetensors"
     assert _texts(embedding)["modelspec.trigger_phrase"] == "toy-sks"
@@ -176,7 +178,7 @@ def test_new_tokens_go_along_under_the_word_to_write(pivotal: Source, tmp_path: 
     assert _texts(lora)["modelspec.trigger_phrase"] == "toy-sks robot"
 
 
-def test_what_is_not_the_models_stays_behind(lora: Source, tmp_path: Path) -> None:
+def test_what_is_not_the_models_stays_behind(lora: TrainedModel, tmp_path: Path) -> None:
     base = tmp_path / "base"
     exports.export("diffusers", lora, tmp_path)[0].rename(base)
     index = json.loads((base / "model_index.json").read_text())
@@ -196,7 +198,7 @@ def test_what_is_not_the_models_stays_behind(lora: Source, tmp_path: Path) -> No
 
 
 def test_a_clip_has_the_names_of_every_version_of_transformers(
-    lora: Source, tmp_path: Path
+    lora: TrainedModel, tmp_path: Path
 ) -> None:
     folder = exports.export("diffusers", lora, tmp_path)[0]
     with safe_open(folder / "text_encoder" / "model.safetensors", framework="pt") as file:

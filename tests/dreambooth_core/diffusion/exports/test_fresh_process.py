@@ -18,7 +18,7 @@ import numpy as np
 import pytest
 
 from dreambooth_core.diffusion import exports, textual_inversion
-from dreambooth_core.diffusion.exports import Source
+from dreambooth_core.diffusion.exports import TrainedModel
 from dreambooth_core.diffusion.exports._merged import merged
 from dreambooth_core.diffusion.families import load_family
 from tests.dreambooth_core.diffusion.exports import draw_with_diffusers
@@ -67,7 +67,7 @@ CASES = [
 
 
 @pytest.fixture(scope="module")
-def models(tmp_path_factory: pytest.TempPathFactory) -> Mapping[tuple[str, str], Source]:
+def models(tmp_path_factory: pytest.TempPathFactory) -> Mapping[tuple[str, str], TrainedModel]:
     """A trained model for each base and method that a case needs."""
     folder = tmp_path_factory.mktemp("models")
     bases = {
@@ -94,7 +94,7 @@ def models(tmp_path_factory: pytest.TempPathFactory) -> Mapping[tuple[str, str],
 
 @pytest.fixture(scope="module")
 def drawn(
-    models: Mapping[tuple[str, str], Source], tmp_path_factory: pytest.TempPathFactory
+    models: Mapping[tuple[str, str], TrainedModel], tmp_path_factory: pytest.TempPathFactory
 ) -> Mapping[Case, Path]:
     """One process that knows nothing of us draws all cases."""
     folder = tmp_path_factory.mktemp("drawn")
@@ -110,7 +110,7 @@ def drawn(
 
 
 @pytest.fixture(scope="module")
-def ours(models: Mapping[tuple[str, str], Source]) -> Mapping[tuple[str, str], np.ndarray]:
+def ours(models: Mapping[tuple[str, str], TrainedModel]) -> Mapping[tuple[str, str], np.ndarray]:
     return {key: _ours(source) for key, source in models.items()}
 
 
@@ -130,7 +130,7 @@ def test_the_image_is_ours(
 
 
 def test_training_can_be_seen(
-    models: Mapping[tuple[str, str], Source], ours: Mapping[tuple[str, str], np.ndarray]
+    models: Mapping[tuple[str, str], TrainedModel], ours: Mapping[tuple[str, str], np.ndarray]
 ) -> None:
     untouched = {}
     for (base, method), image in ours.items():
@@ -142,14 +142,14 @@ def test_training_can_be_seen(
         assert np.abs(image - untouched[base]).max() > 1e-3
 
 
-def _ours(source: Source) -> np.ndarray:
+def _ours(source: TrainedModel) -> np.ndarray:
     prompt = textual_inversion.spell(
         textual_inversion.exported_tokens(source.weights), PROMPT.format("sks")
     )
     return draw(load_family(source.family).pipeline(merged(source)), prompt, SIDE)
 
 
-def _job(case: Case, source: Source, folder: Path) -> dict[str, Any]:
+def _job(case: Case, source: TrainedModel, folder: Path) -> dict[str, Any]:
     written = exports.export(case.export, source, folder)
     tokens = textual_inversion.exported_tokens(source.weights)
     embeddings: list[Path] = []

@@ -7,10 +7,10 @@ import torch
 
 from dreambooth_core.config import Config
 from dreambooth_core.diffusion import adapters
-from dreambooth_core.diffusion.exports import About, Source
+from dreambooth_core.diffusion.exports import ModelInfo, TrainedModel
 from dreambooth_core.diffusion.families import load_family
 
-ABOUT = About(
+ABOUT = ModelInfo(
     title="toy",
     trigger="sks robot",
     digest="0" * 64,
@@ -35,7 +35,7 @@ def config_of(family: str, base: Path, method: str, **sections: Any) -> Config:
     )
 
 
-def trained(family: str, base: Path, method: str, folder: Path, **sections: Any) -> Source:
+def trained(family: str, base: Path, method: str, folder: Path, **sections: Any) -> TrainedModel:
     """A model all of whose moving weights were moved far enough to be seen."""
     config = config_of(family, base, method, **sections)
     of = load_family(family)
@@ -46,4 +46,4 @@ def trained(family: str, base: Path, method: str, folder: Path, **sections: Any)
             for weight in weights.values():
                 weight += 0.1 * torch.randn(weight.shape, generator=draws)
     adapters.export(of, parts, config, base, folder)
-    return Source(family, base, folder, method, ABOUT)
+    return TrainedModel(family, base, folder, method, ABOUT)

@@ -7,9 +7,9 @@ import pytest
 from PIL import Image
 
 from dreambooth_core.config import Config
-from dreambooth_core.metrics import Evidence, Seen
+from dreambooth_core.metrics import Evidence, ImageEmbeddings
 from dreambooth_core.metrics.measures import lpips_diversity
-from dreambooth_core.vision.lpips import Perceptual, distance
+from dreambooth_core.vision.lpips import LpipsNetwork, distance
 from tests.random_backbones import build
 
 
@@ -36,8 +36,8 @@ def with_lpips(config, source):
 
 def evidence(config, images, prompts):
     return Evidence(
-        generated=Seen(pictures=images),
-        photos=Seen(),
+        generated=ImageEmbeddings(pictures=images),
+        photos=ImageEmbeddings(),
         prompts=prompts,
         kinds=("scene",) * len(prompts),
         config=config,
@@ -48,7 +48,7 @@ def test_each_image_is_held_against_the_others_of_its_prompt(config, backbone):
     config, images = with_lpips(config, backbone), pictures(6)
     prompts = ("a", "b", "a", "alone", "b", "a")
     values = lpips_diversity.measure(evidence(config, images, prompts))
-    network = Perceptual(backbone, None)
+    network = LpipsNetwork(backbone, None)
     seen = [network.seen(image) for image in images]
     in_a = {pair: distance(seen[pair[0]], seen[pair[1]]) for pair in combinations((0, 2, 5), 2)}
     assert values[0] == pytest.approx((in_a[0, 2] + in_a[0, 5]) / 2)

@@ -5,9 +5,9 @@ from dataclasses import replace
 import numpy as np
 from PIL import Image, ImageOps
 
-from dreambooth_core.metrics import Evidence, Seen
+from dreambooth_core.metrics import Evidence, ImageEmbeddings
 from dreambooth_core.metrics.measures.memorisation import copied_photo, measure
-from dreambooth_core.vision.detectors import Spot
+from dreambooth_core.vision.detectors import Region
 
 SIDE = 64
 BOX = (20, 20, 44, 44)
@@ -27,8 +27,10 @@ def with_subject(backdrop: Image.Image, look: int = 0) -> Image.Image:
     return picture
 
 
-def seen(pictures: list[Image.Image], spots: bool = True) -> Seen:
-    return Seen(pictures=pictures, spots=(Spot(BOX),) * len(pictures) if spots else None)
+def seen(pictures: list[Image.Image], spots: bool = True) -> ImageEmbeddings:
+    return ImageEmbeddings(
+        pictures=pictures, spots=(Region(BOX),) * len(pictures) if spots else None
+    )
 
 
 PHOTOS = [with_subject(scene(number)) for number in range(4)]

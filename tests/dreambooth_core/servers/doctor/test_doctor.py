@@ -21,9 +21,9 @@ import pytest
 
 from dreambooth_core import config, plugins
 from dreambooth_core.servers import doctor, local
-from dreambooth_core.servers.doctor import NOTHING_UP, Finding, Site
+from dreambooth_core.servers.doctor import NOTHING_UP, CheckResult, CheckTarget
 from dreambooth_core.servers.process import free_port
-from dreambooth_core.servers.stack.settings import PORTS, Place, Settings, keep, settle
+from dreambooth_core.servers.stack.settings import PORTS, StackLayout, StackSettings, keep, settle
 
 ROOT = Path(__file__).parents[4]
 SERVERS = ("AWS_ENDPOINT_URL_S3", "PREFECT_API_URL", "DREAMBOOTH_TRACKING_URI")
@@ -80,15 +80,15 @@ def s3(tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
         yield os.environ["AWS_ENDPOINT_URL_S3"]
 
 
-def _checked(name: str, site: Site) -> Finding:
+def _checked(name: str, site: CheckTarget) -> CheckResult:
     (finding,) = plugins.load("dreambooth_core.servers.doctor", name).check(site)
     assert finding.check == name
     return finding
 
 
-def _site(folder: Path, endpoint: str | None = None, **other: str) -> Site:
+def _site(folder: Path, endpoint: str | None = None, **other: str) -> CheckTarget:
     storage = config.Storage(endpoint=endpoint) if endpoint else None
-    return Site(folder=folder, storage=storage, **other)
+    return CheckTarget(folder=folder, storage=storage, **other)
 
 
 def test_every_check_has_something_to_say_where_nothing_is_up(tmp_path: Path) -> None:
@@ -103,7 +103,7 @@ def test_every_check_has_something_to_say_where_nothing_is_up(tmp_path: Path) ->
 
 def test_a_taken_port_is_named(tmp_path: Path) -> None:
     port = free_port(PORTS - 1)
-    site = Site(folder=tmp_path, settings=Settings(port=port))
+    site = CheckTarget(folder=tmp_path, settings=StackSettings(port=port))
     assert _checked("ports", site).level == "ok"
     with socket.socket() as taken:
         taken.bind(("127.0.0.1", port + 10_003))
@@ -241,7 +241,7 @@ def test_the_command_fails_when_something_is_broken(tmp_path: Path) -> None:
     folder = tmp_path / "up"
     port = free_port(PORTS - 1)
     folder.mkdir()
-    keep(Place(folder, settle(folder, port, postgres=False), ROOT))
+    keep(StackLayout(folder, settle(folder, port, postgres=False), ROOT))
     command = [sys.executable, "-m", "dreambooth_core.cli", "doctor", "--folder", str(folder)]
     with socket.socket() as taken:
         taken.bind(("127.0.0.1", port))

@@ -14,7 +14,7 @@ import pytest
 from dreambooth_core.errors import ConfigError
 from dreambooth_core.servers.process import free_port
 from dreambooth_core.servers.stack import postgres
-from dreambooth_core.servers.stack.settings import PORTS, Place, Settings
+from dreambooth_core.servers.stack.settings import PORTS, StackLayout, StackSettings
 
 ROOT = Path(__file__).parents[4]
 # PostgreSQL does not run as root, whose home may hold the Python that must be read here
@@ -105,6 +105,6 @@ def test_without_one_it_is_refused_in_a_sentence(
 
 @pytest.mark.skipif(os.geteuid() != 0, reason="needs root")
 def test_root_is_refused_in_a_sentence(tmp_path: Path) -> None:
-    place = Place(tmp_path, Settings(port=14_200, postgres=True), tmp_path)
+    place = StackLayout(tmp_path, StackSettings(port=14_200, postgres=True), tmp_path)
     with pytest.raises(ConfigError, match="does not run as root"):
         postgres.part(place)

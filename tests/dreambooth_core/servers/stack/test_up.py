@@ -22,7 +22,14 @@ from dreambooth_core.servers.process import free_port, is_free
 from dreambooth_core.servers.stack import services, state, supervisor
 from dreambooth_core.servers.stack.deployments import asked
 from dreambooth_core.servers.stack.http import ask
-from dreambooth_core.servers.stack.settings import PORTS, Place, keep, ports_in_use, settle, settled
+from dreambooth_core.servers.stack.settings import (
+    PORTS,
+    StackLayout,
+    keep,
+    ports_in_use,
+    settle,
+    settled,
+)
 from dreambooth_core.storage.stores import open_store
 from dreambooth_core.tracking import mlflow as tracking
 from dreambooth_core.training.standalone import train_alone, weights_of
@@ -136,7 +143,7 @@ def test_a_whole_life(home: Path, project: Path, monkeypatch: pytest.MonkeyPatch
     assert settings.port == port
     assert _listening(home) == {"127.0.0.1"}
 
-    place = Place(home, settings, project)
+    place = StackLayout(home, settings, project)
     _run_the_probe(place)
     with services.working_with(place):
         _all_is_there()
@@ -258,7 +265,7 @@ def _step(system: System, name: str) -> int:
     return int(json.loads(told.read_text())["step"]) if told else 0
 
 
-def _run_the_probe(place: Place) -> None:
+def _run_the_probe(place: StackLayout) -> None:
     """By the worker, as if somebody had clicked."""
     found = asked(place, "/deployments/filter", {})
     assert found is not None
@@ -292,7 +299,7 @@ def _run_the_probe(place: Place) -> None:
     _until(ended)
 
 
-def _taken_place(place: Place) -> str:
+def _taken_place(place: StackLayout) -> str:
     """The lease of the only place on the GPU."""
     wanted = {"names": ["gpu"], "slots": 1, "mode": "concurrency", "lease_duration": 600}
     taken = asked(place, "/v2/concurrency_limits/increment-with-lease", wanted)
@@ -324,7 +331,7 @@ def _all_is_there(runs: int = 1) -> None:
 
 
 def _now(home: Path) -> Any:
-    standing = supervisor.standing(home)
+    standing = supervisor.stack_state(home)
     return None if standing is None else standing.model_dump()
 
 
@@ -361,7 +368,7 @@ def test_without_deployments_it_says_where_to_start(tmp_path: Path) -> None:
 
 def test_other_ports_than_at_first_are_refused(tmp_path: Path) -> None:
     made = settle(tmp_path, None, postgres=False)
-    keep(Place(tmp_path, made, tmp_path))
+    keep(StackLayout(tmp_path, made, tmp_path))
     assert settle(tmp_path, None, postgres=False) == made
     assert settle(tmp_path, made.port, postgres=False) == made
     with pytest.raises(ConfigError, match="leave out --port"):
@@ -373,7 +380,7 @@ def test_other_ports_than_at_first_are_refused(tmp_path: Path) -> None:
 @pytest.mark.parametrize("text", ["", "dreambooth", ":word", "dreambooth:"])
 def test_a_broken_login_starts_no_server(tmp_path: Path, text: str) -> None:
     (tmp_path / "login").write_text(text)
-    place = Place(tmp_path, settle(tmp_path, None, postgres=False), tmp_path)
+    place = StackLayout(tmp_path, settle(tmp_path, None, postgres=False), tmp_path)
     with pytest.raises(ConfigError, match="login must hold user:password: delete it"):
         services.environment(place)
 
@@ -384,7 +391,7 @@ def test_a_running_up_is_found_in_its_folder(
     """Where a process of it lives, and no other Prefect was asked for."""
     monkeypatch.delenv("PREFECT_API_URL", raising=False)
     home = tmp_path / "up"
-    place = Place(home, settle(tmp_path, None, postgres=False), tmp_path)
+    place = StackLayout(home, settle(tmp_path, None, postgres=False), tmp_path)
     keep(place)
     with supervisor.with_those_here(home):
         assert "PREFECT_API_URL" not in os.environ

@@ -15,7 +15,7 @@ from dreambooth_core.errors import ConfigError
 from dreambooth_core.servers.process import free_port, is_free
 from dreambooth_core.servers.stack import postgres, state
 from dreambooth_core.servers.stack.http import ask
-from dreambooth_core.servers.stack.settings import PORTS, Place, ports_in_use, settled
+from dreambooth_core.servers.stack.settings import PORTS, StackLayout, ports_in_use, settled
 from tests.dreambooth_core.servers.stack.test_postgres import NOBODY, ROOT
 
 pytestmark = [pytest.mark.servers, pytest.mark.timeout(1200)]
@@ -73,7 +73,7 @@ def _dreambooth(folder: Path, *words: str) -> str:
     return done.stdout
 
 
-def _asked(place: Place, database: str, query: str) -> set[str]:
+def _asked(place: StackLayout, database: str, query: str) -> set[str]:
     """The first column of what a database answers."""
     import psycopg2  # type: ignore[import-untyped]
 
@@ -93,7 +93,7 @@ def test_its_servers_have_their_tables_there(folder: Path, project: Path) -> Non
     _dreambooth(folder, "up", *words)
     settings = settled(folder / "up")
     assert settings is not None
-    place = Place(folder / "up", settings, project)
+    place = StackLayout(folder / "up", settings, project)
 
     answer = ask(f"{place.prefect}/api/deployments/filter", {}, credentials=place.login)
     assert answer is not None

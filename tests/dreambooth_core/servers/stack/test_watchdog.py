@@ -14,8 +14,8 @@ import pytest
 from dreambooth_core.servers.process import free_port
 from dreambooth_core.servers.stack import state, watchdog
 from dreambooth_core.servers.stack.http import is_well
-from dreambooth_core.servers.stack.service import Part
-from dreambooth_core.servers.stack.watchdog import Watch
+from dreambooth_core.servers.stack.service import Service
+from dreambooth_core.servers.stack.watchdog import Watchdog
 
 # Its child holds the port as well, as those of `mlflow server` do.
 FAMILY = """
@@ -33,7 +33,7 @@ def folder(tmp_path: Path) -> Iterator[Path]:
     assert state.marked(tmp_path) == []
 
 
-def _part(script: str = "", **other: object) -> Part:
+def _part(script: str = "", **other: object) -> Service:
     port = free_port(0)
     server = (sys.executable, "-m", "http.server", "--bind", "127.0.0.1", str(port))
     link = f"http://127.0.0.1:{port}/"
@@ -47,10 +47,10 @@ def _part(script: str = "", **other: object) -> Part:
         "answers": partial(is_well, link),
         "grace": 5.0,
     }
-    return Part(**{**given, **other})  # type: ignore[arg-type]
+    return Service(**{**given, **other})  # type: ignore[arg-type]
 
 
-def _stepped(watching: Watch, until: Callable[[], bool], seconds: float = 60.0) -> None:
+def _stepped(watching: Watchdog, until: Callable[[], bool], seconds: float = 60.0) -> None:
     deadline = time.monotonic() + seconds
     while not until():
         assert time.monotonic() < deadline, watching.trouble
@@ -58,7 +58,7 @@ def _stepped(watching: Watch, until: Callable[[], bool], seconds: float = 60.0) 
         time.sleep(0.05)
 
 
-def _ready(watching: Watch) -> int:
+def _ready(watching: Watchdog) -> int:
     _stepped(watching, lambda: watching.phase == "ready")
     return watching.pid
 
@@ -70,7 +70,7 @@ def _lives(pid: int) -> bool:
 
 def test_a_part_that_is_killed_is_started_again(folder: Path) -> None:
     told: list[str] = []
-    watching = Watch(folder, _part(), 0, told.append)
+    watching = Watchdog(folder, _part(), 0, told.append)
     first = _ready(watching)
     started = state.read(folder, "web")
     assert started is not None
@@ -88,7 +88,7 @@ def test_a_part_that_is_killed_is_started_again(folder: Path) -> None:
 
 
 def test_what_a_killed_part_leaves_behind_gives_its_port_back(folder: Path) -> None:
-    watching = Watch(folder, _part(FAMILY), 0, print)
+    watching = Watchdog(folder, _part(FAMILY), 0, print)
     first = _ready(watching)
     _stepped(watching, lambda: len(state.marked(folder)) == 2)
     os.kill(first, signal.SIGKILL)
@@ -100,7 +100,7 @@ def test_what_a_killed_part_leaves_behind_gives_its_port_back(folder: Path) -> N
 def test_the_runs_of_a_killed_worker_go_on(folder: Path) -> None:
     script = "import subprocess, sys, time; subprocess.Popen(['sleep', '300']); time.sleep(300)"
     part = _part(script, ports=(), answers=lambda: True, leaves_work=True)
-    watching = Watch(folder, part, 0, print)
+    watching = Watchdog(folder, part, 0, print)
     worker = _ready(watching)
     _stepped(watching, lambda: len(state.marked(folder, "web")) == 2)
     (run,) = set(state.marked(folder, "web")) - {worker}
@@ -113,13 +113,13 @@ def test_the_runs_of_a_killed_worker_go_on(folder: Path) -> None:
 
 def test_what_was_left_is_taken_over_if_it_would_be_started_alike(folder: Path) -> None:
     part = _part()
-    left = _ready(Watch(folder, part, 0, print))
+    left = _ready(Watchdog(folder, part, 0, print))
 
-    again = Watch(folder, part, 0, print)
+    again = Watchdog(folder, part, 0, print)
     again.take_over(state.read(folder, "web"))
     assert _ready(again) == left
 
-    other = Watch(folder, _part(name="web", env={"COLOUR": "red"}), 0, print)
+    other = Watchdog(folder, _part(name="web", env={"COLOUR": "red"}), 0, print)
     other.take_over(state.read(folder, "web"))
     assert not _lives(left)
     assert _ready(other) != left
@@ -128,9 +128,9 @@ def test_what_was_left_is_taken_over_if_it_would_be_started_alike(folder: Path) 
 
 def test_without_its_state_file_a_part_is_replaced(folder: Path) -> None:
     part = _part(leaves_work=True)
-    left = _ready(Watch(folder, part, 0, print))
+    left = _ready(Watchdog(folder, part, 0, print))
     state.state_file(folder, "web").write_text('{"cut off')
-    watching = Watch(folder, part, 0, print)
+    watching = Watchdog(folder, part, 0, print)
     watching.take_over(state.read(folder, "web"))
     assert not _lives(left)
     assert _ready(watching) != left
@@ -140,7 +140,7 @@ def test_a_number_that_another_process_got_is_not_taken_over(folder: Path) -> No
     stranger = subprocess.Popen(["sleep", "300"])
     try:
         part = _part()
-        left = state.Started(
+        left = state.StartedService(
             part="web",
             fingerprint=part.fingerprint,
             order=0,
@@ -148,7 +148,7 @@ def test_a_number_that_another_process_got_is_not_taken_over(folder: Path) -> No
             grace=1,
             pid=stranger.pid,
         )
-        watching = Watch(folder, part, 0, print)
+        watching = Watchdog(folder, part, 0, print)
         watching.take_over(left)
         assert _ready(watching) != stranger.pid
         state.stop(folder, left)
@@ -161,7 +161,7 @@ def test_a_number_that_another_process_got_is_not_taken_over(folder: Path) -> No
 def test_a_part_that_never_starts_is_given_up_with_the_end_of_its_log(folder: Path) -> None:
     told: list[str] = []
     script = "import sys; sys.exit('no space left on device')"
-    watching = Watch(folder, _part(script), 0, told.append)
+    watching = Watchdog(folder, _part(script), 0, told.append)
     _stepped(watching, lambda: watching.phase == "given up")
     assert "no space left on device" in watching.trouble
     pauses = [sentence.rpartition("tried again in ")[2] for sentence in told[:-1]]
@@ -172,7 +172,7 @@ def test_a_part_that_never_starts_is_given_up_with_the_end_of_its_log(folder: Pa
 def test_a_part_that_does_not_answer_is_ended_and_tried_again(folder: Path) -> None:
     told: list[str] = []
     part = _part(seconds=1.0, answers=lambda: False)
-    watching = Watch(folder, part, 0, told.append)
+    watching = Watchdog(folder, part, 0, told.append)
     _stepped(watching, lambda: bool(told))
     assert "did not answer within 1 s" in told[0]
     assert state.marked(folder) == []
@@ -187,7 +187,7 @@ def test_a_port_of_somebody_else_is_named(folder: Path) -> None:
         while not is_well(part.link):
             assert time.monotonic() < deadline
             time.sleep(0.05)
-        watching = Watch(folder, part, 0, told.append)
+        watching = Watchdog(folder, part, 0, told.append)
         watching.step(())
         assert f"port {part.ports[0]} is taken by another program: end it" in told[0]
         assert state.marked(folder) == []
@@ -197,7 +197,7 @@ def test_a_port_of_somebody_else_is_named(folder: Path) -> None:
 
 
 def test_a_part_waits_for_those_that_it_needs(folder: Path) -> None:
-    watching = Watch(folder, _part(after=("s3", "prefect")), 0, print)
+    watching = Watchdog(folder, _part(after=("s3", "prefect")), 0, print)
     watching.step({"s3"})
     assert watching.phase == "waiting"
     watching.step({"s3", "prefect", "other"})
@@ -214,7 +214,7 @@ def test_what_must_be_done_once_it_answers_is_tried_again(folder: Path) -> None:
         if left:
             raise left.pop()
 
-    watching = Watch(folder, _part(settle=settle), 0, told.append)
+    watching = Watchdog(folder, _part(settle=settle), 0, told.append)
     _stepped(watching, lambda: bool(told))
     pid = watching.pid
     assert "the bucket is not ready; tried again in 1 s" in told[0]

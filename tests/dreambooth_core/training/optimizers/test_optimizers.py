@@ -72,7 +72,7 @@ def _resumed(before: Training, **options: Any) -> Training:
         for weight, value in zip(fresh.names, before.weights(), strict=True):
             weight.copy_(value)
     told = json.loads(json.dumps(scalars, allow_nan=False))
-    optimizers.put_back(fresh.optimizer, fresh.names, tensors, told)
+    optimizers.load_state(fresh.optimizer, fresh.names, tensors, told)
     return fresh
 
 
@@ -199,11 +199,11 @@ def test_a_state_of_something_else_is_refused() -> None:
     adamw, came = _trained(range(1), name="adamw"), _trained(range(1), name="came")
     tensors, scalars = optimizers.state_of(adamw.optimizer, adamw.names)
     with pytest.raises(StageFailed, match="AdamW over other weights than this CAME"):
-        optimizers.put_back(came.optimizer, came.names, tensors, scalars)
+        optimizers.load_state(came.optimizer, came.names, tensors, scalars)
     del tensors["net/conv.weight/exp_avg"]
     tensors["net/other.weight/exp_avg"] = torch.zeros(1)
     with pytest.raises(StageFailed):
-        optimizers.put_back(adamw.optimizer, adamw.names, tensors, scalars)
+        optimizers.load_state(adamw.optimizer, adamw.names, tensors, scalars)
 
 
 def test_without_bitsandbytes_the_config_is_to_blame(monkeypatch: pytest.MonkeyPatch) -> None:

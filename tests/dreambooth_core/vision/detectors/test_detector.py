@@ -4,13 +4,13 @@ import pytest
 import torch
 from PIL import Image
 
-from dreambooth_core.vision.detectors import Spot, detector, load_finder
+from dreambooth_core.vision.detectors import Region, detector, load_detector
 from dreambooth_core.vision.detectors.detector import inside
 
 
 @pytest.fixture
 def finder(tiny_detector):
-    return load_finder(tiny_detector)
+    return load_detector(tiny_detector)
 
 
 def best_score(finder, image: Image.Image, noun: str) -> float:
@@ -65,4 +65,4 @@ def test_the_noun_is_what_it_is_asked_for(finder, pictures):
     ],
 )
 def test_a_box_ends_at_the_pictures_edge(box, found):
-    assert inside(box, Image.new("RGB", (60, 40))) == (found and Spot(found))
+    assert inside(box, Image.new("RGB", (60, 40))) == (found and Region(found))

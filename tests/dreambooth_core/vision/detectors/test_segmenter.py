@@ -7,7 +7,7 @@ import pytest
 import torch
 
 from dreambooth_core.errors import ConfigError, ModelError
-from dreambooth_core.vision.detectors import Spot, load_finder
+from dreambooth_core.vision.detectors import Region, load_detector
 from dreambooth_core.vision.detectors.segmenter import LEAST, labels_for, largest
 
 
@@ -50,7 +50,7 @@ class TestLargest:
         region = np.zeros((10, 100), dtype=np.bool_)  # LEAST of it are five pixels
         assert region.size * LEAST == 5
         region[0, :pixels] = True
-        assert (Spot.around(largest(region)) is not None) == found
+        assert (Region.around(largest(region)) is not None) == found
 
 
 def test_the_region_is_what_the_network_says(tiny_segmenter, pictures):
@@ -62,7 +62,7 @@ def test_the_region_is_what_the_network_says(tiny_segmenter, pictures):
     )
     processor = SegformerImageProcessorPil.from_pretrained(tiny_segmenter.model)
     for image, spot in zip(
-        pictures, load_finder(tiny_segmenter).find(pictures, "robot"), strict=True
+        pictures, load_detector(tiny_segmenter).find(pictures, "robot"), strict=True
     ):
         with torch.no_grad():
             outputs = network(**processor(images=image, return_tensors="pt"))
@@ -76,7 +76,7 @@ def test_the_region_is_what_the_network_says(tiny_segmenter, pictures):
 
 
 def test_neighbours_and_order_change_nothing(tiny_segmenter, pictures):
-    finder = load_finder(tiny_segmenter)
+    finder = load_detector(tiny_segmenter)
     together = finder.find(pictures, "robot")
     for image, spot in zip(pictures[::-1], together[::-1], strict=True):
         (alone,) = finder.find([image], "robot")
@@ -87,19 +87,19 @@ def test_neighbours_and_order_change_nothing(tiny_segmenter, pictures):
 
 def test_the_complement_belongs_to_the_other_label(tiny_segmenter, pictures):
     """No pixel is both, so the regions of the two labels do not meet."""
-    finder = load_finder(tiny_segmenter)
+    finder = load_detector(tiny_segmenter)
     ours, theirs = finder.find(pictures, "robot"), finder.find(pictures, "background")
     assert not any((a.mask & b.mask).any() for a, b in zip(ours, theirs, strict=True))
 
 
 def test_a_noun_without_a_label_is_told_with_the_labels_there_are(tiny_segmenter, pictures):
     with pytest.raises(ModelError, match="no label for 'dog'; it has background, robot"):
-        load_finder(tiny_segmenter).find(pictures, "dog")
+        load_detector(tiny_segmenter).find(pictures, "dog")
 
 
 def test_a_missing_model_is_one_sentence(tiny_segmenter, tmp_path):
     with pytest.raises(ModelError, match="no segmenter that could find") as caught:
-        load_finder(tiny_segmenter.model_copy(update={"model": str(tmp_path)}))
+        load_detector(tiny_segmenter.model_copy(update={"model": str(tmp_path)}))
     assert "\n" not in str(caught.value)
 
 
@@ -107,4 +107,4 @@ def test_a_missing_model_is_one_sentence(tiny_segmenter, tmp_path):
 def test_a_hub_id_needs_its_commit(tiny_segmenter, revision):
     rules = tiny_segmenter.model_copy(update={"model": "a/b", "revision": revision})
     with pytest.raises(ConfigError, match="40 hex digits"):
-        load_finder(rules)
+        load_detector(rules)
