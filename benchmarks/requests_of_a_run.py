@@ -23,10 +23,10 @@ CONFIG = HERE.parent / "examples/small_world/config.yaml"
 IMAGES, SAVES = 8, 4
 LEAST = {
     "prior.target": "images",
-    "prior.images": 4,
+    "prior.num_class_images": 4,
     "train.steps": 8,
     "train.lr_warmup_steps": 0,
-    "checkpoints.every": 8,
+    "checkpoints.every_n_steps": 8,
     "sampler.inference_steps": 2,
     "evaluation.prompts": '["a photo of {subject}"]',
     "evaluation.seeds": 2,
@@ -38,8 +38,8 @@ LEAST = {
 }
 RUNS = {
     "first": {},
-    "more class images": {"prior.images": 4 + IMAGES},
-    "more checkpoints": {"checkpoints.every": 2, "checkpoints.keep": SAVES},
+    "more class images": {"prior.num_class_images": 4 + IMAGES},
+    "more checkpoints": {"checkpoints.every_n_steps": 2, "checkpoints.keep_last": SAVES},
     "again": {},
 }
 

@@ -38,10 +38,10 @@ def train_flow(config: Config) -> Summary:
                 raise
             publish_plan(config, intake)
             photos = intake.images
-            if not config.prior.alongside:
+            if not config.prior.generate_in_background:
                 classes = run.stage("priors", ensure_class_images, config, photos)
             weights = run.stage("train", train_model, config, photos)
-            if config.prior.alongside:
+            if config.prior.generate_in_background:
                 classes = run.stage("priors", ensure_class_images, config, photos)
             scores = run.stage("evaluate", evaluate_samples, config, photos, weights)
             found = (photos, classes, weights, scores)

@@ -40,7 +40,7 @@ def measure_trial(trial: SweepTrial, instance: ImageSet, weights: Weights) -> Tr
 @stage("choose trial")
 def choose_trial(sweep: Sweep, points: Sequence[TrialScore]) -> int:
     """Place of the trial that goes to the gate."""
-    return winner(points, sweep.config.choosing)
+    return winner(points, sweep.config.validation)
 
 
 def publish_sweep(points: Sequence[TrialScore], best: int) -> None:

@@ -136,9 +136,9 @@ def tiny_config(tiny_base: Path, tiny_encoders: tuple[Path, Path], tmp_path: Pat
             "name": "tiny",
             "subject": {"images": draw_photos(tmp_path / "photos"), "class_noun": "robot"},
             "model": {"base": str(tiny_base), "resolution": 32},
-            "prior": {"target": "images", "images": 2},
+            "prior": {"target": "images", "num_class_images": 2},
             "train": {"method": "full", "steps": 6, "learning_rate": 1e-4},
-            "checkpoints": {"every": 2},
+            "checkpoints": {"every_n_steps": 2},
             "sampler": {"inference_steps": 2, "batch_size": 2},
             "evaluation": {
                 "prompts": ["a photo of {subject}", "{subject} on the beach"],

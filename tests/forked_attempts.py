@@ -69,7 +69,7 @@ class Attempts:
     def one(self) -> Iterator[tuple[TrainingSpec, Sequence[BaseProcess]]]:
         """A living attempt, which the block may end, and which ends with it."""
         spec = self.run.prepared()
-        file, count = str(spec.folder / "spec.json"), spec.config.train.processes
+        file, count = str(spec.folder / "spec.json"), spec.config.train.num_processes
         with stage._meeting(spec.folder / launcher.MEETING):
             ranks = [_forks().Process(target=_main, args=(file, r, count)) for r in range(count)]
             for rank in ranks:

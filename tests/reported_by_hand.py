@@ -185,7 +185,7 @@ def results_of(store: Store) -> StageResults:
             chosen_step=20,
             steps_per_second=2.5,
             losses=tuple((step, 0.5, 0.25) for step in range(1, 31)),
-            looks=tuple(
+            validations=tuple(
                 ValidationResult(
                     step=step,
                     stable_loss=1 / step,

@@ -115,23 +115,25 @@ def recipe(name: str) -> Config:
 def as_row(name: str, config: Config) -> list[str]:
     """The row of a recipe in the table of recipes, without its sources."""
     train, prior, method = config.train, config.prior, config.train.method
-    kind = "prediction" if config.prior_target == "prediction" else f"{prior.images} images"
+    kind = (
+        "prediction" if config.prior_target == "prediction" else f"{prior.num_class_images} images"
+    )
     moves = "yes" if families.moving_encoders(load_family(config.model.family), config) else "no"
     until = f" until {train.text_encoder_until}" if train.text_encoder_until < 1 else ""
-    shift = f", shift {config.loss.times_shift:g}" if config.loss.times_shift != 1 else ""
+    shift = f", shift {config.loss.timestep_shift:g}" if config.loss.timestep_shift != 1 else ""
     only_tokens = method == "textual_inversion"
-    rate = config.inversion.learning_rate if only_tokens else train.learning_rate
+    rate = config.textual_inversion.learning_rate if only_tokens else train.learning_rate
     return [
         f"[`{name}`](../{recipe_file(name).relative_to(ROOT).as_posix()})",
         f"`{config.model.family}`",
         method,
         f"{rate:g}",
         str(train.steps),
-        f"{train.batch_size} x {train.accumulate}",
+        f"{train.batch_size} x {train.gradient_accumulation_steps}",
         f"{config.adapter.rank} / {config.adapter.alpha:g}" if method in ADAPTERS else "-",
-        f"{kind}, weight {prior.weight:g}" if prior.enabled else "off",
+        f"{kind}, weight {prior.loss_weight:g}" if prior.enabled else "off",
         f"tokens{until}" if method in INVERSIONS else moves,
-        f"{config.loss.times}{shift}",
+        f"{config.loss.timestep_sampling}{shift}",
         f"{config.sampler.guidance_scale:g}",
     ]
 

@@ -30,7 +30,7 @@ def config_of(base: Path, **sections: Any) -> Config:
         "model": {"base": str(base), "resolution": 32},
         "prior": {"target": "images"},
         "adapter": {"rank": 4, "alpha": 8},
-        "checkpoints": {"every": 100},
+        "checkpoints": {"every_n_steps": 100},
     }
     train = {"method": "full", "steps": 6, "batch_size": 2}
     train |= {"learning_rate": 1e-3, "lr_schedule": "cosine"}

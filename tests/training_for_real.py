@@ -52,7 +52,7 @@ class Run:
                 "train": train,
                 "adapter": {"rank": 4, "alpha": 4},
                 "checkpoints": self.checkpoints,
-                "prior": {"target": "images", "images": 4},
+                "prior": {"target": "images", "num_class_images": 4},
                 "sampler": {"inference_steps": 2, "batch_size": 2},
                 "storage": self.storage
                 or {"uri": f"file://{self.work / 'store'}", "endpoint": None},

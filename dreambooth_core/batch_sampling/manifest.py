@@ -15,7 +15,7 @@ from dreambooth_core.batch_sampling import image_checks
 from dreambooth_core.batch_sampling.job import ImageChecks, SamplingJob
 from dreambooth_core.batch_sampling.models import ModelReference, photos_of
 from dreambooth_core.batch_sampling.shards import JobPlan, PlannedImage
-from dreambooth_core.config import Config, DetectorModel
+from dreambooth_core.config import Config, Detector
 from dreambooth_core.metrics import Eye
 from dreambooth_core.storage.blobs import blob_key
 from dreambooth_core.storage.records import Blob, Image, Record
@@ -224,7 +224,7 @@ def embed_images(config: Config, store: Store, images: Sequence[Image], eye: Eye
     """(images, d) rows of unit length, by an encoder of a config's evaluation; the finder is left out."""
     from dreambooth_core.metrics.embeddings import ImageEmbedder
 
-    rules = config.evaluation.model_copy(update={"finder": DetectorModel()})
+    rules = config.evaluation.model_copy(update={"finder": Detector()})
     viewer = ImageEmbedder(config.model_copy(update={"evaluation": rules}), store)
     rows = viewer.see(images, config.subject.class_noun, [(eye, "whole")]).by((eye, "whole"))
     if rows is None:

@@ -15,8 +15,10 @@ from typing import Annotated, NoReturn
 import typer
 from typer.exceptions import TyperException
 
+from dreambooth_core import console
 from dreambooth_core.cli import approvals, config, datasets, models, sample, servers, training
 from dreambooth_core.cli.bench import command as bench
+from dreambooth_core.config.old_keys import OldKeyWarning
 from dreambooth_core.errors import DreamBoothError, StageFailed, sentence_of
 
 app = typer.Typer(
@@ -115,6 +117,8 @@ def _of_arguments(error: TyperException) -> str:
 def _quiet() -> None:
     """Libraries' logs and warnings are for --debug; Prefect still keeps its own in its database."""
     warnings.filterwarnings("ignore")
+    warnings.filterwarnings("default", category=OldKeyWarning)
+    warnings.showwarning = _show_warning
     logging.getLogger("bitsandbytes").setLevel(logging.ERROR)
     for name, value in {
         "PYTHONWARNINGS": "ignore",
@@ -125,3 +129,8 @@ def _quiet() -> None:
         "MLFLOW_LOGGING_LEVEL": "ERROR",
     }.items():
         os.environ.setdefault(name, value)
+
+
+def _show_warning(message: Warning | str, *_: object, **__: object) -> None:
+    """One line on stderr, without the place in our code."""
+    console.say(f"warning: {message}")

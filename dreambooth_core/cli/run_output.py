@@ -188,7 +188,7 @@ def _plan(config: Config, checked: list[dataset.Validation]) -> dict[str, str]:
     drawn = len(rules.kinds) * rules.seeds + rules.class_images
     base = base_digest(config)[:12]
     priors = {
-        "images": f"{config.prior.images} class images of base {base}",
+        "images": f"{config.prior.num_class_images} class images of base {base}",
         "prediction": f"no class images: the prior is what base {base} answers",
         None: "off",
     }
@@ -196,7 +196,7 @@ def _plan(config: Config, checked: list[dataset.Validation]) -> dict[str, str]:
         "validate": f"{accepted} photos accepted, {findings} findings",
         "priors": priors[config.prior_target],
         "train": f"{train.method}, {family.denoiser}{text}, {train.steps} steps of {train.batch_size}, "
-        f"a checkpoint every {config.checkpoints.every}",
+        f"a checkpoint every {config.checkpoints.every_n_steps}",
         "evaluate": f"{drawn} images each of the tuned model and of the base",
         "register": f"{config.name}@candidate in {tracking}",
         "sample": f"{len(batch.prompts)} prompts x {batch.seeds} seeds",

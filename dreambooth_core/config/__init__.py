@@ -10,7 +10,7 @@ from dreambooth_core.config.loading import load_config, placed
 from dreambooth_core.config.prompts import Kind
 from dreambooth_core.config.recipes import overlaid, recipe_file, recipe_names
 from dreambooth_core.config.results import (
-    DetectorModel,
+    Detector,
     Evaluation,
     Gate,
     Sample,
@@ -24,14 +24,14 @@ from dreambooth_core.config.training import (
     INVERSIONS,
     Adapter,
     Checkpoints,
-    Choosing,
-    Inversion,
     Loss,
     Memory,
     Method,
     Optimizer,
     Prior,
+    TextualInversion,
     Train,
+    Validation,
 )
 from dreambooth_core.config.vision import Endpoint, Judge
 
@@ -41,15 +41,13 @@ __all__ = [
     "INVERSIONS",
     "Adapter",
     "Checkpoints",
-    "Choosing",
     "Compute",
     "Config",
     "Dataset",
-    "DetectorModel",
+    "Detector",
     "Endpoint",
     "Evaluation",
     "Gate",
-    "Inversion",
     "Judge",
     "Kind",
     "Loss",
@@ -64,8 +62,10 @@ __all__ = [
     "Section",
     "Storage",
     "Subject",
+    "TextualInversion",
     "Tracking",
     "Train",
+    "Validation",
     "load_config",
     "overlaid",
     "placed",

@@ -14,6 +14,7 @@ from pydantic import (
 )
 
 from dreambooth_core.config.credentials import PUBLIC, check_public
+from dreambooth_core.config.old_keys import with_new_keys
 
 NAME = r"^[A-Za-z0-9][A-Za-z0-9._-]{0,63}$"
 Fraction = Annotated[float, Field(ge=0, le=1)]
@@ -61,9 +62,10 @@ class Section(BaseModel):
 
     @model_validator(mode="before")
     @classmethod
-    def _holds_no_credentials(cls, given: object) -> object:
+    def _has_known_keys_and_no_credentials(cls, given: object) -> object:
         if isinstance(given, Mapping):
-            name = cls.__name__.lower()
+            given = with_new_keys(cls.__name__, given)
+            name = _snake_case(cls.__name__)
             check_public("" if name == "config" else name, given, cls.model_fields)
         return given
 
@@ -76,6 +78,11 @@ class Section(BaseModel):
             if bool not in kinds and kinds & {int, float}:
                 raise ValueError("must be a number, which true, false, yes and no are not")
         return given
+
+
+def _snake_case(name: str) -> str:
+    """`TextualInversion` -> `textual_inversion`, the section's key."""
+    return re.sub(r"(?<=[a-z])(?=[A-Z])", "_", name).lower()
 
 
 def _kinds(annotation: Any) -> set[Any]:

@@ -28,11 +28,11 @@ class Compute(Section):
     workers: Positive = 1
     """Processes that draw class images, samples and images to measure at once."""
     nodes: Positive = 1
-    """Machines of the cluster that train together, each with its share of `train.processes`; 1 trains on
+    """Machines of the cluster that train together, each with its share of `train.num_processes`; 1 trains on
     this machine."""
     gpu: bool = True
     """In the cluster, ask for a GPU for each worker and rank; without, for a core."""
-    wait_minutes: Minutes = 15
+    startup_timeout_minutes: Minutes = 15
     """How long to wait until the cluster has room for one."""
 
     @model_validator(mode="after")

@@ -143,8 +143,8 @@ class Dataset(Section):
     """The sizes' sides are multiples of this."""
     bucket_ratio: Annotated[float, Field(ge=1, le=4)] = 2.0
     """The longest side over the shortest, at most; what is longer is cropped."""
-    find_masks: bool = False
-    """Have `evaluation.finder` mark the subject where a photo has no mask, for `loss.masks`."""
+    auto_masks: bool = False
+    """Have `evaluation.detector` mark the subject where a photo has no mask, for `loss.masks`."""
 
 
 def plain(subject: Subject, template: str) -> str:

@@ -32,7 +32,7 @@ class Sampler(Section):
     """Images per forward; always full, since a batch's size decides the last bit."""
 
 
-class DetectorModel(Section):
+class Detector(Section):
     """Who finds the subject in a picture, for scores that must not count its surroundings."""
 
     kind: str | None = None
@@ -47,7 +47,7 @@ class DetectorModel(Section):
             return self
         known = plugins.names("dreambooth_core.vision.detectors")
         if self.kind not in known:
-            raise ValueError(f"finder.kind is unknown: {self.kind}; there is: {', '.join(known)}")
+            raise ValueError(f"detector.kind is unknown: {self.kind}; there is: {', '.join(known)}")
         return self
 
 
@@ -76,7 +76,7 @@ class Evaluation(Section):
     """The images' seeds follow from this one, not from the run's: all models are drawn alike."""
     class_images: Positive = 16
     """Images of the class prompt, for the prior drift."""
-    strangers: Annotated[tuple[str, ...], Field(min_length=1)] = ("teapot", "house")
+    control_classes: Annotated[tuple[str, ...], Field(min_length=1)] = ("teapot", "house")
     """Class nouns of which the base draws a few images for the self-check: less like the subject than all
     else. The first that is not the subject's own."""
     clip: str = "openai/clip-vit-base-patch32"
@@ -92,7 +92,7 @@ class Evaluation(Section):
     """Backbone of LPIPS: folder or Hub id of torchvision's VGG-16 or AlexNet as safetensors, such as
     `timm/vgg16.tv_in1k`; without one LPIPS is left out."""
     lpips_revision: str | None = None
-    finder: DetectorModel = DetectorModel()
+    detector: Detector = Detector()
     judge: Judge | None = None
     """No model is asked when left out."""
 
@@ -139,7 +139,7 @@ MARGINS: dict[str, float | None] = {
 class Gate(Section):
     """What a candidate must show before it is put into service."""
 
-    automatic: bool = True
+    auto_promote: bool = True
     """Make a candidate that passes the champion at once; without, a person does (`dreambooth promote`)."""
     primary: Annotated[tuple[str, ...], Field(min_length=1)] = PRIMARY
     """What a candidate must be better in: the first of these metrics that was measured."""
@@ -155,10 +155,10 @@ class Gate(Section):
     limits on rare shares: few images seldom show a near copy, and the reason says what they cannot tell."""
     rounds: Annotated[int, Field(ge=1, le=6)] = 3
     """How often to look: with `evaluation.seeds`, and while that decides nothing with twice as many."""
-    measured: Fraction = 0.8
+    min_coverage: Fraction = 0.8
     """Share of a candidate's images that a metric must have something to say of; a subject that is
     not found in its pictures has no identity."""
-    lost: Fraction = 0.1
+    max_coverage_loss: Fraction = 0.1
     """How much smaller than its rival's this share may be for the primary metric, which is compared where
     both have it: a candidate must not win by losing its subject wherever it is bad at it."""
 
@@ -201,7 +201,7 @@ class Tracking(Section):
     uri: Address | None = None
     """Tracking server; when left out that of `dreambooth up`, or a sqlite file under `paths.work`."""
     experiment: str = "dreambooth"
-    also: tuple[Literal["tensorboard", "wandb"], ...] = ()
+    loggers: tuple[Literal["tensorboard", "wandb"], ...] = ()
     """Further places for the learning curves: TensorBoard files under `paths.work`, Weights & Biases."""
 
     @field_validator("uri")

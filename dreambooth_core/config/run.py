@@ -16,14 +16,14 @@ from dreambooth_core.config.training import (
     INVERSIONS,
     Adapter,
     Checkpoints,
-    Choosing,
-    Inversion,
     Loss,
     Memory,
     Optimizer,
     Prior,
     PriorTarget,
+    TextualInversion,
     Train,
+    Validation,
 )
 
 
@@ -43,12 +43,12 @@ class Config(Section):
     prior: Prior = Prior()
     train: Train = Train()
     adapter: Adapter = Adapter()
-    inversion: Inversion = Inversion()
+    textual_inversion: TextualInversion = TextualInversion()
     loss: Loss = Loss()
     optimizer: Optimizer = Optimizer()
     checkpoints: Checkpoints = Checkpoints()
     memory: Memory = Memory()
-    choosing: Choosing = Choosing()
+    validation: Validation = Validation()
     sampler: Sampler = Sampler()
     evaluation: Evaluation = Evaluation()
     gate: Gate = Gate()
@@ -73,7 +73,7 @@ class Config(Section):
     @model_validator(mode="after")
     def _prompts_fill(self) -> Self:
         for subject in self.subjects:
-            templates = (subject.instance_prompt, subject.class_prompt, *self.choosing.prompts)
+            templates = (subject.instance_prompt, subject.class_prompt, *self.validation.prompts)
             for template in (*templates, *self.evaluation.kinds, *self.sample.prompts):
                 subject.fill(template)
             if subject.identifier not in subject.fill(subject.instance_prompt).split():
@@ -113,8 +113,8 @@ def _disagreements(config: Config) -> list[Disagreement]:
         *_of_masks(config),
         *_of_clusters(config),
         (
-            config.choosing.every is None and config.choosing != Choosing(),
-            "choosing.* has no effect without choosing.every",
+            config.validation.every_n_steps is None and config.validation != Validation(),
+            "validation.* has no effect without validation.every_n_steps",
         ),
     ]
 
@@ -140,13 +140,14 @@ def _of_methods(config: Config) -> list[Disagreement]:
             "alone: use train.method pivotal",
         ),
         (
-            prior.alongside and config.prior_target != "images",
-            "prior.alongside needs class images to make: prior.enabled and prior.target: images",
+            prior.generate_in_background and config.prior_target != "images",
+            "prior.generate_in_background needs class images to make: prior.enabled and prior.target: images",
         ),
         (
-            config.prior_target == "prediction" and prior.images != Prior().images,
-            f"prior.images {prior.images} has no effect on prior.target: prediction, which is an adapter's "
-            "where none is given: set prior.target: images, or leave prior.images out",
+            config.prior_target == "prediction"
+            and prior.num_class_images != Prior().num_class_images,
+            f"prior.num_class_images {prior.num_class_images} has no effect with prior.target: prediction, "
+            "the default of adapters: set prior.target: images, or leave prior.num_class_images out",
         ),
         (
             quantize != "none" and not adapter,
@@ -162,15 +163,15 @@ def _of_methods(config: Config) -> list[Disagreement]:
 
 def _of_masks(config: Config) -> list[Disagreement]:
     """What masks that are to be found need."""
-    wanted = config.dataset.find_masks
+    wanted = config.dataset.auto_masks
     return [
         (
             wanted and not config.loss.masks,
-            "dataset.find_masks has no effect without loss.masks: true",
+            "dataset.auto_masks has no effect without loss.masks: true",
         ),
         (
-            wanted and config.evaluation.finder.kind is None,
-            "dataset.find_masks needs someone to find the subject: set evaluation.finder",
+            wanted and config.evaluation.detector.kind is None,
+            "dataset.auto_masks needs someone to find the subject: set evaluation.detector",
         ),
     ]
 
@@ -181,12 +182,12 @@ def _of_optimizers(config: Config) -> list[Disagreement]:
     fused, late = optimizer.fused_backward, train.text_encoder_until < 1
     return [
         (
-            fused and (train.accumulate > 1 or train.max_grad_norm is not None),
-            "optimizer.fused_backward frees each gradient at once: it needs train.accumulate: 1 "
-            "and train.max_grad_norm: null",
+            fused and (train.gradient_accumulation_steps > 1 or train.max_grad_norm is not None),
+            "optimizer.fused_backward frees each gradient at once: it needs "
+            "train.gradient_accumulation_steps: 1 and train.max_grad_norm: null",
         ),
         (
-            fused and (train.processes > 1 or train.precision == "fp16"),
+            fused and (train.num_processes > 1 or train.precision == "fp16"),
             "optimizer.fused_backward works in one process, and without fp16's loss scaling",
         ),
         (
@@ -242,9 +243,9 @@ def _of_shards(config: Config) -> list[Disagreement]:
             "use nf4, or ddp",
         ),
         (
-            sharded and config.choosing.every is not None,
-            "choosing.every looks at a whole model, which train.strategy fsdp2 leaves to no rank: "
-            "use ddp, or leave choosing.every out",
+            sharded and config.validation.every_n_steps is not None,
+            "validation.every_n_steps looks at a whole model, which train.strategy fsdp2 leaves to no rank: "
+            "use ddp, or leave validation.every_n_steps out",
         ),
     ]
 
@@ -252,11 +253,11 @@ def _of_shards(config: Config) -> list[Disagreement]:
 def _of_clusters(config: Config) -> list[Disagreement]:
     """What several machines cannot share."""
     engine, storage = config.compute.engine, config.storage
-    nodes, ranks = config.compute.nodes, config.train.processes
+    nodes, ranks = config.compute.nodes, config.train.num_processes
     return [
         (
             ranks % nodes != 0,
-            f"train.processes {ranks} cannot be shared out among compute.nodes {nodes}",
+            f"train.num_processes {ranks} cannot be shared out among compute.nodes {nodes}",
         ),
         (
             nodes > 1 and config.memory.fit == "auto",

@@ -23,11 +23,11 @@ class Prior(Section):
     """`images`: class images made by the base, as in the paper. `prediction`: no class images; on the
     photos' noisy latents with the class prompt, the adapter must answer what the base answers. Left out:
     `prediction` for adapters, `images` for full weights."""
-    images: Positive = 100
+    num_class_images: Positive = 100
     """Class images to generate from the base, or to find there."""
-    alongside: bool = False
+    generate_in_background: bool = False
     """Make the class images while training runs instead of ahead of it; the weights are the same."""
-    weight: Weight = 1.0
+    loss_weight: Weight = 1.0
     """`prior_loss_weight`, lambda in the paper."""
 
 
@@ -43,12 +43,12 @@ class Adapter(Section):
     """Regular expression over layer names -> their own rank."""
 
 
-class Inversion(Section):
+class TextualInversion(Section):
     """New tokens for the identifier (textual inversion, arXiv:2208.01618)."""
 
-    tokens: Annotated[int, Field(ge=1, le=16)] = 2
+    num_vectors: Annotated[int, Field(ge=1, le=16)] = 2
     """Embeddings that together stand for the identifier."""
-    initializer: str | None = None
+    initializer_token: str | None = None
     """The word they start from; the class noun when left out."""
     learning_rate: Rate = 1e-3
 
@@ -57,17 +57,17 @@ class Loss(Section):
     """What an error costs, and at which noise levels it is looked for."""
 
     kind: Literal["mse", "huber"] = "mse"
-    huber_border: Rate = 0.1
+    huber_c: Rate = 0.1
     """Error at which the loss turns from square to straight."""
     huber_schedule: Literal["constant", "exponential", "snr"] = "snr"
     weighting: Literal["none", "min_snr", "debiased"] = "none"
     min_snr_gamma: Annotated[float, Field(gt=0, le=10**6)] = 5.0
-    times: Literal["uniform", "logit_normal", "mode"] = "uniform"
+    timestep_sampling: Literal["uniform", "logit_normal", "mode"] = "uniform"
     """Distribution of the noise levels."""
-    times_mean: Annotated[float, Field(ge=-100, le=100)] = 0.0
-    times_std: Annotated[float, Field(gt=0, le=100)] = 1.0
-    times_mode: Annotated[float, Field(ge=-1, le=1.75)] = 1.29
-    times_shift: Annotated[float, Field(gt=0, le=10**6)] = 1.0
+    logit_mean: Annotated[float, Field(ge=-100, le=100)] = 0.0
+    logit_std: Annotated[float, Field(gt=0, le=100)] = 1.0
+    mode_scale: Annotated[float, Field(ge=-1, le=1.75)] = 1.29
+    timestep_shift: Annotated[float, Field(gt=0, le=10**6)] = 1.0
     """Above 1 moves all draws towards noise, as large images need."""
     offset_noise: Fraction = 0.0
     """Share of noise that is equal all over an image, for very dark and very bright results."""
@@ -80,12 +80,18 @@ class Loss(Section):
     def _no_idle_option(self) -> Self:
         given = self.model_fields_set
         needs = {
-            "huber_border": ("loss.kind: huber", self.kind == "huber"),
+            "huber_c": ("loss.kind: huber", self.kind == "huber"),
             "huber_schedule": ("loss.kind: huber", self.kind == "huber"),
             "min_snr_gamma": ("loss.weighting: min_snr", self.weighting == "min_snr"),
-            "times_mean": ("loss.times: logit_normal", self.times == "logit_normal"),
-            "times_std": ("loss.times: logit_normal", self.times == "logit_normal"),
-            "times_mode": ("loss.times: mode", self.times == "mode"),
+            "logit_mean": (
+                "loss.timestep_sampling: logit_normal",
+                self.timestep_sampling == "logit_normal",
+            ),
+            "logit_std": (
+                "loss.timestep_sampling: logit_normal",
+                self.timestep_sampling == "logit_normal",
+            ),
+            "mode_scale": ("loss.timestep_sampling: mode", self.timestep_sampling == "mode"),
             "unmasked_weight": ("loss.masks: true", self.masks),
         }
         for name, (need, there) in needs.items():
@@ -111,7 +117,7 @@ class Train(Section):
     steps: Positive = 800
     batch_size: Positive = 1
     """Instance images per forward; as many class images go with them when the prior is on."""
-    accumulate: Positive = 1
+    gradient_accumulation_steps: Positive = 1
     """Forwards per step."""
     learning_rate: Rate = Field(default_factory=lambda known: _usual_rate(known))
     """Left out, what is usual for Stable Diffusion: 5e-6 for full weights, as in the paper, else 1e-4."""
@@ -138,7 +144,7 @@ class Train(Section):
     """Mirror half of the images at random; leave off for subjects with writing or a handedness."""
     crops: Annotated[int, Field(ge=1, le=16)] = 1
     """Crops of each photo to draw from; 1 is the middle, more are at random places."""
-    processes: Positive = 1
+    num_processes: Positive = 1
     """Ranks on this machine."""
     strategy: Literal["ddp", "fsdp2"] = "ddp"
     """Copies of the model, or one model in shards."""
@@ -147,13 +153,13 @@ class Train(Section):
     def _makes_sense(self) -> Self:
         if self.lr_warmup_steps >= self.steps:
             raise ValueError("train.lr_warmup_steps must be below train.steps")
-        if self.batch_size % self.processes:
+        if self.batch_size % self.num_processes:
             raise ValueError(
-                f"train.batch_size {self.batch_size} cannot be shared among train.processes "
-                f"{self.processes}: make it a multiple"
+                f"train.batch_size {self.batch_size} cannot be shared among train.num_processes "
+                f"{self.num_processes}: make it a multiple"
             )
-        if self.strategy == "fsdp2" and self.processes == 1:
-            raise ValueError("train.strategy fsdp2 needs train.processes of at least 2")
+        if self.strategy == "fsdp2" and self.num_processes == 1:
+            raise ValueError("train.strategy fsdp2 needs train.num_processes of at least 2")
         return self
 
 
@@ -164,11 +170,11 @@ def _usual_rate(known: Mapping[str, Any]) -> float:
 class Checkpoints(Section):
     """What is kept while training runs, and when it has to stop; nothing here decides the weights."""
 
-    every: Positive = 100
+    every_n_steps: Positive = 100
     """Steps between checkpoints."""
-    keep: Positive = 2
+    keep_last: Positive = 2
     """The newest ones to keep."""
-    keep_every: Positive | None = None
+    keep_every_n_steps: Positive | None = None
     """Keep for good those whose step is a multiple."""
     max_minutes: Minutes | None = None
     """Stop in order after so long, to go on with the same command."""
@@ -179,28 +185,28 @@ class Checkpoints(Section):
 class Memory(Section):
     """What training may hold on the device."""
 
-    fit: Literal["as_set", "auto"] = "as_set"
+    fit: Literal["none", "auto"] = "none"
     """`auto` chooses checkpointing, batch and accumulation so that the plan fits the device."""
     limit_gib: Annotated[float, Field(gt=0, le=10**6)] | None = None
     """The device's memory when left out."""
 
 
-class Choosing(Section):
+class Validation(Section):
     """Looking at the model while it trains, so that the best step is what comes out."""
 
-    every: Positive | None = None
+    every_n_steps: Positive | None = None
     """Steps between two looks; never when left out."""
-    draws: Positive = 4
+    noise_draws: Positive = 4
     """Fixed noises per photo for the stable loss."""
-    held_out: Amount = 0
+    held_out_photos: Amount = 0
     """Photos that are not trained on but looked at: the last ones by name."""
     prompts: tuple[str, ...] = ("a photo of {subject}", "{subject} on the beach")
     """Prompts of the small grid; none for the stable loss alone."""
     seeds: Positive = 2
     class_images: Amount = 4
     """Images of the class prompt beside the grid, to see the prior drift; they choose nothing."""
-    prompt_floor: Fraction = 0.9
+    min_prompt_fidelity: Fraction = 0.9
     """The best step has the highest subject fidelity among those whose prompt fidelity is at least this
     share of the untouched base's; of those within a standard error of it, the highest prompt fidelity."""
-    patience: Positive | None = None
+    early_stopping_patience: Positive | None = None
     """Stop after so many looks without a better one; never when left out."""

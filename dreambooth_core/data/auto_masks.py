@@ -27,7 +27,7 @@ def marked(
     A mask that a photo has stays. Raises `ModelError` when the finder is missing or has no label
     for a class noun.
     """
-    finder = load_detector(config.evaluation.finder)
+    finder = load_detector(config.evaluation.detector)
     nouns = [subject.class_noun for subject in config.subjects]
     if finder is None:
         return list(photos), []
@@ -61,6 +61,6 @@ def _remark(noun: str, count: int, total: int) -> Finding:
         file=FOLDER,
         check="mask",
         measure=f"no {noun} found in {count} of {total} photos",
-        limit="a mask for each, since dataset.find_masks is on",
+        limit="a mask for each, since dataset.auto_masks is on",
         remedy="put <photo>.mask.png beside them; they are trained on as wholes",
     )

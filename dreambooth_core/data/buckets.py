@@ -73,7 +73,7 @@ def class_sizes(instance: Sequence[Size], count: int) -> tuple[Size, ...]:
     ranked = sorted(share, key=lambda size: (-share[size], size))
     if count < len(ranked):
         raise ConfigError(
-            f"prior.images {count} cannot cover the {len(ranked)} sizes that the photos train at: "
+            f"prior.num_class_images {count} cannot cover the {len(ranked)} sizes that the photos train at: "
             "set it higher, or dataset.buckets: false"
         )
     given, found = Counter(ranked), list(ranked)

@@ -85,7 +85,7 @@ def collect(store: "Store", config: config.Config) -> tuple[ImageSet, Validation
         for number, found in enumerate(surveys)
         for member in _members(store, rules, number, found)
     ]
-    if rules.find_masks:
+    if rules.auto_masks:
         members, remarks = auto_masks.marked(store, config, members)
         validation = validation.model_copy(update={"findings": (*validation.findings, *remarks)})
     return blobs.image_set(store, "datasets", members), validation

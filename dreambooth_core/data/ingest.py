@@ -37,7 +37,7 @@ def ingest(config: Config, store: Store) -> tuple[IngestedPhotos, bool]:
         folders = ", ".join(str(subject.images) for subject in config.subjects)
         raise ConfigError(
             f"loss.masks is on and no photo in {folders} has a mask: put <photo>.mask.png beside "
-            "one, white on the subject, set dataset.find_masks: true, or loss.masks: false"
+            "one, white on the subject, set dataset.auto_masks: true, or loss.masks: false"
         )
     return taken, reused
 
@@ -45,10 +45,10 @@ def ingest(config: Config, store: Store) -> tuple[IngestedPhotos, bool]:
 def _inputs(config: Config) -> dict[str, object]:
     from dreambooth_core.vision.crops import detector_digest
 
-    finds = config.dataset.find_masks
+    finds = config.dataset.auto_masks
     return {
         "checks": CHECKS,
-        "finder": detector_digest(config.evaluation.finder) if finds else None,
+        "finder": detector_digest(config.evaluation.detector) if finds else None,
         "subjects": [_files(subject) for subject in config.subjects],
         "rules": config.dataset,
         "resolution": config.model.resolution,

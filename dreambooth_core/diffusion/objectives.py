@@ -79,12 +79,12 @@ def draw_times(loss: "Loss", uniform: Tensor) -> Tensor:
     section 5.3.2, comes after either: time * s / (1 + (s - 1) * time).
     """
     draws = uniform.double()
-    if loss.times == "logit_normal":
+    if loss.timestep_sampling == "logit_normal":
         normal = math.sqrt(2) * torch.erfinv(2 * draws.clamp(1e-7, 1 - 1e-7) - 1)
-        draws = torch.sigmoid(loss.times_mean + loss.times_std * normal)
-    elif loss.times == "mode":
-        draws = 1 - draws - loss.times_mode * (torch.cos(math.pi / 2 * draws) ** 2 - 1 + draws)
-    shift = loss.times_shift
+        draws = torch.sigmoid(loss.logit_mean + loss.logit_std * normal)
+    elif loss.timestep_sampling == "mode":
+        draws = 1 - draws - loss.mode_scale * (torch.cos(math.pi / 2 * draws) ** 2 - 1 + draws)
+    shift = loss.timestep_shift
     draws = shift * draws / (1 + (shift - 1) * draws)
     return draws.clamp(0, 1 - 1e-6).float()
 
@@ -168,7 +168,7 @@ def prior_preservation(
 
 def _huber_border(loss: "Loss", objective: Objective, times: Tensor) -> Tensor:
     """Where the loss turns from square to straight, (batch,): less error counts square in noise."""
-    border = torch.full_like(times, loss.huber_border)
+    border = torch.full_like(times, loss.huber_c)
     if loss.huber_schedule == "exponential":
         return border**times
     if loss.huber_schedule == "snr":

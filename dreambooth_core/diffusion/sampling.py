@@ -15,7 +15,6 @@ from dreambooth_core.diffusion import base_model
 from dreambooth_core.diffusion.pipelines import (
     LoadedPipeline,
     WeightMix,
-    fetch_weights,
     mix_of,
 )
 from dreambooth_core.digests import digest_json
@@ -28,23 +27,18 @@ from dreambooth_core.storage.stores import Store
 
 __all__ = [
     "DRAWN_BY",
-    "LoadedPipeline",
     "Request",
     "SampleOrigin",
     "SamplingSettings",
-    "WeightMix",
     "base_digest",
     "drawn_by",
     "each_image",
     "encode_png",
-    "fetch_weights",
     "generate",
     "grid",
     "image_key",
     "images_prefix",
-    "load_pipeline",
     "make_images",
-    "pipeline_of",
     "sample_set",
 ]
 

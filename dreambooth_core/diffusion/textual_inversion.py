@@ -51,7 +51,7 @@ def is_new_token(parameter: str) -> bool:
 def tokens_of(config: Config) -> Tokens:
     """The new tokens of each subject's identifier: `sks` -> `<sks-0>`, `<sks-1>` ..."""
     words = [subject.identifier for subject in config.subjects]
-    places = range(config.inversion.tokens)
+    places = range(config.textual_inversion.num_vectors)
     return {word: tuple(f"<{word.strip('<>')}-{place}>" for place in places) for word in words}
 
 
@@ -75,11 +75,14 @@ def prepare(family: Family, parts: Parts, config: Config) -> dict[str, dict[str,
     tokenizer that has such tokens, or that cannot read the initializer word.
     """
     tokens = tokens_of(config)
-    starts = [config.inversion.initializer or subject.class_noun for subject in config.subjects]
+    starts = [
+        config.textual_inversion.initializer_token or subject.class_noun
+        for subject in config.subjects
+    ]
     rows = {
         name: torch.cat(
             [_start(parts, name, tokenizer, word) for word in starts]
-        ).repeat_interleave(config.inversion.tokens, dim=0)
+        ).repeat_interleave(config.textual_inversion.num_vectors, dim=0)
         for name, tokenizer in family.tokenizers.items()
     }
     first = _add_tokens(family, parts, tokens)
@@ -173,7 +176,7 @@ def _start(parts: Parts, encoder: str, tokenizer: str, word: str) -> Tensor:
     ids = parts[tokenizer](word, add_special_tokens=False)["input_ids"]
     if not ids:
         raise ConfigError(
-            f"the base's {tokenizer} reads nothing in {word!r}: set inversion.initializer"
+            f"the base's {tokenizer} reads nothing in {word!r}: set textual_inversion.initializer_token"
         )
     table: Tensor = parts[encoder].get_input_embeddings().weight
     return table[torch.tensor(ids, device=table.device)].float().mean(0, keepdim=True)

@@ -138,9 +138,9 @@ def _losses(case: GateCase, rules: Gate) -> Iterator[Reason]:
     yield Reason(
         rule="non-inferiority",
         metric=metric,
-        outcome="passed" if of_rival - found <= rules.lost * asked else "open",
+        outcome="passed" if of_rival - found <= rules.max_coverage_loss * asked else "open",
         sentence=f"{_words(metric)} is known of {found} of {asked} images, and of {of_rival} of "
-        f"{_name(case.against)}'s, where {rules.lost:.0%} fewer of all are allowed",
+        f"{_name(case.against)}'s, where {rules.max_coverage_loss:.0%} fewer of all are allowed",
     )
 
 

@@ -69,11 +69,11 @@ def unsound(case: GateCase, rules: Gate) -> Iterator[Reason]:
     )
     for metric in dict.fromkeys((first, *guarded)):
         found, asked = coverage(metric, rows)
-        if found < rules.measured * asked:
+        if found < rules.min_coverage * asked:
             yield _failed(
                 metric,
                 f"{metric} has something to say of {found} of {asked} images only, where "
-                f"gate.measured asks for {rules.measured:.0%}",
+                f"gate.min_coverage asks for {rules.min_coverage:.0%}",
             )
 
 

@@ -95,7 +95,7 @@ def plan_of(config: Config, instance: ImageSet, seed_set: SeedSet, round: int) -
 def control_class(config: Config) -> str:
     """The class noun that the self-check draws; empty when all that may be drawn are the subject's own."""
     own = {subject.class_noun for subject in config.subjects}
-    return next((noun for noun in config.evaluation.strangers if noun not in own), "")
+    return next((noun for noun in config.evaluation.control_classes if noun not in own), "")
 
 
 def options_of(config: Config, template: str) -> Iterator[tuple[tuple[str, ...], int]]:
@@ -120,7 +120,7 @@ def ids_of(config: Config) -> dict[str, str]:
         "clip": encoder_digest(rules.clip, rules.clip_revision)[:12],
         "identity": encoder_digest(rules.identity, rules.identity_revision)[:12],
     }
-    finder = (detector_digest(rules.finder) or "nobody")[:12]
+    finder = (detector_digest(rules.detector) or "nobody")[:12]
     found = {}
     for name, metric in catalogue().items():
         own = metric.model(config) if metric.model else ""

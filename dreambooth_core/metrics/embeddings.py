@@ -71,7 +71,7 @@ class ImageEmbedder:
         """
         pictures = StoredImages(self.store, tuple(images))
         found = None
-        if self.config.evaluation.finder.kind is not None:
+        if self.config.evaluation.detector.kind is not None:
             found = self._spots(pictures, noun)
         rows = {
             sight: rows
@@ -157,7 +157,7 @@ class ImageEmbedder:
 
     @cached_property
     def _finder_digest(self) -> str | None:
-        return detector_digest(self.config.evaluation.finder)
+        return detector_digest(self.config.evaluation.detector)
 
     @cached_property
     def _clip(self) -> ImageEncoder:
@@ -171,7 +171,7 @@ class ImageEmbedder:
 
     @cached_property
     def _finder(self) -> Detector | None:
-        return load_detector(self.config.evaluation.finder)
+        return load_detector(self.config.evaluation.detector)
 
 
 def _view(picture: Pillow.Image, spot: Region | None, view: View) -> Pillow.Image:

@@ -14,7 +14,7 @@ from typing import Any
 from dreambooth_core.config import Config, Sampler
 from dreambooth_core.diffusion import exports
 from dreambooth_core.diffusion.base_model import base_digest
-from dreambooth_core.diffusion.sampling import fetch_weights
+from dreambooth_core.diffusion.pipelines import fetch_weights
 from dreambooth_core.registry.serving import ServedModelPointer, pointer_json
 from dreambooth_core.storage.records import Weights
 from dreambooth_core.storage.stores import Store

@@ -8,7 +8,7 @@ from dreambooth_core import console
 from dreambooth_core.config import Config, Sample, load_config
 from dreambooth_core.diffusion import exports
 from dreambooth_core.diffusion.parallel_sampling import sample
-from dreambooth_core.diffusion.sampling import fetch_weights
+from dreambooth_core.diffusion.pipelines import fetch_weights
 from dreambooth_core.errors import ConfigError
 from dreambooth_core.registry.register import find_version
 from dreambooth_core.servers.local import local_services

@@ -69,7 +69,7 @@ def settle(
 ) -> tuple[ModelVersion, bool]:
     """Let the version say what the gate said, and put it into service if it said so.
 
-    With `gate.automatic` off, a person does that. The version comes back with its aliases, and
+    With `gate.auto_promote` off, a person does that. The version comes back with its aliases, and
     whether all of it was done before.
     """
     book = _book(config, store)
@@ -80,7 +80,7 @@ def settle(
         # last: what is kept counts as told
         store.put(_verdict_key(book, version.version), verdict.model_dump_json().encode())
     before = book.standing
-    if verdict.outcome == "promote" and config.gate.automatic:
+    if verdict.outcome == "promote" and config.gate.auto_promote:
         _promote_by_gate(book, version.version, verdict)
     standing = followed(config, book)
     aliases = standing.of(version.version)

@@ -20,7 +20,8 @@ from dreambooth_core.config.compute import WORK
 from dreambooth_core.config.refusals import wrong_fields
 from dreambooth_core.diffusion.base_model import base_digest
 from dreambooth_core.diffusion.families import load_family
-from dreambooth_core.diffusion.sampling import SamplingSettings, encode_png, generate, load_pipeline
+from dreambooth_core.diffusion.pipelines import load_pipeline
+from dreambooth_core.diffusion.sampling import SamplingSettings, encode_png, generate
 from dreambooth_core.errors import ConfigError, ModelError
 from dreambooth_core.servers.local import local_services
 from dreambooth_core.storage.records import PRIVATE, Record, Weights
@@ -47,7 +48,7 @@ class ServedModelPointer(Record):
 def pointer_json(pointer: ServedModelPointer) -> str:
     """As it is kept with the logged model: without the local folder, and without learning curves."""
     weights = pointer.weights.model_dump(mode="json", exclude_defaults=True)
-    for curve in ("losses", "looks", "rates", "speeds", "stalls"):
+    for curve in ("losses", "validations", "rates", "speeds", "stalls"):
         weights.pop(curve, None)
     shown = pointer.model_copy(update={"weights": Weights.model_validate(weights)})
     return shown.model_dump_json(exclude={"config": PRIVATE})

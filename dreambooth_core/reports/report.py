@@ -168,8 +168,10 @@ def _pictures(
 def _learning(config: Config, weights: Weights) -> dict[str, Any]:
     """Learning curves, and the looks again in numbers."""
     curves = curves_of(weights)
-    looked = {name: dict(points) for name, points in curves.items() if name.startswith("look/")}
-    titles = {name: _title(config, name.removeprefix("look/")) for name in looked}
+    looked = {
+        name: dict(points) for name, points in curves.items() if name.startswith("validation/")
+    }
+    titles = {name: _title(config, name.removeprefix("validation/")) for name in looked}
     drawn: dict[str, charts.Chart | None] = {
         titles[name]: charts.look_chart(titles[name], curves[name], weights.chosen_step)
         for name in looked
@@ -185,7 +187,7 @@ def _learning(config: Config, weights: Weights) -> dict[str, Any]:
 
 def _title(config: Config, looked: str) -> str:
     """That of the metric by which a look sees it, or its name in words."""
-    alone = looked == "subject_fidelity" and config.evaluation.finder.kind is not None
+    alone = looked == "subject_fidelity" and config.evaluation.detector.kind is not None
     metric = catalogue().get("subject_fidelity_crop" if alone else looked)
     return metric.title if metric else looked.replace("_", " ")
 

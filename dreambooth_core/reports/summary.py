@@ -216,7 +216,7 @@ def _tell(name: str, stage: Stage) -> None:
 def _gpus_held(config: Config, stage: str) -> int:
     if stage not in ON_GPU:
         return 0
-    return min(gpus_here(), config.train.processes if stage == "train" else 1)
+    return min(gpus_here(), config.train.num_processes if stage == "train" else 1)
 
 
 def _booked(config: Config, result: object, cost: Cost, reused: bool) -> Cost | None:

@@ -91,7 +91,7 @@ class LearningCurves(Record):
 
     losses: tuple[tuple[int, float, float | None], ...] = ()
     """(last step of a window, instance loss, class loss), each the window's mean."""
-    looks: tuple[ValidationResult, ...] = ()
+    validations: tuple[ValidationResult, ...] = ()
     rates: dict[str, tuple[tuple[int, float], ...]] = {}
     """Component, or `<component>/new_tokens` -> (step, learning rate)."""
     speeds: tuple[tuple[int, float], ...] = ()

@@ -11,7 +11,7 @@ from dreambooth_core.storage.leases import RESULT, HeldLease
 from dreambooth_core.storage.records import Record
 from dreambooth_core.storage.stores import Store, renew
 
-CODE_EPOCH = 4
+CODE_EPOCH = 5
 """Raised by hand when the same inputs would give other results than before."""
 
 R = TypeVar("R", bound=Record)

@@ -53,14 +53,14 @@ def rates(groups: Sequence[Mapping[str, Any]], *, text_rests: bool) -> dict[str,
 
 def curves_of(course: LearningCurves) -> Curves:
     """All curves with a point, by the names that they have in every tracker."""
-    looks = course.looks
+    looks = course.validations
     found: dict[str, list[tuple[int, float | None]]] = {
         "loss/instance": [(step, loss) for step, loss, _ in course.losses],
         "loss/class": [(step, loss) for step, _, loss in course.losses],
-        "look/stable_loss": [(look.step, look.stable_loss) for look in looks],
-        "look/subject_fidelity": [(look.step, look.subject_fidelity) for look in looks],
-        "look/prompt_fidelity": [(look.step, look.prompt_fidelity) for look in looks],
-        "look/pres": [(look.step, look.pres) for look in looks],
+        "validation/stable_loss": [(look.step, look.stable_loss) for look in looks],
+        "validation/subject_fidelity": [(look.step, look.subject_fidelity) for look in looks],
+        "validation/prompt_fidelity": [(look.step, look.prompt_fidelity) for look in looks],
+        "validation/pres": [(look.step, look.pres) for look in looks],
         "speed/steps_per_second": [*course.speeds],
         "speed/checkpoint_stall_seconds": [*course.stalls],
     }

@@ -37,7 +37,7 @@ def in_mlflow(
 ) -> Iterator[None]:
     """While it lasts, the training's run in MLflow gets what `course` gives, every few seconds.
 
-    And the contact sheets `looks/<step>.png`, at a slider over the steps.
+    And the contact sheets `validation/<step>.png`, at a slider over the steps.
 
     The run is found by the training's key, or made; a resumed training goes on in it. Afterwards it
     is FINISHED, FAILED, or SCHEDULED when the training was stopped and waits to go on; what another
@@ -122,7 +122,8 @@ class _Live:
         sheets = {*self._looks.glob("*.png")} - self._shown
         if sheets:
             grids = (
-                ImageGrid("looks", int(sheet.stem), sheet.read_bytes()) for sheet in sorted(sheets)
+                ImageGrid("validation", int(sheet.stem), sheet.read_bytes())
+                for sheet in sorted(sheets)
             )
             log_grids(self._client, self._run, grids)
             self._shown |= sheets

@@ -28,7 +28,7 @@ class LoggerTarget:
 
 
 class Loggers:
-    """What `tracking.also` names."""
+    """What `tracking.loggers` names."""
 
     def __init__(self, config: Config, key: str | None) -> None:
         """`key`: the training's; nothing is opened without one, as on all ranks but the first.
@@ -36,11 +36,11 @@ class Loggers:
         Raises `ConfigError` for a tracker that is not installed, `StageFailed` for one that does
         not start.
         """
-        names = config.tracking.also if key else ()
+        names = config.tracking.loggers if key else ()
         for name in names:
             if find_spec(name) is None:
                 raise ConfigError(
-                    f"tracking.also: {name} is not installed: pip install "
+                    f"tracking.loggers: {name} is not installed: pip install "
                     "'dreambooth-factory[trackers]', or leave it out"
                 )
         self._places = [_PLACES[name](config, str(key)) for name in names]
@@ -96,7 +96,7 @@ def _wandb(config: Config, key: str) -> LoggerTarget:
         reason = " ".join(str(error).split())
         raise StageFailed(
             f"Weights & Biases does not start ({reason}): log in with `wandb login`, or set "
-            "WANDB_MODE=offline, or leave it out of tracking.also"
+            "WANDB_MODE=offline, or leave it out of tracking.loggers"
         ) from error
 
     def close(over: bool) -> None:

@@ -49,7 +49,7 @@ LONGEST, MOST = 240, 6000
 """Characters that MLflow takes of a parameter's name, with some to spare, and of its value."""
 PARAMS = {
     *("seed", "subject", "more_subjects", "model", "dataset", "prior", "train", "adapter"),
-    *("inversion", "loss", "optimizer", "choosing"),
+    *("textual_inversion", "loss", "optimizer", "validation"),
 }
 """Sections of a config that training hangs on; MLflow never lets a parameter change."""
 

@@ -98,7 +98,7 @@ class MicroBatches(torch.utils.data.Dataset[Batch]):
             _check_class_images(photos, classes)
 
     def __len__(self) -> int:
-        return self.plan.train.steps * self.plan.train.accumulate
+        return self.plan.train.steps * self.plan.train.gradient_accumulation_steps
 
     def needed(self, micro: int) -> tuple[int, ...]:
         """The class images that micro-batch `micro` shows on all ranks; none is asked for here."""
@@ -117,7 +117,7 @@ class MicroBatches(torch.utils.data.Dataset[Batch]):
         rows = torch.tensor([example.prompt for example in examples])
         prompts, prompt_of = torch.unique(rows, return_inverse=True)
         made = self.classes is not None and self.classes.source is not None
-        step, place = divmod(micro, self.plan.train.accumulate)
+        step, place = divmod(micro, self.plan.train.gradient_accumulation_steps)
         return {
             "step": step,
             "micro": place,
@@ -199,6 +199,6 @@ def _check_class_images(photos: InstanceData, classes: ClassData) -> None:
         if (classes.prompts[subject], size) not in there:
             raise ConfigError(
                 f"photos of subject {subject} train at {size[0]} x {size[1]} pixels, where none of "
-                f"the {len(classes.rows)} class images is: set prior.images higher, or "
+                f"the {len(classes.rows)} class images is: set prior.num_class_images higher, or "
                 "dataset.buckets: false"
             )

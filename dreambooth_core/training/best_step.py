@@ -2,11 +2,11 @@
 
 from collections.abc import Sequence
 
-from dreambooth_core.config import Choosing
+from dreambooth_core.config import Validation
 from dreambooth_core.storage.records import ValidationResult
 
 
-def best_step(looks: Sequence[ValidationResult], rules: Choosing) -> ValidationResult | None:
+def best_step(looks: Sequence[ValidationResult], rules: Validation) -> ValidationResult | None:
     """The look whose step should come out, the earliest of equals; None before the first.
 
     Among those that keep `prompt_floor` of the prompt fidelity of the look at step 0, the untouched
@@ -22,7 +22,7 @@ def best_step(looks: Sequence[ValidationResult], rules: Choosing) -> ValidationR
         return None
     if trained[0].subject_fidelity is None:
         return min(trained, key=lambda look: look.stable_loss)
-    floor = rules.prompt_floor * max(0.0, _prompts(looks[0]))
+    floor = rules.min_prompt_fidelity * max(0.0, _prompts(looks[0]))
     faithful = [look for look in trained if _prompts(look) >= floor]
     if not faithful:
         return max(trained, key=_prompts)
@@ -35,12 +35,12 @@ def best_step(looks: Sequence[ValidationResult], rules: Choosing) -> ValidationR
     return best
 
 
-def should_stop_early(looks: Sequence[ValidationResult], rules: Choosing) -> bool:
+def should_stop_early(looks: Sequence[ValidationResult], rules: Validation) -> bool:
     """Whether the last `patience` looks have brought nothing better."""
     best = best_step(looks, rules)
-    if rules.patience is None or best is None:
+    if rules.early_stopping_patience is None or best is None:
         return False
-    return sum(look.step > best.step for look in looks) >= rules.patience
+    return sum(look.step > best.step for look in looks) >= rules.early_stopping_patience
 
 
 def _is_as_good(look: ValidationResult, top: ValidationResult) -> bool:

@@ -55,7 +55,7 @@ class TrainingState:
     reason: str = ""
     over_at: int | None = None
     """Where it ended early, since it got no better."""
-    looks: list[ValidationResult] = field(default_factory=list)
+    validations: list[ValidationResult] = field(default_factory=list)
     rates: dict[str, list[tuple[int, float]]] = field(default_factory=dict)
     speeds: list[tuple[int, float]] = field(default_factory=list)
     stalls: list[tuple[int, float]] = field(default_factory=list)
@@ -64,7 +64,7 @@ class TrainingState:
     def course(self) -> LearningCurves:
         """All that is no loss."""
         return LearningCurves(
-            looks=tuple(self.looks),
+            validations=tuple(self.validations),
             rates={name: tuple(points) for name, points in self.rates.items()},
             speeds=tuple(self.speeds),
             stalls=tuple(self.stalls),
@@ -72,7 +72,7 @@ class TrainingState:
 
     def go_on_from(self, course: LearningCurves) -> None:
         """Take up what `course` gave."""
-        self.looks, self.speeds = [*course.looks], [*course.speeds]
+        self.validations, self.speeds = [*course.validations], [*course.speeds]
         self.rates = {name: [*points] for name, points in course.rates.items()}
         self.stalls = [*course.stalls]
 
@@ -101,7 +101,7 @@ class TrainingCallback(lightning.Callback):  # type: ignore[misc]
     def on_train_start(self, trainer: Any, module: Any) -> None:
         if self.orders.resume is not None:
             self.standing.go_on_from(restore(self.orders.resume, module, _scaler(trainer)))
-        if not self.standing.looks:
+        if not self.standing.validations:
             self._look(trainer, module, 0)
         self.orders.ready()
 
@@ -115,7 +115,7 @@ class TrainingCallback(lightning.Callback):  # type: ignore[misc]
     ) -> None:
         train = module.config.train
         self.orders.beat()
-        if (batch["micro"] + 1) % train.accumulate:
+        if (batch["micro"] + 1) % train.gradient_accumulation_steps:
             return
         done = batch["step"] + 1
         if done % learning_curves.width(train.steps) == 0 or done == train.steps:
@@ -155,17 +155,19 @@ class TrainingCallback(lightning.Callback):  # type: ignore[misc]
     def _decide(self, trainer: Any, module: Any, done: int) -> None:
         config, standing = module.config, self.standing
         last = done == config.train.steps
-        if config.choosing.every and (done % config.choosing.every == 0 or last):
+        if config.validation.every_n_steps and (
+            done % config.validation.every_n_steps == 0 or last
+        ):
             self._look(trainer, module, done)
-            if not last and should_stop_early(standing.looks, config.choosing):
+            if not last and should_stop_early(standing.validations, config.validation):
                 standing.over_at = done
         reason = "" if last or standing.over_at else self._asked()
         if reason:
             standing.stopped_at, standing.reason = done, reason
         ends = last or bool(reason) or standing.over_at is not None
-        best = best_step(standing.looks, config.choosing)
+        best = best_step(standing.validations, config.validation)
         just_found = best is not None and best.step == done
-        if ends or just_found or done % config.checkpoints.every == 0:
+        if ends or just_found or done % config.checkpoints.every_n_steps == 0:
             self._save(trainer, module, done)
         trainer.should_stop = ends
 
@@ -179,7 +181,7 @@ class TrainingCallback(lightning.Callback):  # type: ignore[misc]
         if self.orders.look is None:
             return
         seen = self.orders.look(module, done) if trainer.is_global_zero else None
-        self.standing.looks.append(trainer.strategy.broadcast(seen))
+        self.standing.validations.append(trainer.strategy.broadcast(seen))
         self.orders.beat()
 
     def _save(self, trainer: Any, module: Any, done: int) -> None:
@@ -227,7 +229,7 @@ def state(module: "DreamBooth", trainer: Any, done: int, standing: TrainingState
     }
     if module.average is not None:
         groups["average"] = module.average.state()
-    best = best_step(standing.looks, module.config.choosing)
+    best = best_step(standing.validations, module.config.validation)
     return Snapshot(
         step=done,
         groups={name: group for name, group in groups.items() if group},

@@ -33,7 +33,7 @@ class ClassImage(Record):
 
 
 def class_images(config: Config, instance: ImageSet) -> tuple[ClassImage, ...]:
-    """`prior.images` for every class prompt, of the sizes of its subjects' photos; () without any.
+    """`prior.num_class_images` for every class prompt, of the sizes of its subjects' photos; () without any.
 
     Their seeds count up from 0 for each prompt and size, and depend neither on their number nor on
     the run's seed: every run shares them, and a longer set extends a shorter one.
@@ -52,7 +52,7 @@ def class_images(config: Config, instance: ImageSet) -> tuple[ClassImage, ...]:
             if prompts[image.subject] == prompt
         ]
         drawn: Counter[tuple[int, int]] = Counter()
-        for size in class_sizes(theirs, prior.images):
+        for size in class_sizes(theirs, prior.num_class_images):
             seed = seed_for(0, "class", drawn[size])
             drawn[size] += 1
             prefix = images_prefix(config, None, size)

@@ -126,7 +126,7 @@ def measure_step(
             prompts = step.prompts(device)
             inputs = [*batch.values(), *prompts.values()]
             with LiveStorages([*inputs, *weights]) as living:
-                for _ in range(min(2, config.train.accumulate)):
+                for _ in range(min(2, config.train.gradient_accumulation_steps)):
                     with _autocast(device, forward):
                         loss = step.loss(batch, prompts)
                     loss.backward()  # type: ignore[no-untyped-call]
@@ -164,7 +164,7 @@ class _Step:
             with torch.no_grad(), adapters.switched_off(self.family, self.parts):
                 self.answer(batch, prompts, is_class)
         losses = example_losses(self.config.loss, self.objective, answer, wanted, times)
-        return prior_preservation(losses, is_class, self.config.prior.weight)[0]
+        return prior_preservation(losses, is_class, self.config.prior.loss_weight)[0]
 
     def answer(self, batch: Tensors, prompts: Tensors, rows: Any) -> Tensor:
         if self.encodes:
@@ -205,7 +205,7 @@ def _latent_shape(family: Family, parts: Parts, side: int) -> torch.Size:
 def _batch(config: Config, latents: torch.Size) -> dict[str, Tensor]:
     """Instance examples and, with the prior, as many class examples, for one process."""
     kinds = 2 if config.prior.enabled else 1
-    count = kinds * config.train.batch_size // config.train.processes
+    count = kinds * config.train.batch_size // config.train.num_processes
     is_class = torch.arange(count) % kinds
     return {
         "latents": torch.empty(count, *latents),

@@ -51,7 +51,7 @@ class TrainingInputs:
 
     steps: batches.MicroBatches
     stable: batches.MicroBatches
-    """The photos for the stable loss: the held out ones, or all; `choosing.draws` times their number."""
+    """Photos of the stable loss: those held out, or all; each `validation.noise_draws` times."""
     prompts: tuple[str, ...]
     """The table's prompts, spelled with the new tokens if there are any."""
     conditioning: Tensors | None
@@ -86,7 +86,7 @@ def prepare_inputs(
             prompts=tuple(table.instance[index] for index in chosen),
         )
 
-    trained, held = _split(instance, config.choosing.held_out)
+    trained, held = _split(instance, config.validation.held_out_photos)
     learned = photos(trained)
     classes = None
     if config.prior.enabled:
@@ -102,7 +102,7 @@ def prepare_inputs(
         loss=config.loss,
         empty=table.empty,
         rank=place.rank,
-        ranks=config.train.processes,
+        ranks=config.train.num_processes,
     )
     tokens = textual_inversion.tokens_of(config) if config.train.method in INVERSIONS else {}
     prompts = tuple(textual_inversion.spell(tokens, prompt) for prompt in table.table)
@@ -121,8 +121,8 @@ def _class_source(
     cache: TensorCache,
     encoder: latents.LatentEncoder,
 ) -> batches.LatentSource:
-    """All class images encoded at once, or with `prior.alongside` one by one as they arrive."""
-    if config.prior.alongside:
+    """All class images encoded at once, or with `prior.generate_in_background` one by one as they arrive."""
+    if config.prior.generate_in_background:
         return AwaitedClassImages(
             place, planned, config, cache, replace(encoder, load=once(encoder.load))
         )
@@ -171,7 +171,7 @@ def _split(instance: ImageSet, held_out: int) -> tuple[list[int], list[int]]:
         theirs.sort(key=lambda index: instance.images[index].name)
         if held_out >= len(theirs):
             raise StageFailed(
-                f"choosing.held_out {held_out} leaves none of the {len(theirs)} photos to train "
+                f"validation.held_out_photos {held_out} leaves none of the {len(theirs)} photos to train "
                 "on: lower it, or bring more photos"
             )
         held += theirs[len(theirs) - held_out :]
@@ -187,7 +187,7 @@ def _stable(config: Config, photos: batches.InstanceData) -> batches.MicroBatche
         "flip": False,
         "crops": 1,
     }
-    plain |= {"caption_dropout": 0.0, "steps": len(photos.prompts) * config.choosing.draws}
+    plain |= {"caption_dropout": 0.0, "steps": len(photos.prompts) * config.validation.noise_draws}
     plan = batches.BatchPlan(
         seed=seed_for(config.seed, "stable loss", 0),
         train=config.train.model_copy(update=plain),

@@ -17,7 +17,7 @@ if TYPE_CHECKING:
 
 def _strategy(train: Train) -> "Strategy | str":
     """How ranks share the work: copies of the model, or shards, which are there by now."""
-    if train.processes == 1:
+    if train.num_processes == 1:
         return "auto"
     if train.strategy == "fsdp2":
         return ModelParallelStrategy()
@@ -34,14 +34,17 @@ def fit(module: DreamBooth, data: MicroBatches, keeper: "TrainingCallback", star
     """Take the steps from `start` to the end, or to where the keeper stops."""
     train = module.config.train
     loader = torch.utils.data.DataLoader(
-        data, batch_size=None, sampler=range(start * train.accumulate, len(data)), num_workers=0
+        data,
+        batch_size=None,
+        sampler=range(start * train.gradient_accumulation_steps, len(data)),
+        num_workers=0,
     )
     trainer = lightning.Trainer(
         accelerator="auto",
-        devices=train.processes,
+        devices=train.num_processes,
         strategy=_strategy(train),
         max_epochs=1,
-        accumulate_grad_batches=train.accumulate,
+        accumulate_grad_batches=train.gradient_accumulation_steps,
         precision=OF_LIGHTNING[resolved_precision(train.precision)],
         callbacks=[keeper],
         logger=False,

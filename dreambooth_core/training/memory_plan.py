@@ -90,7 +90,7 @@ def plan(config: Config, base: Path, precision: Precision, limit: int | None = N
     state = sum(optimizers.state_bytes(config.optimizer.name, weight) for weight in weights)
     device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
     step = dry_step.measure_step(family, parts, config, FORWARD[precision], device)
-    shards = train.processes if train.strategy == "fsdp2" else 1
+    shards = train.num_processes if train.strategy == "fsdp2" else 1
     sharded = {
         **{f"{name} weights": count for name, count in held.items()},
         "gradients": gradients,
@@ -99,7 +99,7 @@ def plan(config: Config, base: Path, precision: Precision, limit: int | None = N
     }
     found = {name: -(-count // shards) for name, count in sharded.items()}
     found |= {
-        "gradients on their way": gradients if train.processes > 1 and shards == 1 else 0,
+        "gradients on their way": gradients if train.num_processes > 1 and shards == 1 else 0,
         "batch and prompts": step.inputs,
         "activations": max(0, step.peak - gradients),
     }
@@ -158,11 +158,15 @@ def next_smaller(config: Config) -> Config | None:
     train = config.train
     if not train.gradient_checkpointing:
         return _with(config, gradient_checkpointing=True)
-    share = train.batch_size // train.processes
+    share = train.batch_size // train.num_processes
     if share == 1 or config.optimizer.fused_backward:
         return None
     parts = next(count for count in range(2, share + 1) if share % count == 0)
-    return _with(config, batch_size=train.batch_size // parts, accumulate=train.accumulate * parts)
+    return _with(
+        config,
+        batch_size=train.batch_size // parts,
+        accumulate=train.gradient_accumulation_steps * parts,
+    )
 
 
 def fit(config: Config, base: Path, precision: Precision, limit: int) -> Config:

@@ -72,9 +72,12 @@ class DreamBooth(lightning.LightningModule):  # type: ignore[misc]  # Lightning 
         loss, answer = self.config.loss, self.answer(batch)
         wanted, mask = self._wanted(batch), batch.get("mask")
         losses = example_losses(loss, self.objective, answer, wanted, batch["times"], mask)
-        weight = self.config.prior.weight
+        weight = self.config.prior.loss_weight
         total, instance, classes = prior_preservation(losses, batch["is_class"], weight)
-        shares = torch.stack([instance, classes]).detach() / self.config.train.accumulate
+        shares = (
+            torch.stack([instance, classes]).detach()
+            / self.config.train.gradient_accumulation_steps
+        )
         self.losses[batch["step"]] += shares
         return total
 
@@ -130,7 +133,7 @@ class DreamBooth(lightning.LightningModule):  # type: ignore[misc]  # Lightning 
         factor = optimizers.lr_factor(self.config.train, self.step)
         for group in self.optimizer.param_groups:
             group["lr"] = group["full_lr"] * factor
-        number = self.step * self.config.train.accumulate + batch["micro"]
+        number = self.step * self.config.train.gradient_accumulation_steps + batch["micro"]
         torch.manual_seed(seed_for(self.trainer.global_rank, "dropout", number))
 
     def on_before_optimizer_step(self, _optimizer: torch.optim.Optimizer) -> None:
@@ -166,7 +169,7 @@ def learning_groups(family: Family, trained: Trained, config: Config) -> list[di
         for tokens in (False, True):
             chosen = {k: w for k, w in weights.items() if adapters.is_new_token(k) == tokens}
             rate = train.learning_rate if not is_text else text_rate
-            rate = config.inversion.learning_rate if tokens else rate
+            rate = config.textual_inversion.learning_rate if tokens else rate
             if chosen:
                 groups.append(
                     {

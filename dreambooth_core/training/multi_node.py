@@ -30,7 +30,7 @@ from dreambooth_core.storage.stores import open_store, written_beside
 from dreambooth_core.training import checkpoints, launcher
 from dreambooth_core.training.spec import (
     GRACE_SECONDS,
-    LOOKS,
+    VALIDATION,
     AttemptResult,
     TrainingSpec,
     read_record,
@@ -113,7 +113,10 @@ class NodeActor:
         if self._folder is None:
             return {}
         names = ("progress.json", "course.json", "result.json")
-        paths = [*(self._folder / name for name in names), *self._folder.glob(f"{LOOKS}/*.png")]
+        paths = [
+            *(self._folder / name for name in names),
+            *self._folder.glob(f"{VALIDATION}/*.png"),
+        ]
         found = {}
         for path in paths:
             with suppress(FileNotFoundError):
@@ -266,13 +269,14 @@ def _placed(ray: Any, compute: Compute, ranks: int, asked: threading.Event) -> I
     share = {"CPU": ranks, **({"GPU": ranks} if compute.gpu else {})}
     group = placement_group([share] * compute.nodes, strategy="STRICT_SPREAD")
     try:
-        deadline, ready = time.monotonic() + 60 * compute.wait_minutes, [group.ready()]
+        deadline, ready = time.monotonic() + 60 * compute.startup_timeout_minutes, [group.ready()]
         while not ray.wait(ready, timeout=LOOK_SECONDS)[0]:
             if asked.is_set() or time.monotonic() > deadline:
                 needs = " and ".join(f"{need} {name}" for name, need in share.items())
                 raise StageFailed(
                     f"the Ray cluster had no {compute.nodes} machines with {needs} each within "
-                    f"compute.wait_minutes {compute.wait_minutes:g}: start them, or set compute.nodes"
+                    f"compute.startup_timeout_minutes {compute.startup_timeout_minutes:g}: start them, or "
+                    "set compute.nodes"
                 )
         actor = ray.remote(num_cpus=ranks, num_gpus=ranks if compute.gpu else 0, max_concurrency=3)(
             NodeActor
@@ -289,7 +293,7 @@ def _placed(ray: Any, compute: Compute, ranks: int, asked: threading.Event) -> I
 
 
 def _ranks(spec: TrainingSpec) -> int:
-    return spec.config.train.processes // spec.config.compute.nodes
+    return spec.config.train.num_processes // spec.config.compute.nodes
 
 
 def _put(spec: TrainingSpec) -> dict[str, Blob]:

@@ -23,7 +23,7 @@ from dreambooth_core.storage.stores import written_beside
 from dreambooth_core.training import launcher
 from dreambooth_core.training.preemption import Stop, Watchdog
 from dreambooth_core.training.spec import (
-    LOOKS,
+    VALIDATION,
     AttemptProgress,
     AttemptResult,
     TrainingSpec,
@@ -79,7 +79,7 @@ def _attempt(spec: TrainingSpec, stop: Stop, watchdog: Watchdog) -> AttemptResul
     place, module, supply = _prepared(spec, watchdog)
     hold, folder = HeldLease(place.store, spec.prefix, spec.holder), spec.folder / "checkpoints"
     rules = spec.config.checkpoints
-    retention = checkpoints.Retention(rules.keep, rules.keep_every)
+    retention = checkpoints.Retention(rules.keep_last, rules.keep_every_n_steps)
     behind = background.Background(
         lambda: checkpoints.mirror(hold, folder, retention), "uploading checkpoints"
     )
@@ -96,7 +96,7 @@ def _attempt(spec: TrainingSpec, stop: Stop, watchdog: Watchdog) -> AttemptResul
         loggers.show(course)
 
     writer = checkpoints.Writer(write)
-    looks = spec.config.choosing.every is not None
+    looks = spec.config.validation.every_n_steps is not None
     keeping = callback.TrainingCallback(
         callback.Hooks(
             stop=stop,
@@ -224,7 +224,7 @@ def _outcome(
             course=keeping.course(module, standing.stopped_at, ended=False),
         )
     taken = standing.over_at or (spec.resume_step if spec.resume_ends else total)
-    best = best_step(standing.looks, spec.config.choosing)
+    best = best_step(standing.validations, spec.config.validation)
     drawn = {index for micro in range(len(supply.steps)) for index in supply.steps.needed(micro)}
     return AttemptResult(
         attempt=spec.attempt,
@@ -275,7 +275,7 @@ def peak_memory_bytes() -> int:
 
 def _keep(folder: Path, step: int, rows: "Sequence[Sequence[Image]]") -> None:
     """A look's images as one sheet, where `live` finds it."""
-    with written_beside(folder / LOOKS / f"{step:08d}.png") as temporary:
+    with written_beside(folder / VALIDATION / f"{step:08d}.png") as temporary:
         temporary.write_bytes(sheet_of(rows))
 
 

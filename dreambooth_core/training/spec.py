@@ -15,7 +15,7 @@ GRACE_SECONDS = 25.0
 """Between the order to stop and the end by force: Prefect gives a cancelled flow 30 s in all."""
 
 
-LOOKS = "looks"
+VALIDATION = "validation"
 
 
 R = TypeVar("R", bound=Record)

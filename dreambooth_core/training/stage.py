@@ -5,7 +5,7 @@ runs/<key>/         below paths.work
     progress.json       how far it is
     course.json         how it went so far; MLflow is told (see `live`)
     result.json         how the attempt ended: done, preempted, failed or out of memory
-    looks/              a contact sheet of each look; MLflow gets them as well
+    validation/         a contact sheet of each validation; MLflow gets them as well
     train.log           what it printed
     priors.log          what the process printed that makes class images alongside
     checkpoints/        see checkpoints.py; copied to the store under the same key
@@ -46,7 +46,7 @@ from dreambooth_core.training.class_images import ClassImage, class_images
 from dreambooth_core.training.preemption import STALLED
 from dreambooth_core.training.spec import (
     GRACE_SECONDS,
-    LOOKS,
+    VALIDATION,
     AttemptProgress,
     AttemptResult,
     TrainingSpec,
@@ -63,10 +63,10 @@ def train(
     """Train, or take the weights that the same inputs gave before; and whether they were there.
 
     Goes on from the newest true checkpoint, of the work folder or else of the store. The class
-    images must be in the store, or come with `prior.alongside`. While another process trains on the
-    same inputs, its weights are waited for. Raises `Preempted` when the training was asked to stop and
-    has saved its state, `Superseded` when another took it over, else `StageFailed` with the log's last
-    lines.
+    images must be in the store, or come with `prior.generate_in_background`. While another process
+    trains on the same inputs, its weights are waited for. Raises `Preempted` when the training was
+    asked to stop and has saved its state, `Superseded` when another process took it over, else
+    `StageFailed` with the log's last lines.
     """
     planned = class_images(config, instance)
 
@@ -76,7 +76,7 @@ def train(
         def course() -> LearningCurves | None:
             return read_record(folder / "course.json", LearningCurves)
 
-        with live.in_mlflow(config, key, course, folder / LOOKS):
+        with live.in_mlflow(config, key, course, folder / VALIDATION):
             settings, lost = planned_to_fit(config), 0
             while True:
                 spec = _prepare(settings, hold, folder, instance, planned)
@@ -112,7 +112,7 @@ def _inputs(config: Config, instance: ImageSet, planned: Sequence[ClassImage]) -
         ],
         "instance": instance.digest,
         "classes": planned,
-        "prior": [config.prior.enabled, config.prior_target, config.prior.weight],
+        "prior": [config.prior.enabled, config.prior_target, config.prior.loss_weight],
         "prompts": [
             [subject.identifier, subject.fill(subject.instance_prompt)]
             for subject in config.subjects
@@ -120,7 +120,7 @@ def _inputs(config: Config, instance: ImageSet, planned: Sequence[ClassImage]) -
         + [[subject.class_noun, subject.fill(subject.class_prompt)] for subject in config.subjects],
         "train": config.train,
         "adapter": config.adapter if method in ADAPTERS else None,
-        "inversion": config.inversion if method in INVERSIONS else None,
+        "inversion": config.textual_inversion if method in INVERSIONS else None,
         "loss": config.loss,
         "optimizer": config.optimizer,
         "choosing": _what_looks_decide(config),
@@ -131,10 +131,10 @@ def _inputs(config: Config, instance: ImageSet, planned: Sequence[ClassImage]) -
 def _what_looks_decide(config: Config) -> list[object] | None:
     """What makes one step the best: for a look at images also how they are drawn and measured."""
     eyes = config.evaluation
-    if config.choosing.every is None:
+    if config.validation.every_n_steps is None:
         return None
-    rules = config.choosing.model_dump(mode="json", exclude={"class_images"})
-    if not config.choosing.prompts:
+    rules = config.validation.model_dump(mode="json", exclude={"class_images"})
+    if not config.validation.prompts:
         return [rules]
     from dreambooth_core.vision.crops import detector_digest
     from dreambooth_core.vision.encoders import encoder_digest
@@ -142,7 +142,7 @@ def _what_looks_decide(config: Config) -> list[object] | None:
     clip = encoder_digest(eyes.clip, eyes.clip_revision)
     identity = encoder_digest(eyes.identity, eyes.identity_revision)
     seen = [clip, identity, eyes.preprocessing]
-    if (finder := detector_digest(eyes.finder)) is not None:
+    if (finder := detector_digest(eyes.detector)) is not None:
         seen.append(finder)
     return [rules, config.sampler, eyes.seed, seen, "within a standard error"]
 
@@ -171,7 +171,7 @@ def _smaller(config: Config, message: str) -> Config:
     train = smaller.train
     console.say(
         f"the device's memory was full: going on with batch {train.batch_size} x "
-        f"{train.accumulate}, gradient checkpointing {train.gradient_checkpointing}"
+        f"{train.gradient_accumulation_steps}, gradient checkpointing {train.gradient_checkpointing}"
     )
     return smaller
 
@@ -233,7 +233,7 @@ def _watch(spec: TrainingSpec, hold: HeldLease, progress: Progress | None) -> At
         child = children.enter_context(
             supervised(
                 _command(spec),
-                env=launcher.environment(spec.config.train.processes),
+                env=launcher.environment(spec.config.train.num_processes),
                 log=log,
                 grace=GRACE_SECONDS,
                 hold=(hold.lock,),
@@ -319,7 +319,7 @@ def _meeting(folder: Path) -> Iterator[None]:
 @contextmanager
 def _class_images_alongside(spec: TrainingSpec) -> Iterator["Popen[bytes] | None"]:
     """A process that makes the class images, for as long as the block runs; None without."""
-    if not spec.config.prior.alongside:
+    if not spec.config.prior.generate_in_background:
         yield None
         return
     command = [
@@ -330,7 +330,7 @@ def _class_images_alongside(spec: TrainingSpec) -> Iterator["Popen[bytes] | None
     ]
     log = spec.folder / "priors.log"
     with supervised(
-        command, env=launcher.environment(spec.config.train.processes), log=log
+        command, env=launcher.environment(spec.config.train.num_processes), log=log
     ) as maker:
         yield maker
 
@@ -339,7 +339,7 @@ def _command(spec: TrainingSpec) -> Sequence[str]:
     file = spec.folder / "spec.json"
     if spec.config.compute.nodes > 1:
         return [sys.executable, "-m", "dreambooth_core.training.multi_node", str(file)]
-    return launcher.command(file, spec.config.train.processes, spec.attempt)
+    return launcher.command(file, spec.config.train.num_processes, spec.attempt)
 
 
 def _stored(store: Store, spec: TrainingSpec, outcome: AttemptResult) -> Weights:

@@ -54,12 +54,12 @@ def train_alone(config: Config) -> TrainingResult:
         store = open_store(config.storage)
         instance = ingest(config, store)[0].images
         classes = None
-        if not config.prior.alongside:
+        if not config.prior.generate_in_background:
             with console.progress_bar("priors") as progress:
                 classes = priors.ensure_class_images(config, store, instance, progress)[0]
         with console.progress_bar("train") as progress:
             weights, reused = stage.train(config, store, instance, progress)
-        if config.prior.alongside:
+        if config.prior.generate_in_background:
             classes = priors.ensure_class_images(config, store, instance)[0]
     _, loss, class_loss = weights.losses[-1]
     return TrainingResult(

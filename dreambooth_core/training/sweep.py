@@ -10,7 +10,7 @@ from typing import Any
 
 from pydantic import ValidationError
 
-from dreambooth_core.config import Choosing, Config
+from dreambooth_core.config import Config, Validation
 from dreambooth_core.config.flow_parameters import Sweep
 from dreambooth_core.config.refusals import wrong_fields
 from dreambooth_core.errors import ConfigError
@@ -88,7 +88,7 @@ def front(points: Sequence[TrialScore]) -> tuple[int, ...]:
     )
 
 
-def winner(points: Sequence[TrialScore], rules: Choosing) -> int:
+def winner(points: Sequence[TrialScore], rules: Validation) -> int:
     """Place of the point to be judged, by the rule that also chooses among a training's steps."""
     base = ValidationResult(step=0, stable_loss=0, prompt_fidelity=points[0].base_prompt_fidelity)
     looks = [

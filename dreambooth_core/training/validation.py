@@ -21,8 +21,8 @@ from dreambooth_core.config.inputs import plain
 from dreambooth_core.diffusion import textual_inversion
 from dreambooth_core.diffusion.families import Parts, channels_last, only
 from dreambooth_core.diffusion.objectives import example_losses, target
+from dreambooth_core.diffusion.pipelines import LoadedPipeline
 from dreambooth_core.diffusion.sampling import (
-    LoadedPipeline,
     Request,
     SamplingSettings,
     generate,
@@ -83,7 +83,7 @@ class Validator:
 
     def __call__(self, module: DreamBooth, step: int) -> ValidationResult:
         """Raises `ModelError` when an encoder is missing."""
-        rules = self.config.choosing
+        rules = self.config.validation
         with _evaluating(module), module.served(), _forward(self.config, module.device):
             loss = stable_loss(module, self.stable, self.place.beat)
             drawn = self._draw(module) if rules.prompts else None
@@ -109,7 +109,7 @@ class Validator:
 
     def _measured(self, drawn: Sequence["ValidationImages"]) -> dict[str, float | None]:
         """What a `ValidationResult` says of the images, each the mean over the subjects."""
-        clip, rules = self._clip(), self.config.choosing
+        clip, rules = self._clip(), self.config.validation
         texts = [
             clip.clip_texts([plain(subject, t) for t in rules.prompts for _ in range(rules.seeds)])
             for subject in self.config.subjects
@@ -156,7 +156,7 @@ class Validator:
     def _eyes(self) -> "SubjectEncoder":
         rules = self.config.evaluation
         identity = ImageEncoder(rules.identity, rules.identity_revision, rules.preprocessing)
-        return SubjectEncoder(identity, load_detector(rules.finder))
+        return SubjectEncoder(identity, load_detector(rules.detector))
 
 
 @dataclass(frozen=True)
@@ -209,7 +209,7 @@ def standard_error(groups: Sequence[Values]) -> float | None:
 
 def validation_requests(config: Config, subject: Subject) -> list[Request]:
     """A look's grid: prompts x seeds of the `dev` set, the same at every look and in every run."""
-    rules = config.choosing
+    rules = config.validation
     return [
         (subject.fill(prompt), seed)
         for prompt in rules.prompts
@@ -219,7 +219,7 @@ def validation_requests(config: Config, subject: Subject) -> list[Request]:
 
 def class_image_requests(config: Config, subject: Subject) -> list[Request]:
     """A look's class images, the same at every look and in every run."""
-    rules, prompt = config.choosing, subject.class_prompt
+    rules, prompt = config.validation, subject.class_prompt
     seeds = seeds_of(config, prompt, rules.class_images, "dev")
     return [(subject.fill(prompt), seed) for seed in seeds]
 

@@ -109,7 +109,7 @@ def covered(spot: Region, shape: tuple[int, ...]) -> NDArray[np.bool_]:
     return np.asarray(maximum_filter(spot.mask, 2 * reach + 1))
 
 
-def detector_digest(rules: "config.DetectorModel") -> str | None:
+def detector_digest(rules: "config.Detector") -> str | None:
     """What names a finder's content, as `encoder_digest` does an encoder's; None without one."""
     from dreambooth_core.vision.encoders import encoder_digest
 

@@ -10,7 +10,7 @@ from numpy.typing import NDArray
 from PIL import Image
 from scipy.stats import binomtest
 
-from dreambooth_core.config import DetectorModel as Rules
+from dreambooth_core.config import Detector as Rules
 from dreambooth_core.vision.crops import crop
 from dreambooth_core.vision.detectors import Detector, Region, load_detector
 from dreambooth_core.vision.encoders import ImageEncoder

@@ -48,9 +48,9 @@ class System:
                 "name": name,
                 "subject": {"images": folder / "photos", "class_noun": "robot"},
                 "model": {"base": str(folder / "base"), "resolution": 32},
-                "prior": {"target": "images", "images": 6},
+                "prior": {"target": "images", "num_class_images": 6},
                 "train": {"method": "full", "steps": 40, "learning_rate": 1e-4},
-                "checkpoints": {"every": 10},
+                "checkpoints": {"every_n_steps": 10},
                 "sampler": {"inference_steps": 2, "batch_size": 2},
                 "evaluation": {
                     "prompts": ["a photo of {subject}", "{subject} on the beach"],

@@ -17,14 +17,14 @@ from tests.ray_for_real import cluster, own_network
 
 CLASS_IMAGES, SAMPLES = 24, 24
 ASKED: dict[str, dict[str, Any]] = {
-    "prior": {"images": CLASS_IMAGES},
-    "train": {"steps": 160, "batch_size": 2, "processes": 2, "learning_rate": 1e-4},
-    "checkpoints": {"every": 5},
+    "prior": {"num_class_images": CLASS_IMAGES},
+    "train": {"steps": 160, "batch_size": 2, "num_processes": 2, "learning_rate": 1e-4},
+    "checkpoints": {"every_n_steps": 5},
     "sample": {"prompts": ["a photo of {subject}"], "seeds": SAMPLES},
     "evaluation": {"seeds": 12, "accessories": []},
     "gate": {"rounds": 1},
 }
-RAY = {"engine": "ray", "workers": 2, "nodes": 2, "gpu": False, "wait_minutes": 5}
+RAY = {"engine": "ray", "workers": 2, "nodes": 2, "gpu": False, "startup_timeout_minutes": 5}
 
 
 class Started:

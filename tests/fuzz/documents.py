@@ -315,32 +315,32 @@ def _combinations() -> Iterator[Case]:
     """Keys that are fine alone."""
     disagree = {
         "warm-up beyond the end": {"train": {"lr_warmup_steps": 2, "steps": 2}},
-        "a batch that ranks cannot share": {"train": {"batch_size": 3, "processes": 2}},
+        "a batch that ranks cannot share": {"train": {"batch_size": 3, "num_processes": 2}},
         "shards in one process": {"train": {"strategy": "fsdp2"}},
         "a prediction without an adapter": {
             "train": {"method": "full"},
             "prior": {"enabled": True, "target": "prediction"},
         },
-        "class images for an adapter's prior": {"prior": {"enabled": True, "images": 5}},
+        "class images for an adapter's prior": {"prior": {"enabled": True, "num_class_images": 5}},
         "inversion with a prior": {
             "train": {"method": "textual_inversion"},
             "prior": {"enabled": True},
         },
-        "alongside without images": {"prior": {"alongside": True}},
+        "alongside without images": {"prior": {"generate_in_background": True}},
         "quantized and full": {"model": {"quantize": "nf4"}, "train": {"method": "full"}},
         "quantized and lokr": {"model": {"quantize": "nf4"}, "train": {"method": "lokr"}},
-        "masks to be found, and not used": {"dataset": {"find_masks": True}},
+        "masks to be found, and not used": {"dataset": {"auto_masks": True}},
         "fused and accumulated": {
             "optimizer": {"fused_backward": True},
-            "train": {"accumulate": 2, "max_grad_norm": None},
+            "train": {"gradient_accumulation_steps": 2, "max_grad_norm": None},
         },
         "prodigy with a small rate": {"optimizer": {"name": "prodigy"}},
         "schedule-free with a schedule": {
             "optimizer": {"name": "schedule_free"},
             "train": {"lr_schedule": "cosine"},
         },
-        "a border without huber": {"loss": {"huber_border": 0.2}},
-        "looks that are never had": {"choosing": {"patience": 2}},
+        "a border without huber": {"loss": {"huber_c": 0.2}},
+        "looks that are never had": {"validation": {"early_stopping_patience": 2}},
         "nodes on one machine": {"compute": {"nodes": 2}},
         "ray and a local store": {
             "compute": {"engine": "ray"},
@@ -348,13 +348,13 @@ def _combinations() -> Iterator[Case]:
         },
         "an engine that is unknown": {"compute": {"engine": "slurm"}},
         "a family that is unknown": {"model": {"family": "sd1"}},
-        "a finder that is unknown": {"evaluation": {"finder": {"kind": "eyes"}}},
+        "a finder that is unknown": {"evaluation": {"detector": {"kind": "eyes"}}},
         "a metric that is unknown": {"gate": {"limits": {"beauty": 1}}},
         "choices of one": {"evaluation": {"choices": [["on the beach"]]}},
         "choices that nothing asks for": {
             "evaluation": {"choices": [["in the attic", "in the cellar"]]}
         },
-        "strangers that are none": {"evaluation": {"strangers": []}},
+        "strangers that are none": {"evaluation": {"control_classes": []}},
         "a prompt with an unknown word": {"sample": {"prompts": ["{dog} on the beach"]}},
         "a prompt with an open brace": {"sample": {"prompts": ["{subject on the beach"]}},
         "a prompt that reads attributes": {"sample": {"prompts": ["{subject.__class__}"]}},

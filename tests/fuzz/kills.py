@@ -231,9 +231,9 @@ def small(folder: Path) -> dict[str, Any]:
         "name": "tiny",
         "subject": {"images": str(draw_photos(folder / "photos")), "class_noun": "robot"},
         "model": {"base": str(base), "resolution": 32},
-        "prior": {"target": "images", "images": 2},
+        "prior": {"target": "images", "num_class_images": 2},
         "train": {"method": "full", "steps": STEPS, "learning_rate": 1e-4},
-        "checkpoints": {"every": 1, "keep": 4},
+        "checkpoints": {"every_n_steps": 1, "keep_last": 4},
         "sampler": {"inference_steps": 2, "batch_size": 2},
         "evaluation": {
             "prompts": ["a photo of {subject}", "{subject} on the beach"],

@@ -212,7 +212,7 @@ def check(family: Family, config: "Config") -> None:
     if family.flow and config.loss.weighting != "none":
         raise ConfigError(
             f"loss.weighting {config.loss.weighting} goes by the signal-to-noise ratio of a "
-            f"diffusion, and {name} is trained by flow matching: use loss.times instead"
+            f"diffusion, and {name} is trained by flow matching: use loss.timestep_sampling instead"
         )
 
 

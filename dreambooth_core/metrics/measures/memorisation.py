@@ -40,7 +40,7 @@ class PhotoSimilarity(NamedTuple):
 
 def model(config: Config) -> str:
     """Who finds the subject that is left out."""
-    return f"surroundings-{(detector_digest(config.evaluation.finder) or 'nobody')[:12]}"
+    return f"surroundings-{(detector_digest(config.evaluation.detector) or 'nobody')[:12]}"
 
 
 def measure(evidence: Evidence) -> Values | None:

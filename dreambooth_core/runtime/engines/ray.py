@@ -123,11 +123,11 @@ class _Patience:
         now = time.monotonic()
         if went_on:
             self._since = now
-        if now - self._since > 60 * self._compute.wait_minutes and not self._has_room():
+        if now - self._since > 60 * self._compute.startup_timeout_minutes and not self._has_room():
             needs = " and ".join(f"{need} {name}" for name, need in self._share.items())
             raise StageFailed(
-                f"the Ray cluster had no machine with {needs} within compute.wait_minutes "
-                f"{self._compute.wait_minutes:g}: start one, or set compute.gpu: false"
+                f"the Ray cluster had no machine with {needs} within compute.startup_timeout_minutes "
+                f"{self._compute.startup_timeout_minutes:g}: start one, or set compute.gpu: false"
             )
 
     def _has_room(self) -> bool:

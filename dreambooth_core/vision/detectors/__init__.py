@@ -46,7 +46,7 @@ class Detector(Protocol):
         ...
 
 
-def load_detector(rules: "config.DetectorModel") -> Detector | None:
+def load_detector(rules: "config.Detector") -> Detector | None:
     """The finder of a config, None without one; raises `ModelError` when its model is missing."""
     if rules.kind is None:
         return None

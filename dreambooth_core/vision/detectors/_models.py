@@ -14,7 +14,7 @@ if TYPE_CHECKING:
 _COMMIT = re.compile(r"[0-9a-f]{40}")
 
 
-def load_part(kind: Any, rules: "config.DetectorModel", **options: Any) -> Any:
+def load_part(kind: Any, rules: "config.Detector", **options: Any) -> Any:
     """One part of the finder's model by an `Auto...` class of transformers; safetensors, no code.
 
     Raises `ConfigError` for a Hub id without its commit, `ModelError` when there is no such part.
@@ -33,7 +33,7 @@ def load_part(kind: Any, rules: "config.DetectorModel", **options: Any) -> Any:
         ) from error
 
 
-def load_model(kind: Any, rules: "config.DetectorModel") -> Any:
+def load_model(kind: Any, rules: "config.Detector") -> Any:
     """The network in float32, for evaluation, where it runs fastest; raises as `load_part` does."""
     import torch
 

@@ -20,7 +20,7 @@ Only the best box counts, so a low one costs little."""
 class BoxDetector:
     """A detection model; pictures are looked at one by one, so neighbours change nothing."""
 
-    def __init__(self, rules: "config.DetectorModel") -> None:
+    def __init__(self, rules: "config.Detector") -> None:
         """Load it; raises `ConfigError` and `ModelError` as `load_part` does."""
         from transformers import AutoModelForZeroShotObjectDetection, AutoProcessor
 
@@ -46,7 +46,7 @@ class BoxDetector:
         return inside(found["boxes"][found["scores"].argmax()].tolist(), image)
 
 
-def load(rules: "config.DetectorModel") -> BoxDetector:
+def load(rules: "config.Detector") -> BoxDetector:
     """A detector by folder or Hub id; raises `ConfigError` and `ModelError`."""
     return BoxDetector(rules)
 

@@ -29,7 +29,7 @@ LEAST = 0.005
 class MaskDetector:
     """A segmentation model; pictures are looked at one by one, so neighbours change nothing."""
 
-    def __init__(self, rules: "config.DetectorModel") -> None:
+    def __init__(self, rules: "config.Detector") -> None:
         """Load it; raises `ConfigError` and `ModelError` as `load_part` does."""
         from transformers import AutoImageProcessor, AutoModelForSemanticSegmentation
 
@@ -50,7 +50,7 @@ class MaskDetector:
             known = ", ".join(list(names.values())[:20])
             raise ModelError(
                 f"the segmenter {self._name} has no label for {noun!r}; it has {known}: "
-                "set evaluation.finder to one that has, or finder.kind to detector"
+                "set evaluation.detector to one that has, or finder.kind to detector"
             )
         return [Region.around(largest(self._region(image, wanted))) for image in images]
 
@@ -66,7 +66,7 @@ class MaskDetector:
         return np.asarray(lead[0, 0].cpu() > 0)
 
 
-def load(rules: "config.DetectorModel") -> MaskDetector:
+def load(rules: "config.Detector") -> MaskDetector:
     """A segmenter by folder or Hub id; raises `ConfigError` and `ModelError`."""
     return MaskDetector(rules)
 

@@ -49,7 +49,7 @@ class Trial(NamedTuple):
 
 SCRIPT_RATE = "--learning_rate=1e-4"
 CLASS_IMAGES = ("prior.target=images", "prior.images=32", "prior.weight=1")
-WHOLE_PHOTOS = ("dataset.find_masks=false", "loss.masks=false")
+WHOLE_PHOTOS = ("dataset.auto_masks=false", "loss.masks=false")
 
 
 def diffusers(name: str, label: str, script: tuple[str, ...], options: tuple[str, ...] = ()) -> Arm:
@@ -103,7 +103,7 @@ MIN_SNR = Arm(
     "with min-SNR, prior's weight 1.5",
     ("loss.weighting=min_snr", "prior.weight=1.5"),
 )
-SHIFTED = Arm("times-shift", "times shifted", ("loss.times_shift=2",))
+SHIFTED = Arm("times-shift", "times shifted", ("loss.timestep_shift=2",))
 CONVOLUTIONS = Arm(
     "convolutions",
     "convolutions too",
@@ -213,7 +213,7 @@ QUESTIONS = (
     Question(
         "times",
         "Where the noise levels are drawn",
-        "Evenly, or more from the noisy end (`loss.times_shift: 2`), where a subject's outline is decided. "
+        "Evenly, or more from the noisy end (`loss.timestep_shift: 2`), where an outline is decided. "
         "On the subjects of the last question that was to be the recipe; on these it gains nothing, so it "
         "is not: what seven subjects with one seed say of a recipe is little.",
         (OURS, SHIFTED),

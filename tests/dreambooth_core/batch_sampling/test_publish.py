@@ -12,7 +12,7 @@ from PIL import Image as Pillow
 from dreambooth_core.batch_sampling import publish, search, shards
 from dreambooth_core.batch_sampling.job import SamplingJob
 from dreambooth_core.batch_sampling.manifest import check_images, manifests
-from dreambooth_core.config import DetectorModel
+from dreambooth_core.config import Detector
 from dreambooth_core.diffusion.sampling import DRAWN_BY, drawn_by, encode_png
 from dreambooth_core.errors import ConfigError
 from dreambooth_core.storage.blobs import get_blob, image_set, put_blob
@@ -186,7 +186,7 @@ def test_orders_are_searched_by_name_and_seen_once(shop: Ordered, tmp_path: Path
     assert {hit.order for hit in hits} == {"others"}
     assert {hit.seed for hit in hits} == {2, 3}
     # what CLIP saw is kept: without encoders the same question has the same answer
-    blind = shop.config.evaluation.model_copy(update={"finder": DetectorModel()})
+    blind = shop.config.evaluation.model_copy(update={"finder": Detector()})
     monkeypatch.setattr(ImageEncoder, "clip_images", lambda *_: pytest.fail("looked again"))
     again, _ = search.search(
         shop.config.model_copy(update={"evaluation": blind}), tmp_path, question

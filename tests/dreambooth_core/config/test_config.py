@@ -40,8 +40,11 @@ def test_wildcards() -> None:
     [
         ({"prior": {"target": "prediction"}, "train": FULL}, "needs an adapter to switch off"),
         ({"train": {"method": "textual_inversion"}}, "prior.enabled: false"),
-        ({"prior": {"images": 200}}, "prior.images 200 has no effect"),
-        ({"prior": {"alongside": True}}, "prior.alongside needs class images"),
+        ({"prior": {"num_class_images": 200}}, "prior.num_class_images 200 has no effect"),
+        (
+            {"prior": {"generate_in_background": True}},
+            "prior.generate_in_background needs class images",
+        ),
         (
             {
                 "train": {"method": "textual_inversion", "text_encoder": True},
@@ -50,13 +53,16 @@ def test_wildcards() -> None:
             "textual_inversion leaves alone",
         ),
         (
-            {"prior": {"alongside": True, "target": "prediction"}, "train": LORA},
+            {"prior": {"generate_in_background": True, "target": "prediction"}, "train": LORA},
             "needs class images",
         ),
         ({"model": {"quantize": "nf4"}, "train": FULL}, "which train.method full trains"),
         ({"model": {"quantize": "int8"}, "train": {"method": "lokr"}}, "lokr has no layers"),
         ({"optimizer": FUSED}, "train.max_grad_norm: null"),
-        ({"optimizer": FUSED, "train": {**UNCLIPPED, "accumulate": 2}}, "accumulate: 1"),
+        (
+            {"optimizer": FUSED, "train": {**UNCLIPPED, "gradient_accumulation_steps": 2}},
+            "accumulate: 1",
+        ),
         ({"optimizer": FUSED, "train": {**UNCLIPPED, "precision": "fp16"}}, "fp16"),
         (
             {"optimizer": FUSED, "train": {**UNCLIPPED, "text_encoder_until": 0.5}},
@@ -74,15 +80,15 @@ def test_wildcards() -> None:
             "no effect with train.text_encoder: false",
         ),
         ({"train": {"strategy": "fsdp2"}}, "at least 2"),
-        ({"train": SHARDS, "choosing": {"every": 5}}, "looks at a whole model"),
+        ({"train": SHARDS, "validation": {"every_n_steps": 5}}, "looks at a whole model"),
         ({"train": {**SHARDS, "precision": "fp16"}}, "no loss scaling"),
         ({"train": {**SHARDS, "method": "lora"}, "model": {"quantize": "int8"}}, "into pieces"),
-        ({"train": {"batch_size": 3, "processes": 2}}, "make it a multiple"),
+        ({"train": {"batch_size": 3, "num_processes": 2}}, "make it a multiple"),
         ({"train": {"steps": 5, "lr_warmup_steps": 5}}, "below train.steps"),
-        ({"choosing": {"patience": 3}}, "without choosing.every"),
+        ({"validation": {"early_stopping_patience": 3}}, "without validation.every_n_steps"),
         ({"loss": {"min_snr_gamma": 3}}, "without loss.weighting: min_snr"),
-        ({"loss": {"huber_border": 0.5}}, "without loss.kind: huber"),
-        ({"loss": {"times_mean": 1}}, "without loss.times: logit_normal"),
+        ({"loss": {"huber_c": 0.5}}, "without loss.kind: huber"),
+        ({"loss": {"logit_mean": 1}}, "without loss.timestep_sampling: logit_normal"),
         ({"loss": {"unmasked_weight": 0.5}}, "without loss.masks"),
         ({"more_subjects": [SUBJECT]}, "identifier of its own"),
         ({"compute": {"engine": "dask"}}, "there is: local, ray"),
@@ -114,7 +120,9 @@ def test_what_a_family_cannot_do_is_refused(
 
 
 def test_what_is_left_out_is_read_back_from_a_written_config() -> None:
-    config = _config(train=LORA, choosing={"every": 10}, loss={"times": "mode"})
+    config = _config(
+        train=LORA, validation={"every_n_steps": 10}, loss={"timestep_sampling": "mode"}
+    )
     assert Config.model_validate_json(config.model_dump_json()) == config
     assert Config.model_validate_json(_config().model_dump_json()) == _config()
 

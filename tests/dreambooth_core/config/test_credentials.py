@@ -47,7 +47,10 @@ JUDGE = {"url": "http://host/v1", "model": "eyes"}
         ({"passwords": {"a": SECRET}}, "passwords is no option"),
         ({"train": {"hf_token": SECRET}}, "train.hf_token is no option"),
         ({"train": {"stepps": SECRET}}, "did you mean train.steps"),
-        ({"inversion": {"tokens": SECRET}}, "inversion.tokens: must be a whole number"),
+        (
+            {"textual_inversion": {"num_vectors": SECRET}},
+            "textual_inversion.num_vectors: must be a whole number",
+        ),
     ],
     ids=str,
 )

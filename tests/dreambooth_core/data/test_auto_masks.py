@@ -34,9 +34,9 @@ def config_for(folder, **dataset):
             "name": "test",
             "subject": {"images": folder, "class_noun": "dog"},
             "model": {"base": "examples/small_world/base", "resolution": 64},
-            "dataset": {"find_masks": True, **dataset},
+            "dataset": {"auto_masks": True, **dataset},
             "loss": {"masks": True},
-            "evaluation": {"finder": FINDER},
+            "evaluation": {"detector": FINDER},
         }
     )
 
@@ -82,6 +82,6 @@ def test_a_photo_without_the_subject_is_told_and_taken_as_a_whole(scenes, tmp_pa
 )
 def test_finding_masks_needs_someone_to_find_and_something_to_do(change, sentence, tmp_path):
     options = config_for(tmp_path).model_dump(include={"name", "subject", "model", "dataset"})
-    given = {"loss": {"masks": True}, "evaluation": {"finder": FINDER}, **change}
+    given = {"loss": {"masks": True}, "evaluation": {"detector": FINDER}, **change}
     with pytest.raises(ValueError, match=sentence):
         Config.model_validate({**options, **given})

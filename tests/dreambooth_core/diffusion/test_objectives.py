@@ -44,14 +44,14 @@ WEIGHTINGS: tuple[dict[str, Any], ...] = (
 ERRORS: tuple[dict[str, Any], ...] = (
     {"kind": "mse"},
     *(
-        {"kind": "huber", "huber_border": 0.2, "huber_schedule": schedule}
+        {"kind": "huber", "huber_c": 0.2, "huber_schedule": schedule}
         for schedule in ("constant", "exponential", "snr")
     ),
 )
 TIMES: tuple[dict[str, Any], ...] = (
-    {"times": "uniform", "times_shift": 3.0},
-    {"times": "logit_normal", "times_mean": 0.5, "times_std": 0.8},
-    {"times": "mode", "times_mode": 1.29},
+    {"timestep_sampling": "uniform", "timestep_shift": 3.0},
+    {"timestep_sampling": "logit_normal", "logit_mean": 0.5, "logit_std": 0.8},
+    {"timestep_sampling": "mode", "mode_scale": 1.29},
 )
 
 
@@ -67,11 +67,11 @@ def _uniform(count: int) -> Tensor:
 
 
 def _time(loss: Loss, u: float) -> float:
-    if loss.times == "logit_normal":  # Esser et al. 2024, equation 19
-        u = 1 / (1 + math.exp(-NormalDist(loss.times_mean, loss.times_std).inv_cdf(u)))
-    elif loss.times == "mode":  # equation 20
-        u = 1 - u - loss.times_mode * (math.cos(math.pi * u / 2) ** 2 - 1 + u)
-    s = loss.times_shift  # equation 23, for a ratio of s squared
+    if loss.timestep_sampling == "logit_normal":  # Esser et al. 2024, equation 19
+        u = 1 / (1 + math.exp(-NormalDist(loss.logit_mean, loss.logit_std).inv_cdf(u)))
+    elif loss.timestep_sampling == "mode":  # equation 20
+        u = 1 - u - loss.mode_scale * (math.cos(math.pi * u / 2) ** 2 - 1 + u)
+    s = loss.timestep_shift  # equation 23, for a ratio of s squared
     return s * u / (1 + (s - 1) * u)
 
 
@@ -100,7 +100,7 @@ def _error(loss: Loss, kind: str, time: float, difference: float) -> float:
     if loss.kind == "mse":
         return difference**2
     alpha, sigma = _alpha_and_sigma(kind, time)
-    least = loss.huber_border
+    least = loss.huber_c
     c = {  # Khrapov et al. 2024, section 4
         "constant": least,
         "exponential": math.exp(time * math.log(least)),
@@ -172,7 +172,11 @@ def test_every_combination_is_the_sum_over_its_numbers(
 @pytest.mark.parametrize("kind", OBJECTIVES)
 def test_the_order_of_a_batch_does_not_matter(kind: str) -> None:
     loss = Loss(
-        kind="huber", weighting="min_snr", times="logit_normal", masks=True, unmasked_weight=0.3
+        kind="huber",
+        weighting="min_snr",
+        timestep_sampling="logit_normal",
+        masks=True,
+        unmasked_weight=0.3,
     )
     latents, noise = _normal(2, 6, 4, 3, 3).unbind()
     mask, times = _uniform(54).view(6, 1, 3, 3).float(), draw_times(loss, _uniform(6))
@@ -223,7 +227,9 @@ EVEN = (torch.arange(10000, dtype=torch.float64) + 0.5) / 10000
 def test_logit_normal_has_the_normals_quantiles(
     mean: float, deviation: float, shift: float
 ) -> None:
-    loss = Loss(times="logit_normal", times_mean=mean, times_std=deviation, times_shift=shift)
+    loss = Loss(
+        timestep_sampling="logit_normal", logit_mean=mean, logit_std=deviation, timestep_shift=shift
+    )
     normal = NormalDist(mean + math.log(shift), deviation)  # a shift by s moves the logit by log(s)
     wanted = [1 / (1 + math.exp(-normal.inv_cdf(share))) for share in SHARES]
     found = draw_times(loss, torch.tensor(SHARES, dtype=torch.float64))
@@ -233,7 +239,7 @@ def test_logit_normal_has_the_normals_quantiles(
 @pytest.mark.parametrize("scale", [-1.0, 0.0, 0.81, 1.29, 1.75])
 def test_mode_has_the_papers_quantiles(scale: float) -> None:
     """Times fall as the draws rise, so that the (1 - u)-quantile is f(u)."""
-    times = draw_times(Loss(times="mode", times_mode=scale), EVEN)
+    times = draw_times(Loss(timestep_sampling="mode", mode_scale=scale), EVEN)
     assert (times.diff() <= 0).all()
     for u in (0.1, 0.25, 0.5, 0.9):
         quantile = 1 - u - scale * (math.cos(math.pi / 2 * u) ** 2 - 1 + u)
@@ -246,9 +252,9 @@ def test_mode_has_the_papers_quantiles(scale: float) -> None:
 def test_uniform_draws_stay_and_a_shift_moves_them_towards_noise() -> None:
     draws = _uniform(100)
     torch.testing.assert_close(draw_times(Loss(), draws), draws.float())
-    assert draw_times(Loss(times_shift=3.0), torch.tensor([0.5])).item() == pytest.approx(0.75)
-    assert (draw_times(Loss(times_shift=3.0), draws) > draws).all()
-    assert (draw_times(Loss(times_shift=0.5), draws) < draws).all()
+    assert draw_times(Loss(timestep_shift=3.0), torch.tensor([0.5])).item() == pytest.approx(0.75)
+    assert (draw_times(Loss(timestep_shift=3.0), draws) > draws).all()
+    assert (draw_times(Loss(timestep_shift=0.5), draws) < draws).all()
 
 
 @pytest.mark.parametrize("options", [{}, *TIMES], ids=lambda options: options.get("times", "none"))

@@ -30,7 +30,7 @@ def _config(config: Config, place: Path, workers: int, **prior: object) -> Confi
     """The same run with a store of its own."""
     asked = {
         **config.model_dump(),
-        "prior": {"target": "images", "images": 7, **prior},
+        "prior": {"target": "images", "num_class_images": 7, **prior},
         "compute": {"workers": workers},
         "storage": {"uri": f"file://{place / 'store'}", "endpoint": None},
         "paths": {"work": place / "work"},

@@ -37,18 +37,18 @@ def _config(base: Path, work: Path, **changes: Any) -> Config:
 
 
 @pytest.fixture(scope="module")
-def painter(tiny_base: Path) -> sampling.LoadedPipeline:
+def painter(tiny_base: Path) -> pipelines.LoadedPipeline:
     family = load_family("stable_diffusion")
-    return sampling.LoadedPipeline(
+    return pipelines.LoadedPipeline(
         family.pipeline(family.load(tiny_base)), family.guidance(SAMPLER)
     )
 
 
-def _drawing(painter: sampling.LoadedPipeline) -> sampling.SamplingSettings:
+def _drawing(painter: pipelines.LoadedPipeline) -> sampling.SamplingSettings:
     return sampling.SamplingSettings(lambda: painter, SAMPLER, (32, 32))
 
 
-def _drawn(painter: sampling.LoadedPipeline, requests: list[tuple[str, int]]) -> list[bytes]:
+def _drawn(painter: pipelines.LoadedPipeline, requests: list[tuple[str, int]]) -> list[bytes]:
     return _bytes(sampling.generate(painter, _drawing(painter), requests, None))
 
 
@@ -56,7 +56,7 @@ def _bytes(images: Any) -> list[bytes]:
     return [image.tobytes() for image in images]
 
 
-def test_neighbours_and_number_do_not_change_an_image(painter: sampling.LoadedPipeline) -> None:
+def test_neighbours_and_number_do_not_change_an_image(painter: pipelines.LoadedPipeline) -> None:
     together = _drawn(painter, REQUESTS)
     assert len(set(together)) == len(REQUESTS)
     for index, request in enumerate(REQUESTS):
@@ -65,21 +65,21 @@ def test_neighbours_and_number_do_not_change_an_image(painter: sampling.LoadedPi
     assert reverse == together[::-1]
 
 
-def test_the_guidance_scale_counts(painter: sampling.LoadedPipeline) -> None:
+def test_the_guidance_scale_counts(painter: pipelines.LoadedPipeline) -> None:
     other = SAMPLER.model_copy(update={"guidance_scale": 9.0})
-    guided = sampling.LoadedPipeline(
+    guided = pipelines.LoadedPipeline(
         painter.pipeline, load_family("stable_diffusion").guidance(other)
     )
     assert _drawn(painter, REQUESTS[:1]) != _drawn(guided, REQUESTS[:1])
 
 
-def test_prompts_are_spelled_for_the_model(painter: sampling.LoadedPipeline) -> None:
+def test_prompts_are_spelled_for_the_model(painter: pipelines.LoadedPipeline) -> None:
     words = {"a dog": "a cat"}
-    speller = sampling.LoadedPipeline(painter.pipeline, painter.guidance, lambda text: words[text])
+    speller = pipelines.LoadedPipeline(painter.pipeline, painter.guidance, lambda text: words[text])
     assert _drawn(speller, [("a dog", 2)]) == _drawn(painter, [("a cat", 2)])
 
 
-def test_images_have_the_size_that_is_asked_for(painter: sampling.LoadedPipeline) -> None:
+def test_images_have_the_size_that_is_asked_for(painter: pipelines.LoadedPipeline) -> None:
     wide = sampling.SamplingSettings(lambda: painter, SAMPLER, (32, 48))
     (image,) = sampling.generate(painter, wide, REQUESTS[:1], None)
     assert image.size == (48, 32)
@@ -99,7 +99,7 @@ def test_png_is_deterministic_and_says_what_it_is() -> None:
     }
 
 
-def test_only_the_missing_images_are_made(painter: sampling.LoadedPipeline, file_store) -> None:
+def test_only_the_missing_images_are_made(painter: pipelines.LoadedPipeline, file_store) -> None:
     reports: list[tuple[int, int]] = []
 
     def progress(done: int, total: int, label: str) -> None:
@@ -122,7 +122,7 @@ def test_only_the_missing_images_are_made(painter: sampling.LoadedPipeline, file
 
 
 def test_another_list_finds_the_images_of_the_first(
-    painter: sampling.LoadedPipeline, file_store
+    painter: pipelines.LoadedPipeline, file_store
 ) -> None:
     def make(requests: list[tuple[str, int]]) -> tuple[Any, int]:
         return sampling.make_images(file_store, "images/x", _drawing(painter), requests)
@@ -138,10 +138,10 @@ def test_another_list_finds_the_images_of_the_first(
     assert make([REQUESTS[0], ("a dog", 9), ("a dog", 9)])[1] == 1
 
 
-def test_a_complete_set_loads_no_model(painter: sampling.LoadedPipeline, file_store) -> None:
+def test_a_complete_set_loads_no_model(painter: pipelines.LoadedPipeline, file_store) -> None:
     sampling.sample_set(file_store, "samples/x", _drawing(painter), REQUESTS[:1])
 
-    def refuse() -> sampling.LoadedPipeline:
+    def refuse() -> pipelines.LoadedPipeline:
         raise AssertionError("loaded")
 
     refusing = sampling.SamplingSettings(refuse, SAMPLER, (32, 32))

@@ -90,7 +90,7 @@ def test_rows_start_from_the_mean_of_the_initializers_tokens(
     other = {"images": "x", "class_noun": "cat", "identifier": "<zwx>"}
     for word, wanted in ((None, ("dog", "cat")), ("red", ("red", "red"))):
         parts = family.load(base)
-        config = _config(more_subjects=[other], inversion={"initializer": word})
+        config = _config(more_subjects=[other], textual_inversion={"initializer_token": word})
         means = {
             name: [
                 parts[name].get_input_embeddings().weight[parts[tokenizer](noun).input_ids[1:-1]]
@@ -190,7 +190,7 @@ def test_tokens_come_back(
     family_and_base: tuple[Family, Path], tmp_path: Path, method: str
 ) -> None:
     family, base = family_and_base
-    config = _config(train={"method": method}, inversion={"tokens": 2})
+    config = _config(train={"method": method}, textual_inversion={"num_vectors": 2})
     parts = family.load(base)
     trained = adapters.prepare(family, parts, config)
     tokens = {
@@ -247,7 +247,7 @@ def test_an_initializer_without_tokens_is_refused(tiny_base: Path) -> None:
     family = load_family("stable_diffusion")
     with pytest.raises(ConfigError, match=r"inversion\.initializer"):
         textual_inversion.prepare(
-            family, family.load(tiny_base), _config(inversion={"initializer": " "})
+            family, family.load(tiny_base), _config(textual_inversion={"initializer_token": " "})
         )
 
 

@@ -71,10 +71,10 @@ class World:
                 "name": "dog",
                 "subject": {"images": HOME / "photos/dog", "class_noun": "dog", "captions": False},
                 "model": {"base": str(HOME / "base"), "resolution": 64},
-                "prior": {"target": "prediction", "weight": 4},
+                "prior": {"target": "prediction", "loss_weight": 4},
                 "train": {"method": "pivotal", "steps": 40, "learning_rate": 2e-3},
-                "inversion": {"tokens": 4, "learning_rate": 5e-3},
-                "checkpoints": {"every": 1000},
+                "textual_inversion": {"num_vectors": 4, "learning_rate": 5e-3},
+                "checkpoints": {"every_n_steps": 1000},
                 "sampler": {"inference_steps": 4, "guidance_scale": 1, "batch_size": 8},
                 "evaluation": {
                     "prompts": PLACES,
@@ -84,7 +84,7 @@ class World:
                     "clip": str(HOME / "encoders/clip"),
                     "identity": str(HOME / "encoders/identity"),
                     "preprocessing": "own",
-                    "finder": {"kind": "segmenter", "model": str(HOME / "finder")},
+                    "detector": {"kind": "segmenter", "model": str(HOME / "finder")},
                 },
                 "storage": {"uri": f"file://{self.folder / 'store'}", "endpoint": None},
                 "paths": {"work": self.folder / "work"},
@@ -172,7 +172,7 @@ def swept(world) -> Swept:
     dev = tuple(world.measured(each, "dev") for each in weights)
     triples = zip(trials, weights, dev, strict=True)
     points = [point_of(trial, each, found.scores, found.rows) for trial, each, found in triples]
-    return Swept(weights, dev, winner(points, world.config.choosing))
+    return Swept(weights, dev, winner(points, world.config.validation))
 
 
 def failures(verdict: Verdict) -> set[tuple[str, str]]:
@@ -275,7 +275,7 @@ def test_the_luckiest_of_ten_equals_passes_by_the_seeds_that_chose_it_and_by_no_
     chosen_by, others = [], []
     for _ in range(SWEEPS):
         (champion, *members), judged = dealt(dev, draws), dealt(confirm, draws)
-        best = winner([point_by(member) for member in members], world.config.choosing)
+        best = winner([point_by(member) for member in members], world.config.validation)
         chosen_by.append(passes(as_confirmed(members[best]), as_confirmed(champion), rules))
         others.append(passes(judged[best + 1], judged[0], rules))
     assert sum(others) <= SWEEPS / 20 < sum(chosen_by)

@@ -44,7 +44,7 @@ def config(tiny_config: Config) -> Config:
 @pytest.fixture
 def finding(config: Config) -> Config:
     """A config whose finder is on no machine: only masks say where a subject is."""
-    finder = config.evaluation.finder.model_copy(update={"kind": "detector", "model": "no/where"})
+    finder = config.evaluation.detector.model_copy(update={"kind": "detector", "model": "no/where"})
     rules = config.evaluation.model_copy(update={"finder": finder})
     return config.model_copy(update={"evaluation": rules})
 

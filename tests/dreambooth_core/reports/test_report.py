@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 
 from benchmarks import measured_servers
-from dreambooth_core.config import DetectorModel
+from dreambooth_core.config import Detector
 from dreambooth_core.digests import digest_of
 from dreambooth_core.reports import report
 from dreambooth_core.reports.facts import ReportFacts
@@ -138,7 +138,7 @@ def test_looks_are_drawn_and_told_with_the_chosen_one_marked(page, text):
 
 def test_looks_that_see_the_subject_alone_say_so(made):
     config, store, results = made
-    finder = DetectorModel(kind="segmenter", model="examples/small_world/finder")
+    finder = Detector(kind="segmenter", model="examples/small_world/finder")
     rules = config.evaluation.model_copy(update={"finder": finder})
     seen = config.model_copy(update={"evaluation": rules})
     text = report.render(seen, store, results, STAGES)
@@ -254,7 +254,7 @@ class TestWhatIsNotThere:
         assert "Class images" not in page.sections["class"]
 
     def test_without_memorisation_or_curves_the_page_says_so(self, rendered, results):
-        few = results.weights.model_copy(update={"losses": (), "looks": (), "rates": {}})
+        few = results.weights.model_copy(update={"losses": (), "validations": (), "rates": {}})
         bare = results.scores.model_copy(update={"metrics": {"identity": 0.5}, "table": None})
         changed = {"weights": few, "scores": bare, "verdict": None}
         page = Page(rendered(results.model_copy(update=changed)))

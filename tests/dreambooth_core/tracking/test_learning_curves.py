@@ -40,7 +40,7 @@ def test_rates_of_groups() -> None:
 def test_only_curves_with_points_are_drawn_and_each_point_is_told_once() -> None:
     course = LearningCurves(
         losses=((1, 0.5, None), (2, 0.25, None)),
-        looks=(
+        validations=(
             ValidationResult(step=0, stable_loss=0.75),
             ValidationResult(step=2, stable_loss=0.5),
         ),
@@ -50,14 +50,14 @@ def test_only_curves_with_points_are_drawn_and_each_point_is_told_once() -> None
     curves = curves_of(course)
     assert curves == {
         "loss/instance": [(1, 0.5), (2, 0.25)],
-        "look/stable_loss": [(0, 0.75), (2, 0.5)],
+        "validation/stable_loss": [(0, 0.75), (2, 0.5)],
         "learning_rate/unet": [(1, 1e-3), (2, 1e-4)],
         "speed/checkpoint_stall_seconds": [(2, 0.125)],
     }
-    told = {"loss/instance": 1, "look/stable_loss": 0}
+    told = {"loss/instance": 1, "validation/stable_loss": 0}
     assert list(beyond(curves, told)) == [1, 2]
     assert beyond(curves, told)[1] == {"learning_rate/unet": 1e-3}
     assert beyond(curves, advanced(told, curves)) == {}
     later = {"loss/instance": 7, "loss/class": 7}
-    after = {**later, "look/stable_loss": 2, "learning_rate/unet": 2}
+    after = {**later, "validation/stable_loss": 2, "learning_rate/unet": 2}
     assert advanced(later, curves) == {**after, "speed/checkpoint_stall_seconds": 2}

@@ -23,7 +23,7 @@ def _course(steps: int) -> LearningCurves:
     taken = range(1, steps + 1)
     return LearningCurves(
         losses=tuple((step, 1 / step, 2 / step) for step in taken),
-        looks=tuple(
+        validations=tuple(
             ValidationResult(step=step, stable_loss=1 / (step + 1))
             for step in range(0, steps + 1, 2)
         ),
@@ -47,7 +47,7 @@ def test_a_stopped_and_resumed_training_is_one_run_with_each_point_once(
     tracked_config: Config, tmp_path: Path
 ) -> None:
     client = tracking.open_client(tracked_config)
-    courses, looks = [_course(1)], tmp_path / "looks"
+    courses, looks = [_course(1)], tmp_path / "validation"
     looks.mkdir()
     Image.new("RGB", (8, 8)).save(looks / "00000000.png")
 
@@ -80,11 +80,11 @@ def test_a_stopped_and_resumed_training_is_one_run_with_each_point_once(
     assert runs() == [(run, "FINISHED")]
     assert points("loss/instance") == [(step, 1 / step) for step in range(1, 5)]
     assert points("loss/class") == [(step, 2 / step) for step in range(1, 5)]
-    assert points("look/stable_loss") == [(0, 1.0), (2, 1 / 3), (4, 1 / 5)]
+    assert points("validation/stable_loss") == [(0, 1.0), (2, 1 / 3), (4, 1 / 5)]
     assert points("learning_rate/unet") == [(step, 1e-3) for step in range(1, 5)]
     images = [made.path for made in client.list_artifacts(run, "images")]
     sheets = [path.split("+timestamp")[0] for path in images if path.endswith(".png")]
-    assert sorted(sheets) == ["images/looks+step+0", "images/looks+step+2"], "each once"
+    assert sorted(sheets) == ["images/validation+step+0", "images/validation+step+2"], "each once"
     params = client.get_run(run).data.params
     assert params["train.steps"] == "6"
     assert "evaluation.seeds" not in params, "which may be another one when it is registered"

@@ -74,7 +74,7 @@ EVERYTHING = {
     "empty": 0,
     "batch_size": 4,
     "accumulate": 2,
-    "loss": {"masks": True, "offset_noise": 0.1, "times": "logit_normal"},
+    "loss": {"masks": True, "offset_noise": 0.1, "timestep_sampling": "logit_normal"},
 }
 
 
@@ -223,7 +223,7 @@ def test_times_follow_their_distribution() -> None:
     assert plain.min() >= 0
     assert plain.max() < 1
     assert abs(plain.mean().item() - 0.5) < 0.09  # five standard deviations
-    shifted = _steps(None, batch_size=300, loss={"times_shift": 3.0})[0]["times"].double()
+    shifted = _steps(None, batch_size=300, loss={"timestep_shift": 3.0})[0]["times"].double()
     torch.testing.assert_close(shifted, 3 * plain / (1 + 2 * plain), atol=1e-6, rtol=0)
 
 

@@ -3,11 +3,11 @@
 import numpy as np
 import pytest
 
-from dreambooth_core.config import Choosing
+from dreambooth_core.config import Validation
 from dreambooth_core.storage.records import ValidationResult
 from dreambooth_core.training.best_step import best_step, should_stop_early
 
-RULES = Choosing(every=1, prompt_floor=0.9, patience=2)
+RULES = Validation(every_n_steps=1, min_prompt_fidelity=0.9, early_stopping_patience=2)
 
 
 def _by_loss(*losses: float) -> list[ValidationResult]:
@@ -93,4 +93,4 @@ def test_training_is_over_after_so_many_looks_without_a_better_one(
     losses: tuple[float, ...], over: bool
 ) -> None:
     assert should_stop_early(_by_loss(*losses), RULES) == over
-    assert not should_stop_early(_by_loss(*losses), Choosing(every=1))
+    assert not should_stop_early(_by_loss(*losses), Validation(every_n_steps=1))

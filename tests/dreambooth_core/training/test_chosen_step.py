@@ -38,9 +38,14 @@ def _config(config: Config, work: Path, database: Path) -> Config:
             "lr_warmup_steps": STEPS - 5,
             "text_encoder": False,
         },
-        "choosing": {"every": 2, "draws": 1, "prompts": [], "patience": 10},
-        "checkpoints": {"every": 3, "keep": 1},
-        "tracking": {"also": ["tensorboard"]},
+        "validation": {
+            "every_n_steps": 2,
+            "noise_draws": 1,
+            "prompts": [],
+            "early_stopping_patience": 10,
+        },
+        "checkpoints": {"every_n_steps": 3, "keep_last": 1},
+        "tracking": {"loggers": ["tensorboard"]},
         "storage": {"uri": f"file://{work / 'store'}", "endpoint": None},
         "paths": {"work": work},
     }
@@ -83,9 +88,9 @@ def test_the_best_step_comes_out_also_on_another_machine(
     whole = _train(_config(tiny_config, tmp_path / "whole", mlflow_tables))
     assert whole.chosen_step is not None
     best = whole.chosen_step
-    assert [look.step for look in whole.looks] == list(range(0, whole.steps + 1, 2))
+    assert [look.step for look in whole.validations] == list(range(0, whole.steps + 1, 2))
     assert whole.steps == best + 2 * 10 < STEPS
-    assert min(whole.looks[1:], key=lambda look: look.stable_loss).step == best
+    assert min(whole.validations[1:], key=lambda look: look.stable_loss).step == best
     _holds_weights_of(best, whole, tmp_path / "whole")
 
     config = _config(tiny_config, tmp_path / "parts", mlflow_tables)
@@ -100,7 +105,11 @@ def test_the_best_step_comes_out_also_on_another_machine(
     parts = _train(config)
     assert parts.resumed_from > best
     assert (parts.chosen_step, parts.steps) == (best, whole.steps)
-    assert (parts.looks, parts.losses, parts.rates) == (whole.looks, whole.losses, whole.rates)
+    assert (parts.validations, parts.losses, parts.rates) == (
+        whole.validations,
+        whole.losses,
+        whole.rates,
+    )
     assert (parts.digest, parts.files) == (whole.digest, whole.files)
     _shown_once(config, parts)
 
@@ -115,12 +124,12 @@ def test_a_finder_decides_which_step_comes_out(
     changes = {
         "subject": {"images": WORLD / "photos/robot", "class_noun": "robot"},
         "train": {"method": "full", "steps": 12, "learning_rate": 0.01, "text_encoder": False},
-        "choosing": {
-            "every": 2,
-            "draws": 1,
+        "validation": {
+            "every_n_steps": 2,
+            "noise_draws": 1,
             "seeds": 1,
             "class_images": 0,
-            "prompt_floor": 0,
+            "min_prompt_fidelity": 0,
             "prompts": ["a photo of {subject} in a city"],
         },
     }
@@ -153,7 +162,12 @@ def _shown_once(config: Config, weights: Weights) -> None:
     from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
     curves = curves_of(weights)
-    assert {"loss/instance", "loss/class", "look/stable_loss", "learning_rate/unet"} < curves.keys()
+    assert {
+        "loss/instance",
+        "loss/class",
+        "validation/stable_loss",
+        "learning_rate/unet",
+    } < curves.keys()
     client = tracking.open_client(config)
     ((run,),) = [client.search_runs([e.experiment_id for e in client.search_experiments()])]
     assert (run.info.status, run.data.tags[tracking.TRAINING]) == ("FINISHED", weights.key)

@@ -21,7 +21,7 @@ def _config(base: Path, work: Path, **changes: Any) -> Config:
         "subject": {"images": work, "class_noun": "dog"},
         "model": {"base": str(base), "resolution": 32},
         "sampler": {"inference_steps": 2, "batch_size": 2},
-        "prior": {"target": "images", "images": 2},
+        "prior": {"target": "images", "num_class_images": 2},
         "storage": {"uri": f"file://{work / 'store'}", "endpoint": None},
         "paths": {"work": work},
         **changes,
@@ -48,7 +48,7 @@ def test_class_images_are_extended_and_shared(tiny_base: Path, tmp_path: Path) -
     two, reused = ensure_class_images(config, store, photos)
     assert two is not None
     assert (two.count, reused) == (2, False)
-    more = _config(tiny_base, tmp_path, prior={"target": "images", "images": 4}, seed=9)
+    more = _config(tiny_base, tmp_path, prior={"target": "images", "num_class_images": 4}, seed=9)
     four, reused = ensure_class_images(more, store, photos)
     assert four is not None
     assert (four.images[:2], reused) == (two.images, False)
@@ -89,7 +89,9 @@ def test_there_are_none_where_none_are_asked_for(tiny_base: Path, tmp_path: Path
 
 def test_they_have_the_shapes_of_the_photos(tiny_base: Path, tmp_path: Path) -> None:
     buckets = {"buckets": True, "bucket_step": 8}
-    config = _config(tiny_base, tmp_path, dataset=buckets, prior={"target": "images", "images": 3})
+    config = _config(
+        tiny_base, tmp_path, dataset=buckets, prior={"target": "images", "num_class_images": 3}
+    )
     store = open_store(config.storage)
     made, _ = ensure_class_images(config, store, _photos(store, (64, 64), (100, 50), (101, 50)))
     assert made is not None
@@ -128,7 +130,7 @@ def test_killed_while_it_draws_it_goes_on_to_the_same_images(
     tiny_base: Path, tmp_path: Path
 ) -> None:
     options = {
-        "prior": {"target": "images", "images": 12},
+        "prior": {"target": "images", "num_class_images": 12},
         "sampler": {"inference_steps": 4, "batch_size": 1},
     }
     config = _config(tiny_base, tmp_path / "killed", **options)

@@ -70,7 +70,7 @@ def test_the_frozen_encoders_are_gone_when_the_steps_begin(tiny_base: Path, tmp_
 
 def test_each_subjects_last_photos_are_only_looked_at(tiny_base: Path, tmp_path: Path) -> None:
     others = [{"images": "photos", "class_noun": "cat", "identifier": "zwx"}]
-    choosing = {"every": 2, "held_out": 1, "draws": 3}
+    choosing = {"every_n_steps": 2, "held_out_photos": 1, "noise_draws": 3}
     config = _config(tiny_base, tmp_path, choosing=choosing, more_subjects=others)
     found = _gather(config, (0, 0, 0, 1, 1))
     assert found.steps.photos.subjects == (0, 0, 1)
@@ -84,7 +84,7 @@ def test_each_subjects_last_photos_are_only_looked_at(tiny_base: Path, tmp_path:
 def test_the_stable_loss_is_over_the_photos_where_none_are_held_out(
     tiny_base: Path, tmp_path: Path
 ) -> None:
-    found = _gather(_config(tiny_base, tmp_path, choosing={"every": 2}))
+    found = _gather(_config(tiny_base, tmp_path, validation={"every_n_steps": 2}))
     assert found.stable.photos == found.steps.photos
     first, again = found.stable[5], found.stable[5]
     assert torch.equal(first["noise"], again["noise"])
@@ -93,9 +93,9 @@ def test_the_stable_loss_is_over_the_photos_where_none_are_held_out(
 
 def test_photos_must_be_left_to_train_on(tiny_base: Path, tmp_path: Path) -> None:
     with pytest.raises(StageFailed, match="leaves none of the 3 photos"):
-        _gather(_config(tiny_base, tmp_path, choosing={"every": 2, "held_out": 3}))
+        _gather(_config(tiny_base, tmp_path, validation={"every_n_steps": 2, "held_out_photos": 3}))
 
 
 def test_class_images_that_nobody_made_are_said(tiny_base: Path, tmp_path: Path) -> None:
     with pytest.raises(StageFailed, match="is missing: run again"):
-        _gather(_config(tiny_base, tmp_path, prior={"target": "images", "images": 2}))
+        _gather(_config(tiny_base, tmp_path, prior={"target": "images", "num_class_images": 2}))

@@ -25,7 +25,7 @@ pytestmark = pytest.mark.slow
 
 @pytest.mark.parametrize("method", ["full", "lora"])
 def test_kills_at_any_moment_change_nothing(tiny_base: Path, tmp_path: Path, method: str) -> None:
-    train = {"method": method, "accumulate": 2, "ema": 0.9}
+    train = {"method": method, "gradient_accumulation_steps": 2, "ema": 0.9}
     # a checkpoint at every step: most of the time is inside a save
     often = {"every": 1, "keep": 4}
     whole = Attempts(Run(tiny_base, tmp_path / "whole", STEPS, train, {"every": STEPS}))
@@ -68,7 +68,7 @@ def _bare(checkpoint: Path) -> None:
 def test_a_damaged_checkpoint_is_passed_over(
     tiny_base: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    train = {"method": "lora", "accumulate": 2}
+    train = {"method": "lora", "gradient_accumulation_steps": 2}
     whole = Attempts(Run(tiny_base, tmp_path / "whole", STEPS, train, {"every": STEPS}))
     rules = {"every": 1, "keep": STEPS}
     parts = Attempts(Run(tiny_base, tmp_path / "parts", STEPS, train, rules))

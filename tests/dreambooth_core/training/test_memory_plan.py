@@ -73,7 +73,7 @@ class Real:
     def __call__(self) -> None:
         mixed = self.forward != torch.float32
         for _ in range(2):
-            for _ in range(self.config.train.accumulate):
+            for _ in range(self.config.train.gradient_accumulation_steps):
                 with torch.autocast(self.device, self.forward, enabled=mixed):
                     loss = self.loss()
                 loss.backward()  # type: ignore[no-untyped-call]
@@ -108,7 +108,9 @@ def _allocated_peak(work: Callable[[], None]) -> int:
 CASES: dict[str, dict[str, Any]] = {
     "full": {},
     "full, checkpointing": {"train": {"gradient_checkpointing": True, "batch_size": 4}},
-    "denoiser alone, two forwards": {"train": {"text_encoder": False, "accumulate": 2}},
+    "denoiser alone, two forwards": {
+        "train": {"text_encoder": False, "gradient_accumulation_steps": 2}
+    },
     "lora": {"train": {"method": "lora", "batch_size": 4}},
     "lora, checkpointing": {
         "train": {"method": "lora", "batch_size": 4, "gradient_checkpointing": True}
@@ -216,11 +218,13 @@ def test_a_quantized_denoiser_counts_what_it_takes(tiny_base: Path, kind: Any) -
 
 
 def test_smaller_and_smaller_until_nothing_is_left() -> None:
-    config: Config | None = _config(train={"batch_size": 12, "processes": 2})
+    config: Config | None = _config(train={"batch_size": 12, "num_processes": 2})
     seen = []
     while config is not None:
         train = config.train
-        seen.append((train.gradient_checkpointing, train.batch_size, train.accumulate))
+        seen.append(
+            (train.gradient_checkpointing, train.batch_size, train.gradient_accumulation_steps)
+        )
         config = memory_plan.next_smaller(config)
     assert seen == [(False, 12, 1), (True, 12, 1), (True, 6, 2), (True, 2, 6)]
 

@@ -26,7 +26,7 @@ CASES: dict[str, dict[str, Any]] = {
         "prior": {"enabled": False},
     },
     "pivotal until half": {"train": {"method": "pivotal", "text_encoder_until": 0.5}},
-    "accumulation": {"train": {"accumulate": 3}},
+    "accumulation": {"train": {"gradient_accumulation_steps": 3}},
     "average": {"train": {"ema": 0.9}},
     "prediction": {"train": {"method": "lora"}, "prior": {"target": "prediction"}},
     "recomputed": {"train": {"gradient_checkpointing": True}},
@@ -38,7 +38,7 @@ CASES: dict[str, dict[str, Any]] = {
         "loss": {
             "kind": "huber",
             "weighting": "min_snr",
-            "times": "logit_normal",
+            "timestep_sampling": "logit_normal",
             "offset_noise": 0.1,
             "masks": True,
         },
@@ -102,7 +102,7 @@ def test_text_stays_as_it_is_after_its_share(tiny_base: Path, tmp_path: Path) ->
 def test_accumulating_is_one_larger_batch(tiny_base: Path, tmp_path: Path) -> None:
     one = {"steps": 2, "learning_rate": 1e-3}
     large = config_of(tiny_base, train={**one, "batch_size": 4})
-    small = config_of(tiny_base, train={**one, "batch_size": 1, "accumulate": 4})
+    small = config_of(tiny_base, train={**one, "batch_size": 1, "gradient_accumulation_steps": 4})
     ours = Attempt(small, tmp_path / "a").run()["losses"]
     assert torch.allclose(ours, Attempt(large, tmp_path / "b").run()["losses"], rtol=1e-3)
 
@@ -129,7 +129,9 @@ def test_prediction_holds_the_class_noun(tiny_base: Path, tmp_path: Path) -> Non
     train = {"method": "lora", "steps": 30, "lr_schedule": "constant", "learning_rate": 3e-3}
 
     def drift(weight: float) -> float:
-        config = config_of(tiny_base, train=train, prior={"target": "prediction", "weight": weight})
+        config = config_of(
+            tiny_base, train=train, prior={"target": "prediction", "loss_weight": weight}
+        )
         return float(Attempt(config, tmp_path / str(weight)).run()["losses"][-5:, 1].mean())
 
     assert drift(10.0) < 0.5 * drift(0.0)
@@ -145,7 +147,7 @@ def test_learning_rates_are_their_own(tiny_base: Path, tmp_path: Path) -> None:
     config = config_of(
         tiny_base,
         train={"method": "pivotal", "text_encoder": True, "text_encoder_learning_rate": 1e-5},
-        inversion={"learning_rate": 0.01},
+        textual_inversion={"learning_rate": 0.01},
     )
     groups = Attempt(config, tmp_path).module.configure_optimizers().param_groups
     assert [group["lr"] for group in groups] == [1e-3, 1e-5, 0.01]

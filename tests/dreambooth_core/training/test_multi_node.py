@@ -11,12 +11,12 @@ from dreambooth_core.errors import Preempted, StageFailed
 from tests.ray_for_real import Cluster, cluster, own_network
 from tests.training_for_real import Run
 
-NODES = {"engine": "ray", "nodes": 2, "gpu": False, "wait_minutes": 5}
+NODES = {"engine": "ray", "nodes": 2, "gpu": False, "startup_timeout_minutes": 5}
 STEPS = 160
 
 
 def _run(base: Path, work: Path, **compute: Any) -> Run:
-    train = {"processes": 2, "batch_size": 2, "max_grad_norm": 0.1, "ema": 0.9}
+    train = {"num_processes": 2, "batch_size": 2, "max_grad_norm": 0.1, "ema": 0.9}
     return Run(base, work, STEPS, train, {"every": 5}, compute=compute)
 
 
@@ -42,7 +42,7 @@ def test_machines_train_what_one_does_and_outlive_one_another(
         _is_undisturbed(_run(tiny_base, tmp_path / "even", **NODES), whole.digest)
         _goes_on_after_an_order(_run(tiny_base, tmp_path / "stopped", **NODES), whole.digest)
         _loses_a_machine(_run(tiny_base, tmp_path / "hurt", **NODES), machines, whole.digest)
-        alone = {**NODES, "nodes": 4, "wait_minutes": 0.05}
+        alone = {**NODES, "nodes": 4, "startup_timeout_minutes": 0.05}
         with pytest.raises(StageFailed, match="had no 4 machines with 1 CPU each within"):
             Run(
                 tiny_base, tmp_path / "more", 2, {"processes": 4, "batch_size": 4}, compute=alone
@@ -93,8 +93,8 @@ def test_ranks_are_shared_out_among_machines(tiny_config: Config) -> None:
         with pytest.raises(ValueError, match=sentence):
             Config.model_validate({**tiny_config.model_dump(mode="json"), **sections})
 
-    train = {**tiny_config.train.model_dump(mode="json"), "processes": 3, "batch_size": 6}
-    refused("train.processes 3 cannot be shared out", train=train, compute=NODES)
+    train = {**tiny_config.train.model_dump(mode="json"), "num_processes": 3, "batch_size": 6}
+    refused("train.num_processes 3 cannot be shared out", train=train, compute=NODES)
     refused("needs compute.engine: ray", compute={"nodes": 2})
     even = {**train, "processes": 2}
     refused("memory.fit auto", train=even, compute=NODES, memory={"fit": "auto"})

@@ -39,7 +39,7 @@ def _tables(mlflow_tables: Path, tmp_path: Path) -> None:
 
 def _config(base: Path, work: Path, **train: object) -> Config:
     every, alongside = train.pop("every", 4), train.pop("alongside", False)
-    prior = {"target": "images", "images": 4, "alongside": alongside}
+    prior = {"target": "images", "num_class_images": 4, "generate_in_background": alongside}
     prior |= {"enabled": train.pop("prior", True)}
     rules = {"every": every, **train.pop("checkpoints", {})}  # type: ignore[dict-item]
     options = {"method": "full", "steps": STEPS, "learning_rate": 1e-3, **train}
@@ -74,7 +74,7 @@ def _photos(store: Store, count: int = 3, seed: int = 0) -> ImageSet:
 def _train(config: Config, progress: Callable[[int, int, str], None] | None = None) -> Weights:
     store = open_store(config.storage)
     photos = _photos(store)
-    if not config.prior.alongside:
+    if not config.prior.generate_in_background:
         ensure_class_images(config, store, photos)
     return stage.train(config, store, photos, progress)[0]
 
@@ -198,7 +198,11 @@ def test_the_key_covers_how_looks_choose_a_step(tiny_base: Path, tmp_path: Path)
     photos = _photos(open_store(config.storage))
 
     def inputs(every: int | None, **evaluation: object) -> object:
-        told = {**config.model_dump(), "choosing": {"every": every}, "evaluation": evaluation}
+        told = {
+            **config.model_dump(),
+            "validation": {"every_n_steps": every},
+            "evaluation": evaluation,
+        }
         return stage._inputs(Config.model_validate(told), photos, ())
 
     decides = (

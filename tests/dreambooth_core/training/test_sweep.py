@@ -2,7 +2,7 @@
 
 import pytest
 
-from dreambooth_core.config import Choosing, Config
+from dreambooth_core.config import Config, Validation
 from dreambooth_core.config.flow_parameters import Sweep
 from dreambooth_core.errors import ConfigError
 from dreambooth_core.storage.records import ImageScores
@@ -113,7 +113,7 @@ def test_a_trial_that_lost_its_subject_is_measured_as_the_others_are(file_store)
 
 def test_the_winner_is_the_most_faithful_that_still_follows_its_prompts():
     points = [point(0.6, 0.49), point(0.8, 0.48), point(0.95, 0.1)]
-    rules = Choosing(prompt_floor=0.9)
+    rules = Validation(min_prompt_fidelity=0.9)
     assert winner(points, rules) == 1
     assert winner(points[2:], rules) == 0
     assert winner([point(0.9, 0.1), point(0.1, 0.4)], rules) == 1

@@ -11,8 +11,8 @@ import pytest
 import torch
 from PIL import Image as Pillow
 
-from dreambooth_core.config import Config, DetectorModel
-from dreambooth_core.diffusion import adapters, sampling
+from dreambooth_core.config import Config, Detector
+from dreambooth_core.diffusion import adapters, pipelines, sampling
 from dreambooth_core.diffusion.families import channels_last
 from dreambooth_core.diffusion.sampling import encode_png, seeds_of
 from dreambooth_core.metrics import Evidence, ImageEmbeddings
@@ -107,7 +107,7 @@ def test_a_training_with_looks_takes_the_steps_of_one_without(make: Make, case: 
     attempt.keeper.orders.look = looker
     found = attempt.run()
     assert [name for name in plain if not torch.equal(plain[name], found[name])] == []
-    looks = attempt.keeper.standing.looks
+    looks = attempt.keeper.standing.validations
     assert [look.step for look in looks] == list(range(attempt.config.train.steps + 1))
     assert len({look.stable_loss for look in looks}) == len(looks)
 
@@ -156,7 +156,7 @@ def test_the_stable_loss_is_the_papers_on_instance_images_alone(make: Make) -> N
 
 
 def test_what_is_served_is_looked_at(make: Make) -> None:
-    attempt, looker = make(train={"steps": 3, "ema": 0.5}, choosing={"prompts": ()})
+    attempt, looker = make(train={"steps": 3, "ema": 0.5}, validation={"prompts": ()})
     attempt.run()
     with attempt.module.served():
         served = stable_loss(attempt.module, looker.stable)
@@ -167,14 +167,14 @@ def test_what_is_served_is_looked_at(make: Make) -> None:
 
 def test_before_the_first_step_it_is_the_base_that_is_drawn_and_measured(make: Make) -> None:
     prompts = ["a photo of {subject}", "{subject} on the beach"]
-    attempt, looker = make(train={"method": "lora"}, choosing={"prompts": prompts})
+    attempt, looker = make(train={"method": "lora"}, validation={"prompts": prompts})
     config = attempt.config
     attempt.module.configure_optimizers()
     channels_last(attempt.parts["unet"])  # as it trains and samples
     look = looker(attempt.module, 0)
     requests = validation.validation_requests(config, config.subject)
     drawing = sampling.SamplingSettings(list, config.sampler, SIDE)
-    painter = sampling.pipeline_of(config, Path(config.model.base), None)
+    painter = pipelines.pipeline_of(config, Path(config.model.base), None)
     drawn = list(sampling.generate(painter, drawing, requests, None))
     clip, eye = (
         ImageEncoder(str(getattr(config.evaluation, n)), None) for n in ("clip", "identity")
@@ -232,7 +232,7 @@ def test_with_a_finder_a_copied_background_is_no_likeness(tiny_encoders: tuple[P
 
 def test_a_look_cuts_photos_by_their_own_masks(make: Make, file_store: Store) -> None:
     finder = {"kind": "segmenter", "model": str(FINDER)}
-    attempt, looker = make(evaluation={"finder": finder}, choosing={"seeds": 4})
+    attempt, looker = make(evaluation={"detector": finder}, validation={"seeds": 4})
     attempt.module.configure_optimizers()
     photo, box = _pictures(0)[0], (4, 4, 12, 12)
     mask = Pillow.new("L", photo.size)
@@ -244,7 +244,7 @@ def test_a_look_cuts_photos_by_their_own_masks(make: Make, file_store: Store) ->
     (drawn,) = looker._draw(attempt.module)
     eyes = SubjectEncoder(
         ImageEncoder(str(attempt.config.evaluation.identity), None),
-        load_detector(DetectorModel(**finder)),
+        load_detector(Detector(**finder)),
     )
     alone = eyes.whole([crop(photo, Region(box))])
     cosines = eyes.see(drawn.grid, "dog")["identity", "crop"] @ alone.T
@@ -279,7 +279,7 @@ def test_adapters_and_new_tokens_are_drawn_as_they_will_be_served(
     drawing = sampling.SamplingSettings(list, config.sampler, SIDE)
 
     def distance(folder: Path | None) -> float:
-        painter = sampling.pipeline_of(config, base, folder)
+        painter = pipelines.pipeline_of(config, base, folder)
         theirs = list(sampling.generate(painter, drawing, requests, None))
         return float(np.abs(np.float32(ours.grid[0]) - np.float32(theirs[0])).mean())
 
@@ -289,7 +289,7 @@ def test_adapters_and_new_tokens_are_drawn_as_they_will_be_served(
 
 def test_a_look_shows_what_it_drew_in_a_row_per_prompt(make: Make) -> None:
     prompts = ["a photo of {subject}", "{subject} on the beach"]
-    attempt, looker = make(train={"steps": 1}, choosing={"prompts": prompts, "seeds": 2})
+    attempt, looker = make(train={"steps": 1}, validation={"prompts": prompts, "seeds": 2})
     attempt.run()
     shown: list[tuple[int, list[int]]] = []
     looker.show = lambda step, rows: shown.append((step, [len(row) for row in rows]))
@@ -298,7 +298,7 @@ def test_a_look_shows_what_it_drew_in_a_row_per_prompt(make: Make) -> None:
 
 
 def test_a_grid_goes_without_class_images(make: Make) -> None:
-    attempt, looker = make(train={"steps": 1}, choosing={"class_images": 0})
+    attempt, looker = make(train={"steps": 1}, validation={"class_images": 0})
     attempt.run()
     look = looker(attempt.module, 1)
     assert look.subject_fidelity is not None
@@ -314,7 +314,7 @@ def test_a_look_knows_how_sure_it_is() -> None:
 
 
 def test_looks_are_drawn_by_seeds_that_the_gate_never_sees(make: Make) -> None:
-    _, look = make(choosing={"seeds": 3})
+    _, look = make(validation={"seeds": 3})
     config = look.config
     subject = config.subject
     asked = {
@@ -322,7 +322,7 @@ def test_looks_are_drawn_by_seeds_that_the_gate_never_sees(make: Make) -> None:
         for requests in (validation.validation_requests, validation.class_image_requests)
         for prompt, seed in requests(config, subject)
     }
-    prompts = [*config.choosing.prompts, subject.class_prompt]
+    prompts = [*config.validation.prompts, subject.class_prompt]
     dev, confirm = (
         {
             (subject.fill(prompt), seed)

@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 from PIL import Image, ImageOps
 
-from dreambooth_core.config import DetectorModel as Rules
+from dreambooth_core.config import Detector as Rules
 from dreambooth_core.vision import crops
 from dreambooth_core.vision.crops import crop, detector_digest, region_of_mask, regions, without
 from dreambooth_core.vision.detectors import Region

@@ -39,6 +39,6 @@ def test_without_a_cluster_the_sentence_says_where_none_is(
 
 @pytest.mark.servers
 def test_room_that_does_not_come_is_not_waited_for_without_end(ray_cluster: object) -> None:
-    compute = Compute(engine="ray", gpu=True, wait_minutes=0.05)
+    compute = Compute(engine="ray", gpu=True, startup_timeout_minutes=0.05)
     with pytest.raises(StageFailed, match="no machine with 1 CPU and 1 GPU within"):
         load_engine("ray").spread(compute, note, ["{}"], print)

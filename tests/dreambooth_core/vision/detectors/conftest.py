@@ -7,7 +7,7 @@ import pytest
 import torch
 from PIL import Image
 
-from dreambooth_core.config import DetectorModel
+from dreambooth_core.config import Detector
 
 LABELS = {0: "background", 1: "robot, automaton"}
 
@@ -22,7 +22,7 @@ def pictures() -> list[Image.Image]:
 
 
 @pytest.fixture(scope="session")
-def tiny_segmenter(tmp_path_factory: pytest.TempPathFactory) -> DetectorModel:
+def tiny_segmenter(tmp_path_factory: pytest.TempPathFactory) -> Detector:
     from transformers import (
         SegformerConfig,
         SegformerForSemanticSegmentation,
@@ -46,19 +46,19 @@ def tiny_segmenter(tmp_path_factory: pytest.TempPathFactory) -> DetectorModel:
         torch.nn.init.normal_(network.decode_head.classifier.weight)
     network.half().save_pretrained(folder)
     SegformerImageProcessorPil(size={"height": 32, "width": 32}).save_pretrained(folder)
-    return DetectorModel(kind="segmenter", model=str(folder))
+    return Detector(kind="segmenter", model=str(folder))
 
 
 @pytest.fixture(scope="session", params=["owlv2", "grounding-dino"])
 def tiny_detector(
     request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory, tiny_base: Path
-) -> DetectorModel:
+) -> Detector:
     folder = tmp_path_factory.mktemp(request.param)
     with torch.random.fork_rng():
         torch.manual_seed(1)  # with this one all best boxes lie inside their pictures
         build = {"owlv2": _owl, "grounding-dino": _grounding_dino}[request.param]
         build(folder, tiny_base)
-    return DetectorModel(kind="detector", model=str(folder))
+    return Detector(kind="detector", model=str(folder))
 
 
 def _owl(folder: Path, tiny_base: Path) -> None:

@@ -3,7 +3,7 @@
 import pytest
 
 from dreambooth_core import plugins
-from dreambooth_core.config import DetectorModel
+from dreambooth_core.config import Detector
 from dreambooth_core.errors import ModelError
 from dreambooth_core.vision.detectors import load_detector
 
@@ -15,10 +15,10 @@ def test_the_two_of_transformers_are_there():
 
 
 def test_without_a_kind_there_is_no_finder():
-    assert load_detector(DetectorModel()) is None
+    assert load_detector(Detector()) is None
 
 
 @pytest.mark.parametrize("kind", NAMES)
 def test_an_empty_folder_is_a_model_error(kind, tmp_path):
     with pytest.raises(ModelError, match=f"no {kind} that could find the subject"):
-        load_detector(DetectorModel(kind=kind, model=str(tmp_path)))
+        load_detector(Detector(kind=kind, model=str(tmp_path)))

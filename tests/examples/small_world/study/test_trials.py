@@ -48,7 +48,7 @@ def test_ours_is_the_small_worlds_recipe(tmp_path: Path) -> None:
     recipe = load_config(Path("examples/small_world/config.yaml"))
     for section in ("train", "adapter", "prior", "loss", "optimizer", "model"):
         assert getattr(ours, section) == getattr(recipe, section)
-    assert ours.dataset.find_masks == recipe.dataset.find_masks
+    assert ours.dataset.auto_masks == recipe.dataset.auto_masks
 
 
 def test_defaults_are_those_of_a_config_that_says_nothing(tmp_path: Path) -> None:
@@ -58,7 +58,7 @@ def test_defaults_are_those_of_a_config_that_says_nothing(tmp_path: Path) -> Non
         assert getattr(said, section) == getattr(silent, section)
     asked = {"steps": said.train.steps, "batch_size": said.train.batch_size}
     assert said.train == silent.train.model_copy(update=asked)
-    assert said.dataset.find_masks == silent.dataset.find_masks
+    assert said.dataset.auto_masks == silent.dataset.auto_masks
 
 
 def test_the_script_is_given_whole_photos_and_the_class_images_of_ours(tmp_path: Path) -> None:
@@ -66,7 +66,7 @@ def test_the_script_is_given_whole_photos_and_the_class_images_of_ours(tmp_path:
     for arm in {trial.arm for trial in trials.planned(QUESTIONS)}:
         config = trials.config_of(Trial(arm, "cat", 0), tmp_path)
         if arm.script is not None:
-            assert not config.dataset.find_masks
+            assert not config.dataset.auto_masks
             if "--with_prior_preservation" in arm.script:
                 assert config.prior == ours.prior
 
