@@ -13,7 +13,7 @@ from tasks.registry import assessed_by, find_version, open_version
 @flow(name="assess", persist_result=False)
 def assess_flow(assessment: Assessment) -> Verdict:
     """Judge a version again, against who is in service now; it is told the verdict, not promoted."""
-    found = find_version(assessment.model, assessment.place)
+    found = find_version(assessment.model, assessment.registry)
     with local_services(found.config):
         dossier = open_version(found)
         config = assessed_by(dossier, assessment.seeds)

@@ -17,7 +17,7 @@ from tasks.registry import find_version, open_version, put_into_service, refuse
 @flow(name="promote", persist_result=False)
 def promote_flow(promotion: Promotion) -> AliasState | None:
     """Show a person the version's numbers and images, wait for a word, and do what it says."""
-    found = find_version(promotion.model, promotion.place)
+    found = find_version(promotion.model, promotion.registry)
     with local_services(found.config):
         dossier = open_version(found)
         if dossier.champion == found.version:

@@ -1,7 +1,7 @@
 """Registered versions: found, opened, put into service or refused."""
 
 from dreambooth_core.config import Config
-from dreambooth_core.config.flow_parameters import RegistryLocation, Retraining
+from dreambooth_core.config.flow_parameters import Registry, Retraining
 from dreambooth_core.registry.aliases import AliasState
 from dreambooth_core.registry.listing import VersionDetails
 from dreambooth_core.registry.register import RegisteredModel
@@ -28,7 +28,7 @@ def find_twin(config: Config, instance: ImageSet) -> str | None:
 
 
 @stage("find version")
-def find_version(model: str, place: RegistryLocation) -> RegisteredModel:
+def find_version(model: str, place: Registry) -> RegisteredModel:
     """The version behind NAME, NAME@alias or NAME/version; raises `ConfigError`."""
     from dreambooth_core.registry import register
 
@@ -46,7 +46,7 @@ def open_version(found: RegisteredModel) -> VersionDetails:
 def assessed_by(dossier: VersionDetails, seeds: int | None) -> Config:
     """The version's config, by which nothing is promoted; `seeds` images per prompt, if it is given."""
     config = dossier.config
-    gate = config.gate.model_copy(update={"automatic": False})
+    gate = config.gate.model_copy(update={"auto_promote": False})
     rules = config.evaluation
     if seeds is not None:
         rules = rules.model_copy(update={"seeds": seeds})

@@ -224,7 +224,7 @@ def embed_images(config: Config, store: Store, images: Sequence[Image], eye: Eye
     """(images, d) rows of unit length, by an encoder of a config's evaluation; the finder is left out."""
     from dreambooth_core.metrics.embeddings import ImageEmbedder
 
-    rules = config.evaluation.model_copy(update={"finder": Detector()})
+    rules = config.evaluation.model_copy(update={"detector": Detector()})
     viewer = ImageEmbedder(config.model_copy(update={"evaluation": rules}), store)
     rows = viewer.see(images, config.subject.class_noun, [(eye, "whole")]).by((eye, "whole"))
     if rows is None:

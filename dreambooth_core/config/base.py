@@ -27,6 +27,7 @@ Address = Annotated[str, Field(json_schema_extra={"pattern": PUBLIC})]
 """Of a server or a store, without credentials (see `credentials.check_public`)."""
 Rate = Annotated[float, Field(gt=0, le=1)]
 Weight = Annotated[float, Field(ge=0, le=100)]
+NonEmpty = Annotated[str, Field(min_length=1, max_length=1000)]
 Prompts = Annotated[tuple[str, ...], Field(min_length=1)]
 
 

@@ -11,7 +11,7 @@ from dreambooth_core.config.base import Address
 Model = Annotated[str, Field(min_length=1, max_length=150)]
 
 
-class RegistryLocation(Section):
+class Registry(Section):
     """Where the models are registered."""
 
     work: Path = Path(".dreambooth")
@@ -43,7 +43,7 @@ class Promotion(Section):
     """NAME (its candidate), NAME@alias or NAME/version."""
     days: Annotated[int, Field(ge=1, le=90)] = 7
     """How long to wait for an answer."""
-    place: RegistryLocation = RegistryLocation()
+    registry: Registry = Registry()
 
 
 class Assessment(Section):
@@ -53,7 +53,7 @@ class Assessment(Section):
     """NAME (its candidate), NAME@alias or NAME/version."""
     seeds: Annotated[int, Field(ge=1, le=64)] | None = None
     """Images per prompt; as many as in its run when left out."""
-    place: RegistryLocation = RegistryLocation()
+    registry: Registry = Registry()
 
 
 Value = bool | int | float | str | None

@@ -8,7 +8,7 @@ from typing import Annotated, Any, Literal, Self
 from pydantic import Field, WithJsonSchema, field_validator, model_validator
 
 from dreambooth_core import plugins
-from dreambooth_core.config.base import Fraction, Large, Positive, Section
+from dreambooth_core.config.base import Fraction, Large, NonEmpty, Positive, Section
 from dreambooth_core.errors import ConfigError
 
 DATASET_NAME = r"[A-Za-z0-9][A-Za-z0-9_-]{0,63}"
@@ -47,7 +47,7 @@ class Model(Section):
 
     family: Annotated[str, Field(json_schema_extra=_one_of_the_families)] = "stable_diffusion"
     """A file of `dreambooth_core/diffusion/families/`."""
-    base: str = "examples/small_world/base"
+    base: NonEmpty = "examples/small_world/base"
     """A local folder in diffusers' format, or a Hub id: `stable-diffusion-v1-5/stable-diffusion-v1-5`."""
     revision: str | None = None
     """Commit of the Hub repository; required for a Hub id, so that the same config means the same weights."""
@@ -73,12 +73,12 @@ class Subject(Section):
     """Folder with 3-6 photos of the subject; captions in `<photo>.txt` or `metadata.jsonl`, if any, are
     the photos' prompts, and masks are in `<photo>.mask.png` or in the photos' alpha. Or a version of a
     dataset: `dataset://NAME@latest`, `dataset://NAME@<digest>`."""
-    class_noun: str
+    class_noun: NonEmpty
     """The plain word for it: dog, backpack, robot."""
     identifier: str = "sks"
     """A rare token that will come to mean the subject."""
-    instance_prompt: str = "a photo of {identifier} {class_noun}"
-    class_prompt: str = "a photo of a {class_noun}"
+    instance_prompt: NonEmpty = "a photo of {identifier} {class_noun}"
+    class_prompt: NonEmpty = "a photo of a {class_noun}"
     provenance: str = ""
     """Where the photos come from, in words, for the model card."""
     consent: str = ""
@@ -89,6 +89,10 @@ class Subject(Section):
     @field_validator("images", mode="before")
     @classmethod
     def _names_a_version(cls, given: object) -> object:
+        if given == "":
+            raise ValueError(
+                "subject.images is empty: name a folder of photos or a dataset version"
+            )
         if str(given).startswith("dataset:") and not re.fullmatch(DATASET, str(given)):
             raise ValueError(
                 f"subject.images {given} names no dataset version: write dataset://NAME@latest, or "

@@ -6,7 +6,7 @@ from typing import Annotated, Literal, Self
 from pydantic import Field, field_validator, model_validator
 
 from dreambooth_core import plugins
-from dreambooth_core.config.base import Address, Fraction, Positive, Prompts, Section
+from dreambooth_core.config.base import Address, Fraction, NonEmpty, Positive, Prompts, Section
 from dreambooth_core.config.prompts import SETS, Kind, PromptSet
 from dreambooth_core.config.vision import Judge
 
@@ -25,7 +25,7 @@ class Sampler(Section):
     inference_steps: Steps = 30
     guidance_scale: Annotated[float, Field(ge=1, le=30)] = 7.5
     negative_prompt: str = ""
-    noise_scheduler: Annotated[str, Field(pattern=r"^[A-Za-z0-9_]+$")] | None = None
+    noise_scheduler: Annotated[str, Field(pattern=r"^[A-Za-z0-9_]{1,100}$")] | None = None
     """A noise scheduler of diffusers by its class's name: DDIMScheduler, EulerDiscreteScheduler; the
     family's usual one when left out."""
     batch_size: Positive = 4
@@ -79,16 +79,16 @@ class Evaluation(Section):
     control_classes: Annotated[tuple[str, ...], Field(min_length=1)] = ("teapot", "house")
     """Class nouns of which the base draws a few images for the self-check: less like the subject than all
     else. The first that is not the subject's own."""
-    clip: str = "openai/clip-vit-base-patch32"
+    clip: NonEmpty = "openai/clip-vit-base-patch32"
     """CLIP of the metrics: local folder or Hub id."""
-    identity: str = "facebook/dino-vits16"
+    identity: NonEmpty = "facebook/dino-vits16"
     """Identity encoder in DINO's role: local folder or Hub id."""
     clip_revision: str | None = None
     identity_revision: str | None = None
     preprocessing: Literal["paper", "own"] = "paper"
     """How encoders are shown a picture: as CLIP's and DINO's authors evaluate them, bicubic and the middle
     square, DINO's after resizing to 256/224 of it; or as the encoder's own folder says."""
-    lpips: str | None = None
+    lpips: NonEmpty | None = None
     """Backbone of LPIPS: folder or Hub id of torchvision's VGG-16 or AlexNet as safetensors, such as
     `timm/vgg16.tv_in1k`; without one LPIPS is left out."""
     lpips_revision: str | None = None
@@ -200,7 +200,7 @@ class Tracking(Section):
 
     uri: Address | None = None
     """Tracking server; when left out that of `dreambooth up`, or a sqlite file under `paths.work`."""
-    experiment: str = "dreambooth"
+    experiment: NonEmpty = "dreambooth"
     loggers: tuple[Literal["tensorboard", "wandb"], ...] = ()
     """Further places for the learning curves: TensorBoard files under `paths.work`, Weights & Biases."""
 
@@ -208,6 +208,7 @@ class Tracking(Section):
     @classmethod
     def _is_one_of_mlflows(cls, uri: str | None) -> str | None:
         scheme, colon, _ = (uri or "").partition(":")
-        if colon and scheme.partition("+")[0] not in SCHEMES:
+        known = ("databricks", "databricks-uc", "uc")  # also without a colon
+        if uri and scheme.partition("+")[0] not in (SCHEMES if colon else known):
             raise ValueError(f"must begin with one of {', '.join(SCHEMES)}, then :")
         return uri

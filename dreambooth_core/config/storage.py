@@ -30,4 +30,9 @@ class Storage(Section):
         known = plugins.names("dreambooth_core.storage.stores")
         if "://" not in self.uri or scheme not in known:
             raise ValueError(f"storage.uri must start with one of {', '.join(known)}, then ://")
+        endpoint = self.endpoint or "local"
+        if endpoint != "local" and not endpoint.startswith(("http://", "https://")):
+            raise ValueError(
+                "storage.endpoint must be local, empty, or start with http:// or https://"
+            )
         return self

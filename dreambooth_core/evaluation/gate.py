@@ -99,7 +99,7 @@ def judge(
     candidate = ScoredModel(name="candidate", config=config, weights=weights)
     court = GateContext(config, store, instance, progress)
     inputs = {
-        "rules": config.gate.model_dump(exclude={"automatic"}),
+        "rules": config.gate.model_dump(exclude={"auto_promote"}),
         "scores": scores.digest,
         "base": images_prefix(config, None),
         "candidate": court.identity(candidate),

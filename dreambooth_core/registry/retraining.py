@@ -20,7 +20,7 @@ def renewed(retraining: Retraining, store: Store) -> Config:
     Raises `ConfigError` for a dataset that is not there, `ModelError` when the Hub does not answer.
     """
     config = pinned(retraining.config, store)
-    gate = config.gate.model_copy(update={"automatic": False})
+    gate = config.gate.model_copy(update={"auto_promote": False})
     model = config.model
     if retraining.branch is not None:
         model = base_model.newest(model, retraining.branch)

@@ -181,9 +181,9 @@ def _split(instance: ImageSet, held_out: int) -> tuple[list[int], list[int]]:
 def _stable(config: Config, photos: batches.InstanceData) -> batches.MicroBatches:
     """Fixed photos, noises and times: a walk that shows every subject equally often."""
     plain: dict[str, float] = {
-        "accumulate": 1,
+        "gradient_accumulation_steps": 1,
         "batch_size": 1,
-        "processes": 1,
+        "num_processes": 1,
         "flip": False,
         "crops": 1,
     }

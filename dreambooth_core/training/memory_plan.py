@@ -165,7 +165,7 @@ def next_smaller(config: Config) -> Config | None:
     return _with(
         config,
         batch_size=train.batch_size // parts,
-        accumulate=train.gradient_accumulation_steps * parts,
+        gradient_accumulation_steps=train.gradient_accumulation_steps * parts,
     )
 
 

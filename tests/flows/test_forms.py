@@ -64,8 +64,8 @@ def test_choices_are_drop_downs_and_numbers_have_bounds():
     ("flow", "name", "required", "order"),
     [
         (retrain_flow, "Retraining", ["config"], ["config", "branch"]),
-        (promote_flow, "Promotion", ["model"], ["model", "days", "place"]),
-        (assess_flow, "Assessment", ["model"], ["model", "seeds", "place"]),
+        (promote_flow, "Promotion", ["model"], ["model", "days", "registry"]),
+        (assess_flow, "Assessment", ["model"], ["model", "seeds", "registry"]),
         (sweep_flow, "Sweep", ["config", "grid"], ["config", "grid", "trials"]),
         (janitor_flow, "Cleaning", None, ["delete", "days", "storage", "work"]),
     ],

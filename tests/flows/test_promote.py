@@ -7,7 +7,7 @@ from contextvars import copy_context
 import pytest
 from typer.testing import CliRunner
 
-from dreambooth_core.config.flow_parameters import Promotion, RegistryLocation
+from dreambooth_core.config.flow_parameters import Promotion, Registry
 from dreambooth_core.errors import ConfigError
 from dreambooth_core.registry import promotion, register
 from dreambooth_core.registry.provenance import read_provenance
@@ -60,7 +60,7 @@ def test_an_approval_puts_the_version_into_service(server, book, tracked_config)
     # in a bare thread Prefect knows nothing of this server
     person = threading.Thread(target=copy_context().run, args=(answer,))
     person.start()
-    asked = Promotion(model="tiny/1", place=RegistryLocation(work=tracked_config.paths.work))
+    asked = Promotion(model="tiny/1", registry=Registry(work=tracked_config.paths.work))
     state = promote_flow(asked, return_state=True)
     person.join()
     assert state.is_completed(), state.message
@@ -106,7 +106,7 @@ def test_a_suspended_run_comes_back_for_its_answer(server, book, tracked_config,
     from flows.promote import promote_flow
 
     monkeypatch.chdir(ROOT)
-    asked = Promotion(model="tiny/2", place=RegistryLocation(work=tracked_config.paths.work))
+    asked = Promotion(model="tiny/2", registry=Registry(work=tracked_config.paths.work))
     parameters = {"promotion": asked.model_dump(mode="json")}
     with get_client(sync_client=True) as client:
         client.create_work_pool(WorkPoolCreate(name="by-hand", type="process"))

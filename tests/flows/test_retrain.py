@@ -4,7 +4,7 @@ import json
 
 import pytest
 
-from dreambooth_core.config.flow_parameters import Assessment, RegistryLocation, Retraining
+from dreambooth_core.config.flow_parameters import Assessment, Registry, Retraining
 from dreambooth_core.data.versions import push
 from tests.prefect_for_real import artifacts
 
@@ -52,10 +52,10 @@ def test_what_has_not_changed_is_not_trained_again(server, tracked_config, file_
     assert changed.result().model.version == "2"
     assert changed.result().digests["dataset"] != summary.digests["dataset"]
 
-    place = RegistryLocation(work=tracked_config.paths.work)
-    verdict = assess_flow(Assessment(model="tiny/1", place=place))
+    place = Registry(work=tracked_config.paths.work)
+    verdict = assess_flow(Assessment(model="tiny/1", registry=place))
     assert (verdict.outcome, verdict.against) == ("keep", "base")
-    fewer = assess_flow(Assessment(model="tiny/1", seeds=1, place=place))
+    fewer = assess_flow(Assessment(model="tiny/1", seeds=1, registry=place))
     assert fewer.digest != verdict.digest
 
 

@@ -15,7 +15,15 @@ from tests.fuzz.case import BAD, OK, Case, document
 Schema = Mapping[str, Any]
 JUDGE = {"url": "http://127.0.0.1:9/v1", "model": "m"}
 FREE_TEXT = {
-    *("provenance", "consent", "licence", "negative_prompt", "revision", "model", "initializer"),
+    *(
+        "provenance",
+        "consent",
+        "licence",
+        "negative_prompt",
+        "revision",
+        "model",
+        "initializer_token",
+    ),
     *("endpoint", "uri", "work"),
 }
 """Keys whose text may be empty."""

@@ -61,7 +61,7 @@ def forked(folder: Path, base: Path, kills: int, seed: int) -> Tally:
     from tests.training_for_real import Run
 
     tally, draw, began = Tally("forked attempts"), random.Random(seed), time.monotonic()
-    train, often = {"method": "lora", "ema": 0.9}, {"every": 1, "keep": 4}
+    train, often = {"method": "lora", "ema": 0.9}, {"every_n_steps": 1, "keep": 4}
     whole = Attempts(Run(base, folder / "whole", STEPS, train, often))
     whole.finished()
     started = time.monotonic()

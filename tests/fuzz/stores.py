@@ -138,7 +138,7 @@ def _folders() -> Iterator[Case]:
         OK,
         lambda f: ((f / "real").mkdir(), (f / "store").symlink_to("real")),
     )
-    yield replace(linked, writes=("real",))
+    yield replace(linked, writes=("real", "../home/.prefect"))
 
 
 def _s3() -> Iterator[Case]:

@@ -186,7 +186,7 @@ def test_orders_are_searched_by_name_and_seen_once(shop: Ordered, tmp_path: Path
     assert {hit.order for hit in hits} == {"others"}
     assert {hit.seed for hit in hits} == {2, 3}
     # what CLIP saw is kept: without encoders the same question has the same answer
-    blind = shop.config.evaluation.model_copy(update={"finder": Detector()})
+    blind = shop.config.evaluation.model_copy(update={"detector": Detector()})
     monkeypatch.setattr(ImageEncoder, "clip_images", lambda *_: pytest.fail("looked again"))
     again, _ = search.search(
         shop.config.model_copy(update={"evaluation": blind}), tmp_path, question

@@ -18,7 +18,7 @@ LORA = {"method": "lora"}
 FREE = {"name": "schedule_free"}
 FUSED = {"fused_backward": True}
 UNCLIPPED = {"max_grad_norm": None}
-SHARDS = {"strategy": "fsdp2", "processes": 2, "batch_size": 2}
+SHARDS = {"strategy": "fsdp2", "num_processes": 2, "batch_size": 2}
 
 
 def _config(**sections: Any) -> Config:
@@ -61,7 +61,7 @@ def test_wildcards() -> None:
         ({"optimizer": FUSED}, "train.max_grad_norm: null"),
         (
             {"optimizer": FUSED, "train": {**UNCLIPPED, "gradient_accumulation_steps": 2}},
-            "accumulate: 1",
+            "gradient_accumulation_steps: 1",
         ),
         ({"optimizer": FUSED, "train": {**UNCLIPPED, "precision": "fp16"}}, "fp16"),
         (

@@ -158,7 +158,7 @@ def test_another_class_is_drawn_for_the_self_check_alone(
     config, file_store, photos, tiny_base, drawn
 ):
     moved = weights_of(tiny_base, file_store, 0.05)
-    rules = config.evaluation.model_copy(update={"strangers": ("robot",)})
+    rules = config.evaluation.model_copy(update={"control_classes": ("robot",)})
     nobody, _ = evaluate(config.model_copy(update={"evaluation": rules}), file_store, photos, moved)
     assert not any("teapot" in prompt for prompt, _ in drawn)
     drawn.clear()

@@ -108,7 +108,7 @@ def test_a_first_model_is_judged_by_its_own_scores_against_the_base(bench):
 def test_the_same_question_has_the_same_answer(bench):
     first, _ = bench.judge(LOW, bench.champion(HIGH), rounds=1)
     assert bench.judge(LOW, bench.champion(HIGH), rounds=1) == (first, True)
-    assert bench.judge(LOW, bench.champion(HIGH), rounds=1, automatic=False) == (first, True)
+    assert bench.judge(LOW, bench.champion(HIGH), rounds=1, auto_promote=False) == (first, True)
 
 
 @pytest.mark.parametrize(

@@ -81,7 +81,7 @@ CHANGES: dict[str, dict[str, Any]] = {
     "the class images": {"class_images": 3},
     "the choices": {"choices": [["on the beach", "at night"]]},
     "the preprocessing": {"preprocessing": "own"},
-    "the finder": {"finder": {"kind": "detector", "model": "someone/else"}},
+    "the finder": {"detector": {"kind": "detector", "model": "someone/else"}},
     "an encoder": {"clip": "someone/clip"},
     "an encoder's revision": {"identity": "someone/eye", "identity_revision": "1"},
     "another revision": {"identity": "someone/eye", "identity_revision": "2"},
@@ -128,7 +128,7 @@ def test_the_digest_follows_nothing_else(config, tmp_path):
 
 
 def test_ids_name_encoder_preprocessing_and_view(config):
-    ids = plan(with_evaluation(config, finder={"kind": "detector", "model": "someone/else"})).ids
+    ids = plan(with_evaluation(config, detector={"kind": "detector", "model": "someone/else"})).ids
     name, encoder, preprocessing, view = ids["subject_fidelity"].split("@")
     assert (name, len(encoder), preprocessing, view) == ("subject_fidelity", 12, "paper", "whole")
     assert ids["prompt_fidelity"].split("@")[1] == ids["clip_i"].split("@")[1] != encoder

@@ -45,7 +45,7 @@ def config(tiny_config: Config) -> Config:
 def finding(config: Config) -> Config:
     """A config whose finder is on no machine: only masks say where a subject is."""
     finder = config.evaluation.detector.model_copy(update={"kind": "detector", "model": "no/where"})
-    rules = config.evaluation.model_copy(update={"finder": finder})
+    rules = config.evaluation.model_copy(update={"detector": finder})
     return config.model_copy(update={"evaluation": rules})
 
 

@@ -166,7 +166,7 @@ def test_a_verdict_about_another_champion_promotes_nobody(
 def test_without_automatic_a_person_promotes_what_the_gate_let_pass(
     client, tracked_config, file_store, versions
 ):
-    gate = tracked_config.gate.model_copy(update={"automatic": False})
+    gate = tracked_config.gate.model_copy(update={"auto_promote": False})
     config = tracked_config.model_copy(update={"gate": gate})
     promotion.settle(config, file_store, versions[0], verdict("1", "promote", "base"))
     assert aliases(client) == {}

@@ -33,7 +33,7 @@ EXPECTED: Points = {
 
 
 def _with(config: Config, *places: str) -> Config:
-    also = config.tracking.model_copy(update={"also": places})
+    also = config.tracking.model_copy(update={"loggers": places})
     return config.model_copy(update={"tracking": also})
 
 

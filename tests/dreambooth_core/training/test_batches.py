@@ -73,13 +73,13 @@ EVERYTHING = {
     "caption_dropout": 0.3,
     "empty": 0,
     "batch_size": 4,
-    "accumulate": 2,
+    "gradient_accumulation_steps": 2,
     "loss": {"masks": True, "offset_noise": 0.1, "timestep_sampling": "logit_normal"},
 }
 
 
 def test_what_a_micro_batch_is_made_of() -> None:
-    data = _steps(accumulate=3, loss={"masks": True})
+    data = _steps(gradient_accumulation_steps=3, loss={"masks": True})
     assert len(data) == 60
     batch = data[7]
     assert (batch["step"], batch["micro"]) == (2, 1)

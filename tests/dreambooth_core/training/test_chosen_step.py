@@ -141,7 +141,7 @@ def test_a_finder_decides_which_step_comes_out(
         return _train(Config.model_validate(document))
 
     whole = trained()
-    alone = trained(finder={"kind": "segmenter", "model": str(WORLD / "finder")})
+    alone = trained(detector={"kind": "segmenter", "model": str(WORLD / "finder")})
     assert alone.losses == whole.losses
     assert whole.chosen_step != alone.chosen_step
     assert alone.chosen_step is not None

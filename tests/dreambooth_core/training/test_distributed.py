@@ -27,8 +27,13 @@ pytestmark = pytest.mark.slow
 
 
 def _run(base: Path, work: Path, steps: int = 8, **train: Any) -> Run:
-    shared = {"processes": 2, "batch_size": 2, "accumulate": 2, "max_grad_norm": 0.1}
-    return Run(base, work, steps, {**shared, **train}, {"every": 2})
+    shared = {
+        "num_processes": 2,
+        "batch_size": 2,
+        "gradient_accumulation_steps": 2,
+        "max_grad_norm": 0.1,
+    }
+    return Run(base, work, steps, {**shared, **train}, {"every_n_steps": 2})
 
 
 @pytest.mark.parametrize("case", CASES)
@@ -38,7 +43,7 @@ def test_ranks_stop_and_survive_together_and_do_what_one_does(
     ends, train = CASES[case]
     whole = Attempts(_run(tiny_base, tmp_path / "whole", **train))
     parts = Attempts(_run(tiny_base, tmp_path / "parts", **train))
-    alone = {**train, "strategy": "ddp", "processes": 1}
+    alone = {**train, "strategy": "ddp", "num_processes": 1}
     one = Attempts(_run(tiny_base, tmp_path / "one", **alone))
 
     expected = whole.finished()
@@ -81,9 +86,9 @@ def test_ranks_by_torchrun_end_together_and_speak_to_nobody_else(
 ) -> None:
     monkeypatch.setenv("OMP_NUM_THREADS", "1")
     monkeypatch.setattr(stage, "LOOK_SECONDS", 0.02)
-    whole = Attempts(_run(tiny_base, tmp_path / "whole", 30, accumulate=1))
+    whole = Attempts(_run(tiny_base, tmp_path / "whole", 30, gradient_accumulation_steps=1))
     whole.finished()
-    run, heard = _run(tiny_base, tmp_path / "run", 30, accumulate=1), []
+    run, heard = _run(tiny_base, tmp_path / "run", 30, gradient_accumulation_steps=1), []
 
     def stop_the_second() -> None:
         heard.extend(listening(run.processes()))

@@ -27,8 +27,8 @@ pytestmark = pytest.mark.slow
 def test_kills_at_any_moment_change_nothing(tiny_base: Path, tmp_path: Path, method: str) -> None:
     train = {"method": method, "gradient_accumulation_steps": 2, "ema": 0.9}
     # a checkpoint at every step: most of the time is inside a save
-    often = {"every": 1, "keep": 4}
-    whole = Attempts(Run(tiny_base, tmp_path / "whole", STEPS, train, {"every": STEPS}))
+    often = {"every_n_steps": 1, "keep_last": 4}
+    whole = Attempts(Run(tiny_base, tmp_path / "whole", STEPS, train, {"every_n_steps": STEPS}))
     parts = Attempts(Run(tiny_base, tmp_path / "parts", STEPS, train, often))
     expected = whole.finished()
 
@@ -69,8 +69,8 @@ def test_a_damaged_checkpoint_is_passed_over(
     tiny_base: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     train = {"method": "lora", "gradient_accumulation_steps": 2}
-    whole = Attempts(Run(tiny_base, tmp_path / "whole", STEPS, train, {"every": STEPS}))
-    rules = {"every": 1, "keep": STEPS}
+    whole = Attempts(Run(tiny_base, tmp_path / "whole", STEPS, train, {"every_n_steps": STEPS}))
+    rules = {"every_n_steps": 1, "keep_last": STEPS}
     parts = Attempts(Run(tiny_base, tmp_path / "parts", STEPS, train, rules))
     store = open_store(parts.run.config.storage)
     for harm in (_flip, _cut, _bare):
@@ -89,7 +89,7 @@ def test_a_damaged_checkpoint_is_passed_over(
 
 
 def test_killing_the_parent_saves_and_leaves_nobody(tiny_base: Path, tmp_path: Path) -> None:
-    run = Run(tiny_base, tmp_path, 10**4, {"method": "lora"}, {"every": 10**4})
+    run = Run(tiny_base, tmp_path, 10**4, {"method": "lora"}, {"every_n_steps": 10**4})
     run.prepared()  # makes the class images
     script = (
         f"from pathlib import PosixPath; from tests.training_for_real import Run; {run!r}.attempt()"

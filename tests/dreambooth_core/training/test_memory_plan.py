@@ -182,7 +182,7 @@ def _bare(base: Path, folder: Path) -> Path:
 
 def test_the_rows_are_what_the_config_asks_for(tiny_base: Path, tmp_path: Path) -> None:
     """Without weights on disk: only configs are read."""
-    options = {"text_encoder": False, "ema": 0.999, "processes": 2, "batch_size": 2}
+    options = {"text_encoder": False, "ema": 0.999, "num_processes": 2, "batch_size": 2}
     found = memory_plan.plan(_config(train=options), _bare(tiny_base, tmp_path), "fp32", 2**30)
     rows = {row.name: row.bytes for row in found.rows}
     count = sum(w.numel() for w in FAMILY.load(tiny_base)["unet"].parameters())

@@ -17,7 +17,7 @@ STEPS = 160
 
 def _run(base: Path, work: Path, **compute: Any) -> Run:
     train = {"num_processes": 2, "batch_size": 2, "max_grad_norm": 0.1, "ema": 0.9}
-    return Run(base, work, STEPS, train, {"every": 5}, compute=compute)
+    return Run(base, work, STEPS, train, {"every_n_steps": 5}, compute=compute)
 
 
 def _once(step: int, act: Callable[[], None]) -> Callable[[int, int, str], None]:
@@ -45,7 +45,11 @@ def test_machines_train_what_one_does_and_outlive_one_another(
         alone = {**NODES, "nodes": 4, "startup_timeout_minutes": 0.05}
         with pytest.raises(StageFailed, match="had no 4 machines with 1 CPU each within"):
             Run(
-                tiny_base, tmp_path / "more", 2, {"processes": 4, "batch_size": 4}, compute=alone
+                tiny_base,
+                tmp_path / "more",
+                2,
+                {"num_processes": 4, "batch_size": 4},
+                compute=alone,
             ).attempt()
 
 
@@ -96,5 +100,5 @@ def test_ranks_are_shared_out_among_machines(tiny_config: Config) -> None:
     train = {**tiny_config.train.model_dump(mode="json"), "num_processes": 3, "batch_size": 6}
     refused("train.num_processes 3 cannot be shared out", train=train, compute=NODES)
     refused("needs compute.engine: ray", compute={"nodes": 2})
-    even = {**train, "processes": 2}
+    even = {**train, "num_processes": 2}
     refused("memory.fit auto", train=even, compute=NODES, memory={"fit": "auto"})

@@ -41,7 +41,7 @@ def _config(base: Path, work: Path, **train: object) -> Config:
     every, alongside = train.pop("every", 4), train.pop("alongside", False)
     prior = {"target": "images", "num_class_images": 4, "generate_in_background": alongside}
     prior |= {"enabled": train.pop("prior", True)}
-    rules = {"every": every, **train.pop("checkpoints", {})}  # type: ignore[dict-item]
+    rules = {"every_n_steps": every, **train.pop("checkpoints", {})}  # type: ignore[dict-item]
     options = {"method": "full", "steps": STEPS, "learning_rate": 1e-3, **train}
     return Config.model_validate(
         {
@@ -158,7 +158,7 @@ def test_a_broken_base_is_said_by_the_child(tiny_base: Path, tmp_path: Path) -> 
 
 def test_a_batch_must_be_shared_evenly(tiny_base: Path, tmp_path: Path) -> None:
     with pytest.raises(ValidationError, match="multiple"):
-        _config(tiny_base, tmp_path, batch_size=3, processes=2)
+        _config(tiny_base, tmp_path, batch_size=3, num_processes=2)
 
 
 def test_the_key_covers_what_decides_the_weights(tiny_base: Path, tmp_path: Path) -> None:
@@ -209,7 +209,7 @@ def test_the_key_covers_how_looks_choose_a_step(tiny_base: Path, tmp_path: Path)
         {"seed": 5},
         {"preprocessing": "own"},
         {"clip": "someone/clip"},
-        {"finder": {"kind": "segmenter", "model": "someone/finder", "revision": "a" * 40}},
+        {"detector": {"kind": "segmenter", "model": "someone/finder", "revision": "a" * 40}},
     )
     for change in decides:
         assert inputs(2, **change) != inputs(2), change

@@ -158,7 +158,7 @@ def config(tiny_config: Config, mlflow_tables: Path, tmp_path: Path) -> Config:
     document = tiny_config.model_dump(mode="json")
     document["train"] |= {"steps": STEPS, "method": "lora"}
     document["prior"] = {"enabled": False}  # saves every machine seconds
-    document["checkpoints"] = {"every": 4}
+    document["checkpoints"] = {"every_n_steps": 4}
     document["tracking"] = {"uri": f"sqlite:///{tables}"}
     return Config.model_validate(document)
 

@@ -57,7 +57,9 @@ def _photos(store: Store, subjects: int) -> ImageSet:
 
 def _stable(config: Config) -> MicroBatches:
     """Three photos, each with the same two noises and times at every look."""
-    train = config.train.model_copy(update={"steps": 6, "batch_size": 1, "accumulate": 1})
+    train = config.train.model_copy(
+        update={"steps": 6, "batch_size": 1, "gradient_accumulation_steps": 1}
+    )
     photos = InstanceData(Drawn(0), (0,) * 3, (SIDE,) * 3, (0,) * 3)
     return MicroBatches(BatchPlan(9, train, config.loss), photos, None)
 
@@ -71,7 +73,12 @@ def make(
     runs = count()
 
     def made(**sections: Any) -> tuple[Attempt, Validator]:
-        plain = {"every": 1, "seeds": 1, "prompts": ["a photo of {subject}"], "class_images": 2}
+        plain = {
+            "every_n_steps": 1,
+            "seeds": 1,
+            "prompts": ["a photo of {subject}"],
+            "class_images": 2,
+        }
         choosing = {**plain, **sections.pop("choosing", {})}
         config = config_of(
             tiny_base,

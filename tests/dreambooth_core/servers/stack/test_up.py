@@ -255,7 +255,7 @@ def _up(system: System) -> None:
 def _long(config: config.Config) -> config.Config:
     """A training of a minute, of which nothing is saved unless it is asked to stop."""
     train = config.train.model_copy(update={"steps": 1200})
-    rarely = config.checkpoints.model_copy(update={"every": train.steps})
+    rarely = config.checkpoints.model_copy(update={"every_n_steps": train.steps})
     return config.model_copy(update={"train": train, "checkpoints": rarely})
 
 
