@@ -74,14 +74,16 @@ class Preempted(DreamBoothError):
     exit_code = 75
 
 
-def sentence_of(error: BaseException) -> str:
-    """The message on one line of at most `SCREEN` characters; control characters become escapes.
+def one_line(error: BaseException, limit: int = SCREEN) -> str:
+    """The message on one line, or the class name of an error without one; control characters escaped.
 
-    Its middle is what is cut out: the place stands at the beginning and the remedy at the end.
+    Beyond `limit` characters the middle is left out: messages begin with the place and end with the
+    remedy.
     """
-    text = " ".join(str(error).split())
-    if len(text) > SCREEN:
-        text = f"{text[: SCREEN - 155]} ... {text[-150:]}"
+    text = " ".join(str(error).split()) or type(error).__name__
+    if len(text) > limit:
+        end = 3 * limit // 10
+        text = f"{text[: limit - end - 5]} ... {text[-end:]}"
     return "".join(
         char if char.isprintable() else char.encode("unicode_escape", "surrogatepass").decode()
         for char in text

@@ -44,7 +44,7 @@ def uniform(run_seed: int, stream: str, index: int) -> float:
     return (seed_for(run_seed, stream, index) >> 10) / 2**53
 
 
-def order(run_seed: int, stream: str, epoch: int, count: int) -> list[int]:
+def permutation(run_seed: int, stream: str, epoch: int, count: int) -> list[int]:
     """All of [0, count), shuffled: the walk of `shuffled` through one epoch."""
     import torch
 
@@ -58,4 +58,4 @@ def shuffled(run_seed: int, stream: str, position: int, count: int) -> int:
     `position` is the place in the walk, from 0; the result is in [0, count).
     """
     epoch, place = divmod(position, count)
-    return order(run_seed, stream, epoch, count)[place]
+    return permutation(run_seed, stream, epoch, count)[place]

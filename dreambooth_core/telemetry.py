@@ -16,7 +16,7 @@ from contextlib import suppress
 from functools import cache
 from typing import Literal, NamedTuple
 
-PLACE = "DREAMBOOTH_METRICS"
+ADDRESS = "DREAMBOOTH_METRICS"
 """Variable of the environment: HOST:PORT of the exporter."""
 STAGES = (
     *("validate", "priors", "train", "evaluate", "register"),
@@ -77,13 +77,13 @@ METRICS: Mapping[str, Metric] = {
 }
 
 
-def tell(name: str, value: float, **labels: str) -> None:
+def send(name: str, value: float, **labels: str) -> None:
     """Send one number of `METRICS`; of a counter, by how much it grew.
 
     Nothing happens where the environment names no place, and nothing goes wrong where nobody
     listens at it.
     """
-    place = os.environ.get(PLACE)
+    place = os.environ.get(ADDRESS)
     if place and math.isfinite(value) and (way := _way(place)):
         with suppress(OSError):
             way.send(line(name, value, labels))
@@ -106,6 +106,8 @@ def _way(place: str) -> socket.socket | None:
         way.connect(address)
         way.setblocking(False)
     except (OSError, UnicodeError) as error:
-        print(f"no numbers are told: {PLACE} is {place}, not HOST:PORT ({error})", file=sys.stderr)
+        print(
+            f"no numbers are told: {ADDRESS} is {place}, not HOST:PORT ({error})", file=sys.stderr
+        )
         return None
     return way

@@ -129,7 +129,7 @@ def is_hiccup(_task: Any, _run: Any, state: Any) -> bool:
 def _tries_again(task: Any, run: Any, state: Any) -> bool:
     again = is_hiccup(task, run, state)
     if again:
-        telemetry.tell("dreambooth_retries_total", 1)
+        telemetry.send("dreambooth_retries_total", 1)
     return again
 
 

@@ -10,7 +10,7 @@ import pytest
 from tests.architecture import ROOT, files, imports, modules, name_of
 
 LEVELS = [
-    "errors randomness threads",
+    "errors file_locks randomness threads",
     "console digests hub plugins telemetry",
     "config deadlines",
     "runtime storage vision",

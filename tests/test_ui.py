@@ -15,7 +15,7 @@ import yaml
 
 from dreambooth_core.registry import listing, promotion
 from dreambooth_core.servers.stack import deployments, services
-from dreambooth_core.servers.stack.settings import StackLayout, settled
+from dreambooth_core.servers.stack.settings import StackLayout, read_settings
 from tests import browser
 from tests.watched import ROOT, Exporter, exporting
 
@@ -114,7 +114,7 @@ def place(
 
     try:
         dreambooth("up", "--detach", "--project", str(project))
-        settings = settled(home)
+        settings = read_settings(home)
         assert settings is not None
         yield StackLayout(home, settings, project)
     finally:
@@ -283,7 +283,7 @@ def refuse(tab: browser.Tab, place: StackLayout, run: str) -> None:
 def opened(place: StackLayout) -> Iterator[listing.OpenedVersion]:
     """The version as its log and its store know it."""
     work = place.project / ".dreambooth"
-    with services.working_with(place), listing.opened(None, work, f"{NAME}/1") as one:
+    with services.client_environment(place), listing.opened(None, work, f"{NAME}/1") as one:
         yield one
 
 

@@ -31,7 +31,7 @@ class Exporter:
     @property
     def environment(self) -> dict[str, str]:
         """For whoever is to tell it something."""
-        return {telemetry.PLACE: f"127.0.0.1:{self.port}"}
+        return {telemetry.ADDRESS: f"127.0.0.1:{self.port}"}
 
     def samples(self) -> dict[str, dict[Labels, float]]:
         """Name -> labels -> value, as Prometheus reads the page once all is heard that was told."""
@@ -79,7 +79,7 @@ def hearing() -> Iterator[socket.socket]:
     ):
         ear.bind(("127.0.0.1", 0))
         ear.settimeout(10)
-        us.setenv(telemetry.PLACE, f"127.0.0.1:{ear.getsockname()[1]}")
+        us.setenv(telemetry.ADDRESS, f"127.0.0.1:{ear.getsockname()[1]}")
         yield ear
 
 

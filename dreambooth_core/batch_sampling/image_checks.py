@@ -7,7 +7,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from dreambooth_core.diffusion.families import quiet
-from dreambooth_core.errors import ModelError
+from dreambooth_core.errors import ModelError, one_line
 from dreambooth_core.vision.similarity import difference_hash
 
 if TYPE_CHECKING:
@@ -62,7 +62,7 @@ def unsafe(images: Sequence["Image"], source: str, revision: str | None) -> tupl
     except (OSError, ValueError, KeyError) as error:
         raise ModelError(
             f"no safety checker at {source}: name a folder or a Hub id with a "
-            f"StableDiffusionSafetyChecker and its preprocessor ({str(error).splitlines()[0]})"
+            f"StableDiffusionSafetyChecker and its preprocessor ({one_line(error, 200)})"
         ) from error
     found: list[bool] = []
     with torch.inference_mode():

@@ -19,7 +19,7 @@ from dreambooth_core import console
 from dreambooth_core.cli import approvals, config, datasets, models, sample, servers, training
 from dreambooth_core.cli.bench import command as bench
 from dreambooth_core.config.old_keys import OldKeyWarning
-from dreambooth_core.errors import DreamBoothError, StageFailed, sentence_of
+from dreambooth_core.errors import DreamBoothError, StageFailed, one_line
 
 app = typer.Typer(
     no_args_is_help=True,
@@ -89,11 +89,11 @@ def _sentence(error: Exception) -> str:
 
     if isinstance(error, TyperException):
         return _of_arguments(error)
-    text = without_password(sentence_of(error))
+    text = without_password(one_line(error))
     if isinstance(error, DreamBoothError):
         return text
     if isinstance(error, OSError) and error.strerror:
-        return sentence_of(StageFailed(_of_the_system(error)))
+        return one_line(StageFailed(_of_the_system(error)))
     kind = type(error).__name__
     return f"{kind}: {text} (not foreseen; --debug shows where)" if text else kind
 
@@ -109,7 +109,7 @@ def _of_the_system(error: OSError) -> str:
 
 def _of_arguments(error: TyperException) -> str:
     """What is wrong with the words on the command line, and which help lists the right ones."""
-    text = sentence_of(TyperException(error.format_message())).rstrip(".")
+    text = one_line(TyperException(error.format_message())).rstrip(".")
     command = getattr(getattr(error, "ctx", None), "command_path", "dreambooth")
     return f"{text}; `{command} --help` lists what it takes" if text else ""
 

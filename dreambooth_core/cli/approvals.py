@@ -31,10 +31,10 @@ def reject(run: Run, reason: Annotated[str, typer.Option(help="Why.")], by: By =
 
 
 def _answer(run: str, decision: Literal["approve", "reject"], reason: str, by: str | None) -> None:
-    from dreambooth_core.servers.stack.supervisor import with_those_here
+    from dreambooth_core.servers.stack.supervisor import stack_environment
     from dreambooth_core.storage.records import current_user
 
-    with with_those_here():
+    with stack_environment():
         from tasks.approval import Approval, answer_run
 
         answer = Approval(decision=decision, reason=reason, by=by or current_user())

@@ -14,8 +14,8 @@ def show_standing(standing: StackState, login: Path, as_json: bool) -> None:
     if as_json:
         print(standing.model_dump_json(indent=2), flush=True)
         return
-    for part in standing.parts.values():
-        so_far = "" if part.phase == "ready" else f"   {part.trouble or part.phase}"
+    for part in standing.services.values():
+        so_far = "" if part.phase == "ready" else f"   {part.error or part.phase}"
         print(f"{part.title:<11} {part.link}{so_far}", flush=True)
     # where it is, since what is printed is kept in logs
     print(f"{'Login':<11} to Prefect and MLflow: cat {shlex.quote(str(login))}", flush=True)

@@ -49,7 +49,7 @@ def up(
     if there is not None:
         show_standing(there, login, as_json)
         return
-    settings = place.settle(home, port, postgres)
+    settings = place.choose_settings(home, port, postgres)
     stack = place.StackLayout(home, settings, project.resolve())
     if detach:
         show_standing(_in_background(stack), login, as_json)
@@ -65,7 +65,7 @@ def down(folder: Folder = FOLDER) -> None:
     """Stop what `up` has started, in order; also after its supervisor was killed."""
     from dreambooth_core.servers.stack import supervisor
 
-    count = supervisor.take_down(folder.resolve())
+    count = supervisor.stop_stack(folder.resolve())
     print(f"{count} processes stopped" if count else "nothing was up")
 
 

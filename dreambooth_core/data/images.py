@@ -14,7 +14,7 @@ from PIL import Image as pil
 from PIL import ImageCms, ImageOps, UnidentifiedImageError
 from PIL.Image import Image
 
-from dreambooth_core.errors import DatasetRefused
+from dreambooth_core.errors import DatasetRefused, one_line
 
 if TYPE_CHECKING:
     import torch
@@ -101,7 +101,7 @@ def decode(data: bytes, max_pixels: int, min_side: int = 1) -> Photo:
         except ImageRefused:
             raise
         except Exception as error:  # decoders raise whatever they like over damaged bytes
-            raise _corrupt(error) from error
+            raise _corrupt(one_line(error, 160)) from error
         return Photo(pixels, str(image.format), alpha)
 
 
@@ -176,7 +176,7 @@ def _opened(data: bytes) -> Image:
             "more pixels than the decoder accepts", pil.MAX_IMAGE_PIXELS or 0
         ) from None
     except Exception as error:
-        raise _corrupt(error) from error
+        raise _corrupt(one_line(error, 160)) from error
 
 
 def _check_size(image: Image, max_pixels: int, min_side: int) -> None:
@@ -201,11 +201,10 @@ def _too_large(measure: str, limit: int) -> ImageRefused:
     )
 
 
-def _corrupt(error: object) -> ImageRefused:
-    reason = " ".join(str(error).split()) or type(error).__name__
+def _corrupt(reason: str) -> ImageRefused:
     return ImageRefused(
         "corrupt",
-        f"cannot be decoded to the end ({reason[:160]})",
+        f"cannot be decoded to the end ({reason})",
         "every byte decodes",
         "copy it again from the camera or remove it",
     )

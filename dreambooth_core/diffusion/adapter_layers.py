@@ -18,7 +18,7 @@ from peft.utils import get_peft_model_state_dict, set_peft_model_state_dict
 from torch import Tensor, nn
 
 from dreambooth_core.config import Adapter, Method
-from dreambooth_core.errors import ConfigError, ModelError
+from dreambooth_core.errors import ConfigError, ModelError, one_line
 
 Setting = Mapping[str, Any]
 """What peft needs to build an adapter's layers, as JSON has it."""
@@ -135,8 +135,9 @@ def merge(
         inject_adapter_in_model(get_peft_config(dict(setting)), component, low_cpu_mem_usage=True)
         left = set_peft_model_state_dict(component, dict(state), low_cpu_mem_usage=True)
     except (ValueError, RuntimeError, TypeError, KeyError) as error:
-        reason = " ".join(str(error).split())
-        raise ModelError(f"the adapter does not fit the base's layers: {reason}") from error
+        raise ModelError(
+            f"the adapter does not fit the base's layers: {one_line(error)}"
+        ) from error
     empty = [name for name, weight in component.named_parameters() if weight.is_meta]
     if left.unexpected_keys or empty:
         first = [*left.unexpected_keys, *empty][0]

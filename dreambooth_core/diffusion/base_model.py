@@ -9,7 +9,7 @@ from pathlib import Path
 from dreambooth_core import config
 from dreambooth_core.diffusion.model_folders import model_index
 from dreambooth_core.digests import digest_json, digest_of_file
-from dreambooth_core.errors import ConfigError, ModelError
+from dreambooth_core.errors import ConfigError, ModelError, one_line
 from dreambooth_core.hub import READ
 
 _COMMIT = re.compile(r"[0-9a-f]{40}")
@@ -110,9 +110,8 @@ def _snapshot(repository: str, revision: str) -> Path:
             )
         )
     except Exception as error:  # the client's own tree of errors is wide and changes
-        reason = " ".join(str(error).split())[:300]
         raise ModelError(
-            f"cannot fetch {repository} at {revision} from the Hub ({reason}); "
+            f"cannot fetch {repository} at {revision} from the Hub ({one_line(error, 300)}); "
             "check the name, the commit and the connection"
         ) from error
 

@@ -4,7 +4,7 @@ import json
 from pathlib import Path
 from typing import Any
 
-from dreambooth_core.errors import ModelError
+from dreambooth_core.errors import ModelError, one_line
 
 CONFIG_BYTES = 2**20
 """Most bytes of `model_index.json` and of a component's config; real ones have some thousand."""
@@ -43,9 +43,8 @@ def read_config(path: Path) -> dict[str, Any]:
             )
         document = json.loads(path.read_text(encoding="utf-8"))
     except (OSError, ValueError, RecursionError) as error:
-        reason = str(error)[:200] or type(error).__name__
         raise ModelError(
-            f"{path} is not readable JSON ({reason}); fetch the model again"
+            f"{path} is not readable JSON ({one_line(error, 200)}); fetch the model again"
         ) from error
     if not isinstance(document, dict):
         kind = type(document).__name__

@@ -114,7 +114,7 @@ def generate(
             width=width,
             **guidance,
         ).images
-        telemetry.tell("dreambooth_images_total", len(batch))
+        telemetry.send("dreambooth_images_total", len(batch))
         yield from made[: len(batch)]
         if progress is not None:
             progress(start + len(batch), len(requests), "images")

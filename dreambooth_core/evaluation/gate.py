@@ -108,7 +108,7 @@ def judge(
 
     def make(key: str) -> Verdict:
         case, decision = _decided(court, candidate, scores, champion)
-        telemetry.tell("dreambooth_gate_decisions_total", 1, outcome=decision.outcome)
+        telemetry.send("dreambooth_gate_decisions_total", 1, outcome=decision.outcome)
         verdict = Verdict(
             uri=_uri(store, key),
             digest="",

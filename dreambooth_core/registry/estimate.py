@@ -4,7 +4,7 @@ from typing import TYPE_CHECKING, NamedTuple
 
 from dreambooth_core.config import Config
 from dreambooth_core.diffusion import base_model
-from dreambooth_core.storage.costs import remembered
+from dreambooth_core.storage.costs import stored_cost
 from dreambooth_core.storage.records import ImageSet, Record
 from dreambooth_core.storage.stores import Store
 from dreambooth_core.training import stage
@@ -47,7 +47,7 @@ def estimate_cost(config: Config, store: Store, instance: ImageSet) -> CostEstim
     pace = _pace_of(store, champion_inputs(config, store))
     training = _times(config.train.steps, pace.step)
     if weights is not None:
-        cost = remembered(store, weights)
+        cost = stored_cost(store, weights)
         training = cost.seconds if cost else None
     return CostEstimate(
         photos=instance.count,
@@ -84,7 +84,7 @@ def _pace_of(store: Store, champion: "RunInputs | None") -> _Pace:
 
 
 def _each(store: Store, made: Record, count: int) -> float | None:
-    cost = remembered(store, made)
+    cost = stored_cost(store, made)
     return cost.seconds / count if cost and count else None
 
 

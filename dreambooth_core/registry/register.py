@@ -176,7 +176,7 @@ def _lookup(client: Any, wanted: str) -> Any:
 def check_stored(store: Store, weights: Weights) -> None:
     """Raises `StorageError` when the store lacks a file of the weights."""
     for name, blob in weights.files.items():
-        found = store.look(blob_key(blob))
+        found = store.stat(blob_key(blob))
         if found is None or found.size != blob.size:
             raise StorageError(
                 f"{name} of the weights {weights.digest[:16]}... is not in {store.uri}, and no "

@@ -41,7 +41,7 @@ from dreambooth_core.storage.records import (
 from dreambooth_core.storage.stage_cache import cached_stage
 from dreambooth_core.storage.stores import Store, written_beside
 from dreambooth_core.tracking.learning_curves import curves_of
-from dreambooth_core.tracking.mlflow import keep_report
+from dreambooth_core.tracking.mlflow import log_report
 
 TILES = ("prompt_fidelity", "prior_drift", "memorisation")
 """Metrics that stand at the top, behind the one that the gate decides by."""
@@ -78,7 +78,7 @@ def write_report(
     if not _is(document, _stored(store, key)):
         # new, or that of the run when its version had other aliases
         if results.version:
-            keep_report(config, results.version.run_id, page.decode(), uri, str(path))
+            log_report(config, results.version.run_id, page.decode(), uri, str(path))
         store.put(key, page)  # last: what is there counts as told
     if not path.is_file() or not _is(document, path.read_bytes()):
         with written_beside(path) as temporary:

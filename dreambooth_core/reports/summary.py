@@ -11,7 +11,7 @@ from dreambooth_core.config import Config
 from dreambooth_core.data.ingest import IngestedPhotos
 from dreambooth_core.digests import digest_json
 from dreambooth_core.errors import Preempted, StorageError
-from dreambooth_core.storage.costs import CostMeter, gpus_here, remember, remembered
+from dreambooth_core.storage.costs import CostMeter, store_cost, stored_cost, visible_gpus
 from dreambooth_core.storage.records import (
     Cost,
     Document,
@@ -143,7 +143,7 @@ class RunRecorder:
         trace: TracebackType | None,
     ) -> None:
         self._left = summarise(self.config, self.results, self.stages, error)
-        telemetry.tell("dreambooth_runs_total", 1, state=self._left.status)
+        telemetry.send("dreambooth_runs_total", 1, state=self._left.status)
         _save(self.config, self._left)
 
     def _note(self, name: str, status: StageStatus, cost: Cost, saved: Cost | None = None) -> None:
@@ -205,18 +205,18 @@ def _status(record: object, reused: bool) -> StageStatus:
 
 def _tell(name: str, stage: Stage) -> None:
     """For dashboards: that a stage ended, and how."""
-    telemetry.tell("dreambooth_stages_total", 1, stage=name, status=stage.status)
+    telemetry.send("dreambooth_stages_total", 1, stage=name, status=stage.status)
     if stage.status == "done":
-        telemetry.tell("dreambooth_stage_seconds", stage.seconds, stage=name)
-    telemetry.tell("dreambooth_gpu_seconds_total", stage.gpu_seconds)
+        telemetry.send("dreambooth_stage_seconds", stage.seconds, stage=name)
+    telemetry.send("dreambooth_gpu_seconds_total", stage.gpu_seconds)
     if stage.saved:
-        telemetry.tell("dreambooth_gpu_seconds_saved_total", stage.saved.gpu_seconds)
+        telemetry.send("dreambooth_gpu_seconds_saved_total", stage.saved.gpu_seconds)
 
 
 def _gpus_held(config: Config, stage: str) -> int:
     if stage not in ON_GPU:
         return 0
-    return min(gpus_here(), config.train.num_processes if stage == "train" else 1)
+    return min(visible_gpus(), config.train.num_processes if stage == "train" else 1)
 
 
 def _booked(config: Config, result: object, cost: Cost, reused: bool) -> Cost | None:
@@ -226,8 +226,8 @@ def _booked(config: Config, result: object, cost: Cost, reused: bool) -> Cost | 
     try:
         store = open_store(config.storage)
         if reused:
-            return remembered(store, result)
-        remember(store, result, cost)
+            return stored_cost(store, result)
+        store_cost(store, result, cost)
     except StorageError as error:
         # a stage that is done does not fail for its bill
         console.say(f"what this cost was not written down: {error}")

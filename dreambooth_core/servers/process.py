@@ -1,6 +1,5 @@
 """A server of our own on loopback: one per data folder, up before the block, gone after it."""
 
-import fcntl
 import os
 import random
 import socket
@@ -11,6 +10,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from dreambooth_core.errors import StageFailed
+from dreambooth_core.file_locks import try_lock
 from dreambooth_core.runtime.processes import last_lines, supervised
 
 LEAVING_SECONDS = 20.0
@@ -73,7 +73,7 @@ def claimed(folder: Path) -> Iterator[int]:
     folder.mkdir(parents=True, exist_ok=True)
     with (folder / "lock").open("a+") as file:
         deadline = time.monotonic() + LEAVING_SECONDS
-        while not _locked(file.fileno()):
+        while not try_lock(file.fileno()):
             file.seek(0)
             owner = file.read().strip()
             if _alive(owner) or time.monotonic() > deadline:
@@ -131,14 +131,6 @@ def _came_up(
             )
         time.sleep(0.1)
     return False
-
-
-def _locked(descriptor: int) -> bool:
-    try:
-        fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
-    except BlockingIOError:
-        return False
-    return True
 
 
 def _alive(pid: str) -> bool:

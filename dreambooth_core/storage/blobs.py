@@ -20,7 +20,7 @@ R = TypeVar("R", bound=Record)
 S = TypeVar("S", bound=ImageSet)
 
 
-YOUNG_SECONDS = 12 * 3600.0
+RENEW_SECONDS = 12 * 3600.0
 """What is older is written again by whoever relies on it, so that no janitor takes it from them: a
 janitor lets everything live for a day at least (see `garbage_collection`)."""
 
@@ -72,7 +72,7 @@ def put_record(store: Store, key: str, record: Record) -> bool:
         raise StorageError(f"{key} holds a number that is not finite: it is not stored") from error
     if store.put_if(key, data, None):
         return True
-    renew(store, key, YOUNG_SECONDS)
+    renew(store, key, RENEW_SECONDS)
     return False
 
 
@@ -116,7 +116,7 @@ def image_set(
 
 
 def _is_there(store: Store, blob: Blob) -> bool:
-    found, oldest = store.look(blob_key(blob)), time.time() - YOUNG_SECONDS
+    found, oldest = store.stat(blob_key(blob)), time.time() - RENEW_SECONDS
     return found is not None and found.size == blob.size and found.written > oldest
 
 

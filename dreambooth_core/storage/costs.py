@@ -28,7 +28,7 @@ class CostMeter:
         )
 
 
-def gpus_here() -> int:
+def visible_gpus() -> int:
     """GPUs of this machine that the process may see; asks no library, since flows import none."""
     visible = os.environ.get("CUDA_VISIBLE_DEVICES")
     if visible is not None:
@@ -36,12 +36,12 @@ def gpus_here() -> int:
     return len(list(Path("/dev").glob("nvidia[0-9]*")))
 
 
-def remember(store: Store, result: Record, cost: Cost) -> None:
+def store_cost(store: Store, result: Record, cost: Cost) -> None:
     """Keep what making `result` cost; the first maker's figures stay."""
     put_record(store, _place(result), cost)
 
 
-def remembered(store: Store, result: Record) -> Cost | None:
+def stored_cost(store: Store, result: Record) -> Cost | None:
     """What making `result` cost, if it was written down."""
     return get_record(store, _place(result), Cost)
 

@@ -7,7 +7,7 @@ whatever is younger than the grace, an order, a result, a checkpoint, or a lease
 as its holder's last beat. Objects of one run, of one order, or drawn by one model live and die
 together.
 
-Whoever relies on something old makes it young (`blobs.YOUNG_SECONDS`), and an object's age is looked
+Whoever relies on something old makes it young (`blobs.RENEW_SECONDS`), and an object's age is looked
 at once more before it goes. Records go first; a blob only when none of those that are left names it.
 """
 
@@ -124,7 +124,7 @@ def _named(store: Store, objects: Iterable[ListedObject], gone: set[str]) -> set
 
 def _deleted(store: Store, one: ListedObject, oldest: float) -> bool:
     """Whether it went; what was written again since it was listed stays."""
-    now = store.look(one.key)
+    now = store.stat(one.key)
     if now is None or now.written > oldest:
         return False
     store.delete(one.key)

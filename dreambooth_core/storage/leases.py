@@ -12,7 +12,6 @@ own steady clock. It does so at once when the holder has let go, or worked in th
 lock the waiting one has now: that lock lasts as long as any process of its holder.
 """
 
-import fcntl
 import os
 import secrets
 import socket
@@ -29,6 +28,7 @@ from pydantic import ValidationError
 from dreambooth_core import console
 from dreambooth_core.digests import canonical
 from dreambooth_core.errors import NotFound, StorageError, Superseded
+from dreambooth_core.file_locks import try_lock
 from dreambooth_core.storage.blobs import get_blob, put_blob, put_record
 from dreambooth_core.storage.records import Blob, Record
 from dreambooth_core.storage.stores import Store
@@ -69,7 +69,7 @@ class HeldLease:
     """A lease that is ours until somebody takes it over; everything raises `Superseded` then."""
 
     store: Store
-    place: str
+    prefix: str
     holder: str
     lock: int = -1
     """Descriptor of the folder's lock, for children to keep."""
@@ -80,19 +80,19 @@ class HeldLease:
         """As it is now."""
         return self._ours()[0]
 
-    def amend(self, **changes: object) -> Lease:
+    def update(self, **changes: object) -> Lease:
         """Change what it says, which counts from then on for everybody; or only beat."""
         while True:
             lease, tag = self._ours()
             changed = lease.model_copy(update={**changes, "beat": lease.beat + 1})
-            if self.store.put_if(_key(self.place), canonical(changed), tag):
+            if self.store.put_if(_key(self.prefix), canonical(changed), tag):
                 return changed
             # parent and child of one training hold it together, and amend different things
 
-    def settle(self, record: Record) -> None:
+    def publish_result(self, record: Record) -> None:
         """Make this the place's result, for good; a holder that dies on the way has it finished."""
-        self.amend(result=put_blob(self.store, canonical(record)))
-        put_record(self.store, f"{self.place}/{RESULT}", record)
+        self.update(result=put_blob(self.store, canonical(record)))
+        put_record(self.store, f"{self.prefix}/{RESULT}", record)
 
     def check(self) -> None:
         """Ask no store, only what the beats have met with."""
@@ -100,7 +100,7 @@ class HeldLease:
             raise self.lost
 
     def _ours(self) -> tuple[Lease, str]:
-        lease, tag = _look(self.store, self.place)
+        lease, tag = _look(self.store, self.prefix)
         if lease is None or tag is None:
             raise Superseded(f"{self._here()} is gone: {_REMEDY}")
         if lease.holder != self.holder:
@@ -113,7 +113,7 @@ class HeldLease:
         return lease, tag
 
     def _here(self) -> str:
-        return f"the lease {self.store.uri}/{_key(self.place)}"
+        return f"the lease {self.store.uri}/{_key(self.prefix)}"
 
 
 _REMEDY = "nothing that this process makes counts any more; the same command takes the result"
@@ -154,7 +154,7 @@ def wait_for_lease(
         lease, tag = _look(store, place)
         if tag != seen:
             seen, at = tag, time.monotonic()
-        in_folder = _is_locked(lock)
+        in_folder = try_lock(lock)
         if in_folder and _is_free(lease, name, time.monotonic() - at):
             hold = _taken(store, place, lock, (lease, tag))
             if hold is not None:
@@ -202,7 +202,7 @@ def _beating(hold: HeldLease) -> Iterator[None]:
     def beat() -> None:
         while not ends.wait(SECONDS / 4):
             try:
-                hold.amend()
+                hold.update()
             except Superseded as error:
                 hold.lost = error
                 return
@@ -217,7 +217,7 @@ def _beating(hold: HeldLease) -> Iterator[None]:
         ends.set()
         thread.join()
         with suppress(Superseded, StorageError):
-            hold.amend(held=False, result=None)
+            hold.update(held=False, result=None)
 
 
 def _look(store: Store, place: str) -> tuple[Lease | None, str | None]:
@@ -256,12 +256,3 @@ def _name_of(lock: int) -> str:
     if not os.pread(lock, 64, 0):
         os.pwrite(lock, secrets.token_hex(16).encode(), 0)
     return f"{os.pread(lock, 64, 0).decode()}-{os.fstat(lock).st_ino}"
-
-
-def _is_locked(lock: int) -> bool:
-    """Whether the lock is ours, now or since before."""
-    try:
-        fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
-    except BlockingIOError:
-        return False
-    return True

@@ -6,7 +6,7 @@ from typing import TypeVar
 
 from dreambooth_core.digests import digest_json
 from dreambooth_core.storage import leases
-from dreambooth_core.storage.blobs import YOUNG_SECONDS, get_record, put_record
+from dreambooth_core.storage.blobs import RENEW_SECONDS, get_record, put_record
 from dreambooth_core.storage.leases import RESULT, HeldLease
 from dreambooth_core.storage.records import Record
 from dreambooth_core.storage.stores import Store, renew
@@ -69,7 +69,7 @@ def exclusive_stage(
         with leases.exclusive(store, place, work.resolve() / place, found) as hold:
             if hold is not None and found() is None:
                 made = make(key, hold)
-                hold.settle(made)
+                hold.publish_result(made)
                 return made, False
     return stored, True
 
@@ -78,7 +78,7 @@ def _found(store: Store, place: str, kind: type[R]) -> R | None:
     """What is there, young from now on."""
     stored = get_record(store, place, kind)
     if stored is not None:
-        renew(store, place, YOUNG_SECONDS)
+        renew(store, place, RENEW_SECONDS)
     return stored
 
 

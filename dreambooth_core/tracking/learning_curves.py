@@ -39,14 +39,14 @@ def windows(
     return tuple(points)
 
 
-def rates(groups: Sequence[Mapping[str, Any]], *, text_rests: bool) -> dict[str, float]:
+def rates(groups: Sequence[Mapping[str, Any]], *, text_frozen: bool) -> dict[str, float]:
     """Curve -> learning rate of the last step, of groups as `module.learning_groups` makes them.
 
     Prodigy's own estimate `d` counts; text that rests has the rate 0.
     """
     found = {}
     for group in groups:
-        rests = group["is_text"] and text_rests
+        rests = group["is_text"] and text_frozen
         found[group["curve"]] = 0.0 if rests else float(group["lr"] * group.get("d", 1.0))
     return found
 
@@ -73,7 +73,7 @@ def curves_of(course: LearningCurves) -> Curves:
     return {name: points for name, points in drawn.items() if points}
 
 
-def beyond(curves: Curves, told: Mapping[str, int]) -> dict[int, dict[str, float]]:
+def new_points(curves: Curves, told: Mapping[str, int]) -> dict[int, dict[str, float]]:
     """What is to be told yet: step -> curve -> value, the steps ascending.
 
     `told`: curve -> the last step that was told of it.
@@ -86,7 +86,7 @@ def beyond(curves: Curves, told: Mapping[str, int]) -> dict[int, dict[str, float
     return dict(sorted(rows.items()))
 
 
-def advanced(told: Mapping[str, int], curves: Curves) -> dict[str, int]:
+def last_steps(told: Mapping[str, int], curves: Curves) -> dict[str, int]:
     """`told` after `curves` were told as well, which may end earlier than what was."""
     ends = {name: max(points[-1][0], told.get(name, -1)) for name, points in curves.items()}
     return {**told, **ends}

@@ -13,7 +13,7 @@ from typing import Any, Literal
 from dreambooth_core import console
 from dreambooth_core.config import Config
 from dreambooth_core.config.credentials import without_password
-from dreambooth_core.errors import Preempted, Superseded
+from dreambooth_core.errors import Preempted, Superseded, one_line
 from dreambooth_core.storage.records import LearningCurves
 from dreambooth_core.tracking import mlflow as tracking
 from dreambooth_core.tracking.learning_curves import curves_of
@@ -32,7 +32,7 @@ Status = Literal["RUNNING", "SCHEDULED", "FINISHED", "FAILED"]
 
 
 @contextmanager
-def in_mlflow(
+def mlflow_logging(
     config: Config, key: str, course: Callable[[], LearningCurves | None], looks: Path
 ) -> Iterator[None]:
     """While it lasts, the training's run in MLflow gets what `course` gives, every few seconds.
@@ -106,7 +106,7 @@ class _Live:
             except Exception as error:
                 # whatever it is, no training hangs on it, and the next round begins anew: what of
                 # this one has arrived is for MLflow to say
-                self._run, self._trouble = "", without_password(_one_line(error))
+                self._run, self._trouble = "", without_password(one_line(error, 300))
 
     def _bring(self, ends: bool) -> None:
         if not self._run:
@@ -150,7 +150,3 @@ def _watch_the_machine(config: Config, run: str) -> Any:
     )
     monitor.start()
     return monitor
-
-
-def _one_line(error: Exception) -> str:
-    return " ".join(str(error).split())[:300]

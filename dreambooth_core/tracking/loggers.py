@@ -7,9 +7,9 @@ from importlib.util import find_spec
 from typing import Any
 
 from dreambooth_core.config import Config
-from dreambooth_core.errors import ConfigError, Preempted, StageFailed
+from dreambooth_core.errors import ConfigError, Preempted, StageFailed, one_line
 from dreambooth_core.storage.records import LearningCurves
-from dreambooth_core.tracking.learning_curves import advanced, beyond, curves_of
+from dreambooth_core.tracking.learning_curves import curves_of, last_steps, new_points
 
 FLUSH_SECONDS = 5
 
@@ -20,7 +20,7 @@ class LoggerTarget:
 
     logger: Any
     """A Lightning logger."""
-    known_to: int = -1
+    last_step: int = -1
     """The last step that it has from an earlier attempt."""
     close: Callable[[bool], None] = lambda over: None
     """Told whether the training is over, after the last point."""
@@ -49,10 +49,10 @@ class Loggers:
         """Tell what of a training's course is new."""
         curves = curves_of(course)
         for place in self._places:
-            for step, values in beyond(curves, place.told).items():
-                if step > place.known_to:
+            for step, values in new_points(curves, place.told).items():
+                if step > place.last_step:
                     place.logger.log_metrics(values, step)
-            place.told = advanced(place.told, curves)
+            place.told = last_steps(place.told, curves)
 
     def close(self, *, over: bool) -> None:
         """Write out what waits; `over` unless the training will go on some time."""
@@ -93,9 +93,8 @@ def _wandb(config: Config, key: str) -> LoggerTarget:
     try:
         run = logger.experiment
     except wandb.Error as error:
-        reason = " ".join(str(error).split())
         raise StageFailed(
-            f"Weights & Biases does not start ({reason}): log in with `wandb login`, or set "
+            f"Weights & Biases does not start ({one_line(error)}): log in with `wandb login`, or set "
             "WANDB_MODE=offline, or leave it out of tracking.loggers"
         ) from error
 

@@ -4,14 +4,13 @@ The run is there while training goes on (see `live`), and registering the model 
 `entries`). Importing MLflow takes seconds, so it is imported only where a run is written or read.
 """
 
-import fcntl
 import os
 import re
 import secrets
 import sqlite3
 import time
 from collections.abc import Callable, Iterable, Iterator, Mapping
-from contextlib import closing, contextmanager
+from contextlib import ExitStack, closing, contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, TypeVar
@@ -23,8 +22,9 @@ from dreambooth_core.config.results import SERVER
 from dreambooth_core.deadlines import SERVER_SECONDS, within
 from dreambooth_core.digests import digest_of
 from dreambooth_core.errors import StageFailed
+from dreambooth_core.file_locks import locked
 from dreambooth_core.servers.process import exported
-from dreambooth_core.tracking.learning_curves import Curves, advanced, beyond
+from dreambooth_core.tracking.learning_curves import Curves, last_steps, new_points
 
 
 @dataclass(frozen=True)
@@ -224,15 +224,15 @@ def log_curves(client: Any, run: str, curves: Curves, told: Mapping[str, int]) -
     now = int(time.time() * 1000)
     metrics = [
         Metric(name, value, now, step)
-        for step, values in beyond(curves, known).items()
+        for step, values in new_points(curves, known).items()
         for name, value in values.items()
     ]
     for start in range(0, len(metrics), 1000):
         client.log_batch(run, metrics=metrics[start : start + 1000])
-    return advanced(known, curves)
+    return last_steps(known, curves)
 
 
-def keep_report(config: Config, run: str, page: str, uri: str, path: str) -> None:
+def log_report(config: Config, run: str, page: str, uri: str, path: str) -> None:
     """Show the report among the run's artifacts; its tags and description say where else it lies."""
     client = open_client(config)
     client.log_text(run, page, REPORT)
@@ -313,15 +313,15 @@ def experiment_of(client: Any, config: Config) -> str:
 
 @contextmanager
 def _locked(work: Path) -> Iterator[None]:
-    try:
-        work.mkdir(parents=True, exist_ok=True)
-        lock = (work / "mlflow.lock").open("w")
-    except OSError as error:
-        raise StageFailed(
-            f"{work} cannot be written ({error.strerror}): check paths.work, its rights and free space"
-        ) from error
-    with lock as file:
-        fcntl.flock(file, fcntl.LOCK_EX)
+    with ExitStack() as stack:
+        try:
+            work.mkdir(parents=True, exist_ok=True)
+            stack.enter_context(locked(work / "mlflow.lock"))
+        except OSError as error:
+            raise StageFailed(
+                f"{work} cannot be written ({error.strerror}): check paths.work, its rights and free "
+                "space"
+            ) from error
         yield
 
 

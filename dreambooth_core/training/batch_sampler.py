@@ -18,7 +18,7 @@ from functools import cached_property
 from typing import NamedTuple
 
 from dreambooth_core.data.buckets import Size
-from dreambooth_core.randomness import order, shuffled
+from dreambooth_core.randomness import permutation, shuffled
 
 
 class MicroBatch(NamedTuple):
@@ -83,7 +83,7 @@ class BatchSampler:
     def _class_drawn(self, micro: int, prompt: int, size: Size) -> int:
         """Micro-batches before `micro` that showed class images of this prompt and size."""
         round_, place = divmod(micro, len(self._photos))
-        earlier = order(self.seed, "subject", round_, len(self._photos))[:place]
+        earlier = permutation(self.seed, "subject", round_, len(self._photos))[:place]
         return sum(
             self._drawn(subject, size, round_ + (subject in earlier))
             for subject, own in enumerate(self.class_prompts)
@@ -98,7 +98,7 @@ class BatchSampler:
 
     def _epoch_sizes(self, subject: int, epoch: int) -> list[Size]:
         photos = self._photos[subject]
-        walk = order(self.seed, f"size.{subject}", epoch, len(photos))
+        walk = permutation(self.seed, f"size.{subject}", epoch, len(photos))
         return [self.sizes[photos[index]] for index in walk]
 
     @cached_property

@@ -142,7 +142,7 @@ class TrainingCallback(lightning.Callback):  # type: ignore[misc]
         standing.speeds.append((done, round(self._drawn.speed(done, now), 4)))
         self._drawn = StepTime(done, now)
         groups = module.optimizer.param_groups
-        for name, rate in learning_curves.rates(groups, text_rests=module.text_rests).items():
+        for name, rate in learning_curves.rates(groups, text_frozen=module.text_rests).items():
             standing.rates.setdefault(name, []).append((done, rate))
 
     def _sum_up(self, trainer: Any, module: Any, done: int) -> None:
@@ -199,7 +199,7 @@ class TrainingCallback(lightning.Callback):  # type: ignore[misc]
             )
         stall = time.monotonic() - started
         standing.stalls.append((done, round(stall, 4)))
-        telemetry.tell("dreambooth_checkpoint_stall_seconds_total", stall)
+        telemetry.send("dreambooth_checkpoint_stall_seconds_total", stall)
         course = standing.course().model_dump(mode="json")
         self.orders.save(replace(snapshot, scalars={**snapshot.scalars, "course": course}))
 

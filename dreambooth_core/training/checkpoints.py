@@ -166,7 +166,7 @@ def mirror(hold: HeldLease, folder: Path, retention: Retention) -> None:
     What `retention` does not keep, of both, counts no longer and is deleted there, like what was
     left by whoever held the lease before. Raises `Superseded`.
     """
-    store, run, number = hold.store, hold.place, hold.lease().number
+    store, run, number = hold.store, hold.prefix, hold.lease().number
     stored, best = {_step(name): name for name in counted_checkpoints(store, run)}, None
     for path in reversed(_steps(folder)):
         manifest = verify(path)
@@ -178,10 +178,10 @@ def mirror(hold: HeldLease, folder: Path, retention: Retention) -> None:
             with suppress(FileNotFoundError):
                 _upload(store, f"{run}/{CHECKPOINTS}/{name}", path, manifest)
                 stored[manifest.step] = name
-                hold.amend(checkpoints=tuple(sorted(stored.values())))
+                hold.update(checkpoints=tuple(sorted(stored.values())))
     kept = retention.kept(stored, best)
     names = sorted(name for step, name in stored.items() if step in kept)
-    hold.amend(checkpoints=tuple(names))
+    hold.update(checkpoints=tuple(names))
     _clear(store, f"{run}/{CHECKPOINTS}", names, number)
 
 

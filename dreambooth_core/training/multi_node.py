@@ -21,7 +21,7 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 from dreambooth_core.config.compute import Compute, paths_here
-from dreambooth_core.errors import DreamBoothError, StageFailed
+from dreambooth_core.errors import DreamBoothError, StageFailed, one_line
 from dreambooth_core.runtime.engines.ray import cluster
 from dreambooth_core.runtime.processes import last_lines, supervised
 from dreambooth_core.storage.blobs import get_blob, put_blob
@@ -228,7 +228,7 @@ def lead(spec: TrainingSpec) -> AttemptResult | None:
             try:
                 return _led(_Crew(ray, machines, spec), spec, asked)
             except ray.exceptions.RayActorError as error:
-                print(f"a machine was lost: {' '.join(str(error).split())}")
+                print(f"a machine was lost: {one_line(error)}")
                 return AttemptResult(attempt=spec.attempt, status="lost")
     except DreamBoothError as error:
         return AttemptResult(attempt=spec.attempt, status="failed", message=str(error))

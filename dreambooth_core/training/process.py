@@ -16,7 +16,7 @@ from typing import TYPE_CHECKING, Literal
 
 from dreambooth_core import telemetry
 from dreambooth_core.data.contact_sheets import sheet_of
-from dreambooth_core.errors import DreamBoothError, Preempted, StageFailed
+from dreambooth_core.errors import DreamBoothError, Preempted, StageFailed, one_line
 from dreambooth_core.storage.leases import HeldLease
 from dreambooth_core.storage.records import LearningCurves
 from dreambooth_core.storage.stores import written_beside
@@ -293,7 +293,7 @@ def _say(spec: TrainingSpec, step: int, figures: Mapping[str, float]) -> None:
         "dreambooth_memory_bytes": peak_memory_bytes(),
     }
     for name, value in told.items():
-        telemetry.tell(name, value, model=spec.config.name)
+        telemetry.send(name, value, model=spec.config.name)
 
 
 def _failed(spec: TrainingSpec, message: str, out_of_memory: bool = False) -> AttemptResult:
@@ -314,7 +314,7 @@ def _sentence(spec: TrainingSpec, error: Exception) -> str:
             "the device's memory is full; set memory.fit: auto, lower train.batch_size or use "
             f"train.method: lora ({log})"
         )
-    return f"training broke with {type(error).__name__}: {' '.join(str(error).split())} ({log})"
+    return f"training broke with {type(error).__name__}: {one_line(error)} ({log})"
 
 
 def _rank() -> int:

@@ -14,7 +14,7 @@ import torch
 from torch import nn
 
 from dreambooth_core.diffusion.families import Family, Parts
-from dreambooth_core.errors import ConfigError
+from dreambooth_core.errors import ConfigError, one_line
 
 Kind = Literal["int8", "nf4"]
 
@@ -52,10 +52,9 @@ def _try(kind: Kind, like: torch.Tensor) -> None:
             "install dreambooth-factory[gpu], or set it to none"
         ) from error
     except (RuntimeError, NotImplementedError, ValueError, AttributeError) as error:
-        reason = " ".join(str(error).split())
         raise ConfigError(
             f"model.quantize {kind} does not work here, for {like.dtype} on {like.device.type} by "
-            f"{LIBRARIES[kind]} ({reason}): use the other kind, or none"
+            f"{LIBRARIES[kind]} ({one_line(error)}): use the other kind, or none"
         ) from error
 
 

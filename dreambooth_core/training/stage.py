@@ -76,7 +76,7 @@ def train(
         def course() -> LearningCurves | None:
             return read_record(folder / "course.json", LearningCurves)
 
-        with live.in_mlflow(config, key, course, folder / VALIDATION):
+        with live.mlflow_logging(config, key, course, folder / VALIDATION):
             settings, lost = planned_to_fit(config), 0
             while True:
                 spec = _prepare(settings, hold, folder, instance, planned)
@@ -199,14 +199,14 @@ def _prepare(
     # other machines reach what is in the store, and nothing else
     found = checkpoints.newest(saved, console.say) if config.compute.nodes == 1 else None
     reached = found[1].step if found else 0
-    found = checkpoints.download(hold.store, hold.place, saved, above=reached) or found
+    found = checkpoints.download(hold.store, hold.prefix, saved, above=reached) or found
     code = code_digest()
     if found and found[1].code != code:
         console.say(f"{found[0]} was written by other source: going on from it all the same")
     spec = TrainingSpec(
         config=config,
         folder=folder,
-        prefix=hold.place,
+        prefix=hold.prefix,
         holder=hold.holder,
         attempt=uuid.uuid4().hex,
         code=code,

@@ -16,7 +16,7 @@ from dreambooth_core.config.refusals import wrong_fields
 from dreambooth_core.errors import ConfigError
 from dreambooth_core.metrics import catalogue
 from dreambooth_core.metrics.statistics import estimate
-from dreambooth_core.randomness import order
+from dreambooth_core.randomness import permutation
 from dreambooth_core.storage.records import ImageScores, Record, Scores, ValidationResult, Weights
 from dreambooth_core.training.best_step import best_step
 
@@ -48,7 +48,7 @@ def trials_of(sweep: Sweep) -> tuple[SweepTrial, ...]:
     """
     grid = list(product(*sweep.grid.values()))
     if sweep.trials is not None and sweep.trials < len(grid):
-        drawn = order(sweep.config.seed, "sweep", 0, len(grid))[: sweep.trials]
+        drawn = permutation(sweep.config.seed, "sweep", 0, len(grid))[: sweep.trials]
         grid = [grid[place] for place in sorted(drawn)]
     return tuple(_trial(sweep, dict(zip(sweep.grid, values, strict=True))) for values in grid)
 

@@ -17,7 +17,7 @@ import torch
 from PIL.Image import Image, Resampling
 
 from dreambooth_core.digests import digest_json, digest_of_file
-from dreambooth_core.errors import ConfigError, ModelError
+from dreambooth_core.errors import ConfigError, ModelError, one_line
 from dreambooth_core.hub import pinned
 from dreambooth_core.vision.embeddings import Embeddings, unit
 
@@ -143,7 +143,7 @@ class ImageEncoder:
         except (OSError, ValueError, KeyError) as error:
             raise ModelError(
                 f"no encoder for the metrics at {self._source}: name a folder or a Hub id with a "
-                f"model, its preprocessor and (CLIP) its tokenizer ({str(error).splitlines()[0]})"
+                f"model, its preprocessor and (CLIP) its tokenizer ({one_line(error, 200)})"
             ) from error
 
 

@@ -18,7 +18,7 @@ import torch
 from torch import Tensor
 from torch.nn import functional
 
-from dreambooth_core.errors import ModelError
+from dreambooth_core.errors import ModelError, one_line
 from dreambooth_core.hub import pinned
 
 if TYPE_CHECKING:
@@ -155,7 +155,7 @@ def _backbone(source: str, revision: str | None) -> dict[str, Tensor]:
     except (OSError, ValueError, SafetensorError) as error:
         raise ModelError(
             f"no LPIPS backbone at {source}: set evaluation.lpips to a folder or a Hub id with "
-            f"model.safetensors ({' '.join(str(error).split())[:200]})"
+            f"model.safetensors ({one_line(error, 200)})"
         ) from error
 
 

@@ -16,7 +16,7 @@ import yaml
 from dreambooth_core.config import Config
 from dreambooth_core.servers.stack import services, supervisor
 from dreambooth_core.servers.stack.deployments import asked
-from dreambooth_core.servers.stack.settings import StackLayout, settled
+from dreambooth_core.servers.stack.settings import StackLayout, read_settings
 from tests.conftest import build_tiny_base, build_tiny_encoders, draw_photos
 
 ROOT = Path(__file__).parents[2]
@@ -97,7 +97,7 @@ class System:
     def pid(self, part: str) -> int:
         """Of a part that works; 0 while it does not."""
         standing = supervisor.stack_state(self.place.folder)
-        found = standing and standing.parts[part]
+        found = standing and standing.services[part]
         return found.pid if found and found.phase == "ready" else 0
 
     def is_whole(self) -> bool:
@@ -136,10 +136,10 @@ def running(folder: Path, environment: Mapping[str, str]) -> Iterator[System]:
     words = ("--folder", str(home), "--project", str(folder))
     try:
         _dreambooth(("up", "--detach", *words), environment, folder)
-        settings = settled(home)
+        settings = read_settings(home)
         assert settings is not None
         place = StackLayout(home, settings, folder)
-        with services.working_with(place):
+        with services.client_environment(place):
             yield System(place, environment)
     finally:
         _dreambooth(("down", "--folder", str(home)), environment, folder)

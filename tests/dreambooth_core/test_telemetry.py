@@ -19,9 +19,9 @@ def ear() -> Iterator[socket.socket]:
 
 
 def test_a_number_is_a_line_of_statsd(ear: socket.socket) -> None:
-    telemetry.tell("dreambooth_loss", 0.000012345678901234, model="my-dog")
-    telemetry.tell("dreambooth_images_total", 4)
-    telemetry.tell("dreambooth_stage_seconds", 12.5, stage="train")
+    telemetry.send("dreambooth_loss", 0.000012345678901234, model="my-dog")
+    telemetry.send("dreambooth_images_total", 4)
+    telemetry.send("dreambooth_stage_seconds", 12.5, stage="train")
     assert [ear.recv(1000) for _ in range(3)] == [
         b"dreambooth_loss:1.23456789012e-05|g|#model:my-dog",
         b"dreambooth_images_total:4|c",
@@ -32,11 +32,11 @@ def test_a_number_is_a_line_of_statsd(ear: socket.socket) -> None:
 def test_nothing_leaves_without_a_place_nor_what_is_no_number(
     ear: socket.socket, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    telemetry.tell("dreambooth_loss", float("nan"), model="my-dog")
+    telemetry.send("dreambooth_loss", float("nan"), model="my-dog")
     with monkeypatch.context() as without:
-        without.delenv(telemetry.PLACE)
-        telemetry.tell("dreambooth_step", 1, model="my-dog")
-    telemetry.tell("dreambooth_step", 2, model="my-dog")
+        without.delenv(telemetry.ADDRESS)
+        telemetry.send("dreambooth_step", 1, model="my-dog")
+    telemetry.send("dreambooth_step", 2, model="my-dog")
     assert ear.recv(1000) == b"dreambooth_step:2|g|#model:my-dog"
 
 
@@ -45,11 +45,11 @@ def test_whoever_tells_does_not_care_that_nobody_hears(
 ) -> None:
     ear.close()
     for _ in range(3):  # the kernel says at the second that nobody took the first
-        telemetry.tell("dreambooth_images_total", 1)
+        telemetry.send("dreambooth_images_total", 1)
     assert capfd.readouterr().err == ""
-    monkeypatch.setenv(telemetry.PLACE, "nowhere")
+    monkeypatch.setenv(telemetry.ADDRESS, "nowhere")
     for _ in range(3):
-        telemetry.tell("dreambooth_images_total", 1)
+        telemetry.send("dreambooth_images_total", 1)
     (line,) = capfd.readouterr().err.splitlines()
     assert line.startswith("no numbers are told: DREAMBOOTH_METRICS is nowhere, not HOST:PORT")
 

@@ -241,7 +241,7 @@ def test_a_run_s_numbers_reach_the_exporter(built: Built) -> None:
     named_maps = [each["configMapRef"] for each in container["envFrom"] if "configMapRef" in each]
     [source] = [each for each in named_maps if not each.get("optional")]
     settings = named(documents, "ConfigMap", source["name"])["data"]
-    name, port = settings[telemetry.PLACE].split(":")
+    name, port = settings[telemetry.ADDRESS].split(":")
     ports = named(documents, "Service", name)["spec"]["ports"]
     assert ("UDP", port) in {(each.get("protocol"), str(each["port"])) for each in ports}
     [leaving] = [
@@ -258,7 +258,7 @@ def test_what_ray_s_workers_draw_reaches_the_exporter_too(built: Built) -> None:
     for group in cluster["spec"]["workerGroupSpecs"]:
         [container] = group["template"]["spec"]["containers"]
         [source] = [
-            each["valueFrom"] for each in container["env"] if each["name"] == telemetry.PLACE
+            each["valueFrom"] for each in container["env"] if each["name"] == telemetry.ADDRESS
         ]
         told = source["configMapKeyRef"]
         name, port = named(base, "ConfigMap", told["name"])["data"][told["key"]].split(":")

@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Any, Protocol, get_args
 from dreambooth_core import plugins
 from dreambooth_core.config.training import INVERSIONS, Method
 from dreambooth_core.diffusion.model_folders import model_index, read_config
-from dreambooth_core.errors import ConfigError, DreamBoothError, ModelError
+from dreambooth_core.errors import ConfigError, DreamBoothError, ModelError, one_line
 
 if TYPE_CHECKING:
     import torch
@@ -287,9 +287,8 @@ def load_parts(
     except DreamBoothError:
         raise
     except Exception as error:  # both libraries raise errors of many kinds for a bad config
-        reason = " ".join(str(error).split())[:400] or type(error).__name__
         raise ModelError(
-            f"{folder} cannot be loaded as a {pipeline_class} ({reason}); "
+            f"{folder} cannot be loaded as a {pipeline_class} ({one_line(error, 400)}); "
             "it must be complete, with safetensors weights"
         ) from error
 

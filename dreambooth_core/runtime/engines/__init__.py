@@ -12,7 +12,7 @@ from typing import Protocol
 
 from dreambooth_core import errors, plugins
 from dreambooth_core.config.compute import Compute
-from dreambooth_core.errors import DreamBoothError, StageFailed
+from dreambooth_core.errors import DreamBoothError, StageFailed, one_line
 
 TRIES = 3
 """So often a piece of work is begun again when the process that does it dies."""
@@ -56,8 +56,7 @@ def failure_of(name: str, piece: str) -> Failure | None:
         return type(error).__name__, str(error)
     except Exception as error:
         traceback.print_exc()
-        said = " ".join(str(error).split())
-        return "StageFailed", f"{name} broke with {type(error).__name__}: {said}"
+        return "StageFailed", f"{name} broke with {type(error).__name__}: {one_line(error)}"
     return None
 
 

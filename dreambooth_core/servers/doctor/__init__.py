@@ -20,8 +20,8 @@ from dreambooth_core.config import Storage, results
 from dreambooth_core.errors import DreamBoothError
 from dreambooth_core.servers.stack import state
 from dreambooth_core.servers.stack.http import ask
-from dreambooth_core.servers.stack.services import working_with
-from dreambooth_core.servers.stack.settings import StackLayout, StackSettings, settled
+from dreambooth_core.servers.stack.services import client_environment
+from dreambooth_core.servers.stack.settings import StackLayout, StackSettings, read_settings
 from dreambooth_core.storage.records import Record
 
 Level = Literal["ok", "skipped", "warning", "broken"]
@@ -128,13 +128,13 @@ def _site(folder: Path, store: Storage | None) -> Iterator[CheckTarget]:
         yield CheckTarget(folder=folder, settings=settings)
     else:
         place = StackLayout(folder, settings, Path.cwd())
-        with working_with(place):
+        with client_environment(place):
             storage = Storage(endpoint=place.s3)
             yield CheckTarget(folder, settings, storage, place.prefect, place.mlflow)
 
 
 def _settings(folder: Path) -> StackSettings | None:
     try:
-        return settled(folder)
+        return read_settings(folder)
     except DreamBoothError:
         return None

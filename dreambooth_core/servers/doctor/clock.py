@@ -4,7 +4,7 @@ import time
 from collections.abc import Iterator
 from email.utils import parsedate_to_datetime
 
-from dreambooth_core.errors import DreamBoothError
+from dreambooth_core.errors import DreamBoothError, one_line
 from dreambooth_core.servers.doctor import NOTHING_UP, CheckResult, CheckTarget
 from dreambooth_core.servers.stack.http import ask
 from dreambooth_core.storage.stores.s3 import endpoint_url
@@ -21,7 +21,7 @@ def check(site: CheckTarget) -> Iterator[CheckResult]:
     try:
         url = endpoint_url(site.storage) or "https://s3.amazonaws.com"
     except DreamBoothError as error:
-        yield CheckResult(check="clock", level="broken", sentence=str(error))
+        yield CheckResult(check="clock", level="broken", sentence=one_line(error))
         return
     before = time.time()
     answer = ask(url)

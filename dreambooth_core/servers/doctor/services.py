@@ -13,15 +13,15 @@ def check(site: CheckTarget) -> Iterator[CheckResult]:
     if told is None:
         yield _without_supervisor(site)
         return
-    down = [part for part in told.parts.values() if part.phase != "ready"]
+    down = [part for part in told.services.values() if part.phase != "ready"]
     for part in down:
-        sentence = f"{part.title} is {part.phase}: {part.trouble or 'wait a moment'}"
+        sentence = f"{part.title} is {part.phase}: {part.error or 'wait a moment'}"
         level = "broken" if part.phase == "given up" else "warning"
         yield CheckResult.model_validate(
             {"check": "services", "level": level, "sentence": sentence}
         )
     if not down:
-        sentence = f"{len(told.parts)} parts work, supervised by process {told.supervisor}"
+        sentence = f"{len(told.services)} parts work, supervised by process {told.supervisor}"
         yield CheckResult(check="services", level="ok", sentence=sentence)
 
 

@@ -3,7 +3,7 @@
 import secrets
 from collections.abc import Iterator
 
-from dreambooth_core.errors import DreamBoothError
+from dreambooth_core.errors import DreamBoothError, one_line
 from dreambooth_core.servers.doctor import NOTHING_UP, CheckResult, CheckTarget
 from dreambooth_core.storage.stores import Store, open_store
 
@@ -17,7 +17,7 @@ def check(site: CheckTarget) -> Iterator[CheckResult]:
         store = open_store(site.storage)
         holds = _create_once(store)
     except DreamBoothError as error:
-        yield CheckResult(check="storage", level="broken", sentence=" ".join(str(error).split()))
+        yield CheckResult(check="storage", level="broken", sentence=one_line(error))
         return
     if holds:
         sentence = f"{store.uri} takes objects, and create-once writes hold"

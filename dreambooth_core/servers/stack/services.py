@@ -21,7 +21,7 @@ _TEMPORARY_PATH = 60
 """Characters; a socket's whole path may have 103."""
 
 
-def parts_of(place: StackLayout) -> tuple[Service, ...]:
+def services_of(place: StackLayout) -> tuple[Service, ...]:
     """All parts, in the order of starting.
 
     Raises `ConfigError` for what is not installed or not to be read.
@@ -55,7 +55,7 @@ def environment(place: StackLayout) -> dict[str, str]:
 
 
 @contextmanager
-def working_with(place: StackLayout) -> Iterator[None]:
+def client_environment(place: StackLayout) -> Iterator[None]:
     """These servers in our own environment, for boto, and none elsewhere."""
     elsewhere = dict.fromkeys(os.environ.keys() - inherited().keys())
     with exported({**elsewhere, **environment(place), **local.unproxied()}):
@@ -70,7 +70,7 @@ def inherited() -> dict[str, str]:
     kept = {
         name: value
         for name, value in os.environ.items()
-        if name == telemetry.PLACE or not name.startswith(_THEIRS)
+        if name == telemetry.ADDRESS or not name.startswith(_THEIRS)
     }
     return {**kept, **local.unproxied()}
 

@@ -80,7 +80,7 @@ class StackLayout:
         return self.settings.port + 8
 
 
-def settled(folder: Path) -> StackSettings | None:
+def read_settings(folder: Path) -> StackSettings | None:
     """What was settled at the first start; None before it. Raises `ConfigError` for a broken file."""
     path = folder / "settings.json"
     try:
@@ -93,12 +93,12 @@ def settled(folder: Path) -> StackSettings | None:
         ) from error
 
 
-def settle(folder: Path, port: int | None, postgres: bool) -> StackSettings:
+def choose_settings(folder: Path, port: int | None, postgres: bool) -> StackSettings:
     """The settings of the first start, or those to begin with; nothing is written (see `keep`).
 
     Raises `ConfigError` when others were asked for than those the data lies under.
     """
-    known = settled(folder)
+    known = read_settings(folder)
     if known is None:
         return StackSettings(port=port or _ports(), postgres=postgres)
     if port not in (None, known.port):

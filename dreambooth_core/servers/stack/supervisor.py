@@ -1,6 +1,5 @@
 """All parts, until told to stop. One supervisor per folder; killed, it is replaced by the next."""
 
-import fcntl
 import os
 import shlex
 import signal
@@ -10,11 +9,12 @@ from contextlib import contextmanager
 from pathlib import Path
 
 from dreambooth_core.errors import StageFailed
+from dreambooth_core.file_locks import try_lock
 from dreambooth_core.servers import local
 from dreambooth_core.servers.stack import state
 from dreambooth_core.servers.stack.service import Service
-from dreambooth_core.servers.stack.services import environment, parts_of, working_with
-from dreambooth_core.servers.stack.settings import FOLDER, StackLayout, keep, settled
+from dreambooth_core.servers.stack.services import client_environment, environment, services_of
+from dreambooth_core.servers.stack.settings import FOLDER, StackLayout, keep, read_settings
 from dreambooth_core.servers.stack.watchdog import Phase, Watchdog
 from dreambooth_core.storage.records import Record
 from dreambooth_core.storage.stores import written_beside
@@ -31,7 +31,7 @@ class ServiceState(Record):
     link: str
     phase: Phase
     pid: int
-    trouble: str = ""
+    error: str = ""
 
 
 class StackState(Record):
@@ -53,10 +53,10 @@ def supervise(
     are stopped then.
     """
     _standing_file(place.folder).unlink(missing_ok=True)
-    parts = parts_of(place)
+    parts = services_of(place)
     keep(place)
     _write_environment(place)
-    with working_with(place), _stoppable():
+    with client_environment(place), _stoppable():
         try:
             _run(place, parts, tell, ready)
         except KeyboardInterrupt:
@@ -70,17 +70,17 @@ def supervise(
 
 
 @contextmanager
-def with_those_here(folder: Path = FOLDER) -> Iterator[None]:
+def stack_environment(folder: Path = FOLDER) -> Iterator[None]:
     """The servers of a running `up` in our environment, unless PREFECT_API_URL names another one.
 
     To be entered before prefect is imported, which reads the environment then.
     """
     home = folder.resolve()
-    settings = None if os.environ.get("PREFECT_API_URL") else settled(home)
+    settings = None if os.environ.get("PREFECT_API_URL") else read_settings(home)
     if settings is None or not state.marked(home):
         yield
         return
-    with working_with(StackLayout(home, settings, Path.cwd())):
+    with client_environment(StackLayout(home, settings, Path.cwd())):
         yield
 
 
@@ -92,7 +92,7 @@ def claimed(folder: Path, seconds: float = 2.0) -> Iterator[bool]:
     """
     with (folder / "lock").open("a+") as file:
         deadline = time.monotonic() + seconds
-        while not _locked(file.fileno(), fcntl.LOCK_EX):
+        while not try_lock(file.fileno()):
             if time.monotonic() >= deadline:
                 yield False
                 return
@@ -108,12 +108,12 @@ def stack_state(folder: Path) -> StackState | None:
     try:
         told = StackState.model_validate_json(_standing_file(folder).read_bytes())
         with (folder / "lock").open() as file:
-            return None if _locked(file.fileno(), fcntl.LOCK_SH) else told
+            return None if try_lock(file.fileno(), shared=True) else told
     except OSError:
         return None
 
 
-def take_down(folder: Path) -> int:
+def stop_stack(folder: Path) -> int:
     """Stop a stack in order, whether its supervisor lives or not; how many processes there were.
 
     Raises `StageFailed` when the supervisor does not stop.
@@ -151,7 +151,7 @@ def _run(
         for watch in watches:
             watch.step({other.part.name for other in watches if other.phase == "ready"})
             if watch.phase == "given up" and not all_up:
-                raise StageFailed(f"{watch.part.title} does not start: {watch.trouble}")
+                raise StageFailed(f"{watch.part.title} does not start: {watch.error}")
         now = _seen(watches)
         if now != told:
             _write_standing(place.folder, now)
@@ -182,7 +182,7 @@ def _seen(watches: Sequence[Watchdog]) -> StackState:
             link=watch.part.link,
             phase=watch.phase,
             pid=watch.pid,
-            trouble=watch.trouble,
+            error=watch.error,
         )
         for watch in watches
     }
@@ -201,14 +201,6 @@ def _stoppable() -> Iterator[None]:
     finally:
         for number, handler in before.items():
             signal.signal(number, handler)
-
-
-def _locked(descriptor: int, how: int) -> bool:
-    try:
-        fcntl.flock(descriptor, how | fcntl.LOCK_NB)
-    except BlockingIOError:
-        return False
-    return True
 
 
 def _ask_to_stop(folder: Path) -> bool:

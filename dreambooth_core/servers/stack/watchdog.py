@@ -34,7 +34,7 @@ class Watchdog:
         self.part = part
         self.phase: Phase = "waiting"
         self.pid = 0
-        self.trouble = ""
+        self.error = ""
         """Why it is not ready, when something went wrong."""
         self._folder = folder
         self._order = order
@@ -138,12 +138,12 @@ class Watchdog:
         except (DreamBoothError, OSError) as error:
             self._fail(str(error), now, "starting")
             return
-        self.phase, self.trouble, self._vain, self._since = "ready", "", 0, time.monotonic()
+        self.phase, self.error, self._vain, self._since = "ready", "", 0, time.monotonic()
         self._tell(f"{self.part.title} is ready: {self.part.link}")
 
     def _fail(self, reason: str, now: float, then: Phase = "waiting") -> None:
         """Note it, and wait a while: 1 s, 2 s, 4 s and so on up to a minute."""
-        self.trouble = reason
+        self.error = reason
         self._vain, self._falls = self._vain + 1, self._falls + 1
         if self._vain >= TRIES:
             self.phase = "given up"

@@ -66,7 +66,7 @@ class Store(Protocol):
 
     def exists(self, key: str) -> bool: ...
 
-    def look(self, key: str) -> ListedObject | None:
+    def stat(self, key: str) -> ListedObject | None:
         """What a listing shows of the object, or None when there is none; S3 bills it as a read."""
         ...
 
@@ -105,7 +105,7 @@ def renew(store: Store, key: str, seconds: float) -> None:
 
     What has no other sign of being needed is as old as this, or its first writing, says.
     """
-    found = store.look(key)
+    found = store.stat(key)
     if found and time.time() - found.written > seconds:
         store.put(key, store.get(key))
 

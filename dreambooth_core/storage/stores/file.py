@@ -1,6 +1,5 @@
 """`file:///folder`: a store in a local or shared folder."""
 
-import fcntl
 import hashlib
 import os
 import shutil
@@ -12,6 +11,7 @@ from urllib.parse import unquote, urlsplit
 
 from dreambooth_core import config
 from dreambooth_core.errors import ConfigError, NotFound, StorageError
+from dreambooth_core.file_locks import locked
 from dreambooth_core.storage.stores import ListedObject, checked_key, checked_prefix, written_beside
 
 
@@ -57,9 +57,9 @@ class FileStore:
             shutil.copyfile(path, temporary)
 
     def exists(self, key: str) -> bool:
-        return self.look(key) is not None
+        return self.stat(key) is not None
 
-    def look(self, key: str) -> ListedObject | None:
+    def stat(self, key: str) -> ListedObject | None:
         path = self._place(key)
         try:
             with self._spoken("look at", key):
@@ -115,8 +115,7 @@ class FileStore:
     @contextmanager
     def _lock(self) -> Iterator[None]:
         self.root.mkdir(parents=True, exist_ok=True)
-        with (self.root / "~lock").open("ab") as lock:
-            fcntl.flock(lock, fcntl.LOCK_EX)
+        with locked(self.root / "~lock"):
             yield
 
     @contextmanager

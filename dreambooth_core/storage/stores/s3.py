@@ -105,9 +105,9 @@ class S3Store:
             self._client.upload_file(str(path), self._bucket, place, Config=_transfer_config())
 
     def exists(self, key: str) -> bool:
-        return self.look(key) is not None
+        return self.stat(key) is not None
 
-    def look(self, key: str) -> ListedObject | None:
+    def stat(self, key: str) -> ListedObject | None:
         place = self._place(key)
         try:
             with self._spoken("look at", key):

@@ -17,7 +17,7 @@ from torch import Tensor
 from torch.nn import Parameter
 
 from dreambooth_core.config import Optimizer, Train
-from dreambooth_core.errors import ConfigError
+from dreambooth_core.errors import ConfigError, one_line
 from dreambooth_core.training.optimizers.combined import BackwardStepOptimizer, CombinedOptimizer
 from dreambooth_core.training.optimizers.state import load_state, state_of
 
@@ -137,9 +137,8 @@ def _try_8bit(kind: Any, device: torch.device) -> None:
     try:
         kind([weight]).step()
     except (RuntimeError, NotImplementedError, OSError) as error:
-        reason = " ".join(str(error).split())
         raise ConfigError(
-            f"bitsandbytes cannot step on {device} ({reason}): set optimizer.name: adamw"
+            f"bitsandbytes cannot step on {device} ({one_line(error)}): set optimizer.name: adamw"
         ) from error
 
 

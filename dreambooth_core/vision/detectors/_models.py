@@ -4,7 +4,7 @@ import re
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from dreambooth_core.errors import ConfigError, ModelError
+from dreambooth_core.errors import ConfigError, ModelError, one_line
 
 if TYPE_CHECKING:
     import torch
@@ -29,7 +29,7 @@ def load_part(kind: Any, rules: "config.Detector", **options: Any) -> Any:
     except (OSError, ValueError, KeyError) as error:
         raise ModelError(
             f"no {rules.kind} that could find the subject at {rules.model}: name a folder or a Hub id with "
-            f"its weights and its preprocessor ({str(error).splitlines()[0]})"
+            f"its weights and its preprocessor ({one_line(error, 200)})"
         ) from error
 
 

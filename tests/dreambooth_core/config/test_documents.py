@@ -11,7 +11,7 @@ import pytest
 
 from dreambooth_core.config import documents, load_config
 from dreambooth_core.config.documents import parse_csv, parse_json, parse_yaml, read_csv, read_text
-from dreambooth_core.errors import SCREEN, ConfigError, sentence_of
+from dreambooth_core.errors import SCREEN, ConfigError, one_line
 
 SECRET = "hunter2hunter2"
 BOMB = "a0: &a0 [lol, lol]\n" + "".join(
@@ -188,7 +188,7 @@ def test_overrides_that_are_refused(tmp_path: Path, override: str, words: str) -
         load_config(path, (override,))
     assert words in str(caught.value)
     assert SECRET not in str(caught.value)
-    assert len(sentence_of(caught.value)) <= SCREEN
+    assert len(one_line(caught.value)) <= SCREEN
 
 
 def _bounded() -> None:

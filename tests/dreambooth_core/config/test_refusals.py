@@ -10,7 +10,7 @@ from dreambooth_core.batch_sampling.job import SamplingJob
 from dreambooth_core.config import Config
 from dreambooth_core.config.flow_parameters import Sweep
 from dreambooth_core.config.refusals import known_keys, proposals, wrong_fields
-from dreambooth_core.errors import SCREEN, ConfigError, DreamBoothError, sentence_of
+from dreambooth_core.errors import SCREEN, ConfigError, DreamBoothError, one_line
 
 SUBJECT = {"images": "photos", "class_noun": "dog"}
 JUDGE = {"url": "http://host/v1", "model": "eyes"}
@@ -113,7 +113,7 @@ def test_proposals_are_few_and_near() -> None:
 
 
 def test_a_message_fits_on_a_screen() -> None:
-    said = sentence_of(DreamBoothError("begin\n" + "x" * 10**6 + "\x1b[2J end: the remedy"))
+    said = one_line(DreamBoothError("begin\n" + "x" * 10**6 + "\x1b[2J end: the remedy"))
     assert len(said) < SCREEN + 10
     assert said.startswith("begin x")
     assert said.endswith("\\x1b[2J end: the remedy")

@@ -7,7 +7,7 @@ from dreambooth_core.registry import promotion
 from dreambooth_core.registry.estimate import estimate_cost
 from dreambooth_core.registry.provenance import read_provenance, run_inputs
 from dreambooth_core.registry.register import book_of
-from dreambooth_core.storage.costs import remember
+from dreambooth_core.storage.costs import store_cost
 from dreambooth_core.storage.records import Cost
 from dreambooth_core.tracking import mlflow as tracking
 from tests.registered_by_hand import verdict, version_by_hand
@@ -28,8 +28,8 @@ def test_the_champion_lends_its_pace(tracked_config, file_store):
     book = book_of(tracked_config, file_store)
     made = run_inputs(file_store, read_provenance(book, version.version))
     # two class images, and two of the model and two class images of its own that were measured
-    remember(file_store, made.classes, Cost(seconds=3.0))
-    remember(file_store, made.scores, Cost(seconds=10.0))
+    store_cost(file_store, made.classes, Cost(seconds=3.0))
+    store_cost(file_store, made.scores, Cost(seconds=10.0))
 
     photos = dataset.collect(file_store, tracked_config)[0]
     found = estimate_cost(tracked_config, file_store, photos)

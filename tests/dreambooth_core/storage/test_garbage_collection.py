@@ -86,11 +86,11 @@ def test_a_training_that_goes_on_keeps_all_of_its_folder(file_store, tmp_path):
     blob, decided = put_blob(file_store, b"class image"), put_blob(file_store, b"its result")
     folder = f"runs/{'a' * 64}"
     hold = held(file_store, folder, tmp_path / "work")
-    hold.amend(result=decided)
+    hold.update(result=decided)
     file_store.put(f"{folder}/spec.json", blob.model_dump_json().encode())
     file_store.put(f"{folder}/checkpoints/00000001/manifest.json", b"{}")
     aged(file_store, "")
-    hold.amend()  # a beat
+    hold.update()  # a beat
     assert sweep(file_store, 30 * DAY, delete=True).objects == 0
     aged(file_store, folder)
     assert sweep(file_store, 30 * DAY, delete=True).objects == 5

@@ -78,7 +78,7 @@ def test_the_first_one_holds_it_and_lets_go(store: Store, tmp_path: Path) -> Non
         first = _read(store)
         assert (first.number, first.process, first.held) == (1, os.getpid(), True)
         assert first.holder == hold.holder
-        hold.amend(checkpoints=("00000010.1",))
+        hold.update(checkpoints=("00000010.1",))
     assert not _read(store).held
     with leases.exclusive(store, PLACE, tmp_path / "other", _never) as hold:
         assert hold is not None
@@ -142,13 +142,13 @@ def test_who_waits_says_for_whom_and_takes_what_was_made(
 @pytest.mark.usefixtures("brief")
 def test_silence_is_waited_for_and_then_taken_for_death(store: Store, tmp_path: Path) -> None:
     dead = held(store, PLACE, tmp_path / "dead")
-    dead.amend(checkpoints=("00000010.1",))
+    dead.update(checkpoints=("00000010.1",))
     began = time.monotonic()
     alive = held(store, PLACE, tmp_path / "alive")
     assert time.monotonic() - began > leases.SECONDS
     assert alive.lease().number == 2
     assert alive.lease().checkpoints == ("00000010.1",)
-    for act in (dead.lease, dead.amend, lambda: dead.settle(Blob(sha256="x", size=1))):
+    for act in (dead.lease, dead.update, lambda: dead.publish_result(Blob(sha256="x", size=1))):
         with pytest.raises(Superseded, match=rf"taken over by process {os.getpid()} on .*no sign"):
             act()
     assert not store.exists(f"{PLACE}/result.json")
@@ -167,7 +167,7 @@ def test_any_sign_of_life_is_enough(
     )
     waiting.start()
     for step in range(15):
-        child.amend(checkpoints=(f"{step:08d}.1",))
+        child.update(checkpoints=(f"{step:08d}.1",))
         time.sleep(leases.SECONDS / 10)
     assert taken == []
     waiting.join(30)
@@ -197,7 +197,7 @@ def test_in_the_same_folder_the_lock_says_that_the_holder_is_gone(
     again = held(store, PLACE, tmp_path / "work")
     assert again.lease().number == 2
     with pytest.raises(Superseded):
-        gone.amend()
+        gone.update()
     # a copy of the folder is another one
     (tmp_path / "copy").mkdir()
     (tmp_path / "copy" / "lock").write_bytes((tmp_path / "work" / "lock").read_bytes())
@@ -249,13 +249,13 @@ def test_a_result_that_was_decided_and_not_written_is_written(store: Store, tmp_
     """Whoever dies between the two has decided; nobody makes another one."""
     decided = Blob(sha256="decided", size=1)
     dead = held(store, "runs/" + _key(), tmp_path / "dead")
-    dead.amend(result=put_blob(store, canonical(decided)))
+    dead.update(result=put_blob(store, canonical(decided)))
 
     def make(_key: str, _hold: HeldLease) -> Blob:
         raise AssertionError("it was decided")
 
     assert exclusive_stage(store, "runs", {"a": 1}, Blob, make, tmp_path) == (decided, True)
-    lease = leases.read(store, dead.place)
+    lease = leases.read(store, dead.prefix)
     assert lease is not None
     assert (lease.number, lease.held, lease.result) == (2, False, None)
 

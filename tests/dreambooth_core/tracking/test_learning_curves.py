@@ -2,9 +2,9 @@
 
 from dreambooth_core.storage.records import LearningCurves, ValidationResult
 from dreambooth_core.tracking.learning_curves import (
-    advanced,
-    beyond,
     curves_of,
+    last_steps,
+    new_points,
     rates,
     width,
     windows,
@@ -33,8 +33,8 @@ def test_rates_of_groups() -> None:
         {"curve": "unet", "lr": 0.5, "is_text": False},
         {"curve": "text_encoder", "lr": 0.25, "is_text": True, "d": 2.0},
     ]
-    assert rates(groups, text_rests=False) == {"unet": 0.5, "text_encoder": 0.5}
-    assert rates(groups, text_rests=True) == {"unet": 0.5, "text_encoder": 0.0}
+    assert rates(groups, text_frozen=False) == {"unet": 0.5, "text_encoder": 0.5}
+    assert rates(groups, text_frozen=True) == {"unet": 0.5, "text_encoder": 0.0}
 
 
 def test_only_curves_with_points_are_drawn_and_each_point_is_told_once() -> None:
@@ -55,9 +55,9 @@ def test_only_curves_with_points_are_drawn_and_each_point_is_told_once() -> None
         "speed/checkpoint_stall_seconds": [(2, 0.125)],
     }
     told = {"loss/instance": 1, "validation/stable_loss": 0}
-    assert list(beyond(curves, told)) == [1, 2]
-    assert beyond(curves, told)[1] == {"learning_rate/unet": 1e-3}
-    assert beyond(curves, advanced(told, curves)) == {}
+    assert list(new_points(curves, told)) == [1, 2]
+    assert new_points(curves, told)[1] == {"learning_rate/unet": 1e-3}
+    assert new_points(curves, last_steps(told, curves)) == {}
     later = {"loss/instance": 7, "loss/class": 7}
     after = {**later, "validation/stable_loss": 2, "learning_rate/unet": 2}
-    assert advanced(later, curves) == {**after, "speed/checkpoint_stall_seconds": 2}
+    assert last_steps(later, curves) == {**after, "speed/checkpoint_stall_seconds": 2}

@@ -60,7 +60,7 @@ def test_a_stopped_and_resumed_training_is_one_run_with_each_point_once(
         return sorted((point.step, point.value) for point in history)
 
     def first_attempt() -> None:
-        with live.in_mlflow(tracked_config, KEY, lambda: courses[-1], looks):
+        with live.mlflow_logging(tracked_config, KEY, lambda: courses[-1], looks):
             _soon(lambda: bool(runs()) and len(points("loss/instance")) == 1)
             courses.append(_course(3))
             _soon(lambda: len(points("loss/instance")) == 3)
@@ -74,7 +74,7 @@ def test_a_stopped_and_resumed_training_is_one_run_with_each_point_once(
     # the checkpoint to go on from was older than what had been told
     courses.append(_course(2))
     Image.new("RGB", (8, 8), "red").save(looks / "00000002.png")
-    with live.in_mlflow(tracked_config, KEY, lambda: courses[-1], looks):
+    with live.mlflow_logging(tracked_config, KEY, lambda: courses[-1], looks):
         _soon(lambda: runs()[0][1] == "RUNNING")
         courses.append(_course(4))
     assert runs() == [(run, "FINISHED")]
@@ -103,7 +103,7 @@ def test_the_machines_own_curves_go_on_where_they_ended(
         return sorted(point.step for point in history)
 
     for more in (2, 4):
-        with live.in_mlflow(tracked_config, KEY, lambda: None, NOWHERE):
+        with live.mlflow_logging(tracked_config, KEY, lambda: None, NOWHERE):
             _soon(lambda more=more: len(points()) >= more)
         assert points() == list(range(len(points()))), "no step twice, none left out"
 
@@ -111,7 +111,7 @@ def test_the_machines_own_curves_go_on_where_they_ended(
 def test_what_broke_has_failed(tracked_config: Config) -> None:
     with (
         pytest.raises(StageFailed),
-        live.in_mlflow(tracked_config, KEY, lambda: None, NOWHERE),
+        live.mlflow_logging(tracked_config, KEY, lambda: None, NOWHERE),
     ):
         raise StageFailed("broken")
     client = tracking.open_client(tracked_config)
@@ -126,7 +126,7 @@ def test_no_training_waits_for_an_mlflow_that_does_not_answer(
     monkeypatch.setattr(live, "END_SECONDS", 5.0)
     address = "http://me:secret@127.0.0.1:9"
     rules = tiny_config.tracking.model_copy(update={"uri": address})
-    with live.in_mlflow(
+    with live.mlflow_logging(
         tiny_config.model_copy(update={"tracking": rules}), KEY, lambda: None, NOWHERE
     ):
         pass
@@ -142,7 +142,7 @@ def test_what_another_has_taken_over_is_the_other_s_to_tell(tracked_config: Conf
         return list(client.search_runs([e.experiment_id for e in client.search_experiments()]))
 
     def taken_over() -> None:
-        with live.in_mlflow(tracked_config, KEY, lambda: None, NOWHERE):
+        with live.mlflow_logging(tracked_config, KEY, lambda: None, NOWHERE):
             _soon(runs)
             tracking.set_status(client, runs()[0].info.run_id, "FINISHED")
             raise Superseded("taken over")

@@ -30,7 +30,7 @@ def _save(folder: Path, *steps: int, best: int | None = None) -> None:
 def _mirror(store: Store, folder: Path, keep: int) -> None:
     hold = held(store, "runs/k", folder.with_suffix(".lease"))
     checkpoints.mirror(hold, folder, checkpoints.Retention(keep))
-    hold.amend(held=False)
+    hold.update(held=False)
 
 
 def test_comes_back_as_it_was(tmp_path: Path) -> None:

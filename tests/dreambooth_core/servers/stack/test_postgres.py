@@ -37,7 +37,7 @@ watching = Watch(folder, postgres.part(place), 0, lambda said: print(said, file=
 def ready(but=0):
     deadline = time.monotonic() + 120
     while watching.phase != "ready" or watching.pid == but:
-        assert time.monotonic() < deadline, watching.trouble
+        assert time.monotonic() < deadline, watching.error
         watching.step(())
         time.sleep(0.1)
     return watching.pid

@@ -27,8 +27,8 @@ from dreambooth_core.servers.stack.settings import (
     StackLayout,
     keep,
     ports_in_use,
+    read_settings,
     settle,
-    settled,
 )
 from dreambooth_core.storage.stores import open_store
 from dreambooth_core.tracking import mlflow as tracking
@@ -138,14 +138,14 @@ def test_a_whole_life(home: Path, project: Path, monkeypatch: pytest.MonkeyPatch
     links = {part["title"]: part["link"] for part in standing["parts"].values()}
     statuses = {title: getattr(ask(link), "status", None) for title, link in links.items()}
     assert statuses == {"S3": 403, "Prefect": 200, "MLflow": 401, "Worker": 200}
-    settings = settled(home)
+    settings = read_settings(home)
     assert settings is not None
     assert settings.port == port
     assert _listening(home) == {"127.0.0.1"}
 
     place = StackLayout(home, settings, project)
     _run_the_probe(place)
-    with services.working_with(place):
+    with services.client_environment(place):
         _all_is_there()
 
     # a supervisor that was killed: its parts go on, and the next one takes them over
@@ -162,7 +162,7 @@ def test_a_whole_life(home: Path, project: Path, monkeypatch: pytest.MonkeyPatch
     for name in killed:
         os.kill(_pids(again)[name], signal.SIGKILL)
     _until(lambda: _now(home) is not None and _restarted(_now(home), again, killed))
-    with services.working_with(place):
+    with services.client_environment(place):
         _all_is_there()
     # whoever had a place on the GPU before can give it back
     limits = "/v2/concurrency_limits"
@@ -201,7 +201,7 @@ def test_a_whole_life(home: Path, project: Path, monkeypatch: pytest.MonkeyPatch
     assert secret["secretKey"] not in (home / "env.sh").read_text()
     assert password not in (home / "env.sh").read_text()
     _run_the_probe(place)
-    with services.working_with(place):
+    with services.client_environment(place):
         _all_is_there(runs=2)
 
 
@@ -363,7 +363,7 @@ def test_without_deployments_it_says_where_to_start(tmp_path: Path) -> None:
     assert "prefect.yaml names no deployments" in errors
     assert "--project" in errors
     # else a first try with the wrong options would decide for all later ones
-    assert settled(tmp_path / "up") is None
+    assert read_settings(tmp_path / "up") is None
 
 
 def test_other_ports_than_at_first_are_refused(tmp_path: Path) -> None:
@@ -393,15 +393,15 @@ def test_a_running_up_is_found_in_its_folder(
     home = tmp_path / "up"
     place = StackLayout(home, settle(tmp_path, None, postgres=False), tmp_path)
     keep(place)
-    with supervisor.with_those_here(home):
+    with supervisor.stack_environment(home):
         assert "PREFECT_API_URL" not in os.environ
     part = {**os.environ, state.MARK: state.mark(home, "prefect")}
     with subprocess.Popen(["sleep", "60"], env=part) as process:
         _until(lambda: state.marked(home) == [process.pid])
-        with supervisor.with_those_here(home):
+        with supervisor.stack_environment(home):
             assert os.environ["PREFECT_API_URL"] == f"{place.prefect}/api"
             assert os.environ["PREFECT_API_AUTH_STRING"] == (home / "login").read_text()
         monkeypatch.setenv("PREFECT_API_URL", "http://prefect.test/api")
-        with supervisor.with_those_here(home):
+        with supervisor.stack_environment(home):
             assert os.environ["PREFECT_API_URL"] == "http://prefect.test/api"
         process.kill()

@@ -15,7 +15,7 @@ from dreambooth_core.errors import ConfigError
 from dreambooth_core.servers.process import free_port, is_free
 from dreambooth_core.servers.stack import postgres, state
 from dreambooth_core.servers.stack.http import ask
-from dreambooth_core.servers.stack.settings import PORTS, StackLayout, ports_in_use, settled
+from dreambooth_core.servers.stack.settings import PORTS, StackLayout, ports_in_use, read_settings
 from tests.dreambooth_core.servers.stack.test_postgres import NOBODY, ROOT
 
 pytestmark = [pytest.mark.servers, pytest.mark.timeout(1200)]
@@ -91,7 +91,7 @@ def test_its_servers_have_their_tables_there(folder: Path, project: Path) -> Non
     port = str(free_port(PORTS - 1))
     words = ("--postgres", "--detach", "--port", port, "--project", str(project))
     _dreambooth(folder, "up", *words)
-    settings = settled(folder / "up")
+    settings = read_settings(folder / "up")
     assert settings is not None
     place = StackLayout(folder / "up", settings, project)
 

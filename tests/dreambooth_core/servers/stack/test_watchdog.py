@@ -53,7 +53,7 @@ def _part(script: str = "", **other: object) -> Service:
 def _stepped(watching: Watchdog, until: Callable[[], bool], seconds: float = 60.0) -> None:
     deadline = time.monotonic() + seconds
     while not until():
-        assert time.monotonic() < deadline, watching.trouble
+        assert time.monotonic() < deadline, watching.error
         watching.step(())
         time.sleep(0.05)
 
@@ -163,7 +163,7 @@ def test_a_part_that_never_starts_is_given_up_with_the_end_of_its_log(folder: Pa
     script = "import sys; sys.exit('no space left on device')"
     watching = Watchdog(folder, _part(script), 0, told.append)
     _stepped(watching, lambda: watching.phase == "given up")
-    assert "no space left on device" in watching.trouble
+    assert "no space left on device" in watching.error
     pauses = [sentence.rpartition("tried again in ")[2] for sentence in told[:-1]]
     assert pauses == ["1 s", "2 s", "4 s"]
     assert f"given up after {watchdog.TRIES} starts in vain" in told[-1]

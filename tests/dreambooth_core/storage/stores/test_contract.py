@@ -56,7 +56,7 @@ def test_what_is_put_can_be_got_by_another_opening(store: Store, location: confi
     again = open_store(location)
     assert again.get("some/deep/key_1=2-3.bin") == data
     assert again.get("empty") == b""
-    assert [again.look(key).size for key in ("some/deep/key_1=2-3.bin", "empty")] == [300_000, 0]
+    assert [again.stat(key).size for key in ("some/deep/key_1=2-3.bin", "empty")] == [300_000, 0]
 
 
 def test_put_overwrites(store: Store) -> None:
@@ -69,7 +69,7 @@ def test_absent_objects(store: Store, tmp_path: Path) -> None:
     store.put("folder/there", b"1")
     for key in ("gone", "folder", "folder/gone", "folder/there/below"):
         assert not store.exists(key)
-        assert store.look(key) is None
+        assert store.stat(key) is None
         with pytest.raises(NotFound, match=key):
             store.get(key)
         with pytest.raises(NotFound):
@@ -139,7 +139,7 @@ def test_bad_keys_are_refused(store: Store, key: str, tmp_path: Path) -> None:
         lambda: store.get_file(key, tmp_path / "out"),
         lambda: store.put_file(key, source),
         lambda: store.exists(key),
-        lambda: store.look(key),
+        lambda: store.stat(key),
         lambda: store.delete(key),
     ]
     for attempt in attempts:
@@ -274,7 +274,7 @@ def test_a_listing_says_how_large_and_how_old_things_are(store: Store) -> None:
     # S3 tells whole seconds
     assert all(before - 2 < one.written < time.time() + 2 for one in found)
     assert list(store.listed("none")) == []
-    assert [store.look(one.key) for one in found] == found
+    assert [store.stat(one.key) for one in found] == found
 
 
 def test_what_is_renewed_is_the_same_and_young(store: Store) -> None:

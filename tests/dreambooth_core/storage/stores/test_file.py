@@ -31,7 +31,7 @@ def test_a_link_leads_nowhere(tmp_path: Path, link_to: str) -> None:
     else:
         (tmp_path / "store" / "link").symlink_to(outside / "secret")
         key = "link"
-    for attempt in (lambda: store.get(key), lambda: store.put(key, b"x"), lambda: store.look(key)):
+    for attempt in (lambda: store.get(key), lambda: store.put(key, b"x"), lambda: store.stat(key)):
         with pytest.raises(StorageError, match="symbolic link"):
             attempt()
     with pytest.raises(StorageError, match="symbolic link"):
