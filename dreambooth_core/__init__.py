@@ -1,4 +1,4 @@
-"""DreamBooth as a pipeline: the domain, in plain Python. docs/api.md documents what is exported here."""
+"""DreamBooth fine-tuning in plain Python, without Prefect; docs/api.md documents the exported names."""
 
 import logging
 import os
@@ -15,13 +15,13 @@ __version__ = "0.1.0"
 
 choose_wait_policy(os.environ)
 
-# torchao says at every import, which diffusers does for us, that its GPU kernels do not load here.
+# diffusers imports torchao, which warns at every import when its GPU kernels cannot be loaded
 for _name in ("torchao", "torch.utils._pytree"):
     logging.getLogger(_name).setLevel(logging.ERROR)
 
 
 def __getattr__(name: str) -> Any:
-    """The API is imported when it is used, so that submodules load without it."""
+    """Import the API at its first use: submodules are imported without it."""
     if name not in __all__:
         raise AttributeError(f"module {__name__} has no attribute {name}")
     from dreambooth_core import api

@@ -1,4 +1,4 @@
-"""The Python API: what the commands of the same names do, as functions. `dreambooth_core` exports them."""
+"""The Python API, exported by `dreambooth_core`: functions with the names of the commands."""
 
 from collections.abc import Sequence
 from pathlib import Path
@@ -32,9 +32,9 @@ def validate(folder: str | Path, resolution: int = 512) -> "Validation":
 
 
 def train(config: Config) -> "TrainingResult":
-    """Photos, class images and training, resumed from the last checkpoint; found if trained before.
+    """Run photo checks, class images and training; resume from the last checkpoint, reuse a stored result.
 
-    Raises `DatasetRefused`, `StageFailed` and `StorageError`; `Preempted` when told to stop.
+    Raises `DatasetRefused`, `StageFailed` and `StorageError`; `Preempted` after SIGTERM.
     """
     from dreambooth_core.training.standalone import train_alone
 
@@ -49,14 +49,14 @@ def sample(
     seeds: int = 4,
     work: str | Path = WORK,
 ) -> list[Path]:
-    """Draw `seeds` images per prompt with a registered model (NAME, NAME@alias, NAME/version) as PNGs.
+    """Sample `seeds` images per prompt from a registered model (NAME, NAME@alias, NAME/version) as PNGs.
 
-    `{subject}` in a prompt is identifier and class noun. Raises `ConfigError` for an unknown model.
+    `{subject}` in a prompt becomes identifier and class noun. Raises `ConfigError` for an unknown model.
     """
     from dreambooth_core.registry.outputs import SampleRequest, sample_model
 
-    wish = SampleRequest(tuple(prompts), seeds, Path(out))
-    return list(sample_model(None, Path(work), model, wish))
+    request = SampleRequest(tuple(prompts), seeds, Path(out))
+    return list(sample_model(None, Path(work), model, request))
 
 
 def export(
@@ -67,9 +67,9 @@ def export(
     work: str | Path = WORK,
     overrides: Sequence[str] = (),
 ) -> list[Path]:
-    """Write a registered model, or what a YAML config has trained, in a format of docs/exports.md.
+    """Export a registered model, or the weights trained from a YAML config, in a format of docs/exports.md.
 
-    Raises `ConfigError` for an unknown model and for a format that cannot hold it.
+    Raises `ConfigError` for an unknown model or an unsupported format.
     """
     from dreambooth_core.registry.outputs import export_model
 

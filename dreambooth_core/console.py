@@ -1,4 +1,4 @@
-"""What a person sees of a run: a bar on a terminal, plain lines elsewhere; all on stderr."""
+"""Progress and messages on stderr: a bar on a terminal, plain lines elsewhere."""
 
 import functools
 import os
@@ -11,49 +11,49 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
 
 Progress = Callable[[int, int, str], None]
-"""Told how far a stage is: done, total, and a word for people."""
-
-
+"""Progress callback: items done, items in total, label."""
 QUIET_SECONDS = 10.0
-"""Time between two plain lines."""
+"""Shortest time between two plain lines."""
 
 
 @contextmanager
 def progress_bar(stage: str) -> Iterator[Progress]:
-    """Give a `Progress` that draws on stderr."""
+    """A progress callback that prints to stderr while the block runs."""
     if sys.stderr.isatty():
-        with _bar(stage) as told:
-            yield told
+        with _bar(stage) as progress:
+            yield progress
     else:
         yield _lines(stage)
 
 
 def say(line: str) -> None:
-    """One line for people."""
+    """Print a line to stderr."""
     print(line, file=sys.stderr, flush=True)
 
 
 @functools.cache
 def survive_closed_output() -> None:
-    """From now on nothing ends because nobody reads what is printed; may be called again.
+    """Redirect stdout and stderr to /dev/null once their pipe is closed; idempotent.
 
-    A run prints into a pipe to Prefect's worker, and is to outlive it. With the pipe's other end gone,
-    Prefect's own log lines would end the run, as would a library's progress bar.
+    A run writes to a pipe of Prefect's worker and must outlive it: with the pipe closed, a log line of
+    Prefect's or a progress bar would raise `BrokenPipeError`.
     """
     for descriptor in (1, 2):
         with suppress(OSError):
             if stat.S_ISFIFO(os.fstat(descriptor).st_mode):
-                threading.Thread(target=_fall_silent, args=(descriptor,), daemon=True).start()
+                threading.Thread(
+                    target=_redirect_when_closed, args=(descriptor,), daemon=True
+                ).start()
 
 
-def _fall_silent(descriptor: int) -> None:
-    """Once the reader is gone, whoever writes there, also a child, writes to nowhere."""
-    waiting = select.poll()
-    waiting.register(descriptor, 0)  # of errors one is told in any case
-    waiting.poll()
-    nowhere = os.open(os.devnull, os.O_WRONLY)
-    os.dup2(nowhere, descriptor)
-    os.close(nowhere)
+def _redirect_when_closed(descriptor: int) -> None:
+    """Wait until the pipe has no reader, then redirect it, also for child processes."""
+    poll = select.poll()
+    poll.register(descriptor, 0)  # errors are reported for any mask
+    poll.poll()
+    null = os.open(os.devnull, os.O_WRONLY)
+    os.dup2(null, descriptor)
+    os.close(null)
 
 
 @contextmanager
@@ -72,20 +72,20 @@ def _bar(stage: str) -> Iterator[Progress]:
     with Bar(*columns, console=Console(stderr=True), transient=True) as bar:
         line = bar.add_task("", total=None, stage=stage, visible=False)
 
-        def told(done: int, total: int, label: str) -> None:
+        def progress(done: int, total: int, label: str) -> None:
             bar.update(line, completed=done, total=total, description=label, visible=True)
 
-        yield told
+        yield progress
 
 
 def _lines(stage: str) -> Progress:
     last = time.monotonic()
 
-    def told(done: int, total: int, label: str) -> None:
+    def progress(done: int, total: int, label: str) -> None:
         nonlocal last
         now = time.monotonic()
         if now - last >= QUIET_SECONDS:
             last = now
             say(f"{stage:>9}  {done}/{total}  {label}".rstrip())
 
-    return told
+    return progress

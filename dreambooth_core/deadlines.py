@@ -1,4 +1,4 @@
-"""Calls to other machines that must answer in a bounded time, whatever the library underneath does."""
+"""Calls to other machines with a deadline, independent of the libraries' own timeouts."""
 
 import threading
 from collections.abc import Callable
@@ -7,9 +7,9 @@ from typing import TypeVar
 from dreambooth_core import console
 
 SERVER_SECONDS = 30.0
-"""For the first question to a store, MLflow or Prefect, in all: name lookup, retries and pauses."""
+"""Deadline of the first request to a store, MLflow or Prefect, retries and name lookup included."""
 SILENT_SECONDS = 1.0
-"""After which a line on stderr says what is waited for."""
+"""Time after which a line on stderr names the pending request."""
 
 R = TypeVar("R")
 
@@ -17,8 +17,9 @@ R = TypeVar("R")
 def within(seconds: float, call: Callable[[], R], waiting: str) -> R:
     """The call's result; raises what it raises, and `TimeoutError` after `seconds`.
 
-    The call runs in a thread, which is left behind at the deadline: libraries' own timeouts hold for
-    one read or one attempt each, and a name lookup has none. `waiting` is printed after a second.
+    The call runs in a daemon thread, abandoned at the deadline: the libraries' own timeouts apply to
+    one read or one attempt each, and a name lookup has none. `waiting` is printed to stderr after
+    `SILENT_SECONDS`.
     """
     results: list[R] = []
     errors: list[BaseException] = []

@@ -26,14 +26,13 @@ def digest_of_file(path: Path) -> str:
 def digest_json(value: object) -> str:
     """SHA-256 of the value as canonical JSON: sorted keys, no spaces, no NaN or infinity.
 
-    Records, configs and paths may stand inside; anything else raises `TypeError` or
-    `ValueError`.
+    It may contain records, configs and paths; anything else raises `TypeError` or `ValueError`.
     """
     return digest_of(canonical(value))
 
 
 def canonical(value: object) -> bytes:
-    """The value as canonical JSON, as `digest_json` digests it."""
+    """The value as canonical JSON, the input of `digest_json`."""
     return json.dumps(
         value, sort_keys=True, separators=(",", ":"), allow_nan=False, default=_plain
     ).encode()

@@ -1,28 +1,28 @@
-"""What can go wrong, as a tree a caller can act on.
+"""Exceptions, and the exit codes of the command line.
 
-    DreamBoothError          one root to catch broadly; `exit_code` is the command line's answer
+    DreamBoothError          the root; `exit_code` is that of the command line
     ├── ConfigError          2   a config, an option or an argument is wrong
     ├── DatasetRefused       3   the photos cannot be trained on
-    ├── StageFailed          4   a stage of the run broke
-    │   ├── StorageError         the store could not be reached, or its content is not what was put
-    │   │   └── NotFound             there is no such object
+    ├── StageFailed          4   a stage of the run failed
+    │   ├── StorageError         the store cannot be used, or an object is damaged
+    │   │   └── NotFound             no object has that key
     │   ├── ModelError           a model folder is missing, incomplete or of another family
-    │   ├── Superseded           another process has taken over what this one was making
-    │   └── Unanswered           a vision-language model had no usable answer to one question
-    └── Preempted           75   asked to stop: everything is saved, the same command goes on
+    │   ├── Superseded           another process has taken over this one's lease
+    │   └── Unanswered           a vision-language model gave no usable answer
+    └── Preempted           75   stopped by a signal with its state saved; the same command resumes
 
-Every message is one sentence: what, where, which limit, and the remedy.
+Every message is one sentence: what, where, limit, remedy.
 """
 
 from collections.abc import Sequence
 from typing import Any
 
 SCREEN = 500
-"""Characters of the longest message that is shown."""
+"""Characters of the longest message that is printed."""
 
 
 class DreamBoothError(Exception):
-    """Root of everything this project raises on purpose."""
+    """Root of this project's exceptions."""
 
     exit_code = 4
 
@@ -41,19 +41,19 @@ class DatasetRefused(DreamBoothError):
     def __init__(self, sentence: str, findings: Sequence[Any] = ()) -> None:
         super().__init__(sentence)
         self.findings = tuple(findings)
-        """All that was found in the photos, each a `photos.findings.Finding`, for whoever shows it."""
+        """All findings in the photos, each a `data.findings.Finding`."""
 
 
 class StageFailed(DreamBoothError):
-    """A stage of the run broke."""
+    """A stage of the run failed."""
 
 
 class StorageError(StageFailed):
-    """The store could not be reached, or an object is not what its digest says."""
+    """The store cannot be used, or an object does not match its digest."""
 
 
 class NotFound(StorageError):
-    """There is no object under that key."""
+    """No object has that key."""
 
 
 class ModelError(StageFailed):
@@ -61,15 +61,15 @@ class ModelError(StageFailed):
 
 
 class Superseded(StageFailed):
-    """Another process has taken over what this one was making, whose work counts no more."""
+    """Another process has taken over the lease; results of this one are discarded."""
 
 
 class Unanswered(StageFailed):
-    """A vision-language model had no usable answer to one question; others may be answered."""
+    """A vision-language model gave no usable answer to one question; later ones may succeed."""
 
 
 class Preempted(DreamBoothError):
-    """The run was asked to stop and has saved its state."""
+    """The run was stopped by a signal and has saved its state."""
 
     exit_code = 75
 

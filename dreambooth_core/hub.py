@@ -4,16 +4,15 @@ import functools
 from pathlib import Path
 
 READ = ("*.json", "*.txt", "*.model", "*.jinja", "*.safetensors")
-"""Files that are read of a model; nothing else is fetched."""
+"""Patterns of the files that are downloaded of a model."""
 
 
 @functools.cache
 def pinned(source: str, revision: str | None) -> str | None:
-    """The commit where a Hub id's revision stands, so that scores of another one have other names.
+    """The commit of a Hub id's revision; its files are in the local cache afterwards.
 
-    What is read of it is in the Hub's cache then, as training, which looks with it, may not ask the
-    Hub. Out of the Hub's reach the cache says; `revision` itself where neither knows it, and for a
-    folder.
+    Offline, the commit in the cache. `revision` itself for a folder, and for a revision that neither
+    the Hub nor the cache has. Part of the ids of metrics: another commit is another metric.
     """
     if Path(source).is_dir():
         return revision

@@ -1,4 +1,4 @@
-"""Open places: a family, a metric or a store is one file, found by its name."""
+"""Plugins: a family, metric, store, export, engine or check is one module, found by its file name."""
 
 import importlib
 import pkgutil
@@ -11,7 +11,7 @@ from dreambooth_core.errors import ConfigError
 
 
 def names(package: str) -> list[str]:
-    """Names of the modules of `package`, sorted; neither the package nor a module of it is imported."""
+    """Names of the modules of `package`, sorted; nothing is imported."""
     found = pkgutil.iter_modules(_folders(package))
     return sorted(m.name for m in found if not m.name.startswith("_"))
 
@@ -20,8 +20,8 @@ def load(package: str, name: str) -> ModuleType:
     """Import `package.name`; raises `ConfigError` with the names that exist."""
     known = names(package)
     if name not in known:
-        place = package.rsplit(".", 1)[-1]
-        raise ConfigError(f"no file {name}.py in {place}/; there is: {', '.join(known)}")
+        folder = package.rsplit(".", 1)[-1]
+        raise ConfigError(f"no file {name}.py in {folder}/; choose one of: {', '.join(known)}")
     return importlib.import_module(f"{package}.{name}")
 
 

@@ -1,7 +1,4 @@
-"""The module of `ServedModelPointer` and `ServedModel` in models that MLflow logged with an earlier version.
-
-Such a model holds a copy of the file that serves it, which imports them from here.
-"""
+"""Aliases for MLflow models that an earlier version logged: their code imports these names from here."""
 
 from dreambooth_core.registry.serving import ServedModel, ServedModelPointer
 

@@ -1,4 +1,4 @@
-"""How OpenMP's threads wait for each other, chosen before torch loads OpenMP."""
+"""OpenMP's wait policy, chosen before torch loads OpenMP."""
 
 import os
 import time
@@ -6,24 +6,23 @@ from collections.abc import MutableMapping
 from pathlib import Path
 
 CHOSEN = "DREAMBOOTH_CHOSE_WAIT_POLICY"
-"""Set where the policy in the environment is our choice, which a child process makes again."""
+"""Environment variable: set if this module chose the policy; a child process then chooses again."""
 _LOAD = Path("/proc/loadavg")
 _SAMPLES = 5
 _PAUSE_SECONDS = 0.002
 _LONG_SAMPLES = 50
 _LONG_PAUSE_SECONDS = 0.004
-"""Taken where the first samples say busy: a server that answers one request is busy for some 10 ms,
-as the run's own parent and servers are when they start a trainer.
+"""Second round, if the first one finds the machine busy: a server is busy for some 10 ms per request, as
+the run's own parent and servers are when a trainer starts.
 """
 
 
 def choose_wait_policy(environment: MutableMapping[str, str]) -> None:
-    """Set OMP_WAIT_POLICY=PASSIVE in `environment` where other programs need the cores now.
+    """Set OMP_WAIT_POLICY=PASSIVE in `environment` if other programs are using the cores.
 
-    Threads that spin while they wait (libgomp's default) train 1.4 to 2 times as fast as threads that
-    sleep, on a machine that does nothing else. Beside one busy process they are half as fast or worse:
-    the scheduler takes the core from the thread that the others spin for. A policy or a spin count
-    that the user has set stays.
+    Spinning threads (libgomp's default) train 1.4 to 2 times as fast as sleeping ones on an idle
+    machine, and half as fast or slower beside one busy process, where the scheduler preempts the thread
+    that the others wait for. A wait policy or spin count set by the user is kept.
     """
     ours = environment.pop(CHOSEN, None) is not None
     if "GOMP_SPINCOUNT" in environment or ("OMP_WAIT_POLICY" in environment and not ours):
@@ -34,10 +33,10 @@ def choose_wait_policy(environment: MutableMapping[str, str]) -> None:
 
 
 def is_busy(spare: int = 0) -> bool:
-    """Whether other programs needed more than `spare` cores in most samples of 10 ms, and then of 200 ms.
+    """Whether other programs use more than `spare` cores in most samples of 10 ms, and then of 200 ms.
 
-    From /proc/loadavg, whose fourth field counts the runnable threads of the machine, ours included;
-    False where the system has no such file.
+    From /proc/loadavg, whose fourth field counts all runnable threads, this one included; False on
+    systems without that file.
     """
     rounds = ((_SAMPLES, _PAUSE_SECONDS), (_LONG_SAMPLES, _LONG_PAUSE_SECONDS))
     try:

@@ -1,1 +1,1 @@
-"""Blobs, records, cached stages and leases, on top of `stores`."""
+"""Blobs, records, cached stages, leases and garbage collection, on top of `stores`."""

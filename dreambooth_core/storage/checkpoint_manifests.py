@@ -7,46 +7,48 @@ from dreambooth_core.storage.stores import Store
 
 
 class LineageCheckpoint(Record):
-    """A checkpoint that is still in the store."""
+    """A checkpoint in the store."""
 
     step: int
     digest: str
-    """Of its manifest."""
+    """SHA-256 of the manifest."""
     code: str
     """Digest of the source that wrote it."""
 
 
 CHECKPOINTS = "checkpoints"
-
-
 MANIFEST = "manifest.json"
 
 
 class Checkpoint(Record):
-    """The manifest: what a checkpoint consists of, and what wrote it."""
+    """Manifest of a checkpoint: its files and the code that wrote it."""
 
     step: int
-    """Optimizer steps that are done."""
+    """Optimizer steps taken."""
     run: str
-    """Key of the training: digest of the config and of everything else that decides the weights."""
+    """Training key: digest of everything that decides the weights."""
     code: str
     """Digest of the source that wrote it."""
     best: int | None = None
+    """Best step by validation so far."""
     over: bool = False
+    """Whether early stopping ended the training at this step."""
     files: dict[str, Blob]
     """File name -> size and digest."""
 
 
 def counted_checkpoints(store: Store, run: str) -> list[str]:
-    """Names of a run's checkpoints in the store, the newest last: those its lease names, if there."""
+    """Names of the checkpoints that the training's lease lists and the store has, in ascending order."""
     lease = leases.read(store, run)
-    keys = store.keys(f"{run}/{CHECKPOINTS}/") if lease else iter(())
-    there = {key.split("/")[-2] for key in keys if key.endswith(f"/{MANIFEST}")}
-    return sorted(there.intersection(lease.checkpoints if lease else ()))
+    if lease is None:
+        return []
+    keys = store.keys(f"{run}/{CHECKPOINTS}/")
+    stored = {key.split("/")[-2] for key in keys if key.endswith(f"/{MANIFEST}")}
+    return sorted(stored.intersection(lease.checkpoints))
 
 
 def checkpoints_of(store: Store, key: str) -> tuple[LineageCheckpoint, ...]:
-    """A training's, in their order; none for a training without a key."""
+    """Checkpoints of the training with this key, in the order of steps; empty for an empty key."""
     if not key:
         return ()
     run, steps = f"runs/{key}", []

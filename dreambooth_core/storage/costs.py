@@ -1,4 +1,4 @@
-"""What a stage costs, and what finding its result again saves."""
+"""Cost of stages: wall, CPU and GPU seconds, and their records in the store."""
 
 import os
 import resource
@@ -12,14 +12,14 @@ from dreambooth_core.storage.stores import Store
 
 
 class CostMeter:
-    """Measures from when it is made; children count from when they have ended."""
+    """Measures from its creation; child processes are included once they have ended."""
 
     def __init__(self, gpus: int = 0) -> None:
         self._gpus = gpus
         self._started, self._cpu = time.monotonic(), _cpu_seconds()
 
     def read(self) -> Cost:
-        """The cost so far: wall and processor seconds, and those for which GPUs were held."""
+        """The cost so far: wall seconds, CPU seconds, and wall seconds times GPUs."""
         seconds = time.monotonic() - self._started
         return Cost(
             seconds=round(seconds, 3),
@@ -29,7 +29,7 @@ class CostMeter:
 
 
 def visible_gpus() -> int:
-    """GPUs of this machine that the process may see; asks no library, since flows import none."""
+    """Number of GPUs visible to this process; without torch, which flows do not import."""
     visible = os.environ.get("CUDA_VISIBLE_DEVICES")
     if visible is not None:
         return len([word for word in visible.split(",") if word.strip() not in ("", "-1")])
@@ -37,16 +37,16 @@ def visible_gpus() -> int:
 
 
 def store_cost(store: Store, result: Record, cost: Cost) -> None:
-    """Keep what making `result` cost; the first maker's figures stay."""
-    put_record(store, _place(result), cost)
+    """Store the cost of computing `result`; an existing record is kept."""
+    put_record(store, _key(result), cost)
 
 
 def stored_cost(store: Store, result: Record) -> Cost | None:
-    """What making `result` cost, if it was written down."""
-    return get_record(store, _place(result), Cost)
+    """The stored cost of computing `result`, or None."""
+    return get_record(store, _key(result), Cost)
 
 
-def _place(result: Record) -> str:
+def _key(result: Record) -> str:
     return f"costs/{type(result).__name__}/{digest_json(result)}.json"
 
 

@@ -1,14 +1,13 @@
-"""What nothing needs any more: mark what can be reached, sweep what is old and was not reached.
+"""Garbage collection of the store: mark and sweep.
 
-Everything in the store that is shared has a digest of 64 hex digits in its key, and whatever needs
-it has the same digits in its text. So a record reaches all whose digits it holds, more rather than
-less. It begins at the roots: versions of datasets, registered versions with all their records, and
-whatever is younger than the grace, an order, a result, a checkpoint, or a lease, which is as young
-as its holder's last beat. Objects of one run, of one order, or drawn by one model live and die
-together.
+Every shared object has a digest of 64 hex digits in its key, and a record that needs it contains the
+digest in its text; so a record reaches all objects whose digests it contains. Roots are dataset
+versions, everything outside `SWEPT`, such as registered versions, and all objects younger than the
+grace; a lease is as young as its last heartbeat. The objects of one run, of one sampling job or of one
+model's samples form a unit, kept or deleted together.
 
-Whoever relies on something old makes it young (`blobs.RENEW_SECONDS`), and an object's age is looked
-at once more before it goes. Records go first; a blob only when none of those that are left names it.
+An old object is renewed when it is used (`blobs.RENEW_SECONDS`), and ages are checked again just
+before deletion. Records are deleted first, and a blob only if no remaining record contains its digest.
 """
 
 import re
@@ -21,11 +20,11 @@ from dreambooth_core.storage.records import Record
 from dreambooth_core.storage.stores import ListedObject, Store
 
 _SHARED = ("blobs", "datasets", "images", "noise", "orders", "report", "runs", "samples")
-_JUDGED = ("scores", "validate", "verdicts")
-SWEPT = frozenset((*_SHARED, *_JUDGED))
-"""First words of keys below which there may be garbage; all else stays for good."""
-SILENT = frozenset(("costs", "reports"))
-"""First words of keys of what stays and keeps nothing else."""
+_EVALUATION = ("scores", "validate", "verdicts")
+SWEPT = frozenset((*_SHARED, *_EVALUATION))
+"""First segments of keys that may be deleted; all other objects are kept."""
+NO_REFERENCES = frozenset(("costs", "reports"))
+"""First segments of keys whose records are no references."""
 DAY = 86_400.0
 """Seconds; the shortest grace."""
 
@@ -34,26 +33,26 @@ _UNIT = re.compile(r"(blobs/sha256/../../|orders/[^/]+/|[^/]+/)?[^/]+")
 
 
 class SweepResult(Record):
-    """What a janitor found; deleted, unless it only looked."""
+    """Objects that nothing needs, and whether they were deleted."""
 
     deleted: bool
     objects: int
-    """That were not needed."""
+    """Number of unneeded objects."""
     bytes: int
     kinds: dict[str, int]
-    """First word of their keys -> bytes."""
+    """First segment of their keys -> bytes."""
     kept_objects: int
     kept_bytes: int
 
 
 def sweep(store: Store, grace: float, delete: bool) -> SweepResult:
-    """Find what nothing needs and is older than `grace` seconds; and delete it, if that is wished.
+    """Find the unneeded objects older than `grace` seconds, and delete them if `delete`.
 
     Raises `ConfigError` for a grace below a day.
     """
     if grace < DAY:
         raise ConfigError(
-            f"a grace of {grace:g} s could take what a run is using: give a day at least"
+            f"a grace of {grace:g} s could delete objects in use by a run: give at least a day, {DAY:g} s"
         )
     oldest = time.time() - grace
     objects = list(store.listed(""))
@@ -69,11 +68,11 @@ def sweep(store: Store, grace: float, delete: bool) -> SweepResult:
     ]
     if delete:
         blobs = [one for one in blobs if _deleted(store, one, oldest)]
-    return _told(objects, [*gone, *blobs], delete)
+    return _result(objects, [*gone, *blobs], delete)
 
 
 def _units(objects: Iterable[ListedObject]) -> dict[str, list[ListedObject]]:
-    """What lives and dies together, by the beginning of the keys."""
+    """Prefix of the keys -> the objects that are kept or deleted together."""
     units = defaultdict(list)
     for one in objects:
         match = _UNIT.match(one.key)
@@ -86,44 +85,44 @@ def _reached(store: Store, units: Mapping[str, list[ListedObject]], oldest: floa
     for unit in units:
         for token in _tokens(unit):
             by_token[token].add(unit)
-    waiting = [unit for unit, members in units.items() if _is_root(unit, members, oldest)]
-    reached = set(waiting)
-    while waiting:
-        unit = waiting.pop()
-        for token in _said(store, units[unit]):
+    todo = [unit for unit, members in units.items() if _is_root(unit, members, oldest)]
+    reached = set(todo)
+    while todo:
+        unit = todo.pop()
+        for token in _references(store, units[unit]):
             new = by_token[token] - reached
             reached |= new
-            waiting.extend(new)
+            todo.extend(new)
     return reached
 
 
 def _is_root(unit: str, members: Iterable[ListedObject], oldest: float) -> bool:
     kind = unit.split("/")[0]
-    version = kind == "datasets" and not unit.endswith(".json")  # a set without a name does
+    version = kind == "datasets" and not unit.endswith(".json")  # an unnamed photo set
     return kind not in SWEPT or version or any(one.written > oldest for one in members)
 
 
-def _said(store: Store, members: Iterable[ListedObject]) -> set[str]:
-    """The digests that the records among them hold."""
+def _references(store: Store, members: Iterable[ListedObject]) -> set[str]:
+    """The digests that the records among these objects contain."""
     found: set[str] = set()
     for one in members:
-        if one.key.endswith(".json") and one.key.split("/")[0] not in SILENT:
+        if one.key.endswith(".json") and one.key.split("/")[0] not in NO_REFERENCES:
             try:
                 found |= _tokens(store.get(one.key).decode(errors="replace"))
-            except NotFound:  # deleted meanwhile, by its owner
+            except NotFound:  # deleted meanwhile by another process
                 continue
     return found
 
 
 def _named(store: Store, objects: Iterable[ListedObject], gone: set[str]) -> set[str]:
-    """The digests that any record holds which is left, also one that came meanwhile."""
+    """The digests in all remaining records, including those written since the listing."""
     known = {one.key: one for one in objects}
     left = [one for one in (*known.values(), *store.listed("")) if one.key not in gone]
-    return _said(store, {one.key: one for one in left if not _is_blob(one.key)}.values())
+    return _references(store, {one.key: one for one in left if not _is_blob(one.key)}.values())
 
 
 def _deleted(store: Store, one: ListedObject, oldest: float) -> bool:
-    """Whether it went; what was written again since it was listed stays."""
+    """Delete the object unless it was rewritten since the listing; whether it was deleted."""
     now = store.stat(one.key)
     if now is None or now.written > oldest:
         return False
@@ -132,11 +131,11 @@ def _deleted(store: Store, one: ListedObject, oldest: float) -> bool:
 
 
 def _in_order(members: Iterable[ListedObject]) -> Iterator[ListedObject]:
-    """Results and manifests first: without them the rest does not count."""
+    """Results and manifests first: without them the other objects are ignored."""
     return iter(sorted(members, key=lambda one: (not one.key.endswith(".json"), one.key)))
 
 
-def _told(
+def _result(
     objects: Iterable[ListedObject], gone: Iterable[ListedObject], deleted: bool
 ) -> SweepResult:
     kinds: Counter[str] = Counter()

@@ -1,15 +1,15 @@
-"""One maker at a time among all machines: a lease in the store, beside what is being made.
+"""Leases: one process at a time, among all machines, computes a result in the store.
 
-<place>/lease.json      who makes what lies below <place>/, and what of it counts
+<prefix>/lease.json      the holder, and the checkpoints and result below <prefix>/ that are valid
 
-The object changes by compare-and-swap alone, and what is made counts once it is named there. So
-whoever was taken over, and wakes up however late, makes nothing count any more: its swap is
-refused, and what it wrote before lies under its own number, where nobody looks.
+The object changes by compare-and-swap only, and a checkpoint or result is valid once the lease names
+it. A holder that was taken over cannot change the lease any more, and its earlier objects have its own
+lease number in their names.
 
-Time says no more than when others may take over, and no two clocks are compared for it: a holder
-beats, and who waits takes over after it has seen one and the same beat for `Lease.seconds` of its
-own steady clock. It does so at once when the holder has let go, or worked in the very folder whose
-lock the waiting one has now: that lock lasts as long as any process of its holder.
+Clocks of different machines are not compared: a holder sends heartbeats, and a waiting process takes
+over after it has seen no new one for `Lease.seconds` of its own monotonic clock. It takes over at once
+if the lease was released, or if it now holds the lock of the folder that the holder worked in, which
+lasts as long as any process of the holder.
 """
 
 import os
@@ -34,147 +34,147 @@ from dreambooth_core.storage.records import Blob, Record
 from dreambooth_core.storage.stores import Store
 
 SECONDS = 60.0
-"""Without a beat, after which others take over; there are four beats in that time."""
-LOOK_SECONDS = 1.0
-"""Between two looks of who waits."""
+"""Time without a heartbeat after which others take over; heartbeats come every quarter of it."""
+POLL_SECONDS = 1.0
+"""Time between two reads of a waiting process."""
 RESULT = "result.json"
 
 
 class Lease(Record):
-    """Who makes what lies at a place, and what of it counts."""
+    """The holder of a prefix, and the valid objects below it."""
 
     number: int
-    """One more than the holder's before; it is in the names of what this one writes."""
+    """One more than the previous holder's; part of the names of this holder's objects."""
     holder: str
-    """A random name: whoever finds another one there has been taken over."""
+    """Random owner id; a process that reads another id than its own has lost the lease."""
     host: str
     process: int
     since: str
-    """UTC by the holder's clock, for people."""
+    """Start, UTC by the holder's clock; shown to users only."""
     folder: str
-    """What the lock of the folder is called that it works in."""
+    """Unique name of the lock of the holder's work folder."""
     seconds: float
-    """Without a beat, after which others may take over."""
+    """Time without a heartbeat after which others may take over."""
     beat: int = 0
-    """Changes that this holder has made."""
+    """Number of this holder's writes."""
     held: bool = True
     checkpoints: tuple[str, ...] = ()
-    """Names of those that count, whoever wrote them."""
+    """Names of the valid checkpoints, of all holders."""
     result: Blob | None = None
-    """The record that is to be the result, from when it is decided until it is there."""
+    """The result, from the decision until it is written to `RESULT`."""
 
 
 @dataclass
 class HeldLease:
-    """A lease that is ours until somebody takes it over; everything raises `Superseded` then."""
+    """A lease held by this process; methods raise `Superseded` once another has taken it over."""
 
     store: Store
     prefix: str
     holder: str
     lock: int = -1
-    """Descriptor of the folder's lock, for children to keep."""
+    """Descriptor of the folder's lock, inherited by child processes."""
     lost: Superseded | None = None
-    """What the last beat met with."""
+    """Set by the heartbeat when the lease was taken over."""
 
     def lease(self) -> Lease:
-        """As it is now."""
+        """The current lease, read from the store."""
         return self._ours()[0]
 
     def update(self, **changes: object) -> Lease:
-        """Change what it says, which counts from then on for everybody; or only beat."""
+        """Change fields of the lease; without changes, a heartbeat."""
         while True:
             lease, tag = self._ours()
             changed = lease.model_copy(update={**changes, "beat": lease.beat + 1})
             if self.store.put_if(_key(self.prefix), canonical(changed), tag):
                 return changed
-            # parent and child of one training hold it together, and amend different things
+            # parent and child process of one training share it, and change different fields
 
     def publish_result(self, record: Record) -> None:
-        """Make this the place's result, for good; a holder that dies on the way has it finished."""
+        """Publish the final result; if this process dies midway, the next holder completes it."""
         self.update(result=put_blob(self.store, canonical(record)))
         put_record(self.store, f"{self.prefix}/{RESULT}", record)
 
     def check(self) -> None:
-        """Ask no store, only what the beats have met with."""
+        """Raise `Superseded` if a heartbeat has failed; makes no request."""
         if self.lost is not None:
             raise self.lost
 
     def _ours(self) -> tuple[Lease, str]:
-        lease, tag = _look(self.store, self.prefix)
+        lease, tag = _read(self.store, self.prefix)
         if lease is None or tag is None:
-            raise Superseded(f"{self._here()} is gone: {_REMEDY}")
+            raise Superseded(f"{self._name()} was deleted: {_REMEDY}")
         if lease.holder != self.holder:
             raise Superseded(
-                f"{self._here()} was taken over by {_who(lease)}, as there was no sign of life from "
-                f"this process for {lease.seconds:g} s: {_REMEDY}"
+                f"{self._name()} was taken over by {_owner(lease)} after {lease.seconds:g} s without a "
+                f"heartbeat of this process: {_REMEDY}"
             )
         if not lease.held:
-            raise Superseded(f"{self._here()} was given back: {_REMEDY}")
+            raise Superseded(f"{self._name()} was released: {_REMEDY}")
         return lease, tag
 
-    def _here(self) -> str:
+    def _name(self) -> str:
         return f"the lease {self.store.uri}/{_key(self.prefix)}"
 
 
-_REMEDY = "nothing that this process makes counts any more; the same command takes the result"
+_REMEDY = "results of this process are discarded; run the same command to get the result"
 
 
-def read(store: Store, place: str) -> Lease | None:
-    """The lease as anybody may see it; None where nothing was ever made under one."""
-    return _look(store, place)[0]
+def read(store: Store, prefix: str) -> Lease | None:
+    """The lease of a prefix; None if there was never one."""
+    return _read(store, prefix)[0]
 
 
 @contextmanager
 def exclusive(
-    store: Store, place: str, folder: Path, over: Callable[[], object]
+    store: Store, prefix: str, folder: Path, result: Callable[[], object]
 ) -> Iterator[HeldLease | None]:
-    """Be the only one, while the block runs, that makes `place` and that works in `folder`.
+    """Hold the lease of `prefix` and the lock of `folder` while the block runs, after waiting for both.
 
-    Waits for whoever does; None as soon as there is something in `over()`, which ends the waiting.
+    Yields None instead as soon as `result()` is true.
     """
     folder.mkdir(parents=True, exist_ok=True)
     lock = os.open(folder / "lock", os.O_RDWR | os.O_CREAT, 0o600)
     try:
-        hold = wait_for_lease(store, place, lock, over)
-        if hold is None:
+        lease = wait_for_lease(store, prefix, lock, result)
+        if lease is None:
             yield None
         else:
-            with _beating(hold):
-                yield hold
+            with _heartbeats(lease):
+                yield lease
     finally:
         os.close(lock)
 
 
 def wait_for_lease(
-    store: Store, place: str, lock: int, over: Callable[[], object]
+    store: Store, prefix: str, lock: int, result: Callable[[], object]
 ) -> HeldLease | None:
-    """The lease with the folder's lock, once both are free; it does not beat by itself."""
-    name, seen, at, said = _name_of(lock), None, 0.0, ""
-    while not over():
-        lease, tag = _look(store, place)
-        if tag != seen:
-            seen, at = tag, time.monotonic()
-        in_folder = try_lock(lock)
-        if in_folder and _is_free(lease, name, time.monotonic() - at):
-            hold = _taken(store, place, lock, (lease, tag))
-            if hold is not None:
-                return hold
+    """The lease and the folder's lock, once both are free, without heartbeats; None once `result()`."""
+    name, last_tag, changed, shown = _name_of(lock), None, 0.0, ""
+    while not result():
+        lease, tag = _read(store, prefix)
+        if tag != last_tag:
+            last_tag, changed = tag, time.monotonic()
+        has_folder = try_lock(lock)
+        if has_folder and _is_free(lease, name, time.monotonic() - changed):
+            held = _take(store, prefix, lock, (lease, tag))
+            if held is not None:
+                return held
         else:
-            said = _told(place, lease, said)
-            time.sleep(LOOK_SECONDS)
+            shown = _show_owner(prefix, lease, shown)
+            time.sleep(POLL_SECONDS)
     return None
 
 
-def _is_free(lease: Lease | None, folder: str, quiet: float) -> bool:
-    """Whether nobody works under it: known by the folder's lock, which is ours, or by the silence."""
-    return lease is None or not lease.held or lease.folder == folder or quiet > lease.seconds
+def _is_free(lease: Lease | None, folder: str, unchanged: float) -> bool:
+    """Whether the lease has no live holder; `folder`: the lock that we hold, `unchanged`: seconds."""
+    return lease is None or not lease.held or lease.folder == folder or unchanged > lease.seconds
 
 
-def _taken(
-    store: Store, place: str, lock: int, found: tuple[Lease | None, str | None]
+def _take(
+    store: Store, prefix: str, lock: int, current: tuple[Lease | None, str | None]
 ) -> HeldLease | None:
-    """The lease under the next number, with what counts already; None when another was faster."""
-    before, tag = found
+    """Take the lease under the next number, valid objects kept; None if another process was faster."""
+    before, tag = current
     ours = Lease(
         number=1 + (before.number if before else 0),
         holder=secrets.token_hex(16),
@@ -186,30 +186,30 @@ def _taken(
         checkpoints=before.checkpoints if before else (),
         result=before.result if before else None,
     )
-    if not store.put_if(_key(place), canonical(ours), tag):
+    if not store.put_if(_key(prefix), canonical(ours), tag):
         return None
     if ours.result is not None:
-        # decided by one that died before it was there
-        store.put_if(f"{place}/{RESULT}", get_blob(store, ours.result), None)
-    return HeldLease(store, place, ours.holder, lock)
+        # the previous holder died between deciding and writing it
+        store.put_if(f"{prefix}/{RESULT}", get_blob(store, ours.result), None)
+    return HeldLease(store, prefix, ours.holder, lock)
 
 
 @contextmanager
-def _beating(hold: HeldLease) -> Iterator[None]:
-    """Beat while the block runs, and let go after it."""
+def _heartbeats(lease: HeldLease) -> Iterator[None]:
+    """Send heartbeats while the block runs, then release the lease."""
     ends = threading.Event()
 
-    def beat() -> None:
+    def send() -> None:
         while not ends.wait(SECONDS / 4):
             try:
-                hold.update()
+                lease.update()
             except Superseded as error:
-                hold.lost = error
+                lease.lost = error
                 return
             except StorageError:
-                continue  # what cannot be reached for a moment, or for long, tells nothing of others
+                continue  # an unreachable store is no evidence of a takeover
 
-    thread = threading.Thread(target=beat, name="lease", daemon=True)
+    thread = threading.Thread(target=send, name="lease", daemon=True)
     thread.start()
     try:
         yield
@@ -217,42 +217,42 @@ def _beating(hold: HeldLease) -> Iterator[None]:
         ends.set()
         thread.join()
         with suppress(Superseded, StorageError):
-            hold.update(held=False, result=None)
+            lease.update(held=False, result=None)
 
 
-def _look(store: Store, place: str) -> tuple[Lease | None, str | None]:
-    """The lease and its tag in the store."""
+def _read(store: Store, prefix: str) -> tuple[Lease | None, str | None]:
+    """The lease and its version tag in the store."""
     try:
-        data, tag = store.get_tagged(_key(place))
+        data, tag = store.get_tagged(_key(prefix))
         return Lease.model_validate_json(data), tag
     except NotFound:
         return None, None
     except ValidationError as error:
         raise StorageError(
-            f"{_key(place)} in {store.uri} is no lease: see that nobody works there, delete it, "
-            "then run again"
+            f"{_key(prefix)} in {store.uri} is no valid lease: make sure that no run uses it, delete "
+            "it, and run again"
         ) from error
 
 
-def _told(place: str, lease: Lease | None, said: str) -> str:
-    """Say whom one waits for, if that is news."""
-    held = lease is not None and lease.held
-    who = _who(lease) if lease is not None and held else "another process that uses its folder"
-    if who != said:
-        console.say(f"{place[:16]}... is being made by {who}: waiting for the result")
-    return who
+def _show_owner(prefix: str, lease: Lease | None, shown: str) -> str:
+    """Print which process is waited for, unless `shown` already; the text for the next call."""
+    is_held = lease is not None and lease.held
+    owner = _owner(lease) if lease is not None and is_held else "another process in its folder"
+    if owner != shown:
+        console.say(f"{prefix[:16]}... is being computed by {owner}: waiting for the result")
+    return owner
 
 
-def _who(lease: Lease) -> str:
+def _owner(lease: Lease) -> str:
     return f"process {lease.process} on {lease.host} (since {lease.since})"
 
 
-def _key(place: str) -> str:
-    return f"{place}/lease.json"
+def _key(prefix: str) -> str:
+    return f"{prefix}/lease.json"
 
 
 def _name_of(lock: int) -> str:
-    """What no other folder's lock is called; a copied file is another one."""
+    """Unique name of a lock file, from random content and inode, so that a copied file differs."""
     if not os.pread(lock, 64, 0):
         os.pwrite(lock, secrets.token_hex(16).encode(), 0)
     return f"{os.pread(lock, 64, 0).decode()}-{os.fstat(lock).st_ino}"

@@ -1,4 +1,4 @@
-"""What travels between tasks: small, frozen, hashable references; never tensors or open handles."""
+"""Records passed between tasks: small, frozen, hashable; no tensors or open handles."""
 
 import getpass
 from datetime import UTC, datetime
@@ -10,7 +10,7 @@ from dreambooth_core.config import Config, Kind, Method
 from dreambooth_core.digests import digest_json
 
 PRIVATE: Any = {"paths": True, "tracking": {"uri"}, "compute": True}
-"""What a version does not say of its config: this machine's folders, and a URI with maybe a password."""
+"""Config keys left out of registered versions: folders of this machine, and URIs with passwords."""
 
 
 class Record(BaseModel):
@@ -20,10 +20,10 @@ class Record(BaseModel):
 
 
 class Permission(Record):
-    """Whose a subject's photos are."""
+    """Provenance and consent of a subject's photos."""
 
     subject: str
-    """As prompts call it."""
+    """The subject as in prompts: identifier and class noun."""
     provenance: str
     consent: str
 
@@ -37,27 +37,27 @@ class Blob(Record):
 
 
 class Image(Record):
-    """One image of a set, with what is known about it."""
+    """One image of a set."""
 
     name: str
     """File name inside its set, unique there."""
     blob: Blob
     prompt: str = ""
-    """What it was made from, or a photo's caption; a photo without one goes by the instance prompt."""
+    """Prompt, or a photo's caption; empty: the instance prompt."""
     seed: int | None = None
     subject: int = 0
-    """Place in `Config.subjects`."""
+    """Index in `Config.subjects`."""
     mask: Blob | None = None
-    """Where the subject is: a grey PNG of the image's own size, white inside."""
+    """Mask of the subject: grey PNG of the image's size, white inside."""
     size: tuple[int, int] | None = None
-    """Height and width in pixels; photos always have it."""
+    """Height and width in pixels; always set for photos."""
 
 
 class ImageSet(Record):
     """Instance images or class images."""
 
     uri: str
-    """Where its manifest lies in the store."""
+    """URI of the manifest in the store."""
     digest: str
     """SHA-256 over the images' names, digests, prompts, subjects and masks."""
     images: tuple[Image, ...]
@@ -72,88 +72,88 @@ class SampleSet(ImageSet):
 
 
 class ValidationResult(Record):
-    """What the model was worth after some steps."""
+    """Validation of the model after some steps."""
 
     step: int
     stable_loss: float
-    """Mean loss over fixed photos, noises and times: falls and rises with the model alone."""
+    """Mean loss over fixed photos, noise and timesteps."""
     subject_fidelity: float | None = None
-    """Of the subject alone, where there is a finder."""
+    """In [-1, 1]; of the detected subject region, if there is a detector."""
     subject_error: float | None = None
-    """Standard error of the subject fidelity, over the grid's images."""
+    """Standard error of the subject fidelity over the images."""
     prompt_fidelity: float | None = None
     pres: float | None = None
-    """Of the class prompt's images: rises when the class noun comes to mean the subject."""
+    """Prior drift: similarity of the class prompt's images to the subject."""
 
 
 class LearningCurves(Record):
-    """How a training went: what its learning curves are drawn from (see `learning_curves`)."""
+    """Points of the learning curves (see `tracking.learning_curves`)."""
 
     losses: tuple[tuple[int, float, float | None], ...] = ()
-    """(last step of a window, instance loss, class loss), each the window's mean."""
+    """(last step of a window, mean instance loss, mean class loss)."""
     validations: tuple[ValidationResult, ...] = ()
     rates: dict[str, tuple[tuple[int, float], ...]] = {}
     """Component, or `<component>/new_tokens` -> (step, learning rate)."""
     speeds: tuple[tuple[int, float], ...] = ()
-    """(step, steps per second since the point before), with everything that held training up."""
+    """(step, steps per second since the last point), validation and checkpoints included."""
     stalls: tuple[tuple[int, float], ...] = ()
-    """(step, seconds that its checkpoint held up the training)."""
+    """(step, seconds that training waited for its checkpoint)."""
 
 
 class Weights(LearningCurves):
-    """What training leaves behind: the files of a model or of an adapter, and how it went."""
+    """Result of a training: the files of a model or an adapter, and its curves."""
 
     uri: str
     digest: str
     """SHA-256 over the files' names and digests."""
     key: str = ""
-    """The training's: digest of all that decides it, and its place `runs/<key>` in the store."""
+    """Training key: digest of everything that decides the weights; state is in `runs/<key>`."""
     code: str = ""
-    """Version and commit of the code that made the last attempt; `-dirty` where it was not that commit."""
+    """Version and commit of the last attempt's code; `-dirty` if it differs from the commit."""
     method: Method
     files: dict[str, Blob]
-    """Path inside the model folder -> blob."""
+    """Path in the model folder -> blob."""
     steps: int
-    """Steps that were taken."""
+    """Optimizer steps taken."""
     chosen_step: int | None = None
-    """The step whose weights these are; the last one when left out."""
+    """Step of the exported weights; None for the last one."""
     resumed_from: int = 0
-    """Step of the checkpoint that the last attempt went on from; 0 for none."""
+    """Step of the checkpoint that the last attempt resumed from; 0 for none."""
     class_images_used: int = 0
     steps_per_second: float = 0.0
     """Of the last attempt."""
     peak_memory_bytes: int = 0
-    """Most that the device held in the last attempt; without a GPU, that its process held."""
+    """Peak device memory of the last attempt; without a GPU, of the process."""
 
     @property
     def seconds(self) -> float:
-        """Of all steps at the last attempt's pace; 0 where that attempt found every step taken."""
+        """Time for all steps at the last attempt's speed; 0 if that attempt took no step."""
         return self.steps / self.steps_per_second if self.steps_per_second else 0.0
 
 
 SeedSet = Literal["dev", "confirm"]
-"""Seeds for choosing among steps and recipes, and those that only the gate's candidates meet."""
+"""`dev`: seeds for choosing steps and recipes; `confirm`: held-out seeds of the gate."""
 
 
 class ImageScores(Record):
-    """What one generated image scores, beside the untouched base's of the same prompt and seed."""
+    """Scores of a generated image and of the base model's, for the same prompt and seed."""
 
     prompt: str
-    """The template, or the class prompt's."""
+    """Prompt template, or the class prompt's."""
     kind: Kind | Literal["class"]
     seed: int
     image: str
     """SHA-256 of the PNG."""
     base_image: str
     scores: dict[str, float]
-    """Metric -> value; a metric that has nothing to say of this image is not there."""
+    """Metric -> value; metrics that are undefined for this image are left out."""
     base_scores: dict[str, float]
     resembles: str | None = None
-    """SHA-256 of the photo that the image is a near copy of."""
+    """SHA-256 of the photo that the image nearly copies."""
 
 
 class ScoreTable(Record):
-    """Every score of an evaluation, image by image: prompts x seeds, then class images."""
+    """Scores per image of an evaluation: prompts x seeds, then class images."""
 
     rows: tuple[ImageScores, ...]
 
@@ -163,33 +163,33 @@ class Estimate(Record):
 
     value: float
     low: float | None = None
-    """Ends of its 95 % interval over prompts and seeds; None with a single prompt."""
+    """Bounds of the 95 % interval over prompts and seeds; None with a single prompt."""
     high: float | None = None
 
 
 class Scores(Record):
-    """A model's metrics; the keys are the files' names in `metrics/`."""
+    """Metrics of a model; keys are the file names in `metrics/measures/`."""
 
     uri: str
     digest: str
     plan: str = ""
-    """Digest of the evaluation plan: prompts, seeds, sampler, size, encoders, finder, photos. Only what
-    was measured by the same plan may be compared."""
+    """Digest of the evaluation plan: prompts, seeds, sampler, size, encoders, detector, photos. Only
+    scores of the same plan are comparable."""
     seed_set: SeedSet = "confirm"
     ids: dict[str, str] = {}
-    """Metric -> `name@encoder@preprocessing@view`: what exactly was measured."""
+    """Metric -> `name@encoder@preprocessing@view`."""
     metrics: dict[str, float]
     base_metrics: dict[str, float]
     reference: dict[str, float] = {}
-    """What the instance images score among themselves, where that is defined."""
+    """Scores of the instance images among themselves, for metrics that define it."""
     estimates: dict[str, Estimate] = {}
-    """The metrics again, with their intervals."""
+    """The metrics with their intervals."""
     table: Blob | None = None
-    """The `ScoreTable` of all images."""
+    """The `ScoreTable`."""
     warnings: tuple[str, ...] = ()
-    """What the self-check found wrong with the measuring itself."""
+    """Failed sanity checks of the evaluation."""
     unanswered: int = 0
-    """Answers that the judge left out for now; whoever evaluates next asks for them again."""
+    """Missing answers of the VLM judge, asked again by the next evaluation."""
     samples: SampleSet
     base_samples: SampleSet
     class_samples: SampleSet
@@ -197,24 +197,24 @@ class Scores(Record):
 
 
 class Comparison(Record):
-    """A metric of a challenger against a champion's, on the same prompts and seeds."""
+    """One metric of challenger and champion on the same prompts and seeds."""
 
     metric: str
     higher_is_better: bool
     challenger: float
     champion: float
     difference: float
-    """Challenger minus champion: the mean over prompts of the means over seeds."""
+    """Challenger minus champion: mean over prompts of means over seeds."""
     low: float | None
     high: float | None
     level: float
-    """Of the interval, in (0, 1), two-sided."""
+    """Two-sided level of the interval, in (0, 1)."""
     win_rate: float
     """Share of images on which the challenger is better, in [0, 1]; a tie counts half."""
     p: float
-    """Of a two-sided sign-flip permutation test over prompts."""
+    """p-value of a two-sided sign-flip permutation test over prompts."""
     smallest_effect: float | None
-    """The difference that this plan would find in four of five cases."""
+    """The difference that this plan detects with a power of 0.8."""
     prompts: int
     images: int
 
@@ -226,30 +226,30 @@ class Reason(Record):
     metric: str
     outcome: Literal["passed", "failed", "open"]
     sentence: str
-    """What was measured, against which limit."""
+    """Measured value and limit."""
 
 
 class Verdict(Record):
-    """Whether a candidate goes into service, and why."""
+    """Decision of the gate, with its reasons."""
 
     uri: str
     digest: str
     outcome: Literal["promote", "keep", "inconclusive"]
     sentence: str
-    """The decision in one sentence, for people."""
+    """The decision in one sentence."""
     reasons: tuple[Reason, ...]
     comparisons: tuple[Comparison, ...]
     against: str
     """`base`, or the champion as NAME/version."""
     rounds: int
-    """How often seeds were added, plus 1."""
+    """1 + number of times that seeds were added."""
     noise: dict[str, float] = {}
-    """Metric -> how far the champion is from itself when drawn with other seeds: half the width of that
-    difference's interval. A guard's margin is never below it; empty without a champion."""
+    """Metric -> half the width of the interval of the champion's difference to itself with other seeds;
+    the lower bound of a guard's margin. Empty without a champion."""
     candidate: Scores
-    """Of the last round."""
+    """Scores of the last round."""
     champion: Scores | None
-    """By the same plan; None when there was none, and the base in the scores is the rival."""
+    """Scores by the same plan; None without a champion: compared with the base's scores."""
 
 
 class ModelVersion(Record):
@@ -259,11 +259,11 @@ class ModelVersion(Record):
     version: str
     aliases: tuple[str, ...]
     run_id: str
-    """The MLflow run it came from."""
+    """The MLflow run that logged it."""
 
 
 class Document(Record):
-    """A file made for people: the report, a table, a summary."""
+    """A file for users: report, table or summary."""
 
     uri: str
     digest: str
@@ -272,35 +272,35 @@ class Document(Record):
 
 
 StageStatus = Literal["done", "reused", "skipped", "failed"]
-"""Skipped is what the config does not ask for, such as class images for prior prediction."""
+"""`skipped`: not needed by the config, such as class images without prior preservation."""
 
 
 class Cost(Record):
-    """What was spent on something."""
+    """Time spent on a computation."""
 
     seconds: float
-    """By the clock."""
+    """Wall time."""
     cpu_seconds: float = 0.0
-    """Of processors, those of ended child processes included."""
+    """CPU time, ended child processes included."""
     gpu_seconds: float = 0.0
-    """Seconds by the clock times the GPUs that were held for it."""
+    """Wall time times GPUs held."""
 
 
 class Stage(Cost):
-    """How one stage of a run went, and what it cost."""
+    """Status and cost of a stage of a run."""
 
     status: StageStatus
     saved: Cost | None = None
-    """What making the result had cost, when it was found again instead."""
+    """Cost of computing the result, if it was reused."""
 
 
 def utc_now() -> str:
-    """UTC, ISO 8601, to the second."""
+    """Current time in UTC, ISO 8601, to the second."""
     return datetime.now(UTC).isoformat(timespec="seconds")
 
 
 def current_user() -> str:
-    """The user of this process, for the log."""
+    """Login name of this process's user, or `unknown`."""
     try:
         return getpass.getuser()
     except (KeyError, OSError):
@@ -308,7 +308,7 @@ def current_user() -> str:
 
 
 def permissions_of(config: Config) -> tuple[Permission, ...]:
-    """What the config says of every subject's photos."""
+    """Provenance and consent of every subject's photos."""
     return tuple(
         Permission(
             subject=subject.fill("{subject}"),
@@ -320,5 +320,5 @@ def permissions_of(config: Config) -> tuple[Permission, ...]:
 
 
 def config_digest(config: Config) -> str:
-    """The same wherever it runs: without what is this machine's own."""
+    """Digest of the config without `PRIVATE` keys: the same on every machine."""
     return digest_json(config.model_dump(mode="json", exclude=PRIVATE))

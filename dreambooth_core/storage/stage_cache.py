@@ -1,4 +1,4 @@
-"""A stage is made once: what decides its result decides its key, and what is stored is taken."""
+"""Cached stages: a stage's result is stored under the digest of its inputs and reused."""
 
 from collections.abc import Callable, Mapping
 from pathlib import Path
@@ -12,7 +12,7 @@ from dreambooth_core.storage.records import Record
 from dreambooth_core.storage.stores import Store, renew
 
 CODE_EPOCH = 5
-"""Raised by hand when the same inputs would give other results than before."""
+"""Part of every key; raised by hand when equal inputs give other results than before."""
 
 R = TypeVar("R", bound=Record)
 
@@ -23,22 +23,22 @@ def cached_stage(
     inputs: Mapping[str, object],
     kind: type[R],
     make: Callable[[str], R],
-    good: Callable[[R], bool] = lambda found: True,
+    good: Callable[[R], bool] = lambda result: True,
 ) -> tuple[R, bool]:
-    """The stage's result, and whether it was there already.
+    """The stage's result, and whether it was found in the store.
 
-    `make` gets the key (64 hex digits) and may keep its own state below `<stage>/<key>/`; the
-    result goes to `<stage>/<key>/result.json`, last. Of several makers at once the first one's
-    result counts for all. What is found but is not `good` any more is made anew, under another key.
+    `make` gets the key (64 hex digits) and may store its own state below `<stage>/<key>/`; the result
+    is written last, to `<stage>/<key>/result.json`. Of concurrent processes the first to finish wins.
+    A stored result that is not `good` is computed again under another key.
     """
     attempts = 0
     while True:
         key = stage_key(stage, {**inputs, "attempts": attempts} if attempts else inputs)
-        place = f"{stage}/{key}/{RESULT}"
-        stored = _found(store, place, kind)
+        path = f"{stage}/{key}/{RESULT}"
+        stored = _stored(store, path, kind)
         if stored is None:
             made = make(key)
-            kept = made if put_record(store, place, made) else get_record(store, place, kind)
+            kept = made if put_record(store, path, made) else get_record(store, path, kind)
             return kept or made, False
         if good(stored):
             return stored, True
@@ -53,35 +53,34 @@ def exclusive_stage(
     make: Callable[[str, HeldLease], R],
     work: Path,
 ) -> tuple[R, bool]:
-    """Like `cached_stage`, but of several makers at once, on any machines, one makes it and the others wait.
+    """Like `cached_stage`, but computed by one process at a time, on any machine; others wait for it.
 
-    `make` gets the lease as well, under which alone its state in the store may change (see
-    `leases`); its folder `<work>/<stage>/<key>` is its own meanwhile. Raises `Superseded` when it was
-    taken for dead and another one went on.
+    `make` also gets the lease, which guards its state in the store (see `leases`), and has the folder
+    `<work>/<stage>/<key>` for itself. Raises `Superseded` if another process took over the lease.
     """
     key = stage_key(stage, inputs)
-    place = f"{stage}/{key}"
+    prefix = f"{stage}/{key}"
 
-    def found() -> R | None:
-        return _found(store, f"{place}/{RESULT}", kind)
+    def result() -> R | None:
+        return _stored(store, f"{prefix}/{RESULT}", kind)
 
-    while (stored := found()) is None:
-        with leases.exclusive(store, place, work.resolve() / place, found) as hold:
-            if hold is not None and found() is None:
-                made = make(key, hold)
-                hold.publish_result(made)
+    while (stored := result()) is None:
+        with leases.exclusive(store, prefix, work.resolve() / prefix, result) as lease:
+            if lease is not None and result() is None:
+                made = make(key, lease)
+                lease.publish_result(made)
                 return made, False
     return stored, True
 
 
-def _found(store: Store, place: str, kind: type[R]) -> R | None:
-    """What is there, young from now on."""
-    stored = get_record(store, place, kind)
+def _stored(store: Store, key: str, kind: type[R]) -> R | None:
+    """The stored record, its timestamp refreshed so that garbage collection keeps it; None if absent."""
+    stored = get_record(store, key, kind)
     if stored is not None:
-        renew(store, place, RENEW_SECONDS)
+        renew(store, key, RENEW_SECONDS)
     return stored
 
 
 def stage_key(stage: str, inputs: Mapping[str, object]) -> str:
-    """Digest of the stage's name, its inputs and the code's epoch."""
+    """Digest of the stage's name, its inputs and `CODE_EPOCH`."""
     return digest_json({"stage": stage, "epoch": CODE_EPOCH, "inputs": dict(inputs)})

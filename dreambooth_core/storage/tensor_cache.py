@@ -1,9 +1,9 @@
-"""What frozen models answered, kept by everything that decides the answer.
+"""Cached outputs of frozen models, such as latents and text embeddings, under the digest of their inputs.
 
 <work>/caches/<kind>/<key>.safetensors   on this machine
-caches/<kind>/<key>                      the same bytes in the store, for every machine
+caches/<kind>/<key>                      the same bytes in the store, shared by all machines
 
-An entry's header holds the digest of its tensors: one that is damaged counts as missing.
+An entry's header holds the digest of its tensors; a damaged entry counts as missing.
 """
 
 import hashlib
@@ -32,33 +32,33 @@ class CachedTensors:
 
     entries: tuple[Entry, ...]
     made: int
-    """Different entries that had to be computed."""
+    """Distinct entries that were computed."""
     found: int
-    """Different entries that were there."""
+    """Distinct entries that were in the cache."""
 
 
 @dataclass(frozen=True)
 class TensorCache:
-    """Entries of one kind, on this machine first and in a store behind it."""
+    """Entries of one kind: in a folder, and optionally in a store."""
 
     kind: str
     folder: Path
-    """Of all caches: the kind is a folder below."""
+    """Folder of all caches; the kind is a folder below it."""
     store: Store | None = None
 
     def fetch(self, keys: Sequence[str], compute: Compute) -> CachedTensors:
-        """The entries of `keys`; `compute` is called at most once, with the places of missing ones.
+        """The entries of `keys`; `compute` is called at most once, with the indices of the missing ones.
 
-        It gives their entries in that order, each of which is kept as soon as it comes: whoever is
-        interrupted goes on from there. A key that stands twice is computed once.
+        It yields their entries in that order; each is stored at once, so that an interrupted call
+        loses one. A key that occurs twice is computed once.
         """
-        place_of = {key: place for place, key in enumerate(keys)}
-        entries = {key: entry for key in place_of if (entry := self._read(key)) is not None}
+        index_of = {key: index for index, key in enumerate(keys)}
+        entries = {key: entry for key in index_of if (entry := self._read(key)) is not None}
         found = len(entries)
-        missing = sorted(place for key, place in place_of.items() if key not in entries)
+        missing = sorted(index for key, index in index_of.items() if key not in entries)
         if missing:
-            for place, entry in zip(missing, compute(missing), strict=True):
-                entries[keys[place]] = self._write(keys[place], entry)
+            for index, entry in zip(missing, compute(missing), strict=True):
+                entries[keys[index]] = self._write(keys[index], entry)
         return CachedTensors(tuple(entries[key] for key in keys), len(missing), found)
 
     def _read(self, key: str) -> Entry | None:
@@ -68,7 +68,7 @@ class TensorCache:
         if self.store is None:
             return None
         try:
-            data = self.store.get(self._place(key))
+            data = self.store.get(self._store_key(key))
         except NotFound:
             return None
         entry = _parsed(data)
@@ -81,18 +81,18 @@ class TensorCache:
         data = safetensors.torch.save(plain, metadata={"digest": _digest(plain)})
         _keep(self._path(key), data)
         if self.store is not None:
-            self.store.put(self._place(key), data)
+            self.store.put(self._store_key(key), data)
         return plain
 
     def _path(self, key: str) -> Path:
         return self.folder / self.kind / f"{key}.safetensors"
 
-    def _place(self, key: str) -> str:
+    def _store_key(self, key: str) -> str:
         return f"caches/{self.kind}/{key}"
 
 
 def key_of(**inputs: object) -> str:
-    """Key of an entry: the digest of all that decides it, and of the code's epoch."""
+    """Key of an entry: digest of its inputs and `CODE_EPOCH`."""
     return digest_json({"epoch": CODE_EPOCH, **inputs})
 
 
@@ -102,7 +102,7 @@ def _keep(path: Path, data: bytes) -> None:
 
 
 def _parsed(data: bytes) -> Entry | None:
-    """The tensors of an entry's bytes, None when they are not what was written."""
+    """The tensors of an entry's bytes; None if they are damaged."""
     try:
         entry = safetensors.torch.load(data)
         header = json.loads(data[8 : 8 + int.from_bytes(data[:8], "little")])

@@ -42,7 +42,7 @@ def test_names_are_those_of_the_files_without_a_leading_underscore() -> None:
 
 
 def test_an_unknown_name_is_refused_with_the_known_ones() -> None:
-    with pytest.raises(ConfigError, match=r"no file ftp\.py in stores/; there is: file, s3"):
+    with pytest.raises(ConfigError, match=r"no file ftp\.py in stores/; choose one of: file, s3"):
         plugins.load("dreambooth_core.storage.stores", "ftp")
 
 

@@ -51,7 +51,7 @@ def test_whoever_tells_does_not_care_that_nobody_hears(
     for _ in range(3):
         telemetry.send("dreambooth_images_total", 1)
     (line,) = capfd.readouterr().err.splitlines()
-    assert line.startswith("no numbers are told: DREAMBOOTH_METRICS is nowhere, not HOST:PORT")
+    assert line.startswith("no metrics are sent: DREAMBOOTH_METRICS is nowhere, not HOST:PORT")
 
 
 def test_labels_have_the_values_that_the_records_have() -> None:

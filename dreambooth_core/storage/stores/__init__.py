@@ -1,6 +1,6 @@
-"""Stores: one file per URI scheme, one protocol; bytes under keys, with compare-and-swap.
+"""Object stores: one module per URI scheme, one protocol; bytes under keys, with compare-and-swap.
 
-A new scheme is one new file here with `open(storage) -> Store`; contract tests find it by name.
+A new scheme is one new module here with `open(storage) -> Store`; the contract tests run on it.
 """
 
 import errno
@@ -21,20 +21,20 @@ _PREFIX = re.compile(r"[A-Za-z0-9._=/-]*")
 
 
 class ListedObject(NamedTuple):
-    """What a listing shows of an object."""
+    """Metadata of an object."""
 
     key: str
     size: int
     """Bytes."""
     written: float
-    """When it was written last, in seconds since 1970, by the store's own clock."""
+    """Time of the last write, in seconds since 1970, by the store's clock."""
 
 
 class Store(Protocol):
     """Bytes under keys.
 
     Keys are segments of `[A-Za-z0-9._=-]` joined by "/" (at most 255 characters each, 900 in all).
-    Everything may raise `StorageError`.
+    Every method may raise `StorageError`.
     """
 
     uri: str
@@ -53,7 +53,7 @@ class Store(Protocol):
         ...
 
     def put_if(self, key: str, data: bytes, tag: str | None) -> bool:
-        """Write only if the object still has this tag (None: only if absent); False when lost."""
+        """Write only if the object has this tag (None: only if absent); False if it does not."""
         ...
 
     def get_file(self, key: str, path: Path) -> None:
@@ -67,7 +67,7 @@ class Store(Protocol):
     def exists(self, key: str) -> bool: ...
 
     def stat(self, key: str) -> ListedObject | None:
-        """What a listing shows of the object, or None when there is none; S3 bills it as a read."""
+        """Metadata of the object, None if absent; S3 bills it as a read."""
         ...
 
     def keys(self, prefix: str) -> Iterator[str]:
@@ -75,23 +75,23 @@ class Store(Protocol):
         ...
 
     def listed(self, prefix: str) -> Iterator[ListedObject]:
-        """The same with sizes and times."""
+        """The objects whose keys start with `prefix`, sorted by key."""
         ...
 
     def delete(self, key: str) -> None:
-        """Remove; nothing happens when there is no such object."""
+        """Remove the object if it exists."""
         ...
 
 
 def open_store(storage: config.Storage) -> Store:
-    """The store behind `storage.uri`; raises `ConfigError` for a URI its scheme cannot hold."""
+    """The store at `storage.uri`; raises `ConfigError` for an invalid or unknown URI."""
     scheme = storage.uri.split("://", 1)[0]
     store: Store = plugins.load(__name__, scheme).open(storage)
     return store
 
 
 def reach(storage: config.Storage) -> None:
-    """See that the store can be worked with, where its scheme has a server to ask.
+    """Check that the store's server, if its scheme has one, accepts requests.
 
     Raises `ConfigError` or `StorageError` within `deadlines.SERVER_SECONDS`.
     """
@@ -101,9 +101,9 @@ def reach(storage: config.Storage) -> None:
 
 
 def renew(store: Store, key: str, seconds: float) -> None:
-    """Write the object anew, as it is, if it is older than `seconds`; nothing if it is not there.
+    """Rewrite the object unchanged if it is older than `seconds`, which refreshes its time of writing.
 
-    What has no other sign of being needed is as old as this, or its first writing, says.
+    Garbage collection keeps young objects.
     """
     found = store.stat(key)
     if found and time.time() - found.written > seconds:
@@ -111,7 +111,7 @@ def renew(store: Store, key: str, seconds: float) -> None:
 
 
 def checked_key(key: str) -> str:
-    """The key itself; raises `StorageError` when it could leave the store or be no file's name."""
+    """The key; raises `StorageError` if it is invalid, e.g. leads out of the store."""
     segments = key.split("/")
     too_long = len(key) > 900 or any(len(segment) > 255 for segment in segments)
     if not _KEY.fullmatch(key) or {".", ".."} & set(segments) or too_long:
@@ -123,21 +123,22 @@ def checked_key(key: str) -> str:
 
 
 def checked_prefix(prefix: str) -> str:
-    """Like `checked_key`, for the beginning of a key."""
+    """The prefix; raises `StorageError` if no valid key can start with it."""
     bad = not _PREFIX.fullmatch(prefix) or "//" in prefix or prefix.startswith("/")
     if bad or {".", ".."} & set(prefix.split("/")[:-1]):
         raise StorageError(
-            f"{prefix[:80]!r} cannot begin a storage key: it must follow the same rules"
+            f"{prefix[:80]!r} is no prefix of a storage key: use segments of letters, digits and ._=- "
+            "joined by '/'"
         )
     return prefix
 
 
 @contextmanager
 def written_beside(path: Path) -> Iterator[Path]:
-    """A free name next to `path` to write to; flushed and renamed at the end, removed on any error.
+    """A temporary path next to `path` to write to: flushed and renamed at the end, removed on errors.
 
-    "~" cannot occur in a key, so the unfinished file is not taken for an object. Raises `OSError` for
-    a path that is no regular file: a folder, a pipe or a device would be replaced by one.
+    Its name has a "~", which no key has, so listings skip it. Raises `OSError` if `path` exists and is
+    no regular file.
     """
     if path.exists() and not path.is_file():
         raise FileExistsError(errno.EEXIST, "it is no regular file", str(path))
@@ -153,7 +154,7 @@ def written_beside(path: Path) -> Iterator[Path]:
 
 
 def flushed(path: Path) -> None:
-    """Ask the disk to keep a file or a folder's entries."""
+    """Flush a file, or a folder's entries, to disk."""
     descriptor = os.open(path, os.O_RDONLY)
     try:
         os.fsync(descriptor)

@@ -16,15 +16,15 @@ from dreambooth_core.storage.stores import ListedObject, checked_key, checked_pr
 
 
 class FileStore:
-    """One file per object; the tag is the content's SHA-256; writers take turns by a lock file."""
+    """One file per object; the tag is the content's SHA-256; a lock file serializes writers."""
 
     def __init__(self, root: Path) -> None:
         self.root = root.resolve()
         self.uri = self.root.as_uri().rstrip("/")
 
     def get(self, key: str) -> bytes:
-        path = self._place(key)
-        with self._spoken("read", key):
+        path = self._path(key)
+        with self._translated("read", key):
             return path.read_bytes()
 
     def get_tagged(self, key: str) -> tuple[bytes, str]:
@@ -32,13 +32,13 @@ class FileStore:
         return data, _tag(data)
 
     def put(self, key: str, data: bytes) -> None:
-        path = self._place(key)
-        with self._spoken("write", key), self._lock(), written_beside(path) as temporary:
+        path = self._path(key)
+        with self._translated("write", key), self._lock(), written_beside(path) as temporary:
             temporary.write_bytes(data)
 
     def put_if(self, key: str, data: bytes, tag: str | None) -> bool:
-        path = self._place(key)
-        with self._spoken("write", key), self._lock():
+        path = self._path(key)
+        with self._translated("write", key), self._lock():
             current = _tag(path.read_bytes()) if path.is_file() else None
             if current != tag:
                 return False
@@ -47,22 +47,22 @@ class FileStore:
         return True
 
     def get_file(self, key: str, path: Path) -> None:
-        source = self._place(key)
-        with self._spoken("copy", key), written_beside(path) as temporary:
+        source = self._path(key)
+        with self._translated("copy", key), written_beside(path) as temporary:
             shutil.copyfile(source, temporary)
 
     def put_file(self, key: str, path: Path) -> None:
-        place = self._place(key)
-        with self._spoken("write", key), written_beside(place) as temporary:
+        target = self._path(key)
+        with self._translated("write", key), written_beside(target) as temporary:
             shutil.copyfile(path, temporary)
 
     def exists(self, key: str) -> bool:
         return self.stat(key) is not None
 
     def stat(self, key: str) -> ListedObject | None:
-        path = self._place(key)
+        path = self._path(key)
         try:
-            with self._spoken("look at", key):
+            with self._translated("stat", key):
                 return _listed(key, path) if path.is_file() else None
         except NotFound:  # deleted in between
             return None
@@ -78,31 +78,31 @@ class FileStore:
             for name in names:
                 path = Path(folder, name)
                 key = path.relative_to(self.root).as_posix()
-                # "~": lock and unfinished files; a link is not ours, and may lead outside
+                # "~": lock and unfinished files; a symbolic link may lead outside
                 if key.startswith(prefix) and "~" not in name and not path.is_symlink():
                     with suppress(FileNotFoundError):  # deleted meanwhile
                         found.append(_listed(key, path))
         return iter(sorted(found))
 
     def delete(self, key: str) -> None:
-        path = self._place(key)
-        with self._spoken("delete", key), self._lock():
+        path = self._path(key)
+        with self._translated("delete", key), self._lock():
             if path.is_file():
                 path.unlink(missing_ok=True)
 
-    def _place(self, key: str) -> Path:
+    def _path(self, key: str) -> Path:
         path = self.root / checked_key(key)
         if path.resolve() != path:
             raise StorageError(
-                f"{key} in {self.uri} goes through a symbolic link, which a store never follows: "
-                "replace the link by what it points to"
+                f"{key} in {self.uri} is behind a symbolic link, which a store does not follow: "
+                "replace the link by its target"
             )
         return path
 
     def _check_root(self) -> None:
-        """Raises `StorageError` unless the folder is there, or can still be made at the first write."""
+        """Raise `StorageError` if the root exists and cannot be read as a folder."""
         try:
-            reason = "" if stat.S_ISDIR(self.root.stat().st_mode) else "it is no folder"
+            reason = "" if stat.S_ISDIR(self.root.stat().st_mode) else "not a folder"
         except FileNotFoundError:
             return
         except OSError as error:
@@ -119,17 +119,18 @@ class FileStore:
             yield
 
     @contextmanager
-    def _spoken(self, action: str, key: str) -> Iterator[None]:
+    def _translated(self, action: str, key: str) -> Iterator[None]:
+        """Raise `OSError` as `NotFound` or `StorageError`."""
         try:
             yield
         except OSError as error:
             absent = isinstance(error, FileNotFoundError | IsADirectoryError | NotADirectoryError)
             if absent and error.filename is not None and Path(error.filename) == self.root / key:
-                raise NotFound(f"there is no {key} in {self.uri}") from error
+                raise NotFound(f"{self.uri} has no object {key}") from error
             reason = error.strerror or type(error).__name__
             raise StorageError(
                 f"cannot {action} {key} in {self.uri}: {reason} ({error.filename}); "
-                "check the folder's rights and the free space"
+                "check the permissions of the folder and the free space"
             ) from error
 
 
@@ -143,7 +144,7 @@ def _tag(data: bytes) -> str:
 
 
 def open(storage: config.Storage) -> FileStore:
-    """The store in the folder that `file:///absolute/folder` names; made at the first write."""
+    """The store in the folder of `file:///absolute/folder`, created at the first write."""
     parts = urlsplit(storage.uri)
     path = unquote(parts.path)
     if (
@@ -154,11 +155,11 @@ def open(storage: config.Storage) -> FileStore:
         or parts.fragment
     ):
         raise ConfigError(
-            f"storage.uri {storage.uri!r} names no absolute folder: write file:///absolute/folder"
+            f"storage.uri {storage.uri!r} is no absolute folder: write file:///absolute/folder"
         )
     try:
         return FileStore(Path(path))
-    except (OSError, RuntimeError) as error:  # links that lead in a circle
+    except (OSError, RuntimeError) as error:  # a cycle of symbolic links
         raise StorageError(
-            f"{storage.uri} cannot be a store: its links lead in a circle; name a folder"
+            f"{storage.uri} cannot be a store: its symbolic links form a cycle; name a folder"
         ) from error

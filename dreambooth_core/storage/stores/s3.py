@@ -1,4 +1,4 @@
-"""`s3://bucket/prefix`: a store in S3 or anything that speaks it."""
+"""`s3://bucket/prefix`: a store in S3 or a compatible server."""
 
 import os
 import re
@@ -20,22 +20,22 @@ if TYPE_CHECKING:
     from mypy_boto3_s3 import S3Client
 
 ATTEMPTS = 10
-"""Tries of a request, with waits that double up to 20 s between them."""
+"""Attempts of a request, with exponential backoff up to 20 s."""
 PROBE_ATTEMPTS = 5
-"""Tries of the first request, before any work begins: with their waits 8 s on average, 15 s at most."""
+"""Attempts of the first request of a run: 8 s on average, 15 s at most, waits included."""
 READ_PAUSES = (0.2, 0.4, 0.8, 1.6)
-"""Seconds before an answer that broke off is asked for again."""
+"""Waits in seconds before a response that broke off is requested again."""
 CONFLICT_TRIES = 20
 _PART = 32 * 2**20
 _ABSENT = {"NoSuchKey", "404", "NotFound"}
-_ELSEWHERE = {
+_OTHER_REGION = {
     "301",
     "307",
     "AuthorizationHeaderMalformed",
     "IllegalLocationConstraintException",
     "PermanentRedirect",
 }
-_ALWAYS = {
+_REQUIRED_FIELD = {
     "CompleteMultipartUpload": "ETag",
     "CreateMultipartUpload": "UploadId",
     "GetObject": "ETag",
@@ -44,7 +44,7 @@ _ALWAYS = {
     "PutObject": "ETag",
     "UploadPart": "ETag",
 }
-"""Operation -> a field of every good answer of S3's; a web page or a proxy has none of them."""
+"""Operation -> a field of every successful S3 response; responses of other servers lack it."""
 _REFUSED = {
     "403",
     "AccessDenied",
@@ -56,7 +56,7 @@ _REFUSED = {
 
 
 class S3Store:
-    """Objects below a prefix of a bucket; the tag is the ETag."""
+    """Objects under a prefix of a bucket; the tag is the ETag."""
 
     def __init__(self, bucket: str, prefix: str, client: "S3Client") -> None:
         self.uri = f"s3://{bucket}/{prefix}".rstrip("/")
@@ -68,50 +68,50 @@ class S3Store:
         return self.get_tagged(key)[0]
 
     def get_tagged(self, key: str) -> tuple[bytes, str]:
-        place = self._place(key)
-        with self._spoken("read", key):
-            return self._read(place)
+        full_key = self._full_key(key)
+        with self._translated("read", key):
+            return self._read(full_key)
 
     def put(self, key: str, data: bytes) -> None:
-        place = self._place(key)
-        with self._spoken("write", key):
+        full_key = self._full_key(key)
+        with self._translated("write", key):
             self._client.put_object(
-                Bucket=self._bucket, Key=place, Body=data, ChecksumAlgorithm="SHA256"
+                Bucket=self._bucket, Key=full_key, Body=data, ChecksumAlgorithm="SHA256"
             )
 
     def put_if(self, key: str, data: bytes, tag: str | None) -> bool:
-        place = self._place(key)
-        with self._spoken("write", key):
+        full_key = self._full_key(key)
+        with self._translated("write", key):
             for attempt in range(CONFLICT_TRIES):
-                outcome = self._try_put(place, data, tag)
+                outcome = self._try_put(full_key, data, tag)
                 if outcome is not None:
                     return outcome
                 time.sleep(min(0.05 * 2**attempt, 2.0))
         raise StorageError(
-            f"{key} in {self.uri} is being written by others without end: "
-            f"given up after {CONFLICT_TRIES} conflicts, try again later"
+            f"{key} in {self.uri} cannot be written: {CONFLICT_TRIES} conflicts with other writers; "
+            "try again later"
         )
 
     def get_file(self, key: str, path: Path) -> None:
-        place = self._place(key)
-        with self._spoken("download", key), written_beside(path) as temporary:
+        full_key = self._full_key(key)
+        with self._translated("download", key), written_beside(path) as temporary:
             self._client.download_file(
-                self._bucket, place, str(temporary), Config=_transfer_config()
+                self._bucket, full_key, str(temporary), Config=_transfer_config()
             )
 
     def put_file(self, key: str, path: Path) -> None:
-        place = self._place(key)
-        with self._spoken("upload", key):
-            self._client.upload_file(str(path), self._bucket, place, Config=_transfer_config())
+        full_key = self._full_key(key)
+        with self._translated("upload", key):
+            self._client.upload_file(str(path), self._bucket, full_key, Config=_transfer_config())
 
     def exists(self, key: str) -> bool:
         return self.stat(key) is not None
 
     def stat(self, key: str) -> ListedObject | None:
-        place = self._place(key)
+        full_key = self._full_key(key)
         try:
-            with self._spoken("look at", key):
-                answer = self._client.head_object(Bucket=self._bucket, Key=place)
+            with self._translated("stat", key):
+                answer = self._client.head_object(Bucket=self._bucket, Key=full_key)
                 return ListedObject(
                     key, answer["ContentLength"], answer["LastModified"].timestamp()
                 )
@@ -119,8 +119,8 @@ class S3Store:
             return None
 
     def probe(self) -> None:
-        """Ask once whether this is S3, has the bucket, and lets us list it; raises `StorageError`."""
-        with self._spoken("list", ""):
+        """List the bucket once; raises `StorageError`."""
+        with self._translated("list", ""):
             self._client.list_objects_v2(Bucket=self._bucket, Prefix=self._prefix, MaxKeys=1)
 
     def keys(self, prefix: str) -> Iterator[str]:
@@ -128,7 +128,7 @@ class S3Store:
 
     def listed(self, prefix: str) -> Iterator[ListedObject]:
         whole = self._prefix + checked_prefix(prefix)
-        with self._spoken("list", prefix):
+        with self._translated("list", prefix):
             pages = self._client.get_paginator("list_objects_v2").paginate(
                 Bucket=self._bucket, Prefix=whole
             )
@@ -141,43 +141,43 @@ class S3Store:
                 for page in pages
                 for item in page.get("Contents", ())
             ]
-        # not every server lists in the order of the whole key
+        # some servers do not list in the order of the keys
         return iter(sorted(found))
 
     def delete(self, key: str) -> None:
-        place = self._place(key)
-        with self._spoken("delete", key):
-            self._client.delete_object(Bucket=self._bucket, Key=place)
+        full_key = self._full_key(key)
+        with self._translated("delete", key):
+            self._client.delete_object(Bucket=self._bucket, Key=full_key)
 
-    def _place(self, key: str) -> str:
+    def _full_key(self, key: str) -> str:
         return self._prefix + checked_key(key)
 
-    def _read(self, place: str) -> tuple[bytes, str]:
-        """boto tries a request again, but not the reading of an answer that breaks off."""
+    def _read(self, full_key: str) -> tuple[bytes, str]:
+        """Content and ETag; a body that breaks off is requested again, which boto does not do."""
         from botocore.exceptions import BotoCoreError
 
         for pause in READ_PAUSES:
-            answer = self._client.get_object(Bucket=self._bucket, Key=place)
+            answer = self._client.get_object(Bucket=self._bucket, Key=full_key)
             with suppress(BotoCoreError):
                 return answer["Body"].read(), answer["ETag"]
             time.sleep(pause)
-        answer = self._client.get_object(Bucket=self._bucket, Key=place)
+        answer = self._client.get_object(Bucket=self._bucket, Key=full_key)
         return answer["Body"].read(), answer["ETag"]
 
-    def _try_put(self, place: str, data: bytes, tag: str | None) -> bool | None:
-        """True won, False lost, None a conflict that says nothing yet."""
+    def _try_put(self, full_key: str, data: bytes, tag: str | None) -> bool | None:
+        """True if written, False if the condition failed, None for a conflict to be retried."""
         from botocore.exceptions import ClientError
 
         put = self._client.put_object
         try:
             if tag is None:
-                put(Bucket=self._bucket, Key=place, Body=data, IfNoneMatch="*")
+                put(Bucket=self._bucket, Key=full_key, Body=data, IfNoneMatch="*")
             else:
-                put(Bucket=self._bucket, Key=place, Body=data, IfMatch=tag)
+                put(Bucket=self._bucket, Key=full_key, Body=data, IfMatch=tag)
         except ClientError as error:
             code = error.response["Error"]["Code"]
             if code in ("PreconditionFailed", "412"):
-                return self._was_ours(place, data, error)
+                return self._was_ours(full_key, data, error)
             if code in _ABSENT:
                 return False
             if code in ("ConditionalRequestConflict", "409"):
@@ -185,17 +185,17 @@ class S3Store:
             raise
         return True
 
-    def _was_ours(self, place: str, data: bytes, error: "ClientError") -> bool:
-        """A retried request loses against its own first try when only the answer got lost."""
+    def _was_ours(self, full_key: str, data: bytes, error: "ClientError") -> bool:
+        """Whether a retried request failed because its first attempt, whose response was lost, succeeded."""
         if not error.response["ResponseMetadata"].get("RetryAttempts"):
             return False
-        return self._read(place)[0] == data
+        return self._read(full_key)[0] == data
 
     @contextmanager
-    def _spoken(self, action: str, key: str) -> Iterator[None]:
-        """Turn what boto raises into one sentence: codes and places, never its texts.
+    def _translated(self, action: str, key: str) -> Iterator[None]:
+        """Raise boto's errors as `StorageError` or `NotFound`, with codes and keys only.
 
-        Those can hold signatures and whatever stands in a URL.
+        boto's messages may contain signatures and URLs.
         """
         from boto3.exceptions import Boto3Error
         from botocore.exceptions import BotoCoreError, ClientError, ParamValidationError
@@ -205,26 +205,26 @@ class S3Store:
         try:
             yield
         except ClientError as error:
-            raise self._answered(what, key, error) from error
+            raise self._response_error(what, key, error) from error
         except Boto3Error as error:
             if isinstance(error.__context__, ClientError):
-                raise self._answered(what, key, error.__context__) from error
-            raise StorageError(f"{what}: the transfer broke ({type(error).__name__})") from error
+                raise self._response_error(what, key, error.__context__) from error
+            raise StorageError(f"{what}: the transfer failed ({type(error).__name__})") from error
         except (ParamValidationError, ResponseParserError, RecursionError, KeyError) as error:
             raise StorageError(
-                f"{what}: what {self._endpoint()} answers is not S3 ({type(error).__name__}); check "
-                "storage.endpoint and that no proxy stands before it"
+                f"{what}: the response of {self._endpoint()} is not S3's ({type(error).__name__}); check "
+                "storage.endpoint, and that no proxy answers in its place"
             ) from error
         except BotoCoreError as error:
-            raise StorageError(f"{what}: {self._unreached(type(error).__name__)}") from error
+            raise StorageError(f"{what}: {self._no_response(type(error).__name__)}") from error
         except OSError as error:
             reason = error.strerror or type(error).__name__
             raise StorageError(f"{what}: {reason} ({error.filename})") from error
 
-    def _answered(self, what: str, key: str, error: "ClientError") -> StorageError:
+    def _response_error(self, what: str, key: str, error: "ClientError") -> StorageError:
         code = error.response["Error"]["Code"]
         if code in _ABSENT and error.operation_name != "ListObjectsV2":
-            return NotFound(f"there is no {key} in {self.uri}")
+            return NotFound(f"{self.uri} has no object {key}")
         if code == "NoSuchBucket":
             return StorageError(
                 f"{what}: the bucket {self._bucket} does not exist; "
@@ -233,28 +233,28 @@ class S3Store:
         if code in _REFUSED:
             return StorageError(
                 f"{what}: {self._endpoint()} refused the credentials ({code}); "
-                "set AWS_ACCESS_KEY_ID and AWS_SECRET_ACCESS_KEY to some that may use this bucket"
+                "set AWS_ACCESS_KEY_ID and AWS_SECRET_ACCESS_KEY to a user with access to this bucket"
             )
-        if code in _ELSEWHERE:
+        if code in _OTHER_REGION:
             return StorageError(
-                f"{what}: {self._endpoint()} answered that the bucket is elsewhere ({code}); "
+                f"{what}: {self._endpoint()} answered that the bucket is in another region ({code}); "
                 "set AWS_DEFAULT_REGION to the bucket's region, or check storage.endpoint"
             )
         if code.isdigit():
             return StorageError(
-                f"{what}: {self._endpoint()} answered {code} without an error of S3's; check "
-                "storage.endpoint and that no proxy stands before it, or try again later"
+                f"{what}: {self._endpoint()} answered HTTP {code} without an S3 error; check "
+                "storage.endpoint, and that no proxy answers in its place, or try again later"
             )
         return StorageError(f"{what}: {self._endpoint()} answered {code}; try again later")
 
-    def _unreached(self, name: str) -> str:
+    def _no_response(self, name: str) -> str:
         if "Credentials" in name or "Token" in name or "SSO" in name:
             return (
                 f"no usable credentials ({name}); set AWS_ACCESS_KEY_ID and AWS_SECRET_ACCESS_KEY, "
                 "or a profile"
             )
         return (
-            f"no good answer from {self._endpoint()} ({name}); "
+            f"no valid response from {self._endpoint()} ({name}); "
             "check storage.endpoint and that the server runs"
         )
 
@@ -263,20 +263,20 @@ class S3Store:
 
 
 def open(storage: config.Storage) -> S3Store:
-    """The store at `s3://bucket/prefix`; credentials come from boto's usual places.
+    """The store at `s3://bucket/prefix`, with credentials from boto's default chain.
 
-    `endpoint` "local" or empty is taken from the environment (`AWS_ENDPOINT_URL_S3`).
+    `endpoint` "local" or empty: from the environment (`AWS_ENDPOINT_URL_S3`).
     """
-    return S3Store(*place_of(storage.uri), client(endpoint_url(storage)))
+    return S3Store(*bucket_and_prefix(storage.uri), client(endpoint_url(storage)))
 
 
 def reach(storage: config.Storage) -> None:
-    """See within `SERVER_SECONDS` that the store can be worked with; what it opens later is patient.
+    """List the bucket within `SERVER_SECONDS`, with fewer retries than later requests.
 
-    A local server is not up yet, and is not asked. Raises `ConfigError` for a store that cannot be
-    asked, and `StorageError` for a bad answer or none.
+    Does nothing for the endpoint "local", whose server is started later. Raises `ConfigError` for
+    invalid settings, and `StorageError` for an error or no response.
     """
-    bucket, prefix = place_of(storage.uri)
+    bucket, prefix = bucket_and_prefix(storage.uri)
     if storage.endpoint == "local":
         return
     endpoint = endpoint_url(storage)
@@ -288,22 +288,22 @@ def reach(storage: config.Storage) -> None:
         within(SERVER_SECONDS, ask, f"asking {endpoint or 'AWS'} for {storage.uri}")
     except TimeoutError as error:
         raise StorageError(
-            f"cannot use {storage.uri}: no good answer from {endpoint or 'AWS'} within "
+            f"cannot use {storage.uri}: no valid response from {endpoint or 'AWS'} within "
             f"{SERVER_SECONDS:.0f} s; check storage.endpoint and that the server works"
         ) from error
 
 
-def place_of(uri: str) -> tuple[str, str]:
+def bucket_and_prefix(uri: str) -> tuple[str, str]:
     """Bucket and prefix of `s3://bucket/prefix`; raises `ConfigError`."""
     if "@" in uri:
         raise ConfigError(
-            "storage.uri has an @, as before a host behind credentials: write s3://bucket/prefix, "
-            "and credentials into AWS_ACCESS_KEY_ID and AWS_SECRET_ACCESS_KEY"
+            "storage.uri must not contain credentials (@): write s3://bucket/prefix, and set "
+            "AWS_ACCESS_KEY_ID and AWS_SECRET_ACCESS_KEY"
         )
     bucket, _, prefix = uri.removeprefix("s3://").partition("/")
     prefix = prefix.rstrip("/")
     if not re.fullmatch(r"[a-z0-9][a-z0-9.-]{1,61}[a-z0-9]", bucket):
-        raise ConfigError(f"storage.uri {uri!r} names no bucket: write s3://bucket/prefix")
+        raise ConfigError(f"storage.uri {uri!r} has no valid bucket name: write s3://bucket/prefix")
     if prefix:
         try:
             checked_key(prefix)
@@ -313,21 +313,21 @@ def place_of(uri: str) -> tuple[str, str]:
 
 
 def endpoint_url(storage: config.Storage) -> str | None:
-    """The endpoint in force, None for AWS itself; raises `ConfigError` for no plain http(s) URL."""
+    """The endpoint in use, None for AWS; raises `ConfigError` for an invalid URL."""
     url = storage.endpoint
     if url in (None, "", "local"):
         url = os.environ.get("AWS_ENDPOINT_URL_S3") or os.environ.get("AWS_ENDPOINT_URL") or None
     if url is None:
         if storage.endpoint == "local":
             raise StorageError(
-                "storage.endpoint is 'local' but no local S3 server is up: go through "
-                "`dreambooth run`, which starts one, or set storage.endpoint"
+                "storage.endpoint is 'local' but no local S3 server runs: use `dreambooth run`, which "
+                "starts one, or set storage.endpoint"
             )
         return None
     if not _is_plain(url):
         raise ConfigError(
-            "storage.endpoint must be a plain http(s)://host:port without user and password in it: "
-            "credentials belong in AWS_ACCESS_KEY_ID and AWS_SECRET_ACCESS_KEY"
+            "storage.endpoint must be http(s)://host:port without user and password: set "
+            "AWS_ACCESS_KEY_ID and AWS_SECRET_ACCESS_KEY for credentials"
         )
     return url
 
@@ -348,16 +348,16 @@ def _is_plain(url: str) -> bool:
 
 
 def client(endpoint: str | None, attempts: int = ATTEMPTS) -> "S3Client":
-    """A boto3 client: SigV4, standard retries, path-style addresses at an endpoint of one's own.
+    """A boto3 client: SigV4, standard retries, path-style addresses for custom endpoints.
 
-    Raises `ConfigError` for a profile, a region or an endpoint that boto cannot use.
+    Raises `ConfigError` for an invalid profile, region or endpoint.
     """
     import boto3
     from botocore.config import Config
     from botocore.exceptions import BotoCoreError
 
     try:
-        # a session of its own: boto3's default session is not safe to use from several threads
+        # own session: boto3's default session is not thread-safe
         session = boto3.session.Session()
         made = session.client(
             "s3",
@@ -373,25 +373,25 @@ def client(endpoint: str | None, attempts: int = ATTEMPTS) -> "S3Client":
         )
     except (BotoCoreError, ValueError) as error:
         raise ConfigError(
-            f"no S3 client can be made of AWS's settings ({_named(error)}): check AWS_PROFILE, "
-            "AWS_DEFAULT_REGION, the credentials' variables and files, and storage.endpoint"
+            f"cannot create an S3 client ({_named(error)}): check AWS_PROFILE, AWS_DEFAULT_REGION, "
+            "the credentials and storage.endpoint"
         ) from error
     made.meta.events.register("after-call.s3", _checked)
     return made
 
 
 def _named(error: Exception) -> str:
-    """The error's class, and the profile or region that it is about; never more of its text."""
-    told = getattr(error, "kwargs", {})
-    about = told.get("profile") or told.get("region_name")
+    """The error's class, and the profile or region it concerns; no other text of boto's."""
+    fields = getattr(error, "kwargs", {})
+    about = fields.get("profile") or fields.get("region_name")
     return f"{type(error).__name__}: {about}" if about else type(error).__name__
 
 
 def _checked(http_response: Any, parsed: dict[str, Any], model: Any, **_more: Any) -> None:
-    """Raises `ResponseParserError` for a good answer that lacks what S3 always sends."""
+    """Raise `ResponseParserError` for a successful response without its required field."""
     from botocore.parsers import ResponseParserError
 
-    field = _ALWAYS.get(model.name)
+    field = _REQUIRED_FIELD.get(model.name)
     if field and http_response.status_code < 300 and field not in parsed:
         raise ResponseParserError(f"no {field}")
 

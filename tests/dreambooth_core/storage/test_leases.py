@@ -45,7 +45,7 @@ def store(location: Storage) -> Store:
 
 @pytest.fixture(autouse=True)
 def _hasty(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(leases, "LOOK_SECONDS", 0.01)
+    monkeypatch.setattr(leases, "POLL_SECONDS", 0.01)
 
 
 @pytest.fixture
@@ -132,7 +132,7 @@ def test_who_waits_says_for_whom_and_takes_what_was_made(
     assert len(made) == 1
     assert sorted(reused for _, reused in found) == [False, True, True, True]
     assert {blob.size for blob, _ in found} == {1}
-    assert said.count(f"is being made by process {os.getpid()} on ") == 3
+    assert said.count(f"is being computed by process {os.getpid()} on ") == 3
     assert capsys.readouterr().err == ""
     lease = leases.read(open_store(location), f"runs/{made[0]}")
     assert lease is not None
@@ -149,7 +149,9 @@ def test_silence_is_waited_for_and_then_taken_for_death(store: Store, tmp_path: 
     assert alive.lease().number == 2
     assert alive.lease().checkpoints == ("00000010.1",)
     for act in (dead.lease, dead.update, lambda: dead.publish_result(Blob(sha256="x", size=1))):
-        with pytest.raises(Superseded, match=rf"taken over by process {os.getpid()} on .*no sign"):
+        with pytest.raises(
+            Superseded, match=rf"taken over by process {os.getpid()} on .*without a heartbeat"
+        ):
             act()
     assert not store.exists(f"{PLACE}/result.json")
     assert alive.lease().number == 2
@@ -232,7 +234,7 @@ def test_a_store_that_is_away_for_a_while_ends_nothing(file_store: Store, tmp_pa
         def get_tagged(self, key: str) -> tuple[bytes, str]:
             if threading.current_thread().name == "lease" and len(away) < 3:
                 away.append(key)
-                raise StorageError("no good answer")
+                raise StorageError("no response")
             found: tuple[bytes, str] = super().get_tagged(key)
             return found
 

@@ -195,7 +195,7 @@ def test_of_two_at_once_one_trains_and_the_other_takes_its_weights(
     second = team.start("second")
     until(lambda: "waiting for the result" in second.said, second)
     first.signal(signal.SIGCONT)
-    assert f"is being made by process {first.process.pid} on " in second.said
+    assert f"is being computed by process {first.process.pid} on " in second.said
     mine, theirs = first.result(), second.result()
     assert mine["digests"]["weights"] == theirs["digests"]["weights"] == undisturbed
     assert (mine["reused"], theirs["reused"]) == (False, True)

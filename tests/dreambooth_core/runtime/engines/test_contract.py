@@ -96,5 +96,7 @@ def test_errors_come_back_as_they_are(
 
 
 def test_an_unknown_engine_is_refused() -> None:
-    with pytest.raises(ConfigError, match=r"no file dask.py in engines/; there is: local, ray"):
+    with pytest.raises(
+        ConfigError, match=r"no file dask.py in engines/; choose one of: local, ray"
+    ):
         load_engine("dask")

@@ -76,7 +76,7 @@ def test_a_server_that_is_not_there(monkeypatch: pytest.MonkeyPatch) -> None:
         url = f"http://127.0.0.1:{closed.getsockname()[1]}"
         store = s3.S3Store("bucket", "x", s3.client(url, attempts=2))
         with pytest.raises(
-            StorageError, match=r"no good answer from http://127\.0\.0\.1"
+            StorageError, match=r"no valid response from http://127\.0\.0\.1"
         ) as caught:
             store.get("k")
     assert "storage.endpoint" in str(caught.value)

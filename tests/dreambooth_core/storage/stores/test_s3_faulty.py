@@ -21,8 +21,8 @@ SENTENCES = {
     "forbidden": r"refused the credentials \(AccessDenied\); set AWS_ACCESS_KEY_ID",
     "no_bucket": "the bucket there does not exist; create it",
     "not_found": "answered 404 without an error of S3's; check storage.endpoint",
-    "region": "the bucket is elsewhere .*set AWS_DEFAULT_REGION",
-    "garbage": r"no good answer from http://127\.0\.0\.1.*check storage.endpoint",
+    "region": "the bucket is in another region .*set AWS_DEFAULT_REGION",
+    "garbage": r"no valid response from http://127\.0\.0\.1.*check storage.endpoint",
 }
 NO_S3 = ("html", "xhtml", "junk_xml", "loop", "garbage")
 
@@ -61,7 +61,7 @@ def test_an_endpoint_that_never_answers_is_given_up(
     with faulty("hangs") as server:
         s3.client(server.url)  # boto3's import may take longer than the deadline
         started = time.monotonic()
-        with pytest.raises(StorageError, match=r"no good answer from .* within 1 s; check"):
+        with pytest.raises(StorageError, match=r"no valid response from .* within 1 s; check"):
             reach(_store(server.url))
         assert time.monotonic() - started < 10
         assert server.asked == 1
@@ -150,9 +150,9 @@ def test_places_that_are_no_endpoint() -> None:
 def test_names_and_ports_that_do_not_exist(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(s3, "PROBE_ATTEMPTS", 1)
     for url in ("http://no-such-host.invalid:9000", "http://127.0.0.1:1"):
-        with pytest.raises(StorageError, match=f"no good answer from {url}"):
+        with pytest.raises(StorageError, match=f"no valid response from {url}"):
             reach(_store(url))
     with faulty("garbage") as server:
         url = server.url.replace("http:", "https:")
-        with pytest.raises(StorageError, match=f"no good answer from {url} .SSLError"):
+        with pytest.raises(StorageError, match=f"no valid response from {url} .SSLError"):
             reach(_store(url))

@@ -63,7 +63,7 @@ def test_an_answer_that_breaks_off_is_asked_for_again(
     assert len(get_blob(store, blob)) == blob.size
     assert proxy.hurt > 0
     proxy.share = 1.0
-    with pytest.raises(StorageError, match=r"cannot read blobs/.*no good answer"):
+    with pytest.raises(StorageError, match=r"cannot read blobs/.*no valid response"):
         get_blob(store, blob)
 
 
@@ -72,7 +72,7 @@ def test_a_way_that_is_down_is_said_and_comes_back(
 ) -> None:
     store = s3.S3Store("contract", prefix, s3.client(proxy.url, attempts=2))
     proxy.way = "down"
-    with pytest.raises(StorageError, match="no good answer from http://127"):
+    with pytest.raises(StorageError, match="no valid response from http://127"):
         store.put("k", b"1")
     assert list(direct.keys("")) == []
     proxy.way = "well"
