@@ -1,1 +1,1 @@
-"""Servers: local S3 and Prefect, the stack of `dreambooth up`, its doctor, the metrics exporter."""
+"""Servers: local S3 and Prefect, the stack of `dreambooth up`, `dreambooth doctor`, metrics exporter."""

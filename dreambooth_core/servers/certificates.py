@@ -1,4 +1,4 @@
-"""One certificate of an authority whose key is discarded: mutual TLS for the parts of one server."""
+"""A certificate for mutual TLS between the components of a server; the authority's key is discarded."""
 
 import ipaddress
 import ssl
@@ -14,21 +14,21 @@ if TYPE_CHECKING:
     from cryptography.x509 import Certificate
 
 YEARS = 100
-"""They are renewed by deleting the files: no clock may stop a server of the user's own."""
+"""Validity: a local server must not stop when a certificate expires. Delete the files to renew them."""
 
 
 class Files(NamedTuple):
-    """PEM files; the key's is for its owner only."""
+    """PEM files; the key's mode is 0600."""
 
     authority: Path
     certificate: Path
     key: Path
 
 
-def kept_in(folder: Path) -> Files:
-    """The files in a folder, made when one is missing.
+def files_in(folder: Path) -> Files:
+    """The files in a folder, created if one is missing.
 
-    Raises `StageFailed` when key and certificate do not belong together.
+    Raises `StageFailed` if key and certificate do not match.
     """
     files = Files(folder / "authority.pem", folder / "certificate.pem", folder / "key.pem")
     if not all(path.is_file() for path in files):
@@ -38,7 +38,7 @@ def kept_in(folder: Path) -> Files:
         context.load_cert_chain(files.certificate, files.key)
     except (OSError, ssl.SSLError) as error:
         raise StageFailed(
-            f"{folder} holds no certificate with its key: delete it, and a new one is made at the next start"
+            f"{folder} has no valid certificate and key: delete it, new ones are created at the next start"
         ) from error
     return files
 
@@ -67,7 +67,7 @@ def _make(files: Files) -> None:
 def _signed(
     key: "EllipticCurvePrivateKey", by: "EllipticCurvePrivateKey", *, authority: bool
 ) -> "Certificate":
-    """For 127.0.0.1 and localhost, as a server and as a client."""
+    """A certificate for 127.0.0.1 and localhost, signed with the key `by`."""
     from cryptography import x509
     from cryptography.hazmat.primitives import hashes
 

@@ -1,6 +1,6 @@
-"""An ASGI application on loopback behind checks of Host, Origin and login, for `uvicorn --factory`.
+"""ASGI middleware that checks Host, Origin and login, for `uvicorn --factory`.
 
-The environment names the application, so that the core imports none of Prefect's or MLflow's server.
+The application is named in the environment, so that this package imports no server of Prefect or MLflow.
 """
 
 import base64
@@ -14,21 +14,21 @@ if TYPE_CHECKING:
     from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 APP = "DREAMBOOTH_ASGI_APP"
-"""Variable of the environment: `module:name` of the application, with `()` behind a factory's name."""
+"""Environment variable: `module:name` of the application, or `module:name()` of a factory."""
 LOGIN = "DREAMBOOTH_ASGI_LOGIN"
-"""Variable of the environment: `user:password` that every request must have; unset for an application
-that asks for its own."""
+"""Environment variable: `user:password` required of every request; unset if the application has its own
+login."""
 HOSTS = {"127.0.0.1", "localhost"}
-"""Names in the Host header, whatever the port: SSH may forward another one."""
+"""Allowed hosts in the Host header, with any port: SSH may forward another one."""
 _POLICY = (b"content-security-policy", b"connect-src 'self' data: blob:")
 HEALTH = "/health"
-"""Path that needs no login."""
+"""Path without login."""
 
 
 def command(python: str, port: int) -> list[str]:
-    """Serve what the environment names on 127.0.0.1.
+    """Command that serves the guarded application on 127.0.0.1.
 
-    Not by `prefect server start` or `mlflow server`, which take no other application, and 3 s longer.
+    `prefect server start` and `mlflow server` cannot serve another application, and start 3 s slower.
     """
     factory = f"{__name__}:application"
     return [
@@ -38,17 +38,17 @@ def command(python: str, port: int) -> list[str]:
 
 
 def application() -> "Guarded":
-    """The application of the environment, guarded."""
+    """The guarded application, for uvicorn."""
     name = os.environ[APP]
     found = pkgutil.resolve_name(name.removesuffix("()"))
     return Guarded(found() if name.endswith("()") else found, os.environ.get(LOGIN, ""))
 
 
 class Guarded:
-    """Answers 403 to a foreign Host and to pages of another origin, 401 without the login.
+    """Responds 403 to foreign Host and Origin headers, and 401 without the login.
 
-    A page of another site may have its own name resolved to 127.0.0.1, and a browser adds a login
-    that it has once been given to requests of any page: hence Host and Origin are checked as well.
+    Host and Origin are checked against DNS rebinding and cross-site requests, to which a browser adds
+    the stored login.
     """
 
     def __init__(self, app: "ASGIApp", login: str) -> None:
@@ -58,7 +58,7 @@ class Guarded:
     async def __call__(self, scope: "Scope", receive: "Receive", send: "Send") -> None:
         refusal = self._refusal(scope)
         if not refusal:
-            await self._app(scope, receive, _only_asking_itself(send))
+            await self._app(scope, receive, _with_policy(send))
         elif scope["type"] == "websocket":
             await send({"type": "websocket.close", "code": 1008})
         else:
@@ -69,7 +69,7 @@ class Guarded:
             await send({"type": "http.response.body", "body": b"refused\n"})
 
     def _refusal(self, scope: "Scope") -> int:
-        """The status to refuse a request with; 0 for one that is let in."""
+        """HTTP status of the refusal; 0 for an accepted request."""
         if scope["type"] not in ("http", "websocket"):
             return 0
         headers = _single(scope["headers"])
@@ -80,17 +80,17 @@ class Guarded:
             return 403
         if not self._login or (scope["type"] == "http" and scope["path"] == HEALTH):
             return 0
-        return 0 if self._knows(headers.get(b"authorization", b"")) else 401
+        return 0 if self._is_login(headers.get(b"authorization", b"")) else 401
 
-    def _knows(self, authorization: bytes) -> bool:
+    def _is_login(self, authorization: bytes) -> bool:
         expected = b"Basic " + base64.b64encode(self._login)
         return hmac.compare_digest(authorization, expected)
 
 
-def _only_asking_itself(send: "Send") -> "Send":
-    """Add the policy that keeps a page from asking other servers.
+def _with_policy(send: "Send") -> "Send":
+    """Add a Content-Security-Policy that forbids requests to other servers.
 
-    Prefect's login page reports to its makers: it cannot read yet that this is switched off.
+    Prefect's login page sends analytics before it can read that they are disabled.
     """
 
     async def with_policy(message: "Message") -> None:
@@ -102,7 +102,7 @@ def _only_asking_itself(send: "Send") -> "Send":
 
 
 def _single(headers: Iterable[tuple[bytes, bytes]]) -> Mapping[bytes, bytes]:
-    """Headers by their lower-case name; values of one that comes twice are joined, and match nothing."""
+    """Headers by lower-case name; duplicates are joined, so that no check accepts them."""
     found: dict[bytes, bytes] = {}
     for name, value in headers:
         found[name] = found[name] + b", " + value if name in found else value

@@ -1,6 +1,6 @@
-"""What a run brings along and takes with it: SeaweedFS as its S3, and Prefect's API.
+"""Local servers of one run: SeaweedFS as S3, and Prefect's API.
 
-Both listen on loopback only, ask for a key, and keep their data under `paths.work`.
+Both listen on loopback only, require credentials, and have their data in `paths.work`.
 """
 
 import json
@@ -21,9 +21,9 @@ from dreambooth_core.storage.stores import reach, written_beside
 
 S3_SECONDS = 60.0
 PREFECT_SECONDS = 180.0
-"""A first start on a cold disk takes about 20 s on two free cores."""
+"""Longest start; a first start with a cold disk cache takes about 20 s on two idle cores."""
 USER = "dreambooth"
-"""Name of the login to Prefect and MLflow."""
+"""User name of the login to Prefect and MLflow."""
 DEFAULT_WORK = Paths().work.name
 _SEND_SECONDS = 5.0
 _SENDERS = (
@@ -31,21 +31,20 @@ _SENDERS = (
     ("prefect.events.worker", "EventsWorker"),
 )
 _SOCKET_PATH = 100
-"""Characters; systems take 103 to 107."""
+"""Characters of the longest socket path; the limits of systems are 103 to 107."""
 _ENTERED = "DREAMBOOTH_LOCAL_S3"
 STACK = "DREAMBOOTH_STACK"
-"""Variable of the environment for what works with the servers of `dreambooth up`: its folder."""
+"""Environment variable of clients of `dreambooth up`: the folder of the stack."""
 
 
 @contextmanager
 def local_services(config: Config) -> Iterator[None]:
-    """The local S3 server, for an `s3://` store at the endpoint `local`; else it is only told of.
+    """Run the local S3 server while the block runs, if `storage.endpoint` is `local`.
 
-    Inside, the environment holds endpoint and credentials for boto, MLflow and child processes. May
-    be nested, also in what `dreambooth up` has started: its S3 server is the local one there. A store
-    elsewhere is asked first whether it can be worked with (see `stores.reach`). Raises
-    `StageFailed` when another run uses the folder or the server does not come up,
-    `ConfigError` when SeaweedFS is not installed.
+    The environment then has endpoint and credentials for boto, MLflow and child processes. May be
+    nested; inside `dreambooth up` its S3 server is used. A store on another server is checked first
+    (see `stores.reach`). Raises `StageFailed` if another run uses the folder or the server does not
+    start, `ConfigError` if SeaweedFS is not installed.
     """
     keep_private(config.paths.work)
     storage = config.storage
@@ -55,7 +54,7 @@ def local_services(config: Config) -> Iterator[None]:
         return
     reach(storage)
     if storage.endpoint != "local":
-        with _known_to_mlflow(storage):
+        with _mlflow_endpoint(storage):
             yield
         return
     bucket = storage.uri.removeprefix("s3://").split("/", 1)[0]
@@ -67,7 +66,7 @@ def local_services(config: Config) -> Iterator[None]:
     with claimed(folder) as lock:
         access, secret = credentials(folder)
         ours = {"AWS_ACCESS_KEY_ID": access, "AWS_SECRET_ACCESS_KEY": secret, _ENTERED: str(folder)}
-        # what a user has for the cloud would be mixed with ours
+        # the user's cloud credentials would be combined with these
         cloud = dict.fromkeys(("AWS_SESSION_TOKEN", "AWS_SECURITY_TOKEN", "AWS_PROFILE"))
         with (
             exported({**ours, **cloud, "AWS_DEFAULT_REGION": "us-east-1", **unproxied()}),
@@ -79,8 +78,8 @@ def local_services(config: Config) -> Iterator[None]:
 
 
 @contextmanager
-def _known_to_mlflow(storage: Storage) -> Iterator[None]:
-    """Where MLflow has no server, its client puts artifacts into the store by a boto of its own."""
+def _mlflow_endpoint(storage: Storage) -> Iterator[None]:
+    """Set the store's endpoint for MLflow's client, which uploads artifacts if MLflow has no server."""
     if not storage.endpoint or "MLFLOW_S3_ENDPOINT_URL" in os.environ:
         yield
         return
@@ -90,12 +89,11 @@ def _known_to_mlflow(storage: Storage) -> Iterator[None]:
 
 @contextmanager
 def prefect_api(work: Path, meanwhile: Callable[[], object] | None = None) -> Iterator[None]:
-    """A Prefect server with its database in `work/prefect`; nothing when PREFECT_API_URL names one.
+    """Run a Prefect server with its database in `work/prefect`, unless PREFECT_API_URL names one.
 
-    To be entered before prefect is imported, which reads the environment then. `meanwhile` is
-    called while the server starts (7 s, the first time 17 s): a place for slow imports, also of
-    prefect itself.
-    Raises `StageFailed` when another run uses the folder or the server does not come up.
+    Enter it before importing prefect, which reads the environment at import. `meanwhile` is called
+    while the server starts (7 s, the first time 17 s), e.g. for slow imports. Raises `StageFailed` if
+    another run uses the folder or the server does not start.
     """
     if os.environ.get("PREFECT_API_URL"):
         yield
@@ -113,7 +111,7 @@ def prefect_api(work: Path, meanwhile: Callable[[], object] | None = None) -> It
     def announce(port: int) -> None:
         os.environ["PREFECT_API_URL"] = f"{url(port)}/api"
 
-    def announce_and_go_on(port: int) -> None:
+    def announce_and_call(port: int) -> None:
         announce(port)
         if meanwhile is not None:
             meanwhile()
@@ -121,13 +119,13 @@ def prefect_api(work: Path, meanwhile: Callable[[], object] | None = None) -> It
     with (
         claimed(home) as lock,
         exported({**ours, "PREFECT_API_URL": None, **unproxied()}),
-        running(_prefect(home, login), lock, announce_and_go_on if meanwhile else None) as port,
+        running(_prefect(home, login), lock, announce_and_call if meanwhile else None) as port,
     ):
         announce(port)
         try:
             yield
         finally:
-            _send_the_rest()
+            _drain_prefect()
 
 
 def weed() -> str:
@@ -158,13 +156,13 @@ def seaweedfs(program: str, folder: Path) -> Server:
             *_sockets(folder),
         ]
 
-    # nothing else of the environment: it would take AWS keys in it for an administrator's
-    env = {"HOME": str(folder), "GOMEMLIMIT": "300MiB", "GOGC": "50", **_closed(folder)}
-    return Server("SeaweedFS", command, s3_answers, env, folder, S3_SECONDS, neighbours=4)
+    # not the whole environment: SeaweedFS would accept AWS keys in it as an administrator's
+    env = {"HOME": str(folder), "GOMEMLIMIT": "300MiB", "GOGC": "50", **_security(folder)}
+    return Server("SeaweedFS", command, s3_is_up, env, folder, S3_SECONDS, neighbours=4)
 
 
 def _sockets(folder: Path) -> list[str]:
-    """Keep SeaweedFS' sockets out of /tmp, where they stay behind, if the paths are short enough."""
+    """Options for sockets in `folder` instead of /tmp, if the paths are short enough."""
     paths = {name: str(folder / f"{name}.sock") for name in ("s3", "filer")}
     return [
         f"-{name}.localSocket={path}"
@@ -173,15 +171,15 @@ def _sockets(folder: Path) -> list[str]:
     ]
 
 
-def _closed(folder: Path) -> dict[str, str]:
-    """SeaweedFS' `security.toml` as environment: every port but S3's takes only its own certificate.
+def _security(folder: Path) -> dict[str, str]:
+    """SeaweedFS' `security.toml` as environment: all ports but S3's require mutual TLS.
 
-    Filer, master, volume server and admin know nothing of S3's identities. The signing key is for the
-    filer's socket, and for the case that one of them falls back to answering without TLS.
+    Filer, master, volume server and admin do not check S3's identities. The signing key protects the
+    filer's socket, and a component that falls back to plain HTTP.
     """
-    place = folder / "security"
-    files = certificates.kept_in(place)
-    key = secret(place / "signing", secrets.token_hex)
+    security = folder / "security"
+    files = certificates.files_in(security)
+    key = secret(security / "signing", secrets.token_hex)
     pair = {"CERT": str(files.certificate), "KEY": str(files.key)}
     signed = ("SIGNING", "SIGNING_READ", "FILER_SIGNING", "FILER_SIGNING_READ")
     grpc = ("MASTER", "VOLUME", "FILER", "S3", "ADMIN", "WORKER", "MQ", "CLIENT")
@@ -195,7 +193,7 @@ def _closed(folder: Path) -> dict[str, str]:
 
 
 def _prefect(home: Path, login: str) -> Server:
-    # as Prefect's own temporary server: no web pages, and none of the services for deployments
+    # like Prefect's temporary server: no UI, no services for deployments
     role = {
         "PREFECT_UI_ENABLED": "0",
         "PREFECT__SERVER_EPHEMERAL": "1",
@@ -206,11 +204,11 @@ def _prefect(home: Path, login: str) -> Server:
         return guarded_asgi.command(sys.executable, port)
 
     env = {**os.environ, **role, **guarded_prefect(login, "http://127.0.0.1")}
-    return Server("Prefect's server", command, _prefect_answers, env, home, PREFECT_SECONDS)
+    return Server("Prefect's server", command, _prefect_is_up, env, home, PREFECT_SECONDS)
 
 
 def guarded_prefect(login: str, origin: str) -> dict[str, str]:
-    """Environment of a Prefect server that asks for the login, and lets pages of one origin read."""
+    """Environment of a Prefect server that requires the login and allows CORS for one origin."""
     return {
         guarded_asgi.APP: "prefect.server.api.server:create_app()",
         "PREFECT_SERVER_API_AUTH_STRING": login,
@@ -218,8 +216,8 @@ def guarded_prefect(login: str, origin: str) -> dict[str, str]:
     }
 
 
-def s3_answers(port: int) -> bool:
-    """Whether a bucket listing works with our credentials; needs them in the environment."""
+def s3_is_up(port: int) -> bool:
+    """Whether buckets can be listed with the credentials of the environment."""
     from botocore.exceptions import BotoCoreError, ClientError
 
     from dreambooth_core.storage.stores import s3
@@ -231,7 +229,7 @@ def s3_answers(port: int) -> bool:
     return True
 
 
-def _prefect_answers(port: int) -> bool:
+def _prefect_is_up(port: int) -> bool:
     direct = urllib.request.build_opener(urllib.request.ProxyHandler({}))
     try:
         with direct.open(f"{url(port)}/api/health", timeout=5) as answer:
@@ -240,10 +238,10 @@ def _prefect_answers(port: int) -> bool:
         return False
 
 
-def _send_the_rest() -> None:
-    """Let prefect's threads hand over logs and events while there is somebody to take them.
+def _drain_prefect() -> None:
+    """Let prefect's threads send their logs and events before the server stops.
 
-    They would do so when Python ends, after the server's end, with errors. Core imports no prefect.
+    At exit they would fail, after the server's end. Found in `sys.modules`: the core imports no prefect.
     """
     for module, name in _SENDERS:
         sender = getattr(sys.modules.get(module), name, None)
@@ -252,7 +250,7 @@ def _send_the_rest() -> None:
 
 
 def make_bucket(url: str, bucket: str) -> None:
-    """Make the bucket if need be, and see that it takes an object."""
+    """Create the bucket if it is missing, and check that it is writable."""
     from botocore.exceptions import BotoCoreError, ClientError
 
     from dreambooth_core.storage.stores import s3
@@ -261,7 +259,7 @@ def make_bucket(url: str, bucket: str) -> None:
     try:
         if bucket not in {known.get("Name") for known in client.list_buckets()["Buckets"]}:
             client.create_bucket(Bucket=bucket)
-        # "~" stands in no key of ours
+        # no key of a store has a "~"
         client.put_object(Bucket=bucket, Key="~ready", Body=b"")
         client.delete_object(Bucket=bucket, Key="~ready")
     except (BotoCoreError, ClientError) as error:
@@ -269,13 +267,13 @@ def make_bucket(url: str, bucket: str) -> None:
         if isinstance(error, ClientError):
             reason = error.response["Error"]["Code"]
         raise StorageError(
-            f"the local S3 server takes nothing into the bucket {bucket} ({reason}): "
+            f"the local S3 server cannot write to the bucket {bucket} ({reason}): "
             "check the free space under paths.work and the name in storage.uri"
         ) from error
 
 
 def credentials(folder: Path) -> tuple[str, str]:
-    """Access key and secret of the local server: made once, readable by this user only."""
+    """Access key and secret of the local server, created once, readable by this user only."""
     path = folder / "s3.json"
     if not path.is_file():
         pair = {"accessKey": secrets.token_hex(10).upper(), "secretKey": secrets.token_urlsafe(30)}
@@ -289,17 +287,17 @@ def credentials(folder: Path) -> tuple[str, str]:
         return pair["accessKey"], pair["secretKey"]
     except (OSError, ValueError, LookupError, TypeError) as error:
         raise StageFailed(
-            f"{path} holds no credentials: delete it, new ones are made at the next run"
+            f"{path} has no credentials: delete it, new ones are created at the next run"
         ) from error
 
 
 def new_login() -> str:
-    """`user:password` with a password that cannot be guessed."""
+    """`user:password` with a random password of 40 characters."""
     return f"{USER}:{secrets.token_urlsafe(30)}"
 
 
 def secret(path: Path, make: Callable[[], str]) -> str:
-    """What the file holds; made once, readable by this user only."""
+    """The secret in the file, created once by `make`, readable by this user only."""
     if not path.is_file():
         with written_beside(path) as unfinished:
             unfinished.touch(mode=0o600)
@@ -308,10 +306,10 @@ def secret(path: Path, make: Callable[[], str]) -> str:
 
 
 def keep_private(work: Path) -> None:
-    """Make a work folder for its owner only, whatever the umask, and tighten the default one.
+    """Create the work folder with mode 0700, or restrict the default one to it.
 
-    Another folder that exists keeps its mode, which a user may have chosen for a team. Where the folder
-    cannot be made, whatever writes to it says so.
+    Another existing folder keeps its mode, which may be chosen for a team. Errors are ignored: later
+    writes to the folder report them.
     """
     with suppress(OSError):
         if not work.exists():
@@ -321,7 +319,7 @@ def keep_private(work: Path) -> None:
 
 
 def unproxied() -> dict[str, str]:
-    """A proxy is for the world outside, not for servers on loopback."""
+    """NO_PROXY variables extended by the loopback addresses."""
     names = ("NO_PROXY", "no_proxy")
     given = next((os.environ[name] for name in names if os.environ.get(name)), "")
     return dict.fromkeys(names, ",".join(filter(None, (given, "127.0.0.1", "localhost"))))

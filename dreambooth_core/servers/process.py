@@ -1,4 +1,4 @@
-"""A server of our own on loopback: one per data folder, up before the block, gone after it."""
+"""Child processes that serve on loopback while a block runs, one per data folder."""
 
 import os
 import random
@@ -14,26 +14,26 @@ from dreambooth_core.file_locks import try_lock
 from dreambooth_core.runtime.processes import last_lines, supervised
 
 LEAVING_SECONDS = 20.0
-"""How long the server of a run that was just killed may take to end."""
+"""Longest wait for the server of a killed run to end."""
 PORT_TRIES = 3
-# Below what systems hand to outgoing connections; SeaweedFS takes each port + 10000 as well.
+# below the ephemeral ports of systems; SeaweedFS also listens at each port + 10000
 _PORTS = range(12_000, 22_000)
 
 
 @dataclass(frozen=True)
 class Server:
-    """How to start a server and how to see that it works."""
+    """How to start a server and check that it is up."""
 
     name: str
     command: Callable[[int], list[str]]
-    """The command for a free port, which comes with the next `neighbours`."""
-    answers: Callable[[int], bool]
-    """Whether it does its work at this port; must not raise."""
+    """The command, for the first of `1 + neighbours` free ports."""
+    is_up: Callable[[int], bool]
+    """Whether it responds at this port; must not raise."""
     env: Mapping[str, str]
     folder: Path
-    """Its data, its log and its lock; one server at a time."""
+    """Folder of data, log and lock; one server at a time."""
     seconds: float
-    """How long it may take to come up."""
+    """Longest start."""
     neighbours: int = 0
 
 
@@ -41,14 +41,14 @@ class Server:
 def running(
     server: Server, lock: int, meanwhile: Callable[[int], object] | None = None
 ) -> Iterator[int]:
-    """Run it while the block runs; yields its port once it answers.
+    """Run the server while the block runs; yields its port once it is up.
 
-    `lock` (see `claimed`) stays held until the server has really ended, also when we are killed.
-    `meanwhile` is called with the port while it starts; since it may have spread the port, there is
-    no second try then. Raises `StageFailed` when the server does not come up.
+    `lock` (see `claimed`) is inherited by the server, so it is held until the server has ended, also
+    if this process is killed. `meanwhile` is called with the port during the start, which is then not
+    retried at another port. Raises `StageFailed` if the server does not start.
     """
     with ExitStack() as stack:
-        # somebody may take the port between our look and the server's
+        # another process may take the port between our check and the server's start
         left = PORT_TRIES if meanwhile is None else 1
         while True:
             port = free_port(server.neighbours)
@@ -60,15 +60,15 @@ def running(
             if not left:
                 log = server.folder / "server.log"
                 end = " | ".join(last_lines(log, 3).splitlines())
-                raise StageFailed(f"{server.name} ended at its start; {log} ends with: {end}")
+                raise StageFailed(f"{server.name} ended during its start; {log} ends with: {end}")
         yield port
 
 
 @contextmanager
 def claimed(folder: Path) -> Iterator[int]:
-    """Keep other runs out of a data folder; yields the lock's file descriptor for `running`.
+    """Lock a data folder against other runs; yields the lock's file descriptor for `running`.
 
-    Waits for the server of a run that was just killed; raises `StageFailed` when another run lives.
+    Waits for the server of a killed run to end; raises `StageFailed` if another run is alive.
     """
     folder.mkdir(parents=True, exist_ok=True)
     with (folder / "lock").open("a+") as file:
@@ -79,7 +79,7 @@ def claimed(folder: Path) -> Iterator[int]:
             if _alive(owner) or time.monotonic() > deadline:
                 raise StageFailed(
                     f"{folder} is in use by another run (process {owner or 'unknown'}): "
-                    "wait for its end, or give this run a paths.work of its own"
+                    "wait for its end, or set another paths.work"
                 )
             time.sleep(0.1)
         file.truncate(0)
@@ -122,12 +122,12 @@ def _came_up(
         meanwhile(port)
     deadline = time.monotonic() + server.seconds
     while process.poll() is None:
-        if server.answers(port):
+        if server.is_up(port):
             return True
         if time.monotonic() > deadline:
             raise StageFailed(
                 f"{server.name} did not answer within {server.seconds:.0f} s: see {log}, "
-                "and run again when the machine is less busy"
+                "and try again when the machine is less busy"
             )
         time.sleep(0.1)
     return False
@@ -152,11 +152,11 @@ def free_port(neighbours: int) -> int:
         ports = [first + step + more for step in range(neighbours + 1) for more in (0, 10_000)]
         if all(map(is_free, ports)):
             return first
-    raise StageFailed("no free port on 127.0.0.1 between 12000 and 32000: end what listens there")
+    raise StageFailed("no free ports on 127.0.0.1 in 12000..32000: end other servers")
 
 
 def is_free(port: int) -> bool:
-    """Whether nobody listens at this port of loopback."""
+    """Whether this port of loopback is free."""
     with socket.socket(socket.AF_INET, socket.SOCK_STREAM) as probe:
         probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
         try:

@@ -1,1 +1,1 @@
-"""MLflow and other trackers of training runs."""
+"""Experiment tracking: MLflow runs, learning curves, TensorBoard and Weights & Biases."""

@@ -1,8 +1,7 @@
-"""Learning curves: points by step, the same for an interrupted training as for one in one go.
+"""Learning curves: points by step, the same for a resumed training as for an uninterrupted one.
 
-What depends on the weights is averaged over windows of steps that only the length of the training
-decides, and a checkpoint holds every point before it: steps that are taken again give their points
-again, neither twice nor anywhere else.
+Losses are averaged over windows that depend on the number of steps only, and a checkpoint holds all
+points before it, so repeated steps give the same points again.
 """
 
 from collections import defaultdict
@@ -12,23 +11,23 @@ from typing import Any
 from dreambooth_core.storage.records import LearningCurves
 
 POINTS = 200
-"""Points of a curve over all steps, about."""
+"""Approximate number of points of a curve."""
 
 Curves = Mapping[str, Sequence[tuple[int, float]]]
 """Name -> (step, value), the steps ascending."""
 
 
 def width(steps: int) -> int:
-    """Steps of a window, for a training of so many steps."""
+    """Steps per window in a training of `steps` steps."""
     return max(1, steps // POINTS)
 
 
 def windows(
     losses: Sequence[Sequence[float]], steps: int, *, with_classes: bool, ended: bool
 ) -> tuple[tuple[int, float, float | None], ...]:
-    """`LearningCurves.losses` of (instance, class) loss step by step, in a training of `steps` steps.
+    """`LearningCurves.losses` from (instance, class) losses per step, of a training of `steps` steps.
 
-    A window that is not over yet gives no point, unless the training has ended in it.
+    An incomplete window gives a point only if the training has `ended`.
     """
     size = width(steps)
     points = []
@@ -40,53 +39,53 @@ def windows(
 
 
 def rates(groups: Sequence[Mapping[str, Any]], *, text_frozen: bool) -> dict[str, float]:
-    """Curve -> learning rate of the last step, of groups as `module.learning_groups` makes them.
+    """Curve -> learning rate of the last step, from the groups of `module.learning_groups`.
 
-    Prodigy's own estimate `d` counts; text that rests has the rate 0.
+    Prodigy's rate is `lr * d`; frozen text encoders have the rate 0.
     """
-    found = {}
+    result = {}
     for group in groups:
-        rests = group["is_text"] and text_frozen
-        found[group["curve"]] = 0.0 if rests else float(group["lr"] * group.get("d", 1.0))
-    return found
+        frozen = group["is_text"] and text_frozen
+        result[group["curve"]] = 0.0 if frozen else float(group["lr"] * group.get("d", 1.0))
+    return result
 
 
-def curves_of(course: LearningCurves) -> Curves:
-    """All curves with a point, by the names that they have in every tracker."""
-    looks = course.validations
-    found: dict[str, list[tuple[int, float | None]]] = {
-        "loss/instance": [(step, loss) for step, loss, _ in course.losses],
-        "loss/class": [(step, loss) for step, _, loss in course.losses],
-        "validation/stable_loss": [(look.step, look.stable_loss) for look in looks],
-        "validation/subject_fidelity": [(look.step, look.subject_fidelity) for look in looks],
-        "validation/prompt_fidelity": [(look.step, look.prompt_fidelity) for look in looks],
-        "validation/pres": [(look.step, look.pres) for look in looks],
-        "speed/steps_per_second": [*course.speeds],
-        "speed/checkpoint_stall_seconds": [*course.stalls],
+def curves_of(record: LearningCurves) -> Curves:
+    """All non-empty curves, by their names in the trackers."""
+    validations = record.validations
+    curves: dict[str, list[tuple[int, float | None]]] = {
+        "loss/instance": [(step, loss) for step, loss, _ in record.losses],
+        "loss/class": [(step, loss) for step, _, loss in record.losses],
+        "validation/stable_loss": [(one.step, one.stable_loss) for one in validations],
+        "validation/subject_fidelity": [(one.step, one.subject_fidelity) for one in validations],
+        "validation/prompt_fidelity": [(one.step, one.prompt_fidelity) for one in validations],
+        "validation/pres": [(one.step, one.pres) for one in validations],
+        "speed/steps_per_second": [*record.speeds],
+        "speed/checkpoint_stall_seconds": [*record.stalls],
     }
-    for name, points in course.rates.items():
-        found[f"learning_rate/{name}"] = [*points]
-    drawn = {
+    for name, points in record.rates.items():
+        curves[f"learning_rate/{name}"] = [*points]
+    defined = {
         name: [(step, value) for step, value in points if value is not None]
-        for name, points in found.items()
+        for name, points in curves.items()
     }
-    return {name: points for name, points in drawn.items() if points}
+    return {name: points for name, points in defined.items() if points}
 
 
-def new_points(curves: Curves, told: Mapping[str, int]) -> dict[int, dict[str, float]]:
-    """What is to be told yet: step -> curve -> value, the steps ascending.
+def new_points(curves: Curves, logged: Mapping[str, int]) -> dict[int, dict[str, float]]:
+    """Points that are not logged yet: step -> curve -> value, in ascending order of steps.
 
-    `told`: curve -> the last step that was told of it.
+    `logged`: curve -> its last logged step.
     """
     rows: dict[int, dict[str, float]] = defaultdict(dict)
     for name, points in curves.items():
         for step, value in points:
-            if step > told.get(name, -1):
+            if step > logged.get(name, -1):
                 rows[step][name] = value
     return dict(sorted(rows.items()))
 
 
-def last_steps(told: Mapping[str, int], curves: Curves) -> dict[str, int]:
-    """`told` after `curves` were told as well, which may end earlier than what was."""
-    ends = {name: max(points[-1][0], told.get(name, -1)) for name, points in curves.items()}
-    return {**told, **ends}
+def last_steps(logged: Mapping[str, int], curves: Curves) -> dict[str, int]:
+    """`logged` after logging `curves`, whose last steps may be lower."""
+    ends = {name: max(points[-1][0], logged.get(name, -1)) for name, points in curves.items()}
+    return {**logged, **ends}

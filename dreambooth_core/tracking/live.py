@@ -1,7 +1,7 @@
-"""MLflow sees a training while it runs: its curves are brought there from behind the training.
+"""Live logging of a running training to MLflow.
 
-The parent of the training does it, in a thread of its own, since importing and opening MLflow takes
-seconds; and whatever MLflow does, the training goes on.
+Runs in a thread of the training's parent process, because importing and opening MLflow takes seconds;
+errors of MLflow never stop the training.
 """
 
 import threading
@@ -20,30 +20,28 @@ from dreambooth_core.tracking.learning_curves import curves_of
 from dreambooth_core.tracking.mlflow import ImageGrid, log_grids
 
 LIVE_SECONDS = 2.0
-"""Between two times that the curves are brought over."""
+"""Time between two updates of the curves."""
 END_SECONDS = 60.0
-"""Waited for MLflow after the training."""
+"""Longest wait for MLflow after the training."""
 STOP_SECONDS = 3.0
-"""The same when the training was cut off: whoever stops us does not wait for long."""
+"""The same after the training was interrupted: the grace period is short."""
 SYSTEM_SECONDS = 10.0
-"""Between two points of the machine's own curves: processors, memory, disk, network, GPUs."""
+"""Time between two points of the system metrics: CPU, memory, disk, network, GPUs."""
 
 Status = Literal["RUNNING", "SCHEDULED", "FINISHED", "FAILED"]
 
 
 @contextmanager
 def mlflow_logging(
-    config: Config, key: str, course: Callable[[], LearningCurves | None], looks: Path
+    config: Config, key: str, curves: Callable[[], LearningCurves | None], sheets: Path
 ) -> Iterator[None]:
-    """While it lasts, the training's run in MLflow gets what `course` gives, every few seconds.
+    """Log `curves()` and the contact sheets `sheets/<step>.png` to MLflow while the block runs.
 
-    And the contact sheets `validation/<step>.png`, at a slider over the steps.
-
-    The run is found by the training's key, or made; a resumed training goes on in it. Afterwards it
-    is FINISHED, FAILED, or SCHEDULED when the training was stopped and waits to go on; what another
-    process has taken over is that one's to tell.
+    The run is found by the training's key, or created; a resumed training continues it. Its final
+    status is FINISHED, FAILED, or SCHEDULED for an interrupted training; after a takeover the status
+    is left to the other process.
     """
-    live = _Live(config, key, course, looks)
+    live = _LiveRun(config, key, curves, sheets)
     try:
         yield
     except Superseded:
@@ -56,39 +54,39 @@ def mlflow_logging(
     live.end("FINISHED", END_SECONDS)
 
 
-class _Live:
+class _LiveRun:
     def __init__(
-        self, config: Config, key: str, course: Callable[[], LearningCurves | None], looks: Path
+        self, config: Config, key: str, curves: Callable[[], LearningCurves | None], sheets: Path
     ) -> None:
-        self._config, self._key, self._course, self._looks = config, key, course, looks
+        self._config, self._key, self._curves, self._sheets = config, key, curves, sheets
         self._client: Any = None
-        self._run, self._told = "", dict[str, int]()
-        self._shown = set[Path]()
+        self._run, self._logged = "", dict[str, int]()
+        self._logged_sheets = set[Path]()
         self._monitor: Any = None
         self._status: Status = "RUNNING"
-        self._trouble, self._left = "", False
+        self._error, self._superseded = "", False
         self._ends = threading.Event()
-        # a daemon: a server that does not answer must not keep the program from ending
+        # a daemon, so that the program can end while a server does not respond
         self._thread = threading.Thread(target=self._work, name="mlflow", daemon=True)
         self._thread.start()
 
     def end(self, status: Status, seconds: float) -> None:
-        """Bring over what is left, in so many seconds at the most, and say so if that failed."""
+        """Log the rest within `seconds`; print a message if that fails."""
         self._status = status
         self._ends.set()
         self._thread.join(seconds)
         if self._thread.is_alive():
-            self._trouble = f"no answer in {seconds:g} seconds"
-        if self._trouble:
-            place = without_password(tracking.tracking_uri(self._config))
+            self._error = f"no response within {seconds:g} s"
+        if self._error:
+            uri = without_password(tracking.tracking_uri(self._config))
             console.say(
-                f"MLflow at {place} lacks some of the learning curves ({self._trouble}); "
-                "registering the model brings them there"
+                f"MLflow at {uri} lacks part of the learning curves ({self._error}); "
+                "registering the model logs them"
             )
 
     def leave(self) -> None:
-        """Bring nothing any more; the run goes on, as another's."""
-        self._left = True
+        """Stop logging; the run belongs to another process now."""
+        self._superseded = True
         self._ends.set()
         self._thread.join(STOP_SECONDS)
 
@@ -96,47 +94,47 @@ class _Live:
         ends = False
         while not ends:
             ends = self._ends.wait(LIVE_SECONDS)
-            if self._left:
+            if self._superseded:
                 if self._monitor:
                     self._monitor.finish()
                 return
             try:
-                self._bring(ends)
-                self._trouble = ""
+                self._log(ends)
+                self._error = ""
             except Exception as error:
-                # whatever it is, no training hangs on it, and the next round begins anew: what of
-                # this one has arrived is for MLflow to say
-                self._run, self._trouble = "", without_password(one_line(error, 300))
+                # the next round opens MLflow again and asks it which points it has
+                self._run, self._error = "", without_password(one_line(error, 300))
 
-    def _bring(self, ends: bool) -> None:
+    def _log(self, ends: bool) -> None:
         if not self._run:
             self._client = tracking.open_client(self._config)
             self._run = tracking.training_run(self._client, self._config, self._key)
-            self._told, self._shown = {}, set()
+            self._logged, self._logged_sheets = {}, set()
         if self._monitor is None:
-            self._monitor = _watch_the_machine(self._config, self._run)
-        course = self._course()
-        if course is not None:
-            curves = curves_of(course)
-            self._told = tracking.log_curves(self._client, self._run, curves, self._told)
-        sheets = {*self._looks.glob("*.png")} - self._shown
+            self._monitor = _start_system_monitor(self._config, self._run)
+        record = self._curves()
+        if record is not None:
+            self._logged = tracking.log_curves(
+                self._client, self._run, curves_of(record), self._logged
+            )
+        sheets = {*self._sheets.glob("*.png")} - self._logged_sheets
         if sheets:
             grids = (
                 ImageGrid("validation", int(sheet.stem), sheet.read_bytes())
                 for sheet in sorted(sheets)
             )
             log_grids(self._client, self._run, grids)
-            self._shown |= sheets
+            self._logged_sheets |= sheets
         if ends:
             if self._monitor:
                 self._monitor.finish()
             tracking.set_status(self._client, self._run, self._status)
 
 
-def _watch_the_machine(config: Config, run: str) -> Any:
-    """MLflow's monitor, which goes on where an earlier attempt ended; False where psutil is missing.
+def _start_system_monitor(config: Config, run: str) -> Any:
+    """MLflow's system metrics monitor, continuing an earlier attempt's; False without psutil.
 
-    It watches the whole machine, and so the training with all that hinders it.
+    It measures the whole machine, other programs included.
     """
     try:
         from mlflow.system_metrics.system_metrics_monitor import SystemMetricsMonitor

@@ -1,4 +1,4 @@
-"""TensorBoard and Weights & Biases, by Lightning's loggers: each is told every point once."""
+"""TensorBoard and Weights & Biases through Lightning's loggers; every point is logged once."""
 
 import os
 from collections.abc import Callable, Mapping
@@ -16,53 +16,52 @@ FLUSH_SECONDS = 5
 
 @dataclass
 class LoggerTarget:
-    """Where curves go, and what they hold there."""
+    """A logger and what it has logged."""
 
     logger: Any
     """A Lightning logger."""
     last_step: int = -1
-    """The last step that it has from an earlier attempt."""
-    close: Callable[[bool], None] = lambda over: None
-    """Told whether the training is over, after the last point."""
-    told: dict[str, int] = field(default_factory=dict)
+    """Last step logged by an earlier attempt; -1 for none."""
+    close: Callable[[bool], None] = lambda finished: None
+    """Called after the last point; the argument is whether the training has finished."""
+    logged: dict[str, int] = field(default_factory=dict)
 
 
 class Loggers:
-    """What `tracking.loggers` names."""
+    """The loggers of `tracking.loggers`."""
 
     def __init__(self, config: Config, key: str | None) -> None:
-        """`key`: the training's; nothing is opened without one, as on all ranks but the first.
+        """`key`: training key; None, as on all ranks but the first, opens no logger.
 
-        Raises `ConfigError` for a tracker that is not installed, `StageFailed` for one that does
-        not start.
+        Raises `ConfigError` if a logger is not installed, `StageFailed` if one does not start.
         """
         names = config.tracking.loggers if key else ()
         for name in names:
             if find_spec(name) is None:
                 raise ConfigError(
                     f"tracking.loggers: {name} is not installed: pip install "
-                    "'dreambooth-factory[trackers]', or leave it out"
+                    "'dreambooth-factory[trackers]', or remove it"
                 )
-        self._places = [_PLACES[name](config, str(key)) for name in names]
+        self._targets = [_OPEN[name](config, str(key)) for name in names]
 
-    def show(self, course: LearningCurves) -> None:
-        """Tell what of a training's course is new."""
-        curves = curves_of(course)
-        for place in self._places:
-            for step, values in new_points(curves, place.told).items():
-                if step > place.last_step:
-                    place.logger.log_metrics(values, step)
-            place.told = last_steps(place.told, curves)
+    def log(self, record: LearningCurves) -> None:
+        """Log the new points of a training's curves."""
+        curves = curves_of(record)
+        for target in self._targets:
+            for step, values in new_points(curves, target.logged).items():
+                if step > target.last_step:
+                    target.logger.log_metrics(values, step)
+            target.logged = last_steps(target.logged, curves)
 
-    def close(self, *, over: bool) -> None:
-        """Write out what waits; `over` unless the training will go on some time."""
-        for place in self._places:
-            place.logger.finalize("success")
-            place.close(over)
+    def close(self, *, finished: bool) -> None:
+        """Flush and close all loggers; `finished` unless the training will be resumed."""
+        for target in self._targets:
+            target.logger.finalize("success")
+            target.close(finished)
 
 
 def _tensorboard(config: Config, key: str) -> LoggerTarget:
-    """`<work>/tensorboard/<key>`, where each attempt tells everything anew and voids what was there."""
+    """TensorBoard in `<work>/tensorboard/<key>`; each attempt logs all points again and purges old ones."""
     from pytorch_lightning.loggers import TensorBoardLogger
 
     folder = config.paths.work.resolve() / "tensorboard"
@@ -72,10 +71,10 @@ def _tensorboard(config: Config, key: str) -> LoggerTarget:
 
 
 def _wandb(config: Config, key: str) -> LoggerTarget:
-    """A run that is called as the training's key begins, with its files in `<work>/wandb`.
+    """A run with the id `key[:32]` and files in `<work>/wandb`.
 
-    Its server takes no point back: a resumed run goes on behind the last it has. Offline, each
-    attempt leaves the whole curves in a folder of its own.
+    Its server cannot delete points: a resumed run continues after the last one. Offline, each attempt
+    writes complete curves to its own folder.
     """
     os.environ.setdefault("WANDB_ERROR_REPORTING", "false")
     import wandb
@@ -95,18 +94,18 @@ def _wandb(config: Config, key: str) -> LoggerTarget:
     except wandb.Error as error:
         raise StageFailed(
             f"Weights & Biases does not start ({one_line(error)}): log in with `wandb login`, or set "
-            "WANDB_MODE=offline, or leave it out of tracking.loggers"
+            "WANDB_MODE=offline, or remove it from tracking.loggers"
         ) from error
 
-    def close(over: bool) -> None:
-        if not over:
+    def close(finished: bool) -> None:
+        if not finished:
             run.mark_preempting()
-        run.finish(exit_code=0 if over else Preempted.exit_code)
+        run.finish(exit_code=0 if finished else Preempted.exit_code)
 
     return LoggerTarget(logger, int(run.summary.get("trainer/global_step", -1)), close)
 
 
-_PLACES: Mapping[str, Callable[[Config, str], LoggerTarget]] = {
+_OPEN: Mapping[str, Callable[[Config, str], LoggerTarget]] = {
     "tensorboard": _tensorboard,
     "wandb": _wandb,
 }

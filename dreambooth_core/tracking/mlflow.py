@@ -1,7 +1,7 @@
-"""MLflow: where it is, and one run per training in it, with parameters and curves.
+"""MLflow: the server in use, and one run per training with parameters and curves.
 
-The run is there while training goes on (see `live`), and registering the model completes it (see
-`entries`). Importing MLflow takes seconds, so it is imported only where a run is written or read.
+`live` logs to the run during training; `registry.mlflow_run` completes it. MLflow is imported inside
+functions, because that takes seconds.
 """
 
 import os
@@ -38,60 +38,58 @@ class ImageGrid:
 
 T = TypeVar("T")
 
-
 TRAINING = "dreambooth.training"
-"""Tag with the training's key; what resumes the training finds its run by it."""
+"""Tag with the training key, by which a resumed training finds its run."""
 KEY = "dreambooth.key"
-"""Tag with the digest of what was registered, set last: what has it is complete."""
+"""Tag with the digest of the registered weights; set last, so it marks complete runs."""
 REPORT = "report.html"
-"""Artifact of the run of a model that was reported on."""
+"""Artifact path of the report."""
 LONGEST, MOST = 240, 6000
-"""Characters that MLflow takes of a parameter's name, with some to spare, and of its value."""
+"""Characters of the longest parameter name and value; MLflow's limits are 250 and 6000."""
 PARAMS = {
     *("seed", "subject", "more_subjects", "model", "dataset", "prior", "train", "adapter"),
     *("textual_inversion", "loss", "optimizer", "validation"),
 }
-"""Sections of a config that training hangs on; MLflow never lets a parameter change."""
-
+"""Config sections that decide the training; an MLflow parameter cannot be changed."""
 
 _PROBING = {"MLFLOW_HTTP_REQUEST_MAX_RETRIES": "3", "MLFLOW_HTTP_REQUEST_TIMEOUT": "10"}
-"""For the first question to a server; later ones have MLflow's own patience."""
+"""Settings of the first request to a server; later ones have MLflow's defaults."""
 _REACHED: set[str] = set()
-"""Servers that have answered this process."""
+"""Servers that have responded to this process."""
 
 
 def server_of(config: Config) -> str | None:
-    """`tracking.uri`, or the server that the environment names; None for the file under `paths.work`."""
+    """`tracking.uri`, or the server of the environment; None for the sqlite file in `paths.work`."""
     return config.tracking.uri or os.environ.get(SERVER)
 
 
 def tracking_uri(config: Config) -> str:
-    """The server's, or an absolute sqlite file under `paths.work`."""
+    """URI of the server, or of the sqlite file in `paths.work`."""
     return server_of(config) or f"sqlite:///{(config.paths.work / 'mlflow.db').resolve()}"
 
 
 def identity(config: Config) -> str:
-    """Names the tracking store: its URI, and for our own file a word that is new when the file is.
+    """Identity of the tracking store: its URI, or a random id created with the sqlite file.
 
-    Without it, a deleted database would be believed to hold what was once registered in it.
+    After the file is deleted, the id tells the new database from the old one.
     """
     server = server_of(config)
     if server:
         return without_password(server)
     database = config.paths.work / "mlflow.db"
-    word = database.with_suffix(".id")
+    id_file = database.with_suffix(".id")
     with _locked(config.paths.work):
-        if not database.exists() or not word.exists():
-            word.write_text(secrets.token_hex(8))
+        if not database.exists() or not id_file.exists():
+            id_file.write_text(secrets.token_hex(8))
             database.touch()
-        return word.read_text()
+        return id_file.read_text()
 
 
 def reach(config: Config) -> None:
-    """See that MLflow can be worked with; a server is asked once per process.
+    """Check that MLflow is usable; a server is asked once per process.
 
-    Raises `StageFailed` for a server that gives no good answer within `SERVER_SECONDS`, and for a sqlite
-    file that is no writable database. Other databases are left to MLflow, which may have tables to make.
+    Raises `StageFailed` for a server without a valid response within `SERVER_SECONDS`, and for a sqlite
+    file that is no writable database. Other databases are not checked: MLflow may have to create tables.
     """
     server = tracking_uri(config)
     if server.startswith("sqlite:///"):
@@ -108,15 +106,15 @@ def reach(config: Config) -> None:
     try:
         with exported(_PROBING):
             within(SERVER_SECONDS, ask, f"asking MLflow at {shown}")
-    except Exception as error:  # beside MLflow's own those of its HTTP library
+    except Exception as error:  # errors of MLflow or of its HTTP library
         raise StageFailed(f"MLflow at {shown} cannot be used: {_reason(error)}") from error
     _REACHED.add(server)
 
 
 def open_client(config: Config) -> Any:
-    """An `MlflowClient` on tables that exist; raises `StageFailed` as `reach` does, which is asked first.
+    """An `MlflowClient` with its tables created; raises `StageFailed` like `reach`, which it calls first.
 
-    Three processes that create one sqlite file at once break it for good, hence the lock.
+    A lock, because processes that create one sqlite file concurrently corrupt it.
     """
     reach(config)
     _quiet()
@@ -130,14 +128,14 @@ def open_client(config: Config) -> Any:
             client.search_registered_models(max_results=1)
     except StageFailed:
         raise
-    except Exception as error:  # beside MLflow's own those of every database's driver
-        where = without_password(uri)
-        raise StageFailed(f"MLflow at {where} cannot be used: {_reason(error)}") from error
+    except Exception as error:  # errors of MLflow or of the database driver
+        shown = without_password(uri)
+        raise StageFailed(f"MLflow at {shown} cannot be used: {_reason(error)}") from error
     return client
 
 
 def _quiet() -> None:
-    """Keep MLflow from calling home, and its libraries from telling of tables that are made."""
+    """Disable MLflow's telemetry, its progress bars, and log messages about database migrations."""
     os.environ.setdefault("MLFLOW_DISABLE_TELEMETRY", "true")
     os.environ.setdefault("DO_NOT_TRACK", "1")
     os.environ.setdefault("MLFLOW_ENABLE_ARTIFACTS_PROGRESS_BAR", "false")
@@ -148,10 +146,7 @@ def _quiet() -> None:
 
 
 def _check_file(database: Path) -> None:
-    """Raises `StageFailed` unless there is no file yet, or one that sqlite reads and writes.
-
-    MLflow itself would try again for minutes.
-    """
+    """Raise `StageFailed` if the file exists and sqlite cannot write it; MLflow would retry for minutes."""
     if not os.path.lexists(database):
         return
     try:
@@ -160,41 +155,40 @@ def _check_file(database: Path) -> None:
             connection.execute("BEGIN IMMEDIATE")
             connection.execute("SELECT count(*) FROM sqlite_master")
     except sqlite3.Error as error:
-        if "locked" in str(error):  # another process writes: it works
+        if "locked" in str(error):  # another process is writing: the file works
             return
         raise StageFailed(
-            f"{database} cannot be used as MLflow's database ({error}): check its rights, restore it "
-            "from a backup, or move it away, and finished trainings are registered anew by their configs"
+            f"{database} cannot be used as MLflow's database ({error}): check its permissions, restore "
+            "it from a backup, or move it away and run the configs of finished trainings again"
         ) from error
 
 
 def _reason(error: Exception) -> str:
-    """What an error of MLflow's client comes to, and what to do; bodies of answers are left out."""
-    told = " ".join(str(error).split())
-    code = re.search(r"error code (\d{3})", told)
-    cause = re.search(r"Caused by (\w+)", told)
+    """Cause of an error of MLflow's client, and the remedy; response bodies are left out."""
+    text = " ".join(str(error).split())
+    code = re.search(r"error code (\d{3})", text)
+    cause = re.search(r"Caused by (\w+)", text)
     if isinstance(error, TimeoutError):
-        return (
-            f"no answer within {SERVER_SECONDS:.0f} s; check tracking.uri and that the server works"
-        )
+        return f"no response within {SERVER_SECONDS:.0f} s; check tracking.uri and that the server works"
     if code and code[1] in ("401", "403"):
         return (
             f"it refused the credentials (HTTP {code[1]}); set MLFLOW_TRACKING_USERNAME and "
-            "MLFLOW_TRACKING_PASSWORD to a user that may write"
+            "MLFLOW_TRACKING_PASSWORD to a user with write access"
         )
-    if code or "valid JSON" in told:
-        answered = f"HTTP {code[1]}" if code else "no JSON"
-        return f"what answers is not MLflow ({answered}); check tracking.uri"
-    reason = cause[1] if cause else without_password(f"{type(error).__name__}: {told[:300]}")
-    return f"it does not answer ({reason}); check tracking.uri and that the server runs"
+    if code or "valid JSON" in text:
+        response = f"HTTP {code[1]}" if code else "no JSON"
+        return f"the response is not MLflow's ({response}); check tracking.uri"
+    name = type(error).__name__
+    reason = cause[1] if cause else without_password(f"{name}: {one_line(error, 300)}")
+    return f"no response ({reason}); check tracking.uri and that the server runs"
 
 
 def training_run(client: Any, config: Config, training: str) -> str:
-    """The run of the training with this key, found or made, as one that is running; its id."""
+    """Id of the run with this training key, found or created, its status set to RUNNING."""
     experiment = experiment_of(client, config)
-    none_if_missing = runs_with(client, experiment, TRAINING, training)
-    if none_if_missing:
-        run = str(none_if_missing[0].info.run_id)
+    runs = runs_with(client, experiment, TRAINING, training)
+    if runs:
+        run = str(runs[0].info.run_id)
         set_status(client, run, "RUNNING")
     else:
         run = create_run(client, experiment, config, training)
@@ -203,23 +197,23 @@ def training_run(client: Any, config: Config, training: str) -> str:
 
 
 def set_status(client: Any, run: str, status: str) -> None:
-    """RUNNING, SCHEDULED for what was stopped and will go on, FINISHED or FAILED."""
+    """Set the status: RUNNING, SCHEDULED for an interrupted training, FINISHED or FAILED."""
     if status in ("FINISHED", "FAILED"):
         client.set_terminated(run, status)
     else:
         client.update_run(run, status=status)
 
 
-def log_curves(client: Any, run: str, curves: Curves, told: Mapping[str, int]) -> dict[str, int]:
-    """Log what is beyond `told`, since MLflow takes no point back; what is told afterwards.
+def log_curves(client: Any, run: str, curves: Curves, logged: Mapping[str, int]) -> dict[str, int]:
+    """Log the points after `logged`, curve -> last logged step; the last steps afterwards.
 
-    What the run has of a curve that is not in `told` is asked for.
+    MLflow cannot delete points; the last step of a curve that is not in `logged` is read from the run.
     """
     from mlflow.entities import Metric
 
     known = {
-        **{name: _last_step(client, run, name) for name in curves.keys() - told.keys()},
-        **told,
+        **{name: _last_step(client, run, name) for name in curves.keys() - logged.keys()},
+        **logged,
     }
     now = int(time.time() * 1000)
     metrics = [
@@ -233,7 +227,7 @@ def log_curves(client: Any, run: str, curves: Curves, told: Mapping[str, int]) -
 
 
 def log_report(config: Config, run: str, page: str, uri: str, path: str) -> None:
-    """Show the report among the run's artifacts; its tags and description say where else it lies."""
+    """Log the report as an artifact of the run, with its URI in a tag and in the description."""
     client = open_client(config)
     client.log_text(run, page, REPORT)
     client.set_tag(run, "dreambooth.report", uri)
@@ -241,7 +235,7 @@ def log_report(config: Config, run: str, page: str, uri: str, path: str) -> None
 
 
 def report_address(config: Config, run: str) -> str | None:
-    """Where a browser finds the run's report; None for MLflow in a file, which has no pages."""
+    """URL of the run's report in MLflow; None for MLflow in a file."""
     server = server_of(config)
     if server is None or not server.startswith("http"):
         return None
@@ -251,64 +245,64 @@ def report_address(config: Config, run: str) -> str | None:
 
 
 def flat(document: Mapping[str, Any], prefix: str = "") -> dict[str, str]:
-    """`{"train": {"steps": 3}}` -> `{"train.steps": "3"}`; passwords inside URIs are left out."""
-    none_if_missing: dict[str, str] = {}
+    """`{"train": {"steps": 3}}` -> `{"train.steps": "3"}`; passwords in URIs are removed."""
+    result: dict[str, str] = {}
     for name, value in document.items():
         if isinstance(value, Mapping):
-            none_if_missing |= flat(value, f"{prefix}{name}.")
+            result |= flat(value, f"{prefix}{name}.")
         else:
-            none_if_missing[f"{prefix}{name}"] = without_password(str(value))
-    return none_if_missing
+            result[f"{prefix}{name}"] = without_password(str(value))
+    return result
 
 
 def runs_with(client: Any, experiment: str, tag: str, value: str) -> list[Any]:
-    """The runs with a tag, the oldest first."""
+    """The runs with this tag value, oldest first."""
     order = ["attributes.start_time ASC"]
     return [*client.search_runs([experiment], f"tags.`{tag}` = '{value}'", order_by=order)]
 
 
 def _last_step(client: Any, run: str, name: str) -> int:
-    """The last step that the run has of a curve; -1 before the first."""
+    """Last logged step of a curve; -1 for none."""
     return max((point.step for point in client.get_metric_history(run, name)), default=-1)
 
 
 def create_run(client: Any, experiment: str, config: Config, training: str) -> str:
-    """A new run of the training with this key; its id."""
+    """Create a run with this training key; its id."""
     tags = {TRAINING: training}
     return str(client.create_run(experiment, tags=tags, run_name=config.name).info.run_id)
 
 
 def log_params(client: Any, run: str, document: Mapping[str, Any]) -> None:
-    """Those that are not there: a run keeps what it began with, such as where its photos lay."""
+    """Log the missing parameters; existing ones keep their first value, such as the path of the photos."""
     from mlflow.entities import Param
 
     known = client.get_run(run).data.params
-    named = {_allowed(name): value[:MOST] for name, value in flat(document).items()}
+    named = {_param_name(name): value[:MOST] for name, value in flat(document).items()}
     params = [Param(name, value) for name, value in named.items() if name not in known]
     for start in range(0, len(params), 100):
         client.log_batch(run, params=params[start : start + 100])
 
 
-def _allowed(name: str) -> str:
-    """A parameter's name that MLflow takes, and no other one's: `adapter.ranks` has patterns for keys."""
+def _param_name(name: str) -> str:
+    """A unique valid parameter name: keys of `adapter.ranks` are patterns with invalid characters."""
     taken = re.sub(r"[^\w\-. :]", "_", name)[:LONGEST]
     return taken if taken == name else f"{taken}-{digest_of(name.encode())[:6]}"
 
 
 def experiment_of(client: Any, config: Config) -> str:
-    """Its id; an experiment keeps its artifact folder for ever, so another store gets its own."""
-    place = f"{config.storage.uri}/mlflow"
+    """Id of the experiment, created if missing; one per store, as its artifact location is fixed."""
+    location = f"{config.storage.uri}/mlflow"
     name = config.tracking.experiment
-    none_if_missing = client.get_experiment_by_name(name)
-    if none_if_missing is not None and none_if_missing.artifact_location != place:
-        name = f"{name}-{digest_of(place.encode())[:8]}"
-        none_if_missing = client.get_experiment_by_name(name)
-    if none_if_missing is None:
-        return str(client.create_experiment(name, artifact_location=place))
-    if none_if_missing.lifecycle_stage == "deleted":  # its name is taken all the same
-        client.restore_experiment(none_if_missing.experiment_id)
+    experiment = client.get_experiment_by_name(name)
+    if experiment is not None and experiment.artifact_location != location:
+        name = f"{name}-{digest_of(location.encode())[:8]}"
+        experiment = client.get_experiment_by_name(name)
+    if experiment is None:
+        return str(client.create_experiment(name, artifact_location=location))
+    if experiment.lifecycle_stage == "deleted":  # a deleted experiment keeps its name
+        client.restore_experiment(experiment.experiment_id)
         console.say(f"the experiment {name} was deleted in MLflow: it is restored, with its runs")
-    return str(none_if_missing.experiment_id)
+    return str(experiment.experiment_id)
 
 
 @contextmanager
@@ -319,14 +313,14 @@ def _locked(work: Path) -> Iterator[None]:
             stack.enter_context(locked(work / "mlflow.lock"))
         except OSError as error:
             raise StageFailed(
-                f"{work} cannot be written ({error.strerror}): check paths.work, its rights and free "
-                "space"
+                f"{work} cannot be written ({error.strerror}): check paths.work, its permissions and "
+                "free space"
             ) from error
         yield
 
 
 def none_if_missing(ask: Callable[[], T]) -> T | None:
-    """MLflow's answer; None when it has no such thing, or has it no more."""
+    """The result of `ask`; None if MLflow has no such object."""
     from mlflow.exceptions import MlflowException
 
     try:
@@ -342,9 +336,7 @@ def has_version(client: Any, name: str, version: str) -> bool:
 
 
 def has_run(client: Any, run: str) -> bool:
-    """Whether there is a registered version's run, which is taken out of MLflow's bin if it is there:
-    what the version is worth stands in it.
-    """
+    """Whether a registered version's run exists; a deleted one, which has the scores, is restored."""
     known = none_if_missing(lambda: client.get_run(run))
     if known is not None and known.info.lifecycle_stage == "deleted":
         client.restore_run(run)
@@ -353,14 +345,14 @@ def has_run(client: Any, run: str) -> bool:
 
 
 def log_grids(client: Any, run: str, grids: Iterable[ImageGrid]) -> None:
-    """Put contact sheets at their steps of the slider, those that are not there."""
+    """Log the contact sheets that the run does not have."""
     import io
 
     from PIL import Image
 
-    there = [artifact.path for artifact in client.list_artifacts(run, "images")]
+    logged = [artifact.path for artifact in client.list_artifacts(run, "images")]
     for grid in grids:
-        # MLflow writes <name>+step+<step>+timestamp+..., and nothing tells two of them apart
-        if not any(path.startswith(f"images/{grid.name}+step+{grid.step}+") for path in there):
+        # MLflow appends a timestamp: logged twice, a grid would be shown twice
+        if not any(path.startswith(f"images/{grid.name}+step+{grid.step}+") for path in logged):
             with Image.open(io.BytesIO(grid.png)) as sheet:
                 client.log_image(run, sheet, key=grid.name, step=grid.step)

@@ -93,7 +93,7 @@ def _attempt(spec: TrainingSpec, stop: Stop, watchdog: Watchdog) -> AttemptResul
 
     def show(course: LearningCurves) -> None:
         write_record(spec.folder / "course.json", course)
-        loggers.show(course)
+        loggers.log(course)
 
     writer = checkpoints.Writer(write)
     looks = spec.config.validation.every_n_steps is not None
@@ -120,7 +120,7 @@ def _attempt(spec: TrainingSpec, stop: Stop, watchdog: Watchdog) -> AttemptResul
     outcome = _outcome(spec, module, supply, keeping)
     if _rank() == 0:
         show(outcome.course)
-        loggers.close(over=outcome.status == "done")
+        loggers.close(finished=outcome.status == "done")
     if _rank() == 0 and outcome.status == "done":
         _export(spec, place, module, outcome)
     elif _rank() == 0:

@@ -1,4 +1,4 @@
-"""The Python API: the example of docs/api.md on a tiny base, and imports that cost nothing."""
+"""The Python API: the example of docs/api.md on a tiny base, and imports without model libraries."""
 
 import re
 import subprocess
@@ -39,12 +39,16 @@ def test_the_page_names_every_function() -> None:
     assert all(getattr(dreambooth_core, name) for name in dreambooth_core.__all__)
 
 
-def test_an_unknown_model_is_an_error_with_a_sentence(tmp_path: Path) -> None:
+def test_an_unknown_model_is_a_config_error(tmp_path: Path) -> None:
     with pytest.raises(ConfigError):
         dreambooth_core.export("nothing.yaml", "lora_diffusers", tmp_path)
 
 
 def test_the_import_loads_no_model_library() -> None:
-    seen = "import dreambooth_core, sys; print({'torch', 'pydantic', 'diffusers'} & {*sys.modules})"
-    done = subprocess.run([sys.executable, "-c", seen], capture_output=True, text=True, check=True)
+    script = (
+        "import dreambooth_core, sys; print({'torch', 'pydantic', 'diffusers'} & {*sys.modules})"
+    )
+    done = subprocess.run(
+        [sys.executable, "-c", script], capture_output=True, text=True, check=True
+    )
     assert done.stdout.strip() == "set()"

@@ -36,7 +36,7 @@ print(*sys.modules)
     assert not loaded & {f"dreambooth_core.{name}" for name in PACKAGES}
 
 
-def test_names_are_those_of_the_files_without_a_leading_underscore() -> None:
+def test_names_are_file_names_without_a_leading_underscore() -> None:
     assert plugins.names("dreambooth_core.storage.stores") == ["file", "s3"]
     assert {"sdxl", "flux"} <= set(plugins.names(families.__name__))
 

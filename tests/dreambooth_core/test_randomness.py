@@ -1,4 +1,4 @@
-"""Draws hang on (run seed, stream, index) and on nothing else."""
+"""Draws depend on (run seed, stream, index) only."""
 
 import torch
 
@@ -29,7 +29,7 @@ def test_integers_cover_their_range() -> None:
 
 
 def test_shuffled_uses_each_item_once_per_epoch() -> None:
-    walk = [shuffled(0, "order", position, 5) for position in range(15)]
-    epochs = [walk[start : start + 5] for start in (0, 5, 10)]
+    items = [shuffled(0, "order", position, 5) for position in range(15)]
+    epochs = [items[start : start + 5] for start in (0, 5, 10)]
     assert all(sorted(epoch) == [0, 1, 2, 3, 4] for epoch in epochs)
     assert len({tuple(epoch) for epoch in epochs}) > 1

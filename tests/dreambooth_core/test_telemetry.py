@@ -1,4 +1,4 @@
-"""What leaves a process, and what does not."""
+"""Which datagrams a process sends."""
 
 import socket
 from collections.abc import Iterator
@@ -13,38 +13,38 @@ from tests.watched import hearing
 
 
 @pytest.fixture
-def ear() -> Iterator[socket.socket]:
-    with hearing() as ear:
-        yield ear
+def receiver() -> Iterator[socket.socket]:
+    with hearing() as receiver:
+        yield receiver
 
 
-def test_a_number_is_a_line_of_statsd(ear: socket.socket) -> None:
+def test_a_value_is_sent_as_a_statsd_line(receiver: socket.socket) -> None:
     telemetry.send("dreambooth_loss", 0.000012345678901234, model="my-dog")
     telemetry.send("dreambooth_images_total", 4)
     telemetry.send("dreambooth_stage_seconds", 12.5, stage="train")
-    assert [ear.recv(1000) for _ in range(3)] == [
+    assert [receiver.recv(1000) for _ in range(3)] == [
         b"dreambooth_loss:1.23456789012e-05|g|#model:my-dog",
         b"dreambooth_images_total:4|c",
         b"dreambooth_stage_seconds:12.5|h|#stage:train",
     ]
 
 
-def test_nothing_leaves_without_a_place_nor_what_is_no_number(
-    ear: socket.socket, monkeypatch: pytest.MonkeyPatch
+def test_nothing_is_sent_without_an_address_nor_for_nan(
+    receiver: socket.socket, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     telemetry.send("dreambooth_loss", float("nan"), model="my-dog")
     with monkeypatch.context() as without:
         without.delenv(telemetry.ADDRESS)
         telemetry.send("dreambooth_step", 1, model="my-dog")
     telemetry.send("dreambooth_step", 2, model="my-dog")
-    assert ear.recv(1000) == b"dreambooth_step:2|g|#model:my-dog"
+    assert receiver.recv(1000) == b"dreambooth_step:2|g|#model:my-dog"
 
 
-def test_whoever_tells_does_not_care_that_nobody_hears(
-    ear: socket.socket, monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]
+def test_sending_without_a_receiver_is_silent_and_a_bad_address_is_reported_once(
+    receiver: socket.socket, monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]
 ) -> None:
-    ear.close()
-    for _ in range(3):  # the kernel says at the second that nobody took the first
+    receiver.close()
+    for _ in range(3):  # the kernel reports the first as undelivered at the second
         telemetry.send("dreambooth_images_total", 1)
     assert capfd.readouterr().err == ""
     monkeypatch.setenv(telemetry.ADDRESS, "nowhere")
@@ -54,17 +54,17 @@ def test_whoever_tells_does_not_care_that_nobody_hears(
     assert line.startswith("no metrics are sent: DREAMBOOTH_METRICS is nowhere, not HOST:PORT")
 
 
-def test_labels_have_the_values_that_the_records_have() -> None:
+def test_values_of_labels_are_those_of_the_records() -> None:
     values = {
         label: words
         for metric in telemetry.METRICS.values()
         for label, words in metric.labels.items()
     }
-    said = {name: field.annotation for name, field in summary.Summary.model_fields.items()}
+    types = {name: field.annotation for name, field in summary.Summary.model_fields.items()}
     assert values == {
         "model": telemetry.NAMES,
         "stage": tuple(summary.STAGES),
         "status": get_args(records.StageStatus),
-        "state": get_args(said["status"]),
+        "state": get_args(types["status"]),
         "outcome": get_args(records.Verdict.model_fields["outcome"].annotation),
     }

@@ -1,4 +1,4 @@
-"""Spinning threads on a machine that is free, sleeping ones on a machine that is not."""
+"""Spinning threads on an idle machine, sleeping threads on a busy one."""
 
 import os
 import subprocess
@@ -33,13 +33,13 @@ def busy_cores() -> Iterator[None]:
 
 @pytest.mark.usefixtures("busy_cores")
 @pytest.mark.skipif(not sys.platform.startswith("linux"), reason="reads /proc/loadavg")
-def test_threads_sleep_where_other_programs_need_the_cores() -> None:
+def test_threads_sleep_while_other_programs_use_the_cores() -> None:
     assert _policy() == "PASSIVE"
     assert _policy(GOMP_SPINCOUNT="1000") == "None"
     assert _policy(OMP_WAIT_POLICY="ACTIVE") == "ACTIVE"
 
 
-def test_a_policy_of_ours_is_chosen_anew_by_a_child_and_a_users_is_kept(
+def test_a_child_chooses_again_but_keeps_a_policy_of_the_user(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     monkeypatch.setattr(threads, "is_busy", lambda spare: False)
@@ -51,7 +51,9 @@ def test_a_policy_of_ours_is_chosen_anew_by_a_child_and_a_users_is_kept(
     assert own == {"OMP_WAIT_POLICY": "PASSIVE"}
 
 
-def test_cores_that_no_thread_of_ours_uses_are_for_others(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_other_programs_may_use_the_cores_without_a_thread_of_ours(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
     monkeypatch.setattr(threads, "_cores", lambda: 8)
     monkeypatch.setattr(threads, "_others", lambda pause: 3)
     few: dict[str, str] = {"OMP_NUM_THREADS": "5"}
@@ -62,7 +64,7 @@ def test_cores_that_no_thread_of_ours_uses_are_for_others(monkeypatch: pytest.Mo
     assert many["OMP_WAIT_POLICY"] == "PASSIVE"
 
 
-def test_a_short_burst_of_others_is_not_taken_for_a_busy_machine(
+def test_a_short_burst_does_not_count_as_a_busy_machine(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     samples = iter([1] * 20 + [0] * 100)

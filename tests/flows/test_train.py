@@ -80,7 +80,7 @@ def dashboard_shows(exporter: Exporter, config: Config, ended: Counter[str]) -> 
     assert {name: sum(shown[name].values()) for name in expected} == expected
     for name in ("loss", "steps_per_second", "memory_bytes", "checkpoint_stall_seconds_total"):
         assert sum(shown[f"dreambooth_{name}"].values()) > 0, name
-    assert "not understood" not in exporter.log.read_text()
+    assert "invalid metric" not in exporter.log.read_text()
 
 
 def report_of(told: dict) -> Path:

@@ -1,10 +1,10 @@
-"""`dreambooth doctor`: one check per file, found by its name; each says what it saw and what to do.
+"""`dreambooth doctor`: one check per module, found by its file name.
 
-A new check is one new file here with
+A new check is one new module here with
 
-    def check(site: Site) -> Iterator[Finding]
+    def check(target: CheckTarget) -> Iterator[CheckResult]
 
-It changes nothing, must not raise, and takes seconds at most.
+It changes nothing, must not raise, and takes a few seconds at most.
 """
 
 import os
@@ -25,112 +25,115 @@ from dreambooth_core.servers.stack.settings import StackLayout, StackSettings, r
 from dreambooth_core.storage.records import Record
 
 Level = Literal["ok", "skipped", "warning", "broken"]
-NOTHING_UP = "no server is named by the environment or up here: start `dreambooth up`"
+NO_SERVER = "no server in the environment, and no `dreambooth up` runs in --folder: start it"
 
 
 class CheckResult(Record):
-    """What a check saw."""
+    """Result of a check."""
 
     check: str
     level: Level
     sentence: str
-    """What is so, and for warnings and broken things what to do."""
+    """The finding; for `warning` and `broken`, also the remedy."""
 
 
 @dataclass(frozen=True)
 class CheckTarget:
-    """What is to be looked at."""
+    """The servers and folder to check."""
 
     folder: Path
-    """Of the stack, there or not; absolute."""
+    """Folder of the stack, absolute; may not exist."""
     settings: StackSettings | None = None
     """None before the first `dreambooth up`."""
     storage: Storage | None = None
-    """The store in use, whose keys are in the environment; None without one."""
+    """The store, its credentials in the environment; None for none."""
     prefect: str | None = None
-    """Address of the server, without `/api`."""
+    """URL of the server, without `/api`."""
     mlflow: str | None = None
 
 
 @dataclass(frozen=True)
 class CheckedServer:
-    """One of those that have a client of their own version here."""
+    """A server whose version must match its installed client."""
 
     name: str
-    """Of the check, and of the library."""
+    """Name of the check and of the client's package."""
     url: str | None
     health: str
-    """Paths that answer."""
+    """Path of the health check."""
     version: str
+    """Path of the version."""
     credentials: str
-    """`user:password` from the environment; empty for none."""
+    """`user:password`; empty for none."""
     remedy: str
-    """What to do where they are refused."""
+    """Remedy for refused credentials."""
 
 
 def checked(server: CheckedServer) -> CheckResult:
-    """Whether it is well, lets us in, and is of the version of our client."""
+    """Whether the server responds, accepts the credentials, and has the client's version."""
     if server.url is None:
-        return CheckResult(check=server.name, level="skipped", sentence=NOTHING_UP)
-    url, ours = server.url, version(server.name)
-    health, told = (
+        return CheckResult(check=server.name, level="skipped", sentence=NO_SERVER)
+    url, client = server.url, version(server.name)
+    health, reported = (
         ask(f"{url}{path}", credentials=server.credentials)
         for path in (server.health, server.version)
     )
-    if {answer.status for answer in (health, told) if answer} & {401, 403}:
-        sentence = f"{url} refuses {'the' if server.credentials else 'us without'} credentials: "
+    if {answer.status for answer in (health, reported) if answer} & {401, 403}:
+        sentence = (
+            f"{url} refuses {'the' if server.credentials else 'requests without'} credentials: "
+        )
         return CheckResult(check=server.name, level="broken", sentence=sentence + server.remedy)
-    if health is None or told is None or health.status != 200:
-        sentence = f"no good answer from {url}: start `dreambooth up` again, or see its log"
+    if health is None or reported is None or health.status != 200:
+        sentence = f"no valid response from {url}: restart `dreambooth up`, or read its log"
         return CheckResult(check=server.name, level="broken", sentence=sentence)
-    theirs = told.body.decode(errors="replace").strip().strip('"')
-    if theirs == ours:
-        sentence = f"{url} is well and of our version {ours}"
+    installed = reported.body.decode(errors="replace").strip().strip('"')
+    if installed == client:
+        sentence = f"{url} works and has the client's version {client}"
         return CheckResult(check=server.name, level="ok", sentence=sentence)
     sentence = (
-        f"{url} is of version {theirs}, the client of {ours}: install the server's with "
-        "pip, or restart the server (`dreambooth down`, `dreambooth up`)"
+        f"{url} has version {installed}, the client has {client}: install the server's version "
+        "with pip, or restart the server (`dreambooth down`, `dreambooth up`)"
     )
     return CheckResult(check=server.name, level="warning", sentence=sentence)
 
 
 def examine(folder: Path, store: Storage | None = None) -> list[CheckResult]:
-    """All checks, in the order of their names, of what the environment names, else of the stack.
+    """Results of all checks, by name, on the servers of the environment or else of the stack.
 
-    `store` is looked at in the place of theirs, unless it is the local one.
+    `store`, unless it is the local one, is checked instead of theirs.
     """
-    with _site(folder, store) as site:
+    with _target(folder, store) as target:
         return [
-            finding
+            result
             for name in plugins.names(__name__)
-            for finding in plugins.load(__name__, name).check(site)
+            for result in plugins.load(__name__, name).check(target)
         ]
 
 
 @contextmanager
-def _site(folder: Path, store: Storage | None) -> Iterator[CheckTarget]:
-    """Servers of the environment, with its keys; where it names none, the stack's with theirs."""
+def _target(folder: Path, store: Storage | None) -> Iterator[CheckTarget]:
+    """The servers of the environment, else those of a running stack, with their credentials set."""
     settings = _settings(folder)
-    named = os.environ.get
-    theirs = Storage(endpoint=None) if named("AWS_ENDPOINT_URL_S3") else None
+    get = os.environ.get
+    storage = Storage(endpoint=None) if get("AWS_ENDPOINT_URL_S3") else None
     if store is not None and store.endpoint != "local":
-        theirs = store
-    elsewhere = CheckTarget(
+        storage = store
+    external = CheckTarget(
         folder=folder,
         settings=settings,
-        storage=theirs,
-        prefect=(named("PREFECT_API_URL") or "").removesuffix("/api") or None,
-        mlflow=named(results.SERVER) or None,
+        storage=storage,
+        prefect=(get("PREFECT_API_URL") or "").removesuffix("/api") or None,
+        mlflow=get(results.SERVER) or None,
     )
-    if elsewhere.storage or elsewhere.prefect or elsewhere.mlflow:
-        yield elsewhere
+    if external.storage or external.prefect or external.mlflow:
+        yield external
     elif settings is None or not state.marked(folder):
         yield CheckTarget(folder=folder, settings=settings)
     else:
-        place = StackLayout(folder, settings, Path.cwd())
-        with client_environment(place):
-            storage = Storage(endpoint=place.s3)
-            yield CheckTarget(folder, settings, storage, place.prefect, place.mlflow)
+        layout = StackLayout(folder, settings, Path.cwd())
+        with client_environment(layout):
+            local = Storage(endpoint=layout.s3)
+            yield CheckTarget(folder, settings, local, layout.prefect, layout.mlflow)
 
 
 def _settings(folder: Path) -> StackSettings | None:

@@ -1,4 +1,4 @@
-"""The Prefect server: whether it is well, and of the version of our client."""
+"""The Prefect server: health, and version against the client's."""
 
 import os
 from collections.abc import Iterator
@@ -6,12 +6,12 @@ from collections.abc import Iterator
 from dreambooth_core.servers.doctor import CheckedServer, CheckResult, CheckTarget, checked
 
 
-def check(site: CheckTarget) -> Iterator[CheckResult]:
-    """One finding."""
+def check(target: CheckTarget) -> Iterator[CheckResult]:
+    """One result."""
     yield checked(
         CheckedServer(
             name="prefect",
-            url=site.prefect,
+            url=target.prefect,
             health="/api/health",
             version="/api/admin/version",
             credentials=os.environ.get("PREFECT_API_AUTH_STRING", ""),

@@ -1,4 +1,4 @@
-"""The parts of `dreambooth up`, as its supervisor sees them."""
+"""The services of `dreambooth up`, as reported by its supervisor."""
 
 from collections.abc import Iterator
 
@@ -7,31 +7,33 @@ from dreambooth_core.servers.stack import state
 from dreambooth_core.servers.stack.supervisor import stack_state
 
 
-def check(site: CheckTarget) -> Iterator[CheckResult]:
-    """One finding per part that does not work; else one in all."""
-    told = stack_state(site.folder)
-    if told is None:
-        yield _without_supervisor(site)
+def check(target: CheckTarget) -> Iterator[CheckResult]:
+    """One result per service that is not ready, else one."""
+    stack = stack_state(target.folder)
+    if stack is None:
+        yield _without_supervisor(target)
         return
-    down = [part for part in told.services.values() if part.phase != "ready"]
-    for part in down:
-        sentence = f"{part.title} is {part.phase}: {part.error or 'wait a moment'}"
-        level = "broken" if part.phase == "given up" else "warning"
+    down = [service for service in stack.services.values() if service.phase != "ready"]
+    for service in down:
+        sentence = f"{service.title} is {service.phase}: {service.error or 'wait a moment'}"
+        level = "broken" if service.phase == "given up" else "warning"
         yield CheckResult.model_validate(
             {"check": "services", "level": level, "sentence": sentence}
         )
     if not down:
-        sentence = f"{len(told.services)} parts work, supervised by process {told.supervisor}"
+        sentence = (
+            f"{len(stack.services)} services are ready, supervised by process {stack.supervisor}"
+        )
         yield CheckResult(check="services", level="ok", sentence=sentence)
 
 
-def _without_supervisor(site: CheckTarget) -> CheckResult:
-    left = len(state.marked(site.folder))
-    if left:
+def _without_supervisor(target: CheckTarget) -> CheckResult:
+    count = len(state.marked(target.folder))
+    if count:
         sentence = (
-            f"{left} processes are up and nobody supervises them: `dreambooth up` takes them over, "
+            f"{count} processes run without a supervisor: `dreambooth up` takes them over, "
             "`dreambooth down` stops them"
         )
         return CheckResult(check="services", level="broken", sentence=sentence)
-    sentence = f"`dreambooth up` is not running in {site.folder}"
+    sentence = f"`dreambooth up` is not running in {target.folder}"
     return CheckResult(check="services", level="skipped", sentence=sentence)

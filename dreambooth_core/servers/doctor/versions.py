@@ -1,4 +1,4 @@
-"""Python and every library, against what this project was written for."""
+"""Python and all libraries, against the project's version ranges."""
 
 import platform
 from collections.abc import Iterator
@@ -12,8 +12,8 @@ from dreambooth_core.servers.doctor import CheckResult, CheckTarget
 PROJECT = "dreambooth-factory"
 
 
-def check(site: CheckTarget) -> Iterator[CheckResult]:
-    """One finding per library that is missing or too old or too new; else one in all."""
+def check(target: CheckTarget) -> Iterator[CheckResult]:
+    """One result per library that is missing or outside its range, else one."""
     try:
         project = metadata(PROJECT)
     except PackageNotFoundError:
@@ -29,16 +29,16 @@ def check(site: CheckTarget) -> Iterator[CheckResult]:
     for sentence in wrong:
         yield CheckResult(check="versions", level="broken", sentence=sentence)
     if not wrong:
-        said = f"Python {platform.python_version()} and {len(needed)} libraries fit"
-        yield CheckResult(check="versions", level="ok", sentence=said)
+        sentence = f"Python {platform.python_version()} and {len(needed)} libraries are in range"
+        yield CheckResult(check="versions", level="ok", sentence=sentence)
 
 
 def _python(wanted: str) -> str:
-    return f"Python is {platform.python_version()}, not {wanted}: make .venv with another one"
+    return f"Python is {platform.python_version()}, not {wanted}: create .venv with another Python"
 
 
 def _wrong(need: Requirement) -> str | None:
-    """What is wrong with a library; those of extras may be missing."""
+    """The problem with a library, or None; libraries of extras may be missing."""
     is_extra = need.marker is not None and "extra" in str(need.marker)
     if need.marker is not None and not is_extra and not need.marker.evaluate():
         return None

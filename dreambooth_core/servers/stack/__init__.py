@@ -1,15 +1,17 @@
-"""The servers of a laptop team, `dreambooth up`: S3, MLflow, Prefect and a worker, on loopback.
+"""`dreambooth up`: S3, MLflow, Prefect and a worker per work pool, on loopback.
 
-    place       where all lies, at which ports
-    parts       what is started: command, environment, ports, how to see that it works
-    postgres    PostgreSQL in the place of sqlite, where it is asked for
-    deployments what Prefect is told to offer
-    state       who runs: state files, and marks in the processes' environments
-    launch      the script that becomes a part, after it has written who it is
-    watch       one part: started, seen to work, started again
-    supervisor  all of them, until told to stop
-    doctor/     one check per file
+    settings         folder, ports and login of a stack
+    service          record of a service: command, environment, ports, health check
+    services         the services of a stack
+    postgres         PostgreSQL instead of sqlite, optional
+    mlflow_database  MLflow's tables in sqlite
+    deployments      work pools, limits, automations and deployments in Prefect
+    state            state files, and marks in the environments of processes
+    exec             script that writes a state file and then executes the service's command
+    watchdog         starts, checks and restarts one service
+    supervisor       runs all services until a signal
+    http             HTTP requests to loopback
 
-A part is no child that ends with its parent: a supervisor may be killed, and the training that goes
-on below the worker is worth more than it. The next supervisor finds them by their state files.
+Services outlive a killed supervisor, since the training below a worker must not be lost; the next
+supervisor finds them by their state files.
 """

@@ -1,8 +1,7 @@
-"""Becomes a part of the stack, after it has written who it is.
+"""Script that writes a service's state file with its process id, then executes the service's command.
 
-Run by `watchdog` as a script of its own, with nothing but the standard library:
-`launch.py STATE_FILE STATE COMMAND...`. The process id stays the same when the command takes the
-process over, so there is no moment in which a part runs and no state file says so.
+Started by `watchdog`, standard library only: `exec.py STATE_FILE STATE COMMAND...`. `exec` keeps the
+process id, so a service never runs without a state file.
 """
 
 import json
@@ -11,7 +10,7 @@ import sys
 
 
 def main(state_file: str, state: str, command: list[str]) -> None:
-    """Write the state with our process id, then become the command."""
+    """Write the state with this process id, then execute the command."""
     unfinished = f"{state_file}~{os.getpid()}"
     with open(unfinished, "w", encoding="utf-8") as file:
         json.dump({**json.loads(state), "pid": os.getpid()}, file)

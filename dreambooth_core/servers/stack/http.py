@@ -1,4 +1,4 @@
-"""One question to a server on loopback, past any proxy."""
+"""HTTP requests to servers on loopback, without a proxy."""
 
 import base64
 import json
@@ -16,7 +16,7 @@ class HttpAnswer(NamedTuple):
     body: bytes
 
     def document(self) -> Any:
-        """The body as JSON; None when it is none."""
+        """The body as JSON; None if it is not JSON."""
         try:
             return json.loads(self.body)
         except ValueError:
@@ -31,7 +31,7 @@ def ask(
     method: str | None = None,
     credentials: str = "",
 ) -> HttpAnswer | None:
-    """GET, or POST of a JSON document; None when nobody answers, an answer also for 4xx and 5xx.
+    """GET, or POST of a JSON document; None without a response. 4xx and 5xx are responses too.
 
     `credentials` are `user:password`.
     """
@@ -42,8 +42,8 @@ def ask(
         if credentials:
             headers["Authorization"] = f"Basic {base64.b64encode(credentials.encode()).decode()}"
         request = urllib.request.Request(url, body, headers, method=method)
-        with direct.open(request, timeout=seconds) as answer:
-            return HttpAnswer(answer.status, answer.headers, answer.read())
+        with direct.open(request, timeout=seconds) as response:
+            return HttpAnswer(response.status, response.headers, response.read())
     except urllib.error.HTTPError as error:
         with error:
             return HttpAnswer(error.code, error.headers, b"")
@@ -51,7 +51,7 @@ def ask(
         return None
 
 
-def is_well(url: str) -> bool:
-    """Whether it answers 200."""
+def is_healthy(url: str) -> bool:
+    """Whether GET responds with 200."""
     answer = ask(url)
     return answer is not None and answer.status == 200

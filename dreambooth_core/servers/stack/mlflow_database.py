@@ -1,4 +1,4 @@
-"""MLflow's tables in a sqlite file, as the installed MLflow wants them."""
+"""MLflow's tables in a sqlite file, created or migrated to the installed version."""
 
 import sqlite3
 import sys
@@ -12,20 +12,20 @@ from dreambooth_core.runtime.processes import end_of, supervised
 from dreambooth_core.storage.stores import written_beside
 
 VERSION = "tables.version"
-"""File beside the tables with the MLflow that they were made for; looking at them takes seconds."""
+"""File with the MLflow version of the tables; asking the tables takes seconds."""
 
 
-def make(path: Path, env: Mapping[str, str]) -> None:
-    """Make the tables, or bring those of an earlier MLflow up to the installed one.
+def prepare(path: Path, env: Mapping[str, str]) -> None:
+    """Create the tables, or migrate those of an earlier MLflow.
 
-    Beside and renamed: MLflow cannot go on with tables whose making was cut off, and those that it
-    fails to change stay as they were. Raises `StageFailed` with the end of MLflow's log.
+    Works on a copy that is renamed at the end: MLflow cannot use half-made tables. Raises `StageFailed`
+    with the end of MLflow's log.
     """
     installed, note = version("mlflow"), path.with_name(VERSION)
     if path.exists() and note.is_file() and note.read_text() == installed:
         return
-    for cut_off in path.parent.glob("~*"):
-        cut_off.unlink()
+    for unfinished in path.parent.glob("~*"):
+        unfinished.unlink()
     with written_beside(path) as unfinished:
         if path.exists():
             _copy(path, unfinished)
@@ -35,12 +35,12 @@ def make(path: Path, env: Mapping[str, str]) -> None:
             status = process.wait()
         if status:
             raise StageFailed(
-                f"MLflow {installed} could not make its tables in {path}: {end_of(log)}"
+                f"MLflow {installed} could not create its tables in {path}: {end_of(log)}"
             )
     note.write_text(installed)
 
 
 def _copy(path: Path, to: Path) -> None:
-    """By sqlite, which finishes or takes back what a killed server was writing."""
+    """Copy by sqlite, which completes or rolls back the writes of a killed server."""
     with closing(sqlite3.connect(path)) as old, closing(sqlite3.connect(to)) as new:
         old.backup(new)

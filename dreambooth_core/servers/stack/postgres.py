@@ -1,4 +1,4 @@
-"""PostgreSQL for Prefect's and MLflow's tables, where one is installed."""
+"""PostgreSQL for the tables of Prefect and MLflow."""
 
 import os
 import secrets
@@ -19,8 +19,8 @@ DATABASES = ("prefect", "mlflow")
 _DEBIAN = Path("/usr/lib/postgresql")
 
 
-def part(place: StackLayout) -> Service:
-    """The server; raises `ConfigError` when it or MLflow's driver is not there, and for root."""
+def service(layout: StackLayout) -> Service:
+    """The server; raises `ConfigError` for root, or if PostgreSQL or MLflow's driver is not installed."""
     if os.geteuid() == 0:
         raise ConfigError(
             "PostgreSQL does not run as root: start `dreambooth up --postgres` as another user"
@@ -28,87 +28,89 @@ def part(place: StackLayout) -> Service:
     if find_spec("psycopg2") is None:
         raise ConfigError(
             "MLflow has no driver for PostgreSQL: `pip install 'dreambooth-factory[postgres]'`, "
-            "or leave out --postgres"
+            "or omit --postgres"
         )
-    data = place.folder / "postgres" / "data"
+    data = layout.folder / "postgres" / "data"
     only_loopback = ("-c", "listen_addresses=127.0.0.1", "-c", "unix_socket_directories=")
     return Service(
         name="postgres",
         title="PostgreSQL",
-        link=f"127.0.0.1:{place.postgres_port}",
-        ports=(place.postgres_port,),
+        link=f"127.0.0.1:{layout.postgres_port}",
+        ports=(layout.postgres_port,),
         command=(
-            *(program("postgres"), "-D", str(data), "-p", str(place.postgres_port)),
+            *(program("postgres"), "-D", str(data), "-p", str(layout.postgres_port)),
             *only_loopback,
         ),
         env={},
-        answers=partial(_answers, place),
-        make=partial(_make, place, data),
-        settle=partial(_settle, place),
-        # "fast": it does not wait for its clients
+        is_up=partial(_is_up, layout),
+        prepare=partial(_prepare, layout, data),
+        set_up=partial(_set_up, layout),
+        # "fast" shutdown: does not wait for clients
         stop_signal=SIGINT,
     )
 
 
 def program(name: str) -> str:
-    """Its path: in PATH, else the newest below Debian's; raises `ConfigError` without one."""
+    """Path of the program, in PATH or else the newest below Debian's folder; raises `ConfigError`."""
     newest = sorted(_DEBIAN.glob(f"*/bin/{name}"), key=lambda path: float(path.parts[-3]))
     found = shutil.which(name) or next((str(path) for path in reversed(newest)), None)
     if found is None:
         raise ConfigError(
-            f"--postgres needs an installed PostgreSQL, and there is no {name} in PATH or below "
-            f"{_DEBIAN}: install it (Debian: `apt install postgresql`), or leave out --postgres"
+            f"--postgres needs PostgreSQL, but {name} is neither in PATH nor below {_DEBIAN}: install it "
+            "(Debian: `apt install postgresql`), or omit --postgres"
         )
     return found
 
 
-def url(place: StackLayout, database: str, driver: str) -> str:
-    """For SQLAlchemy; holds the password."""
-    where = f"127.0.0.1:{place.postgres_port}/{database}"
-    return f"postgresql+{driver}://{USER}:{_password(place)}@{where}"
+def url(layout: StackLayout, database: str, driver: str) -> str:
+    """Database URL for SQLAlchemy, including the password."""
+    address = f"127.0.0.1:{layout.postgres_port}/{database}"
+    return f"postgresql+{driver}://{USER}:{_password(layout)}@{address}"
 
 
-def _password(place: StackLayout) -> str:
-    return local.secret(place.folder / "postgres" / "password", lambda: secrets.token_urlsafe(30))
+def _password(layout: StackLayout) -> str:
+    return local.secret(layout.folder / "postgres" / "password", lambda: secrets.token_urlsafe(30))
 
 
-def _make(place: StackLayout, data: Path) -> None:
-    """A cluster beside and renamed: one whose making was cut off is of no use."""
+def _prepare(layout: StackLayout, data: Path) -> None:
+    """Create the cluster under a temporary name, then rename it: a half-made one is unusable."""
     if data.exists():
         return
-    _password(place)
+    _password(layout)
     unfinished = data.with_name("data~")
     shutil.rmtree(unfinished, ignore_errors=True)
     words = ["-D", str(unfinished), "-U", USER, "--pwfile", str(data.with_name("password"))]
-    _done([program("initdb"), *words, "--auth", "scram-sha-256", "-E", "UTF8", "--no-locale"])
+    _run([program("initdb"), *words, "--auth", "scram-sha-256", "-E", "UTF8", "--no-locale"])
     os.replace(unfinished, data)
 
 
-def _answers(place: StackLayout) -> bool:
-    return _psql(place, "select 1").returncode == 0
+def _is_up(layout: StackLayout) -> bool:
+    return _psql(layout, "select 1").returncode == 0
 
 
-def _settle(place: StackLayout) -> None:
+def _set_up(layout: StackLayout) -> None:
     for name in DATABASES:
-        there = _psql(place, f"select 1 from pg_database where datname = '{name}'")
-        if not there.stdout.strip():
-            made = _psql(place, f"create database {name}")
-            if made.returncode:
-                raise StageFailed(f"PostgreSQL did not make the database {name}: {made.stderr}")
+        existing = _psql(layout, f"select 1 from pg_database where datname = '{name}'")
+        if not existing.stdout.strip():
+            created = _psql(layout, f"create database {name}")
+            if created.returncode:
+                raise StageFailed(
+                    f"PostgreSQL did not create the database {name}: {created.stderr}"
+                )
 
 
-def _psql(place: StackLayout, query: str) -> "subprocess.CompletedProcess[str]":
-    where = ["-h", "127.0.0.1", "-p", str(place.postgres_port), "-U", USER, "-d", "postgres"]
+def _psql(layout: StackLayout, query: str) -> "subprocess.CompletedProcess[str]":
+    connection = ["-h", "127.0.0.1", "-p", str(layout.postgres_port), "-U", USER, "-d", "postgres"]
     return subprocess.run(
-        [program("psql"), *where, "-X", "-A", "-t", "-c", query],
-        env={**os.environ, "PGPASSWORD": _password(place), "PGCONNECT_TIMEOUT": "5"},
+        [program("psql"), *connection, "-X", "-A", "-t", "-c", query],
+        env={**os.environ, "PGPASSWORD": _password(layout), "PGCONNECT_TIMEOUT": "5"},
         capture_output=True,
         text=True,
     )
 
 
-def _done(command: list[str]) -> None:
-    done = subprocess.run(command, capture_output=True, text=True)
-    if done.returncode:
-        end = " | ".join(done.stderr.splitlines()[-3:])
+def _run(command: list[str]) -> None:
+    result = subprocess.run(command, capture_output=True, text=True)
+    if result.returncode:
+        end = " | ".join(result.stderr.splitlines()[-3:])
         raise StageFailed(f"{Path(command[0]).name} failed: {end}")

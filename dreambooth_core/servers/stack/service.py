@@ -1,4 +1,4 @@
-"""One part of a stack, as a record."""
+"""Record of a service of a stack."""
 
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
@@ -9,40 +9,40 @@ from dreambooth_core.digests import digest_of
 
 
 def nothing() -> None:
-    """No more to do."""
+    """Do nothing."""
 
 
 @dataclass(frozen=True)
 class Service:
-    """How to start a server, how to see that it works, and what is to be done around it."""
+    """How to start, check and stop a service."""
 
     name: str
     title: str
     link: str
-    """Where a person finds it."""
+    """Address shown to users."""
     ports: tuple[int, ...]
     command: tuple[str, ...]
     env: Mapping[str, str]
-    """On top of the user's environment; secrets only where they are needed."""
-    answers: Callable[[], bool]
-    """Whether it does its work; must not raise."""
-    make: Callable[[], None] = nothing
-    """What must lie there before it is started, such as tables."""
-    settle: Callable[[], None] = nothing
-    """What must be done once it answers, before others rely on it. May be done again."""
+    """Added to the user's environment."""
+    is_up: Callable[[], bool]
+    """Health check; must not raise."""
+    prepare: Callable[[], None] = nothing
+    """Called before each start, e.g. to create tables."""
+    set_up: Callable[[], None] = nothing
+    """Called once it is up, before dependent services start; idempotent."""
     after: tuple[str, ...] = ()
-    """The parts that must work before it is started."""
+    """Names of the services that must be ready before it is started."""
     cwd: Path | None = None
     stop_signal: int = SIGTERM
     grace: float = 20.0
-    """Seconds that it may take to stop."""
+    """Longest stop, in seconds."""
     seconds: float = 300.0
-    """That it may take to come up. A first start makes its tables: 20 s on two free cores."""
-    leaves_work: bool = False
-    """Whether what it has started goes on without it and is worth more than a clean table."""
+    """Longest start; a first start creates tables, 20 s on two idle cores."""
+    children_outlive: bool = False
+    """Whether its child processes are kept when it ends, such as the runs of a worker."""
 
     @property
     def fingerprint(self) -> str:
-        """Of what a running one must have been started with to be taken over as it is."""
+        """Digest of command, environment and folder; a running service with another one is replaced."""
         words = [*self.command, *(f"{name}={value}" for name, value in sorted(self.env.items()))]
         return digest_of("\0".join((*words, str(self.cwd))).encode())

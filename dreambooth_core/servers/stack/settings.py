@@ -1,4 +1,4 @@
-"""Where a stack's data lies and at which ports its servers listen; decided once, at the first start."""
+"""Folder, ports and login of a stack, chosen at its first start."""
 
 import os
 from dataclasses import dataclass
@@ -15,24 +15,24 @@ from dreambooth_core.storage.stores import written_beside
 FOLDER = Path(".dreambooth/up")
 FIRST_PORT = 14_200
 PORTS = 16
-"""Adjacent ports of a stack: one each for Prefect, MLflow and PostgreSQL, five for the S3 server, which
-listens at these + 10000 as well, the rest for workers."""
+"""Adjacent ports of a stack: Prefect, MLflow, PostgreSQL, five for the S3 server, which also listens at
+these + 10000, the rest for workers."""
 BUCKET = "dreambooth"
 LOGIN = "login"
-"""File with the login to Prefect and MLflow, `user:password`, for this user's eyes only."""
+"""File with the login to Prefect and MLflow, `user:password`, mode 0600."""
 
 
 class StackSettings(Record):
-    """What stays as it was at the first start, so that links and data stay where they are."""
+    """Settings of the first start, kept so that links and data stay valid."""
 
     port: int
-    """The first of sixteen adjacent ports."""
+    """The first of `PORTS` adjacent ports."""
     postgres: bool = False
 
 
 @dataclass(frozen=True)
 class StackLayout:
-    """A stack's folder and ports, and the folder whose `prefect.yaml` it offers."""
+    """Folder and ports of a stack, and the project whose `prefect.yaml` it deploys."""
 
     folder: Path
     """Absolute."""
@@ -42,15 +42,15 @@ class StackLayout:
 
     @property
     def login(self) -> str:
-        """`user:password` of Prefect and MLflow; made when its file is missing.
+        """`user:password` of Prefect and MLflow, created if its file is missing.
 
-        Raises `ConfigError` for a file that holds something else: MLflow would ask for no login then.
+        Raises `ConfigError` for a file with other content, with which MLflow would require no login.
         """
         path = self.folder / LOGIN
         found = local.secret(path, local.new_login)
         if not all(found.partition(":")):
             raise ConfigError(
-                f"{path} must hold user:password: delete it, a new one is made by `up`"
+                f"{path} must contain user:password: delete it, `up` creates a new one"
             )
         return found
 
@@ -76,12 +76,12 @@ class StackLayout:
 
     @property
     def worker_port(self) -> int:
-        """Of the first work pool's worker; further ones follow."""
+        """Port of the first worker; further ones follow."""
         return self.settings.port + 8
 
 
 def read_settings(folder: Path) -> StackSettings | None:
-    """What was settled at the first start; None before it. Raises `ConfigError` for a broken file."""
+    """Settings of the first start; None before it. Raises `ConfigError` for a damaged file."""
     path = folder / "settings.json"
     try:
         return StackSettings.model_validate_json(path.read_bytes())
@@ -89,39 +89,39 @@ def read_settings(folder: Path) -> StackSettings | None:
         return None
     except (ValidationError, NotADirectoryError) as error:
         raise ConfigError(
-            f"{path} cannot be read: delete it, and give --port and --postgres as before"
+            f"{path} cannot be read: delete it, and repeat the first --port and --postgres"
         ) from error
 
 
 def choose_settings(folder: Path, port: int | None, postgres: bool) -> StackSettings:
-    """The settings of the first start, or those to begin with; nothing is written (see `keep`).
+    """The settings of the first start, or new ones; nothing is written (see `write_settings`).
 
-    Raises `ConfigError` when others were asked for than those the data lies under.
+    Raises `ConfigError` for options that contradict the existing settings.
     """
     known = read_settings(folder)
     if known is None:
         return StackSettings(port=port or _ports(), postgres=postgres)
     if port not in (None, known.port):
         raise ConfigError(
-            f"{folder} listens from port {known.port} on, and links point there: leave out --port, "
+            f"{folder} uses the ports from {known.port}, and links contain them: omit --port, "
             "or choose another --folder"
         )
     if postgres and not known.postgres:
         raise ConfigError(
-            f"the databases in {folder} are sqlite files: leave out --postgres, "
+            f"the databases in {folder} are sqlite files: omit --postgres, "
             "or choose another --folder"
         )
     return known
 
 
-def keep(place: StackLayout) -> None:
-    """Write the settings down, for all later starts."""
-    with written_beside(place.folder / "settings.json") as unfinished:
-        unfinished.write_text(place.settings.model_dump_json())
+def write_settings(layout: StackLayout) -> None:
+    """Store the settings for later starts."""
+    with written_beside(layout.folder / "settings.json") as unfinished:
+        unfinished.write_text(layout.settings.model_dump_json())
 
 
 def open_folder(folder: Path) -> Path:
-    """The folder, made for this user alone if need be; raises `ConfigError` when it cannot be."""
+    """The folder, created with mode 0700; raises `ConfigError` if that fails."""
     path = folder.resolve()
     if path.parent.name == local.DEFAULT_WORK:
         local.keep_private(path.parent)
@@ -130,14 +130,14 @@ def open_folder(folder: Path) -> Path:
         os.chmod(path, 0o700)
     except OSError as error:
         raise ConfigError(
-            f"{path} cannot be a folder for the servers' data ({error.strerror}): "
+            f"{path} cannot be used for the servers' data ({error.strerror}): "
             "choose another --folder"
         ) from error
     return path
 
 
 def ports_in_use(settings: StackSettings) -> tuple[int, ...]:
-    """The ports that a stack with one worker listens at, all on loopback."""
+    """The ports of a stack with one worker."""
     block = range(settings.port, settings.port + 9)
     used = [port for port in block if settings.postgres or port != settings.port + 2]
     return (*used, *(port + 10_000 for port in range(settings.port + 3, settings.port + 8)))
@@ -145,5 +145,5 @@ def ports_in_use(settings: StackSettings) -> tuple[int, ...]:
 
 def _ports() -> int:
     block = range(FIRST_PORT, FIRST_PORT + PORTS)
-    usual = all(is_free(port) and is_free(port + 10_000) for port in block)
-    return FIRST_PORT if usual else free_port(PORTS - 1)
+    default = all(is_free(port) and is_free(port + 10_000) for port in block)
+    return FIRST_PORT if default else free_port(PORTS - 1)

@@ -1,7 +1,7 @@
-"""Who runs: a state file per part, and a mark in the environment of every process of a stack.
+"""Processes of a stack: a state file per service, and a mark in every process's environment.
 
-A state file says which process is a part; the mark says that the process is ours, whatever became
-of its number since, and finds what a killed part has left behind.
+The state file has the process id of a service. The mark verifies that the process with that id is the
+service, and finds the child processes of a killed one.
 """
 
 import os
@@ -14,115 +14,115 @@ from pydantic import ValidationError
 
 from dreambooth_core.storage.records import Record
 
-MARK = "DREAMBOOTH_PART"
-"""Variable of the environment: `<part>@<folder>`; children inherit it."""
+MARK = "DREAMBOOTH_SERVICE"
+"""Environment variable: `<service>@<folder>`; inherited by child processes."""
 
 
 class StartedService(Record):
-    """A part that was started."""
+    """A started service."""
 
-    part: str
+    service: str
     fingerprint: str
-    """Digest of its command and environment: another one cannot be adopted."""
-    order: int
-    """Its place among those that were started; they are stopped the other way round."""
+    """`Service.fingerprint` at its start."""
+    position: int
+    """Index in the order of starting; services are stopped in reverse order."""
     stop_signal: int
     grace: float
-    """Seconds that it may take to stop."""
+    """Longest stop, in seconds."""
     pid: int = 0
 
 
-def state_file(folder: Path, part: str) -> Path:
-    return folder / "parts" / f"{part}.json"
+def state_file(folder: Path, service: str) -> Path:
+    return folder / "services" / f"{service}.json"
 
 
-def read(folder: Path, part: str) -> StartedService | None:
-    """A part's state file; None without one, or with one that cannot be read."""
+def read(folder: Path, service: str) -> StartedService | None:
+    """The state file of a service; None if it is missing or damaged."""
     try:
-        return StartedService.model_validate_json(state_file(folder, part).read_bytes())
+        return StartedService.model_validate_json(state_file(folder, service).read_bytes())
     except (OSError, ValidationError):
         return None
 
 
 def read_all(folder: Path) -> list[StartedService]:
-    """The state files that can be read, in the order of starting."""
-    found = (read(folder, path.stem) for path in (folder / "parts").glob("*.json"))
-    return sorted(filter(None, found), key=lambda started: started.order)
+    """All readable state files, in the order of starting."""
+    found = (read(folder, path.stem) for path in (folder / "services").glob("*.json"))
+    return sorted(filter(None, found), key=lambda started: started.position)
 
 
-def lives(folder: Path, part: str, pid: int) -> bool:
-    """Whether a process is there and that part, not another one that got its number since."""
-    return _mark_of(pid) == mark(folder, part)
+def is_running(folder: Path, service: str, pid: int) -> bool:
+    """Whether the process exists and is that service, not another process with a reused id."""
+    return _mark_of(pid) == mark(folder, service)
 
 
-def mark(folder: Path, part: str) -> str:
-    return f"{part}@{folder}"
+def mark(folder: Path, service: str) -> str:
+    return f"{service}@{folder}"
 
 
-def marked(folder: Path, part: str | None = None) -> list[int]:
-    """The processes of a part, or of the whole stack: itself, its children and theirs."""
+def marked(folder: Path, service: str | None = None) -> list[int]:
+    """Ids of the processes of a service, or of the whole stack, descendants included."""
     import psutil
 
-    end = mark(folder, part or "")
+    end = mark(folder, service or "")
     return [
         pid
         for pid in psutil.pids()
-        if (found := _mark_of(pid)) == end or (part is None and found.endswith(end))
+        if (found := _mark_of(pid)) == end or (service is None and found.endswith(end))
     ]
 
 
 def values_of(variable: str) -> set[str]:
-    """What a variable of the environment holds, of all processes that have it."""
+    """Values of an environment variable in all processes of this user."""
     import psutil
 
     return {_variable(pid, variable) for pid in psutil.pids()} - {""}
 
 
 def stop(folder: Path, started: StartedService) -> None:
-    """Ask a part's process group to end, then what is left of it; returns when nothing is."""
-    if lives(folder, started.part, started.pid):
+    """Stop a service and the processes it left behind; returns when all have ended."""
+    if is_running(folder, started.service, started.pid):
         _signal(-started.pid, started.stop_signal)
     for pid in _orphans(folder, started):
         _signal(pid, signal.SIGTERM)
-    _gone(folder, started.part, started.grace)
-    sweep(folder, started.part)
-    state_file(folder, started.part).unlink(missing_ok=True)
+    _wait_until_gone(folder, started.service, started.grace)
+    sweep(folder, started.service)
+    state_file(folder, started.service).unlink(missing_ok=True)
 
 
-def sweep(folder: Path, part: str | None = None, grace: float = 10.0) -> None:
-    """End whatever carries the mark of a part, or of the stack: by SIGTERM, after `grace` SIGKILL."""
-    for pid in marked(folder, part):
+def sweep(folder: Path, service: str | None = None, grace: float = 10.0) -> None:
+    """Stop all marked processes of a service or the stack: SIGTERM, after `grace` seconds SIGKILL."""
+    for pid in marked(folder, service):
         _signal(pid, signal.SIGTERM)
-    while not _gone(folder, part, grace):
-        for pid in marked(folder, part):
+    while not _wait_until_gone(folder, service, grace):
+        for pid in marked(folder, service):
             _signal(pid, signal.SIGKILL)
         grace = 1.0
 
 
 def stop_all(folder: Path) -> None:
-    """End every part in order, the last started first, and what they left behind."""
+    """Stop all services in reverse order of starting, then all remaining marked processes."""
     for started in reversed(read_all(folder)):
         stop(folder, started)
     sweep(folder)
 
 
 def _orphans(folder: Path, started: StartedService) -> list[int]:
-    """What an earlier process of the part has left at work, such as a worker's runs."""
+    """Processes that an earlier process of the service left behind, such as a worker's runs."""
     import psutil
 
-    ours = {*marked(folder, started.part)}
+    processes = {*marked(folder, started.service)}
     found = []
-    for pid in ours - {started.pid}:
+    for pid in processes - {started.pid}:
         with suppress(psutil.Error):
-            if psutil.Process(pid).ppid() not in ours:
+            if psutil.Process(pid).ppid() not in processes:
                 found.append(pid)
     return found
 
 
-def _gone(folder: Path, part: str | None, seconds: float) -> bool:
-    """Wait for the last process of a part; whether it went in time."""
+def _wait_until_gone(folder: Path, service: str | None, seconds: float) -> bool:
+    """Wait for the processes of a service to end; False after `seconds`."""
     deadline = time.monotonic() + seconds
-    while marked(folder, part):
+    while marked(folder, service):
         if time.monotonic() > deadline:
             return False
         time.sleep(0.1)
@@ -134,7 +134,7 @@ def _mark_of(pid: int) -> str:
 
 
 def _variable(pid: int, name: str) -> str:
-    """ "" for processes that are not there, not ours to look at, or ended and not collected."""
+    """Value in the process's environment; empty if unset, or if the process is unreadable or gone."""
     import psutil
 
     try:
@@ -144,7 +144,7 @@ def _variable(pid: int, name: str) -> str:
 
 
 def _signal(pid: int, number: int) -> None:
-    """To a process, or to the group of the negative number."""
+    """Send a signal to a process, or to a process group by its negated id."""
     try:
         os.kill(pid, number)
     except (ProcessLookupError, PermissionError):

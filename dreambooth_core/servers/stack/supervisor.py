@@ -1,4 +1,4 @@
-"""All parts, until told to stop. One supervisor per folder; killed, it is replaced by the next."""
+"""Supervisor of all services of a stack, one per folder; a killed one is replaced by the next."""
 
 import os
 import shlex
@@ -14,18 +14,23 @@ from dreambooth_core.servers import local
 from dreambooth_core.servers.stack import state
 from dreambooth_core.servers.stack.service import Service
 from dreambooth_core.servers.stack.services import client_environment, environment, services_of
-from dreambooth_core.servers.stack.settings import FOLDER, StackLayout, keep, read_settings
+from dreambooth_core.servers.stack.settings import (
+    FOLDER,
+    StackLayout,
+    read_settings,
+    write_settings,
+)
 from dreambooth_core.servers.stack.watchdog import Phase, Watchdog
 from dreambooth_core.storage.records import Record
 from dreambooth_core.storage.stores import written_beside
 
 STEP_SECONDS = 0.25
 DOWN_SECONDS = 240.0
-"""More than all parts together may take to stop."""
+"""More than the longest stop of all services together."""
 
 
 class ServiceState(Record):
-    """A part as its supervisor sees it."""
+    """State of a service."""
 
     title: str
     link: str
@@ -35,45 +40,45 @@ class ServiceState(Record):
 
 
 class StackState(Record):
-    """A stack as its supervisor sees it."""
+    """State of a stack, written by its supervisor."""
 
     supervisor: int
-    """Process id."""
+    """Process id of the supervisor."""
     ready: bool
-    """Whether every part works."""
-    parts: dict[str, ServiceState]
+    """Whether all services are ready."""
+    services: dict[str, ServiceState]
 
 
 def supervise(
-    place: StackLayout, tell: Callable[[str], None], ready: Callable[[StackState], None]
+    layout: StackLayout, log: Callable[[str], None], ready: Callable[[StackState], None]
 ) -> None:
-    """Start or take over all parts and keep them up until SIGTERM, SIGHUP or Ctrl-C; then stop them.
+    """Start or take over all services and keep them up until SIGTERM, SIGHUP or Ctrl-C, then stop them.
 
-    `ready` is called once, when all work. Raises `StageFailed` when one never starts; the others
-    are stopped then.
+    `ready` is called once, when all are ready. Raises `StageFailed` if a service does not start; the
+    others are stopped then.
     """
-    _standing_file(place.folder).unlink(missing_ok=True)
-    parts = services_of(place)
-    keep(place)
-    _write_environment(place)
-    with client_environment(place), _stoppable():
+    _state_file(layout.folder).unlink(missing_ok=True)
+    services = services_of(layout)
+    write_settings(layout)
+    _write_environment(layout)
+    with client_environment(layout), _stoppable():
         try:
-            _run(place, parts, tell, ready)
+            _run(layout, services, log, ready)
         except KeyboardInterrupt:
-            tell("stopping")
+            log("stopping")
         finally:
-            # whoever is impatient may kill us, and say `dreambooth down` again
+            # if we are killed, `dreambooth down` stops the rest
             for number in (signal.SIGTERM, signal.SIGHUP, signal.SIGINT):
                 signal.signal(number, signal.SIG_IGN)
-            state.stop_all(place.folder)
-            _standing_file(place.folder).unlink(missing_ok=True)
+            state.stop_all(layout.folder)
+            _state_file(layout.folder).unlink(missing_ok=True)
 
 
 @contextmanager
 def stack_environment(folder: Path = FOLDER) -> Iterator[None]:
-    """The servers of a running `up` in our environment, unless PREFECT_API_URL names another one.
+    """Set the client environment of a running `up`, unless PREFECT_API_URL names another server.
 
-    To be entered before prefect is imported, which reads the environment then.
+    Enter it before importing prefect, which reads the environment at import.
     """
     home = folder.resolve()
     settings = None if os.environ.get("PREFECT_API_URL") else read_settings(home)
@@ -86,9 +91,9 @@ def stack_environment(folder: Path = FOLDER) -> Iterator[None]:
 
 @contextmanager
 def claimed(folder: Path, seconds: float = 2.0) -> Iterator[bool]:
-    """Be the folder's only supervisor while the block runs; False where another one is.
+    """Hold the supervisor's lock of the folder while the block runs; yields False if another has it.
 
-    Waits a moment for those who only look (`stack_state`).
+    Waits up to `seconds`, because `stack_state` takes a shared lock briefly.
     """
     with (folder / "lock").open("a+") as file:
         deadline = time.monotonic() + seconds
@@ -104,19 +109,19 @@ def claimed(folder: Path, seconds: float = 2.0) -> Iterator[bool]:
 
 
 def stack_state(folder: Path) -> StackState | None:
-    """What the supervisor last told; None when there is none, or it was killed."""
+    """The last state written by a live supervisor; None without one."""
     try:
-        told = StackState.model_validate_json(_standing_file(folder).read_bytes())
+        stack = StackState.model_validate_json(_state_file(folder).read_bytes())
         with (folder / "lock").open() as file:
-            return None if try_lock(file.fileno(), shared=True) else told
+            return None if try_lock(file.fileno(), shared=True) else stack
     except OSError:
         return None
 
 
 def stop_stack(folder: Path) -> int:
-    """Stop a stack in order, whether its supervisor lives or not; how many processes there were.
+    """Stop a stack, with or without a live supervisor; the number of its processes.
 
-    Raises `StageFailed` when the supervisor does not stop.
+    Raises `StageFailed` if the supervisor does not stop.
     """
     if not folder.is_dir():
         return 0
@@ -124,75 +129,75 @@ def stop_stack(folder: Path) -> int:
     deadline = time.monotonic() + DOWN_SECONDS
     asked = False
     while True:
-        with claimed(folder, 0) as ours:
-            if ours:
+        with claimed(folder, 0) as is_ours:
+            if is_ours:
                 state.stop_all(folder)
-                _standing_file(folder).unlink(missing_ok=True)
+                _state_file(folder).unlink(missing_ok=True)
                 return count
         if not asked:
             asked = _ask_to_stop(folder)
         if time.monotonic() > deadline:
             raise StageFailed(
-                f"the supervisor of {folder} has not stopped within {DOWN_SECONDS:.0f} s: kill "
+                f"the supervisor of {folder} did not stop within {DOWN_SECONDS:.0f} s: kill "
                 f"process {(folder / 'lock').read_text()}, and run `dreambooth down` again"
             )
         time.sleep(0.1)
 
 
 def _run(
-    place: StackLayout,
-    parts: Sequence[Service],
-    tell: Callable[[str], None],
+    layout: StackLayout,
+    services: Sequence[Service],
+    log: Callable[[str], None],
     ready: Callable[[StackState], None],
 ) -> None:
-    watches = _taken_over(place.folder, parts, tell)
-    told, all_up = None, False
+    watchdogs = _watchdogs(layout.folder, services, log)
+    written, was_ready = None, False
     while True:
-        for watch in watches:
-            watch.step({other.part.name for other in watches if other.phase == "ready"})
-            if watch.phase == "given up" and not all_up:
-                raise StageFailed(f"{watch.part.title} does not start: {watch.error}")
-        now = _seen(watches)
-        if now != told:
-            _write_standing(place.folder, now)
-            told = now
-        if now.ready and not all_up:
-            all_up = True
-            ready(now)
+        for watchdog in watchdogs:
+            watchdog.step({other.service.name for other in watchdogs if other.phase == "ready"})
+            if watchdog.phase == "given up" and not was_ready:
+                raise StageFailed(f"{watchdog.service.title} does not start: {watchdog.error}")
+        current = _state_of(watchdogs)
+        if current != written:
+            _write_state(layout.folder, current)
+            written = current
+        if current.ready and not was_ready:
+            was_ready = True
+            ready(current)
         time.sleep(STEP_SECONDS)
 
 
-def _taken_over(
-    folder: Path, parts: Sequence[Service], tell: Callable[[str], None]
+def _watchdogs(
+    folder: Path, services: Sequence[Service], log: Callable[[str], None]
 ) -> list[Watchdog]:
-    """A watch for each part; what an earlier supervisor left goes on, or is ended."""
-    left = {started.part: started for started in state.read_all(folder)}
-    for name in left.keys() - {part.name for part in parts}:
-        state.stop(folder, left[name])
-    watches = [Watchdog(folder, part, index, tell) for index, part in enumerate(parts)]
-    for watch in watches:
-        watch.take_over(left.get(watch.part.name))
-    return watches
+    """A watchdog per service; services of an earlier supervisor are taken over or stopped."""
+    running = {started.service: started for started in state.read_all(folder)}
+    for name in running.keys() - {service.name for service in services}:
+        state.stop(folder, running[name])
+    watchdogs = [Watchdog(folder, service, index, log) for index, service in enumerate(services)]
+    for watchdog in watchdogs:
+        watchdog.take_over(running.get(watchdog.service.name))
+    return watchdogs
 
 
-def _seen(watches: Sequence[Watchdog]) -> StackState:
-    seen = {
-        watch.part.name: ServiceState(
-            title=watch.part.title,
-            link=watch.part.link,
-            phase=watch.phase,
-            pid=watch.pid,
-            error=watch.error,
+def _state_of(watchdogs: Sequence[Watchdog]) -> StackState:
+    services = {
+        watchdog.service.name: ServiceState(
+            title=watchdog.service.title,
+            link=watchdog.service.link,
+            phase=watchdog.phase,
+            pid=watchdog.pid,
+            error=watchdog.error,
         )
-        for watch in watches
+        for watchdog in watchdogs
     }
-    all_up = all(part.phase == "ready" for part in seen.values())
-    return StackState(supervisor=os.getpid(), ready=all_up, parts=seen)
+    all_ready = all(service.phase == "ready" for service in services.values())
+    return StackState(supervisor=os.getpid(), ready=all_ready, services=services)
 
 
 @contextmanager
 def _stoppable() -> Iterator[None]:
-    """Any order to stop interrupts the block."""
+    """SIGTERM and SIGHUP raise `KeyboardInterrupt` in the block, like SIGINT."""
     numbers = (signal.SIGTERM, signal.SIGHUP)
     before = {number: signal.signal(number, signal.default_int_handler) for number in numbers}
     before[signal.SIGINT] = signal.signal(signal.SIGINT, signal.default_int_handler)
@@ -204,30 +209,30 @@ def _stoppable() -> Iterator[None]:
 
 
 def _ask_to_stop(folder: Path) -> bool:
-    """Whether its supervisor, whose lock is held, could be asked."""
-    owner = (folder / "lock").read_text().strip()
-    if not owner.isdigit():
+    """Send SIGTERM to the supervisor; False if it cannot be found."""
+    pid = (folder / "lock").read_text().strip()
+    if not pid.isdigit():
         return False
     try:
-        os.kill(int(owner), signal.SIGTERM)
+        os.kill(int(pid), signal.SIGTERM)
     except ProcessLookupError:
         return False
     return True
 
 
-def _write_environment(place: StackLayout) -> None:
-    """A file for shells whose programs are to work with these servers; for this user's eyes only."""
-    with written_beside(place.folder / "env.sh") as unfinished:
+def _write_environment(layout: StackLayout) -> None:
+    """Write the client environment as a shell script, readable by this user only."""
+    with written_beside(layout.folder / "env.sh") as unfinished:
         unfinished.touch(mode=0o600)
-        variables = {**environment(place), **local.unproxied()}
+        variables = {**environment(layout), **local.unproxied()}
         lines = [f"export {name}={shlex.quote(value)}\n" for name, value in variables.items()]
         unfinished.write_text("".join(lines))
 
 
-def _write_standing(folder: Path, now: StackState) -> None:
-    with written_beside(_standing_file(folder)) as unfinished:
-        unfinished.write_text(now.model_dump_json(indent=2))
+def _write_state(folder: Path, stack: StackState) -> None:
+    with written_beside(_state_file(folder)) as unfinished:
+        unfinished.write_text(stack.model_dump_json(indent=2))
 
 
-def _standing_file(folder: Path) -> Path:
-    return folder / "standing.json"
+def _state_file(folder: Path) -> Path:
+    return folder / "state.json"

@@ -16,7 +16,7 @@ def store(tmp_path: Path) -> Store:
     return open_store(config.Storage(uri=(tmp_path / "store").as_uri(), endpoint=None))
 
 
-def test_canonical_json_is_what_it_says() -> None:
+def test_canonical_json_is_sorted_compact_and_escaped() -> None:
     text = '{"a":[1,2.5,null,"\\u00e4"],"b":{"c":true}}'
     assert digests.digest_json({"b": {"c": True}, "a": (1, 2.5, None, "ä")}) == digests.digest_of(
         text.encode()
@@ -28,34 +28,38 @@ def test_canonical_json_is_what_it_says() -> None:
 
 
 @pytest.mark.parametrize("value", [float("nan"), float("inf"), object(), {1, 2}, b"bytes"])
-def test_what_has_no_canonical_json(value: object) -> None:
+def test_values_without_canonical_json_are_refused(value: object) -> None:
     with pytest.raises((TypeError, ValueError)):
         digests.digest_json({"x": value})
 
 
-def test_a_blob_lies_under_its_digest(store: Store, tmp_path: Path) -> None:
+def test_the_key_of_a_blob_is_its_digest(store: Store, tmp_path: Path) -> None:
     data = b"picture"
     blob = blobs.put_blob(store, data)
     digest = hashlib.sha256(data).hexdigest()
     assert blob == Blob(sha256=digest, size=7)
-    place = f"blobs/sha256/{digest[:2]}/{digest[2:4]}/{digest}"
-    assert list(store.keys("")) == [place]
+    key = f"blobs/sha256/{digest[:2]}/{digest[2:4]}/{digest}"
+    assert list(store.keys("")) == [key]
     (tmp_path / "file").write_bytes(data)
     assert blobs.put_blob(store, tmp_path / "file") == blob
 
 
-def test_what_is_there_is_not_sent_again_but_a_part_is(store: Store, tmp_path: Path) -> None:
+def test_a_stored_blob_is_not_uploaded_again_but_a_truncated_one_is(
+    store: Store, tmp_path: Path
+) -> None:
     blob = blobs.put_blob(store, b"picture")
-    place = tmp_path / "store" / blobs.blob_key(blob)
-    before = place.stat()
+    path = tmp_path / "store" / blobs.blob_key(blob)
+    before = path.stat()
     blobs.put_blob(store, b"picture")
-    assert place.stat().st_mtime_ns == before.st_mtime_ns
-    place.write_bytes(b"pict")
+    assert path.stat().st_mtime_ns == before.st_mtime_ns
+    path.write_bytes(b"pict")
     blobs.put_blob(store, b"picture")
     assert blobs.get_blob(store, blob) == b"picture"
 
 
-def test_fetch_keeps_a_true_copy_and_replaces_a_false_one(store: Store, tmp_path: Path) -> None:
+def test_fetch_keeps_a_correct_copy_and_replaces_a_damaged_one(
+    store: Store, tmp_path: Path
+) -> None:
     blob = blobs.put_blob(store, b"picture")
     target = tmp_path / "copies" / "p.png"
     assert blobs.fetch_blob(store, blob, target) == target
@@ -87,23 +91,23 @@ def test_records_are_created_once(store: Store) -> None:
 
 def test_a_record_of_another_kind_or_damaged(store: Store) -> None:
     blobs.put_record(store, "r.json", Blob(sha256="a", size=1))
-    with pytest.raises(StorageError, match=r"r\.json .* is no Weights"):
+    with pytest.raises(StorageError, match=r"r\.json .* is no valid Weights"):
         blobs.get_record(store, "r.json", Weights)
     store.put("half.json", b'{"sha256": "a", "si')
-    with pytest.raises(StorageError, match=r"half\.json .* is no Blob"):
+    with pytest.raises(StorageError, match=r"half\.json .* is no valid Blob"):
         blobs.get_record(store, "half.json", Blob)
 
 
-def test_numbers_that_are_none_are_not_stored(store: Store) -> None:
+def test_nan_is_not_stored(store: Store) -> None:
     record = Weights(
         uri="u", digest="d", method="lora", files={}, steps=1, losses=((1, float("nan"), None),)
     )
-    with pytest.raises(StorageError, match="not finite"):
+    with pytest.raises(StorageError, match="NaN"):
         blobs.put_record(store, "w.json", record)
     assert not store.exists("w.json")
 
 
-def test_records_come_back_exactly(store: Store) -> None:
+def test_floats_of_records_are_stored_exactly(store: Store) -> None:
     losses = ((1, 0.1 + 0.2, None), (2, 1e-300, 5.0))
     record = Weights(uri="u", digest="d", method="lora", files={}, steps=2, losses=losses)
     blobs.put_record(store, "w.json", record)

@@ -1,4 +1,4 @@
-"""Which code this is, as a version says it."""
+"""Version and commit of the code."""
 
 import subprocess
 from pathlib import Path
@@ -8,14 +8,12 @@ from dreambooth_core.storage.code_version import COMMIT, code_version
 
 
 def git(home: Path, *words: str) -> str:
-    who = ("-c", "user.name=a", "-c", "user.email=a@example.com")
-    command = ["git", "-C", str(home), *who, *words]
+    user = ("-c", "user.name=a", "-c", "user.email=a@example.com")
+    command = ["git", "-C", str(home), *user, *words]
     return subprocess.run(command, capture_output=True, text=True, check=True).stdout.strip()
 
 
-def test_code_is_named_by_its_commit_and_marked_when_it_differs(
-    tmp_path: Path, monkeypatch
-) -> None:
+def test_the_commit_is_named_and_changed_files_make_it_dirty(tmp_path: Path, monkeypatch) -> None:
     home = tmp_path / "clone"
     (home / "dreambooth_core").mkdir(parents=True)
     code = home / "dreambooth_core" / "__init__.py"
@@ -39,7 +37,7 @@ def test_code_is_named_by_its_commit_and_marked_when_it_differs(
     assert code_version() == f"{dreambooth_core.__version__} {commit}-dirty"
 
 
-def test_code_in_an_image_is_named_as_its_build_said(tmp_path: Path, monkeypatch) -> None:
+def test_without_a_clone_the_commit_comes_from_the_environment(tmp_path: Path, monkeypatch) -> None:
     monkeypatch.setattr(dreambooth_core, "__file__", str(tmp_path / "p" / "__init__.py"))
     monkeypatch.setenv(COMMIT, "c" * 40)
     assert code_version() == f"{dreambooth_core.__version__} {'c' * 40}"

@@ -1,4 +1,4 @@
-"""One maker at a time, whoever it is that sleeps, dies or is late; on both stores."""
+"""One process at a time holds a lease, also after deaths and delays; on both stores."""
 
 import os
 import secrets
@@ -19,7 +19,7 @@ from dreambooth_core.storage.stage_cache import exclusive_stage
 from dreambooth_core.storage.stores import Store, open_store
 from tests.leased_by_hand import held
 
-PLACE = "runs/abc"
+PREFIX = "runs/abc"
 
 
 def _file(request: pytest.FixtureRequest) -> Storage:
@@ -44,17 +44,17 @@ def store(location: Storage) -> Store:
 
 
 @pytest.fixture(autouse=True)
-def _hasty(monkeypatch: pytest.MonkeyPatch) -> None:
+def _fast_polling(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(leases, "POLL_SECONDS", 0.01)
 
 
 @pytest.fixture
-def brief(monkeypatch: pytest.MonkeyPatch) -> None:
-    """A silence that is over at once; only where nobody has to keep it from getting so long."""
+def short_lease(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A lease that expires after 0.2 s; for tests in which no holder must prevent it."""
     monkeypatch.setattr(leases, "SECONDS", 0.2)
 
 
-def _until_beat(store: Store, number: int) -> None:
+def _wait_for_beat(store: Store, number: int) -> None:
     deadline = time.monotonic() + 30
     while _read(store).beat < number:
         assert time.monotonic() < deadline
@@ -62,7 +62,7 @@ def _until_beat(store: Store, number: int) -> None:
 
 
 def _read(store: Store) -> Lease:
-    lease = leases.read(store, PLACE)
+    lease = leases.read(store, PREFIX)
     assert lease is not None
     return lease
 
@@ -71,34 +71,36 @@ def _never() -> None:
     return None
 
 
-def test_the_first_one_holds_it_and_lets_go(store: Store, tmp_path: Path) -> None:
-    assert leases.read(store, PLACE) is None
-    with leases.exclusive(store, PLACE, tmp_path / "work", _never) as hold:
+def test_a_lease_is_held_then_released_and_keeps_its_checkpoints(
+    store: Store, tmp_path: Path
+) -> None:
+    assert leases.read(store, PREFIX) is None
+    with leases.exclusive(store, PREFIX, tmp_path / "work", _never) as hold:
         assert hold is not None
         first = _read(store)
         assert (first.number, first.process, first.held) == (1, os.getpid(), True)
         assert first.holder == hold.holder
         hold.update(checkpoints=("00000010.1",))
     assert not _read(store).held
-    with leases.exclusive(store, PLACE, tmp_path / "other", _never) as hold:
+    with leases.exclusive(store, PREFIX, tmp_path / "other", _never) as hold:
         assert hold is not None
         assert hold.lease().number == 2
         assert hold.lease().holder != first.holder
         assert hold.lease().checkpoints == ("00000010.1",)
 
 
-@pytest.mark.usefixtures("brief")
-def test_it_beats_for_as_long_as_it_is_held(store: Store, tmp_path: Path) -> None:
-    with leases.exclusive(store, PLACE, tmp_path / "work", _never) as hold:
+@pytest.mark.usefixtures("short_lease")
+def test_heartbeats_last_as_long_as_the_lease_is_held(store: Store, tmp_path: Path) -> None:
+    with leases.exclusive(store, PREFIX, tmp_path / "work", _never) as hold:
         assert hold is not None
-        _until_beat(store, 3)
+        _wait_for_beat(store, 3)
         hold.check()
     beats = _read(store).beat
     time.sleep(leases.SECONDS)
     assert _read(store).beat == beats
 
 
-def test_who_waits_says_for_whom_and_takes_what_was_made(
+def test_waiting_processes_name_the_holder_and_take_its_result(
     location: Storage, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     begun, go, made = threading.Event(), threading.Event(), []
@@ -115,15 +117,15 @@ def test_who_waits_says_for_whom_and_takes_what_was_made(
         store = open_store(location)
         found.append(exclusive_stage(store, "runs", {"a": 1}, Blob, make, tmp_path / work))
 
-    # two wait elsewhere, and one in the very same folder
+    # two wait in other folders, one in the same folder
     threads = [threading.Thread(target=run, args=(name,)) for name in ("a", "b", "c", "a")]
     threads[0].start()
     assert begun.wait(30)
     for thread in threads[1:]:
         thread.start()
-    said = ""
-    while said.count("\n") < 3:
-        said += capsys.readouterr().err
+    output = ""
+    while output.count("\n") < 3:
+        output += capsys.readouterr().err
         time.sleep(0.01)
     assert found == []
     go.set()
@@ -132,19 +134,19 @@ def test_who_waits_says_for_whom_and_takes_what_was_made(
     assert len(made) == 1
     assert sorted(reused for _, reused in found) == [False, True, True, True]
     assert {blob.size for blob, _ in found} == {1}
-    assert said.count(f"is being computed by process {os.getpid()} on ") == 3
+    assert output.count(f"is being computed by process {os.getpid()} on ") == 3
     assert capsys.readouterr().err == ""
     lease = leases.read(open_store(location), f"runs/{made[0]}")
     assert lease is not None
     assert (lease.number, lease.held, lease.result) == (1, False, None)
 
 
-@pytest.mark.usefixtures("brief")
-def test_silence_is_waited_for_and_then_taken_for_death(store: Store, tmp_path: Path) -> None:
-    dead = held(store, PLACE, tmp_path / "dead")
+@pytest.mark.usefixtures("short_lease")
+def test_a_lease_without_heartbeats_is_taken_over(store: Store, tmp_path: Path) -> None:
+    dead = held(store, PREFIX, tmp_path / "dead")
     dead.update(checkpoints=("00000010.1",))
     began = time.monotonic()
-    alive = held(store, PLACE, tmp_path / "alive")
+    alive = held(store, PREFIX, tmp_path / "alive")
     assert time.monotonic() - began > leases.SECONDS
     assert alive.lease().number == 2
     assert alive.lease().checkpoints == ("00000010.1",)
@@ -153,19 +155,19 @@ def test_silence_is_waited_for_and_then_taken_for_death(store: Store, tmp_path: 
             Superseded, match=rf"taken over by process {os.getpid()} on .*without a heartbeat"
         ):
             act()
-    assert not store.exists(f"{PLACE}/result.json")
+    assert not store.exists(f"{PREFIX}/result.json")
     assert alive.lease().number == 2
 
 
-def test_any_sign_of_life_is_enough(
+def test_any_write_of_a_holder_counts_as_a_heartbeat(
     file_store: Store, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """Also one that a child gives, while the parent that beats is gone."""
+    """Also one of a child process whose parent, which sends the heartbeats, has died."""
     monkeypatch.setattr(leases, "SECONDS", 1.0)
-    child = held(file_store, PLACE, tmp_path / "work")
+    child = held(file_store, PREFIX, tmp_path / "work")
     taken: list[HeldLease] = []
     waiting = threading.Thread(
-        target=lambda: taken.append(held(file_store, PLACE, tmp_path / "other"))
+        target=lambda: taken.append(held(file_store, PREFIX, tmp_path / "other"))
     )
     waiting.start()
     for step in range(15):
@@ -176,79 +178,80 @@ def test_any_sign_of_life_is_enough(
     assert taken[0].lease().checkpoints == ("00000014.1",)
 
 
-def test_no_clock_of_the_machine_has_a_say(
+def test_the_wall_clock_has_no_influence(
     store: Store, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(time, "time", lambda: 0.0)
-    hold = held(store, PLACE, tmp_path / "work")
+    hold = held(store, PREFIX, tmp_path / "work")
     monkeypatch.setattr(time, "time", lambda: 4e9)
-    looks: list[int] = []
+    polls: list[int] = []
     assert (
         leases.wait_for_lease(
-            store, PLACE, _lock(tmp_path), lambda: looks.append(1) or len(looks) > 9
+            store, PREFIX, _lock(tmp_path), lambda: polls.append(1) or len(polls) > 9
         )
         is None
     )
     assert hold.lease().number == 1
 
 
-def test_in_the_same_folder_the_lock_says_that_the_holder_is_gone(
+def test_in_the_same_folder_a_free_lock_proves_that_the_holder_has_ended(
     store: Store, tmp_path: Path
 ) -> None:
-    gone = held(store, PLACE, tmp_path / "work")
-    again = held(store, PLACE, tmp_path / "work")
+    gone = held(store, PREFIX, tmp_path / "work")
+    again = held(store, PREFIX, tmp_path / "work")
     assert again.lease().number == 2
     with pytest.raises(Superseded):
         gone.update()
-    # a copy of the folder is another one
+    # a copy of the folder has another lock name
     (tmp_path / "copy").mkdir()
     (tmp_path / "copy" / "lock").write_bytes((tmp_path / "work" / "lock").read_bytes())
-    looks: list[int] = []
+    polls: list[int] = []
     lock = _lock(tmp_path / "copy")
     assert (
-        leases.wait_for_lease(store, PLACE, lock, lambda: looks.append(1) or len(looks) > 9) is None
+        leases.wait_for_lease(store, PREFIX, lock, lambda: polls.append(1) or len(polls) > 9)
+        is None
     )
 
 
-@pytest.mark.usefixtures("brief")
-def test_a_holder_hears_of_its_end_by_its_own_heart(store: Store, tmp_path: Path) -> None:
-    with leases.exclusive(store, PLACE, tmp_path / "work", _never) as hold:
+@pytest.mark.usefixtures("short_lease")
+def test_a_heartbeat_detects_a_takeover(store: Store, tmp_path: Path) -> None:
+    with leases.exclusive(store, PREFIX, tmp_path / "work", _never) as hold:
         assert hold is not None
         theirs = hold.lease().model_copy(update={"number": 2, "holder": "other"})
-        store.put(f"{PLACE}/lease.json", canonical(theirs))
+        store.put(f"{PREFIX}/lease.json", canonical(theirs))
         deadline = time.monotonic() + 30
         while hold.lost is None:
             assert time.monotonic() < deadline
             time.sleep(0.01)
         with pytest.raises(Superseded, match="taken over"):
             hold.check()
-    # letting go is no more its business
+    # the lease is not released: it belongs to another process
     assert _read(store) == theirs
 
 
-@pytest.mark.usefixtures("brief")
-def test_a_store_that_is_away_for_a_while_ends_nothing(file_store: Store, tmp_path: Path) -> None:
-    away: list[str] = []
+@pytest.mark.usefixtures("short_lease")
+def test_an_unreachable_store_does_not_end_a_lease(file_store: Store, tmp_path: Path) -> None:
+    failures: list[str] = []
 
-    class Shaky(type(file_store)):  # type: ignore[misc]
+    class FailingStore(type(file_store)):  # type: ignore[misc]
         def get_tagged(self, key: str) -> tuple[bytes, str]:
-            if threading.current_thread().name == "lease" and len(away) < 3:
-                away.append(key)
+            if threading.current_thread().name == "lease" and len(failures) < 3:
+                failures.append(key)
                 raise StorageError("no response")
             found: tuple[bytes, str] = super().get_tagged(key)
             return found
 
-    shaky = Shaky(file_store.root)  # type: ignore[attr-defined]
-    with leases.exclusive(shaky, PLACE, tmp_path / "work", _never) as hold:
+    failing = FailingStore(file_store.root)  # type: ignore[attr-defined]
+    with leases.exclusive(failing, PREFIX, tmp_path / "work", _never) as hold:
         assert hold is not None
-        _until_beat(file_store, 2)
+        _wait_for_beat(file_store, 2)
         hold.check()
-    assert len(away) == 3
+    assert len(failures) == 3
 
 
-@pytest.mark.usefixtures("brief")
-def test_a_result_that_was_decided_and_not_written_is_written(store: Store, tmp_path: Path) -> None:
-    """Whoever dies between the two has decided; nobody makes another one."""
+@pytest.mark.usefixtures("short_lease")
+def test_a_decided_result_that_was_not_written_is_written(store: Store, tmp_path: Path) -> None:
+    """If the holder dies between the two, the decided result is kept."""
     decided = Blob(sha256="decided", size=1)
     dead = held(store, "runs/" + _key(), tmp_path / "dead")
     dead.update(result=put_blob(store, canonical(decided)))
@@ -262,12 +265,12 @@ def test_a_result_that_was_decided_and_not_written_is_written(store: Store, tmp_
     assert (lease.number, lease.held, lease.result) == (2, False, None)
 
 
-def test_of_many_at_once_each_number_is_one_s(location: Storage, tmp_path: Path) -> None:
+def test_concurrent_processes_get_distinct_numbers(location: Storage, tmp_path: Path) -> None:
     numbers: list[int] = []
 
     def run(me: int) -> None:
         folder = tmp_path / str(me)
-        with leases.exclusive(open_store(location), PLACE, folder, _never) as hold:
+        with leases.exclusive(open_store(location), PREFIX, folder, _never) as hold:
             assert hold is not None
             numbers.append(hold.lease().number)
 
@@ -279,10 +282,10 @@ def test_of_many_at_once_each_number_is_one_s(location: Storage, tmp_path: Path)
     assert numbers == [1, 2, 3, 4, 5, 6]
 
 
-def test_a_damaged_lease_is_said(store: Store, tmp_path: Path) -> None:
-    store.put(f"{PLACE}/lease.json", b"{}")
-    with pytest.raises(StorageError, match=r"lease\.json in .* is no lease"):
-        held(store, PLACE, tmp_path)
+def test_a_damaged_lease_is_refused(store: Store, tmp_path: Path) -> None:
+    store.put(f"{PREFIX}/lease.json", b"{}")
+    with pytest.raises(StorageError, match=r"lease\.json in .* is no valid lease"):
+        held(store, PREFIX, tmp_path)
 
 
 def _lock(folder: Path) -> int:

@@ -19,7 +19,7 @@ def _blob(number: int) -> Blob:
     return Blob(sha256=str(number), size=number)
 
 
-def test_made_once_then_reused(store: Store) -> None:
+def test_a_stage_is_computed_once_then_reused(store: Store) -> None:
     keys: list[str] = []
 
     def make(key: str) -> Blob:
@@ -47,7 +47,7 @@ def test_other_inputs_stages_and_epochs_have_other_keys(monkeypatch: pytest.Monk
     assert stage_cache.stage_key("train", {"a": 1}) not in known
 
 
-def test_a_stage_that_broke_is_made_again(store: Store) -> None:
+def test_a_failed_stage_is_computed_again(store: Store) -> None:
     def broken(key: str) -> Blob:
         store.put(f"train/{key}/half", b"")
         raise RuntimeError
@@ -60,7 +60,7 @@ def test_a_stage_that_broke_is_made_again(store: Store) -> None:
     )
 
 
-def test_of_two_makers_the_first_counts_for_both(store: Store) -> None:
+def test_of_two_concurrent_results_the_first_is_kept(store: Store) -> None:
     def overtaken(key: str) -> Blob:
         put_record(store, f"train/{key}/result.json", _blob(1))
         return _blob(2)
@@ -68,7 +68,7 @@ def test_of_two_makers_the_first_counts_for_both(store: Store) -> None:
     assert stage_cache.cached_stage(store, "train", {}, Blob, overtaken) == (_blob(1), False)
 
 
-def test_many_makers_agree(store: Store) -> None:
+def test_concurrent_processes_get_one_result(store: Store) -> None:
     results: list[Blob] = []
     start = threading.Barrier(6)
 

@@ -1,4 +1,4 @@
-"""Kept answers: found on the disk, then in the store, computed only where missing or damaged."""
+"""Cached tensors: found on disk, then in the store; computed only if missing or damaged."""
 
 from collections.abc import Iterator
 from pathlib import Path
@@ -12,15 +12,15 @@ KEYS = [key_of(image=str(index)) for index in range(5)]
 
 
 class Model:
-    """Answers with its place, and remembers what it was asked."""
+    """Yields tensors filled with the index of the entry, and records the requested indices."""
 
     def __init__(self) -> None:
-        self.asked: list[list[int]] = []
+        self.requested: list[list[int]] = []
 
     def __call__(self, missing: list[int]) -> Iterator[Entry]:
-        self.asked.append(missing)
-        for place in missing:
-            yield {"mean": torch.full((2, 3), float(place)), "half": torch.ones(1).bfloat16()}
+        self.requested.append(missing)
+        for index in missing:
+            yield {"mean": torch.full((2, 3), float(index)), "half": torch.ones(1).bfloat16()}
 
 
 @pytest.fixture
@@ -32,15 +32,15 @@ def _files(cache: TensorCache) -> list[Path]:
     return [cache.folder / "latents" / f"{key}.safetensors" for key in KEYS]
 
 
-def test_a_full_cache_asks_for_no_model(cache: TensorCache) -> None:
+def test_a_full_cache_does_not_call_the_model(cache: TensorCache) -> None:
     model = Model()
     first = cache.fetch(KEYS, model)
     assert (first.made, first.found) == (5, 0)
     again = cache.fetch(KEYS, model)
     assert (again.made, again.found) == (0, 5)
-    assert model.asked == [[0, 1, 2, 3, 4]]
-    for place, (one, other) in enumerate(zip(first.entries, again.entries, strict=True)):
-        assert one["mean"].unique().tolist() == [place]
+    assert model.requested == [[0, 1, 2, 3, 4]]
+    for index, (one, other) in enumerate(zip(first.entries, again.entries, strict=True)):
+        assert one["mean"].unique().tolist() == [index]
         assert one.keys() == other.keys()
         assert all(torch.equal(one[name], other[name]) for name in one)
         assert other["half"].dtype == torch.bfloat16
@@ -50,24 +50,24 @@ def test_of_five_one_is_new_and_one_is_computed(cache: TensorCache) -> None:
     cache.fetch(KEYS, Model())
     model, changed = Model(), [*KEYS[:3], key_of(image="new"), KEYS[4]]
     found = cache.fetch(changed, model)
-    assert (found.made, found.found, model.asked) == (1, 4, [[3]])
+    assert (found.made, found.found, model.requested) == (1, 4, [[3]])
 
 
-def test_answers_stand_where_their_keys_stand(cache: TensorCache) -> None:
+def test_entries_are_in_the_order_of_their_keys(cache: TensorCache) -> None:
     cache.fetch(KEYS[1:3], Model())  # entries 0 and 1 of that call
     found = cache.fetch([KEYS[4], KEYS[2], KEYS[0], KEYS[2], KEYS[4]], Model())
     assert [entry["mean"][0, 0].item() for entry in found.entries] == [4, 1, 2, 1, 4]
     assert (found.made, found.found) == (2, 1)
 
 
-def test_another_machine_finds_them_in_the_store(cache: TensorCache, tmp_path: Path) -> None:
+def test_another_machine_finds_entries_in_the_store(cache: TensorCache, tmp_path: Path) -> None:
     cache.fetch(KEYS, Model())
     assert set(cache.store.keys("caches/")) == {f"caches/latents/{key}" for key in KEYS}  # type: ignore[union-attr]
     other, model = TensorCache("latents", tmp_path / "other", cache.store), Model()
     assert other.fetch(KEYS, model).made == 0
     alone = TensorCache("latents", tmp_path / "other")
     assert alone.fetch(KEYS, model).made == 0
-    assert model.asked == []
+    assert model.requested == []
 
 
 @pytest.mark.parametrize("damage", ["empty", "cut", "flipped", "unmarked"])
@@ -82,15 +82,15 @@ def test_a_damaged_entry_is_computed_again(cache: TensorCache, damage: str) -> N
     wrong = {"empty": b"", "cut": data[:-4], "flipped": flipped, "unmarked": unmarked}[damage]
     path.write_bytes(wrong)
     model = Model()
-    assert cache.fetch(KEYS, model).made == 0  # the store's copy is true
+    assert cache.fetch(KEYS, model).made == 0  # the store's copy is intact
     path.write_bytes(wrong)
     cache.store.put(f"caches/latents/{KEYS[1]}", wrong)  # type: ignore[union-attr]
     found = cache.fetch(KEYS, model)
-    assert (found.made, model.asked) == (1, [[1]])
+    assert (found.made, model.requested) == (1, [[1]])
     assert path.read_bytes() == data
 
 
-def test_an_interrupted_computation_keeps_what_it_had(cache: TensorCache) -> None:
+def test_an_interrupted_computation_keeps_its_finished_entries(cache: TensorCache) -> None:
     def breaks(missing: list[int]) -> Iterator[Entry]:
         yield from Model()(missing[:2])
         raise KeyboardInterrupt
@@ -99,11 +99,11 @@ def test_an_interrupted_computation_keeps_what_it_had(cache: TensorCache) -> Non
         cache.fetch(KEYS, breaks)
     model = Model()
     assert cache.fetch(KEYS, model).found == 2
-    assert model.asked == [[2, 3, 4]]
+    assert model.requested == [[2, 3, 4]]
     assert not list(cache.folder.rglob("~*"))
 
 
-def test_the_same_answers_give_the_same_bytes(cache: TensorCache, tmp_path: Path) -> None:
+def test_equal_tensors_give_equal_files(cache: TensorCache, tmp_path: Path) -> None:
     cache.fetch(KEYS, Model())
     other = TensorCache("latents", tmp_path / "other")
     other.fetch(KEYS, Model())
@@ -111,7 +111,7 @@ def test_the_same_answers_give_the_same_bytes(cache: TensorCache, tmp_path: Path
         assert one.read_bytes() == two.read_bytes()
 
 
-def test_a_key_follows_all_that_decides_and_the_codes_epoch(monkeypatch) -> None:  # type: ignore[no-untyped-def]
+def test_a_key_depends_on_all_inputs_and_the_code_epoch(monkeypatch) -> None:  # type: ignore[no-untyped-def]
     keys = {key_of(image="a", size=(1, 2)), key_of(image="a", size=(2, 1)), key_of(image="b")}
     monkeypatch.setattr("dreambooth_core.storage.tensor_cache.CODE_EPOCH", 99)
     assert len(keys | {key_of(image="b")}) == 4

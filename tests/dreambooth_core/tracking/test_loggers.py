@@ -40,13 +40,13 @@ def _with(config: Config, *places: str) -> Config:
 def _interrupted(config: Config) -> None:
     """Three steps, then a second attempt that goes on from the second."""
     first = Loggers(config, KEY)
-    first.show(_course(1, scale=3.0))
-    first.show(_course(3, scale=3.0))
-    first.close(over=False)
+    first.log(_course(1, scale=3.0))
+    first.log(_course(3, scale=3.0))
+    first.close(finished=False)
     second = Loggers(config, KEY)
-    second.show(_course(2))
-    second.show(_course(4))
-    second.close(over=True)
+    second.log(_course(2))
+    second.log(_course(4))
+    second.close(finished=True)
 
 
 def _events(folder: Path) -> Points:
@@ -112,7 +112,7 @@ def test_wandb_offline_leaves_whole_curves_under_the_work_folder(
 def test_other_ranks_open_nothing(tiny_config: Config) -> None:
     silent = Loggers(_with(tiny_config, "tensorboard", "wandb"), None)
     silent.show(_course(2))
-    silent.close(over=True)
+    silent.close(finished=True)
     assert not tiny_config.paths.work.exists()
 
 

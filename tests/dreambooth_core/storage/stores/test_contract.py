@@ -1,4 +1,4 @@
-"""What every store promises; a new file in `storage/` is held to it by one line in `LOCATIONS`."""
+"""Contract of all stores; a new scheme is tested by one line in `LOCATIONS`."""
 
 import hashlib
 import secrets
@@ -41,15 +41,15 @@ def store(location: config.Storage) -> Store:
     return open_store(location)
 
 
-def test_uri_names_the_place_without_a_slash_at_the_end(
-    store: Store, location: config.Storage
-) -> None:
+def test_the_uri_has_no_slash_at_the_end(store: Store, location: config.Storage) -> None:
     assert store.uri == location.uri
     with_slash = config.Storage(uri=location.uri + "/", endpoint=location.endpoint)
     assert open_store(with_slash).uri == store.uri
 
 
-def test_what_is_put_can_be_got_by_another_opening(store: Store, location: config.Storage) -> None:
+def test_an_object_is_read_by_another_store_instance(
+    store: Store, location: config.Storage
+) -> None:
     data = secrets.token_bytes(300_000)
     store.put("some/deep/key_1=2-3.bin", data)
     store.put("empty", b"")
@@ -171,7 +171,7 @@ def test_put_if_absent_then_only_if_unchanged(store: Store) -> None:
     assert not store.exists("p")
 
 
-def test_of_many_creators_one_wins(store: Store) -> None:
+def test_of_concurrent_creators_one_wins(store: Store) -> None:
     for round_ in range(3):
         won: list[int] = []
         start = threading.Barrier(8)
@@ -201,17 +201,17 @@ def test_compare_and_swap_loses_no_update(location: config.Storage) -> None:
     assert open_store(location).get("counter") == b"50"
 
 
-def test_readers_never_see_a_part(location: config.Storage) -> None:
+def test_readers_never_see_a_partial_object(location: config.Storage) -> None:
     size = 2_000_000
     writer, reader = open_store(location), open_store(location)
     writer.put("big", b"0" * size)
-    seen = []
+    complete = []
     done = threading.Event()
 
     def read() -> None:
         while not done.is_set():
             data = reader.get("big")
-            seen.append(len(data) == size and len(set(data)) == 1)
+            complete.append(len(data) == size and len(set(data)) == 1)
 
     thread = threading.Thread(target=read)
     thread.start()
@@ -219,11 +219,11 @@ def test_readers_never_see_a_part(location: config.Storage) -> None:
         writer.put("big", str(number).encode() * size)
     done.set()
     thread.join()
-    assert seen
-    assert all(seen)
+    assert complete
+    assert all(complete)
 
 
-def test_files_of_several_parts_go_up_and_down(store: Store, tmp_path: Path) -> None:
+def test_multipart_upload_and_download(store: Store, tmp_path: Path) -> None:
     source = tmp_path / "source.bin"
     source.write_bytes(secrets.token_bytes(2**20) * 70)  # above the multipart threshold
     store.put_file("files/big", source)
@@ -234,7 +234,7 @@ def test_files_of_several_parts_go_up_and_down(store: Store, tmp_path: Path) -> 
     store.get_file("files/big", target)
 
 
-def test_put_file_that_is_not_there(store: Store, tmp_path: Path) -> None:
+def test_put_file_without_a_local_file(store: Store, tmp_path: Path) -> None:
     with pytest.raises(StorageError, match=r"nowhere\.bin") as caught:
         store.put_file("k", tmp_path / "nowhere.bin")
     assert not isinstance(caught.value, NotFound)
@@ -264,20 +264,20 @@ def _sha(path: Path) -> str:
         return hashlib.file_digest(file, "sha256").hexdigest()
 
 
-def test_a_listing_says_how_large_and_how_old_things_are(store: Store) -> None:
+def test_a_listing_has_sizes_and_times(store: Store) -> None:
     before = time.time()
     store.put("a/one", b"123")
     store.put("a/two", b"")
     store.put("b", b"x")
     found = list(store.listed("a/"))
     assert [(one.key, one.size) for one in found] == [("a/one", 3), ("a/two", 0)]
-    # S3 tells whole seconds
+    # S3 has whole seconds
     assert all(before - 2 < one.written < time.time() + 2 for one in found)
     assert list(store.listed("none")) == []
     assert [store.stat(one.key) for one in found] == found
 
 
-def test_what_is_renewed_is_the_same_and_young(store: Store) -> None:
+def test_renewing_keeps_the_content_and_updates_the_time(store: Store) -> None:
     store.put("a", b"123")
     (first,) = store.listed("a")
     renew(store, "a", 3600)

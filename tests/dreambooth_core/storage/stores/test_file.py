@@ -11,7 +11,7 @@ def _storage(folder: Path) -> config.Storage:
     return config.Storage(uri=folder.as_uri(), endpoint=None)
 
 
-def test_opening_and_looking_make_nothing(tmp_path: Path) -> None:
+def test_opening_and_reading_create_nothing(tmp_path: Path) -> None:
     store = open_store(_storage(tmp_path / "new"))
     assert not store.exists("k")
     assert list(store.keys("")) == []
@@ -19,7 +19,7 @@ def test_opening_and_looking_make_nothing(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize("link_to", ["folder", "file"])
-def test_a_link_leads_nowhere(tmp_path: Path, link_to: str) -> None:
+def test_symbolic_links_are_not_followed(tmp_path: Path, link_to: str) -> None:
     outside = tmp_path / "outside"
     outside.mkdir()
     (outside / "secret").write_bytes(b"secret")
@@ -42,7 +42,7 @@ def test_a_link_leads_nowhere(tmp_path: Path, link_to: str) -> None:
     assert (outside / "secret").read_bytes() == b"secret"
 
 
-def test_a_store_reached_through_a_link_is_fine(tmp_path: Path) -> None:
+def test_the_root_may_be_a_symbolic_link(tmp_path: Path) -> None:
     (tmp_path / "real").mkdir()
     (tmp_path / "alias").symlink_to(tmp_path / "real")
     store = open_store(_storage(tmp_path / "alias"))
@@ -50,7 +50,7 @@ def test_a_store_reached_through_a_link_is_fine(tmp_path: Path) -> None:
     assert (tmp_path / "real" / "a" / "b").read_bytes() == b"1"
 
 
-def test_an_object_where_a_folder_is_needed(tmp_path: Path) -> None:
+def test_an_object_cannot_be_a_folder_as_well(tmp_path: Path) -> None:
     store = open_store(_storage(tmp_path))
     store.put("a", b"1")
     with pytest.raises(StorageError, match="cannot write a/b") as caught:
@@ -67,7 +67,7 @@ def test_no_absolute_folder(uri: str) -> None:
         open_store(config.Storage(uri=uri, endpoint=None))
 
 
-def test_an_interrupted_writer_leaves_neither_part_nor_litter(tmp_path: Path) -> None:
+def test_an_interrupted_write_keeps_the_old_file_and_no_temporary_one(tmp_path: Path) -> None:
     target = tmp_path / "target"
     target.write_bytes(b"old")
 
@@ -82,7 +82,7 @@ def test_an_interrupted_writer_leaves_neither_part_nor_litter(tmp_path: Path) ->
     assert list(tmp_path.iterdir()) == [target]
 
 
-def test_unfinished_files_of_a_killed_writer_are_no_objects(tmp_path: Path) -> None:
+def test_unfinished_files_are_not_listed(tmp_path: Path) -> None:
     store = open_store(_storage(tmp_path))
     store.put("a/b", b"1")
     (tmp_path / "a" / "~0123456789abcdef").write_bytes(b"half")

@@ -13,23 +13,23 @@ from dreambooth_core.errors import ConfigError, NotFound, StorageError
 from dreambooth_core.storage.stores import open_store, s3
 
 
-def test_local_takes_the_endpoint_from_the_environment(s3_endpoint: str) -> None:
-    there = f"s3://contract/{secrets.token_hex(4)}"
-    open_store(config.Storage(uri=there, endpoint="local")).put("k", b"1")
-    assert open_store(config.Storage(uri=there, endpoint=None)).get("k") == b"1"
-    assert open_store(config.Storage(uri=there, endpoint=s3_endpoint)).get("k") == b"1"
+def test_local_means_the_endpoint_of_the_environment(s3_endpoint: str) -> None:
+    uri = f"s3://contract/{secrets.token_hex(4)}"
+    open_store(config.Storage(uri=uri, endpoint="local")).put("k", b"1")
+    assert open_store(config.Storage(uri=uri, endpoint=None)).get("k") == b"1"
+    assert open_store(config.Storage(uri=uri, endpoint=s3_endpoint)).get("k") == b"1"
 
 
 def test_local_without_a_server_does_not_go_to_the_cloud(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.delenv("AWS_ENDPOINT_URL_S3", raising=False)
     monkeypatch.delenv("AWS_ENDPOINT_URL", raising=False)
-    with pytest.raises(StorageError, match="no local S3 server is up"):
+    with pytest.raises(StorageError, match="no local S3 server runs"):
         open_store(config.Storage(uri="s3://bucket/x", endpoint="local"))
     assert s3.endpoint_url(config.Storage(uri="s3://bucket/x", endpoint=None)) is None
 
 
 @pytest.mark.parametrize("wrong", ["secret", "key"])
-def test_wrong_credentials_are_a_clear_error_without_them_in_it(
+def test_errors_for_wrong_credentials_do_not_contain_them(
     s3_endpoint: str, monkeypatch: pytest.MonkeyPatch, wrong: str
 ) -> None:
     name = "AWS_SECRET_ACCESS_KEY" if wrong == "secret" else "AWS_ACCESS_KEY_ID"
@@ -61,14 +61,14 @@ def test_no_credentials_at_all(s3_endpoint: str, monkeypatch: pytest.MonkeyPatch
         open_store(config.Storage(uri="s3://contract/x", endpoint=s3_endpoint)).get("k")
 
 
-def test_a_bucket_that_is_not_there(s3_endpoint: str) -> None:
+def test_a_missing_bucket(s3_endpoint: str) -> None:
     store = open_store(config.Storage(uri="s3://no-such-bucket/x", endpoint=s3_endpoint))
     with pytest.raises(StorageError, match="no-such-bucket does not exist") as caught:
         store.get("k")
     assert not isinstance(caught.value, NotFound)
 
 
-def test_a_server_that_is_not_there(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_an_unreachable_server(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("AWS_ACCESS_KEY_ID", "a")
     monkeypatch.setenv("AWS_SECRET_ACCESS_KEY", "b")
     with socket.socket() as closed:
@@ -82,7 +82,7 @@ def test_a_server_that_is_not_there(monkeypatch: pytest.MonkeyPatch) -> None:
     assert "storage.endpoint" in str(caught.value)
 
 
-def test_requests_are_tried_again(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_requests_are_retried(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("AWS_ACCESS_KEY_ID", "a")
     monkeypatch.setenv("AWS_SECRET_ACCESS_KEY", "b")
     client = s3.client("http://127.0.0.1:1")
@@ -102,7 +102,7 @@ def test_bad_endpoints(endpoint: str) -> None:
 
 @pytest.mark.parametrize("uri", ["s3://", "s3:///x", "s3://UPPER/x", "s3://ab/x"])
 def test_bad_buckets(uri: str) -> None:
-    with pytest.raises(ConfigError, match="names no bucket"):
+    with pytest.raises(ConfigError, match="has no valid bucket name"):
         open_store(config.Storage(uri=uri, endpoint="http://127.0.0.1:1"))
 
 
@@ -114,8 +114,8 @@ def test_a_whole_bucket_can_be_a_store(s3_endpoint: str) -> None:
     assert store.uri == "s3://contract"
 
 
-class _LosesTheFirstAnswer(threading.Thread):
-    """A way to the server on which the first PUT arrives but its answer does not come back."""
+class _ProxyLosingAResponse(threading.Thread):
+    """A proxy that forwards the first PUT but drops its response."""
 
     def __init__(self, target: str) -> None:
         super().__init__(daemon=True)
@@ -126,17 +126,17 @@ class _LosesTheFirstAnswer(threading.Thread):
 
     def run(self) -> None:
         while True:
-            with self._listener.accept()[0] as near:
-                request = self._read(near)
+            with self._listener.accept()[0] as client:
+                request = self._read(client)
                 if not request:
                     return
-                with socket.create_connection((self._target.hostname, self._target.port)) as far:
-                    far.sendall(request)
-                    answer = self._read(far)
+                with socket.create_connection((self._target.hostname, self._target.port)) as server:
+                    server.sendall(request)
+                    response = self._read(server)
                 if request.startswith(b"PUT") and not self.lost:
                     self.lost += 1
                 else:
-                    near.sendall(answer)
+                    client.sendall(response)
 
     def stop(self) -> None:
         socket.create_connection(self._listener.getsockname()).close()
@@ -161,19 +161,19 @@ class _LosesTheFirstAnswer(threading.Thread):
         return data
 
 
-@pytest.mark.parametrize("somebody_else_was_first", [False, True])
-def test_a_conditional_write_whose_answer_got_lost(
-    s3_endpoint: str, somebody_else_was_first: bool
+@pytest.mark.parametrize("other_writer_was_first", [False, True])
+def test_a_conditional_write_whose_response_was_lost(
+    s3_endpoint: str, other_writer_was_first: bool
 ) -> None:
     prefix = f"lost/{secrets.token_hex(4)}"
-    if somebody_else_was_first:
+    if other_writer_was_first:
         direct = open_store(config.Storage(uri=f"s3://contract/{prefix}", endpoint=s3_endpoint))
         direct.put("lease", b"theirs")
-    way = _LosesTheFirstAnswer(s3_endpoint)
-    way.start()
+    proxy = _ProxyLosingAResponse(s3_endpoint)
+    proxy.start()
     try:
-        store = s3.S3Store("contract", prefix, s3.client(way.url, attempts=3))
-        assert store.put_if("lease", b"mine", None) is not somebody_else_was_first
-        assert way.lost == 1
+        store = s3.S3Store("contract", prefix, s3.client(proxy.url, attempts=3))
+        assert store.put_if("lease", b"mine", None) is not other_writer_was_first
+        assert proxy.lost == 1
     finally:
-        way.stop()
+        proxy.stop()

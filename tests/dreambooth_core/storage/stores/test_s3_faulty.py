@@ -1,4 +1,4 @@
-"""Endpoints that are no S3, or never answer: a sentence each, and the first question is bounded."""
+"""Endpoints that are no S3 server or never respond: their messages, and the first request's deadline."""
 
 import os
 import time
@@ -12,19 +12,19 @@ from dreambooth_core.errors import ConfigError, StorageError
 from dreambooth_core.storage.stores import reach, s3
 from tests.faulty_server import faulty
 
-SENTENCES = {
+MESSAGES = {
     "slow_down": "answered SlowDown; try again later",
-    "html": "answered 500 without an error of S3's; check storage.endpoint",
-    "xhtml": r"is not S3 \(ResponseParserError\); check storage.endpoint",
-    "junk_xml": "answered 500 without an error of S3's; check storage.endpoint",
-    "loop": r"is not S3 \(RecursionError\); check storage.endpoint",
+    "html": "answered HTTP 500 without an S3 error; check storage.endpoint",
+    "xhtml": r"is not S3's \(ResponseParserError\); check storage.endpoint",
+    "junk_xml": "answered HTTP 500 without an S3 error; check storage.endpoint",
+    "loop": r"is not S3's \(RecursionError\); check storage.endpoint",
     "forbidden": r"refused the credentials \(AccessDenied\); set AWS_ACCESS_KEY_ID",
     "no_bucket": "the bucket there does not exist; create it",
-    "not_found": "answered 404 without an error of S3's; check storage.endpoint",
+    "not_found": "answered HTTP 404 without an S3 error; check storage.endpoint",
     "region": "the bucket is in another region .*set AWS_DEFAULT_REGION",
     "garbage": r"no valid response from http://127\.0\.0\.1.*check storage.endpoint",
 }
-NO_S3 = ("html", "xhtml", "junk_xml", "loop", "garbage")
+NOT_S3 = ("html", "xhtml", "junk_xml", "loop", "garbage")
 
 
 @pytest.fixture(autouse=True)
@@ -38,22 +38,22 @@ def _store(url: str) -> config.Storage:
     return config.Storage(uri="s3://there/x", endpoint=url)
 
 
-def _sentence(error: Exception) -> str:
+def _message(error: Exception) -> str:
     text = str(error)
     assert len(text) < 400
     assert "\n" not in text
     return text
 
 
-@pytest.mark.parametrize("way", SENTENCES)
-def test_each_wrong_answer_has_its_sentence(way: str, monkeypatch: pytest.MonkeyPatch) -> None:
+@pytest.mark.parametrize("way", MESSAGES)
+def test_each_wrong_answer_has_its_message(way: str, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(s3, "PROBE_ATTEMPTS", 2)
-    with faulty(way) as server, pytest.raises(StorageError, match=SENTENCES[way]) as caught:
+    with faulty(way) as server, pytest.raises(StorageError, match=MESSAGES[way]) as caught:
         reach(_store(server.url))
-    assert _sentence(caught.value).startswith("cannot list objects in s3://there/x: ")
+    assert _message(caught.value).startswith("cannot list objects in s3://there/x: ")
 
 
-def test_an_endpoint_that_never_answers_is_given_up(
+def test_an_endpoint_that_never_responds_is_given_up(
     monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     monkeypatch.setattr(s3, "SERVER_SECONDS", 1.0)
@@ -65,24 +65,24 @@ def test_an_endpoint_that_never_answers_is_given_up(
             reach(_store(server.url))
         assert time.monotonic() - started < 10
         assert server.asked == 1
-        said = capsys.readouterr().err
-        assert said == f"asking {server.url} for s3://there/x; up to 1 s\n"
+        output = capsys.readouterr().err
+        assert output == f"asking {server.url} for s3://there/x; up to 1 s\n"
 
 
-def test_only_the_first_question_is_bounded() -> None:
+def test_only_the_first_request_has_a_deadline() -> None:
     client = s3.client("http://127.0.0.1:1")
     assert client.meta.config.retries["total_max_attempts"] == 10  # type: ignore[attr-defined]
     assert client.meta.config.read_timeout == 60  # type: ignore[attr-defined]
     assert deadlines.SERVER_SECONDS == 30
 
 
-def test_a_good_store_is_reached_in_silence(
+def test_reaching_a_working_store_prints_nothing(
     s3_endpoint: str, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     pair = os.environ
-    reach(config.Storage(uri="s3://contract/new", endpoint="local"))  # is not asked
+    reach(config.Storage(uri="s3://contract/new", endpoint="local"))  # no request is made
     monkeypatch.undo()
-    s3.client(s3_endpoint)  # boto3's import may take longer than the silence
+    s3.client(s3_endpoint)  # boto3's import may take longer than the first message
     monkeypatch.setattr(deadlines, "SILENT_SECONDS", 10.0)  # a busy machine may take more than 1 s
     reach(config.Storage(uri="s3://contract/new", endpoint=s3_endpoint))
     assert pair["AWS_ACCESS_KEY_ID"] != "a"
@@ -91,8 +91,8 @@ def test_a_good_store_is_reached_in_silence(
         reach(config.Storage(uri="s3://not-there", endpoint=s3_endpoint))
 
 
-@pytest.mark.parametrize("way", NO_S3)
-def test_what_is_no_s3_in_the_middle_of_work_is_said(way: str, tmp_path: Path) -> None:
+@pytest.mark.parametrize("way", NOT_S3)
+def test_every_operation_reports_a_server_that_is_not_s3(way: str, tmp_path: Path) -> None:
     big = tmp_path / "big"
     with big.open("wb") as file:
         file.truncate(s3._PART + 1)
@@ -111,7 +111,7 @@ def test_what_is_no_s3_in_the_middle_of_work_is_said(way: str, tmp_path: Path) -
         for act in acts:
             with pytest.raises(StorageError) as caught:
                 act()
-            assert server.url in _sentence(caught.value)
+            assert server.url in _message(caught.value)
     assert not (tmp_path / "out").exists()
 
 
@@ -123,7 +123,7 @@ def test_what_is_no_s3_in_the_middle_of_work_is_said(way: str, tmp_path: Path) -
         ({"AWS_SECRET_ACCESS_KEY": None}, "PartialCredentialsError"),
     ],
 )
-def test_settings_that_boto_cannot_use_are_a_config_s_fault(
+def test_settings_that_boto_cannot_use_are_config_errors(
     variables: dict[str, str | None], about: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     for name, value in variables.items():
@@ -135,9 +135,9 @@ def test_settings_that_boto_cannot_use_are_a_config_s_fault(
         reach(_store("http://127.0.0.1:1"))
 
 
-def test_places_that_are_no_endpoint() -> None:
+def test_invalid_endpoints_and_uris() -> None:
     for endpoint in ("http://[::1", "http://host:99999"):
-        with pytest.raises(ConfigError, match=r"storage\.endpoint must be a plain"):
+        with pytest.raises(ConfigError, match=r"storage\.endpoint must be http"):
             reach(_store(endpoint))
     for uri in ("s3://key:hunter2@bucket/x", "s3://bucket/key:hunter2@x"):
         with pytest.raises(ConfigError, match=r"AWS_SECRET_ACCESS_KEY") as caught:
@@ -147,7 +147,7 @@ def test_places_that_are_no_endpoint() -> None:
         reach(config.Storage(uri="s3://bucket/../x"))
 
 
-def test_names_and_ports_that_do_not_exist(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_unknown_hosts_and_closed_ports(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(s3, "PROBE_ATTEMPTS", 1)
     for url in ("http://no-such-host.invalid:9000", "http://127.0.0.1:1"):
         with pytest.raises(StorageError, match=f"no valid response from {url}"):

@@ -1,4 +1,4 @@
-"""A store whose way to the server misbehaves: what is done is whole, and what is not is said."""
+"""A store behind a faulty proxy: completed writes are complete, failures raise `StorageError`."""
 
 import secrets
 from collections.abc import Iterator
@@ -13,7 +13,7 @@ from dreambooth_core.storage.stores import Store, open_store, s3
 from tests.chaos.proxy import Proxy, Way, misbehaving
 
 ATTEMPTS = 4
-"""Of each request, so that the waits between them stay short."""
+"""Attempts per request; few, so that the waits stay short."""
 
 
 @pytest.fixture
@@ -34,14 +34,16 @@ def direct(s3_endpoint: str, prefix: str) -> Store:
 
 
 @pytest.mark.parametrize("way", ["500", "503", "slow", "half"])
-def test_nothing_half_and_nothing_twice(proxy: Proxy, direct: Store, prefix: str, way: Way) -> None:
+def test_no_partial_and_no_duplicate_writes(
+    proxy: Proxy, direct: Store, prefix: str, way: Way
+) -> None:
     store = s3.S3Store("contract", prefix, s3.client(proxy.url, attempts=ATTEMPTS))
     proxy.way = way
     done = []
     for number in range(3):
         try:
             done.append(put_blob(store, secrets.token_bytes(50_000)))
-            # nobody else writes here: whoever loses, loses to an answer that got lost
+            # the only writer: the condition fails only if a response was lost
             assert store.put_if(f"records/{number}.json", b"{}", None)
         except StorageError:
             continue
@@ -54,7 +56,7 @@ def test_nothing_half_and_nothing_twice(proxy: Proxy, direct: Store, prefix: str
     assert all(digest_of(direct.get(key)) == key.rpartition("/")[2] for key in blobs)
 
 
-def test_an_answer_that_breaks_off_is_asked_for_again(
+def test_a_response_that_breaks_off_is_requested_again(
     proxy: Proxy, direct: Store, prefix: str
 ) -> None:
     blob = put_blob(direct, secrets.token_bytes(50_000))
@@ -67,9 +69,7 @@ def test_an_answer_that_breaks_off_is_asked_for_again(
         get_blob(store, blob)
 
 
-def test_a_way_that_is_down_is_said_and_comes_back(
-    proxy: Proxy, direct: Store, prefix: str
-) -> None:
+def test_a_store_works_again_after_an_outage(proxy: Proxy, direct: Store, prefix: str) -> None:
     store = s3.S3Store("contract", prefix, s3.client(proxy.url, attempts=2))
     proxy.way = "down"
     with pytest.raises(StorageError, match="no valid response from http://127"):
