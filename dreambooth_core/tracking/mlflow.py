@@ -21,7 +21,7 @@ from dreambooth_core.config.credentials import without_password
 from dreambooth_core.config.results import SERVER
 from dreambooth_core.deadlines import SERVER_SECONDS, within
 from dreambooth_core.digests import digest_of
-from dreambooth_core.errors import StageFailed
+from dreambooth_core.errors import StageFailed, one_line
 from dreambooth_core.file_locks import locked
 from dreambooth_core.servers.process import exported
 from dreambooth_core.tracking.learning_curves import Curves, last_steps, new_points

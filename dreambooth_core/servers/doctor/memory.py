@@ -19,7 +19,10 @@ def check(target: CheckTarget) -> Iterator[CheckResult]:
         )
         yield CheckResult(check="memory", level="broken", sentence=sentence)
     elif free < RECOMMENDED:
-        sentence = f"{free:.1f} GB of memory are available; a run needs about {RECOMMENDED:.0f}: end other programs"
+        sentence = (
+            f"{free:.1f} GB of memory are available; a run needs about {RECOMMENDED:.0f}: end other "
+            "programs"
+        )
         yield CheckResult(check="memory", level="warning", sentence=sentence)
     else:
         sentence = f"{free:.0f} GB of memory are available"

@@ -1,4 +1,4 @@
-"""Requests to a guarded application: which reach it, and which are refused, and how."""
+"""Which requests reach a guarded application, and the statuses of refusals."""
 
 import base64
 import sys
@@ -14,11 +14,11 @@ from starlette.websockets import WebSocket, WebSocketDisconnect
 from dreambooth_core.servers import guarded_asgi
 
 LOGIN = "dreambooth:secret"
-OURS = {"Host": "127.0.0.1:14200"}
-KEY = {"Authorization": f"Basic {base64.b64encode(LOGIN.encode()).decode()}"}
+OWN_HOST = {"Host": "127.0.0.1:14200"}
+AUTH = {"Authorization": f"Basic {base64.b64encode(LOGIN.encode()).decode()}"}
 
 
-async def greet(_: object) -> PlainTextResponse:
+async def index(_: object) -> PlainTextResponse:
     return PlainTextResponse("inside")
 
 
@@ -29,14 +29,14 @@ async def talk(socket: WebSocket) -> None:
 
 
 def build() -> Starlette:
-    routes = [Route("/", greet, methods=["GET", "POST"]), Route("/health", greet)]
+    routes = [Route("/", index, methods=["GET", "POST"]), Route("/health", index)]
     return Starlette(routes=[*routes, WebSocketRoute("/talk", talk)])
 
 
 def client(monkeypatch: pytest.MonkeyPatch, login: str) -> TestClient:
-    """Of the application that the environment names, which this module builds."""
-    monkeypatch.setitem(sys.modules, "guarded_here", sys.modules[__name__])
-    monkeypatch.setenv(guarded_asgi.APP, "guarded_here:build()")
+    """A client of this module's application, named in the environment."""
+    monkeypatch.setitem(sys.modules, "guarded_test_app", sys.modules[__name__])
+    monkeypatch.setenv(guarded_asgi.APP, "guarded_test_app:build()")
     monkeypatch.setenv(guarded_asgi.LOGIN, login)
     return TestClient(guarded_asgi.application())
 
@@ -44,31 +44,35 @@ def client(monkeypatch: pytest.MonkeyPatch, login: str) -> TestClient:
 @pytest.mark.parametrize(
     ("path", "headers", "status"),
     [
-        ("/", OURS | KEY, 200),
-        ("/", {"Host": "localhost:9000"} | KEY, 200),
-        ("/", OURS | KEY | {"Origin": "http://127.0.0.1:14200"}, 200),
-        ("/", OURS | KEY | {"Origin": "http://127.0.0.1:9"}, 403),
-        ("/", OURS | KEY | {"Origin": "http://rebound.test"}, 403),
-        ("/", OURS | KEY | {"Origin": "null"}, 403),
-        ("/", {"Host": "rebound.test:14200"} | KEY, 403),
-        ("/", {"Host": "127.0.0.1.rebound.test:14200"} | KEY, 403),
+        ("/", OWN_HOST | AUTH, 200),
+        ("/", {"Host": "localhost:9000"} | AUTH, 200),
+        ("/", OWN_HOST | AUTH | {"Origin": "http://127.0.0.1:14200"}, 200),
+        ("/", OWN_HOST | AUTH | {"Origin": "http://127.0.0.1:9"}, 403),
+        ("/", OWN_HOST | AUTH | {"Origin": "http://rebound.test"}, 403),
+        ("/", OWN_HOST | AUTH | {"Origin": "null"}, 403),
+        ("/", {"Host": "rebound.test:14200"} | AUTH, 403),
+        ("/", {"Host": "127.0.0.1.rebound.test:14200"} | AUTH, 403),
         ("/health", {"Host": "rebound.test:14200"}, 403),
-        ("/health", OURS, 200),
-        ("/", OURS, 401),
-        ("/health/..", OURS, 401),
-        ("/", OURS | {"Authorization": "Basic " + base64.b64encode(b"dreambooth:").decode()}, 401),
-        ("/", OURS | {"Authorization": f"Bearer {LOGIN}"}, 401),
+        ("/health", OWN_HOST, 200),
+        ("/", OWN_HOST, 401),
+        ("/health/..", OWN_HOST, 401),
+        (
+            "/",
+            OWN_HOST | {"Authorization": "Basic " + base64.b64encode(b"dreambooth:").decode()},
+            401,
+        ),
+        ("/", OWN_HOST | {"Authorization": f"Bearer {LOGIN}"}, 401),
     ],
 )
-def test_who_is_let_in(
+def test_host_origin_and_login_are_checked(
     path: str, headers: Mapping[str, str], status: int, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    answer = client(monkeypatch, LOGIN).get(path, headers=headers)
-    assert answer.status_code == status
-    assert (answer.text == "inside") == (status == 200)
-    assert ("www-authenticate" in answer.headers) == (status == 401)
+    response = client(monkeypatch, LOGIN).get(path, headers=headers)
+    assert response.status_code == status
+    assert (response.text == "inside") == (status == 200)
+    assert ("www-authenticate" in response.headers) == (status == 401)
     if status == 200:
-        assert answer.headers["content-security-policy"].startswith("connect-src 'self'")
+        assert response.headers["content-security-policy"].startswith("connect-src 'self'")
     if path == "/":
         socket = client(monkeypatch, LOGIN)
         if status == 200:
@@ -82,9 +86,9 @@ def test_who_is_let_in(
                 pass
 
 
-def test_an_application_with_a_login_of_its_own_is_left_to_ask_for_it(
+def test_without_a_login_only_host_and_origin_are_checked(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    assert client(monkeypatch, "").get("/", headers=OURS).text == "inside"
+    assert client(monkeypatch, "").get("/", headers=OWN_HOST).text == "inside"
     foreign = {"Origin": "http://127.0.0.1:9"}
-    assert client(monkeypatch, "").get("/", headers=OURS | foreign).status_code == 403
+    assert client(monkeypatch, "").get("/", headers=OWN_HOST | foreign).status_code == 403

@@ -36,13 +36,13 @@ FLOW = """
 import sys, time
 from pathlib import Path
 from dreambooth_core.servers import local as services
-def slow_imports():
+def import_prefect():
     import prefect
-with services.prefect_api(Path(sys.argv[1]), slow_imports):
+with services.prefect_api(Path(sys.argv[1]), import_prefect):
     import prefect
     @prefect.task
     def one():
-        prefect.get_run_logger().info("seen in the log")
+        prefect.get_run_logger().info("a log line")
         return 1
     @prefect.flow
     def small():
@@ -67,7 +67,7 @@ def _run(work: Path, **storage: str | None) -> config.Config:
     "storage",
     [{"uri": "file:///some/folder"}, {"uri": "s3://contract", "endpoint": None}],
 )
-def test_nothing_happens_when_nothing_is_needed(
+def test_no_server_is_started_without_need(
     s3_endpoint: str, tmp_path: Path, storage: dict[str, str | None]
 ) -> None:
     before = dict(os.environ)
@@ -76,7 +76,7 @@ def test_nothing_happens_when_nothing_is_needed(
     assert list((tmp_path / "w").iterdir()) == []
 
 
-def test_mlflow_s_own_boto_is_told_of_a_server_elsewhere(
+def test_mlflow_gets_the_endpoint_of_an_external_store(
     s3_endpoint: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.delenv("MLFLOW_S3_ENDPOINT_URL", raising=False)
@@ -85,17 +85,17 @@ def test_mlflow_s_own_boto_is_told_of_a_server_elsewhere(
     with local.local_services(run):
         assert os.environ["MLFLOW_S3_ENDPOINT_URL"] == s3_endpoint
     assert dict(os.environ) == before
-    monkeypatch.setenv("MLFLOW_S3_ENDPOINT_URL", "http://theirs.test:9000")
+    monkeypatch.setenv("MLFLOW_S3_ENDPOINT_URL", "http://foreign.test:9000")
     with local.local_services(run):
-        assert os.environ["MLFLOW_S3_ENDPOINT_URL"] == "http://theirs.test:9000"
+        assert os.environ["MLFLOW_S3_ENDPOINT_URL"] == "http://foreign.test:9000"
     assert list((tmp_path / "w").iterdir()) == []
 
 
 def test_a_local_s3_for_the_run(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    # what users have set for the world outside must not get in the way
-    monkeypatch.setenv("AWS_SESSION_TOKEN", "theirs")
-    monkeypatch.setenv("AWS_PROFILE", "theirs")
-    monkeypatch.setenv("AWS_ACCESS_KEY_ID", "theirs")
+    # variables set for cloud services must have no effect
+    monkeypatch.setenv("AWS_SESSION_TOKEN", "foreign")
+    monkeypatch.setenv("AWS_PROFILE", "foreign")
+    monkeypatch.setenv("AWS_ACCESS_KEY_ID", "foreign")
     monkeypatch.setenv("HTTP_PROXY", "http://127.0.0.1:9")
     monkeypatch.setenv("http_proxy", "http://127.0.0.1:9")
     run = _run(tmp_path)
@@ -112,7 +112,7 @@ def test_a_local_s3_for_the_run(tmp_path: Path, monkeypatch: pytest.MonkeyPatch)
             assert dict(os.environ) == inside
         assert store.get("a") == b"1"
         with pytest.raises(StageFailed, match="in use by another run"):
-            _enter_from_outside(run)
+            _enter_from_another_process(run)
     assert dict(os.environ) == before
     assert _status(url) is None
     secrets = tmp_path / "s3" / "s3.json"
@@ -134,7 +134,7 @@ def test_the_server_of_dreambooth_up_is_the_local_one(
         other = _run(tmp_path / "other", uri="s3://bucket-c/x")
         with local.local_services(other):
             open_store(other.storage).put("a", b"1")
-            assert len(_descendants(os.getpid())) == before + 2  # one guard, one server
+            assert len(_descendants(os.getpid())) == before + 2  # a guard and a server
     assert list((tmp_path / "other").iterdir()) == []
 
 
@@ -147,7 +147,7 @@ def test_the_server_of_dreambooth_up_is_the_local_one(
         ("w", 0o775, 0o775),
     ],
 )
-def test_a_work_folder_is_its_owner_s_unless_a_user_made_it(
+def test_a_work_folder_is_private_unless_a_user_created_it(
     tmp_path: Path, name: str, mode: int | None, now: int
 ) -> None:
     work, before = tmp_path / name, os.umask(0)
@@ -160,16 +160,16 @@ def test_a_work_folder_is_its_owner_s_unless_a_user_made_it(
     assert stat.S_IMODE(work.stat().st_mode) == now
 
 
-def test_a_certificate_that_is_not_of_its_key_starts_nothing(tmp_path: Path) -> None:
-    """SeaweedFS would answer without TLS then."""
-    kept, other = (certificates.kept_in(tmp_path / name) for name in ("kept", "other"))
-    assert certificates.kept_in(tmp_path / "kept") == kept
+def test_a_certificate_with_another_key_is_refused(tmp_path: Path) -> None:
+    """SeaweedFS would serve without TLS."""
+    kept, other = (certificates.files_in(tmp_path / name) for name in ("kept", "other"))
+    assert certificates.files_in(tmp_path / "kept") == kept
     other.key.replace(kept.key)
-    with pytest.raises(StageFailed, match="kept holds no certificate with its key: delete it"):
-        certificates.kept_in(tmp_path / "kept")
+    with pytest.raises(StageFailed, match="kept has no valid certificate and key: delete it"):
+        certificates.files_in(tmp_path / "kept")
 
 
-def test_data_and_order_survive_a_killed_run(tmp_path: Path) -> None:
+def test_data_survives_a_killed_run_and_its_processes_end(tmp_path: Path) -> None:
     run = _run(tmp_path)
     writer = subprocess.Popen(
         [sys.executable, "-c", WRITER, run.model_dump_json()],
@@ -182,7 +182,7 @@ def test_data_and_order_survive_a_killed_run(tmp_path: Path) -> None:
     assert len(tree) == 2  # the guard and the server
     writer.kill()
     writer.wait()
-    # at once: the old server is still on its way out
+    # at once, while the old server is still stopping
     with local.local_services(run):
         assert not any(map(_alive, tree))
         store = open_store(run.storage)
@@ -201,17 +201,19 @@ def test_seaweedfs_is_not_installed(tmp_path: Path, monkeypatch: pytest.MonkeyPa
 def test_lost_credentials(tmp_path: Path) -> None:
     (tmp_path / "s3").mkdir()
     (tmp_path / "s3" / "s3.json").write_text(json.dumps({"identities": []}))
-    with pytest.raises(StageFailed, match=r"s3\.json holds no credentials: delete it"):
+    with pytest.raises(StageFailed, match=r"s3\.json has no credentials: delete it"):
         local.local_services(_run(tmp_path)).__enter__()
 
 
 def test_a_bucket_name_the_server_refuses(tmp_path: Path) -> None:
-    with pytest.raises(ConfigError, match=r"storage\.uri 's3://Bad_Name/x' names no bucket"):
+    with pytest.raises(
+        ConfigError, match=r"storage\.uri 's3://Bad_Name/x' has no valid bucket name"
+    ):
         local.local_services(_run(tmp_path, uri="s3://Bad_Name/x")).__enter__()
     assert _processes_with(str(tmp_path)) == []
 
 
-def test_a_prefect_server_that_is_named_is_used(
+def test_a_configured_prefect_server_is_used(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setenv("PREFECT_API_URL", "http://prefect.test/api")
@@ -222,14 +224,14 @@ def test_a_prefect_server_that_is_named_is_used(
 
 
 def test_a_prefect_server_for_the_run(tmp_path: Path) -> None:
-    """It takes all logs and ends without noise, and with a killed run."""
+    """It receives all logs, and ends without errors, also with a killed run."""
     first = _flow(tmp_path)
-    output, noise = first.communicate(timeout=300)
+    output, errors = first.communicate(timeout=300)
     assert (first.returncode, output) == (0, "done\n")
-    assert "ERROR" not in noise
-    assert "Error logging" not in noise
+    assert "ERROR" not in errors
+    assert "Error logging" not in errors
     assert _processes_with(str(tmp_path)) == []
-    assert _rows(tmp_path, "select count(*) from log where message = 'seen in the log'") == 1
+    assert _rows(tmp_path, "select count(*) from log where message = 'a log line'") == 1
     assert _rows(tmp_path, "select count(*) from task_run where state_name = 'Completed'") == 1
 
     second = _flow(tmp_path, "wait")
@@ -261,8 +263,8 @@ def _rows(work: Path, query: str) -> int:
         return int(database.execute(query).fetchone()[0])
 
 
-def _enter_from_outside(run: config.Config) -> None:
-    """As another process would, which does not know that this one has entered."""
+def _enter_from_another_process(run: config.Config) -> None:
+    """Enter without the variable that marks this process as inside."""
     with pytest.MonkeyPatch.context() as patch:
         patch.delenv("DREAMBOOTH_LOCAL_S3")
         local.local_services(run).__enter__()
@@ -271,8 +273,8 @@ def _enter_from_outside(run: config.Config) -> None:
 def _status(url: str) -> int | None:
     direct = urllib.request.build_opener(urllib.request.ProxyHandler({}))
     try:
-        with direct.open(url, timeout=5) as answer:
-            return int(answer.status)
+        with direct.open(url, timeout=5) as response:
+            return int(response.status)
     except urllib.error.HTTPError as error:
         return error.code
     except OSError:
@@ -280,7 +282,7 @@ def _status(url: str) -> int | None:
 
 
 def _all_on_loopback(port: int) -> bool:
-    """Whether the server's ports listen, and on 127.0.0.1 only (known on Linux alone)."""
+    """Whether the server's ports listen on 127.0.0.1 only; True on systems without /proc."""
     table = Path("/proc/net/tcp")
     if not table.is_file():
         return True
@@ -292,8 +294,10 @@ def _all_on_loopback(port: int) -> bool:
         for line in name.read_text().splitlines()[1:]
         if line.split()[3] == "0A"
     ]
-    ours = [(address, int(number, 16)) for address, number in listening if int(number, 16) in ports]
-    return {number for _, number in ours} == ports and {a for a, _ in ours} == {"0100007F"}
+    sockets = [
+        (address, int(number, 16)) for address, number in listening if int(number, 16) in ports
+    ]
+    return {number for _, number in sockets} == ports and {a for a, _ in sockets} == {"0100007F"}
 
 
 def _processes_with(text: str) -> list[int]:

@@ -1,4 +1,4 @@
-"""Learning curves as points."""
+"""Points of learning curves."""
 
 from dreambooth_core.storage.records import LearningCurves, ValidationResult
 from dreambooth_core.tracking.learning_curves import (
@@ -22,10 +22,10 @@ def test_a_point_is_the_mean_of_its_window() -> None:
     assert windows([], 800, with_classes=True, ended=False) == ()
 
 
-def test_an_interrupted_training_has_the_points_of_one_in_one_go() -> None:
-    told = [windows(LOSSES[:done], 800, with_classes=True, ended=False) for done in range(11)]
+def test_an_interrupted_training_has_the_points_of_an_uninterrupted_one() -> None:
+    partial = [windows(LOSSES[:done], 800, with_classes=True, ended=False) for done in range(11)]
     whole = windows(LOSSES, 800, with_classes=True, ended=True)
-    assert all(points == whole[: len(points)] for points in told)
+    assert all(points == whole[: len(points)] for points in partial)
 
 
 def test_rates_of_groups() -> None:
@@ -37,8 +37,8 @@ def test_rates_of_groups() -> None:
     assert rates(groups, text_frozen=True) == {"unet": 0.5, "text_encoder": 0.0}
 
 
-def test_only_curves_with_points_are_drawn_and_each_point_is_told_once() -> None:
-    course = LearningCurves(
+def test_empty_curves_are_left_out_and_each_point_is_logged_once() -> None:
+    record = LearningCurves(
         losses=((1, 0.5, None), (2, 0.25, None)),
         validations=(
             ValidationResult(step=0, stable_loss=0.75),
@@ -47,17 +47,17 @@ def test_only_curves_with_points_are_drawn_and_each_point_is_told_once() -> None
         rates={"unet": ((1, 1e-3), (2, 1e-4))},
         stalls=((2, 0.125),),
     )
-    curves = curves_of(course)
+    curves = curves_of(record)
     assert curves == {
         "loss/instance": [(1, 0.5), (2, 0.25)],
         "validation/stable_loss": [(0, 0.75), (2, 0.5)],
         "learning_rate/unet": [(1, 1e-3), (2, 1e-4)],
         "speed/checkpoint_stall_seconds": [(2, 0.125)],
     }
-    told = {"loss/instance": 1, "validation/stable_loss": 0}
-    assert list(new_points(curves, told)) == [1, 2]
-    assert new_points(curves, told)[1] == {"learning_rate/unet": 1e-3}
-    assert new_points(curves, last_steps(told, curves)) == {}
+    logged = {"loss/instance": 1, "validation/stable_loss": 0}
+    assert list(new_points(curves, logged)) == [1, 2]
+    assert new_points(curves, logged)[1] == {"learning_rate/unet": 1e-3}
+    assert new_points(curves, last_steps(logged, curves)) == {}
     later = {"loss/instance": 7, "loss/class": 7}
     after = {**later, "validation/stable_loss": 2, "learning_rate/unet": 2}
     assert last_steps(later, curves) == {**after, "speed/checkpoint_stall_seconds": 2}

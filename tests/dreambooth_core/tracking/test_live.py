@@ -1,4 +1,4 @@
-"""MLflow beside a training: a real store in a file, and none that answers."""
+"""Live logging to MLflow: with a real sqlite file, and with an unreachable server."""
 
 import time
 from collections.abc import Callable
@@ -18,8 +18,8 @@ KEY = "k" * 64
 NOWHERE = Path("nowhere")
 
 
-def _course(steps: int) -> LearningCurves:
-    """Of a training of so many steps, with a look at every second one."""
+def _curves(steps: int) -> LearningCurves:
+    """Curves of a training of `steps` steps, with a validation every second step."""
     taken = range(1, steps + 1)
     return LearningCurves(
         losses=tuple((step, 1 / step, 2 / step) for step in taken),
@@ -32,13 +32,13 @@ def _course(steps: int) -> LearningCurves:
 
 
 @pytest.fixture(autouse=True)
-def _often(monkeypatch: pytest.MonkeyPatch) -> None:
+def _fast_updates(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(live, "LIVE_SECONDS", 0.05)
 
 
-def _soon(there: Callable[[], bool]) -> None:
+def _wait_for(condition: Callable[[], bool]) -> None:
     deadline = time.monotonic() + 60
-    while not there():
+    while not condition():
         assert time.monotonic() < deadline
         time.sleep(0.05)
 
@@ -47,9 +47,9 @@ def test_a_stopped_and_resumed_training_is_one_run_with_each_point_once(
     tracked_config: Config, tmp_path: Path
 ) -> None:
     client = tracking.open_client(tracked_config)
-    courses, looks = [_course(1)], tmp_path / "validation"
-    looks.mkdir()
-    Image.new("RGB", (8, 8)).save(looks / "00000000.png")
+    records, sheets = [_curves(1)], tmp_path / "validation"
+    sheets.mkdir()
+    Image.new("RGB", (8, 8)).save(sheets / "00000000.png")
 
     def runs() -> list[tuple[str, str]]:
         found = client.search_runs([e.experiment_id for e in client.search_experiments()])
@@ -60,10 +60,10 @@ def test_a_stopped_and_resumed_training_is_one_run_with_each_point_once(
         return sorted((point.step, point.value) for point in history)
 
     def first_attempt() -> None:
-        with live.mlflow_logging(tracked_config, KEY, lambda: courses[-1], looks):
-            _soon(lambda: bool(runs()) and len(points("loss/instance")) == 1)
-            courses.append(_course(3))
-            _soon(lambda: len(points("loss/instance")) == 3)
+        with live.mlflow_logging(tracked_config, KEY, lambda: records[-1], sheets):
+            _wait_for(lambda: bool(runs()) and len(points("loss/instance")) == 1)
+            records.append(_curves(3))
+            _wait_for(lambda: len(points("loss/instance")) == 3)
             assert [status for _, status in runs()] == ["RUNNING"]
             raise Preempted("stopped")
 
@@ -71,26 +71,26 @@ def test_a_stopped_and_resumed_training_is_one_run_with_each_point_once(
         first_attempt()
     ((run, status),) = runs()
     assert status == "SCHEDULED"
-    # the checkpoint to go on from was older than what had been told
-    courses.append(_course(2))
-    Image.new("RGB", (8, 8), "red").save(looks / "00000002.png")
-    with live.mlflow_logging(tracked_config, KEY, lambda: courses[-1], looks):
-        _soon(lambda: runs()[0][1] == "RUNNING")
-        courses.append(_course(4))
+    # the checkpoint to resume from is older than the last logged point
+    records.append(_curves(2))
+    Image.new("RGB", (8, 8), "red").save(sheets / "00000002.png")
+    with live.mlflow_logging(tracked_config, KEY, lambda: records[-1], sheets):
+        _wait_for(lambda: runs()[0][1] == "RUNNING")
+        records.append(_curves(4))
     assert runs() == [(run, "FINISHED")]
     assert points("loss/instance") == [(step, 1 / step) for step in range(1, 5)]
     assert points("loss/class") == [(step, 2 / step) for step in range(1, 5)]
     assert points("validation/stable_loss") == [(0, 1.0), (2, 1 / 3), (4, 1 / 5)]
     assert points("learning_rate/unet") == [(step, 1e-3) for step in range(1, 5)]
     images = [made.path for made in client.list_artifacts(run, "images")]
-    sheets = [path.split("+timestamp")[0] for path in images if path.endswith(".png")]
-    assert sorted(sheets) == ["images/validation+step+0", "images/validation+step+2"], "each once"
+    names = [path.split("+timestamp")[0] for path in images if path.endswith(".png")]
+    assert sorted(names) == ["images/validation+step+0", "images/validation+step+2"], "each once"
     params = client.get_run(run).data.params
     assert params["train.steps"] == "6"
-    assert "evaluation.seeds" not in params, "which may be another one when it is registered"
+    assert "evaluation.seeds" not in params, "evaluation settings may change until registration"
 
 
-def test_the_machines_own_curves_go_on_where_they_ended(
+def test_system_metrics_continue_after_the_last_step(
     tracked_config: Config, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(live, "SYSTEM_SECONDS", 0.1)
@@ -104,11 +104,11 @@ def test_the_machines_own_curves_go_on_where_they_ended(
 
     for more in (2, 4):
         with live.mlflow_logging(tracked_config, KEY, lambda: None, NOWHERE):
-            _soon(lambda more=more: len(points()) >= more)
+            _wait_for(lambda more=more: len(points()) >= more)
         assert points() == list(range(len(points()))), "no step twice, none left out"
 
 
-def test_what_broke_has_failed(tracked_config: Config) -> None:
+def test_a_failed_training_has_the_status_failed(tracked_config: Config) -> None:
     with (
         pytest.raises(StageFailed),
         live.mlflow_logging(tracked_config, KEY, lambda: None, NOWHERE),
@@ -119,7 +119,7 @@ def test_what_broke_has_failed(tracked_config: Config) -> None:
     assert run.info.status == "FAILED"
 
 
-def test_no_training_waits_for_an_mlflow_that_does_not_answer(
+def test_a_training_does_not_wait_for_an_unreachable_mlflow(
     tiny_config: Config, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     monkeypatch.setenv("MLFLOW_HTTP_REQUEST_MAX_RETRIES", "0")
@@ -130,12 +130,12 @@ def test_no_training_waits_for_an_mlflow_that_does_not_answer(
         tiny_config.model_copy(update={"tracking": rules}), KEY, lambda: None, NOWHERE
     ):
         pass
-    said = capsys.readouterr().err
-    assert "MLflow at http://127.0.0.1:9 lacks some of the learning curves" in said
-    assert "secret" not in said
+    output = capsys.readouterr().err
+    assert "MLflow at http://127.0.0.1:9 lacks part of the learning curves" in output
+    assert "secret" not in output
 
 
-def test_what_another_has_taken_over_is_the_other_s_to_tell(tracked_config: Config) -> None:
+def test_after_a_takeover_the_status_is_not_changed(tracked_config: Config) -> None:
     client = tracking.open_client(tracked_config)
 
     def runs() -> list[Run]:
@@ -143,7 +143,7 @@ def test_what_another_has_taken_over_is_the_other_s_to_tell(tracked_config: Conf
 
     def taken_over() -> None:
         with live.mlflow_logging(tracked_config, KEY, lambda: None, NOWHERE):
-            _soon(runs)
+            _wait_for(runs)
             tracking.set_status(client, runs()[0].info.run_id, "FINISHED")
             raise Superseded("taken over")
 

@@ -18,7 +18,7 @@ KEY = "k" * 64
 Points = dict[str, list[tuple[int, float]]]
 
 
-def _course(steps: int, scale: float = 1.0) -> LearningCurves:
+def _curves(steps: int, scale: float = 1.0) -> LearningCurves:
     taken = range(1, steps + 1)
     return LearningCurves(
         losses=tuple((step, scale / 2**step, None) for step in taken),
@@ -32,20 +32,20 @@ EXPECTED: Points = {
 }
 
 
-def _with(config: Config, *places: str) -> Config:
-    also = config.tracking.model_copy(update={"loggers": places})
-    return config.model_copy(update={"tracking": also})
+def _with(config: Config, *names: str) -> Config:
+    tracking = config.tracking.model_copy(update={"loggers": names})
+    return config.model_copy(update={"tracking": tracking})
 
 
 def _interrupted(config: Config) -> None:
-    """Three steps, then a second attempt that goes on from the second."""
+    """Three steps, then a second attempt that resumes after the second."""
     first = Loggers(config, KEY)
-    first.log(_course(1, scale=3.0))
-    first.log(_course(3, scale=3.0))
+    first.log(_curves(1, scale=3.0))
+    first.log(_curves(3, scale=3.0))
     first.close(finished=False)
     second = Loggers(config, KEY)
-    second.log(_course(2))
-    second.log(_course(4))
+    second.log(_curves(2))
+    second.log(_curves(4))
     second.close(finished=True)
 
 
@@ -61,7 +61,7 @@ def _events(folder: Path) -> Points:
 
 
 def _history(folder: Path) -> Points:
-    """What a run's own file says, row by row."""
+    """Points in a run's file."""
     from wandb.proto.wandb_internal_pb2 import Record
 
     (file,) = folder.glob("*.wandb")
@@ -77,7 +77,7 @@ def _history(folder: Path) -> Points:
 
 
 def _log_entries(data: bytes) -> Iterator[bytes]:
-    """LevelDB's log format behind W&B's own header of 7 bytes: blocks of 32 KiB, entries in pieces."""
+    """LevelDB's log format behind W&B's own header of 7 bytes: blocks of 32 KiB, entries in fragments."""
     at, entry = 7, b""
     while at < len(data):
         left = 32768 - at % 32768
@@ -87,36 +87,36 @@ def _log_entries(data: bytes) -> Iterator[bytes]:
         length, kind = struct.unpack("<HB", data[at + 4 : at + 7])
         entry += data[at + 7 : at + 7 + length]
         at += 7 + length
-        if kind in (1, 4):  # whole, or the last piece
+        if kind in (1, 4):  # complete, or the last fragment
             yield entry
             entry = b""
 
 
-def test_tensorboard_holds_the_last_attempts_points_alone(tiny_config: Config) -> None:
+def test_tensorboard_has_only_the_points_of_the_last_attempt(tiny_config: Config) -> None:
     _interrupted(_with(tiny_config, "tensorboard"))
     assert _events(tiny_config.paths.work / "tensorboard" / KEY) == EXPECTED
 
 
-def test_wandb_offline_leaves_whole_curves_under_the_work_folder(
+def test_wandb_offline_writes_complete_curves_to_the_work_folder(
     tiny_config: Config, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setenv("WANDB_MODE", "offline")
     _interrupted(_with(tiny_config, "wandb"))
     runs = sorted((tiny_config.paths.work / "wandb").glob(f"offline-run-*-{KEY[:32]}"))
-    deadline = time.monotonic() + 60  # a process of its own writes behind ours
+    deadline = time.monotonic() + 60  # a separate process writes asynchronously
     while _history(runs[-1]) != EXPECTED and time.monotonic() < deadline:
         time.sleep(0.1)
     assert _history(runs[-1]) == EXPECTED
 
 
-def test_other_ranks_open_nothing(tiny_config: Config) -> None:
+def test_other_ranks_open_no_logger(tiny_config: Config) -> None:
     silent = Loggers(_with(tiny_config, "tensorboard", "wandb"), None)
-    silent.show(_course(2))
+    silent.log(_curves(2))
     silent.close(finished=True)
     assert not tiny_config.paths.work.exists()
 
 
-def test_a_tracker_that_is_not_installed(
+def test_a_logger_that_is_not_installed(
     tiny_config: Config, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(loggers, "find_spec", lambda name: None)

@@ -1,4 +1,4 @@
-"""MLflow's runs: one per training, which registering its model completes."""
+"""MLflow runs: one per training, completed when its model is registered."""
 
 import io
 from typing import Any
@@ -53,7 +53,7 @@ def _entry(client: Any, key: str, score: float = 0.5, losses: int = 3) -> RunEnt
 
 
 def _model(client: Any, run: str) -> str:
-    """The run's logged model with nothing in it, found or made."""
+    """Id of the run's empty logged model, found or created."""
     experiment = client.get_run(run).info.experiment_id
     found = client.search_logged_models([experiment], f"source_run_id = '{run}'")
     made = found[0] if found else client.create_logged_model(experiment, source_run_id=run)
@@ -67,7 +67,7 @@ def _png() -> bytes:
 
 
 def _sliders(client: Any, run: str) -> list[str]:
-    """Name and step of each image, as MLflow's page takes them from the files' names."""
+    """Name and step of each image, parsed from the file names like in MLflow's UI."""
     paths = [made.path for made in client.list_artifacts(run, "images")]
     names = [path.removeprefix("images/").split("+") for path in paths if path.endswith(".png")]
     assert all(parts[1] == "step" for parts in names)
@@ -82,8 +82,8 @@ def test_registering_completes_the_trainings_own_run(tracked_config: Config) -> 
     client = tracking.open_client(tracked_config)
     entry = _entry(client, "a")
     run = tracking.training_run(client, tracked_config, TRAINING)
-    told = tracking.log_curves(client, run, curves_of(_entry(client, "a", losses=2).weights), {})
-    assert told == {"loss/instance": 2, "speed/steps_per_second": 3}
+    logged = tracking.log_curves(client, run, curves_of(_entry(client, "a", losses=2).weights), {})
+    assert logged == {"loss/instance": 2, "speed/steps_per_second": 3}
     assert log_run(client, tracked_config, entry) == (run, _model(client, run))
     found = client.get_run(run)
     assert found.info.status == "FINISHED"
@@ -94,18 +94,18 @@ def test_registering_completes_the_trainings_own_run(tracked_config: Config) -> 
     assert _points(client, run, "loss/instance") == [(1, 1.0), (2, 0.5), (3, 1 / 3)]
     assert _points(client, run, "speed/steps_per_second") == [(3, 2.0)]
     assert _sliders(client, run) == ["evaluation 0", "evaluation 3"]
-    logged = client.get_logged_model(_model(client, run))
-    assert {metric.key: metric.value for metric in logged.metrics} == {
+    model = client.get_logged_model(_model(client, run))
+    assert {metric.key: metric.value for metric in model.metrics} == {
         "clip_i": 0.5,
         "base.clip_i": 0.25,
     }
-    # a second time nothing is there to do
+    # the second call changes nothing
     assert log_run(client, tracked_config, entry) == (run, _model(client, run))
     assert len(_points(client, run, "clip_i")) == 1
 
 
-def test_parameters_have_names_that_mlflow_takes(tracked_config: Config) -> None:
-    """Of `adapter.ranks` the keys are regular expressions; two that differ remain two."""
+def test_parameter_names_are_valid_and_unique(tracked_config: Config) -> None:
+    """Keys of `adapter.ranks` are patterns with characters that MLflow refuses."""
     ranks = {"*attn2.to_[qk]": 8, "*attn2.to_(qk)": 4, "x" * 300: 2}
     client = tracking.open_client(tracked_config)
     run = tracking.training_run(client, tracked_config, "k")
@@ -115,11 +115,11 @@ def test_parameters_have_names_that_mlflow_takes(tracked_config: Config) -> None
     assert sorted(params[name] for name in params if name.startswith("ranks.")) == ["2", "4", "8"]
 
 
-def test_what_was_cut_off_is_completed_in_the_same_run(tracked_config: Config) -> None:
+def test_an_interrupted_registration_is_completed_in_the_same_run(tracked_config: Config) -> None:
     client = tracking.open_client(tracked_config)
     entry = _entry(client, "a")
     run, _ = log_run(client, tracked_config, entry)
-    client.delete_tag(run, tracking.KEY)  # the last thing that is written
+    client.delete_tag(run, tracking.KEY)  # written last
     client.update_run(run, status="RUNNING")
     assert log_run(client, tracked_config, entry) == (run, _model(client, run))
     assert client.get_run(run).info.status == "FINISHED"
@@ -142,16 +142,16 @@ def test_other_scores_of_the_same_training_get_a_run_of_their_own(tracked_config
     assert (found.info.run_name, found.data.params["evaluation.seeds"]) == ("other", "7")
 
 
-def test_a_password_in_the_address_is_not_said(
+def test_errors_do_not_contain_passwords(
     tiny_config: Config, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setitem(tracking._PROBING, "MLFLOW_HTTP_REQUEST_MAX_RETRIES", "0")
-    with pytest.raises(StageFailed, match="does not answer") as caught:
-        tracking.open_client(_told(tiny_config, "http://me:secret@127.0.0.1:9"))
+    with pytest.raises(StageFailed, match="no response") as caught:
+        tracking.open_client(_with_server(tiny_config, "http://me:secret@127.0.0.1:9"))
     assert "secret" not in str(caught.value)
 
 
-def _told(config: Config, server: str) -> Config:
+def _with_server(config: Config, server: str) -> Config:
     rules = config.tracking.model_copy(update={"uri": server})
     return config.model_copy(update={"tracking": rules})
 
@@ -159,15 +159,15 @@ def _told(config: Config, server: str) -> Config:
 @pytest.mark.parametrize(
     ("way", "sentence"),
     [
-        ("html", r"what answers is not MLflow \(no JSON\); check tracking.uri"),
-        ("not_found", r"what answers is not MLflow \(HTTP 404\); check tracking.uri"),
+        ("html", r"the response is not MLflow's \(no JSON\); check tracking.uri"),
+        ("not_found", r"the response is not MLflow's \(HTTP 404\); check tracking.uri"),
         ("unauthorized", r"refused the credentials \(HTTP 401\); set MLFLOW_TRACKING_USERNAME"),
         ("forbidden", r"refused the credentials \(HTTP 403\); set MLFLOW_TRACKING_USERNAME"),
-        ("slow_down", r"does not answer \(ResponseError\); check tracking.uri"),
-        ("hangs", "no answer within 1 s; check tracking.uri"),
+        ("slow_down", r"no response \(ResponseError\); check tracking.uri"),
+        ("hangs", "no response within 1 s; check tracking.uri"),
     ],
 )
-def test_a_server_that_is_no_mlflow_has_a_sentence(
+def test_a_server_that_is_not_mlflow_is_reported(
     tiny_config: Config, monkeypatch: pytest.MonkeyPatch, way: str, sentence: str
 ) -> None:
     monkeypatch.setitem(tracking._PROBING, "MLFLOW_HTTP_REQUEST_MAX_RETRIES", "0")
@@ -176,32 +176,32 @@ def test_a_server_that_is_no_mlflow_has_a_sentence(
     with faulty(way) as server:
         for ask in (tracking.reach, tracking.open_client):
             with pytest.raises(StageFailed, match=sentence) as caught:
-                ask(_told(tiny_config, server.url))
+                ask(_with_server(tiny_config, server.url))
             assert str(caught.value).startswith(f"MLflow at {server.url} cannot be used: ")
     assert not tiny_config.paths.work.exists()
 
 
 @pytest.mark.parametrize("kind", ["garbage", "folder"])
-def test_a_broken_database_has_a_sentence(tiny_config: Config, kind: str) -> None:
+def test_a_broken_database_is_reported(tiny_config: Config, kind: str) -> None:
     database = tiny_config.paths.work / "mlflow.db"
     database.parent.mkdir()
     if kind == "garbage":
         database.write_bytes(b"garbage" * 1000)
     else:
         database.mkdir()
-    for config in (tiny_config, _told(tiny_config, f"sqlite:///{database}")):
+    for config in (tiny_config, _with_server(tiny_config, f"sqlite:///{database}")):
         with pytest.raises(StageFailed, match=f"{database} cannot be used as MLflow's database"):
             tracking.reach(config)
 
 
-def test_a_good_database_is_reached_and_left_as_it_is(tracked_config: Config) -> None:
+def test_reaching_a_database_does_not_change_it(tracked_config: Config) -> None:
     database = tracked_config.paths.work / "mlflow.db"
     before = database.read_bytes()
     tracking.reach(tracked_config)
     assert database.read_bytes() == before
 
 
-def test_a_server_of_the_environment_is_for_configs_that_name_none(
+def test_the_environment_s_server_is_used_unless_the_config_has_one(
     tiny_config: Config, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     alone = tracking.tracking_uri(tiny_config)

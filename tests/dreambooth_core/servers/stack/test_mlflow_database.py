@@ -1,4 +1,4 @@
-"""MLflow's tables of an earlier version: brought up to date once, or left as they were."""
+"""Migration of MLflow's tables of an earlier version."""
 
 import os
 import sqlite3
@@ -52,31 +52,29 @@ def experiments(path: Path) -> set[str]:
 
 
 @pytest.mark.slow
-def test_earlier_tables_are_brought_up_to_date_with_what_is_in_them(
-    earlier: Path, mlflow_tables: Path
-) -> None:
+def test_earlier_tables_are_migrated_with_their_rows(earlier: Path, mlflow_tables: Path) -> None:
     before = revision(earlier)
-    mlflow_database.make(earlier, os.environ)
+    mlflow_database.prepare(earlier, os.environ)
     assert before != revision(earlier) == revision(mlflow_tables)
     assert "kept" in experiments(earlier)
     assert not list(earlier.parent.glob("~*"))
 
     written = earlier.stat().st_mtime_ns
-    mlflow_database.make(earlier, {})  # an environment in which nothing could be started
+    mlflow_database.prepare(earlier, {})  # an environment without PATH: no process can be started
     assert earlier.stat().st_mtime_ns == written
 
 
 @pytest.mark.slow
-def test_tables_that_mlflow_cannot_change_stay_as_they_were(
+def test_tables_that_mlflow_cannot_migrate_are_not_changed(
     mlflow_tables: Path, tmp_path: Path
 ) -> None:
     path = tmp_path / "mlflow.db"
     path.write_bytes(mlflow_tables.read_bytes())
     with closing(sqlite3.connect(path)) as database:
-        database.execute("UPDATE alembic_version SET version_num = 'of a later one'")
+        database.execute("UPDATE alembic_version SET version_num = 'unknown'")
         database.commit()
     before = path.read_bytes()
-    with pytest.raises(StageFailed, match=r"could not make its tables in .*mlflow\.db"):
-        mlflow_database.make(path, os.environ)
+    with pytest.raises(StageFailed, match=r"could not create its tables in .*mlflow\.db"):
+        mlflow_database.prepare(path, os.environ)
     assert path.read_bytes() == before
     assert not (path.with_name(mlflow_database.VERSION)).exists()

@@ -1,4 +1,4 @@
-"""`dreambooth up` as a whole, with the real servers: from the first start to `down`, and back."""
+"""`dreambooth up` with real servers: from the first start to `down`, and restored from a copy."""
 
 import json
 import os
@@ -25,10 +25,10 @@ from dreambooth_core.servers.stack.http import ask
 from dreambooth_core.servers.stack.settings import (
     PORTS,
     StackLayout,
-    keep,
+    choose_settings,
     ports_in_use,
     read_settings,
-    settle,
+    write_settings,
 )
 from dreambooth_core.storage.stores import open_store
 from dreambooth_core.tracking import mlflow as tracking
@@ -36,7 +36,7 @@ from dreambooth_core.training.standalone import train_alone, weights_of
 from tests.chaos.system import WORKER, System, running
 
 ROOT = Path(__file__).parents[4]
-# What every flow of ours does around its stages.
+# like the project's flows around their stages
 PROBE = """
 import os
 from prefect import flow, get_run_logger
@@ -58,7 +58,7 @@ def probe_flow(run: config.Config):
 
 @pytest.fixture
 def project(tmp_path: Path) -> Path:
-    """Ours, with one more flow."""
+    """This project with one more flow."""
     folder = tmp_path / "project"
     folder.mkdir()
     (folder / "flows").symlink_to(ROOT / "flows")
@@ -81,19 +81,19 @@ def home(tmp_path: Path) -> Iterator[Path]:
 
 
 def _environment() -> dict[str, str]:
-    """What users have set for servers elsewhere must not get in the way."""
-    elsewhere = {
-        "AWS_ACCESS_KEY_ID": "theirs",
-        "AWS_PROFILE": "theirs",
+    """An environment with variables for other servers, which must have no effect."""
+    foreign = {
+        "AWS_ACCESS_KEY_ID": "foreign",
+        "AWS_PROFILE": "foreign",
         "PREFECT_API_URL": "http://127.0.0.1:9/api",
         "MLFLOW_TRACKING_URI": "http://127.0.0.1:9",
         "HTTP_PROXY": "http://127.0.0.1:9",
         "http_proxy": "http://127.0.0.1:9",
     }
-    return {**os.environ, **elsewhere, "PYTHONPATH": str(ROOT)}
+    return {**os.environ, **foreign, "PYTHONPATH": str(ROOT)}
 
 
-def _started(*words: str) -> "subprocess.Popen[str]":
+def _start(*words: str) -> "subprocess.Popen[str]":
     return subprocess.Popen(
         [sys.executable, "-m", "dreambooth_core.cli", *words],
         env=_environment(),
@@ -104,7 +104,7 @@ def _started(*words: str) -> "subprocess.Popen[str]":
 
 
 def _dreambooth(*words: str) -> str:
-    process = _started(*words)
+    process = _start(*words)
     output, errors = process.communicate(timeout=500)
     assert process.returncode == 0, errors
     return output
@@ -113,29 +113,31 @@ def _dreambooth(*words: str) -> str:
 def _until(condition: Callable[[], bool], seconds: float = 240.0) -> None:
     deadline = time.monotonic() + seconds
     while not condition():
-        assert time.monotonic() < deadline, "waited in vain"
+        assert time.monotonic() < deadline, "timeout"
         time.sleep(0.2)
 
 
-def _pids(standing: Mapping[str, Any]) -> dict[str, int]:
-    return {name: part["pid"] for name, part in standing["parts"].items()}
+def _pids(stack: Mapping[str, Any]) -> dict[str, int]:
+    return {name: service["pid"] for name, service in stack["services"].items()}
 
 
 @pytest.mark.servers
 @pytest.mark.timeout(1200)
-def test_a_whole_life(home: Path, project: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_up_survives_kills_and_a_restore(
+    home: Path, project: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     words = ("up", "--folder", str(home), "--project", str(project), "--json")
     port = free_port(PORTS - 1)
 
     # killed in the middle of its first start
-    first = _started(*words, "--port", str(port))
+    first = _start(*words, "--port", str(port))
     _until(lambda: state.read(home, "s3") is not None)
     first.kill()
     first.communicate()
 
-    standing = json.loads(_dreambooth(*words, "--detach"))
-    assert standing["ready"]
-    links = {part["title"]: part["link"] for part in standing["parts"].values()}
+    stack = json.loads(_dreambooth(*words, "--detach"))
+    assert stack["ready"]
+    links = {each["title"]: each["link"] for each in stack["services"].values()}
     statuses = {title: getattr(ask(link), "status", None) for title, link in links.items()}
     assert statuses == {"S3": 403, "Prefect": 200, "MLflow": 401, "Worker": 200}
     settings = read_settings(home)
@@ -143,47 +145,47 @@ def test_a_whole_life(home: Path, project: Path, monkeypatch: pytest.MonkeyPatch
     assert settings.port == port
     assert _listening(home) == {"127.0.0.1"}
 
-    place = StackLayout(home, settings, project)
-    _run_the_probe(place)
-    with services.client_environment(place):
-        _all_is_there()
+    layout = StackLayout(home, settings, project)
+    _run_the_probe(layout)
+    with services.client_environment(layout):
+        _check_worker_results()
 
-    # a supervisor that was killed: its parts go on, and the next one takes them over
-    os.kill(standing["supervisor"], signal.SIGKILL)
+    # the services of a killed supervisor keep running, and the next one takes them over
+    os.kill(stack["supervisor"], signal.SIGKILL)
     again = json.loads(_dreambooth(*words, "--detach"))
-    assert again["supervisor"] != standing["supervisor"]
-    assert _pids(again) == _pids(standing)
-    # who is up already says so
+    assert again["supervisor"] != stack["supervisor"]
+    assert _pids(again) == _pids(stack)
+    # `up` prints the state of a running stack
     assert json.loads(_dreambooth(*words)) == again
 
-    # parts that were killed
-    lease = _taken_place(place)
+    # killed services
+    lease = _acquired_slot(layout)
     killed = {"mlflow", "prefect", "s3"}
     for name in killed:
         os.kill(_pids(again)[name], signal.SIGKILL)
-    _until(lambda: _now(home) is not None and _restarted(_now(home), again, killed))
-    with services.client_environment(place):
-        _all_is_there()
-    # whoever had a place on the GPU before can give it back
+    _until(lambda: _current(home) is not None and _restarted(_current(home), again, killed))
+    with services.client_environment(layout):
+        _check_worker_results()
+    # a slot acquired before the restart can be released
     limits = "/v2/concurrency_limits"
-    given = asked(place, f"{limits}/decrement-with-lease", {"lease_id": lease})
-    assert getattr(given, "status", None) == 204
-    limit = asked(place, f"{limits}/gpu")
+    released = asked(layout, f"{limits}/decrement-with-lease", {"lease_id": lease})
+    assert getattr(released, "status", None) == 204
+    limit = asked(layout, f"{limits}/gpu")
     assert limit is not None
     assert limit.document()["active_slots"] == 0
 
-    # no secret where it can be read
+    # no secret in readable places
     secret = json.loads((home / "s3" / "s3.json").read_text())["identities"][0]["credentials"][0]
     listing = subprocess.run(["ps", "-eo", "args"], capture_output=True, text=True).stdout
-    told = [listing, json.dumps(again), *map(_text, (home / "logs").iterdir())]
-    told += [*map(_text, (home / "parts").iterdir()), _text(home / "prefect" / "prefect.db")]
-    assert not any(secret["secretKey"] in text for text in told)
-    password = place.login.partition(":")[2]
-    assert not any(password in text for text in told)
+    texts = [listing, json.dumps(again), *map(_text, (home / "logs").iterdir())]
+    texts += [*map(_text, (home / "services").iterdir()), _text(home / "prefect" / "prefect.db")]
+    assert not any(secret["secretKey"] in text for text in texts)
+    password = layout.login.partition(":")[2]
+    assert not any(password in text for text in texts)
     for path in (home / "s3" / "s3.json", home / "env.sh", home / "login"):
         assert stat.S_IMODE(path.stat().st_mode) == 0o600
 
-    # down, though there is no supervisor
+    # `down` without a supervisor
     os.kill(again["supervisor"], signal.SIGKILL)
     assert "processes stopped" in _dreambooth("down", "--folder", str(home))
     assert state.marked(home) == []
@@ -200,27 +202,27 @@ def test_a_whole_life(home: Path, project: Path, monkeypatch: pytest.MonkeyPatch
     assert json.loads(_dreambooth(*words, "--detach"))["ready"]
     assert secret["secretKey"] not in (home / "env.sh").read_text()
     assert password not in (home / "env.sh").read_text()
-    _run_the_probe(place)
-    with services.client_environment(place):
-        _all_is_there(runs=2)
+    _run_the_probe(layout)
+    with services.client_environment(layout):
+        _check_worker_results(runs=2)
 
 
 @pytest.mark.servers
 @pytest.mark.timeout(1800)
-def test_a_training_goes_on_from_where_down_has_stopped_it(tmp_path: Path) -> None:
+def test_a_training_stopped_by_down_is_resumed_by_up(tmp_path: Path) -> None:
     with running(tmp_path, {}) as system:
         config = _long(system.config("cut"))
         run = system.start(config)
         _until(lambda: _step(system, "cut") > 20)
         _down(system)
         first = _step(system, "cut")
-        # what the store has is enough
+        # the store is sufficient
         shutil.rmtree(system.work("cut"))
 
-        # by itself
+        # resumed automatically
         _up(system)
         _until(lambda: _step(system, "cut") > first)
-        # a worker that is started again leaves alone what still works, and is not asked to stop it
+        # a restarted worker does not touch running flows
         flow, worker = system.processes(run)[0], system.pid(WORKER)
         os.kill(worker, signal.SIGKILL)
         _until(lambda: system.pid(WORKER) not in (0, worker))
@@ -239,7 +241,7 @@ def test_a_training_goes_on_from_where_down_has_stopped_it(tmp_path: Path) -> No
 
 
 def _down(system: System) -> None:
-    """Nobody and no port is left, and it did not take until the last of its patience."""
+    """Run `down`: no process and no used port remains, well before the timeout."""
     before = time.monotonic()
     assert "processes stopped" in _dreambooth("down", "--folder", str(system.place.folder))
     assert time.monotonic() - before < 80
@@ -253,45 +255,45 @@ def _up(system: System) -> None:
 
 
 def _long(config: config.Config) -> config.Config:
-    """A training of a minute, of which nothing is saved unless it is asked to stop."""
+    """A training of a minute without checkpoints, except when stopped."""
     train = config.train.model_copy(update={"steps": 1200})
     rarely = config.checkpoints.model_copy(update={"every_n_steps": train.steps})
     return config.model_copy(update={"train": train, "checkpoints": rarely})
 
 
 def _step(system: System, name: str) -> int:
-    """How far a run's training is; 0 before it begins."""
-    told = next(system.work(name).glob("runs/*/progress.json"), None)
-    return int(json.loads(told.read_text())["step"]) if told else 0
+    """Steps of a run's training; 0 before its start."""
+    progress = next(system.work(name).glob("runs/*/progress.json"), None)
+    return int(json.loads(progress.read_text())["step"]) if progress else 0
 
 
-def _run_the_probe(place: StackLayout) -> None:
-    """By the worker, as if somebody had clicked."""
-    found = asked(place, "/deployments/filter", {})
+def _run_the_probe(layout: StackLayout) -> None:
+    """Run the probe flow by the worker, as from Prefect's UI."""
+    found = asked(layout, "/deployments/filter", {})
     assert found is not None
-    offered = {one["name"]: one["id"] for one in found.document()}
-    in_yaml = yaml.safe_load((place.project / "prefect.yaml").read_text())["deployments"]
-    assert offered.keys() == {one["name"] for one in in_yaml}
-    limit = asked(place, "/v2/concurrency_limits/gpu")
+    deployed = {one["name"]: one["id"] for one in found.document()}
+    in_yaml = yaml.safe_load((layout.project / "prefect.yaml").read_text())["deployments"]
+    assert deployed.keys() == {one["name"] for one in in_yaml}
+    limit = asked(layout, "/v2/concurrency_limits/gpu")
     assert limit is not None
     assert limit.document()["limit"] == 1
-    settings = asked(place, "/admin/settings")
+    settings = asked(layout, "/admin/settings")
     assert settings is not None
-    assert settings.document()["ui_url"] == place.prefect
-    acting = asked(place, "/automations/filter", {})
-    assert acting is not None
-    named = [one["name"] for one in acting.document() if one["name"].startswith("dreambooth-")]
+    assert settings.document()["ui_url"] == layout.prefect
+    automations = asked(layout, "/automations/filter", {})
+    assert automations is not None
+    named = [one["name"] for one in automations.document() if one["name"].startswith("dreambooth-")]
     files = (ROOT / "infra/automations").glob("*.yaml")
     assert sorted(named) == sorted(f"dreambooth-{path.stem}" for path in files)
 
     run = json.loads(_run().model_dump_json())
     new = {"parameters": {"run": run}, "state": {"type": "SCHEDULED"}}
-    made = asked(place, f"/deployments/{offered['probe']}/create_flow_run", new)
+    made = asked(layout, f"/deployments/{deployed['probe']}/create_flow_run", new)
     assert made is not None
-    where = f"/flow_runs/{made.document()['id']}"
+    path = f"/flow_runs/{made.document()['id']}"
 
     def ended() -> bool:
-        answer = asked(place, where)
+        answer = asked(layout, path)
         kind = answer.document()["state"]["type"] if answer and answer.status == 200 else ""
         assert kind not in ("FAILED", "CRASHED"), answer
         return bool(kind == "COMPLETED")
@@ -299,30 +301,30 @@ def _run_the_probe(place: StackLayout) -> None:
     _until(ended)
 
 
-def _taken_place(place: StackLayout) -> str:
-    """The lease of the only place on the GPU."""
+def _acquired_slot(layout: StackLayout) -> str:
+    """Lease id of the only GPU slot."""
     wanted = {"names": ["gpu"], "slots": 1, "mode": "concurrency", "lease_duration": 600}
-    taken = asked(place, "/v2/concurrency_limits/increment-with-lease", wanted)
-    assert taken is not None
-    return str(taken.document()["lease_id"])
+    acquired = asked(layout, "/v2/concurrency_limits/increment-with-lease", wanted)
+    assert acquired is not None
+    return str(acquired.document()["lease_id"])
 
 
 def _run() -> config.Config:
-    """With all defaults: the local S3, and no word of where MLflow is."""
+    """A config with all defaults: local S3, and no MLflow URI."""
     return config.Config(
         name="probe", subject=config.Subject(images=Path("photos"), class_noun="dog")
     )
 
 
-def _all_is_there(runs: int = 1) -> None:
-    """What the worker's runs have put into S3 and MLflow."""
+def _check_worker_results(runs: int = 1) -> None:
+    """Check the objects of the worker's runs in S3 and MLflow."""
     run = _run()
     assert open_store(run.storage).get("probe/kept") == b"by the worker"
     client = tracking.open_client(run)
     found, *others = client.search_runs([tracking.experiment_of(client, run)])
     assert len(others) == runs - 1
     assert found.info.run_name == "by the worker"
-    # the server shows in its pages what the run has put into S3
+    # MLflow serves the artifact that the run uploaded to S3
     page = f"{os.environ[results.SERVER]}/get-artifact?path=kept.txt&run_id={found.info.run_id}"
     login = os.environ["PREFECT_API_AUTH_STRING"]
     shown = ask(page, credentials=login)
@@ -330,13 +332,13 @@ def _all_is_there(runs: int = 1) -> None:
     assert shown.body == b"an artifact"
 
 
-def _now(home: Path) -> Any:
-    standing = supervisor.stack_state(home)
-    return None if standing is None else standing.model_dump()
+def _current(home: Path) -> Any:
+    stack = supervisor.stack_state(home)
+    return None if stack is None else stack.model_dump()
 
 
 def _restarted(now: Mapping[str, Any], before: Mapping[str, Any], names: set[str]) -> bool:
-    """Whether these parts work under new numbers, and the others as before."""
+    """Whether these services are ready with new process ids, and the others with their old ones."""
     changed = {name for name, pid in _pids(now).items() if pid != _pids(before)[name]}
     return bool(now["ready"] and changed == names)
 
@@ -356,50 +358,50 @@ def _text(path: Path) -> str:
     return path.read_bytes().decode("latin-1") if path.is_file() else ""
 
 
-def test_without_deployments_it_says_where_to_start(tmp_path: Path) -> None:
-    process = _started("up", "--folder", str(tmp_path / "up"), "--project", str(tmp_path))
+def test_a_folder_without_deployments_is_refused(tmp_path: Path) -> None:
+    process = _start("up", "--folder", str(tmp_path / "up"), "--project", str(tmp_path))
     _, errors = process.communicate(timeout=120)
     assert process.returncode == 2
-    assert "prefect.yaml names no deployments" in errors
+    assert "prefect.yaml has no deployments" in errors
     assert "--project" in errors
-    # else a first try with the wrong options would decide for all later ones
+    # a refused start must not store its settings
     assert read_settings(tmp_path / "up") is None
 
 
-def test_other_ports_than_at_first_are_refused(tmp_path: Path) -> None:
-    made = settle(tmp_path, None, postgres=False)
-    keep(StackLayout(tmp_path, made, tmp_path))
-    assert settle(tmp_path, None, postgres=False) == made
-    assert settle(tmp_path, made.port, postgres=False) == made
-    with pytest.raises(ConfigError, match="leave out --port"):
-        settle(tmp_path, made.port + 1, postgres=False)
-    with pytest.raises(ConfigError, match="sqlite files: leave out --postgres"):
-        settle(tmp_path, None, postgres=True)
+def test_settings_that_contradict_the_first_start_are_refused(tmp_path: Path) -> None:
+    first = choose_settings(tmp_path, None, postgres=False)
+    write_settings(StackLayout(tmp_path, first, tmp_path))
+    assert choose_settings(tmp_path, None, postgres=False) == first
+    assert choose_settings(tmp_path, first.port, postgres=False) == first
+    with pytest.raises(ConfigError, match="omit --port"):
+        choose_settings(tmp_path, first.port + 1, postgres=False)
+    with pytest.raises(ConfigError, match="sqlite files: omit --postgres"):
+        choose_settings(tmp_path, None, postgres=True)
 
 
 @pytest.mark.parametrize("text", ["", "dreambooth", ":word", "dreambooth:"])
 def test_a_broken_login_starts_no_server(tmp_path: Path, text: str) -> None:
     (tmp_path / "login").write_text(text)
-    place = StackLayout(tmp_path, settle(tmp_path, None, postgres=False), tmp_path)
-    with pytest.raises(ConfigError, match="login must hold user:password: delete it"):
-        services.environment(place)
+    layout = StackLayout(tmp_path, choose_settings(tmp_path, None, postgres=False), tmp_path)
+    with pytest.raises(ConfigError, match="login must contain user:password: delete it"):
+        services.environment(layout)
 
 
 def test_a_running_up_is_found_in_its_folder(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """Where a process of it lives, and no other Prefect was asked for."""
+    """If one of its processes runs, and PREFECT_API_URL names no other server."""
     monkeypatch.delenv("PREFECT_API_URL", raising=False)
     home = tmp_path / "up"
-    place = StackLayout(home, settle(tmp_path, None, postgres=False), tmp_path)
-    keep(place)
+    layout = StackLayout(home, choose_settings(tmp_path, None, postgres=False), tmp_path)
+    write_settings(layout)
     with supervisor.stack_environment(home):
         assert "PREFECT_API_URL" not in os.environ
-    part = {**os.environ, state.MARK: state.mark(home, "prefect")}
-    with subprocess.Popen(["sleep", "60"], env=part) as process:
+    marked = {**os.environ, state.MARK: state.mark(home, "prefect")}
+    with subprocess.Popen(["sleep", "60"], env=marked) as process:
         _until(lambda: state.marked(home) == [process.pid])
         with supervisor.stack_environment(home):
-            assert os.environ["PREFECT_API_URL"] == f"{place.prefect}/api"
+            assert os.environ["PREFECT_API_URL"] == f"{layout.prefect}/api"
             assert os.environ["PREFECT_API_AUTH_STRING"] == (home / "login").read_text()
         monkeypatch.setenv("PREFECT_API_URL", "http://prefect.test/api")
         with supervisor.stack_environment(home):

@@ -1,4 +1,4 @@
-"""`dreambooth up --postgres` as a whole, by a user that PostgreSQL accepts: its tables, and its end."""
+"""`dreambooth up --postgres` as a user that PostgreSQL accepts: tables, and shutdown."""
 
 import os
 import shutil
@@ -23,11 +23,11 @@ pytestmark = [pytest.mark.servers, pytest.mark.timeout(1200)]
 
 @pytest.fixture
 def folder() -> Iterator[Path]:
-    """Whoever runs the servers can enter it: not below pytest's own."""
+    """A folder outside pytest's, which the servers' user can enter."""
     path = Path(tempfile.mkdtemp(prefix="up-"))
     if os.geteuid() == 0:
         os.chown(path, 65534, 65534)
-        _bring_python(path / "venv")
+        _copy_python(path / "venv")
     yield path
     _dreambooth(path, "down")
     state.sweep(path / "up")
@@ -36,7 +36,7 @@ def folder() -> Iterator[Path]:
 
 @pytest.fixture
 def project(folder: Path) -> Path:
-    """Ours, with a single deployment."""
+    """This project with a single deployment."""
     path = folder / "project"
     path.mkdir()
     (path / "flows").symlink_to(ROOT / "flows")
@@ -47,8 +47,8 @@ def project(folder: Path) -> Path:
     return path
 
 
-def _bring_python(venv: Path) -> None:
-    """Ours, with the same libraries: root's home may hold it, where nobody else finds a program."""
+def _copy_python(venv: Path) -> None:
+    """Copy this Python outside root's home, with links to its libraries."""
     (venv / "bin").mkdir(parents=True)
     shutil.copy(Path(sys.executable).resolve(), venv / "bin" / "python")
     shutil.copy(Path(sys.prefix) / "pyvenv.cfg", venv)
@@ -57,7 +57,7 @@ def _bring_python(venv: Path) -> None:
 
 
 def _dreambooth(folder: Path, *words: str) -> str:
-    """What a command prints, with a home of its own: nobody has none."""
+    """Output of a command, with HOME set: the user `nobody` has none."""
     python = [sys.executable]
     if os.geteuid() == 0:
         python = [*NOBODY, str(folder / "venv" / "bin" / "python")]
@@ -73,17 +73,17 @@ def _dreambooth(folder: Path, *words: str) -> str:
     return done.stdout
 
 
-def _asked(place: StackLayout, database: str, query: str) -> set[str]:
-    """The first column of what a database answers."""
+def _query(layout: StackLayout, database: str, query: str) -> set[str]:
+    """The first column of a query's result."""
     import psycopg2  # type: ignore[import-untyped]
 
-    uri = postgres.url(place, database, "psycopg2").replace("+psycopg2", "")
+    uri = postgres.url(layout, database, "psycopg2").replace("+psycopg2", "")
     with psycopg2.connect(uri) as connection, connection.cursor() as cursor:
         cursor.execute(query)
         return {row[0] for row in cursor.fetchall()}
 
 
-def test_its_servers_have_their_tables_there(folder: Path, project: Path) -> None:
+def test_prefect_and_mlflow_use_postgres(folder: Path, project: Path) -> None:
     try:
         postgres.program("initdb")
     except ConfigError as error:
@@ -93,22 +93,22 @@ def test_its_servers_have_their_tables_there(folder: Path, project: Path) -> Non
     _dreambooth(folder, "up", *words)
     settings = read_settings(folder / "up")
     assert settings is not None
-    place = StackLayout(folder / "up", settings, project)
+    layout = StackLayout(folder / "up", settings, project)
 
-    answer = ask(f"{place.prefect}/api/deployments/filter", {}, credentials=place.login)
+    answer = ask(f"{layout.prefect}/api/deployments/filter", {}, credentials=layout.login)
     assert answer is not None
     assert [one["name"] for one in answer.document()] == ["train"]
-    assert _asked(place, "prefect", "select name from deployment") == {"train"}
-    url = f"{place.mlflow}/api/2.0/mlflow/experiments/create"
-    made = ask(url, {"name": "by hand"}, credentials=place.login)
+    assert _query(layout, "prefect", "select name from deployment") == {"train"}
+    url = f"{layout.mlflow}/api/2.0/mlflow/experiments/create"
+    made = ask(url, {"name": "manual"}, credentials=layout.login)
     assert made is not None
-    assert "by hand" in _asked(place, "mlflow", "select name from experiments")
-    assert not list(place.folder.rglob("*.db"))
-    # a password stands in no listing of processes
+    assert "manual" in _query(layout, "mlflow", "select name from experiments")
+    assert not list(layout.folder.rglob("*.db"))
+    # no password in the list of processes
     listing = subprocess.run(["ps", "-eo", "args"], capture_output=True, text=True).stdout
-    assert (place.folder / "postgres" / "password").read_text() not in listing
+    assert (layout.folder / "postgres" / "password").read_text() not in listing
 
     assert "processes stopped" in _dreambooth(folder, "down")
-    assert state.marked(place.folder) == []
+    assert state.marked(layout.folder) == []
     assert all(map(is_free, ports_in_use(settings)))
-    assert not (place.folder / "postgres" / "data" / "postmaster.pid").exists()
+    assert not (layout.folder / "postgres" / "data" / "postmaster.pid").exists()
