@@ -1,8 +1,8 @@
 """Counts of packages, modules, levels and import arrows: `python -m tests.architecture [FOLDER]`.
 
 A module belongs to the folder that holds it; a module directly in `dreambooth_core/` counts as a
-package of its own. There is an arrow between two packages where a module of one imports a module of
-the other, inside a function or for types alone included.
+package. An arrow goes from a package to another one that one of its modules imports, also inside a
+function or for types only.
 """
 
 import ast
@@ -79,7 +79,7 @@ def arrows(root: Path = ROOT) -> set[Arrow]:
 
 
 def circles(found: set[Arrow]) -> list[set[str]]:
-    """Groups of packages of which each leads to every other one of its group."""
+    """Strongly connected components of more than one package."""
     reached = {name: _reached(name, found) for arrow in found for name in arrow}
     groups = {
         frozenset(other for other in reached[name] if name in reached[other]) for name in reached
@@ -98,7 +98,7 @@ def _reached(start: str, found: set[Arrow]) -> set[str]:
 
 
 def back_arrows(found: set[Arrow]) -> set[Arrow]:
-    """Arrows without which there is no circle: few, by Eades, Lin and Smyth (1993), not always the fewest."""
+    """A small set of arrows that all cycles contain, by Eades, Lin and Smyth (1993); not always minimal."""
     left, last, first = set(found), [], []
     names = {name for arrow in found for name in arrow}
     while names:
@@ -110,12 +110,12 @@ def back_arrows(found: set[Arrow]) -> set[Arrow]:
         (last if sinks else first).append(name)
         names.remove(name)
         left = {arrow for arrow in left if name not in arrow}
-    place = {name: index for index, name in enumerate(first + last[::-1])}
-    return {(source, target) for source, target in found if place[source] > place[target]}
+    position = {name: index for index, name in enumerate(first + last[::-1])}
+    return {(source, target) for source, target in found if position[source] > position[target]}
 
 
 def levels(found: set[Arrow]) -> dict[str, int]:
-    """Package -> its level: 1 without imports, else one above the highest it imports. Needs no circles."""
+    """Package -> its level: 1 without imports, else one above the highest it imports. Requires an acyclic graph."""
     level = {name: 1 for arrow in found for name in arrow}
     for _ in level:
         for source, target in found:

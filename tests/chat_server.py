@@ -1,4 +1,4 @@
-"""A real HTTP server with OpenAI's chat interface, which answers, or misbehaves, as it is told."""
+"""An HTTP server with OpenAI's chat interface and configurable responses and faults."""
 
 import json
 import threading
@@ -13,23 +13,23 @@ Request = dict[str, Any]
 
 @dataclass(frozen=True)
 class Reply:
-    """What is sent back for one request."""
+    """Response to one request."""
 
     content: str | None = ""
-    """The model's words."""
+    """The message's content."""
     status: int = 200
     headers: dict[str, str] = field(default_factory=dict)
     body: str | None = None
-    """In the place of a chat completion."""
+    """Body instead of a chat completion."""
     wait: threading.Event | None = None
-    """Nothing is sent before it is set."""
+    """Event to wait for before responding."""
     hang_up: bool = False
-    """Close the connection without a word."""
+    """Close the connection without a response."""
 
 
 @dataclass
 class ChatServer:
-    """Where it listens, and what came in."""
+    """URL and received requests."""
 
     url: str
     requests: list[Request] = field(default_factory=list)
@@ -41,7 +41,7 @@ class Quiet(ThreadingHTTPServer):
     daemon_threads = True
 
     def handle_error(self, *_: Any) -> None:
-        """Who stops waiting hangs up: that is what some tests are about."""
+        """Ignore clients that close the connection, as some tests do."""
 
 
 @contextmanager
@@ -78,7 +78,7 @@ def serving(answer: Callable[[int, Request], Reply]) -> Iterator[ChatServer]:
             self.wfile.write(body)
 
         def log_message(self, *_: Any) -> None:
-            """Quiet."""
+            """No output."""
 
     http = Quiet(("127.0.0.1", 0), Handler)
     server = ChatServer(f"http://127.0.0.1:{http.server_address[1]}/v1")

@@ -1,4 +1,4 @@
-"""A server on loopback that answers every request in one wrong way, for clients of S3 and MLflow."""
+"""A server on loopback that gives one wrong response to all requests, for clients of S3 and MLflow."""
 
 import socketserver
 import threading
@@ -13,7 +13,7 @@ def _error(code: str) -> bytes:
     return f'<?xml version="1.0"?><Error><Code>{code}</Code><Message>m</Message></Error>'.encode()
 
 
-ANSWERS = {
+RESPONSES = {
     "slow_down": ("503 Slow Down", _error("SlowDown"), ""),
     "html": ("200 OK", HTML, ""),
     "xhtml": ("200 OK", XHTML, ""),
@@ -26,7 +26,7 @@ ANSWERS = {
     "region": ("400 Bad Request", _error("AuthorizationHeaderMalformed"), ""),
     "broken": ("500 Internal Server Error", HTML, ""),
 }
-"""Way -> status line, body, more headers; beside "hangs", which never answers, and "garbage"."""
+"""Fault -> status line, body, more headers; besides "hangs", which never responds, and "garbage"."""
 
 
 class Faulty(socketserver.ThreadingTCPServer):
@@ -34,7 +34,7 @@ class Faulty(socketserver.ThreadingTCPServer):
     daemon_threads = True
 
     def __init__(self, way: str) -> None:
-        super().__init__(("127.0.0.1", 0), _Answering)
+        super().__init__(("127.0.0.1", 0), _Handler)
         self.way = way
         self.asked = 0
         self.over = threading.Event()
@@ -44,10 +44,10 @@ class Faulty(socketserver.ThreadingTCPServer):
         return f"http://127.0.0.1:{self.server_address[1]}"
 
     def handle_error(self, request: object, client_address: object) -> None:
-        """Clients leave in the middle."""
+        """Ignore closed connections."""
 
 
-class _Answering(socketserver.StreamRequestHandler):
+class _Handler(socketserver.StreamRequestHandler):
     server: Faulty
 
     def handle(self) -> None:
@@ -67,7 +67,7 @@ class _Answering(socketserver.StreamRequestHandler):
         if self.server.way == "hangs":
             self.server.over.wait()
             return
-        status, body, more = ANSWERS[self.server.way]
+        status, body, more = RESPONSES[self.server.way]
         more = more.format(url=self.server.url)
         head = (
             f"HTTP/1.1 {status}\r\n{more}Content-Length: {len(body)}\r\nConnection: close\r\n\r\n"

@@ -1,4 +1,4 @@
-"""The counts of `tests/architecture.py`, on a tree of four packages."""
+"""The counts of `tests/architecture.py` on a tree of four packages."""
 
 from pathlib import Path
 
@@ -27,7 +27,7 @@ def tree(tmp_path: Path) -> Path:
     return tmp_path
 
 
-def test_arrows_are_those_between_packages_and_levels_their_longest_chain(tree: Path) -> None:
+def test_arrows_are_between_packages_and_levels_count_the_longest_chain(tree: Path) -> None:
     found = arrows(tree)
     assert found == {(STORE, ERRORS), (WORK, STORE), ("tasks", WORK), ("tasks", ERRORS)}
     assert levels(found) == {ERRORS: 1, STORE: 2, WORK: 3, "tasks": 4}
@@ -35,9 +35,7 @@ def test_arrows_are_those_between_packages_and_levels_their_longest_chain(tree: 
     assert back_arrows(found) == set()
 
 
-def test_an_import_for_types_alone_closes_a_circle(
-    tree: Path, capsys: pytest.CaptureFixture[str]
-) -> None:
+def test_an_import_for_types_closes_a_cycle(tree: Path, capsys: pytest.CaptureFixture[str]) -> None:
     late = "from typing import TYPE_CHECKING\nif TYPE_CHECKING:\n    from tasks.train import Spec"
     (tree / "dreambooth_core/store/file.py").write_text(late)
     found = arrows(tree)

@@ -1,4 +1,4 @@
-"""`prefect deploy --all` on a real server: what it is told, and what news make it start."""
+"""`prefect deploy --all` on a real server: deployments, limits, schedules and event triggers."""
 
 import time
 from collections import Counter
@@ -21,8 +21,8 @@ def server(tmp_path_factory):
     with prefect_server(tmp_path_factory.mktemp("prefect")) as url:
         in_a_process("work-pool", "create", "local", "--type", "process")
         in_a_process("gcl", "create", "gpu", "--limit", "1")
-        said = in_a_process("--no-prompt", "deploy", "--all")
-        assert "placeholder" not in said
+        output = in_a_process("--no-prompt", "deploy", "--all")
+        assert "placeholder" not in output
         yield url
 
 
@@ -37,19 +37,19 @@ def deployed() -> dict[str, dict]:
     return {found["name"]: found for found in asked("/deployments/filter")}
 
 
-def test_all_are_there_with_their_limits_and_schedules(server):
+def test_all_deployments_have_their_limits_and_schedules(server):
     found = deployed()
     assert set(found) == {one["name"] for one in DECLARED}
     for one in DECLARED:
-        there = found[one["name"]]
-        assert there["entrypoint"] == one["entrypoint"]
-        assert there["enforce_parameter_schema"]
-        assert there["work_pool_name"] == "local"
-        limit = (there.get("global_concurrency_limit") or {}).get("limit")
+        deployment = found[one["name"]]
+        assert deployment["entrypoint"] == one["entrypoint"]
+        assert deployment["enforce_parameter_schema"]
+        assert deployment["work_pool_name"] == "local"
+        limit = (deployment.get("global_concurrency_limit") or {}).get("limit")
         assert limit == one.get("concurrency_limit", {}).get("limit")
         schedules = [
             (each["slug"], each["schedule"]["cron"], each["schedule"]["timezone"])
-            for each in there["schedules"]
+            for each in deployment["schedules"]
         ]
         wanted = one.get("schedules", [])
         assert schedules == [(each["slug"], each["cron"], each["timezone"]) for each in wanted]
@@ -57,7 +57,7 @@ def test_all_are_there_with_their_limits_and_schedules(server):
     assert found["nightly"]["parameters"] == {"cleaning": {"delete": False, "days": 30}}
 
 
-def test_what_is_out_of_bounds_is_refused_before_anything_runs(server):
+def test_parameters_out_of_range_are_refused_before_a_run(server):
     from prefect.deployments import run_deployment
 
     with pytest.raises(Exception, match="minimum"):
@@ -66,7 +66,7 @@ def test_what_is_out_of_bounds_is_refused_before_anything_runs(server):
         )
 
 
-def test_news_start_what_waits_for_them(server):
+def test_events_start_their_deployments(server):
     from tasks.events import (
         MODEL_CANDIDATE,
         MODEL_PROMOTED,
@@ -86,16 +86,16 @@ def test_news_start_what_waits_for_them(server):
     }
     deadline = time.monotonic() + 120
     runs: list[dict] = []
-    told: list[float] = []
+    sent: list[float] = []
     while len({run["deployment_id"] for run in runs}) < 3 and time.monotonic() < deadline:
-        # the server loads its triggers a while after they come
-        if not told or time.monotonic() - told[-1] > 20:
+        # the server loads new triggers with a delay
+        if not sent or time.monotonic() - sent[-1] > 20:
             assert tell(dataset_published(PushResult(name="small-world-robot", **pushed)))
             assert tell(dataset_published(PushResult(name="another", **pushed)))
             assert tell(model_event(MODEL_CANDIDATE, "robot", "3", "it is better"))
             assert tell(model_event(MODEL_PROMOTED, "robot", "3", "ann likes it"))
             assert tell(model_event(MODEL_PROMOTED, "small-world-robot", "2", "ann likes it"))
-            told.append(time.monotonic())
+            sent.append(time.monotonic())
         time.sleep(1)
         found = asked("/flow_runs/filter")
         runs = [run for run in found if not run["auto_scheduled"]]
@@ -107,5 +107,5 @@ def test_news_start_what_waits_for_them(server):
     assert config["subject"]["images"] == "dataset://small-world-robot@latest"
     (group,) = started["on-promotion"]["order"]["groups"]
     assert group["models"] == ["small-world-robot@champion"]
-    # nobody waits for news of other datasets and models
-    assert max(Counter(run["deployment_id"] for run in runs).values()) <= len(told)
+    # events of other datasets and models start nothing
+    assert max(Counter(run["deployment_id"] for run in runs).values()) <= len(sent)

@@ -1,6 +1,6 @@
-"""Who may use the servers of `up` and of a run: no page of another origin, and no other user.
+"""Access to the servers of `up` and of a run: none for pages of another origin and other users.
 
-The page is opened in Chromium; the user is `nobody`, as whom a forked process asks.
+The page is opened in Chromium; the other user is `nobody`, in a forked process.
 """
 
 import base64
@@ -35,10 +35,10 @@ ROOT = Path(__file__).parent.parent
 SECRET = b"a photo of a person"
 BUCKET, KEY = "dreambooth", "photo"
 REFUSED = {0, 400, 401, 403}
-"""Statuses of a request that got nothing; 0 for no answer, or none that a page may read."""
+"""Statuses of refused requests; 0 for no response, or one that a page cannot read."""
 NAME = "intruder"
 Ask = Callable[[str, str, Any], tuple[int, str]]
-"""Method, URL, and a document to send, to status and text."""
+"""(method, URL, JSON document) -> (status, text)."""
 RUN = """
 import json, os, sys
 from pathlib import Path
@@ -46,16 +46,16 @@ from dreambooth_core import config
 from dreambooth_core.servers import local as services
 run = config.Config(name="doors", subject=config.Subject(images=Path("photos"), class_noun="dog"))
 with services.local_services(run), services.prefect_api(run.paths.work):
-    told = {name: os.environ.get(name, "") for name in
+    variables = {name: os.environ.get(name, "") for name in
             ("AWS_ENDPOINT_URL_S3", "PREFECT_API_URL", "PREFECT_API_AUTH_STRING")}
-    print(json.dumps(told), flush=True)
+    print(json.dumps(variables), flush=True)
     sys.stdin.read()
 """
 
 
 @dataclass(frozen=True)
-class Doors:
-    """Where servers listen, and what their owner knows."""
+class Servers:
+    """Addresses and credentials of running servers."""
 
     work: Path
     """The default work folder."""
@@ -64,24 +64,24 @@ class Doors:
     s3_port: int
     prefect: str
     login: str
-    """Of Prefect and MLflow, `user:password`; empty when they ask for none."""
+    """Login to Prefect and MLflow, `user:password`; empty if none is required."""
     mlflow: str = ""
 
     def store(self) -> Any:
-        """A client with the owner's keys."""
+        """A client with the owner's credentials."""
         (pair,) = json.loads((self.s3 / "s3.json").read_text())["identities"][0]["credentials"]
         keys = {"AWS_ACCESS_KEY_ID": pair["accessKey"], "AWS_SECRET_ACCESS_KEY": pair["secretKey"]}
         with local.exported({**keys, "AWS_DEFAULT_REGION": "us-east-1", "AWS_PROFILE": None}):
             return s3.client(local.url(self.s3_port))
 
     def asked(self, url: str, document: Any) -> str:
-        """What the owner is answered."""
+        """Response to the owner."""
         return ask(url, document, login=self.login)[1]
 
 
 @pytest.fixture
 def project() -> Iterator[Path]:
-    """A folder that every user may enter, unlike pytest's, with one deployment."""
+    """A project with one deployment, in a folder that every user may enter, unlike pytest's."""
     folder = Path(tempfile.mkdtemp(prefix="doors-"))
     folder.chmod(0o755)
     document = yaml.safe_load((ROOT / "prefect.yaml").read_text(encoding="utf-8"))
@@ -94,13 +94,13 @@ def project() -> Iterator[Path]:
 
 
 @pytest.fixture
-def up(project: Path) -> Iterator[Doors]:
+def up(project: Path) -> Iterator[Servers]:
     home = project / ".dreambooth" / "up"
     try:
         dreambooth("up", "--detach", cwd=project)
         port = json.loads((home / "settings.json").read_text())["port"]
         login = home / "login"
-        yield Doors(
+        yield Servers(
             work=home.parent,
             s3=home / "s3",
             s3_port=port + 3,
@@ -113,8 +113,8 @@ def up(project: Path) -> Iterator[Doors]:
 
 
 @pytest.fixture
-def run(project: Path) -> Iterator[Doors]:
-    """What a plain `dreambooth run` starts."""
+def run(project: Path) -> Iterator[Servers]:
+    """The servers of `dreambooth run`."""
     process = subprocess.Popen(
         [sys.executable, "-c", RUN],
         env=environment(),
@@ -126,14 +126,14 @@ def run(project: Path) -> Iterator[Doors]:
     )
     with process:
         assert process.stdout
-        told = json.loads(process.stdout.readline())
+        variables = json.loads(process.stdout.readline())
         work = project / ".dreambooth"
-        yield Doors(
+        yield Servers(
             work=work,
             s3=work / "s3",
-            s3_port=int(told["AWS_ENDPOINT_URL_S3"].rpartition(":")[2]),
-            prefect=told["PREFECT_API_URL"].removesuffix("/api"),
-            login=told["PREFECT_API_AUTH_STRING"],
+            s3_port=int(variables["AWS_ENDPOINT_URL_S3"].rpartition(":")[2]),
+            prefect=variables["PREFECT_API_URL"].removesuffix("/api"),
+            login=variables["PREFECT_API_AUTH_STRING"],
         )
         process.communicate(timeout=120)
 
@@ -145,7 +145,7 @@ def environment() -> dict[str, str]:
 
 
 def dreambooth(*words: str, cwd: Path) -> str:
-    """What the command prints, run with the widest umask."""
+    """Output of the command, run with umask 0."""
     command = [sys.executable, "-m", "dreambooth_core.cli", *words]
     done = subprocess.run(
         command, env=environment(), cwd=cwd, umask=0, capture_output=True, text=True, timeout=600
@@ -161,7 +161,7 @@ def ask(
     login: str = "",
     headers: Mapping[str, str] | None = None,
 ) -> tuple[int, str]:
-    """Status and text of an answer, past any proxy; 0 without one."""
+    """Status and text of a response, without a proxy; 0 for no response."""
     unverified = ssl.create_default_context()
     unverified.check_hostname, unverified.verify_mode = False, ssl.CERT_NONE
     opener = urllib.request.build_opener(
@@ -173,8 +173,8 @@ def ask(
     body = None if document is None else json.dumps(document).encode()
     request = urllib.request.Request(url, body, sent, method=method)
     try:
-        with opener.open(request, timeout=20) as answer:
-            return answer.status, answer.read().decode(errors="replace")
+        with opener.open(request, timeout=20) as response:
+            return response.status, response.read().decode(errors="replace")
     except urllib.error.HTTPError as error:
         with error:
             return error.code, error.read().decode(errors="replace")
@@ -197,19 +197,19 @@ def as_nobody(work: Callable[[], Any]) -> Any:
             os._exit(0)
     os.close(writing)
     with os.fdopen(reading, "rb") as file:
-        told = file.read()
+        result = file.read()
     os.waitpid(child, 0)
-    return json.loads(told)
+    return json.loads(result)
 
 
-def nobody_asks(method: str, url: str, document: Any) -> tuple[int, str]:
+def ask_as_nobody(method: str, url: str, document: Any) -> tuple[int, str]:
     status, text = as_nobody(lambda: ask(url, document, method))
     return status, text
 
 
 @contextmanager
-def foreign_page(profile: Path, doors: Doors) -> Iterator[Ask]:
-    """What a page of another origin is answered, in a browser that has logged in to MLflow."""
+def foreign_page(profile: Path, servers: Servers) -> Iterator[Ask]:
+    """Requests by a page of another origin, in a browser that has logged in to MLflow."""
 
     class Empty(http.server.BaseHTTPRequestHandler):
         def do_GET(self) -> None:
@@ -225,12 +225,12 @@ def foreign_page(profile: Path, doors: Doors) -> Iterator[Ask]:
         browser.browsing(profile) as tab,
     ):
         threading.Thread(target=server.serve_forever, daemon=True).start()
-        if doors.mlflow:
-            tab.open(doors.mlflow.replace("://", f"://{doors.login}@"), 800)
+        if servers.mlflow:
+            tab.open(servers.mlflow.replace("://", f"://{servers.login}@"), 800)
             assert tab.until("document.title") == "MLflow"
         tab.open(f"http://127.0.0.1:{server.server_port}/", 800)
 
-        def asks(method: str, url: str, document: Any) -> tuple[int, str]:
+        def fetch(method: str, url: str, document: Any) -> tuple[int, str]:
             options: dict[str, Any] = {"method": method, "credentials": "include"}
             if document is not None:
                 options |= {
@@ -238,29 +238,29 @@ def foreign_page(profile: Path, doors: Doors) -> Iterator[Ask]:
                     "headers": {"Content-Type": "application/json"},
                 }
             called = f"fetch({json.dumps(url)}, {json.dumps(options)})"
-            # what may not be read may have been done all the same
+            # a request whose response is unreadable may have been executed
             blind = {"method": method, "mode": "no-cors", "credentials": "include"}
             if method == "POST":
                 blind["body"] = json.dumps(document)
             if method in ("GET", "POST"):
                 tab.ask(f"fetch({json.dumps(url)}, {json.dumps(blind)}).then(() => 1, () => 0)")
-            # Prefect takes no cookies: with them, `*` would let nobody read
+            # without credentials, as CORS with `*` refuses responses to requests with them
             plain = called.replace('"include"', '"omit"')
-            read = "async answer => [answer.status, await answer.text()]"
+            read = "async response => [response.status, await response.text()]"
             first = f"{called}.then({read}).catch(() => {plain}.then({read})).catch(() => [0, ''])"
             status, text = tab.ask(first)
             return status, text
 
-        yield asks
+        yield fetch
         server.shutdown()
 
 
-def let_in(doors: Doors, ask: Ask) -> list[str]:
-    """The requests that got something."""
-    filer, master = local.url(doors.s3_port + 3), local.url(doors.s3_port + 1)
-    volume, admin = local.url(doors.s3_port + 2), local.url(doors.s3_port + 4)
-    api, tracking = f"{doors.prefect}/api", f"{doors.mlflow}/ajax-api/2.0/mlflow"
-    tried: list[tuple[str, str, Any]] = [
+def accepted(servers: Servers, ask: Ask) -> list[str]:
+    """The requests that were not refused."""
+    filer, master = local.url(servers.s3_port + 3), local.url(servers.s3_port + 1)
+    volume, admin = local.url(servers.s3_port + 2), local.url(servers.s3_port + 4)
+    api, tracking = f"{servers.prefect}/api", f"{servers.mlflow}/ajax-api/2.0/mlflow"
+    requests: list[tuple[str, str, Any]] = [
         ("POST", f"{api}/deployments/filter", {}),
         ("GET", f"{api}/admin/settings", None),
         ("GET", f"{filer}/buckets/{BUCKET}/?pretty=y", None),
@@ -273,72 +273,74 @@ def let_in(doors: Doors, ask: Ask) -> list[str]:
         ("GET", f"{master}/col/delete?collection={BUCKET}", None),
         ("GET", f"{volume}/status", None),
         ("GET", f"{admin}/metrics", None),
-        ("GET", f"{local.url(doors.s3_port)}/{BUCKET}/{KEY}", None),
-        ("PUT", f"{local.url(doors.s3_port)}/{BUCKET}/{NAME}", {}),
+        ("GET", f"{local.url(servers.s3_port)}/{BUCKET}/{KEY}", None),
+        ("PUT", f"{local.url(servers.s3_port)}/{BUCKET}/{NAME}", {}),
     ]
-    tried += [
+    requests += [
         (method, url.replace("http:", "https:"), document)
-        for method, url, document in tried
+        for method, url, document in requests
         if url.startswith((filer, master, volume, admin))
     ]
-    if doors.mlflow:
-        tried += [
+    if servers.mlflow:
+        requests += [
             ("GET", f"{tracking}/experiments/search?max_results=9", None),
             ("POST", f"{tracking}/experiments/search", {"max_results": 9}),
             ("POST", f"{tracking}/experiments/create", {"name": NAME}),
-            ("PUT", f"{doors.mlflow}/api/2.0/mlflow-artifacts/artifacts/{NAME}", {}),
-            ("GET", f"{doors.mlflow}/version", None),
+            ("PUT", f"{servers.mlflow}/api/2.0/mlflow-artifacts/artifacts/{NAME}", {}),
+            ("GET", f"{servers.mlflow}/version", None),
         ]
-    answered = [(f"{method} {url}", ask(method, url, body)) for method, url, body in tried]
-    answered += with_a_shell_script(api, ask)
-    return [f"{said}: {status}" for said, (status, _) in answered if status not in REFUSED]
+    responses = [(f"{method} {url}", ask(method, url, body)) for method, url, body in requests]
+    responses += shell_script_deployment(api, ask)
+    return [f"{request}: {status}" for request, (status, _) in responses if status not in REFUSED]
 
 
-def with_a_shell_script(api: str, ask: Ask) -> list[tuple[str, tuple[int, str]]]:
-    """Create a deployment whose worker runs a command, as far as it goes."""
-    answered = ask("POST", f"{api}/flows/", {"name": NAME})
-    made = [("create a flow", answered)]
-    if answered[0] in REFUSED:
+def shell_script_deployment(api: str, ask: Ask) -> list[tuple[str, tuple[int, str]]]:
+    """Try to create a deployment whose worker runs a shell command."""
+    response = ask("POST", f"{api}/flows/", {"name": NAME})
+    made = [("create a flow", response)]
+    if response[0] in REFUSED:
         return made
     step = {"prefect.deployments.steps.run_shell_script": {"script": "id"}}
-    new = {"name": NAME, "flow_id": json.loads(answered[1])["id"], "pull_steps": [step]}
+    new = {"name": NAME, "flow_id": json.loads(response[1])["id"], "pull_steps": [step]}
     return [*made, ("create a deployment", ask("POST", f"{api}/deployments/", new))]
 
 
-def nothing_happened(doors: Doors) -> None:
-    """The object is there alone, and neither Prefect nor MLflow has anything of the intruder's."""
-    store = doors.store()
+def check_nothing_changed(servers: Servers) -> None:
+    """The bucket has the one object, and Prefect and MLflow have no object named `NAME`."""
+    store = servers.store()
     assert [each["Key"] for each in store.list_objects_v2(Bucket=BUCKET)["Contents"]] == [KEY]
     assert store.get_object(Bucket=BUCKET, Key=KEY)["Body"].read() == SECRET
     for kind in ("flows", "deployments"):
-        assert NAME not in doors.asked(f"{doors.prefect}/api/{kind}/filter", {})
-    if doors.mlflow:
+        assert NAME not in servers.asked(f"{servers.prefect}/api/{kind}/filter", {})
+    if servers.mlflow:
         wanted = {"max_results": 9}
-        found = doors.asked(f"{doors.mlflow}/api/2.0/mlflow/experiments/search", wanted)
+        found = servers.asked(f"{servers.mlflow}/api/2.0/mlflow/experiments/search", wanted)
         assert "Default" in found
         assert NAME not in found
 
 
 def read_as_nobody(folder: Path) -> list[str]:
-    """Files below a folder that the user `nobody` can open."""
+    """Files below a folder that the user `nobody` can read."""
 
     def readable() -> list[str]:
-        paths = [os.path.join(where, name) for where, _, names in os.walk(folder) for name in names]
+        paths = [
+            os.path.join(parent, name) for parent, _, names in os.walk(folder) for name in names
+        ]
         return [path for path in paths if os.access(path, os.R_OK)]
 
     found: list[str] = as_nobody(readable)
     return found
 
 
-def shell_as_nobody(doors: Doors) -> str:
-    """What SeaweedFS' own shell says to the user `nobody`, who tries to list and to delete."""
-    program, (master, filer) = local.weed(), (doors.s3_port + 1, doors.s3_port + 3)
-    where = ["-master", f"127.0.0.1:{master}", "-filer", f"127.0.0.1:{filer}"]
+def shell_as_nobody(servers: Servers) -> str:
+    """Output of SeaweedFS' shell for the user `nobody`, who tries to list and delete."""
+    program, (master, filer) = local.weed(), (servers.s3_port + 1, servers.s3_port + 3)
+    addresses = ["-master", f"127.0.0.1:{master}", "-filer", f"127.0.0.1:{filer}"]
     words = f"fs.ls /buckets\nfs.rm -r /buckets/{BUCKET}/{KEY}\ns3.configure\nexit\n"
     user = pwd.getpwnam("nobody")
     try:
         done = subprocess.run(
-            [program, "shell", *where],
+            [program, "shell", *addresses],
             input=words,
             env={"HOME": "/nonexistent"},
             cwd="/",
@@ -350,52 +352,52 @@ def shell_as_nobody(doors: Doors) -> str:
             timeout=8,
         )
     except subprocess.TimeoutExpired as waited:
-        # it asks again and again
+        # it retries for ever
         return (waited.stdout or b"").decode()
     return done.stdout
 
 
-def knocked(doors: Doors, profile: Path) -> list[str]:
-    """Try everything, from a page and as another user; what was let in."""
-    doors.store().put_object(Bucket=BUCKET, Key=KEY, Body=SECRET)
+def breaches(servers: Servers, profile: Path) -> list[str]:
+    """Try all requests, from a page and as another user; those that succeeded."""
+    servers.store().put_object(Bucket=BUCKET, Key=KEY, Body=SECRET)
     found = []
     if browser.executable():
-        with foreign_page(profile, doors) as asks:
-            found += [f"page: {each}" for each in let_in(doors, asks)]
-    # under a name of its own, a page is of the server's origin
-    for url in filter(None, (doors.prefect, doors.mlflow)):
+        with foreign_page(profile, servers) as fetch:
+            found += [f"page: {each}" for each in accepted(servers, fetch)]
+    # DNS rebinding: a page under its own name has the server's origin
+    for url in filter(None, (servers.prefect, servers.mlflow)):
         host = {"Host": f"rebound.test:{url.rpartition(':')[2]}"}
         for path in ("/", "/api/health", "/health"):
-            status, _ = ask(url + path, login=doors.login, headers=host)
+            status, _ = ask(url + path, login=servers.login, headers=host)
             found += [f"foreign Host: {url}{path}: {status}"] if status not in REFUSED else []
     if os.geteuid() == 0:
-        found += [f"nobody: {each}" for each in let_in(doors, nobody_asks)]
-        found += [f"nobody reads {path}" for path in read_as_nobody(doors.work)]
-        shown = shell_as_nobody(doors)
-        found += [f"nobody's shell: {shown}"] if BUCKET in shown else []
+        found += [f"nobody: {each}" for each in accepted(servers, ask_as_nobody)]
+        found += [f"nobody reads {path}" for path in read_as_nobody(servers.work)]
+        shown = shell_as_nobody(servers)
+        found += [f"shell of nobody: {shown}"] if BUCKET in shown else []
     return found
 
 
-def check(doors: Doors, profile: Path) -> None:
-    for line in (found := knocked(doors, profile)):
+def check(servers: Servers, profile: Path) -> None:
+    for line in (found := breaches(servers, profile)):
         print(line)
     assert not found
-    nothing_happened(doors)
-    assert stat.S_IMODE(doors.work.stat().st_mode) == 0o700
+    check_nothing_changed(servers)
+    assert stat.S_IMODE(servers.work.stat().st_mode) == 0o700
 
 
 @pytest.mark.servers
 @pytest.mark.timeout(1200)
-def test_the_servers_of_up_are_closed_to_foreign_pages_and_users(up: Doors, tmp_path: Path) -> None:
+def test_up_refuses_foreign_pages_and_users(up: Servers, tmp_path: Path) -> None:
     check(up, tmp_path)
     files = [up.work / "up" / name for name in ("login", "env.sh")]
     files += [up.s3 / "s3.json", *(up.s3 / "security").iterdir()]
     assert {stat.S_IMODE(path.stat().st_mode) for path in files} == {0o600}
-    # a command in that folder finds server and login by itself, and asks them
+    # a command in that folder finds the server and the login
     command = [sys.executable, "-m", "dreambooth_core.cli", "approve", "missing"]
     done = subprocess.run(command, env=environment(), cwd=up.work.parent, capture_output=True)
     assert b"not one flow run missing waits" in done.stderr
-    # websockets, too
+    # websockets
     assert socket_status(up.prefect, {}) == 403
     assert socket_status(up.prefect, {"Sec-WebSocket-Protocol": "prefect"}) == 101
     for more in ({"Origin": "http://127.0.0.1:9"}, {"Host": "rebound.test:1"}):
@@ -404,14 +406,12 @@ def test_the_servers_of_up_are_closed_to_foreign_pages_and_users(up: Doors, tmp_
 
 @pytest.mark.slow
 @pytest.mark.timeout(600)
-def test_the_servers_of_a_run_are_closed_to_foreign_pages_and_users(
-    run: Doors, tmp_path: Path
-) -> None:
+def test_a_run_refuses_foreign_pages_and_users(run: Servers, tmp_path: Path) -> None:
     check(run, tmp_path)
 
 
 def socket_status(url: str, more: Mapping[str, str]) -> int:
-    """The status that a websocket's handshake is answered with; with 101, the login comes next."""
+    """Status of a websocket handshake; after 101, the login follows."""
     host, port = url.removeprefix("http://").split(":")
     headers = {
         "Host": f"{host}:{port}",

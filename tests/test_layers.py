@@ -1,4 +1,4 @@
-"""Import directions: a package imports packages of lower levels only; inside a package, no circles."""
+"""Import directions: a package imports packages of lower levels only; no cycles inside a package."""
 
 import ast
 import subprocess
@@ -23,19 +23,19 @@ LEVELS = [
     "flows",
     "cli",
 ]
-"""From the lowest to the highest: packages and modules of `dreambooth_core`, and the two beside it."""
+"""From lowest to highest: packages and modules of `dreambooth_core`, `tasks` and `flows`."""
 LEVEL = {name: level for level, line in enumerate(LEVELS) for name in line.split()}
 BACK: dict[tuple[str, str], str] = {
     ("batch_sampling", "registry"): "find_member and photos_of get resolved models from the caller",
 }
-"""Arrows to the same or a higher level -> the change of code that removes them; to be emptied."""
+"""Imports of the same or a higher level -> the change that removes them."""
 COMMANDS = {
     "dreambooth_core.cli.training": {"flows"},
     "dreambooth_core.cli.approvals": {"tasks"},
     "dreambooth_core.cli.datasets": {"tasks"},
     "dreambooth_core.cli.models": {"tasks"},
 }
-"""Commands that call flows or tasks, and which of the two."""
+"""Commands that import flows or tasks."""
 HEAVY = {"torch", "diffusers", "transformers", "peft", "mlflow", "boto3", "botocore", "lightning"}
 FLOWS_MAY_NOT = HEAVY | {"pytorch_lightning"}
 
@@ -51,18 +51,18 @@ def libraries(path: Path) -> set[str]:
 
 
 @pytest.mark.parametrize("name", sorted(modules()))
-def test_imports_lead_to_lower_levels(name: str) -> None:
+def test_imports_are_of_lower_levels(name: str) -> None:
     known, own = modules(), package_of(name)
     others = {package_of(target) for target in imports(known[name]) & known.keys()} - {own}
     wrong = {target for target in others if LEVEL[target] >= LEVEL[own]}
     assert wrong <= {target for source, target in BACK if source == own}
 
 
-def test_every_package_has_a_level_and_every_level_its_packages() -> None:
+def test_the_table_has_all_packages() -> None:
     assert LEVEL.keys() == {package_of(name) for name in modules()}
 
 
-def test_every_back_arrow_of_the_list_is_still_there() -> None:
+def test_every_listed_exception_is_needed() -> None:
     found = {
         (package_of(name), package_of(target))
         for name, path in modules().items()
@@ -72,12 +72,12 @@ def test_every_back_arrow_of_the_list_is_still_there() -> None:
 
 
 @pytest.mark.parametrize("path", files("dreambooth_core"), ids=name_of)
-def test_the_core_imports_nothing_of_prefect(path: Path) -> None:
+def test_the_core_does_not_import_prefect(path: Path) -> None:
     above = libraries(path) & {"prefect", "flows", "tasks", "examples"}
     assert above <= COMMANDS.get(name_of(path), set())
 
 
-def test_no_module_waits_for_itself_at_import() -> None:
+def test_modules_have_no_import_cycles() -> None:
     graph = {name_of(path): imports(path, at_top_only=True) for path in files("dreambooth_core")}
     graph.pop("dreambooth_core")
     while leaves := [name for name, needs in graph.items() if not (needs & graph.keys()) - {name}]:
@@ -87,7 +87,7 @@ def test_no_module_waits_for_itself_at_import() -> None:
 
 
 @pytest.mark.parametrize("path", files("flows"), ids=name_of)
-def test_flows_are_light_plain_and_well_named(path: Path) -> None:
+def test_flows_import_no_heavy_library_and_define_no_class(path: Path) -> None:
     assert not libraries(path) & FLOWS_MAY_NOT
     tree = ast.parse(path.read_text(encoding="utf-8"))
     assert not any(isinstance(node, ast.ClassDef) for node in ast.walk(tree))
@@ -95,8 +95,8 @@ def test_flows_are_light_plain_and_well_named(path: Path) -> None:
     assert path.stem not in {"evaluate", "datasets", "prefect", "mlflow", "torch"}
 
 
-def test_a_laptop_without_the_heavy_libraries_can_load_the_flows() -> None:
-    """`prefect deploy` executes the flow file, also where torch or MLflow is not installed."""
+def test_flows_load_without_the_heavy_libraries() -> None:
+    """`prefect deploy` imports the flow file, also without torch or MLflow."""
     names = [name_of(path) for path in files("flows")]
     script = f"""
 import sys
@@ -112,11 +112,11 @@ for name in {names!r}:
     assert done.returncode == 0, done.stderr
 
 
-def test_no_file_of_the_forbidden_names() -> None:
+def test_no_file_has_a_forbidden_name() -> None:
     folders = ("flows", "tasks", "dreambooth_core", "examples")
     names = {path.stem for folder in folders for path in files(folder)}
     assert not names & {"utils", "helpers", "common", "manager"}
 
 
-def test_tests_are_no_packages() -> None:
+def test_test_folders_are_no_packages() -> None:
     assert not list((ROOT / "tests").rglob("__init__.py"))

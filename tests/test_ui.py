@@ -1,4 +1,4 @@
-"""A run as people start it and follow it: Prefect's pages in a browser, on the servers of `dreambooth up`."""
+"""A run started, followed and rejected in Prefect's UI, in a browser, on the servers of `dreambooth up`."""
 
 import json
 import os
@@ -23,7 +23,7 @@ pytestmark = [pytest.mark.servers, pytest.mark.timeout(3600)]
 
 PHOTOS = "examples/small_world/photos/robot"
 NAME = "robot"
-"""After its photos, as nobody gives the run another one."""
+"""Default name of the run, from the folder of the photos."""
 STEPS = 60
 PROMPTS = ["a photo of {subject}", "{subject} on the beach"]
 REASON = "its colours are off"
@@ -42,7 +42,7 @@ FIELDS = """[...document.querySelectorAll(".schema-form-property")].map(it => {
   const control = it.querySelector("textarea, input, select");
   return {
     path,
-    said: it.querySelector(":scope > .p-label__header .p-label__description")?.innerText ?? "",
+    description: it.querySelector(":scope > .p-label__header .p-label__description")?.innerText ?? "",
     choices: [...(control?.options ?? [])].map(each => each.value),
     value: control?.value ?? "",
   };
@@ -52,15 +52,15 @@ ARTIFACTS = """[...document.querySelectorAll("[role=tab], .p-tab, button")]
 PASSWORD = 'document.querySelector("input[type=password]")'
 SUBMIT = 'document.querySelector("button[type=submit]")'
 RESUME = """[...document.querySelectorAll("button")].find(it => it.innerText.trim() === "Resume")"""
-QUESTION = 'document.querySelector(".p-modal article")'
-LINK = f"{QUESTION}.querySelector('a')"
-ROWS = f"""[...{QUESTION}.querySelectorAll("tbody tr")].map(
+APPROVAL = 'document.querySelector(".p-modal article")'
+LINK = f"{APPROVAL}.querySelector('a')"
+ROWS = f"""[...{APPROVAL}.querySelectorAll("tbody tr")].map(
   row => [...row.querySelectorAll("td")].map(it => it.innerText.trim()))"""
 ANSWER = 'document.querySelector(".p-modal__footer .p-button--default")'
 REFUSED = '[...document.querySelectorAll(".p-label__message--failed")].map(it => it.innerText)'
 TEXT = "document.body.innerText"
-PICTURE = '[...document.querySelectorAll("img")].find(it => it.src.startsWith("data:image/webp"))'
-SHOWN = {
+IMAGE = '[...document.querySelectorAll("img")].find(it => it.src.startsWith("data:image/webp"))'
+ARTIFACT_WORDS = {
     "plan": ["instance images", "class images", "training", "evaluation"],
     "dataset": ["nothing was found"],
     "verdict": [f"{NAME}-", "candidate", "difference", "images won"],
@@ -70,27 +70,27 @@ SHOWN = {
     "gallery": [],
     **{f"{stage}-progress": ["100"] for stage in ("priors", "train", "evaluate", "sample")},
 }
-"""Artifact -> words that its page has."""
+"""Artifact -> words on its page."""
 
 
 @pytest.fixture(scope="module")
 def exporter(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Exporter]:
-    with exporting(tmp_path_factory.mktemp("exporter")) as there:
-        yield there
+    with exporting(tmp_path_factory.mktemp("exporter")) as exporter:
+        yield exporter
 
 
 @pytest.fixture(scope="module")
 def project(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """Ours, but `train` is as short as the smoke deployment and knows no subject."""
+    """This project, with `train` as short as the smoke deployment and without a subject."""
     folder = tmp_path_factory.mktemp("project")
     for name in ("flows", "examples"):
         (folder / name).symlink_to(ROOT / name)
     document = yaml.safe_load((ROOT / "prefect.yaml").read_text(encoding="utf-8"))
     declared = {each["name"]: each for each in document["deployments"]}
     config = {**declared["ci-smoke"]["parameters"]["config"], "train": {"steps": STEPS}}
-    # who goes into service is a person's decision
-    config["gate"] = {**config["gate"], "automatic": False}
-    # of a single prompt the gate compares nothing
+    # promotion is decided by a user
+    config["gate"] = {**config["gate"], "auto_promote": False}
+    # the gate needs more than one prompt
     config["evaluation"] = {**config["evaluation"], "prompts": PROMPTS}
     del config["name"], config["subject"]
     declared["train"]["parameters"] = {"config": config}
@@ -102,7 +102,7 @@ def project(tmp_path_factory: pytest.TempPathFactory) -> Path:
 def place(
     project: Path, exporter: Exporter, tmp_path_factory: pytest.TempPathFactory
 ) -> Iterator[StackLayout]:
-    """Servers that are up."""
+    """A running stack."""
     home = tmp_path_factory.mktemp("up")
     environment = {**os.environ, **exporter.environment, "PYTHONPATH": str(ROOT)}
 
@@ -123,7 +123,7 @@ def place(
 
 @pytest.fixture(scope="module")
 def tab(place: StackLayout, tmp_path_factory: pytest.TempPathFactory) -> Iterator[browser.Tab]:
-    """A browser that has logged in to Prefect and MLflow once, as a person does."""
+    """A browser that is logged in to Prefect and MLflow."""
     if browser.executable() is None:
         pytest.skip("needs Chromium")
     with browser.browsing(tmp_path_factory.mktemp("profile")) as tab:
@@ -139,11 +139,11 @@ def tab(place: StackLayout, tmp_path_factory: pytest.TempPathFactory) -> Iterato
 
 
 def asked(place: StackLayout, path: str, **what: Any) -> Any:
-    """What Prefect's API answers."""
-    said = deployments.asked(place, path, what, 60)
-    assert said is not None
-    assert said.status < 300
-    return said.document()
+    """Response of Prefect's API."""
+    response = deployments.asked(place, path, what, 60)
+    assert response is not None
+    assert response.status < 300
+    return response.document()
 
 
 def field(*path: str) -> str:
@@ -151,13 +151,13 @@ def field(*path: str) -> str:
 
 
 def deployment(place: StackLayout, name: str) -> str:
-    """Its id."""
+    """Id of a deployment."""
     (found,) = asked(place, "/deployments/filter", deployments={"name": {"any_": [name]}})
     return str(found["id"])
 
 
-def look_at_the_form(tab: browser.Tab) -> None:
-    """Groups in order, each with a description, drop-downs, and little that must be filled in."""
+def check_form(tab: browser.Tab) -> None:
+    """Order and descriptions of the groups, choices, and required fields."""
     fields = [{**found, "path": found["path"][1:]} for found in tab.ask(FIELDS)]
     required = [found["path"] for found in fields if "(Optional)" not in "".join(found["path"])]
     assert required == [[], ["Subject"], ["Subject", "Images"], ["Subject", "Class Noun"]]
@@ -165,17 +165,17 @@ def look_at_the_form(tab: browser.Tab) -> None:
         tuple(name.replace(" (Optional)", "") for name in found["path"]): found for found in fields
     }
     groups = [path[0] for path in known if len(path) == 2]
-    order = list(dict.fromkeys(groups))
-    assert order[:6] == ["Subject", "Model", "Dataset", "Prior", "Train", "Adapter"]
-    assert order[-3:] == ["Storage", "Tracking", "Paths"]
-    assert all(known[name,]["said"] for name in order)
+    names = list(dict.fromkeys(groups))
+    assert names[:6] == ["Subject", "Model", "Dataset", "Prior", "Train", "Adapter"]
+    assert names[-3:] == ["Storage", "Tracking", "Paths"]
+    assert all(known[name,]["description"] for name in names)
     assert {"sdxl", "flux", "stable_diffusion"} <= {*known["Model", "Family"]["choices"]}
     assert known["Train", "Method"]["choices"][:2] == ["full", "lora"]
-    assert known["Train", "Learning Rate"]["value"] == "", "the method decides it, if nobody does"
+    assert known["Train", "Learning Rate"]["value"] == "", "set by the method by default"
 
 
 def fill_in(tab: browser.Tab) -> None:
-    """Nothing first, then a number out of bounds, then what it takes."""
+    """Submit an empty form, then an out-of-range value, then fill in valid ones."""
     tab.click(SUBMIT)
     tab.until(f"{REFUSED}.length")
     assert tab.ask(REFUSED) == [
@@ -194,20 +194,20 @@ def fill_in(tab: browser.Tab) -> None:
             if not attempts_left:
                 raise
     tab.write(field("config", "Train", "Steps"), str(STEPS))
-    # what it says hides the button for a while
+    # the message covers the button for some seconds
     tab.until(f"!{TEXT}.includes('0 is less than the minimum of 1')")
 
 
 def first_step(exporter: Exporter, pressed: float) -> float:
-    """Seconds from pressing the button to the first step that the training told of."""
+    """Seconds from pressing the button to the first training step in the metrics."""
     while exporter.now("dreambooth_step", model=NAME) is None:
-        assert time.monotonic() < pressed + 1200, "no step was told of"
+        assert time.monotonic() < pressed + 1200, "no training step"
         time.sleep(0.1)
     return time.monotonic() - pressed
 
 
 def ended(place: StackLayout, run: str, *also: str) -> dict[str, Any]:
-    """The run, once it has an end, or is in one of these states."""
+    """The run, once it has ended or is in one of the states in `also`."""
     deadline = time.monotonic() + 1800
     while time.monotonic() < deadline:
         (found,) = asked(place, "/flow_runs/filter", flow_runs={"id": {"any_": [run]}})
@@ -223,24 +223,24 @@ def show_artifacts(tab: browser.Tab, place: StackLayout, run: str) -> None:
 
 
 def read_artifacts(tab: browser.Tab, place: StackLayout, run: str) -> None:
-    """Everything that the run's page leads to, opened."""
+    """Open all artifacts of the run's page."""
     show_artifacts(tab, place, run)
-    for key in SHOWN:
+    for key in ARTIFACT_WORDS:
         tab.until(f"{TEXT}.includes({json.dumps(key)})", 120)
     tab.photograph("ui-artifacts")
     found = asked(place, "/artifacts/filter", artifacts={"flow_run_id": {"any_": [run]}})
-    for key, words in SHOWN.items():
+    for key, words in ARTIFACT_WORDS.items():
         (artifact,) = [each for each in found if each["key"] == key]
         tab.open(f"{place.prefect}/artifacts/artifact/{artifact['id']}", 1400, 1000)
         for word in words:
             tab.until(f"{TEXT}.includes({json.dumps(word)})", 120)
         if key == "gallery":
-            tab.until(f"{PICTURE}?.naturalWidth > 100", 120)
+            tab.until(f"{IMAGE}?.naturalWidth > 100", 120)
         tab.photograph(f"ui-{key}")
 
 
-def ask_a_person(place: StackLayout) -> str:
-    """The promotion of what was trained, once it is suspended; its id."""
+def start_promotion(place: StackLayout) -> str:
+    """Start the promotion and wait until it is suspended; its id."""
     new = {"parameters": {"promotion": {"model": f"{NAME}/1"}}, "state": {"type": "SCHEDULED"}}
     made = asked(place, f"/deployments/{deployment(place, 'manual')}/create_flow_run", **new)
     found = ended(place, made["id"], "PAUSED")
@@ -248,19 +248,19 @@ def ask_a_person(place: StackLayout) -> str:
     return str(made["id"])
 
 
-def read_the_question(tab: browser.Tab, place: StackLayout) -> str:
-    """Every number that the gate compared, and where the report is, which is seen at once."""
-    tab.until(f"{QUESTION}?.innerText.includes('Put {NAME}/1 into service?')")
+def read_approval(tab: browser.Tab, place: StackLayout) -> str:
+    """Check the numbers of the gate in the form; the link to the report, visible without scrolling."""
+    tab.until(f"{APPROVAL}?.innerText.includes('Put {NAME}/1 into service?')")
     with opened(place) as one:
         verdict = promotion.verdict_of(one.book, "1")
     assert verdict is not None
-    assert verdict.sentence in tab.ask(f"{QUESTION}.innerText")
+    assert verdict.sentence in tab.ask(f"{APPROVAL}.innerText")
     assert verdict.comparisons
     assert [row[:3] for row in tab.ask(ROWS)] == [
         [one.metric.replace("_", " "), f"{one.challenger:.3f}", f"{one.champion:.3f}"]
         for one in verdict.comparisons
     ]
-    # without scrolling
+    # the link is visible without scrolling
     assert tab.ask(f"""(() => {{
       const box = {LINK}.getBoundingClientRect();
       return document.elementFromPoint(box.x + box.width / 2, box.y + box.height / 2) === {LINK}
@@ -268,7 +268,7 @@ def read_the_question(tab: browser.Tab, place: StackLayout) -> str:
     return str(tab.ask(f"{LINK}.href"))
 
 
-def refuse(tab: browser.Tab, place: StackLayout, run: str) -> None:
+def reject(tab: browser.Tab, place: StackLayout, run: str) -> None:
     tab.choose(field("Decision"), "reject")
     tab.write(field("By"), "ann")
     tab.write(field("Reason"), REASON)
@@ -281,7 +281,7 @@ def refuse(tab: browser.Tab, place: StackLayout, run: str) -> None:
 
 @contextmanager
 def opened(place: StackLayout) -> Iterator[listing.OpenedVersion]:
-    """The version as its log and its store know it."""
+    """The registered version."""
     work = place.project / ".dreambooth"
     with services.client_environment(place), listing.opened(None, work, f"{NAME}/1") as one:
         yield one
@@ -293,7 +293,7 @@ def test_a_run_is_started_followed_and_read_in_the_browser(
     train = deployment(place, "train")
     tab.open(f"{place.prefect}/deployments/deployment/{train}/run", 1400, 1000)
     tab.until(f"{TEXT}.includes('Work (Optional)')", 120)  # the last one
-    look_at_the_form(tab)
+    check_form(tab)
     tab.photograph("ui-form")
     fill_in(tab)
     tab.photograph("ui-form-filled")
@@ -310,7 +310,7 @@ def test_a_run_is_started_followed_and_read_in_the_browser(
     assert "Running" in tab.ask(TEXT)
     tab.photograph("ui-running")
 
-    # a few steps may or may not convince the gate
+    # after a few steps, either decision is possible
     end = ended(place, run)
     assert end["state_name"] in ("Completed", "GateRejected"), end["state"]["message"]
     read_artifacts(tab, place, run)
@@ -318,12 +318,12 @@ def test_a_run_is_started_followed_and_read_in_the_browser(
     assert exporter.value("dreambooth_runs_total", state="done") == 1
 
 
-def test_what_it_trained_is_refused_in_the_browser(tab: browser.Tab, place: StackLayout) -> None:
-    run = ask_a_person(place)
+def test_a_promotion_is_rejected_in_the_browser(tab: browser.Tab, place: StackLayout) -> None:
+    run = start_promotion(place)
     tab.open(f"{place.prefect}/runs/flow-run/{run}", 1400, 1000)
     tab.click(RESUME)
-    report = read_the_question(tab, place)
-    refuse(tab, place, run)
+    report = read_approval(tab, place)
+    reject(tab, place, run)
     with opened(place) as one:
         last, standing = one.book.history()[-1], one.book.standing
     assert (last.action, last.version, last.by, last.reason) == ("reject", "1", "ann", REASON)

@@ -34,7 +34,7 @@ def test_a_server_runs_while_the_block_runs(tmp_path: Path) -> None:
     assert not _is_up(port)
 
 
-def test_meanwhile_is_called_once_with_the_port_before_it_is_up(tmp_path: Path) -> None:
+def test_meanwhile_is_called_once_with_the_port_during_the_start(tmp_path: Path) -> None:
     ports: list[int] = []
     with claimed(tmp_path) as lock, running(_server(tmp_path), lock, ports.append) as port:
         assert ports == [port]
@@ -66,7 +66,7 @@ http.server.HTTPServer(("127.0.0.1", int(sys.argv[1])), handler).serve_forever()
     assert not _is_up(port)
 
 
-def test_a_server_that_never_is_up(tmp_path: Path) -> None:
+def test_a_server_that_never_responds(tmp_path: Path) -> None:
     server = _server(tmp_path, "import time; time.sleep(300)", seconds=0.5)
     with (
         pytest.raises(StageFailed, match="did not answer within"),

@@ -13,10 +13,9 @@ import pytest
 
 from dreambooth_core.servers.process import free_port
 from dreambooth_core.servers.stack import state
-from dreambooth_core.servers.stack import watchdog as watchdog_module
 from dreambooth_core.servers.stack.http import is_healthy
 from dreambooth_core.servers.stack.service import Service
-from dreambooth_core.servers.stack.watchdog import Watchdog
+from dreambooth_core.servers.stack.watchdog import TRIES, Watchdog
 
 # its child process listens at the port as well, as with `mlflow server`
 FORKING = """
@@ -161,13 +160,13 @@ def test_a_reused_process_id_is_not_taken_over(folder: Path) -> None:
 
 def test_a_service_that_never_starts_is_given_up_with_the_end_of_its_log(folder: Path) -> None:
     messages: list[str] = []
-    script = "import sys; sys.exit('no space old on device')"
+    script = "import sys; sys.exit('no space left on device')"
     watchdog = Watchdog(folder, _service(script), 0, messages.append)
     _step_until(watchdog, lambda: watchdog.phase == "given up")
-    assert "no space old on device" in watchdog.error
+    assert "no space left on device" in watchdog.error
     pauses = [sentence.rpartition("next try in ")[2] for sentence in messages[:-1]]
     assert pauses == ["1 s", "2 s", "4 s"]
-    assert f"given up after {watchdog_module.TRIES} failed starts" in messages[-1]
+    assert f"given up after {TRIES} failed starts" in messages[-1]
 
 
 def test_a_service_that_does_not_respond_is_stopped_and_retried(folder: Path) -> None:
