@@ -115,7 +115,7 @@ def back_arrows(found: set[Arrow]) -> set[Arrow]:
 
 
 def levels(found: set[Arrow]) -> dict[str, int]:
-    """Package -> its level: 1 without imports, else one above the highest it imports. Requires an acyclic graph."""
+    """Package -> its level: 1, or one above the highest that it imports; requires an acyclic graph."""
     level = {name: 1 for arrow in found for name in arrow}
     for _ in level:
         for source, target in found:

@@ -7,9 +7,9 @@ from contextlib import ExitStack, contextmanager
 from multiprocessing.connection import Connection
 from pathlib import Path
 
-from tests.faulty_server import ANSWERS, faulty
+from tests.faulty_server import RESPONSES, faulty
 
-WAYS = (*ANSWERS, "hangs", "garbage")
+WAYS = (*RESPONSES, "hangs", "garbage")
 PLACE = "servers.json"
 """Beside the cases' folders: way -> URL."""
 
