@@ -39,5 +39,5 @@ def within(seconds: float, call: Callable[[], R], waiting: str) -> R:
     if errors:
         raise errors[0]
     if not results:
-        raise TimeoutError(f"no answer within {seconds:.0f} s")
+        raise TimeoutError(f"no response within {seconds:.0f} s")
     return results[0]

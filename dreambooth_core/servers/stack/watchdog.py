@@ -113,7 +113,7 @@ class Watchdog:
         for parent in (file.parent, self.log_file.parent):
             parent.mkdir(parents=True, exist_ok=True)
         if self.log_file.is_file() and self.log_file.stat().st_size > LOG_BYTES:
-            os.replace(self.log, self.log_file.with_suffix(".log.1"))
+            os.replace(self.log_file, self.log_file.with_suffix(".log.1"))
         command = [sys.executable, "-I", "-S", str(_LAUNCH), str(file), started.model_dump_json()]
         with self.log_file.open("ab") as log:
             return subprocess.Popen(
