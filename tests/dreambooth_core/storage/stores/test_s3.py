@@ -95,8 +95,10 @@ def test_requests_are_retried(monkeypatch: pytest.MonkeyPatch) -> None:
     "endpoint", ["http://me:hunter2@host:1", "ftp://host", "host:9000", "http://", "nonsense"]
 )
 def test_bad_endpoints(endpoint: str) -> None:
+    # without the config's own validation, which refuses some of these
+    storage = config.Storage.model_construct(uri="s3://bucket/x", endpoint=endpoint)
     with pytest.raises(ConfigError, match=r"storage\.endpoint must be") as caught:
-        open_store(config.Storage(uri="s3://bucket/x", endpoint=endpoint))
+        open_store(storage)
     assert "hunter2" not in str(caught.value)
 
 
