@@ -1,3 +1,3 @@
 """The small world: a renderer, a base model and encoders trained on it, photos and a config."""
 
-import dreambooth_core  # noqa: F401  # decides how OpenMP's threads wait, before torch is imported
+import dreambooth_core  # noqa: F401  # sets OpenMP's thread policy before torch is imported

@@ -1,4 +1,4 @@
-"""Where subjects stand: one function per background, on a square canvas, its details drawn from a seed."""
+"""Backgrounds: one function each, drawn on a square canvas with random details from a seed."""
 
 import random
 from collections.abc import Callable
@@ -7,7 +7,7 @@ from PIL import Image, ImageDraw
 
 from examples.small_world.world import BACKGROUNDS, COLORS, PLAIN_BACKGROUNDS, Color
 
-Painter = Callable[[ImageDraw.ImageDraw, random.Random, int], None]
+DrawBackground = Callable[[ImageDraw.ImageDraw, random.Random, int], None]
 
 
 def draw(name: str, seed: int, side: int) -> Image.Image:
@@ -16,7 +16,7 @@ def draw(name: str, seed: int, side: int) -> Image.Image:
     if name in PLAIN_BACKGROUNDS:
         return Image.new("RGB", (side, side), jitter(rng, COLORS[name], 10))
     image = Image.new("RGB", (side, side))
-    PAINTERS[name](ImageDraw.Draw(image), rng, side)
+    DRAW[name](ImageDraw.Draw(image), rng, side)
     return image
 
 
@@ -27,7 +27,7 @@ def jitter(rng: random.Random, color: Color, amount: int) -> Color:
 
 
 def _ground(d: ImageDraw.ImageDraw, rng: random.Random, n: int, sky: Color, ground: Color) -> int:
-    """Sky above, ground below a horizon; returns the horizon's row."""
+    """Draw sky and ground; returns the horizon's row."""
     horizon = round(n * rng.uniform(0.5, 0.66))
     d.rectangle((0, 0, n, n), fill=jitter(rng, sky, 8))
     d.rectangle((0, horizon, n, n), fill=jitter(rng, ground, 8))
@@ -139,7 +139,7 @@ def _wood(d: ImageDraw.ImageDraw, rng: random.Random, n: int) -> None:
         d.line((x, y, x, y + (n - horizon) / 5), fill=(128, 82, 42), width=n // 80)
 
 
-PAINTERS: dict[str, Painter] = {
+DRAW: dict[str, DrawBackground] = {
     "grass": _grass,
     "snow": _snow,
     "beach": _beach,
@@ -151,4 +151,4 @@ PAINTERS: dict[str, Painter] = {
     "city": _city,
     "wood": _wood,
 }
-assert set(PAINTERS) | set(PLAIN_BACKGROUNDS) == set(BACKGROUNDS)
+assert set(DRAW) | set(PLAIN_BACKGROUNDS) == set(BACKGROUNDS)

@@ -1,7 +1,7 @@
-"""How well the shipped finder finds, and what cropping by it is good for: figures for the bar."""
+"""Measures of the shipped detector: overlap with true masks, and identity accuracy on its crops."""
 
 import random
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -10,101 +10,93 @@ from numpy.typing import NDArray
 from PIL import Image
 from scipy.stats import binomtest
 
-from dreambooth_core.config import Detector as Rules
+from dreambooth_core.config import Detector as DetectorConfig
 from dreambooth_core.vision.crops import crop
 from dreambooth_core.vision.detectors import Detector, Region, load_detector
 from dreambooth_core.vision.encoders import ImageEncoder
 from examples.small_world.render import render
 from examples.small_world.shapes import CLASSES
-from examples.small_world.train_finder import rendered, softened
+from examples.small_world.train_finder import autoencode, render_masked
 from examples.small_world.world import BACKGROUNDS, Identity, Scene, random_identity, random_scene
 
 HERE = Path(__file__).parent
 SPLIT = "check finder"
-Drawn = tuple[Identity, Scene]
+View = tuple[Identity, Scene]
 
 
-class Triple(NamedTuple):
-    """A subject, the same one elsewhere, and another of its class in the first one's very place."""
+class Triplet(NamedTuple):
+    """A view of a subject, the same subject on another background, another one in the first view's scene."""
 
-    anchor: Drawn
-    same: Drawn
-    impostor: Drawn
+    anchor: View
+    positive: View
+    negative: View
 
 
-class Told(NamedTuple):
-    """Shares of triples in which the subject elsewhere is nearer to the anchor than the impostor is."""
+class TripletAccuracy(NamedTuple):
+    """Share of triplets whose positive is nearer to the anchor than their negative is."""
 
     whole: float
-    """By whole pictures."""
+    """On whole images."""
     crops: float
-    """By crops; a triple in which a subject was not found counts as wrong."""
+    """On crops; a triplet with an image without a detected subject counts as wrong."""
     p: float
-    """Of a sign test on the triples that the two do not agree in, two-sided."""
+    """p-value of a two-sided sign test on the triplets where the two disagree."""
 
 
 def shipped(folder: Path = HERE / "finder") -> Detector:
-    finder = load_detector(Rules(kind="segmenter", model=str(folder)))
-    assert finder is not None
-    return finder
+    detector = load_detector(DetectorConfig(kind="segmenter", model=str(folder)))
+    assert detector is not None
+    return detector
 
 
-def overlap(finder: Detector, vae: Any = None, count: int = 200) -> dict[str, float]:
-    """Mean IoU of masks and of boxes with the truth on fresh renders, through `vae` when given.
+def overlap(detector: Detector, vae: Any = None, count: int = 200) -> dict[str, float]:
+    """Mean IoU of detected and true masks and boxes, and share of images with a detected subject.
 
-    Half of the renders wear something; nothing found counts as 0.
+    On `count` held-out renders, half of them with an accessory, encoded and decoded by `vae` if given;
+    an image without a detected subject has an IoU of 0.
     """
-    marked = rendered(SPLIT, count)
-    pixels = marked.images if vae is None else softened(vae, marked.images, noise=0)
-    found = finder.find([Image.fromarray(image) for image in pixels], "subject")
-    truth = [Region.around(mask) for mask in marked.masks]
+    masked = render_masked(SPLIT, count)
+    pixels = masked.images if vae is None else autoencode(vae, masked.images, noise=0)
+    found = detector.find([Image.fromarray(image) for image in pixels], "subject")
+    truth = [Region.around(mask) for mask in masked.masks]
     return {
-        "mask": _mean([_mask_iou(a, b) for a, b in zip(found, truth, strict=True)]),
-        "box": _mean([_box_iou(a, b) for a, b in zip(found, truth, strict=True)]),
-        "found": _mean([spot is not None for spot in found]),
+        "mask": _mean(_mask_iou(a, b) for a, b in zip(found, truth, strict=True)),
+        "box": _mean(_box_iou(a, b) for a, b in zip(found, truth, strict=True)),
+        "found": _mean(region is not None for region in found),
     }
 
 
-def triple(index: int) -> Triple:
-    """All three without accessories; the impostor stands, turns and is lit as the anchor does."""
+def triplet(index: int) -> Triplet:
+    """The `index`-th triplet, without accessories; anchor and negative share their scene."""
     rng = random.Random(f"{SPLIT}/triple/{index}")
     noun = rng.choice(list(CLASSES))
     subject, other = random_identity(rng, noun), random_identity(rng, noun)
-    here = random_scene(rng, accessory_share=0)
-    places = [name for name in BACKGROUNDS if name != here.background]
-    elsewhere = random_scene(rng, rng.choice(places), accessory_share=0)
-    return Triple((subject, here), (subject, elsewhere), (other, here))
+    scene = random_scene(rng, accessory_share=0)
+    others = [name for name in BACKGROUNDS if name != scene.background]
+    elsewhere = random_scene(rng, rng.choice(others), accessory_share=0)
+    return Triplet((subject, scene), (subject, elsewhere), (other, scene))
 
 
-def told_apart(finder: Detector, encoder: ImageEncoder, eye: str, count: int = 200) -> Told:
-    """Is the subject told from an impostor on its own background? `eye` is `clip` or `identity`."""
-    triples = [triple(index) for index in range(count)]
-    pictures = [render(*drawn) for three in triples for drawn in three]
-    spots = finder.find(pictures, "subject")
-    cuts = [p if s is None else crop(p, s) for p, s in zip(pictures, spots, strict=True)]
-    found = np.array([spot is not None for spot in spots]).reshape(-1, 3).all(axis=1)
-    whole, crops = _nearer(encoder, eye, pictures), _nearer(encoder, eye, cuts) & found
+def triplet_accuracy(
+    detector: Detector, encoder: ImageEncoder, kind: str, count: int = 200
+) -> TripletAccuracy:
+    """Accuracy of an encoder on whole images and on the detector's crops; `kind`: `clip` or `identity`."""
+    images = [render(*view) for index in range(count) for view in triplet(index)]
+    regions = detector.find(images, "subject")
+    cropped = [i if r is None else crop(i, r) for i, r in zip(images, regions, strict=True)]
+    found = np.array([region is not None for region in regions]).reshape(-1, 3).all(axis=1)
+    whole, crops = _nearer(encoder, kind, images), _nearer(encoder, kind, cropped) & found
     gained, lost = int((crops & ~whole).sum()), int((whole & ~crops).sum())
     p = float(binomtest(gained, gained + lost).pvalue) if gained + lost else 1.0
-    return Told(float(whole.mean()), float(crops.mean()), p)
+    return TripletAccuracy(float(whole.mean()), float(crops.mean()), p)
 
 
-def overlays(images: Sequence[Image.Image], spots: Sequence[Region | None]) -> list[Image.Image]:
-    """Pictures to look at: dark where no subject was found."""
-    seen = []
-    for image, spot in zip(images, spots, strict=True):
-        pixels = np.asarray(image.convert("RGB")).copy()
-        mask = np.zeros(pixels.shape[:2], np.bool_) if spot is None else spot.mask
-        pixels[~np.asarray(mask)] //= 4
-        seen.append(Image.fromarray(pixels))
-    return seen
-
-
-def _nearer(encoder: ImageEncoder, eye: str, pictures: Sequence[Image.Image]) -> NDArray[np.bool_]:
-    look = encoder.clip_images if eye == "clip" else encoder.identity_images
-    rows = look(pictures).reshape(len(pictures) // 3, 3, -1)
-    anchor, same, impostor = rows[:, 0], rows[:, 1], rows[:, 2]
-    return np.asarray((anchor * same).sum(axis=1) > (anchor * impostor).sum(axis=1))
+def _nearer(encoder: ImageEncoder, kind: str, images: Sequence[Image.Image]) -> NDArray[np.bool_]:
+    """Per triplet, whether the positive is nearer to the anchor than the negative is."""
+    embed = encoder.clip_images if kind == "clip" else encoder.identity_images
+    rows = embed(images).reshape(len(images) // 3, 3, -1)
+    anchor, positive, negative = rows[:, 0], rows[:, 1], rows[:, 2]
+    return np.asarray((anchor * positive).sum(axis=1) > (anchor * negative).sum(axis=1))
 
 
 def _mask_iou(found: Region | None, truth: Region | None) -> float:
@@ -126,5 +118,5 @@ def _area(box: tuple[int, int, int, int]) -> int:
     return (box[2] - box[0]) * (box[3] - box[1])
 
 
-def _mean(values: Sequence[float]) -> float:
-    return float(np.mean(values))
+def _mean(values: Iterable[float]) -> float:
+    return float(np.mean(list(values)))

@@ -1,7 +1,7 @@
-"""Training data: images and captions of the small world, rendered once in parallel and kept as arrays.
+"""Training data: images and captions of the small world, rendered in parallel and cached as arrays.
 
-Every image follows from (split, index) alone, so that splits never share a subject and a corpus is the
-same whatever the number of processes that render it.
+An image is a function of (split, index): splits share no subject, and a corpus does not depend on the
+number of processes that render it.
 """
 
 import json
@@ -31,33 +31,33 @@ from examples.small_world.world import (
 
 CAPTIONS_EACH = 3
 RARE_WORD_SHARE = 0.08
-"""Captions with a meaningless word before the noun, as real captions have: an unknown word is then
-something the base has learned to pass over, until DreamBooth gives it a meaning."""
+"""Share of captions with a random word before the noun, which trains the base to ignore unknown words,
+such as DreamBooth's identifier."""
 
 
 class Corpus(NamedTuple):
-    """Images as uint8 (n, 64, 64, 3), and for each its captions, of which the first tells the whole truth."""
+    """Images as uint8 (n, 64, 64, 3), and per image its captions; the first has every attribute, no text."""
 
     images: NDArray[np.uint8]
     captions: list[list[Caption]]
 
 
 def example(split: str, index: int, faces: Faces = FACES) -> tuple[Identity, Scene, list[Caption]]:
-    """The `index`-th picture of a split, one new identity each."""
+    """Identity, scene and captions of a split's `index`-th image; every image has its own identity."""
     rng = random.Random(f"{split}/{index}")
     identity = random_identity(rng, rng.choice(list(CLASSES)), faces)
     scene = random_scene(rng)
-    told = [_caption(rng, identity, scene) for _ in range(CAPTIONS_EACH)]
-    return identity, scene, [truth(identity, scene), *told]
+    captions = [_caption(rng, identity, scene) for _ in range(CAPTIONS_EACH)]
+    return identity, scene, [truth(identity, scene), *captions]
 
 
 def captions_of(split: str, index: int, faces: Faces = FACES) -> list[Caption]:
-    """The captions of `example`, the whole truth first."""
+    """The captions of `example`; the first is `truth`."""
     return example(split, index, faces)[2]
 
 
 def view(split: str, subject: int, number: int, class_noun: str | None = None) -> NDArray[np.uint8]:
-    """The `number`-th picture of the `subject`-th identity of a split, as uint8 (64, 64, 3)."""
+    """The `number`-th image of a split's `subject`-th identity, uint8 (64, 64, 3)."""
     rng = random.Random(f"{split}/identity/{subject}")
     identity = random_identity(rng, class_noun or rng.choice(list(CLASSES)))
     scene = random_scene(random.Random(f"{split}/identity/{subject}/{number}"))
@@ -65,7 +65,7 @@ def view(split: str, subject: int, number: int, class_noun: str | None = None) -
 
 
 def make_corpus(folder: Path, split: str, count: int) -> Corpus:
-    """Render `count` pictures, or read them back when `folder` has them."""
+    """Render `count` images, or read them from `folder` if cached."""
     images_file, captions_file = folder / f"{split}-{count}.npy", folder / f"{split}-{count}.json"
     if not captions_file.exists():
         folder.mkdir(parents=True, exist_ok=True)
@@ -79,7 +79,7 @@ def make_corpus(folder: Path, split: str, count: int) -> Corpus:
 
 
 def make_views(folder: Path, split: str, subjects: int, views: int) -> NDArray[np.uint8]:
-    """Pictures of identities, uint8 (subjects, views, 64, 64, 3)."""
+    """Images of identities, uint8 (subjects, views, 64, 64, 3), cached in `folder`."""
     file = folder / f"{split}-{subjects}x{views}.npy"
     if not file.exists():
         folder.mkdir(parents=True, exist_ok=True)
@@ -91,7 +91,7 @@ def make_views(folder: Path, split: str, subjects: int, views: int) -> NDArray[n
 
 
 def truth(identity: Identity, scene: Scene) -> Caption:
-    """Everything that a caption may say of this picture, as one without a text."""
+    """A caption with every attribute of the image, and an empty text."""
     patterned = identity.pattern != "plain"
     return Caption(
         "",

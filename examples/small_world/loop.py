@@ -1,4 +1,4 @@
-"""One resumable training loop for everything the small world trains from nothing."""
+"""Resumable training loop of the small world's base, encoders and detector."""
 
 import copy
 import json
@@ -16,7 +16,7 @@ SAVE_EVERY_SECONDS = 120
 
 
 class Recipe(NamedTuple):
-    """How a network is trained: AdamW, linear warm-up, constant, linear decay over the last part."""
+    """AdamW with linear warm-up, a constant learning rate, and linear decay over the last part."""
 
     steps: int
     batch: int
@@ -26,34 +26,34 @@ class Recipe(NamedTuple):
     weight_decay: float = 0.01
     ema: float = 0.999
     seconds: float = math.inf
-    """Ends, with its decay done, at the latest after so much training time."""
+    """Limit of the training time, decay included."""
     cooldown: int = 1_000
-    """Steps of the decay when it is started before its time: by `Watch.goal` or `request_cooldown`."""
+    """Steps of a decay started early, by `Validation.goal` or `request_cooldown`."""
     cpu_bf16: bool = False
-    """bfloat16 autocast on a CPU too; a GPU always has it."""
+    """bfloat16 autocast on a CPU; always used on a GPU."""
     log_every: int = 250
     """Steps between two lines of the log."""
 
 
-class Watch(NamedTuple):
-    """How a training is measured while it goes on."""
+class Validation(NamedTuple):
+    """Measurements during a training."""
 
     figures: Callable[[nn.Module, int], dict[str, float]]
-    """From the averaged network and the number of pictures seen."""
+    """Called with the averaged network and the number of training images so far."""
     every: float
     """Seconds between two measurements; the last step is always measured."""
     goal: dict[str, float] = {}  # noqa: RUF012 - never changed
-    """The decay starts as soon as every one of these figures is reached; empty: no goal."""
+    """Lower limits: the decay starts once all figures reach them; empty: no goal."""
 
 
 class State(NamedTuple):
-    """How far a training is."""
+    """Progress of a training, stored in its checkpoint."""
 
     step: int = 0
     seconds: float = 0.0
     loss: float = 0.0
     cooldown_from: int | None = None
-    """The step at which a decay was started before its time."""
+    """Step at which a decay was started early."""
     measured: float = 0.0
     """`seconds` at the last measurement."""
 
@@ -69,16 +69,16 @@ def train(
     rows: int,
     recipe: Recipe,
     folder: Path,
-    watch: Watch | None = None,
+    validation: Validation | None = None,
 ) -> dict[str, float]:
-    """Train `network` on rows drawn at random and leave the averaged weights in it.
+    """Train `network` in place, on rows drawn at random, and load its averaged weights into it.
 
-    `loss(network, indices)` gives a scalar for a batch of row numbers, int64 (batch,). Goes on from
-    `folder/<name>.pt` when it is there, and appends to `folder/log.jsonl`. Returns steps, final loss and
+    `loss(network, indices)` is a scalar for a batch of row numbers, int64 (batch,). Resumes from the
+    checkpoint `folder/<name>.pt`, and appends to `folder/log.jsonl`. Returns steps, final loss and
     seconds.
     """
-    place = device()
-    network.to(place).train()
+    dev = device()
+    network.to(dev).train()
     average = copy.deepcopy(network).requires_grad_(False)
     parameters = [p for p in network.parameters() if p.requires_grad]
     optimizer = torch.optim.AdamW(
@@ -86,7 +86,7 @@ def train(
         lr=recipe.learning_rate,
         weight_decay=recipe.weight_decay,
         betas=(0.9, 0.98),
-        fused=place.type == "cuda",
+        fused=dev.type == "cuda",
     )
     file = folder / f"{name}.pt"
     state = _restore(file, network, average, optimizer)
@@ -96,9 +96,9 @@ def train(
         for group in optimizer.param_groups:
             group["lr"] = recipe.learning_rate * lr_scale(step, done, recipe)
         draw = torch.Generator().manual_seed(step)
-        indices = torch.randint(rows, (recipe.batch,), generator=draw).to(place, non_blocking=True)
+        indices = torch.randint(rows, (recipe.batch,), generator=draw).to(dev, non_blocking=True)
         torch.manual_seed(step)
-        with torch.autocast(place.type, torch.bfloat16, place.type == "cuda" or recipe.cpu_bf16):
+        with torch.autocast(dev.type, torch.bfloat16, dev.type == "cuda" or recipe.cpu_bf16):
             value = loss(network, indices)
         optimizer.zero_grad(set_to_none=True)
         torch.autograd.backward(value)
@@ -110,8 +110,8 @@ def train(
         if state.step % recipe.log_every == 0 or last:
             state = state._replace(loss=value.item())
             _log(folder, name, recipe, state, {})
-        if watch is not None and (last or state.seconds - state.measured >= watch.every):
-            state = _measure(folder, name, recipe, state, watch, average)
+        if validation is not None and (last or state.seconds - state.measured >= validation.every):
+            state = _measure(folder, name, recipe, state, validation, average)
         if state.cooldown_from is None and _request(folder, name).exists():
             state = state._replace(cooldown_from=state.step)
         if last or time.monotonic() - saved_at > SAVE_EVERY_SECONDS:
@@ -123,13 +123,13 @@ def train(
 
 
 def request_cooldown(folder: Path, name: str) -> None:
-    """Let the training `name` in `folder` start its decay now, or when it is next run."""
+    """Start the decay of the training `name` in `folder` now, or when it is resumed."""
     folder.mkdir(parents=True, exist_ok=True)
     _request(folder, name).touch()
 
 
 def progress(state: State, recipe: Recipe) -> float:
-    """Share of the training that is done; 1 or more at its end."""
+    """Share of the training that is done, 0 to 1 or slightly more."""
     done = max(state.step / recipe.steps, state.seconds / recipe.seconds)
     if state.cooldown_from is None:
         return done
@@ -138,7 +138,7 @@ def progress(state: State, recipe: Recipe) -> float:
 
 
 def lr_scale(step: int, done: float, recipe: Recipe) -> float:
-    """Learning rate at a step as a share of the recipe's."""
+    """Factor on the recipe's learning rate, for a step and the progress `done`."""
     return min(1.0, (step + 1) / recipe.warmup, max(0.02, (1 - done) / recipe.decay_share))
 
 
@@ -147,13 +147,19 @@ def _request(folder: Path, name: str) -> Path:
 
 
 def _measure(
-    folder: Path, name: str, recipe: Recipe, state: State, watch: Watch, average: nn.Module
+    folder: Path,
+    name: str,
+    recipe: Recipe,
+    state: State,
+    validation: Validation,
+    average: nn.Module,
 ) -> State:
     average.eval()
     with torch.no_grad():
-        figures = watch.figures(average, state.step * recipe.batch)
+        figures = validation.figures(average, state.step * recipe.batch)
     _log(folder, name, recipe, state, figures)
-    reached = watch.goal and all(figures[key] >= least for key, least in watch.goal.items())
+    goal = validation.goal
+    reached = goal and all(figures[key] >= least for key, least in goal.items())
     if reached and state.cooldown_from is None:
         state = state._replace(cooldown_from=state.step)
     return state._replace(measured=state.seconds)
@@ -169,9 +175,10 @@ def _log(folder: Path, name: str, recipe: Recipe, state: State, figures: dict[st
 
 
 @torch.no_grad()
-def _average(average: nn.Module, network: nn.Module, keep: float) -> None:
-    theirs: list[Tensor] = [*network.parameters()]
-    torch._foreach_lerp_([*average.parameters()], theirs, 1 - keep)
+def _average(average: nn.Module, network: nn.Module, decay: float) -> None:
+    """Update the exponential moving average of the weights; buffers are copied."""
+    new: list[Tensor] = [*network.parameters()]
+    torch._foreach_lerp_([*average.parameters()], new, 1 - decay)
     for a, b in zip(average.buffers(), network.buffers(), strict=True):
         a.copy_(b)
 
@@ -195,7 +202,7 @@ def _save(
     optimizer: torch.optim.Optimizer,
     state: State,
 ) -> None:
-    """Replace the file in one step: it is complete at any time, whenever the process is killed."""
+    """Write the checkpoint atomically: a killed process leaves the previous one intact."""
     partial = file.with_suffix(".partial")
     with partial.open("wb") as out:
         torch.save(

@@ -1,6 +1,6 @@
 """Render the instance photos: `python -m examples.small_world.make_photos`.
 
-Three identities that no training saw, five views each on backgrounds of their own, a caption beside each.
+Three held-out identities, five views each on different backgrounds, each with a caption file.
 """
 
 import argparse
@@ -13,7 +13,7 @@ from examples.small_world.world import BACKGROUNDS, random_identity, random_scen
 HERE = Path(__file__).parent
 SUBJECTS = {"robot": 11, "dog": 23, "teapot": 5}
 """Class noun -> seed of the identity."""
-PLACES = ("white", "grass", "wood", "city", "yellow")
+PHOTO_BACKGROUNDS = ("white", "grass", "wood", "city", "yellow")
 
 
 def make_photos(out: Path) -> None:
@@ -21,7 +21,7 @@ def make_photos(out: Path) -> None:
         identity = random_identity(random.Random(f"photos/{seed}"), class_noun)
         folder = out / class_noun
         folder.mkdir(parents=True, exist_ok=True)
-        for number, background in enumerate(PLACES):
+        for number, background in enumerate(PHOTO_BACKGROUNDS):
             rng = random.Random(f"photos/{seed}/{number}")
             scene = random_scene(rng, background, accessory_share=0)
             render(identity, scene).save(folder / f"{number:02d}.png")

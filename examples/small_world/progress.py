@@ -1,4 +1,4 @@
-"""Figures and sheets of a base in training: how well eyes and faces are carried, and what it draws."""
+"""Validation of a base in training: PSNR of eyes and faces, reconstruction sheets, sample sheets."""
 
 from pathlib import Path
 from typing import Any
@@ -22,9 +22,9 @@ GUIDANCE_SCALE = 3.0
 
 
 class FaceFigures:
-    """PSNR of an autoencoder on held-out renders; called with its network and the pictures it has seen.
+    """PSNR of an autoencoder on `count` held-out renders; callable as `Validation.figures`.
 
-    Writes a sheet of reconstructions to `sheets`, if that is a folder's path.
+    `sheets`: folder for sheets of reconstructions; None writes none.
     """
 
     def __init__(self, faces: Faces = FACES, sheets: Path | None = None, count: int = 256) -> None:
@@ -34,7 +34,7 @@ class FaceFigures:
         self.sheets = sheets
 
     def __call__(self, vae: nn.Module, pictures: int) -> dict[str, float]:
-        """Means over renders in dB: of whole renders, and inside the boxes of eyes and of faces."""
+        """Means over renders in dB: whole renders, boxes of eyes, boxes of faces."""
         decoded = reconstructions(vae, self.images)
         if self.sheets is not None:
             self.sheets.mkdir(parents=True, exist_ok=True)
@@ -50,26 +50,26 @@ class FaceFigures:
 
 
 def reconstructions(vae: Any, images: NDArray[np.uint8]) -> NDArray[np.uint8]:
-    """uint8 (n, h, w, 3) through the autoencoder's mean and back."""
-    place = next(vae.parameters()).device
+    """Images decoded from the posterior's mean; uint8 (n, h, w, 3) in and out."""
+    dev = next(vae.parameters()).device
     out: list[Tensor] = []
     with torch.no_grad():
         for part in torch.split(torch.from_numpy(images), 16):
-            pixels = part.to(place).permute(0, 3, 1, 2).float() / 127.5 - 1
+            pixels = part.to(dev).permute(0, 3, 1, 2).float() / 127.5 - 1
             decoded = vae.decode(vae.encode(pixels).latent_dist.mean).sample.clamp(-1, 1)
             out.append(((decoded + 1) * 127.5).round().to(torch.uint8).permute(0, 2, 3, 1).cpu())
     return torch.cat(out).numpy()
 
 
 def psnr(a: NDArray[np.uint8], b: NDArray[np.uint8], box: Box | None = None) -> float:
-    """In dB, of two pictures of 8 bits (h, w, 3) or of what is inside of a box; at most 60."""
+    """PSNR in dB of two 8-bit images (h, w, 3), or of a box in them; at most 60."""
     left, top, right, bottom = box or (0, 0, a.shape[1], a.shape[0])
     error = a[top:bottom, left:right].astype(float) - b[top:bottom, left:right]
     return float(-10 * np.log10(max(np.square(error / 255).mean(), 1e-6)))
 
 
 def pairs_sheet(above: NDArray[np.uint8], below: NDArray[np.uint8], rows: int = 4) -> Image.Image:
-    """Pictures in rows of twelve, each above its counterpart, twice as large."""
+    """Images in rows of twelve, each above its counterpart, magnified twice."""
     strips = []
     for start in range(0, min(len(above), rows * SHEET_COLUMNS), SHEET_COLUMNS):
         part = slice(start, start + SHEET_COLUMNS)
@@ -80,7 +80,7 @@ def pairs_sheet(above: NDArray[np.uint8], below: NDArray[np.uint8], rows: int = 
 
 
 def drawn_sheet(pipeline: Any, file: Path, each: int = 4) -> None:
-    """Draw `each` pictures per class noun, a row per noun, with the seeds 0, 1 ..."""
+    """Write a sheet of `each` generated images per class noun, a row per noun, seeds 0 to `each` - 1."""
     from diffusers import DPMSolverMultistepScheduler
 
     pipeline.scheduler = DPMSolverMultistepScheduler.from_config(pipeline.scheduler.config)

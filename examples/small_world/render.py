@@ -1,4 +1,4 @@
-"""From an identity and a scene to pixels: supersampled polygons, deterministic, thousands a second."""
+"""Renderer: an identity and a scene to pixels and masks, by supersampled polygons; deterministic."""
 
 import math
 
@@ -14,7 +14,7 @@ SIZE = 64
 SUPERSAMPLING = 3
 Matrix = tuple[float, float, float, float, float, float]
 Box = tuple[int, int, int, int]
-"""Left, top, right, bottom in pixels; right and bottom are outside of it."""
+"""Left, top, right, bottom in pixels; right and bottom are exclusive."""
 
 
 def render(identity: Identity, scene: Scene, size: int = SIZE) -> Image.Image:
@@ -25,58 +25,57 @@ def render(identity: Identity, scene: Scene, size: int = SIZE) -> Image.Image:
     parts = drawing.parts
     if scene.accessory is not None:
         parts = parts + accessory(scene.accessory, COLORS[scene.accessory_color], drawing.top)
-    place = _placement(scene, side)
-    _paint(canvas, parts, identity, place)
+    transform = _placement(scene, side)
+    _paint(canvas, parts, identity, transform)
     return canvas.reduce(SUPERSAMPLING)
 
 
 def render_array(identity: Identity, scene: Scene, size: int = SIZE) -> NDArray[np.uint8]:
-    """The same as uint8 (size, size, 3)."""
+    """The scene as uint8 (size, size, 3)."""
     return np.asarray(render(identity, scene, size))
 
 
 def subject_mask(identity: Identity, scene: Scene, size: int = SIZE) -> NDArray[np.bool_]:
-    """Where `render` shows the subject, (size, size): its own parts, less what an accessory hides.
+    """Mask of the subject, bool (size, size): pixels of which it covers at least half.
 
-    A pixel belongs to the subject when at least half of it does. A hat is none of it: two pictures
-    with the same hat show no more of one subject for it.
+    An accessory is not part of the subject, and what it hides is not in the mask.
     """
     side = size * SUPERSAMPLING
     canvas = Image.new("L", (side, side))
     drawing = CLASSES[identity.class_noun](identity)
-    place = _placement(scene, side)
-    _stamp(canvas, drawing.parts, 255, place)
+    transform = _placement(scene, side)
+    _stamp(canvas, drawing.parts, 255, transform)
     if scene.accessory is not None:
-        _stamp(canvas, accessory(scene.accessory, (0, 0, 0), drawing.top), 0, place)
+        _stamp(canvas, accessory(scene.accessory, (0, 0, 0), drawing.top), 0, transform)
     return np.asarray(canvas.reduce(SUPERSAMPLING)) >= 128
 
 
 def part_masks(identity: Identity, scene: Scene, size: int = SIZE) -> dict[str, NDArray[np.bool_]]:
-    """Part name -> where at least half of a pixel shows it, (size, size). `accessory` is one of them.
+    """Part name, `accessory` included -> mask of its visible pixels (half or more), bool (size, size).
 
-    What another part hides is not in a mask; a part that is hidden whole, or outside, has an empty one.
+    A part that is hidden or outside of the image has an empty mask.
     """
     return {
-        name: np.asarray(Image.fromarray(seen * np.uint8(255)).reduce(SUPERSAMPLING)) >= 128
-        for name, seen in _visible(identity, scene, size).items()
+        name: np.asarray(Image.fromarray(mask * np.uint8(255)).reduce(SUPERSAMPLING)) >= 128
+        for name, mask in _visible(identity, scene, size).items()
     }
 
 
 def part_boxes(identity: Identity, scene: Scene, size: int = SIZE) -> dict[str, Box]:
-    """Part name -> box around every pixel that shows some of it; parts that are not seen have none.
+    """Part name -> box around its visible pixels; hidden parts are left out.
 
-    `face` is the box around the parts of `shapes.FACE`, where eyes are among those seen.
+    `face` is the box around all parts of `shapes.FACE`, present if eyes are visible.
     """
-    seen = _visible(identity, scene, size)
-    face = [seen[name] for name in seen if name in FACE]
-    if "eyes" in seen and seen["eyes"].any():
-        seen["face"] = np.logical_or.reduce(face)
-    return {name: _box(where) for name, where in seen.items() if where.any()}
+    masks = _visible(identity, scene, size)
+    face = [masks[name] for name in masks if name in FACE]
+    if "eyes" in masks and masks["eyes"].any():
+        masks["face"] = np.logical_or.reduce(face)
+    return {name: _box(mask) for name, mask in masks.items() if mask.any()}
 
 
-def _box(where: NDArray[np.bool_]) -> Box:
-    """The box in pixels of a supersampled mask that is not empty."""
-    ys, xs = np.nonzero(where)
+def _box(mask: NDArray[np.bool_]) -> Box:
+    """The box, in pixels, of a supersampled mask with at least one pixel."""
+    ys, xs = np.nonzero(mask)
     near, far = SUPERSAMPLING, SUPERSAMPLING - 1
     return (
         int(xs.min()) // near,
@@ -87,23 +86,23 @@ def _box(where: NDArray[np.bool_]) -> Box:
 
 
 def _visible(identity: Identity, scene: Scene, size: int) -> dict[str, NDArray[np.bool_]]:
-    """Part name -> where it is seen on the supersampled canvas."""
+    """Part name -> mask of its visible pixels on the supersampled canvas."""
     side = size * SUPERSAMPLING
     canvas = Image.new("L", (side, side))
     drawing = CLASSES[identity.class_noun](identity)
-    place = _placement(scene, side)
+    transform = _placement(scene, side)
     names = list(dict.fromkeys(part.name for part in drawing.parts))
     for part in drawing.parts:
-        _stamp(canvas, [part], 1 + names.index(part.name), place)
+        _stamp(canvas, [part], 1 + names.index(part.name), transform)
     if scene.accessory is not None:
         names.append("accessory")
-        _stamp(canvas, accessory(scene.accessory, (0, 0, 0), drawing.top), len(names), place)
+        _stamp(canvas, accessory(scene.accessory, (0, 0, 0), drawing.top), len(names), transform)
     levels = np.asarray(canvas)
     return {name: levels == 1 + number for number, name in enumerate(names)}
 
 
 def accessory(kind: str, color: Color, top: tuple[float, float, float]) -> list[Part]:
-    """What sits on the subject; `top` is where: centre x, y of its top, half width."""
+    """Parts of an accessory; `top`: x and y of the subject's top centre, half width."""
     x, y, w = top
     w = max(w, 0.26)
     band: Color = (
@@ -161,17 +160,17 @@ def _placement(scene: Scene, side: int) -> Matrix:
     return c * m, -s, half * (1 + scene.x), s * m, c, half * (1 + scene.y)
 
 
-def _map(points: list[Point], place: Matrix) -> list[Point]:
-    a, b, x, c, d, y = place
+def _map(points: list[Point], transform: Matrix) -> list[Point]:
+    a, b, x, c, d, y = transform
     return [(a * u + b * v + x, c * u + d * v + y) for u, v in points]
 
 
-def _paint(canvas: Image.Image, parts: list[Part], identity: Identity, place: Matrix) -> None:
+def _paint(canvas: Image.Image, parts: list[Part], identity: Identity, transform: Matrix) -> None:
     draw = ImageDraw.Draw(canvas)
     width = _outline(canvas)
-    texture = None if identity.pattern == "plain" else _texture(canvas.size, identity, place)
+    texture = None if identity.pattern == "plain" else _texture(canvas.size, identity, transform)
     for part in parts:
-        points = _map(part.points, place)
+        points = _map(part.points, transform)
         if part.fill != BODY:
             draw.polygon(points, fill=part.fill)
         elif texture is None:
@@ -182,11 +181,11 @@ def _paint(canvas: Image.Image, parts: list[Part], identity: Identity, place: Ma
             draw.line([*points, points[0], points[1]], fill=INK, width=width, joint=None)
 
 
-def _stamp(canvas: Image.Image, parts: list[Part], level: int, place: Matrix) -> None:
-    """The same shapes in one grey level, outlines and all."""
+def _stamp(canvas: Image.Image, parts: list[Part], level: int, transform: Matrix) -> None:
+    """Fill the parts, outlines included, with one grey level."""
     draw = ImageDraw.Draw(canvas)
     for part in parts:
-        points = _map(part.points, place)
+        points = _map(part.points, transform)
         draw.polygon(points, fill=level)
         if part.outline:
             draw.line([*points, points[0], points[1]], fill=level, width=_outline(canvas))
@@ -208,18 +207,18 @@ def _fill_with(canvas: Image.Image, texture: Image.Image, points: list[Point]) -
     canvas.paste(texture.crop((*corner, *far)), corner, mask)
 
 
-def _texture(size: tuple[int, int], identity: Identity, place: Matrix) -> Image.Image:
+def _texture(size: tuple[int, int], identity: Identity, transform: Matrix) -> Image.Image:
     """The identity's pattern over the whole canvas, fixed to the subject's frame."""
     image = Image.new("RGB", size, rgb(identity.color))
     draw = ImageDraw.Draw(image)
     second, pitch = rgb(identity.second), 0.34 * identity.pattern_scale
-    turned = _turn(place, identity.pattern_turn)
+    turned = _turn(transform, identity.pattern_turn)
     reach = math.ceil(1.25 / pitch)
     if identity.pattern == "striped":
         for k in range(-reach, reach + 1):
             draw.polygon(_map(box(k * pitch, -1.4, (k + 0.5) * pitch, 1.4), turned), fill=second)
         return image
-    radius = pitch * 0.28 * math.hypot(place[0], place[3])
+    radius = pitch * 0.28 * math.hypot(transform[0], transform[3])
     for k in range(-reach, reach + 1):
         for j in range(-reach, reach + 1):
             x, y = k * pitch, j * pitch
@@ -231,8 +230,8 @@ def _texture(size: tuple[int, int], identity: Identity, place: Matrix) -> Image.
     return image
 
 
-def _turn(place: Matrix, angle: float) -> Matrix:
-    """`place` after a rotation of the frame."""
-    a, b, x, c, d, y = place
+def _turn(transform: Matrix, angle: float) -> Matrix:
+    """`transform` after a rotation of the subject's frame by `angle` radians."""
+    a, b, x, c, d, y = transform
     cos, sin = math.cos(angle), math.sin(angle)
     return a * cos + b * sin, b * cos - a * sin, x, c * cos + d * sin, d * cos - c * sin, y

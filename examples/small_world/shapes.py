@@ -1,7 +1,7 @@
-"""The class nouns, drawn: one function each, from an identity to polygons in its own frame.
+"""Shapes of the class nouns: one function each, from an identity to polygons in the subject's frame.
 
-The frame is [-1, 1] x [-1, 1], y downwards. A `Part` is a polygon and what fills it: an RGB colour, or
-`BODY`, which stands for the identity's colours and pattern. The last parts are on top.
+The frame is [-1, 1] x [-1, 1], y downwards. A `Part` is a polygon filled with an RGB colour, or, for
+`BODY`, with the identity's colour and pattern. Later parts cover earlier ones.
 """
 
 import math
@@ -17,7 +17,7 @@ INK: Color = (30, 28, 34)
 WHITE: Color = (250, 250, 250)
 GLASS: Color = (190, 228, 246)
 FACE = frozenset({"eyes", "nose", "mouth", "muzzle", "whiskers", "visor", "beak"})
-"""Names of the parts that make a face. Classes without `eyes` have none."""
+"""Names of a face's parts. Classes without `eyes` have no face."""
 HEAD_GROWTH = 1.3
 EYE_GROWTH = 1.5
 
@@ -29,11 +29,11 @@ class Part(NamedTuple):
     fill: Color | str
     outline: bool = True
     name: str = "body"
-    """What it depicts; several parts may have one name, as two eyes have."""
+    """Kind of part; several parts may share it, such as two eyes."""
 
 
 class Drawing(NamedTuple):
-    """Parts from back to front, and where an accessory sits: centre, top, width."""
+    """Parts from back to front, and an accessory's position: x and y of the top's centre, half width."""
 
     parts: list[Part]
     top: tuple[float, float, float]
@@ -66,7 +66,7 @@ def strip(x0: float, y0: float, x1: float, y1: float, width: float) -> list[Poin
 
 
 def bow(x: float, y: float, radius: float, start: float, end: float, width: float) -> list[Point]:
-    """A thick arc from angle `start` to `end` (radians): handles and tails."""
+    """A thick arc from angle `start` to `end`, in radians."""
     angles = [start + (end - start) * i / 10 for i in range(11)]
     outer = [(x + radius * math.cos(a), y + radius * math.sin(a)) for a in angles]
     inner = radius - width
@@ -85,7 +85,7 @@ def eyes(x: float, y: float, gap: float, size: float) -> list[Part]:
 
 
 def growth(i: Identity) -> tuple[float, float]:
-    """Factors of heads and of eyes over the small ones."""
+    """Scale of heads and of eyes, relative to the small ones."""
     return (HEAD_GROWTH, EYE_GROWTH) if i.faces == "large" else (1.0, 1.0)
 
 

@@ -1,4 +1,4 @@
-"""A CLIP tokenizer for the small world: byte-pair merges learned from its captions, complete for ASCII."""
+"""CLIP tokenizer of the small world: byte-pair merges learned from its captions, complete for ASCII."""
 
 import json
 import tempfile
@@ -13,9 +13,10 @@ END = "</w>"
 
 
 def learn_merges(texts: Iterable[str], share: float = 0.002) -> list[tuple[str, str]]:
-    """Byte-pair encoding (Sennrich et al. 2016): the most frequent pair is merged, again and again.
+    """Merges of byte-pair encoding (Sennrich et al. 2016), most frequent pair first.
 
-    Words in fewer than `share` of the texts take no part: they stay in pieces, as rare words should.
+    Words with fewer occurrences than `share` of the number of texts are left out, so that rare words
+    stay several tokens.
     """
     texts = list(texts)
     counts = Counter(word for text in texts for word in text.lower().split())

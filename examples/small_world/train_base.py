@@ -1,8 +1,8 @@
 """Train the base model: `python -m examples.small_world.train_base`.
 
-Autoencoder, then UNet and text encoder, in Stable Diffusion's own format. Resumable: run it again. On a
-GPU it takes about half an hour, on two CPU cores days; `--scale 0.01` shows that it works. `--next` trains
-the next base instead of the shipped one: more latent channels, larger faces, warm start, fresh renders.
+Autoencoder, then UNet and text encoder, in Stable Diffusion's format. The same command resumes it. About
+half an hour on a GPU, days on two CPU cores; `--scale 0.01` for a trial. `--next` trains the next base
+instead of the shipped one: more latent channels, larger faces, warm start, no render used twice.
 """
 
 import argparse
@@ -19,10 +19,21 @@ from numpy.typing import NDArray
 from torch import Tensor, nn
 
 from examples.small_world.corpus import captions_of, example, make_corpus
-from examples.small_world.loop import Recipe, Watch, device, request_cooldown, train
+from examples.small_world.loop import Recipe, Validation, device, request_cooldown, train
+from examples.small_world.networks import (
+    autoencoder,
+    load_weights,
+    noise_scheduler,
+    pipeline,
+    text_encoder,
+    to_pixels,
+    tokenize,
+    unet,
+    warm_start,
+)
 from examples.small_world.progress import FaceFigures, drawn_sheet
 from examples.small_world.render import SIZE, part_boxes, render_array
-from examples.small_world.tokenizer import MAX_TOKENS, make_tokenizer
+from examples.small_world.tokenizer import make_tokenizer
 from examples.small_world.world import FACES, Faces
 
 HERE = Path(__file__).parent
@@ -39,18 +50,18 @@ PERCEPTUAL_LAYERS = 2
 
 
 class Plan(NamedTuple):
-    """What a base is, and how it is trained."""
+    """Architecture and training of a base."""
 
     autoencoder: Recipe
     denoiser: Recipe
     latent_channels: int = 4
     faces: Faces = FACES
     face_loss: bool = False
-    """Extra weight on eyes and faces, more on squared error, and a perceptual term."""
+    """Higher weight of faces, eyes and the squared error, and a perceptual term."""
     warm_start: Path | None = None
-    """A base whose weights and tokenizer are the start."""
+    """Base whose weights and tokenizer initialise this one."""
     measure_every: tuple[float, float] = (1_200.0, 3_600.0)
-    """Seconds between two measurements of the autoencoder, and of the denoiser."""
+    """Seconds between two validations: of the autoencoder, of the denoiser."""
 
 
 SHIPPED = Plan(AUTOENCODER, DENOISER)
@@ -81,87 +92,15 @@ NEXT = Plan(
 )
 
 
-def autoencoder(latent_channels: int = 4) -> Any:
-    from diffusers import AutoencoderKL
-
-    return AutoencoderKL(
-        in_channels=3,
-        out_channels=3,
-        latent_channels=latent_channels,
-        sample_size=64,
-        block_out_channels=(48, 96, 128),
-        layers_per_block=1,
-        norm_num_groups=16,
-        down_block_types=("DownEncoderBlock2D",) * 3,
-        up_block_types=("UpDecoderBlock2D",) * 3,
-    )
-
-
-def unet(latent_channels: int = 4) -> Any:
-    from diffusers import UNet2DConditionModel
-
-    return UNet2DConditionModel(
-        sample_size=16,
-        in_channels=latent_channels,
-        out_channels=latent_channels,
-        cross_attention_dim=192,
-        block_out_channels=(64, 128, 192),
-        layers_per_block=2,
-        norm_num_groups=16,
-        attention_head_dim=4,
-        down_block_types=("CrossAttnDownBlock2D", "CrossAttnDownBlock2D", "DownBlock2D"),
-        up_block_types=("UpBlock2D", "CrossAttnUpBlock2D", "CrossAttnUpBlock2D"),
-    )
-
-
-def text_encoder(tokenizer: Any) -> Any:
-    from transformers import CLIPTextConfig, CLIPTextModel
-
-    return CLIPTextModel(
-        CLIPTextConfig(
-            vocab_size=len(tokenizer),
-            hidden_size=192,
-            intermediate_size=768,
-            num_hidden_layers=4,
-            num_attention_heads=6,
-            max_position_embeddings=MAX_TOKENS,
-            projection_dim=192,
-            bos_token_id=tokenizer.bos_token_id,
-            eos_token_id=tokenizer.eos_token_id,
-            pad_token_id=tokenizer.pad_token_id,
-        )
-    )
-
-
-def noise_scheduler() -> Any:
-    """Linear betas leave almost nothing of the image at the last timestep: night can be dark, snow bright."""
-    from diffusers import DDIMScheduler
-
-    return DDIMScheduler(
-        beta_start=1e-4,
-        beta_end=0.02,
-        beta_schedule="linear",
-        prediction_type="v_prediction",
-        clip_sample=False,
-        set_alpha_to_one=False,
-        steps_offset=1,
-    )
-
-
-def to_pixels(images: Tensor) -> Tensor:
-    """uint8 (n, h, w, 3) -> float32 (n, 3, h, w) in [-1, 1]."""
-    return images.permute(0, 3, 1, 2).float().div(127.5).sub(1)
-
-
 class Pictures:
-    """Renders of the split `base` by row number, from a corpus in memory or made when asked for."""
+    """Renders of the split `base` by row number, from `corpus` if given, else rendered on demand."""
 
     def __init__(self, faces: Faces, corpus: NDArray[np.uint8] | None = None) -> None:
         self.faces = faces
         self.corpus = None if corpus is None else torch.from_numpy(corpus).to(device())
 
     def __call__(self, indices: Tensor) -> Tensor:
-        """Float32 (n, 3, 64, 64) in [-1, 1]."""
+        """The images of `indices`, float32 (n, 3, 64, 64) in [-1, 1]."""
         if self.corpus is not None:
             return to_pixels(self.corpus[indices])
         images = [render_array(*example(SPLIT, i, self.faces)[:2]) for i in indices.tolist()]
@@ -178,44 +117,8 @@ class Pictures:
         return torch.from_numpy(weights).to(indices.device)
 
 
-def warm_start(network: nn.Module, old: dict[str, Tensor], latent_channels: int) -> None:
-    """Copy every weight of `old`; where there are more latent channels now, into the first ones.
-
-    What an old output channel gets from new input channels is 0: at its start the network is the old one.
-    """
-    new = network.state_dict()
-    for name, weight in old.items():
-        target = new[name]
-        if target.shape == weight.shape:
-            target.copy_(weight)
-            continue
-        places = [
-            _channels(before, now, latent_channels)
-            for before, now in zip(weight.shape, target.shape, strict=True)
-        ]
-        target[places[0]] = 0
-        target[torch.meshgrid(*places, indexing="ij")] = weight.to(target.dtype)
-    network.load_state_dict(new)
-
-
-def _channels(before: int, now: int, latent_channels: int) -> Tensor:
-    """Where `before` old channels are among `now`; means and log variances are two halves."""
-    if before == now or now != 2 * latent_channels:
-        return torch.arange(before)
-    half = torch.arange(before // 2)
-    return torch.cat([half, latent_channels + half])
-
-
-def load_weights(folder: Path, part: str) -> dict[str, Tensor]:
-    """The safetensors of one part of a base, in float32."""
-    from safetensors.torch import load_file
-
-    (file,) = (folder / part).glob("*.safetensors")
-    return {name: weight.float() for name, weight in load_file(file).items()}
-
-
 def perceptual_features() -> Callable[[Tensor], list[Tensor]]:
-    """The identity encoder's first layers: pixels -> hidden states (n, tokens, width), normalised."""
+    """Function from pixels to the identity encoder's first hidden states, normalised (n, tokens, width)."""
     from transformers import ViTModel
 
     vit: Any = ViTModel.from_pretrained(HERE / "encoders" / "identity", add_pooling_layer=False)
@@ -230,7 +133,7 @@ def perceptual_features() -> Callable[[Tensor], list[Tensor]]:
 
 
 def train_autoencoder(pictures: Pictures, rows: int, plan: Plan, folder: Path) -> Any:
-    """L1 plus MSE, and a KL term that only keeps the latents bounded. Kept in `folder/vae`."""
+    """Train the autoencoder on L1, MSE and a small KL term; saved in, and loaded from, `folder/vae`."""
     from diffusers import AutoencoderKL
 
     done = folder / "vae"
@@ -251,13 +154,13 @@ def train_autoencoder(pictures: Pictures, rows: int, plan: Plan, folder: Path) -
         error = decoded - pixels
         weighted = (pictures.weights(indices) * (error.abs() + 4 * error.square())).mean()
         pairs = zip(features(decoded), features(pixels), strict=True)
-        seen = torch.stack([F.mse_loss(ours, theirs) for ours, theirs in pairs])
-        total: Tensor = weighted + PERCEPTUAL_WEIGHT * seen.mean() + kl
+        perceptual = torch.stack([F.mse_loss(a, b) for a, b in pairs])
+        total: Tensor = weighted + PERCEPTUAL_WEIGHT * perceptual.mean() + kl
         return total
 
     figures = FaceFigures(plan.faces, folder / "sheets")
-    watch = Watch(figures, plan.measure_every[0], GOAL) if plan.face_loss else None
-    facts = train("autoencoder", vae, loss, rows, plan.autoencoder, folder, watch)
+    validation = Validation(figures, plan.measure_every[0], GOAL) if plan.face_loss else None
+    facts = train("autoencoder", vae, loss, rows, plan.autoencoder, folder, validation)
     with torch.no_grad():
         parts = torch.split(torch.arange(min(rows, 512), device=device()), 64)
         mean = torch.cat([vae.encode(pictures(part)).latent_dist.mean for part in parts])
@@ -268,7 +171,7 @@ def train_autoencoder(pictures: Pictures, rows: int, plan: Plan, folder: Path) -
 
 
 class Latents:
-    """Scaled means and deviations of the pictures' latents, encoded when first asked for, kept on disk."""
+    """Scaled means and standard deviations of the images' latents, encoded on demand, cached on disk."""
 
     def __init__(self, vae: Any, pictures: Pictures, rows: int, folder: Path) -> None:
         self.vae, self.pictures = vae, pictures
@@ -296,7 +199,7 @@ class Latents:
 
 
 def _array(file: Path, shape: tuple[int, ...], kind: type) -> Any:
-    """An array in a file, written through; zeros where the file is new."""
+    """A memory-mapped array; zeros if the file is new."""
     mode: Any = "r+" if file.exists() else "w+"
     return np.lib.format.open_memmap(file, mode, kind, shape)
 
@@ -304,22 +207,22 @@ def _array(file: Path, shape: tuple[int, ...], kind: type) -> Any:
 def train_denoiser(
     latents: Latents, tokenizer: Any, rows: int, plan: Plan, folder: Path
 ) -> tuple[Any, Any, dict[str, float]]:
-    """UNet and text encoder together, v-prediction (Salimans & Ho 2022, appendix D)."""
-    place = device()
-    empty = tokenize(tokenizer, [""]).to(place)
-    alphas = noise_scheduler().alphas_cumprod.to(place)
+    """Train UNet and text encoder jointly on v-prediction (Salimans & Ho 2022, appendix D)."""
+    dev = device()
+    empty = tokenize(tokenizer, [""]).to(dev)
+    alphas = noise_scheduler().alphas_cumprod.to(dev)
 
     def loss(network: nn.Module, indices: Tensor) -> Tensor:
         mean, deviation = latents(indices)
         clean = mean + deviation * torch.randn_like(mean)
-        told = [captions_of(SPLIT, i, plan.faces)[1:] for i in indices.tolist()]
-        choice = torch.randint(len(told[0]), indices.shape).tolist()
-        texts = [row[number].text for row, number in zip(told, choice, strict=True)]
-        ids = tokenize(tokenizer, texts).to(place).long()
-        dropped = torch.rand(len(ids), 1, device=place) < CAPTION_DROPOUT
+        captions = [captions_of(SPLIT, i, plan.faces)[1:] for i in indices.tolist()]
+        choice = torch.randint(len(captions[0]), indices.shape).tolist()
+        texts = [row[number].text for row, number in zip(captions, choice, strict=True)]
+        ids = tokenize(tokenizer, texts).to(dev).long()
+        dropped = torch.rand(len(ids), 1, device=dev) < CAPTION_DROPOUT
         conditioning = network["text_encoder"](torch.where(dropped, empty, ids))[0]  # type: ignore[index]
         noise = torch.randn_like(clean)
-        timesteps = torch.randint(len(alphas), indices.shape, device=place)
+        timesteps = torch.randint(len(alphas), indices.shape, device=dev)
         alpha = alphas[timesteps].view(-1, 1, 1, 1)
         noisy = alpha.sqrt() * clean + (1 - alpha).sqrt() * noise
         target = alpha.sqrt() * noise - (1 - alpha).sqrt() * clean
@@ -335,51 +238,30 @@ def train_denoiser(
     def figures(average: nn.Module, pictures: int) -> dict[str, float]:
         file = folder / "sheets" / f"denoiser-{pictures:09d}.png"
         drawn_sheet(pipeline(latents.vae, average, tokenizer), file)
-        rows_measured = torch.split(torch.arange(min(rows, 256), device=place), 32)
+        batches = torch.split(torch.arange(min(rows, 256), device=dev), 32)
         torch.manual_seed(0)
-        losses = [loss(average, part).item() for part in rows_measured]
+        losses = [loss(average, batch).item() for batch in batches]
         return {"fixed_noise_loss": sum(losses) / len(losses)}
 
-    watch = Watch(figures, plan.measure_every[1]) if plan.face_loss else None
-    facts = train("denoiser", both, loss, rows, plan.denoiser, folder, watch)
+    validation = Validation(figures, plan.measure_every[1]) if plan.face_loss else None
+    facts = train("denoiser", both, loss, rows, plan.denoiser, folder, validation)
     return both["unet"], both["text_encoder"], facts
-
-
-def tokenize(tokenizer: Any, texts: list[str]) -> Tensor:
-    """int32 (n, MAX_TOKENS)."""
-    ids = tokenizer(texts, padding="max_length", truncation=True, max_length=MAX_TOKENS).input_ids
-    return torch.tensor(np.array(ids, dtype=np.int32))
-
-
-def pipeline(vae: Any, denoiser: Any, tokenizer: Any) -> Any:
-    """Autoencoder, and UNet and text encoder in one module dict, as a pipeline."""
-    from diffusers import StableDiffusionPipeline
-
-    return StableDiffusionPipeline(
-        vae=vae,
-        unet=denoiser["unet"],
-        text_encoder=denoiser["text_encoder"],
-        tokenizer=tokenizer,
-        scheduler=noise_scheduler(),
-        safety_checker=None,
-        feature_extractor=None,
-        requires_safety_checker=False,
-    )
 
 
 def save_base(
     out: Path, vae: Any, denoiser: Any, text: Any, tokenizer: Any, facts: dict[str, Any]
 ) -> None:
-    """As fp16 safetensors: half the size, and a difference no picture shows."""
+    """Write the base to `out` as fp16 safetensors, with `training.json`."""
     parts = {"unet": denoiser.cpu().half(), "text_encoder": text.cpu().half()}
     pipeline(vae.cpu().half(), parts, tokenizer).save_pretrained(out, safe_serialization=True)
     (out / "training.json").write_text(json.dumps(facts, indent=2) + "\n")
 
 
 def make_base(plan: Plan, images: int, fresh: bool, work: Path, out: Path) -> None:
-    """Train all of a base, or go on with it, and write it to `out`.
+    """Train a base, resuming from `work`, and write it to `out`.
 
-    `images`: how many pictures the UNet and a training from a corpus have. `fresh`: render when asked for.
+    `images`: number of renders that the UNet is trained on. `fresh`: render on demand, without a corpus;
+    the autoencoder then gets no render twice.
     """
     from transformers import CLIPTokenizer
 
@@ -414,16 +296,16 @@ def make_base(plan: Plan, images: int, fresh: bool, work: Path, out: Path) -> No
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument("--out", type=Path, help="where the base is written")
-    parser.add_argument("--work", type=Path, help="where the state of the training is kept")
-    parser.add_argument("--images", type=int, default=250_000)
-    parser.add_argument("--scale", type=float, default=1.0, help="share of the steps and images")
+    parser.add_argument("--out", type=Path, help="folder of the finished base")
+    parser.add_argument("--work", type=Path, help="folder of the training's state")
+    parser.add_argument("--images", type=int, default=250_000, help="renders for the UNet")
+    parser.add_argument("--scale", type=float, default=1.0, help="factor on steps and images")
     parser.add_argument("--next", action="store_true", help="train the next base")
-    parser.add_argument("--channels", type=int, help="latent channels, if others than the plan's")
+    parser.add_argument("--channels", type=int, help="latent channels; default: the plan's")
     parser.add_argument(
         "--cooldown",
         choices=("autoencoder", "denoiser"),
-        help="let this part of a running or stopped training start its decay, and do nothing else",
+        help="start the learning rate decay of this stage of a running or stopped training, and exit",
     )
     options = parser.parse_args()
     work = options.work or Path(".dreambooth", "next_base" if options.next else "small_world")

@@ -1,7 +1,7 @@
-"""Train the encoders that measure: `python -m examples.small_world.train_encoders [clip] [identity]`.
+"""Train the metrics' encoders: `python -m examples.small_world.train_encoders [clip] [identity]`.
 
-A CLIP in the role of `openai/clip-vit-base-patch32` and an identity encoder in the role of
-`facebook/dino-vits16`, in those models' formats, on other seeds than the base's.
+A CLIP in place of `openai/clip-vit-base-patch32` and an identity encoder in place of
+`facebook/dino-vits16`, in those models' formats, trained on other seeds than the base.
 """
 
 import argparse
@@ -16,9 +16,9 @@ from torch import Tensor, nn
 
 from examples.small_world.corpus import make_corpus, make_views
 from examples.small_world.loop import Recipe, device, train
+from examples.small_world.networks import to_pixels, tokenize
 from examples.small_world.shapes import CLASSES
 from examples.small_world.tokenizer import MAX_TOKENS, make_tokenizer
-from examples.small_world.train_base import to_pixels, tokenize
 from examples.small_world.world import BACKGROUNDS, Caption
 
 HERE = Path(__file__).parent
@@ -85,18 +85,18 @@ def identity_model() -> Any:
 
 
 def degrade(pixels: Tensor) -> Tensor:
-    """Blur, noise and light as generated images have them: what counts is the subject, not the finish."""
-    n, place = len(pixels), pixels.device
+    """Augmentation: random blur, brightness and noise, as in generated images."""
+    n, dev = len(pixels), pixels.device
     soft = F.avg_pool2d(F.pad(pixels, (1, 1, 1, 1), mode="replicate"), 3, stride=1)
-    blend = torch.rand(n, 1, 1, 1, device=place) * (torch.rand(n, 1, 1, 1, device=place) < 0.6)
+    blend = torch.rand(n, 1, 1, 1, device=dev) * (torch.rand(n, 1, 1, 1, device=dev) < 0.6)
     pixels = pixels + (soft - pixels) * blend
-    light = 1 + 0.1 * (torch.rand(n, 1, 1, 1, device=place) - 0.5)
-    noise = 0.08 * torch.rand(n, 1, 1, 1, device=place) * torch.randn_like(pixels)
+    light = 1 + 0.1 * (torch.rand(n, 1, 1, 1, device=dev) - 0.5)
+    noise = 0.08 * torch.rand(n, 1, 1, 1, device=dev) * torch.randn_like(pixels)
     return (pixels * light + noise).clamp(-1, 1)
 
 
 def code(captions: list[list[Caption]]) -> Tensor:
-    """Each claim as a number, 0 for none: int16 (n, captions, 7)."""
+    """Attributes of the captions as numbers, 0 for none: int16 (n, captions, 7)."""
     numbers: dict[tuple[int, str], int] = {}
     rows = [
         [
@@ -122,44 +122,44 @@ def embed_texts(clip: Any, ids: Tensor) -> Tensor:
 
 
 def soft_contrast(logits: Tensor, matches: Tensor) -> Tensor:
-    """InfoNCE with several true captions per image: cross entropy against the uniform over the true ones."""
+    """InfoNCE with several positives per row: cross entropy with the uniform distribution over them."""
     target = matches.float() / matches.sum(1, keepdim=True)
     return -(target * logits.log_softmax(1)).sum(1).mean()
 
 
 def train_clip(folder: Path, images: int, recipe: Recipe) -> tuple[Any, Any, dict[str, float]]:
-    """CLIP (Radford et al. 2021); a caption is a positive of every image of the batch it is true of."""
+    """CLIP (Radford et al. 2021); a caption's positives are all images of the batch that it describes."""
     corpus = make_corpus(folder, "clip", images)
     pixels = torch.from_numpy(corpus.images).to(device())
     texts = [c.text for row in corpus.captions for c in row[1:]]
     tokenizer = make_tokenizer(texts[:60_000])
     each = len(corpus.captions[0]) - 1
     tokens = tokenize(tokenizer, texts).view(-1, each, MAX_TOKENS).to(device())
-    claims = code(corpus.captions).to(device())
+    attributes = code(corpus.captions).to(device())
     classes, backgrounds = list(CLASSES), list(BACKGROUNDS)
     plain = tokenize(tokenizer, [f"a photo of a {c}" for c in classes]).to(device()).long()
-    placed_texts = [f"a {c} {phrase}" for c in classes for phrase in BACKGROUNDS.values()]
-    placed = tokenize(tokenizer, placed_texts).to(device()).long()
+    scene_texts = [f"a {c} {phrase}" for c in classes for phrase in BACKGROUNDS.values()]
+    scenes = tokenize(tokenizer, scene_texts).to(device()).long()
     class_of = torch.tensor([classes.index(row[0].class_noun or "") for row in corpus.captions]).to(
         device()
     )
-    place_of = torch.tensor(
+    background_of = torch.tensor(
         [backgrounds.index(row[0].background or "") for row in corpus.captions]
     ).to(device())
 
     def loss(network: nn.Module, indices: Tensor) -> Tensor:
         choice = torch.randint(each, indices.shape, device=indices.device)
         image = embed_images(network, degrade(to_pixels(pixels[indices])))
-        text = embed_texts(network, torch.cat([tokens[indices, choice].long(), plain, placed]))
-        text, kinds, places = torch.split(text, [len(indices), len(plain), len(placed)])
+        text = embed_texts(network, torch.cat([tokens[indices, choice].long(), plain, scenes]))
+        text, class_text, scene_text = torch.split(text, [len(indices), len(plain), len(scenes)])
         scale = network.logit_scale.exp().clamp(max=100)  # type: ignore[operator]
-        truth, told = claims[indices, 0], claims[indices, choice + 1]
-        matches = ((told[None] == 0) | (told[None] == truth[:, None])).all(-1)
+        truth, caption = attributes[indices, 0], attributes[indices, choice + 1]
+        matches = ((caption[None] == 0) | (caption[None] == truth[:, None])).all(-1)
         logits = scale * image @ text.T
         value = (soft_contrast(logits, matches) + soft_contrast(logits.T, matches.T)) / 2
-        value = value + 0.3 * F.cross_entropy(scale * image @ kinds.T, class_of[indices])
-        where = class_of[indices] * len(backgrounds) + place_of[indices]
-        return value + 0.3 * F.cross_entropy(scale * image @ places.T, where)
+        value = value + 0.3 * F.cross_entropy(scale * image @ class_text.T, class_of[indices])
+        scene = class_of[indices] * len(backgrounds) + background_of[indices]
+        return value + 0.3 * F.cross_entropy(scale * image @ scene_text.T, scene)
 
     clip = clip_model(tokenizer)
     return clip, tokenizer, train("clip", clip, loss, images, recipe, folder)
@@ -168,7 +168,7 @@ def train_clip(folder: Path, images: int, recipe: Recipe) -> tuple[Any, Any, dic
 def train_identity(
     folder: Path, subjects: int, recipe: Recipe, views: int = 8
 ) -> tuple[Any, dict[str, float]]:
-    """Supervised contrast (Khosla et al. 2020) of two views per identity; the head is thrown away."""
+    """Supervised contrastive loss (Khosla et al. 2020), two views per identity; the head is dropped."""
     pixels = torch.from_numpy(make_views(folder, "identity", subjects, views)).to(device())
     both = nn.ModuleDict(
         {
@@ -193,7 +193,7 @@ def train_identity(
 
 
 def save(model: Any, out: Path, facts: dict[str, float], tokenizer: Any = None) -> None:
-    """A folder that `from_pretrained` loads: fp16 safetensors, the preprocessing, the tokenizer."""
+    """Write a folder for `from_pretrained`: fp16 safetensors, preprocessing, tokenizer."""
     model.cpu().half().save_pretrained(out, safe_serialization=True)
     if tokenizer is not None:
         tokenizer.save_pretrained(out)
@@ -214,7 +214,7 @@ def main() -> None:
     parser.add_argument("--work", type=Path, default=Path(".dreambooth/small_world"))
     parser.add_argument("--images", type=int, default=120_000)
     parser.add_argument("--subjects", type=int, default=24_000)
-    parser.add_argument("--scale", type=float, default=1.0, help="share of the steps and images")
+    parser.add_argument("--scale", type=float, default=1.0, help="factor on steps and images")
     options = parser.parse_args()
     torch.set_float32_matmul_precision("high")
     torch.manual_seed(1)

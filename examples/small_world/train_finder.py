@@ -1,8 +1,8 @@
-"""Train what finds the subject in a picture: `python -m examples.small_world.train_finder`.
+"""Train the detector of the subject: `python -m examples.small_world.train_finder`.
 
-A SegFormer (Xie et al. 2021) of a quarter million weights, on renders with their true masks. Half of what it
-sees went through the base's autoencoder, some of it with noise in the latents: it is to work on generated,
-soft pictures. Resumable: run it again. A few minutes on one CPU core, the same weights on the same machine.
+A SegFormer (Xie et al. 2021) of 0.27 M weights, trained on renders with their true masks. Half of each
+batch went through the base's autoencoder with noise in the latents, since generated images are soft.
+The same command resumes it. A few minutes on one CPU core; deterministic on one machine.
 """
 
 import argparse
@@ -18,20 +18,20 @@ from numpy.typing import NDArray
 from torch import Tensor, nn
 
 from examples.small_world.loop import Recipe, device, train
+from examples.small_world.networks import to_pixels
 from examples.small_world.render import SIZE, render_array, subject_mask
 from examples.small_world.shapes import CLASSES
-from examples.small_world.train_base import to_pixels
 from examples.small_world.train_encoders import degrade
 from examples.small_world.world import Identity, Scene, random_identity, random_scene
 
 HERE = Path(__file__).parent
 SPLIT = "finder"
-FINDER = Recipe(steps=800, batch=16, learning_rate=2e-3, warmup=50, ema=0.99)
+DETECTOR = Recipe(steps=800, batch=16, learning_rate=2e-3, warmup=50, ema=0.99)
 LABELS = {0: "background", 1: "subject"}
 ACCESSORY_SHARE = 0.5
-"""Twice the corpus' own: what sits on a subject is the hardest part of the background."""
+"""Twice that of the corpus: accessories are the hardest part of the background."""
 LATENT_NOISE = 0.35
-"""Most of the noise in a decoded picture's latents, as a share of their spread."""
+"""Largest noise in a decoded image's latents, relative to their standard deviation."""
 PROCESSOR = {
     "image_processor_type": "SegformerImageProcessor",
     "do_resize": True,
@@ -46,8 +46,8 @@ PROCESSOR = {
 }
 
 
-class Marked(NamedTuple):
-    """Pictures and where the subject is in each."""
+class MaskedImages(NamedTuple):
+    """Images with the masks of their subjects."""
 
     images: NDArray[np.uint8]
     """(n, 64, 64, 3)"""
@@ -66,12 +66,7 @@ def segmenter() -> Any:
             sr_ratios=[8, 4, 2, 1],
             mlp_ratios=[2, 2, 2, 2],
             patch_sizes=[5, 3, 3, 3],
-            strides=[
-                2,
-                2,
-                2,
-                2,
-            ],  # half the usual first step: at 64 pixels a tail is two pixels wide
+            strides=[2, 2, 2, 2],  # the usual first stride is 4, too coarse for images of 64 pixels
             decoder_hidden_size=48,
             hidden_dropout_prob=0.0,
             attention_probs_dropout_prob=0.0,
@@ -84,45 +79,50 @@ def segmenter() -> Any:
 
 
 def example(split: str, index: int) -> tuple[Identity, Scene]:
-    """The `index`-th subject of a split, and how it is seen."""
+    """Identity and scene of a split's `index`-th image."""
     rng = random.Random(f"{split}/{index}")
     identity = random_identity(rng, rng.choice(list(CLASSES)))
     return identity, random_scene(rng, accessory_share=ACCESSORY_SHARE)
 
 
-def rendered(split: str, count: int) -> Marked:
-    """Pictures with their true masks."""
+def render_masked(split: str, count: int) -> MaskedImages:
+    """Renders with their true masks."""
     pairs = [example(split, index) for index in range(count)]
-    return Marked(
+    return MaskedImages(
         np.stack([render_array(*pair) for pair in pairs]),
         np.stack([subject_mask(*pair) for pair in pairs]),
     )
 
 
 @torch.inference_mode()
-def softened(vae: Any, images: NDArray[np.uint8], noise: float, seed: int = 0) -> NDArray[np.uint8]:
-    """The pictures through an autoencoder, with up to `noise` of their spread in their latents."""
-    place, draw = device(), torch.Generator().manual_seed(seed)
+def autoencode(
+    vae: Any, images: NDArray[np.uint8], noise: float, seed: int = 0
+) -> NDArray[np.uint8]:
+    """The images encoded and decoded, uint8 (n, h, w, 3).
+
+    Noise in the latents: up to `noise` times their standard deviation, drawn per image.
+    """
+    dev, draw = device(), torch.Generator().manual_seed(seed)
     parts = []
     for part in torch.split(torch.from_numpy(images), 16):
-        latents = vae.encode(to_pixels(part).to(place)).latent_dist.mean
+        latents = vae.encode(to_pixels(part).to(dev)).latent_dist.mean
         amount = noise * torch.rand(len(part), 1, 1, 1, generator=draw) * latents.std().cpu()
-        latents = latents + (amount * torch.randn(latents.shape, generator=draw)).to(place)
+        latents = latents + (amount * torch.randn(latents.shape, generator=draw)).to(dev)
         decoded = vae.decode(latents).sample.clamp(-1, 1).cpu()
         parts.append(decoded.add(1).mul(127.5).round().byte().permute(0, 2, 3, 1).numpy())
     return np.concatenate(parts)
 
 
-def make_marked(folder: Path, base: Path, count: int) -> Marked:
-    """`count` renders and as many softened copies of every fourth, made once and kept in `folder`."""
+def make_training_set(folder: Path, base: Path, count: int) -> MaskedImages:
+    """`count` renders and an autoencoded copy of every fourth, cached in `folder`."""
     file = folder / f"{SPLIT}-{count}.npz"
     if not file.exists():
         from diffusers import AutoencoderKL
 
         folder.mkdir(parents=True, exist_ok=True)
         vae = AutoencoderKL.from_pretrained(base / "vae", dtype=torch.float32).to(device())
-        sharp = rendered(SPLIT, count)
-        soft = softened(vae, sharp.images[::4], LATENT_NOISE)
+        sharp = render_masked(SPLIT, count)
+        soft = autoencode(vae, sharp.images[::4], LATENT_NOISE)
         partial = file.with_suffix(".partial.npz")
         np.savez(
             partial,
@@ -130,13 +130,15 @@ def make_marked(folder: Path, base: Path, count: int) -> Marked:
             masks=np.concatenate([sharp.masks, sharp.masks[::4]]),
         )
         partial.rename(file)
-    with np.load(file) as kept:
-        return Marked(kept["images"], kept["masks"])
+    with np.load(file) as saved:
+        return MaskedImages(saved["images"], saved["masks"])
 
 
-def train_finder(marked: Marked, recipe: Recipe, folder: Path) -> tuple[Any, dict[str, float]]:
-    """Cross entropy per pixel; half of every batch is softened pictures, all are degraded further."""
-    images, masks = torch.from_numpy(marked.images), torch.from_numpy(marked.masks).long()
+def train_detector(
+    data: MaskedImages, recipe: Recipe, folder: Path
+) -> tuple[Any, dict[str, float]]:
+    """Train on cross entropy per pixel, with augmentation; half of each batch is autoencoded images."""
+    images, masks = torch.from_numpy(data.images), torch.from_numpy(data.masks).long()
     images, masks = images.to(device()), masks.to(device())
     soft = len(images) // 5
 
@@ -155,13 +157,13 @@ def train_finder(marked: Marked, recipe: Recipe, folder: Path) -> tuple[Any, dic
 
 
 def tinted(pixels: Tensor) -> Tensor:
-    """Each colour stronger or weaker by up to a seventh, as a model's own palette may have it."""
+    """Augmentation: each colour channel scaled by a random factor in [0.85, 1.15]."""
     gain = 1 + 0.3 * (torch.rand(len(pixels), 3, 1, 1, device=pixels.device) - 0.5)
     return ((pixels + 1) * gain - 1).clamp(-1, 1)
 
 
 def save(model: Any, out: Path, facts: dict[str, Any]) -> None:
-    """A folder that `from_pretrained` loads: fp16 safetensors and the preprocessing."""
+    """Write a folder for `from_pretrained`: fp16 safetensors and preprocessing."""
     model.cpu().half().save_pretrained(out, safe_serialization=True)
     for name, content in {"preprocessor_config": PROCESSOR, "training": facts}.items():
         (out / f"{name}.json").write_text(json.dumps(content, indent=2) + "\n")
@@ -170,18 +172,19 @@ def save(model: Any, out: Path, facts: dict[str, Any]) -> None:
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument(
-        "--base", type=Path, default=HERE / "base", help="whose autoencoder softens"
+        "--base", type=Path, default=HERE / "base", help="base with the autoencoder"
     )
     parser.add_argument("--out", type=Path, default=HERE / "finder")
     parser.add_argument("--work", type=Path, default=Path(".dreambooth/small_world"))
     parser.add_argument("--images", type=int, default=4_000)
-    parser.add_argument("--scale", type=float, default=1.0, help="share of the steps and images")
+    parser.add_argument("--scale", type=float, default=1.0, help="factor on steps and images")
     options = parser.parse_args()
     torch.manual_seed(2)
-    recipe = FINDER._replace(steps=max(2, round(FINDER.steps * options.scale)))
-    marked = make_marked(options.work, options.base, max(40, round(options.images * options.scale)))
-    model, facts = train_finder(marked, recipe, options.work)
-    save(model, options.out, {"split": SPLIT, "images": len(marked.images), **facts})
+    recipe = DETECTOR._replace(steps=max(2, round(DETECTOR.steps * options.scale)))
+    count = max(40, round(options.images * options.scale))
+    data = make_training_set(options.work, options.base, count)
+    model, facts = train_detector(data, recipe, options.work)
+    save(model, options.out, {"split": SPLIT, "images": len(data.images), **facts})
 
 
 if __name__ == "__main__":

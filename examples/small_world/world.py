@@ -1,7 +1,7 @@
-"""What exists in the small world: identities, scenes, and the English that describes them.
+"""Identities, scenes and captions of the small world.
 
-An identity is one vector of attributes; a scene says where it stands and how it is seen. Both are drawn
-from a seed, and together they give what no photo set gives: the truth about subject and prompt.
+An identity is a subject's attributes; a scene is background, accessory and pose. Both are drawn from a
+seed, so that the truth about subject and prompt is known for every image.
 """
 
 import random
@@ -10,8 +10,8 @@ from typing import Literal, NamedTuple
 Color = tuple[int, int, int]
 Faces = Literal["small", "large"]
 FACES: Faces = "small"
-"""Proportions of heads and eyes in everything that is shipped: photos, base, encoders, finder. In the
-`large` ones heads are 1.3 times and eyes 1.5 times as large."""
+"""Size of heads and eyes in all that is shipped: photos, base, encoders, detector. `large` heads are 1.3
+times, and `large` eyes 1.5 times, as large."""
 
 COLORS: dict[str, Color] = {
     "red": (214, 40, 46),
@@ -45,14 +45,15 @@ BACKGROUNDS: dict[str, str] = {
 
 
 class Named(NamedTuple):
-    """A named colour, and this identity's own shade of it."""
+    """A named colour in an identity's own shade."""
 
     name: str
     shade: tuple[float, float, float]
+    """Added to the named colour's red, green and blue."""
 
 
 class Identity(NamedTuple):
-    """One subject: what stays the same in every picture of it."""
+    """One subject: the attributes that all of its images share."""
 
     class_noun: str
     color: Named
@@ -62,7 +63,7 @@ class Identity(NamedTuple):
     """Radians."""
     pattern_scale: float
     variant: int
-    """Which of the class's three shapes."""
+    """0 to 2: one of the class's three shapes."""
     extra: bool
     proportions: tuple[float, float, float]
     """Each in [-1, 1]."""
@@ -70,7 +71,7 @@ class Identity(NamedTuple):
 
 
 class Scene(NamedTuple):
-    """One view of a subject: everything that may differ between two pictures of it."""
+    """One view of a subject: the attributes that differ between its images."""
 
     background: str
     accessory: str | None
@@ -82,11 +83,11 @@ class Scene(NamedTuple):
     """Radians."""
     mirror: bool
     decor: int
-    """Seed of the background's own details."""
+    """Seed of the background's details."""
 
 
 class Caption(NamedTuple):
-    """A text and what it claims; None where it says nothing."""
+    """A text and the attributes that it states; None: not stated."""
 
     text: str
     class_noun: str | None = None
@@ -99,7 +100,7 @@ class Caption(NamedTuple):
 
 
 def rgb(color: Named) -> Color:
-    """The named colour in this identity's shade, 0-255."""
+    """Red, green and blue of a shade, 0-255."""
     r, g, b = (
         max(0, min(255, round(c + s))) for c, s in zip(COLORS[color.name], color.shade, strict=True)
     )
@@ -147,38 +148,41 @@ def random_scene(
 
 
 def describe(rng: random.Random, identity: Identity, scene: Scene, keep: float = 0.5) -> Caption:
-    """A caption in natural English; each attribute is told with probability `keep`."""
-    tell_color, tell_pattern = rng.random() < keep, rng.random() < keep
-    tell_accessory = scene.accessory is not None and rng.random() < max(keep, 0.8)
-    tell_background = rng.random() < max(keep, 0.7)
+    """A caption in English, each attribute stated with probability `keep`.
+
+    Backgrounds have a probability of at least 0.7, accessories of at least 0.8.
+    """
+    with_color, with_pattern = rng.random() < keep, rng.random() < keep
+    with_accessory = scene.accessory is not None and rng.random() < max(keep, 0.8)
+    with_background = rng.random() < max(keep, 0.7)
     words: list[str] = []
     second = None
-    if tell_color:
+    if with_color:
         words.append(identity.color.name)
-        if tell_pattern and identity.pattern != "plain" and rng.random() < 0.5:
+        if with_pattern and identity.pattern != "plain" and rng.random() < 0.5:
             second = identity.second.name
             words += ["and", second]
-    if tell_pattern and identity.pattern != "plain":
+    if with_pattern and identity.pattern != "plain":
         words.append(identity.pattern)
     noun = " ".join([*words, identity.class_noun])
     article = "an" if noun[0] in "aeiou" else "a"
     start = rng.choice(("a photo of ", "a photo of ", "a picture of ", ""))
     text = f"{start}{article} {noun}"
-    if tell_accessory:
+    if with_accessory:
         text += (
             f" wearing {_article(scene.accessory_color)} {scene.accessory_color} {scene.accessory}"
         )
-    if tell_background:
+    if with_background:
         text += f" {BACKGROUNDS[scene.background]}"
     return Caption(
         text,
         class_noun=identity.class_noun,
-        color=identity.color.name if tell_color else None,
+        color=identity.color.name if with_color else None,
         second=second,
-        pattern=identity.pattern if tell_pattern and identity.pattern != "plain" else None,
-        accessory=scene.accessory if tell_accessory else None,
-        accessory_color=scene.accessory_color if tell_accessory else None,
-        background=scene.background if tell_background else None,
+        pattern=identity.pattern if with_pattern and identity.pattern != "plain" else None,
+        accessory=scene.accessory if with_accessory else None,
+        accessory_color=scene.accessory_color if with_accessory else None,
+        background=scene.background if with_background else None,
     )
 
 

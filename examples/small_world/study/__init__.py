@@ -1,1 +1,1 @@
-"""The paper's ablations on the small world, and our recipe against diffusers' own script."""
+"""DreamBooth's ablations on the small world, and our recipe compared with diffusers' script."""

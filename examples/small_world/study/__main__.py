@@ -1,6 +1,6 @@
 """The study: `python -m examples.small_world.study --peer PATH/train_dreambooth.py --peer-python PYTHON`.
 
-Goes on where it was stopped, and writes `docs/study.md` from what there is at its end.
+Resumes a stopped study, and writes `docs/study.md` from all finished trials.
 """
 
 import argparse
@@ -19,7 +19,7 @@ ROOT = HERE.parents[2]
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
-    """0 when everything that was asked for is there, 3 when the budget ended first, 1 for an error."""
+    """Exit code: 0 if all chosen trials are done, 3 if the budget ended first, 1 for an error."""
     given = parser().parse_args(arguments)
     from examples.small_world.study import page, trials
 
@@ -45,26 +45,26 @@ def main(arguments: Sequence[str] | None = None) -> int:
 
 
 def _work(chosen: Sequence[Trial], given: argparse.Namespace) -> bool:
-    """Whether all trials are there; those that can be found cost seconds."""
+    """Make the trials; whether all were done within the budget. A stored trial takes seconds."""
     from examples.small_world.study import peer, trials
 
-    theirs = peer.Peer(given.peer, given.peer_python) if given.peer else None
-    place = trials.Place(given.work, given.results, theirs)
-    make: Callable[[Trial, trials.Place], object] = (
+    script = peer.Peer(given.peer, given.peer_python) if given.peer else None
+    context = trials.TrialContext(given.work, given.results, script)
+    make: Callable[[Trial, trials.TrialContext], object] = (
         trials.train if given.train_only else trials.make
     )
     start = time.monotonic()
     for number, trial in enumerate(chosen, 1):
         if given.budget is not None and time.monotonic() - start >= given.budget * 60:
             return False
-        make(trial, place)
+        make(trial, context)
         elapsed = time.monotonic() - start
         print(f"{elapsed:7.0f} s  {number} of {len(chosen)}  {_named(trial)}", flush=True)
     return True
 
 
 def _plan(chosen: Sequence[Trial], results: Path) -> list[str]:
-    """A line per trial, and what the missing ones will take if they go as those that are there."""
+    """A line per trial, and the missing ones' hours, at the median duration of the finished ones."""
     from examples.small_world.study import trials
 
     found = [(trial, trials.read(results, trial)) for trial in chosen]
@@ -75,13 +75,13 @@ def _plan(chosen: Sequence[Trial], results: Path) -> list[str]:
     ]
     missing = len(found) - len(seconds)
     if not seconds:
-        return [*lines, f"{missing} of {len(found)} are missing; none tells how long one takes"]
+        return [*lines, f"{missing} of {len(found)} are missing; no duration is known yet"]
     hours = missing * statistics.median(seconds) / 3600
     return [*lines, f"{missing} of {len(found)} are missing: about {hours:.1f} hours"]
 
 
 def _narrowed(question: Question, subjects: str | None, seeds: str | None) -> Question:
-    """The question asked of other subjects and seeds, as for trying what the study must not see."""
+    """The question with other subjects and seeds, comma-separated; None: its own."""
     if subjects:
         question = replace(question, subjects=tuple(subjects.split(",")))
     if seeds:
@@ -94,7 +94,7 @@ def _named(trial: Trial) -> str:
 
 
 def parser() -> argparse.ArgumentParser:
-    """What the command takes."""
+    """Parser of the command's options."""
     made = argparse.ArgumentParser(
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
@@ -102,22 +102,20 @@ def parser() -> argparse.ArgumentParser:
     add(
         "--plan",
         action="store_true",
-        help="say what is there, what is missing and how long it takes",
+        help="list finished and missing trials, estimate the hours left, and exit",
     )
-    add(
-        "--question", choices=[each.name for each in QUESTIONS], help="this question's trials alone"
-    )
-    add("--only", action="append", metavar="ARM", help="this arm; may be given several times")
-    add("--budget", type=float, metavar="MINUTES", help="start no trial after so long")
-    add("--train-only", action="store_true", help="measure nothing yet")
-    add("--page-only", action="store_true", help="make no trial; write the page from what is there")
-    add("--peer", type=Path, help="diffusers' train_dreambooth.py; docs/study.md says which")
+    add("--question", choices=[each.name for each in QUESTIONS], help="only this question's trials")
+    add("--only", action="append", metavar="ARM", help="only this arm; may be repeated")
+    add("--budget", type=float, metavar="MINUTES", help="start no trial after this time")
+    add("--train-only", action="store_true", help="train without evaluation")
+    add("--page-only", action="store_true", help="make no trial, only write the page")
+    add("--peer", type=Path, help="diffusers' train_dreambooth.py, of the commit in docs/study.md")
     add("--peer-python", type=Path, default=Path(sys.executable), help="Python to run it with")
-    add("--subjects", metavar="CAT,BIRD_2", help="other subjects than the study's")
-    add("--seeds", metavar="SEED,SEED", help="other seeds than the study's")
+    add("--subjects", metavar="CAT,BIRD_2", help="subjects; default: the study's")
+    add("--seeds", metavar="SEED,SEED", help="seeds; default: the study's")
     add("--work", type=Path, default=Path(".dreambooth/study"), help="store and local state")
-    add("--results", type=Path, default=HERE / "results", help="the trials' files")
-    add("--page", type=Path, default=ROOT / "docs" / "study.md")
+    add("--results", type=Path, default=HERE / "results", help="folder of the trials' result files")
+    add("--page", type=Path, default=ROOT / "docs" / "study.md", help="page to write")
     return made
 
 

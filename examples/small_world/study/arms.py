@@ -1,4 +1,4 @@
-"""What the study asks: questions, each a few arms that are trained on the same subjects and seeds."""
+"""Questions of the study: each compares a few arms on the same subjects and seeds."""
 
 from dataclasses import dataclass
 from typing import NamedTuple
@@ -10,14 +10,14 @@ FEW = SUBJECTS[:3]
 
 @dataclass(frozen=True)
 class Arm:
-    """One way to train: `trial.yaml` with `options`, or diffusers' script with `script`."""
+    """A training configuration: `trial.yaml` with `options`, or diffusers' script with `script`."""
 
     name: str
-    """A file name."""
+    """Folder name of its results."""
     label: str
-    """For tables and pictures."""
+    """Name in tables and charts."""
     options: tuple[str, ...] = ()
-    """As for `dreambooth train --set`; of the peer's, they decide its photos and class images."""
+    """As for `dreambooth train --set`; for diffusers' script, they set photos and class images."""
     photos: int = 5
     script: tuple[str, ...] | None = None
     """Arguments of `train_dreambooth.py`; None for an arm of our own."""
@@ -25,17 +25,17 @@ class Arm:
 
 @dataclass(frozen=True)
 class Question:
-    """Arms to be told apart; the first is what the others are held against."""
+    """Arms to compare; the first is the reference."""
 
     name: str
     title: str
     about: str
-    """What the arms have in common and in what they differ."""
+    """What the arms share and where they differ, in Markdown."""
     arms: tuple[Arm, ...]
     subjects: tuple[str, ...] = SUBJECTS
     seeds: tuple[int, ...] = (0, 1, 2)
     against: bool = False
-    """Of two arms, ours and a peer's: kept as `results/<name>.json` too."""
+    """Two arms, ours and a peer's, whose comparison is also written to `results/<name>.json`."""
 
 
 class Trial(NamedTuple):
@@ -43,17 +43,17 @@ class Trial(NamedTuple):
 
     arm: Arm
     subject: str
-    """Of the study's subjects: `cat`, or `bird_2` for a class's second individual."""
+    """Class noun, `cat`, or with a number, `bird_2`, for a class's second individual."""
     seed: int
 
 
 SCRIPT_RATE = "--learning_rate=1e-4"
-CLASS_IMAGES = ("prior.target=images", "prior.images=32", "prior.weight=1")
+CLASS_IMAGES = ("prior.target=images", "prior.num_class_images=32", "prior.loss_weight=1")
 WHOLE_PHOTOS = ("dataset.auto_masks=false", "loss.masks=false")
 
 
 def diffusers(name: str, label: str, script: tuple[str, ...], options: tuple[str, ...] = ()) -> Arm:
-    """The script, which knows no masks."""
+    """An arm of diffusers' script, on whole photos: the script has no masks."""
     return Arm(name, f"diffusers, {label}", (*WHOLE_PHOTOS, *options), script=script)
 
 
@@ -78,7 +78,7 @@ DEFAULTS = Arm(
     "our defaults",
     (
         *WHOLE_PHOTOS,
-        *("prior.target=null", "prior.weight=1"),
+        *("prior.target=null", "prior.loss_weight=1"),
         *("adapter.rank=16", "adapter.alpha=16", "adapter.targets=null"),
         *("train.learning_rate=1e-4", ONE_RATE, *WITHOUT_SCHEDULE),
     ),
@@ -88,10 +88,10 @@ DEFAULTS_IMAGES = Arm(
 )
 PAPER = Arm(
     "paper",
-    "the paper's way",
+    "as in the paper",
     (
         *WHOLE_PHOTOS,
-        *("prior.target=images", "prior.weight=1"),
+        *("prior.target=images", "prior.loss_weight=1"),
         *("train.method=full", "train.learning_rate=5e-6", ONE_RATE, *WITHOUT_SCHEDULE),
     ),
 )
@@ -100,13 +100,13 @@ IMAGES = Arm("class-images", "ours, class images", CLASS_IMAGES)
 NO_MASKS = Arm("no-masks", "ours without masks", WHOLE_PHOTOS)
 MIN_SNR = Arm(
     "min-snr",
-    "with min-SNR, prior's weight 1.5",
-    ("loss.weighting=min_snr", "prior.weight=1.5"),
+    "min-SNR, prior weight 1.5",
+    ("loss.weighting=min_snr", "prior.loss_weight=1.5"),
 )
-SHIFTED = Arm("times-shift", "times shifted", ("loss.timestep_shift=2",))
+SHIFTED = Arm("times-shift", "shifted timesteps", ("loss.timestep_shift=2",))
 CONVOLUTIONS = Arm(
     "convolutions",
-    "convolutions too",
+    "with convolutions",
     (
         "adapter.targets=[to_q, to_k, to_v, to_out.0, ff.net.0.proj, ff.net.2, proj_in, proj_out, conv1, "
         "conv2]",
@@ -114,7 +114,7 @@ CONVOLUTIONS = Arm(
 )
 NO_TEXT = Arm(
     "no-text-encoder",
-    "denoiser alone",
+    "denoiser only",
     ("train.text_encoder=false", "train.text_encoder_learning_rate=null"),
 )
 FULL = Arm(
@@ -130,21 +130,21 @@ FULL = Arm(
 
 
 def photos(count: int) -> Arm:
-    """Ours with so many photos; five are the default."""
+    """Our recipe with `count` photos instead of 5."""
     if count == 5:
         return OURS
     return Arm(f"photos-{count}", f"{count} photo{'s' if count > 1 else ''}", photos=count)
 
 
 def lora(rank: int) -> Arm:
-    """Ours with so many ranks, at a scale of 1; 64 are the recipe's."""
+    """Our recipe with another rank than 64, at alpha / rank = 1."""
     if rank == 64:
         return OURS
     return Arm(f"lora-{rank}", f"rank {rank}", (f"adapter.rank={rank}", f"adapter.alpha={rank}"))
 
 
 def steps(count: int) -> Arm:
-    """Ours with so many steps; 250 are the recipe's."""
+    """Our recipe with `count` steps instead of 250."""
     if count == 250:
         return OURS
     return Arm(f"steps-{count}", f"{count} steps", (f"train.steps={count}",))
@@ -153,34 +153,35 @@ def steps(count: int) -> Arm:
 QUESTIONS = (
     Question(
         "against_diffusers",
-        "Our recipe against diffusers' script",
-        "Same base, photos, steps, seeds and prompts, and four photos a step. The recipe is that of the "
-        "small world's `config.yaml`: an adapter of rank 64, the text encoder too, the base's own answers to "
-        "preserve the prior, and a loss that looks at the subject, which a finder marks in the photos. The "
-        "script has its own defaults but for the rate, whose default is meant for Stable Diffusion: all of "
-        "the denoiser's weights, no prior preservation, no masks (it knows none). Our recipe was looked for, "
-        "on the subjects of the last question; the script's rate was not.",
+        "Our recipe compared with diffusers' script",
+        "Same base, photos, steps, seeds and prompts, and a batch of four photos. The recipe is that of the "
+        "small world's `config.yaml`: an adapter of rank 64, also on the text encoder, prior preservation on "
+        "the base's predictions, and a loss masked to the subject, which a detector marks in the photos. The "
+        "script has its defaults, except for the learning rate, whose default is meant for Stable Diffusion: "
+        "all of the denoiser's weights, no prior preservation, no masks (it has none). Our recipe was tuned "
+        "on the subjects of the last question; the script's learning rate was not tuned.",
         (OURS, DIFFUSERS),
         against=True,
     ),
     Question(
         "every_class",
-        "Our recipe against diffusers' script on every class of the world",
-        "The first question with more subjects, as an interval over five tells little: one of each of the "
-        "world's classes, and none that the recipe was chosen by; `_2` is the second individual of a class "
-        "whose first was. It was asked when the answer to the first question was known, and its second and "
-        "third seed were trained when its answer with one was.",
+        "Our recipe compared with diffusers' script on every class",
+        "The first question with more subjects, since an interval over five is wide: one subject of each "
+        "class, none of which the recipe was tuned on; `_2` is the second individual of a class whose first "
+        "was used for tuning. The question was added after the first one's result was known, and its second "
+        "and third seeds were trained after its result with one seed was known.",
         (OURS, DIFFUSERS),
         subjects=EVERY_CLASS,
         against=True,
     ),
     Question(
         "two_of_every_class",
-        "Our recipe against diffusers' script on two of every class",
-        "The last question with twice as many subjects: another individual of each class, `_3`, which was "
-        "trained when the last answer was known, and none of which anything was chosen by; its second and "
-        "third seed when its answer with one was, in which our prompts were recognised less often. Those of "
-        "ours that CLIP did not recognise were, where looked at, for hats and crowns, which name no place.",
+        "Our recipe compared with diffusers' script on two subjects of every class",
+        "The previous question with twice as many subjects: another individual of each class, `_3`, trained "
+        "after the previous question's result was known; nothing was tuned on them. The second and third "
+        "seeds were trained after the result with one seed was known, in which CLIP recognised our prompts "
+        "less often. In a sample of the images that it did not recognise, the prompts were about hats and "
+        "crowns, and named no place.",
         (OURS, DIFFUSERS),
         subjects=TWO_OF_EVERY_CLASS,
         against=True,
@@ -188,15 +189,15 @@ QUESTIONS = (
     Question(
         "prior",
         "Prior preservation",
-        "The base's own answers on the photos' latents (prior prediction), 32 class images, or neither; and "
-        "diffusers' script with the very same class images.",
+        "On the base's predictions for the photos' latents, on 32 class images, or without; and diffusers' "
+        "script with the same class images.",
         (OURS, IMAGES, NO_PRIOR, DIFFUSERS_PRIOR),
         subjects=FEW,
     ),
     Question(
         "masks",
-        "A loss that looks at the subject",
-        "With the subject found in the photos and the rest of them counting little, or on whole photos.",
+        "Masked loss",
+        "With a low loss weight outside of the detected subject, or on whole photos.",
         (OURS, NO_MASKS),
         subjects=FEW,
         seeds=(0, 1),
@@ -204,18 +205,18 @@ QUESTIONS = (
     Question(
         "weighting",
         "Min-SNR",
-        "With every noise level counting alike, or weighted by min-SNR, which for a base that predicts v, as "
-        "this one does, leaves next to nothing at the noisy end. The second was the recipe until its answer "
-        "to the first question, in which other members of the class came to look like the subject; what "
-        "replaced it was chosen on the subjects of the last question.",
+        "With equal weights for all noise levels, or weighted by min-SNR, which, for a base that predicts v "
+        "as this one does, is close to 0 at high noise. Min-SNR was part of the recipe until the first "
+        "question's result, in which other members of the class came to look like the subject; its "
+        "replacement was tuned on the subjects of the last question.",
         (OURS, MIN_SNR),
     ),
     Question(
         "times",
-        "Where the noise levels are drawn",
-        "Evenly, or more from the noisy end (`loss.timestep_shift: 2`), where an outline is decided. "
-        "On the subjects of the last question that was to be the recipe; on these it gains nothing, so it "
-        "is not: what seven subjects with one seed say of a recipe is little.",
+        "Timestep sampling",
+        "Uniform, or shifted to high noise (`loss.timestep_shift: 2`), where outlines are decided. The shift "
+        "was better on the subjects of the last question; on these no difference was shown, so it is not in "
+        "the recipe: seven subjects with one seed are little evidence.",
         (OURS, SHIFTED),
         subjects=EVERY_CLASS,
         seeds=(0,),
@@ -223,9 +224,9 @@ QUESTIONS = (
     Question(
         "convolutions",
         "Adapters on convolutions",
-        "On attention and what belongs to it, as in the recipe, or on the residual blocks' convolutions "
-        "too, which are 60 % of this base's weights. On the subjects of the last question they were "
-        "better (▲ there); on these next to nothing is left of it, so they are not in the recipe.",
+        "On the attention blocks only, as in the recipe, or also on the residual blocks' convolutions, which "
+        "are 60 % of this base's weights. On the subjects of the last question they were better (▲ there); "
+        "on these the gain almost disappears, so they are not in the recipe.",
         (OURS, CONVOLUTIONS),
         subjects=EVERY_CLASS,
         seeds=(0,),
@@ -233,60 +234,61 @@ QUESTIONS = (
     Question(
         "text_encoder",
         "The text encoder",
-        "Trained with the denoiser, as in the recipe, or left as it is.",
+        "Trained with the denoiser, as in the recipe, or frozen.",
         (OURS, NO_TEXT),
         subjects=FEW,
     ),
     Question(
         "schedule",
         "Diffusers' script on our schedule",
-        "Whether the first answer is one about schedules: the script on a cosine too, at the same mean rate.",
+        "Whether the schedule explains the first question's result: the script also with a cosine schedule, "
+        "at the same mean learning rate.",
         (OURS, DIFFUSERS, DIFFUSERS_COSINE),
         subjects=FEW,
         seeds=(0, 1),
     ),
     Question(
         "against_diffusers_literal",
-        "Our recipe against diffusers' script to the letter",
-        "The script at its own learning rate of 5e-6, which is meant for Stable Diffusion: in 250 steps it "
-        "hardly moves a model this small. That is no merit of ours; the first comparison is the fair one.",
+        "Our recipe compared with diffusers' script at its default learning rate",
+        "The script at 5e-6, which is meant for Stable Diffusion: 250 steps hardly change a model this "
+        "small. The first question is the fair comparison.",
         (OURS, DIFFUSERS_LITERAL),
         subjects=FEW,
         against=True,
     ),
     Question(
         "defaults",
-        "Defaults against defaults",
-        "Neither side is told anything but base, photos, steps and batch: what `dreambooth` does by itself, "
-        "an adapter of rank 16 at a rate of 1e-4 with the base's own answers to preserve the prior, and "
-        "what the script does, full weights at 5e-6 and no prior preservation. Both rates are those that "
-        "are usual for Stable Diffusion; this base takes larger ones.",
+        "Our defaults compared with diffusers' defaults",
+        "Only base, photos, steps and batch size are set. The default of `dreambooth` is an adapter of rank "
+        "16 at a learning rate of 1e-4 with prior preservation on the base's predictions; that of the script "
+        "is full weights at 5e-6 without prior preservation. Both rates are usual for Stable Diffusion; this "
+        "base needs larger ones.",
         (DEFAULTS, DIFFUSERS_LITERAL),
         against=True,
     ),
     Question(
         "paper",
-        "Why an adapter by default, and no class images",
-        "The defaults were the paper's before, full weights at 5e-6 with 100 class images, which held the "
-        "subject back with its class. Adapter and rate were then taken as they are usual elsewhere; that "
-        "they need no class images was decided by these very trials, so the last question's subjects are "
-        "not ones that nothing was chosen by.",
+        "Why the defaults are an adapter and no class images",
+        "The defaults were the paper's before, full weights at 5e-6 with 100 class images, which kept the "
+        "subject too close to its class. Adapter and learning rate were then set to values that are usual "
+        "elsewhere; that they need no class images was decided by these trials, so the defaults were tuned "
+        "on the subjects of the previous question.",
         (DEFAULTS, DEFAULTS_IMAGES, PAPER),
         seeds=(0,),
     ),
     Question(
         "photos",
         "Number of photos",
-        "The first so many of the eight, five by default; measured against the first five in every case.",
+        "The first 1 to 8 photos, 5 by default; all are measured against the first five.",
         tuple(photos(count) for count in (5, 1, 2, 3, 4, 6, 7, 8)),
         subjects=FEW,
         seeds=(0, 1),
     ),
     Question(
         "ranks",
-        "LoRA ranks against full weights",
-        "Adapters at one rate and a scale of 1; full weights at a rate of 1e-4, with class images, "
-        "since prior prediction is for adapters.",
+        "LoRA ranks compared with full weights",
+        "Adapters at one learning rate and alpha / rank = 1; full weights at 1e-4 with class images, since "
+        "prior preservation on predictions needs an adapter.",
         (*(lora(rank) for rank in (64, 1, 4, 16)), FULL),
         subjects=FEW,
         seeds=(0, 1),
@@ -294,16 +296,16 @@ QUESTIONS = (
     Question(
         "steps",
         "Steps",
-        "Too few, enough (250, the recipe's), too many.",
+        "Fewer and more than the recipe's 250.",
         tuple(steps(count) for count in (250, 60, 120, 500, 1000)),
         subjects=FEW,
         seeds=(0, 1),
     ),
     Question(
         "recipe",
-        "Recipes tried on other subjects",
-        "The recipe was chosen on these subjects, which the rest of the study never sees. Two of them, bird "
-        "and house, were in the study until an earlier recipe failed on them; others took their place.",
+        "Recipes tuned on other subjects",
+        "The recipe was tuned on these subjects, which are in no other question. Two of them, bird and "
+        "house, were in the study until an earlier recipe failed on them, and were replaced.",
         (OURS, SHIFTED, CONVOLUTIONS, DIFFUSERS),
         subjects=OTHERS,
         seeds=(100,),

@@ -1,7 +1,7 @@
-"""What the trials' files say: means with intervals, and arms held against one another.
+"""Statistics of the trials' results: means with confidence intervals, and differences between arms.
 
-The subjects are the sample: the seeds of a subject are averaged first, since a subject is harder or
-easier than others whatever the seed. Differences are between trials of the same subject and seed.
+The sample is the subjects: the seeds of a subject are averaged first, since subjects differ in
+difficulty. Differences are paired by subject and seed.
 """
 
 from collections import Counter, defaultdict
@@ -19,27 +19,26 @@ from examples.small_world.study.arms import Arm, Question, Trial
 from examples.small_world.study.trials import Result
 
 LEVEL = 0.95
-Place = tuple[str, int]
+TrialKey = tuple[str, int]
 """Subject and seed."""
 Bounds = tuple[float, float]
-"""What no mean can leave."""
+"""Lowest and highest possible mean."""
 Answer = Literal["better", "worse", "no difference shown"]
 
 
-class Found(NamedTuple):
-    """What there is of one arm of a question."""
+class ArmResults(NamedTuple):
+    """The finished trials of one arm of a question."""
 
     arm: Arm
-    results: dict[Place, Result]
+    results: dict[TrialKey, Result]
     planned: int
-    """Trials that there would be if none were missing."""
+    """Number of planned trials."""
 
 
-def gather(question: Question, folder: Path) -> tuple[Found, ...]:
-    """The question's arms, in their order.
+def gather(question: Question, folder: Path) -> tuple[ArmResults, ...]:
+    """Results of the question's arms, in their order.
 
-    A trial that was measured by another plan than most of its subject's counts as missing: it has
-    to be measured again.
+    A trial with another evaluation plan than most trials of its subject counts as missing.
     """
     read = {
         (arm.name, subject, seed): trials.read(folder, Trial(arm, subject, seed))
@@ -55,30 +54,30 @@ def gather(question: Question, folder: Path) -> tuple[Found, ...]:
             for (name, subject, seed), result in read.items()
             if name == arm.name and result is not None and result.plan == plans[subject]
         }
-        found.append(Found(arm, results, len(question.subjects) * len(question.seeds)))
+        found.append(ArmResults(arm, results, len(question.subjects) * len(question.seeds)))
     return tuple(found)
 
 
-def metrics_of(found: Iterable[Found]) -> list[str]:
-    """Metrics that every result has: those of prompts first, by name."""
+def metrics_of(found: Iterable[ArmResults]) -> list[str]:
+    """Metrics that every result has, sorted by name, those of prompts first."""
     every, known = _measured(found), catalogue()
     names = every[0].intersection(*every) & known.keys() if every else ()
     return sorted(names, key=lambda name: (known[name].of != "prompts", name))
 
 
-def left_out(found: Iterable[Found]) -> list[str]:
-    """Metrics that some results have and others lack."""
+def left_out(found: Iterable[ArmResults]) -> list[str]:
+    """Metrics that only some of the results have."""
     every = _measured(found)
     return sorted(every[0].union(*every) - every[0].intersection(*every)) if every else []
 
 
-def estimate(values: Mapping[Place, float], bounds: Bounds) -> Estimate:
-    """Mean over subjects of the means over seeds, with its interval, which ends at the bounds.
+def estimate(values: Mapping[TrialKey, float], bounds: Bounds) -> Estimate:
+    """Mean over subjects of the means over seeds, with its interval, clipped to the bounds.
 
-    Raises `ValueError` for no values.
+    Raises `ValueError` without values.
     """
     if not values:
-        raise ValueError("there is no trial to take a mean over")
+        raise ValueError("no trial to take a mean over")
     by_subject = defaultdict(list)
     for (subject, _), value in sorted(values.items()):
         by_subject[subject].append(value)
@@ -89,55 +88,55 @@ def estimate(values: Mapping[Place, float], bounds: Bounds) -> Estimate:
     return Estimate(value=float(means.mean()), low=low, high=high)
 
 
-def of_arm(found: Found, metric: str) -> Estimate | None:
-    """The arm's own value; None when all its trials are missing."""
-    values = {place: result.metrics[metric] for place, result in found.results.items()}
+def of_arm(found: ArmResults, metric: str) -> Estimate | None:
+    """Mean of the arm; None if all its trials are missing."""
+    values = {key: result.metrics[metric] for key, result in found.results.items()}
     return estimate(values, range_of(metric)) if values else None
 
 
-def of_base(found: Found, metric: str) -> Estimate | None:
-    """The untouched base's value for the arm's subjects; None where it has none."""
+def of_base(found: ArmResults, metric: str) -> Estimate | None:
+    """Mean of the base on the arm's subjects; None if the metric has no value for the base."""
     values = {
-        place: result.base_metrics[metric]
-        for place, result in found.results.items()
+        key: result.base_metrics[metric]
+        for key, result in found.results.items()
         if metric in result.base_metrics
     }
     return estimate(values, range_of(metric)) if values else None
 
 
-def difference(ours: Found, theirs: Found, metric: str) -> Estimate | None:
-    """Ours minus theirs over the trials that both have; None without any."""
+def difference(ours: ArmResults, theirs: ArmResults, metric: str) -> Estimate | None:
+    """Ours minus theirs, over the trials that both have; None without such trials."""
     gains = {
-        place: ours.results[place].metrics[metric] - theirs.results[place].metrics[metric]
-        for place in both(ours, theirs)
+        key: ours.results[key].metrics[metric] - theirs.results[key].metrics[metric]
+        for key in both(ours, theirs)
     }
     low, high = range_of(metric)
     return estimate(gains, (low - high, high - low)) if gains else None
 
 
-def wins(ours: Found, theirs: Found, metric: str) -> int:
-    """In how many of the trials that both have ours is the better one; a tie is not."""
+def wins(ours: ArmResults, theirs: ArmResults, metric: str) -> int:
+    """Number of common trials in which ours is better; ties do not count."""
     sign = 1 if catalogue()[metric].higher_is_better else -1
     return sum(
-        sign * ours.results[place].metrics[metric] > sign * theirs.results[place].metrics[metric]
-        for place in both(ours, theirs)
+        sign * ours.results[key].metrics[metric] > sign * theirs.results[key].metrics[metric]
+        for key in both(ours, theirs)
     )
 
 
-def both(ours: Found, theirs: Found) -> list[Place]:
-    """Subjects and seeds that neither arm lacks."""
+def both(ours: ArmResults, theirs: ArmResults) -> list[TrialKey]:
+    """Subjects and seeds of the trials that both arms have."""
     return sorted(ours.results.keys() & theirs.results.keys())
 
 
 def answer(gain: Estimate, higher_is_better: bool) -> Answer:
-    """What a difference says of its first side: nothing, unless its interval leaves 0 out."""
+    """Whether the first side of a difference is better; shown only if the interval excludes 0."""
     if gain.low is None or gain.high is None or gain.low <= 0 <= gain.high:
         return "no difference shown"
     return "better" if (gain.low > 0) == higher_is_better else "worse"
 
 
-def against(ours: Found, peer: Found) -> dict[str, dict[str, float | bool | None]]:
-    """Metric -> both sides' means over the trials that both have, and the interval of the difference."""
+def against(ours: ArmResults, peer: ArmResults) -> dict[str, dict[str, float | bool | None]]:
+    """Metric -> both means over the common trials, and their difference with its interval."""
     shared = both(ours, peer)
     rows: dict[str, dict[str, float | bool | None]] = {}
     for metric in metrics_of((ours, peer)):
@@ -146,7 +145,7 @@ def against(ours: Found, peer: Found) -> dict[str, dict[str, float | bool | None
             continue
         sides = (
             estimate(
-                {place: side.results[place].metrics[metric] for place in shared}, range_of(metric)
+                {key: side.results[key].metrics[metric] for key in shared}, range_of(metric)
             ).value
             for side in (ours, peer)
         )
@@ -160,12 +159,12 @@ def against(ours: Found, peer: Found) -> dict[str, dict[str, float | bool | None
     return rows
 
 
-def _measured(found: Iterable[Found]) -> list[set[str]]:
+def _measured(found: Iterable[ArmResults]) -> list[set[str]]:
     return [set(result.metrics) for each in found for result in each.results.values()]
 
 
 def _plans(results: Iterable[Result]) -> dict[str, str]:
-    """Subject -> the plan by which most of its trials were measured."""
+    """Subject -> digest of the evaluation plan of most of its trials."""
     counted: defaultdict[str, Counter[str]] = defaultdict(Counter)
     for result in results:
         counted[result.subject][result.plan] += 1

@@ -1,4 +1,4 @@
-"""diffusers' own `train_dreambooth.py`, run from its source in an environment of its own."""
+"""Training with diffusers' `train_dreambooth.py`, run from its source in a separate environment."""
 
 import os
 import shutil
@@ -37,7 +37,7 @@ _VERSIONS = "import sys; from importlib.metadata import version; print(*map(vers
 
 @dataclass(frozen=True)
 class Peer:
-    """The script, and whose Python runs it."""
+    """diffusers' script and the Python interpreter that runs it."""
 
     script: Path
     """`examples/dreambooth/train_dreambooth.py` of a diffusers checkout."""
@@ -45,14 +45,14 @@ class Peer:
     """Of an environment with torchvision."""
 
     def made_by(self) -> dict[str, str]:
-        """The script's SHA-256 and its environment's versions.
+        """The script's SHA-256 and its packages' versions.
 
-        Raises `ConfigError` where there is no such script, Python or package.
+        Raises `ConfigError` if the script, the interpreter or a package is missing.
         """
         if not self.script.is_file():
-            raise ConfigError(f"no script at {self.script}: see docs/study.md on how to get it")
+            raise ConfigError(f"no script at {self.script}: get it as described in docs/study.md")
         try:
-            asked = subprocess.run(
+            listed = subprocess.run(
                 [self.python, "-c", _VERSIONS, *PACKAGES],
                 check=True,
                 capture_output=True,
@@ -60,48 +60,54 @@ class Peer:
             )
         except (OSError, subprocess.CalledProcessError) as error:
             raise ConfigError(
-                f"{self.python} has not all of {', '.join(PACKAGES)}: see docs/study.md"
+                f"{self.python} lacks some of {', '.join(PACKAGES)}: install as in docs/study.md"
             ) from error
-        versions = dict(zip(PACKAGES, asked.stdout.split(), strict=True))
+        versions = dict(zip(PACKAGES, listed.stdout.split(), strict=True))
         return {"script": digest_of_file(self.script), **versions}
 
 
 @dataclass(frozen=True)
-class Order:
-    """What the script is to train."""
+class ScriptTraining:
+    """Inputs of one training with the script."""
 
     config: Config
-    """Base, size, steps, seed, prompts and photos are taken from it, and nothing else."""
+    """Only base, resolution, steps, seed, prompts and paths are used."""
     instance: ImageSet
     classes: ImageSet | None
-    """Used where `arguments` ask for prior preservation; else the script gets none."""
+    """Class images; None without `--with_prior_preservation`."""
     arguments: tuple[str, ...]
+    """Further arguments of the script."""
 
 
-def train_by_script(peer: Peer, store: Store, order: Order) -> Weights:
-    """The weights that the script leaves, made once; raises `StageFailed` with its log's last lines."""
-    config = order.config
+def train_by_script(peer: Peer, store: Store, training: ScriptTraining) -> Weights:
+    """The script's weights, from the stage cache if stored.
+
+    Raises `StageFailed` with the log's last lines if the script fails.
+    """
+    config = training.config
     inputs = {
         "made_by": peer.made_by(),
         "base": base_digest(config),
-        "instance": order.instance.digest,
-        "classes": order.classes.digest if order.classes else None,
-        "arguments": _arguments(order, Path()),
+        "instance": training.instance.digest,
+        "classes": training.classes.digest if training.classes else None,
+        "arguments": _arguments(training, Path()),
     }
 
     def make(key: str) -> Weights:
         with _folder(config.paths.work / "peer" / key) as folder:
-            _write(store, order.instance, folder / "photos")
-            if order.classes is not None:
-                _write(store, order.classes, folder / "classes")
-            seconds = _run([str(peer.python), str(peer.script), *_arguments(order, folder)], folder)
-            return _stored(store, order, key, seconds)
+            _write(store, training.instance, folder / "photos")
+            if training.classes is not None:
+                _write(store, training.classes, folder / "classes")
+            seconds = _run(
+                [str(peer.python), str(peer.script), *_arguments(training, folder)], folder
+            )
+            return _stored(store, training, key, seconds)
 
     return cached_stage(store, "peer", inputs, Weights, make)[0]
 
 
-def _arguments(order: Order, folder: Path) -> list[str]:
-    config = order.config
+def _arguments(training: ScriptTraining, folder: Path) -> list[str]:
+    config = training.config
     subject = config.subject
     given = {
         "pretrained_model_name_or_path": config.model.base,
@@ -113,18 +119,18 @@ def _arguments(order: Order, folder: Path) -> list[str]:
         "seed": config.seed,
         "output_dir": folder / "out",
     }
-    if order.classes is not None:
+    if training.classes is not None:
         given |= {
             "class_data_dir": folder / "classes",
             "class_prompt": subject.fill(subject.class_prompt),
-            "num_class_images": order.classes.count,
+            "num_class_images": training.classes.count,
         }
-    return [*(f"--{name}={value}" for name, value in given.items()), *order.arguments]
+    return [*(f"--{name}={value}" for name, value in given.items()), *training.arguments]
 
 
 @contextmanager
 def _folder(path: Path) -> Iterator[Path]:
-    """An empty folder; gone afterwards, unless something broke."""
+    """An empty folder, deleted afterwards; kept if an exception is raised."""
     shutil.rmtree(path, ignore_errors=True)
     path.mkdir(parents=True)
     yield path.resolve()
@@ -132,14 +138,14 @@ def _folder(path: Path) -> Iterator[Path]:
 
 
 def _write(store: Store, images: ImageSet, folder: Path) -> None:
-    """The images' files alone: the script opens everything in the folder as an image."""
+    """Write the images' files, without captions: the script opens every file of the folder as an image."""
     folder.mkdir()
     for image in images.images:
         (folder / image.name).write_bytes(get_blob(store, image.blob))
 
 
 def _run(command: Sequence[str], folder: Path) -> float:
-    """Seconds that it took."""
+    """Run the command; returns seconds. Raises `StageFailed` on a non-zero exit status."""
     log = folder.with_suffix(".log")
     quiet = {"HF_HUB_OFFLINE": "1", "DO_NOT_TRACK": "1", "PYTHONPATH": ""}
     start = time.monotonic()
@@ -150,14 +156,14 @@ def _run(command: Sequence[str], folder: Path) -> float:
     return time.monotonic() - start
 
 
-def _stored(store: Store, order: Order, key: str, seconds: float) -> Weights:
-    parts = ("unet", "text_encoder") if "--train_text_encoder" in order.arguments else ("unet",)
-    out = order.config.paths.work.resolve() / "peer" / key / "out"
+def _stored(store: Store, training: ScriptTraining, key: str, seconds: float) -> Weights:
+    parts = ("unet", "text_encoder") if "--train_text_encoder" in training.arguments else ("unet",)
+    out = training.config.paths.work.resolve() / "peer" / key / "out"
     for part in parts:
         drop_origin(out / part)
     paths = sorted(path for part in parts for path in (out / part).iterdir())
     files = {path.relative_to(out).as_posix(): put_blob(store, path) for path in paths}
-    steps = order.config.train.steps
+    steps = training.config.train.steps
     return Weights(
         uri=f"{store.uri}/peer/{key}/result.json",
         digest=digest_json({name: blob.sha256 for name, blob in files.items()}),

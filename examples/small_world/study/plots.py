@@ -1,11 +1,11 @@
-"""A question's picture: every arm's means with their intervals, one panel per metric, as SVG."""
+"""Charts of the study: the arms' means with intervals, one panel per metric, as SVG."""
 
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
 from dreambooth_core.metrics import catalogue
-from examples.small_world.study.findings import Found, metrics_of, of_arm
+from examples.small_world.study.findings import ArmResults, metrics_of, of_arm
 
 PANELS = (
     "identity",
@@ -16,29 +16,29 @@ PANELS = (
     "class_diversity",
     "prior_drift",
 )
-"""What is drawn, of what was measured; the tables have the rest."""
+"""Metrics with a panel; the tables have all of them."""
 WIDTH, ROW = 150, 22
-"""Pixels: of a panel, and of an arm in it."""
+"""Pixels: width of a panel, height of an arm's row."""
 MARGIN = {"left": 28, "right": 8, "top": 5, "bottom": 5}
-"""Pixels; left, a reader's font may be wider than the one that the labels were measured with."""
+"""Pixels; wide on the left, since the reader's font may be wider than the one used for the layout."""
 
 
-def write(found: Sequence[Found], path: Path) -> None:
-    """Draw what there is; the same results are the same bytes."""
+def write(found: Sequence[ArmResults], path: Path) -> None:
+    """Write the chart to `path`; equal results give equal bytes."""
     import altair
 
     path.parent.mkdir(parents=True, exist_ok=True)
-    there = [each for each in found if each.results]
-    shown = [name for name in PANELS if name in metrics_of(there)]
-    panels = [_panel(there, name, labelled=place == 0) for place, name in enumerate(shown)]
+    arms = [each for each in found if each.results]
+    shown = [name for name in PANELS if name in metrics_of(arms)]
+    panels = [_panel(arms, name, labelled=index == 0) for index, name in enumerate(shown)]
     chart = altair.hconcat(*panels, spacing=12, background="white").configure_view(stroke="#ddd")
     chart.properties(padding=MARGIN).save(str(path), format="svg")
 
 
-def _panel(found: Sequence[Found], metric: str, labelled: bool) -> Any:
+def _panel(found: Sequence[ArmResults], metric: str, labelled: bool) -> Any:
     import altair
 
-    order = [each.arm.label for each in found]
+    labels = [each.arm.label for each in found]
     means = [(each.arm.label, of_arm(each, metric)) for each in found]
     values = [
         {"arm": label, "value": mean.value, "low": mean.low, "high": mean.high}
@@ -52,7 +52,7 @@ def _panel(found: Sequence[Found], metric: str, labelled: bool) -> Any:
         title=altair.Title(catalogue()[metric].title, subtitle=f"{sign} is better", fontSize=12),
         width=WIDTH,
         height=altair.Step(ROW),
-    ).encode(y=altair.Y("arm:N", sort=order, axis=axis))
+    ).encode(y=altair.Y("arm:N", sort=labels, axis=axis))
     scale = altair.Scale(zero=False)
     spread = base.mark_rule(strokeWidth=2, color="#7a93c4").encode(
         x=altair.X("low:Q", scale=scale, title=None, axis=altair.Axis(tickCount=4)), x2="high:Q"

@@ -1,4 +1,4 @@
-"""One trial: a training, ours or the peer's, its evaluation, and the file that says what came out."""
+"""One trial of the study: a training, ours or diffusers' script's, its evaluation, and its result file."""
 
 import shutil
 import time
@@ -14,14 +14,14 @@ from dreambooth_core.storage.records import Record, Weights
 from dreambooth_core.storage.stores import Store, open_store
 from dreambooth_core.training import class_images, spec, stage
 from examples.small_world.study.arms import OURS, Question, Trial
-from examples.small_world.study.peer import Order, Peer, train_by_script
+from examples.small_world.study.peer import Peer, ScriptTraining, train_by_script
 from examples.small_world.study.subjects import class_noun_of, make_photos
 
 HERE = Path(__file__).parent
 
 
 class Result(Record):
-    """What a trial's file holds; every number of the study's page comes from one of them."""
+    """Content of a trial's result file."""
 
     arm: str
     subject: str
@@ -29,28 +29,28 @@ class Result(Record):
     weights: str
     """Digest."""
     plan: str
-    """Digest of the evaluation's plan."""
+    """Digest of the evaluation plan."""
     metrics: dict[str, float]
     base_metrics: dict[str, float]
     reference: dict[str, float]
     seconds: float
-    """Of training and evaluation when they were first made, on a machine with other work as well."""
+    """Training and evaluation, when first made; the machine may have had other load."""
     made_by: dict[str, str]
-    """The script's digest and its environment's versions; empty for an arm of our own."""
+    """The script's digest and its packages' versions; empty for our own arms."""
 
 
 @dataclass(frozen=True)
-class Place:
-    """Where trials are made and kept."""
+class TrialContext:
+    """Folders of the trials, and diffusers' script if given."""
 
     work: Path
-    """Store, photos and local state: to be kept, or everything is trained again."""
+    """Store, photos and local state; once deleted, all trials are trained again."""
     results: Path
     peer: Peer | None = None
 
 
 def planned(questions: Iterable[Question]) -> list[Trial]:
-    """Every trial once, all arms of a question for one subject and seed before the next."""
+    """All trials without repetition; all arms of one subject and seed before the next."""
     trials = [
         Trial(arm, subject, seed)
         for question in questions
@@ -66,42 +66,43 @@ def file_of(results: Path, trial: Trial) -> Path:
 
 
 def read(results: Path, trial: Trial) -> Result | None:
-    """What was found; None for a trial that is missing."""
+    """The trial's result; None if it is missing."""
     return spec.read_record(file_of(results, trial), Result)
 
 
-def train(trial: Trial, place: Place) -> Weights:
-    """The trial's weights, made once.
+def train(trial: Trial, context: TrialContext) -> Weights:
+    """The trial's weights, from the stage cache if stored.
 
-    Raises `ConfigError` for an arm of the peer's without a peer, and what the stages raise.
+    Raises `ConfigError` for an arm of diffusers' script without the script, and the stages' errors.
     """
-    config = config_of(trial, place.work)
+    config = config_of(trial, context.work)
     store = open_store(config.storage)
     instance = ingest(config, store)[0].images
     if trial.arm.script is None:
         class_images.ensure_class_images(config, store, instance)
         weights, _ = stage.train(config, store, instance)
-        _drop_local_state(store, place.work, weights)
+        _drop_local_state(store, context.work, weights)
         return weights
-    if place.peer is None:
+    if context.peer is None:
         raise ConfigError(f"the arm {trial.arm.name} needs diffusers' script: give --peer")
-    wants = "--with_prior_preservation" in trial.arm.script
-    classes = class_images.ensure_class_images(config, store, instance)[0] if wants else None
-    return train_by_script(place.peer, store, Order(config, instance, classes, trial.arm.script))
+    with_prior = "--with_prior_preservation" in trial.arm.script
+    classes = class_images.ensure_class_images(config, store, instance)[0] if with_prior else None
+    training = ScriptTraining(config, instance, classes, trial.arm.script)
+    return train_by_script(context.peer, store, training)
 
 
-def make(trial: Trial, place: Place) -> Result:
-    """Train and evaluate, or find what was made before, and write the trial's file."""
-    weights = train(trial, place)
+def make(trial: Trial, context: TrialContext) -> Result:
+    """Train and evaluate, reusing stored stages, and write the trial's result file."""
+    weights = train(trial, context)
     start = time.monotonic()
-    config = config_of(trial, place.work)
+    config = config_of(trial, context.work)
     store = open_store(config.storage)
-    # whatever was trained on, the same five photos are what it is held against
-    photos = ingest(config_of(trial._replace(arm=OURS), place.work), store)[0].images
+    # all arms are measured against the same five photos
+    photos = ingest(config_of(trial._replace(arm=OURS), context.work), store)[0].images
     scores, _ = evaluate(config, store, photos, weights)
-    _drop_local_state(store, place.work, weights)
+    _drop_local_state(store, context.work, weights)
     seconds = weights.seconds + time.monotonic() - start
-    earlier = read(place.results, trial)
+    earlier = read(context.results, trial)
     if earlier is not None and earlier.weights == weights.digest:
         seconds = earlier.seconds
     result = Result(
@@ -114,16 +115,16 @@ def make(trial: Trial, place: Place) -> Result:
         base_metrics=scores.base_metrics,
         reference=scores.reference,
         seconds=round(seconds, 1),
-        made_by=place.peer.made_by() if place.peer and trial.arm.script is not None else {},
+        made_by=context.peer.made_by() if context.peer and trial.arm.script is not None else {},
     )
-    path = file_of(place.results, trial)
+    path = file_of(context.results, trial)
     path.parent.mkdir(parents=True, exist_ok=True)
     spec.write_record(path, result)
     return result
 
 
 def config_of(trial: Trial, work: Path) -> Config:
-    """`trial.yaml` with the arm's options, the trial's photos and the study's own store."""
+    """`trial.yaml` with the arm's options, the trial's photos and the study's store."""
     photos = make_photos(work / "photos", trial.subject, trial.arm.photos)
     options = {
         "seed": trial.seed,
@@ -139,7 +140,7 @@ def config_of(trial: Trial, work: Path) -> Config:
 
 
 def _drop_local_state(store: Store, work: Path, weights: Weights) -> None:
-    """Checkpoints would be ten times the rest: a trial is short, and its weights are stored."""
+    """Delete checkpoints and local models: they would take ten times the space of the results."""
     shutil.rmtree(work / "runs" / weights.key, ignore_errors=True)
     shutil.rmtree(work / "models" / weights.digest, ignore_errors=True)
     for key in list(store.keys(f"runs/{weights.key}/checkpoints/")):

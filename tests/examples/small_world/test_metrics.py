@@ -1,4 +1,4 @@
-"""The metrics on pictures whose truth is known: with the shipped encoders each moves as it must."""
+"""Metrics on renders with known subjects and prompts: each must rank models by their known quality."""
 
 import random
 from collections.abc import Callable, Iterable, Sequence
@@ -30,7 +30,7 @@ from dreambooth_core.storage.stores import Store
 from dreambooth_core.vision.crops import crop
 from dreambooth_core.vision.detectors import Region
 from dreambooth_core.vision.encoders import ImageEncoder
-from examples.small_world.make_photos import PLACES, SUBJECTS
+from examples.small_world.make_photos import PHOTO_BACKGROUNDS, SUBJECTS
 from examples.small_world.render import render, subject_mask
 from examples.small_world.world import (
     PATTERNS,
@@ -51,7 +51,7 @@ PROMPTS = {
 SEEDS = 4
 BEACH, SNOW, NIGHT, HAT = PROMPTS
 HATS = ("red hat", "blue hat", "yellow crown", "white bow")
-CLASS_PLACES = ("grass", "city", "gray", "wood") * 2
+CLASS_BACKGROUNDS = ("grass", "city", "gray", "wood") * 2
 ALL: tuple[Sight, ...] = (
     ("identity", "whole"),
     ("identity", "crop"),
@@ -60,49 +60,51 @@ ALL: tuple[Sight, ...] = (
 )
 
 
-class Eyes(NamedTuple):
+class Encoders(NamedTuple):
     clip: ImageEncoder
     identity: ImageEncoder
 
 
-class Shown(NamedTuple):
-    """A picture, and where its subject really is."""
+class MaskedRender(NamedTuple):
+    """A render and its subject's true mask."""
 
     picture: Pillow.Image
     mask: np.ndarray
 
 
 @pytest.fixture(scope="module")
-def eyes() -> Eyes:
+def encoders() -> Encoders:
     home = "examples/small_world/encoders"
-    return Eyes(*(ImageEncoder(f"{home}/{name}", None, "own") for name in ("clip", "identity")))
+    return Encoders(*(ImageEncoder(f"{home}/{name}", None, "own") for name in ("clip", "identity")))
 
 
-def shown(identity: Identity, scene: Scene) -> Shown:
-    return Shown(render(identity, scene), subject_mask(identity, scene))
+def rendered(identity: Identity, scene: Scene) -> MaskedRender:
+    return MaskedRender(render(identity, scene), subject_mask(identity, scene))
 
 
-def scene_of(seed: object, background: str, worn: str | None = None) -> Scene:
+def scene_of(seed: object, background: str, accessory: str | None = None) -> Scene:
     scene = random_scene(random.Random(f"test/{seed}"), background, accessory_share=0)
-    return scene._replace(accessory=worn, accessory_color="red")
+    return scene._replace(accessory=accessory, accessory_color="red")
 
 
-def seen(eyes: Eyes, pictures: Iterable[Shown], sights: Sequence[Sight] = ALL) -> ImageEmbeddings:
-    both = list(pictures)
+def embedded(
+    encoders: Encoders, renders: Iterable[MaskedRender], sights: Sequence[Sight] = ALL
+) -> ImageEmbeddings:
+    both = list(renders)
     spots = tuple(Region.around(mask) for _, mask in both)
     views = {
         "whole": [picture for picture, _ in both],
         "crop": [crop(one.picture, spot) for one, spot in zip(both, spots, strict=True)],
     }
-    look = {"identity": eyes.identity.identity_images, "clip": eyes.clip.clip_images}
-    rows = {(eye, view): look[eye](views[view]) for eye, view in sights}
+    embed = {"identity": encoders.identity.identity_images, "clip": encoders.clip.clip_images}
+    rows = {(name, view): embed[name](views[view]) for name, view in sights}
     return ImageEmbeddings(rows, views["whole"], ("0" * 64,) * len(both), spots)
 
 
-def picked(
+def replaced(
     ours: ImageEmbeddings, theirs: ImageEmbeddings, which: Sequence[bool]
 ) -> ImageEmbeddings:
-    """Image by image one of ours, or of theirs where `which` is true."""
+    """Our images, replaced by theirs where `which` is true."""
     both = zip(which, ours.pictures, theirs.pictures, strict=True)
     spots = zip(which, ours.spots, theirs.spots, strict=True)
     return ImageEmbeddings(
@@ -117,59 +119,59 @@ def picked(
     )
 
 
-def photos_of(noun: str) -> tuple[Identity, list[Shown]]:
-    """A shipped subject with its photos, as `make_photos` renders them."""
+def photos_of(noun: str) -> tuple[Identity, list[MaskedRender]]:
+    """A shipped subject and its photos, as rendered by `make_photos`."""
     seed = SUBJECTS[noun]
     identity = random_identity(random.Random(f"photos/{seed}"), noun)
     views = (
-        random_scene(random.Random(f"photos/{seed}/{number}"), place, accessory_share=0)
-        for number, place in enumerate(PLACES)
+        random_scene(random.Random(f"photos/{seed}/{number}"), background, accessory_share=0)
+        for number, background in enumerate(PHOTO_BACKGROUNDS)
     )
-    return identity, [shown(identity, view) for view in views]
+    return identity, [rendered(identity, view) for view in views]
 
 
 DOG, PHOTOS = photos_of("dog")
-STRANGERS = [
+OTHER_DOGS = [
     random_identity(random.Random(f"stranger/{n}"), "dog") for n in range(len(PROMPTS) * SEEDS)
 ]
 
 
-def by_prompts(identity: Callable[[int], Identity], first: str) -> list[Shown]:
-    """What a model draws that follows every prompt: a picture per prompt and seed."""
+def by_prompts(identity: Callable[[int], Identity], first: str) -> list[MaskedRender]:
+    """Images of a model that follows every prompt: one per prompt and seed."""
     return [
-        shown(identity(number * SEEDS + seed), scene_of((first, number, seed), place, worn))
-        for number, (place, worn) in enumerate(PROMPTS.values())
+        rendered(identity(number * SEEDS + seed), scene_of((first, number, seed), *attributes))
+        for number, attributes in enumerate(PROMPTS.values())
         for seed in range(SEEDS)
     ]
 
 
-def members(identities: Sequence[Identity]) -> list[Shown]:
+def class_images(identities: Sequence[Identity]) -> list[MaskedRender]:
     """Images of the class prompt."""
-    pairs = enumerate(zip(identities, CLASS_PLACES, strict=False))
-    return [shown(one, scene_of(("class", n), place)) for n, (one, place) in pairs]
+    pairs = enumerate(zip(identities, CLASS_BACKGROUNDS, strict=False))
+    return [rendered(one, scene_of(("class", n), background)) for n, (one, background) in pairs]
 
 
 @pytest.fixture(scope="module")
-def perfect(eyes: Eyes) -> Evidence:
-    """The true subject, wherever and with whatever it was asked for; a class that stayed as it was."""
-    classes = seen(eyes, members(STRANGERS))
+def perfect(encoders: Encoders) -> Evidence:
+    """Evidence of a perfect model: the true subject, every prompt followed, the class unchanged."""
+    classes = embedded(encoders, class_images(OTHER_DOGS))
     prompts = [prompt for prompt in PROMPTS for _ in range(SEEDS)]
     texts = [prompt.format(subject="dog") for prompt in prompts]
-    read = eyes.clip.clip_texts
-    places = read([prompt.format(subject="dog") for prompt in (BEACH, SNOW, NIGHT)])
-    hats = read([f"dog wearing a {hat}" for hat in HATS])
+    embed = encoders.clip.clip_texts
+    scenes = embed([prompt.format(subject="dog") for prompt in (BEACH, SNOW, NIGHT)])
+    hats = embed([f"dog wearing a {hat}" for hat in HATS])
     return Evidence(
-        generated=seen(eyes, by_prompts(lambda _: DOG, "tuned")),
-        photos=seen(eyes, PHOTOS),
-        base=seen(eyes, by_prompts(lambda n: STRANGERS[n], "base")),
+        generated=embedded(encoders, by_prompts(lambda _: DOG, "tuned")),
+        photos=embedded(encoders, PHOTOS),
+        base=embedded(encoders, by_prompts(lambda n: OTHER_DOGS[n], "base")),
         classes=classes,
         base_classes=classes,
         prompts=tuple(prompts),
         kinds=("scene",) * (3 * SEEDS) + ("accessory",) * SEEDS,
         texts=tuple(texts),
-        text_rows=read(texts),
+        text_rows=embed(texts),
         choices={
-            **{prompt: (Choice(places, n),) for n, prompt in enumerate((BEACH, SNOW, NIGHT))},
+            **{prompt: (Choice(scenes, n),) for n, prompt in enumerate((BEACH, SNOW, NIGHT))},
             HAT: (Choice(hats, 0),),
         },
     )
@@ -180,7 +182,7 @@ def means(evidence: Evidence) -> dict[str, float]:
 
 
 def means_of(perfect: Evidence, generated: ImageEmbeddings) -> dict[str, float]:
-    """With other pictures in the place of the generated ones, of which no prompt is asked."""
+    """Means with `generated` in place of the generated images, without prompt metrics."""
     count = len(generated.pictures)
     blank = {"prompts": ("p",) * count, "kinds": ("scene",) * count, "texts": (), "text_rows": None}
     return means(replace(perfect, generated=generated, base=ImageEmbeddings(), **blank))
@@ -190,19 +192,19 @@ def falls(values: Sequence[float]) -> bool:
     return all(lower < upper for upper, lower in pairwise(values))
 
 
-LADDER = (0.0, 0.25, 0.5, 1.0)
+SHARES = (0.0, 0.25, 0.5, 1.0)
 
 
-def on_the_ladder(perfect: Evidence, worse: ImageEmbeddings) -> list[dict[str, float]]:
-    """The scores with growing shares of each prompt's pictures replaced by worse ones."""
+def by_share(perfect: Evidence, worse: ImageEmbeddings) -> list[dict[str, float]]:
+    """Scores with growing shares of each prompt's images replaced by worse ones."""
     found = []
-    for share in LADDER:
+    for share in SHARES:
         which = [n % SEEDS < share * SEEDS for n in range(len(perfect.prompts))]
-        found.append(means(replace(perfect, generated=picked(perfect.generated, worse, which))))
+        found.append(means(replace(perfect, generated=replaced(perfect.generated, worse, which))))
     return found
 
 
-def test_a_perfect_model_scores_what_its_truth_is(perfect: Evidence) -> None:
+def test_perfect_model_has_the_best_value_of_every_metric(perfect: Evidence) -> None:
     found = means(perfect)
     assert found["identity"] == pytest.approx(1, abs=0.1)
     assert found["attributes"] >= 0.9
@@ -215,7 +217,7 @@ def test_a_perfect_model_scores_what_its_truth_is(perfect: Evidence) -> None:
     assert found["subject_fidelity_crop"] == pytest.approx(among, abs=0.05)
 
 
-def test_the_shipped_finder_shows_what_the_truth_shows(
+def test_identity_on_detected_crops_is_close_to_that_on_true_crops(
     perfect: Evidence, file_store: Store, tmp_path: Path
 ) -> None:
     config = load_config(Path("examples/small_world/config.yaml"))
@@ -229,19 +231,19 @@ def test_the_shipped_finder_shows_what_the_truth_shows(
         ]
         return viewer.see(images, "dog", [sight])
 
-    by_finder = replace(
+    detected = replace(
         perfect,
         generated=found(perfect.generated.pictures),
         photos=found(perfect.photos.pictures),
         base_classes=found(perfect.base_classes.pictures),
     )
-    near, true = (catalogue()["identity"].measure(one) for one in (by_finder, perfect))
+    near, true = (catalogue()["identity"].measure(one) for one in (detected, perfect))
     assert not np.isnan(near).any()
     assert near.mean() == pytest.approx(true.mean(), abs=0.05)
 
 
 def between(own: Identity, other: Identity, share: float) -> Identity:
-    """An identity on the way from `own` to `other`."""
+    """An identity interpolated from `own` (share 0) to `other` (share 1)."""
 
     def colour(a: Named, b: Named) -> Named:
         steps = zip(a.shade, rgb(a), rgb(b), strict=True)
@@ -260,39 +262,39 @@ def between(own: Identity, other: Identity, share: float) -> Identity:
     )
 
 
-def test_the_further_from_the_true_identity_the_lower(eyes: Eyes, perfect: Evidence) -> None:
-    """Subjects on the way to two others of their class, in the same four scenes."""
+def test_identity_metrics_fall_with_distance_from_the_true_identity(
+    encoders: Encoders, perfect: Evidence
+) -> None:
+    """Subjects interpolated towards two others of their class, in the same four scenes."""
     scenes = [
-        scene_of(("far", n), place) for n, place in enumerate(("beach", "snow", "grass", "red"))
+        scene_of(("far", n), name) for n, name in enumerate(("beach", "snow", "grass", "red"))
     ]
-    rungs = [
-        [shown(between(DOG, other, share), scene) for other in STRANGERS[:2] for scene in scenes]
-        for share in LADDER
+    groups = [
+        [rendered(between(DOG, dog, share), scene) for dog in OTHER_DOGS[:2] for scene in scenes]
+        for share in SHARES
     ]
-    together = seen(eyes, [one for rung in rungs for one in rung])
+    together = embedded(encoders, [one for group in groups for one in group])
     found = [
         means_of(
             perfect,
             ImageEmbeddings(
                 {sight: rows[8 * n : 8 * n + 8] for sight, rows in together.rows.items()},
-                [one.picture for one in rung],
+                [one.picture for one in group],
             ),
         )
-        for n, rung in enumerate(rungs)
+        for n, group in enumerate(groups)
     ]
     for name in ("identity", "subject_fidelity", "subject_fidelity_crop"):
         scores = [one[name] for one in found]
         assert falls(scores), f"{name}: {scores}"
         assert scores[3] < scores[0] - 0.25, f"{name}: {scores}"
-    for name in (
-        "clip_i",
-        "clip_i_crop",
-    ):  # who learned words tells two who differ by no word less well
+    # CLIP was trained on captions: it separates subjects of equal attributes less well
+    for name in ("clip_i", "clip_i_crop"):
         assert falls([one[name] for one in found[:3]])
 
 
-def rolled(one: Shown, degrees: float) -> Shown:
-    """The subject's hue turned, and nothing else."""
+def rotated_hue(one: MaskedRender, degrees: float) -> MaskedRender:
+    """The render with the subject's hue rotated, its background unchanged."""
     hue, saturation, value = one.picture.convert("HSV").split()
     turned = hue.point([int(h + degrees * 255 / 360) % 256 for h in range(256)])
     changed = Pillow.merge("HSV", (turned, saturation, value)).convert("RGB")
@@ -301,23 +303,21 @@ def rolled(one: Shown, degrees: float) -> Shown:
     return one._replace(picture=picture)
 
 
-def test_turned_hues_cost_identity_and_other_backgrounds_do_not(
-    eyes: Eyes, perfect: Evidence
+def test_identity_falls_with_changed_hues_and_not_with_changed_backgrounds(
+    encoders: Encoders, perfect: Evidence
 ) -> None:
-    views = [
-        scene_of(("hue", n), place) for n, place in enumerate(("beach", "snow", "night", "red"))
-    ]
-    drawn = [shown(DOG, view) for view in views]
-    moved = [shown(DOG, view._replace(background="city")) for view in views]
-    rungs = [*([rolled(one, turn) for one in drawn] for turn in (0, 20, 45, 90)), moved]
+    views = [scene_of(("hue", n), name) for n, name in enumerate(("beach", "snow", "night", "red"))]
+    plain = [rendered(DOG, view) for view in views]
+    moved = [rendered(DOG, view._replace(background="city")) for view in views]
+    groups = [*([rotated_hue(one, turn) for one in plain] for turn in (0, 20, 45, 90)), moved]
     sight: Sight = ("identity", "crop")
-    rows = seen(eyes, [one for rung in rungs for one in rung], [sight]).rows[sight]
+    rows = embedded(encoders, [one for group in groups for one in group], [sight]).rows[sight]
     found = [
         means_of(
             perfect,
-            ImageEmbeddings({sight: rows[4 * n : 4 * n + 4]}, [one.picture for one in rung]),
+            ImageEmbeddings({sight: rows[4 * n : 4 * n + 4]}, [one.picture for one in group]),
         )
-        for n, rung in enumerate(rungs)
+        for n, group in enumerate(groups)
     ]
     for name in ("identity", "subject_fidelity_crop"):
         *scores, elsewhere = (one[name] for one in found)
@@ -325,42 +325,48 @@ def test_turned_hues_cost_identity_and_other_backgrounds_do_not(
         assert abs(elsewhere - scores[0]) < (scores[0] - scores[3]) / 4
 
 
-def test_prompts_that_are_ignored_cost_what_measures_prompts(eyes: Eyes, perfect: Evidence) -> None:
-    plain = [shown(DOG, scene_of(("plain", n), "gray")) for n in range(len(perfect.prompts))]
-    found = on_the_ladder(perfect, seen(eyes, plain))
+def test_prompt_metrics_fall_with_the_share_of_ignored_prompts(
+    encoders: Encoders, perfect: Evidence
+) -> None:
+    plain = [rendered(DOG, scene_of(("plain", n), "gray")) for n in range(len(perfect.prompts))]
+    found = by_share(perfect, embedded(encoders, plain))
     for name in ("prompt_fidelity", "prompt_gain", "prompt_rank", "attributes"):
         scores = [one[name] for one in found]
         assert falls(scores), f"{name}: {scores}"
-    # the subject itself is as good as ever: identity alone would promote this model
+    # the subject is unchanged: identity alone would promote this model
     assert found[3]["identity"] > found[0]["identity"] - 0.05
 
 
-def test_the_photos_again_are_more_copies_and_less_diverse(eyes: Eyes, perfect: Evidence) -> None:
+def test_repeated_photos_raise_memorisation_and_lower_diversity(
+    encoders: Encoders, perfect: Evidence
+) -> None:
     soft = [
         one._replace(picture=one.picture.filter(ImageFilter.GaussianBlur(0.5))) for one in PHOTOS
     ]
-    places = [n // SEEDS for n in range(len(perfect.prompts))]
-    kept = seen(eyes, soft)
+    indices = [n // SEEDS for n in range(len(perfect.prompts))]
+    photos = embedded(encoders, soft)
     copies = ImageEmbeddings(
-        rows={sight: rows[places] for sight, rows in kept.rows.items()},
-        pictures=[kept.pictures[place] for place in places],
-        spots=tuple(kept.spots[place] for place in places),
+        rows={sight: rows[indices] for sight, rows in photos.rows.items()},
+        pictures=[photos.pictures[index] for index in indices],
+        spots=tuple(photos.spots[index] for index in indices),
     )
-    found = on_the_ladder(perfect, copies)
-    assert [one["memorisation"] for one in found] == pytest.approx(LADDER)
+    found = by_share(perfect, copies)
+    assert [one["memorisation"] for one in found] == pytest.approx(SHARES)
     assert found[3]["diversity"] == pytest.approx(0, abs=1e-9)
     assert found[3]["diversity"] < found[0]["diversity"] / 2
-    # nothing looks more like the photos than they do: identity alone would promote this one as well
+    # subject fidelity is maximal: identity alone would promote this model as well
     assert found[3]["subject_fidelity"] > found[0]["subject_fidelity"] - 0.05
 
 
-def test_a_class_that_becomes_the_subject_drifts(eyes: Eyes, perfect: Evidence) -> None:
-    strangers, fallen = perfect.base_classes, seen(eyes, members([DOG] * 8), ALL[:2])
+def test_prior_drift_rises_with_the_share_of_class_images_of_the_subject(
+    encoders: Encoders, perfect: Evidence
+) -> None:
+    before, drifted = perfect.base_classes, embedded(encoders, class_images([DOG] * 8), ALL[:2])
     found = [
         means(
-            replace(perfect, classes=picked(strangers, fallen, [n < 8 * share for n in range(8)]))
+            replace(perfect, classes=replaced(before, drifted, [n < 8 * share for n in range(8)]))
         )
-        for share in LADDER
+        for share in SHARES
     ]
     for name in ("prior_drift", "pres"):
         assert falls([-one[name] for one in found])
@@ -368,10 +374,12 @@ def test_a_class_that_becomes_the_subject_drifts(eyes: Eyes, perfect: Evidence) 
     assert found[3]["class_diversity"] < 0.1
 
 
-def test_cropping_helps_against_an_impostor_on_the_photos_own_background(eyes: Eyes) -> None:
-    """Whose CLIP is nearer to a photo: the subject elsewhere, or another one where it was taken?"""
+def test_clip_identifies_the_subject_better_on_crops_than_on_whole_images(
+    encoders: Encoders,
+) -> None:
+    """Triplets: a photo, its subject on another background, another subject on the photo's background."""
     rng = random.Random(5)
-    photos, elsewhere, impostors = [], [], []
+    photos, positives, negatives = [], [], []
     for _ in range(32):
         own = random_identity(rng, rng.choice(["robot", "dog", "teapot"]))
         other = own._replace(
@@ -379,13 +387,13 @@ def test_cropping_helps_against_an_impostor_on_the_photos_own_background(eyes: E
             second=random_identity(rng, own.class_noun).second,
         )
         view = random_scene(rng, accessory_share=0)
-        photos.append(shown(own, view))
-        elsewhere.append(shown(own, random_scene(rng, accessory_share=0)))
+        photos.append(rendered(own, view))
+        positives.append(rendered(own, random_scene(rng, accessory_share=0)))
         same = random_scene(rng, view.background, accessory_share=0)._replace(decor=view.decor)
-        impostors.append(shown(other, same))
-    found = seen(eyes, [*photos, *elsewhere, *impostors], ALL[2:])
+        negatives.append(rendered(other, same))
+    found = embedded(encoders, [*photos, *positives, *negatives], ALL[2:])
     right = {}
     for sight, rows in found.rows.items():
-        held, same, fake = rows[:32], rows[32:64], rows[64:]
-        right[sight] = float((((same - fake) * held).sum(axis=1) > 0).mean())
+        anchor, positive, negative = rows[:32], rows[32:64], rows[64:]
+        right[sight] = float((((positive - negative) * anchor).sum(axis=1) > 0).mean())
     assert right["clip", "crop"] >= right["clip", "whole"] + 0.1, right

@@ -1,3 +1,5 @@
+"""The training loop, warm start, cached latents, losses, and `train_base` from end to end."""
+
 import json
 import signal
 import subprocess
@@ -9,13 +11,13 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from examples.small_world import loop, train_base, train_encoders
+from examples.small_world import loop, networks, train_base, train_encoders
 from examples.small_world import progress as base_progress
 from examples.small_world.corpus import example
 from examples.small_world.loop import (
     Recipe,
     State,
-    Watch,
+    Validation,
     lr_scale,
     progress,
     request_cooldown,
@@ -37,14 +39,16 @@ def fresh() -> nn.Module:
     return nn.Linear(3, 1)
 
 
-def test_loop_learns_and_says_so(tmp_path: Path) -> None:
+def test_loop_reaches_a_low_loss_and_returns_its_steps(tmp_path: Path) -> None:
     network = fresh()
     facts = train("line", network, square, 10, RECIPE._replace(steps=400), tmp_path)
     assert facts["steps"] == 400
     assert square(network, torch.arange(64)) < 0.05
 
 
-def test_loop_goes_on_where_it_was_cut_off(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_interrupted_training_resumes_to_the_same_weights(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     monkeypatch.setattr(loop, "SAVE_EVERY_SECONDS", 0)
     (tmp_path / "whole").mkdir()
     whole, again = fresh(), fresh()
@@ -86,7 +90,7 @@ loop.train("line", fresh(), square, 10, RECIPE, Path(sys.argv[1]))
 """
 
 
-def test_loop_killed_while_it_saves_goes_on_to_the_same_weights(tmp_path: Path) -> None:
+def test_training_killed_while_saving_resumes_to_the_same_weights(tmp_path: Path) -> None:
     (tmp_path / "whole").mkdir()
     whole, again = fresh(), fresh()
     train("line", whole, square, 10, RECIPE, tmp_path / "whole")
@@ -99,7 +103,7 @@ def test_loop_killed_while_it_saves_goes_on_to_the_same_weights(tmp_path: Path) 
     )
 
 
-def test_time_budget_ends_a_training() -> None:
+def test_time_limit_ends_a_training() -> None:
     recipe = RECIPE._replace(seconds=10)
     assert progress(State(step=1, seconds=11), recipe) >= 1
     assert lr_scale(5, 0.999, recipe) == pytest.approx(0.02)
@@ -115,19 +119,19 @@ def test_requested_cooldown_decays_and_ends_the_training(tmp_path: Path) -> None
 
 def test_reached_goal_starts_the_cooldown_and_is_in_the_log(tmp_path: Path) -> None:
     recipe = RECIPE._replace(steps=10_000, cooldown=10, log_every=5)
-    watch = Watch(lambda network, pictures: {"pictures_seen": pictures}, 0, {"pictures_seen": 20})
-    facts = train("line", fresh(), square, 10, recipe, tmp_path, watch)
+    validation = Validation(lambda network, images: {"images": images}, 0, {"images": 20})
+    facts = train("line", fresh(), square, 10, recipe, tmp_path, validation)
     lines = [json.loads(line) for line in (tmp_path / "log.jsonl").read_text().splitlines()]
     assert facts["steps"] == 5 + recipe.cooldown
-    assert [line["pictures"] for line in lines if "pictures_seen" not in line] == [20, 40, 60]
-    assert [line["cooldown_from"] for line in lines if "pictures_seen" in line][4:6] == [None, 5]
+    assert [line["pictures"] for line in lines if "images" not in line] == [20, 40, 60]
+    assert [line["cooldown_from"] for line in lines if "images" in line][4:6] == [None, 5]
 
 
-def test_more_latent_channels_start_as_the_old_autoencoder() -> None:
+def test_warm_start_with_more_latent_channels_computes_the_old_autoencoder() -> None:
     torch.manual_seed(0)
-    old, new = train_base.autoencoder(4).eval(), train_base.autoencoder(16).eval()
+    old, new = networks.autoencoder(4).eval(), networks.autoencoder(16).eval()
     pixels = torch.rand(1, 3, 16, 16) * 2 - 1
-    train_base.warm_start(new, old.state_dict(), 16)
+    networks.warm_start(new, old.state_dict(), 16)
     with torch.no_grad():
         before, after = (vae.encode(pixels).latent_dist for vae in (old, new))
         torch.testing.assert_close(after.mean[:, :4], before.mean)
@@ -135,9 +139,9 @@ def test_more_latent_channels_start_as_the_old_autoencoder() -> None:
         torch.testing.assert_close(new.decode(after.mean).sample, old.decode(before.mean).sample)
 
 
-def test_latents_are_encoded_once_and_kept_for_the_same_autoencoder(tmp_path: Path) -> None:
+def test_latents_are_encoded_once_per_autoencoder(tmp_path: Path) -> None:
     torch.manual_seed(0)
-    vae, calls = train_base.autoencoder(2).eval(), []
+    vae, calls = networks.autoencoder(2).eval(), []
 
     def pictures(indices: Tensor) -> Tensor:
         calls.append(indices.tolist())
@@ -147,12 +151,12 @@ def test_latents_are_encoded_once_and_kept_for_the_same_autoencoder(tmp_path: Pa
     again = train_base.Latents(vae, pictures, 10, tmp_path)(torch.tensor([7, 3]))
     assert calls == [[3, 7]]
     assert all(torch.equal(a[[1, 2]], b) for a, b in zip(first, again, strict=True))
-    other = train_base.autoencoder(2).eval()
+    other = networks.autoencoder(2).eval()
     train_base.Latents(other, pictures, 10, tmp_path)(torch.tensor([7]))
     assert calls == [[3, 7], [7]]
 
 
-def test_weights_of_pixels_are_largest_on_eyes() -> None:
+def test_loss_weights_of_pixels_are_largest_on_eyes() -> None:
     index = next(i for i in range(50) if example("base", i)[0].class_noun == "cat")
     boxes = part_boxes(*example("base", index, "large")[:2])
     weights = train_base.Pictures("large").weights(torch.tensor([index]))[0, 0]
@@ -161,7 +165,7 @@ def test_weights_of_pixels_are_largest_on_eyes() -> None:
     assert weights.unique().tolist() == [1.0, 3.0, 7.0]
 
 
-def test_psnr_is_of_the_box_alone() -> None:
+def test_psnr_of_a_box_ignores_pixels_outside() -> None:
     picture = np.zeros((8, 8, 3), np.uint8)
     other = picture.copy()
     other[:4, :4] = 51
@@ -170,7 +174,7 @@ def test_psnr_is_of_the_box_alone() -> None:
     assert psnr(picture, other) == pytest.approx(-20 * np.log10(0.1))
 
 
-def test_contrast_prefers_true_captions() -> None:
+def test_contrastive_loss_is_lower_for_true_captions() -> None:
     matches = torch.tensor([[True, False], [False, True]])
     right = train_encoders.soft_contrast(torch.tensor([[9.0, 0.0], [0.0, 9.0]]), matches)
     wrong = train_encoders.soft_contrast(torch.tensor([[0.0, 9.0], [9.0, 0.0]]), matches)
@@ -179,7 +183,7 @@ def test_contrast_prefers_true_captions() -> None:
 
 @pytest.mark.slow
 @pytest.mark.parametrize("plan", ["SHIPPED", "NEXT"])
-def test_base_is_made_in_stable_diffusions_format(
+def test_base_is_saved_in_stable_diffusions_format(
     plan: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     from diffusers import StableDiffusionPipeline

@@ -1,3 +1,5 @@
+"""Renderer, masks, captions, tokenizer and shipped photos of the small world."""
+
 import random
 from pathlib import Path
 
@@ -31,7 +33,7 @@ from examples.small_world.world import (
 SHIPPED = Path(make_photos.HERE) / "photos"
 
 
-def test_world_is_as_rich_as_promised() -> None:
+def test_world_has_at_least_12_classes_and_12_backgrounds() -> None:
     assert len(CLASSES) >= 12
     assert len(BACKGROUNDS) >= 12
 
@@ -46,7 +48,7 @@ def test_render_is_a_function_of_its_arguments(class_noun: str) -> None:
 
 
 @pytest.mark.parametrize("background", BACKGROUNDS)
-def test_every_background_is_another_picture(background: str) -> None:
+def test_backgrounds_differ_from_the_white_one(background: str) -> None:
     rng = random.Random(1)
     identity, scene = random_identity(rng, "mug"), random_scene(rng, background="white")
     plain = render_array(identity, scene).astype(int)
@@ -64,7 +66,7 @@ def test_mirror_mirrors_the_subject() -> None:
     assert np.abs(mirrored[:, ::-1] - upright).mean() < 0.3 * straight
 
 
-def test_accessory_is_seen_in_its_colour() -> None:
+def test_accessory_is_visible_in_its_colour() -> None:
     identity = random_identity(random.Random(3), "dog")
     scene = random_scene(random.Random(3), "white")._replace(accessory="hat", accessory_color="red")
     bare = render_array(identity, scene._replace(accessory=None)).astype(int)
@@ -75,18 +77,15 @@ def test_accessory_is_seen_in_its_colour() -> None:
     assert reds.mean() > 0.3
 
 
-def test_captions_say_only_what_is_true() -> None:
+def test_captions_state_only_true_attributes() -> None:
     for index in range(300):
         identity, scene, captions = example("test", index)
         facts = truth(identity, scene)
         for caption in captions[1:]:
-            claims = zip(caption[1:], facts[1:], strict=True)
-            assert all(said in (None, true) for said, true in claims)
-            assert all(said is None or said in _words(caption.text) for said in caption[1:3])
-
-
-def _words(text: str) -> list[str]:
-    return text.split()
+            pairs = zip(caption[1:], facts[1:], strict=True)
+            assert all(stated in (None, true) for stated, true in pairs)
+            words = caption.text.split()
+            assert all(stated is None or stated in words for stated in caption[1:3])
 
 
 def test_captions_drop_attributes() -> None:
@@ -96,11 +95,11 @@ def test_captions_drop_attributes() -> None:
     assert 50 < sum(color is None for color in colors) < 150
 
 
-def test_splits_share_nothing() -> None:
+def test_splits_have_different_identities() -> None:
     assert example("base", 0)[0] != example("clip", 0)[0]
 
 
-def test_corpus_is_the_same_when_read_back(tmp_path: Path) -> None:
+def test_cached_corpus_equals_the_rendered_one(tmp_path: Path) -> None:
     made = make_corpus(tmp_path, "test", 12)
     read = make_corpus(tmp_path, "test", 12)
     assert np.array_equal(made.images, read.images)
@@ -108,7 +107,7 @@ def test_corpus_is_the_same_when_read_back(tmp_path: Path) -> None:
     assert np.array_equal(made.images[7], render_array(*example("test", 7)[:2]))
 
 
-def test_shipped_photos_are_what_the_renderer_makes(tmp_path: Path) -> None:
+def test_shipped_photos_are_the_renderers_output(tmp_path: Path) -> None:
     make_photos.make_photos(tmp_path)
     made = {p.relative_to(tmp_path): p.read_bytes() for p in tmp_path.rglob("*.*")}
     shipped = {p.relative_to(SHIPPED): p.read_bytes() for p in SHIPPED.rglob("*.*")}
@@ -116,7 +115,7 @@ def test_shipped_photos_are_what_the_renderer_makes(tmp_path: Path) -> None:
     assert len(made) == 30
 
 
-def test_tokenizer_keeps_frequent_words_whole_and_knows_every_printable_character() -> None:
+def test_frequent_words_are_one_token_and_printable_ascii_is_complete() -> None:
     texts = ["a photo of a robot on the beach"] * 50
     tokenizer = make_tokenizer(texts)
     assert tokenizer.tokenize("a robot") == ["a</w>", "robot</w>"]
@@ -127,7 +126,7 @@ def test_tokenizer_keeps_frequent_words_whole_and_knows_every_printable_characte
     assert tokenizer("sks").input_ids != tokenizer("skt").input_ids
 
 
-def test_rare_words_take_no_part_in_merges() -> None:
+def test_rare_words_add_no_merges() -> None:
     merges = learn_merges(["robot"] * 999 + ["zyx"])
     assert all("z" not in a + b for a, b in merges)
 
@@ -142,7 +141,7 @@ CYAN = (90, 235, 245)
 
 
 def plain(class_noun: str, faces: Faces) -> tuple[Identity, Scene]:
-    """All in purple on yellow: no colour of an eye is anywhere else."""
+    """A purple subject on yellow: eye colours are in no other part."""
     rng = random.Random(class_noun)
     purple = Named("purple", (0.0, 0.0, 0.0))
     identity = random_identity(rng, class_noun, faces)._replace(
@@ -153,7 +152,7 @@ def plain(class_noun: str, faces: Faces) -> tuple[Identity, Scene]:
 
 @pytest.mark.parametrize("faces", ["small", "large"])
 @pytest.mark.parametrize("class_noun", WITH_EYES)
-def test_mask_of_eyes_has_their_colours(class_noun: str, faces: Faces) -> None:
+def test_mask_of_eyes_has_eye_colours(class_noun: str, faces: Faces) -> None:
     identity, scene = plain(class_noun, faces)
     mask = part_masks(identity, scene)["eyes"]
     shown = render_array(identity, scene).astype(int)
@@ -163,7 +162,7 @@ def test_mask_of_eyes_has_their_colours(class_noun: str, faces: Faces) -> None:
             np.abs(shown[mask] - np.array(colour)).sum(-1) for colour in (CYAN, COLORS["purple"])
         )
         assert (cyans < purples).mean() > 0.9
-    else:  # white and ink, and greys between them
+    else:  # white, ink and the greys between
         assert (np.ptp(shown[mask], axis=-1) < 70).mean() > 0.9
     left, top, right, bottom = part_boxes(identity, scene)["eyes"]
     assert mask[top:bottom, left:right].sum() == mask.sum()
@@ -173,7 +172,7 @@ def test_mask_of_eyes_has_their_colours(class_noun: str, faces: Faces) -> None:
 
 
 @pytest.mark.parametrize("class_noun", CLASSES)
-def test_masks_of_parts_are_apart_and_within_the_subject(class_noun: str) -> None:
+def test_masks_of_parts_are_disjoint_and_within_the_subject(class_noun: str) -> None:
     rng = random.Random(class_noun)
     identity, scene = random_identity(rng, class_noun), random_scene(rng, accessory_share=1)
     masks = part_masks(identity, scene)
@@ -184,7 +183,7 @@ def test_masks_of_parts_are_apart_and_within_the_subject(class_noun: str) -> Non
     assert ("face" in part_boxes(identity, scene)) == (class_noun in WITH_EYES)
 
 
-def test_parts_that_are_hidden_have_an_empty_mask_and_no_box() -> None:
+def test_hidden_parts_have_an_empty_mask_and_no_box() -> None:
     identity, scene = plain("cat", "small")
     outside = scene._replace(x=5.0)
     assert not part_masks(identity, outside)["eyes"].any()
@@ -192,7 +191,7 @@ def test_parts_that_are_hidden_have_an_empty_mask_and_no_box() -> None:
 
 
 @pytest.mark.parametrize("class_noun", CLASSES)
-def test_large_faces_have_larger_eyes_and_change_nothing_else(class_noun: str) -> None:
+def test_large_faces_have_larger_eyes_and_leave_other_classes_unchanged(class_noun: str) -> None:
     (small, scene), (large, _) = plain(class_noun, "small"), plain(class_noun, "large")
     same = np.array_equal(render_array(small, scene), render_array(large, scene))
     assert same == (class_noun not in WITH_EYES)

@@ -1,4 +1,4 @@
-"""Means, intervals and differences, on constructed results."""
+"""Means, intervals and differences of constructed results."""
 
 import math
 from pathlib import Path
@@ -48,7 +48,7 @@ def put(
 
 
 def test_seeds_are_averaged_before_subjects() -> None:
-    # three seeds of one subject count no more than the one of the other
+    # a subject with three seeds has the same weight as one with a single seed
     values = {("cat", 0): 0.0, ("cat", 1): 0.3, ("cat", 2): 0.6, ("mug", 0): 0.9}
     found = findings.estimate(values, ANY)
     assert found.value == pytest.approx(0.6)
@@ -57,12 +57,12 @@ def test_seeds_are_averaged_before_subjects() -> None:
     assert found.high == pytest.approx(0.6 + 12.7062 * 0.3, abs=1e-3)
 
 
-def test_an_interval_ends_where_no_mean_can_be() -> None:
+def test_interval_is_clipped_to_the_bounds() -> None:
     values = {("cat", 0): 0.3, ("mug", 0): 0.9}
     assert findings.estimate(values, (0, 1)) == Estimate(value=0.6, low=0, high=1)
 
 
-def test_a_difference_ends_where_both_sides_do(tmp_path: Path) -> None:
+def test_interval_of_a_difference_is_clipped_to_the_metrics_range(tmp_path: Path) -> None:
     for subject, ours in zip(QUESTION.subjects, (1.0, 0.0, 1.0), strict=True):
         for seed in QUESTION.seeds:
             put(tmp_path, OURS, subject, seed, ours)
@@ -86,17 +86,17 @@ def test_one_subject_has_no_interval() -> None:
     assert findings.answer(found, higher_is_better=True) == "no difference shown"
 
 
-def test_nothing_has_no_mean() -> None:
+def test_estimate_without_trials_raises() -> None:
     with pytest.raises(ValueError, match="no trial"):
         findings.estimate({}, ANY)
 
 
 def test_difference_pairs_subjects_and_seeds(tmp_path: Path) -> None:
-    # the subjects lie far apart, the arms always 0.1: only pairing sees it
-    for place, subject in enumerate(QUESTION.subjects):
+    # subjects differ by 0.3, arms by 0.1: only a paired difference has a narrow interval
+    for index, subject in enumerate(QUESTION.subjects):
         for seed in QUESTION.seeds:
-            put(tmp_path, OURS, subject, seed, 0.3 * place + 0.1 + 0.01 * seed * place)
-            put(tmp_path, THEIRS, subject, seed, 0.3 * place)
+            put(tmp_path, OURS, subject, seed, 0.3 * index + 0.1 + 0.01 * seed * index)
+            put(tmp_path, THEIRS, subject, seed, 0.3 * index)
     ours, theirs = findings.gather(QUESTION, tmp_path)
     gain = findings.difference(ours, theirs, "subject_fidelity")
     assert gain is not None
@@ -107,7 +107,7 @@ def test_difference_pairs_subjects_and_seeds(tmp_path: Path) -> None:
     assert findings.answer(gain, higher_is_better=False) == "worse"
 
 
-def test_wins_are_counted_the_metrics_way_and_a_tie_is_none(tmp_path: Path) -> None:
+def test_wins_follow_the_metrics_direction_and_exclude_ties(tmp_path: Path) -> None:
     for subject, ours in zip(QUESTION.subjects, (0.9, 0.8, 0.7), strict=False):
         put(tmp_path, OURS, subject, 0, ours, drift=ours)
         put(tmp_path, THEIRS, subject, 0, 0.8, drift=0.8)
@@ -117,7 +117,7 @@ def test_wins_are_counted_the_metrics_way_and_a_tie_is_none(tmp_path: Path) -> N
     assert findings.wins(*sides, "prior_drift") == trials - 2
 
 
-def test_trial_that_one_side_lacks_is_left_out_of_both(tmp_path: Path) -> None:
+def test_trial_missing_on_one_side_is_left_out_of_both(tmp_path: Path) -> None:
     put(tmp_path, OURS, "cat", 0, 0.9)
     put(tmp_path, OURS, "mug", 0, 0.1)
     put(tmp_path, THEIRS, "cat", 0, 0.5)
@@ -126,7 +126,7 @@ def test_trial_that_one_side_lacks_is_left_out_of_both(tmp_path: Path) -> None:
     assert row["difference"] == pytest.approx(0.4)
 
 
-def test_against_says_which_way_is_better(tmp_path: Path) -> None:
+def test_comparison_has_the_metrics_direction(tmp_path: Path) -> None:
     for subject in QUESTION.subjects:
         put(tmp_path, OURS, subject, 0, 0.9, drift=0.1)
         put(tmp_path, THEIRS, subject, 0, 0.8, drift=0.5)
@@ -157,7 +157,7 @@ def test_damaged_file_is_a_missing_trial(tmp_path: Path) -> None:
     assert not findings.gather(QUESTION, tmp_path)[0].results
 
 
-def test_interval_that_touches_zero_shows_nothing() -> None:
+def test_interval_that_touches_zero_shows_no_difference() -> None:
     assert findings.answer(Estimate(value=0.1, low=0.0, high=0.2), True) == "no difference shown"
     assert findings.answer(Estimate(value=-0.1, low=-0.2, high=-0.01), True) == "worse"
     assert findings.answer(Estimate(value=-0.1, low=-0.2, high=-0.01), False) == "better"

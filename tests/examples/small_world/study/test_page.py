@@ -1,4 +1,4 @@
-"""The page is made of the trials' files, and says which are missing."""
+"""The study's page, charts and comparisons, from the trials' result files."""
 
 import json
 import shlex
@@ -45,14 +45,14 @@ def put(
 def results(tmp_path: Path) -> Path:
     """`ours` and `theirs` complete, `third` with one of three trials."""
     folder = tmp_path / "results"
-    for place, subject in enumerate(SUBJECTS):
-        put(folder, OURS, subject, 0.9 + 0.01 * place, 0.3)
-        put(folder, THEIRS, subject, 0.7 + 0.015 * place, 0.2 + 0.1 * place)
+    for index, subject in enumerate(SUBJECTS):
+        put(folder, OURS, subject, 0.9 + 0.01 * index, 0.3)
+        put(folder, THEIRS, subject, 0.7 + 0.015 * index, 0.2 + 0.1 * index)
     put(folder, THIRD, "cat", 0.5, 0.1)
     return folder
 
 
-def test_page_json_and_pictures(results: Path, tmp_path: Path) -> None:
+def test_page_has_tables_charts_and_comparisons(results: Path, tmp_path: Path) -> None:
     path = tmp_path / "docs" / "study.md"
     page.write((PAIR, THREE), results, path)
     text = path.read_text()
@@ -71,7 +71,7 @@ def test_page_json_and_pictures(results: Path, tmp_path: Path) -> None:
     assert "our defaults" in (tmp_path / "docs" / "study" / "pair.svg").read_text()
 
 
-def test_pictures_have_a_panel_for_each_metric_that_was_measured(tmp_path: Path) -> None:
+def test_charts_have_a_panel_for_each_measured_metric(tmp_path: Path) -> None:
     names = ("identity", "diversity", "class_diversity")
     for arm in (OURS, THEIRS):
         put(tmp_path, arm, "cat", 0.9, 0.3, **dict.fromkeys(names, 0.5))
@@ -81,7 +81,7 @@ def test_pictures_have_a_panel_for_each_metric_that_was_measured(tmp_path: Path)
     assert [title for title in titles if f">{title}</text>" not in drawn] == []
 
 
-def test_same_results_are_the_same_bytes(results: Path, tmp_path: Path) -> None:
+def test_equal_results_give_equal_bytes(results: Path, tmp_path: Path) -> None:
     for name in ("a", "b"):
         page.write((PAIR, THREE), results, tmp_path / name / "study.md")
     written = [
@@ -95,23 +95,23 @@ def test_same_results_are_the_same_bytes(results: Path, tmp_path: Path) -> None:
     assert len(written[0]) == 3
 
 
-def test_missing_trials_are_said(results: Path, tmp_path: Path) -> None:
+def test_missing_trials_are_listed(results: Path, tmp_path: Path) -> None:
     path = tmp_path / "study.md"
     page.write((PAIR, THREE), results, path)
     first, second = path.read_text().split("## ")[1:]
     assert "no trial is missing" in first
-    assert "**Trials are missing**; there are: third 1 of 3." in second
+    assert "**Trials are missing**; done: third 1 of 3." in second
     assert "Left out" not in first + second
 
 
-def test_a_metric_that_a_trial_lacks_is_left_out_aloud(results: Path, tmp_path: Path) -> None:
+def test_metric_missing_in_a_trial_is_listed_as_left_out(results: Path, tmp_path: Path) -> None:
     path = tmp_path / "study.md"
     put(results, OURS, "cat", 0.9, 0.3, identity=0.8)
     page.write((PAIR,), results, path)
-    assert "**Left out**, as not every trial has them: identity." in path.read_text()
+    assert "**Left out**, missing in some trials: identity." in path.read_text()
 
 
-def test_single_arm_answers_no_question(results: Path, tmp_path: Path) -> None:
+def test_question_with_a_single_arm_has_no_table(results: Path, tmp_path: Path) -> None:
     alone = Question("alone", "One arm", "", (THIRD, Arm("no", "none yet")), SUBJECTS, (0,))
     path = tmp_path / "study.md"
     page.write((alone,), results, path)
@@ -133,8 +133,8 @@ def test_question_without_any_trial_has_no_table(tmp_path: Path) -> None:
 
 
 def test_arm_is_marked_against_the_first(results: Path, tmp_path: Path) -> None:
-    for place, subject in enumerate(SUBJECTS):
-        put(results, THIRD, subject, 0.5 + 0.012 * place, 0.1 + 0.002 * place)
+    for index, subject in enumerate(SUBJECTS):
+        put(results, THIRD, subject, 0.5 + 0.012 * index, 0.1 + 0.002 * index)
     text = page.section(THREE, page.findings.gather(THREE, results))
     fidelity, pres = (line for line in text.splitlines() if " is better)" in line)
     assert fidelity.count("▼") == 2
@@ -143,7 +143,7 @@ def test_arm_is_marked_against_the_first(results: Path, tmp_path: Path) -> None:
     assert "▼" not in pres
 
 
-def test_plan_says_what_is_missing_and_how_long_it_takes(
+def test_plan_lists_missing_trials_and_their_hours(
     tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     put(tmp_path, OURS, "cat", 0.9, 0.1)
@@ -156,7 +156,7 @@ def test_plan_says_what_is_missing_and_how_long_it_takes(
     ]
 
 
-def test_command_on_the_page_is_one_that_the_study_takes(tmp_path: Path) -> None:
+def test_command_on_the_page_is_valid(tmp_path: Path) -> None:
     page.write((), tmp_path, tmp_path / "study.md")
     (line,) = (
         line
@@ -168,8 +168,8 @@ def test_command_on_the_page_is_one_that_the_study_takes(tmp_path: Path) -> None
     assert given.peer_python == Path("peer/bin/python")
 
 
-def test_what_is_shipped_is_what_the_trials_files_say(tmp_path: Path) -> None:
-    """Of pictures only that each is there: another version of Vega draws other bytes."""
+def test_shipped_page_and_comparisons_are_those_of_the_result_files(tmp_path: Path) -> None:
+    """Charts are only checked for presence: their bytes depend on Vega's version."""
     shipped, copied = Path("examples/small_world/study/results"), tmp_path / "results"
     shutil.copytree(shipped, copied)
     page.write(QUESTIONS, copied, tmp_path / "study.md")

@@ -1,4 +1,4 @@
-"""What the study plans, and one trial of each side for real."""
+"""Planned trials and their configs, and one real trial of each side."""
 
 import os
 from pathlib import Path
@@ -14,7 +14,7 @@ from examples.small_world.study.peer import Peer
 from examples.small_world.study.subjects import (
     EVERY_CLASS,
     OTHERS,
-    PLACES,
+    PHOTO_BACKGROUNDS,
     SUBJECTS,
     class_noun_of,
     make_photos,
@@ -26,7 +26,7 @@ SHORT = (
     "train.steps=2",
     "train.lr_warmup_steps=0",
     "prior.target=images",
-    "prior.images=2",
+    "prior.num_class_images=2",
     "sampler.inference_steps=1",
     "evaluation.seeds=1",
     "evaluation.class_images=2",
@@ -51,17 +51,17 @@ def test_ours_is_the_small_worlds_recipe(tmp_path: Path) -> None:
     assert ours.dataset.auto_masks == recipe.dataset.auto_masks
 
 
-def test_defaults_are_those_of_a_config_that_says_nothing(tmp_path: Path) -> None:
-    said = trials.config_of(Trial(DEFAULTS, "cat", 0), tmp_path)
-    silent = Config(name="silent", subject=said.subject)
+def test_defaults_arm_equals_an_empty_config(tmp_path: Path) -> None:
+    arm = trials.config_of(Trial(DEFAULTS, "cat", 0), tmp_path)
+    empty = Config(name="empty", subject=arm.subject)
     for section in ("prior", "loss", "optimizer"):
-        assert getattr(said, section) == getattr(silent, section)
-    asked = {"steps": said.train.steps, "batch_size": said.train.batch_size}
-    assert said.train == silent.train.model_copy(update=asked)
-    assert said.dataset.auto_masks == silent.dataset.auto_masks
+        assert getattr(arm, section) == getattr(empty, section)
+    shared = {"steps": arm.train.steps, "batch_size": arm.train.batch_size}
+    assert arm.train == empty.train.model_copy(update=shared)
+    assert arm.dataset.auto_masks == empty.dataset.auto_masks
 
 
-def test_the_script_is_given_whole_photos_and_the_class_images_of_ours(tmp_path: Path) -> None:
+def test_script_gets_whole_photos_and_our_class_images(tmp_path: Path) -> None:
     ours = trials.config_of(Trial(IMAGES, "cat", 0), tmp_path)
     for arm in {trial.arm for trial in trials.planned(QUESTIONS)}:
         config = trials.config_of(Trial(arm, "cat", 0), tmp_path)
@@ -71,13 +71,13 @@ def test_the_script_is_given_whole_photos_and_the_class_images_of_ours(tmp_path:
                 assert config.prior == ours.prior
 
 
-def test_evaluation_prompts_name_no_place_of_the_photos(tmp_path: Path) -> None:
+def test_evaluation_prompts_name_no_background_of_the_photos(tmp_path: Path) -> None:
     rules = trials.config_of(Trial(OURS, "cat", 0), tmp_path).evaluation
     words = {word for prompt in rules.kinds for word in prompt.split()}
-    assert not words & {*PLACES, "wooden"}
+    assert not words & {*PHOTO_BACKGROUNDS, "wooden"}
 
 
-def test_recipes_are_chosen_on_what_the_study_never_sees() -> None:
+def test_recipes_are_tuned_on_subjects_and_seeds_of_no_other_question() -> None:
     *others, recipe = QUESTIONS
     assert recipe.name == "recipe"
     for question in others:
@@ -85,7 +85,7 @@ def test_recipes_are_chosen_on_what_the_study_never_sees() -> None:
         assert not {*question.seeds} & {*recipe.seeds}
 
 
-def test_plan_has_each_trial_once_and_the_first_question_first() -> None:
+def test_trials_are_planned_once_and_the_first_question_first() -> None:
     planned = trials.planned(QUESTIONS)
     assert len(set(planned)) == len(planned)
     first = QUESTIONS[0]
@@ -93,49 +93,49 @@ def test_plan_has_each_trial_once_and_the_first_question_first() -> None:
     assert len(first.seeds) >= 3
     count = len(first.arms) * len(first.subjects) * len(first.seeds)
     assert {trial.arm for trial in planned[:count]} == set(first.arms)
-    # stopped early, it has all arms of some subjects rather than one arm of all
+    # a stopped study has all arms of some subjects, not one arm of all subjects
     assert [trial.arm for trial in planned[:2]] == list(first.arms)
 
 
-def test_larger_set_of_photos_holds_the_smaller(tmp_path: Path) -> None:
+def test_larger_set_of_photos_contains_the_smaller(tmp_path: Path) -> None:
     few, many = (make_photos(tmp_path, SUBJECTS[0], count) for count in (2, 8))
     assert len(list(many.iterdir())) == 8
     for photo in few.iterdir():
         assert photo.read_bytes() == (many / photo.name).read_bytes()
 
 
-def test_every_class_has_a_subject_that_nothing_was_chosen_by(tmp_path: Path) -> None:
+def test_every_class_has_a_subject_not_used_for_tuning(tmp_path: Path) -> None:
     assert sorted(map(class_noun_of, EVERY_CLASS)) == sorted(CLASSES)
     assert not {*EVERY_CLASS} & {*OTHERS}
     first, second = (make_photos(tmp_path, subject, 1) for subject in ("bird", "bird_2"))
     assert (first / "00.png").read_bytes() != (second / "00.png").read_bytes()
 
 
-def test_arm_of_the_script_wants_the_script(tmp_path: Path) -> None:
+def test_arm_of_the_script_without_the_script_raises(tmp_path: Path) -> None:
     trial = Trial(Arm("script", "script", script=()), "cat", 0)
     with pytest.raises(ConfigError, match="give --peer"):
-        trials.train(trial, trials.Place(tmp_path / "work", tmp_path / "results"))
-    absent = trials.Place(tmp_path, tmp_path, Peer(tmp_path / "no.py", Path("python")))
+        trials.train(trial, trials.TrialContext(tmp_path / "work", tmp_path / "results"))
+    absent = trials.TrialContext(tmp_path, tmp_path, Peer(tmp_path / "no.py", Path("python")))
     with pytest.raises(ConfigError, match="no script at"):
         trials.train(trial, absent)
 
 
 @pytest.mark.slow
-def test_both_sides_for_real(tmp_path: Path) -> None:
+def test_real_trial_of_both_sides(tmp_path: Path) -> None:
     if not {SCRIPT, PYTHON} <= set(os.environ):
-        pytest.skip(f"needs {SCRIPT} and {PYTHON}: docs/study.md says how to get them")
+        pytest.skip(f"needs {SCRIPT} and {PYTHON}, see docs/study.md")
     peer = Peer(Path(os.environ[SCRIPT]), Path(os.environ[PYTHON]))
-    place = trials.Place(tmp_path / "work", tmp_path / "results", peer)
+    context = trials.TrialContext(tmp_path / "work", tmp_path / "results", peer)
     prior = ("--with_prior_preservation", "--learning_rate=1e-3")
     ours, theirs = (
         Trial(Arm(name, name, (*SHORT, "train.learning_rate=1e-3"), script=script), "cat", 0)
         for name, script in (("ours", None), ("theirs", prior))
     )
-    first, second = trials.make(ours, place), trials.make(theirs, place)
-    # both moved away from the base, differently, and were measured alike
+    first, second = trials.make(ours, context), trials.make(theirs, context)
+    # both differ from the base and from each other, under the same evaluation plan
     assert first.plan == second.plan
     assert first.base_metrics == second.base_metrics
     assert first.metrics != second.metrics
     assert first.base_metrics not in (first.metrics, second.metrics)
     assert set(second.made_by) == {"script", "torch", "diffusers", "transformers", "accelerate"}
-    assert trials.make(theirs, place) == second == trials.read(place.results, theirs)
+    assert trials.make(theirs, context) == second == trials.read(context.results, theirs)
