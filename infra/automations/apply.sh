@@ -1,7 +1,6 @@
 #!/bin/sh
-# Tells Prefect's server of every automation here, each in the place of the one of its name.
-# NOTIFICATION_BLOCK_ID is the id of a notification block made in Prefect's UI; without it nobody is
-# notified of anything.
+# Creates every automation of this folder on Prefect's server, replacing those of the same name.
+# NOTIFICATION_BLOCK_ID: id of a notification block created in Prefect's UI; without it, notify/ is left out.
 set -eu
 here=$(dirname "$0")
 

@@ -1,9 +1,9 @@
 #!/bin/sh
-# Tells Prefect's server what it is to offer, as these files say it; to be run again after any change.
+# Creates work pool, limit, deployments and automations on Prefect's server; run it again after any change.
 set -eu
-# what is there stays, so that what a person has paused is not started again
+# an existing pool is left as it is: it may have been paused by hand
 prefect --no-prompt work-pool create "$POOL" --type process || prefect work-pool inspect "$POOL"
-# stages take turns on the GPU; a team with more of them raises it: `prefect gcl update gpu --limit 2`
+# number of concurrent GPU stages; with more GPUs: `prefect gcl update gpu --limit 2`
 prefect --no-prompt gcl create gpu --limit 1 || prefect gcl inspect gpu
 prefect --no-prompt deploy --prefect-file infra/deployments.yaml --all
 sh infra/automations/apply.sh

@@ -1,5 +1,5 @@
 #!/bin/sh
-# Run once by Postgres' image on an empty volume: a user and a database each for Prefect and MLflow.
+# Run by Postgres' image on an empty volume: creates a user and a database each for Prefect and MLflow.
 set -eu
 for name in prefect mlflow; do
     psql --username postgres --set ON_ERROR_STOP=1 --set name="$name" \

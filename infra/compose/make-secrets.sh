@@ -1,13 +1,13 @@
 #!/bin/sh
-# Makes every secret of compose.yaml in ./secrets and keeps what is there. None has a default: without
-# them nothing starts. The folder is its owner's only; the files in it are readable, since Compose
-# mounts them as they are, one by one, for users of the containers who are nobody here.
+# Creates the secrets of compose.yaml in ./secrets; existing ones are kept. Without them no service starts.
+# The folder is readable by its owner only; the files are readable by all, since Compose mounts them with
+# their permissions for the containers' users, which do not exist on the host.
 set -eu
 cd "$(dirname "$0")"
 mkdir -p secrets
 chmod 700 secrets
 
-drawn() { # hex digits, so that nothing needs escaping anywhere
+random() { # BYTES; hex digits, which need no escaping
     od -An -tx1 -N "$1" /dev/urandom | tr -d ' \n'
 }
 
@@ -26,15 +26,15 @@ read_secret() {
 
 for name in postgres_password prefect_db_password mlflow_db_password redis_password \
     mlflow_admin_password mlflow_flow_password mlflow_secret_key grafana_admin_password; do
-    drawn 24 | keep "$name"
+    random 24 | keep "$name"
 done
 for role in admin flow trainer janitor reader mlflow; do
     printf '[default]\naws_access_key_id = %s\naws_secret_access_key = %s\n' \
-        "$(drawn 10)" "$(drawn 24)" | keep "s3_$role"
+        "$(random 10)" "$(random 24)" | keep "s3_$role"
 done
-printf 'admin:%s' "$(drawn 24)" | keep prefect_auth
+printf 'admin:%s' "$(random 24)" | keep prefect_auth
 
-# the same secrets in the forms that their readers take
+# the same secrets in the formats of their readers
 printf 'requirepass %s\nappendonly yes\n' "$(read_secret redis_password)" | keep redis_conf
 printf 'redis://:%s@redis:6379/1' "$(read_secret redis_password)" | keep prefect_docket_url
 database="postgresql+psycopg2://mlflow:$(read_secret mlflow_db_password)@postgres:5432/mlflow"

@@ -1,5 +1,5 @@
 #!/bin/sh
-# Makes MLflow's user `flow` when there is none, and shows that it can log in.
+# Creates MLflow's user `flow` if it does not exist; fails if it cannot log in.
 set -eu
 users=http://mlflow:5000/api/2.0/mlflow/users
 curl --silent --output /dev/null --config /run/secrets/mlflow_admin_curl \

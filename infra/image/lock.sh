@@ -1,6 +1,6 @@
 #!/bin/sh
-# Writes requirements/*.txt, every wheel by its SHA-256, from the *.in files, pyproject.toml and
-# constraints.txt, which gives the versions. Needs uv; arguments go to it, such as --upgrade.
+# Writes requirements/*.txt, wheels with SHA-256, from the *.in files, pyproject.toml and constraints.txt,
+# which has the versions. Needs uv, which gets the arguments, such as --upgrade.
 # TORCH=--find-links=FOLDER takes PyTorch's CPU wheel from a folder.
 set -eu
 cd "$(dirname "$0")/../.."
@@ -19,5 +19,5 @@ lock services "$@"
 lock cuda pyproject.toml --extra heic --extra gpu --extra trackers "$@"
 lock cpu pyproject.toml --extra heic --extra trackers --override "$into/cpu.in" \
     --index-strategy unsafe-best-match "${TORCH:---extra-index-url=$index}" "$@"
-# pip must find the one wheel that PyPI does not have
+# index of the one wheel that is not on PyPI
 printf -- '--extra-index-url %s\n%s\n' "$index" "$(cat "$into/cpu.txt")" >"$into/cpu.txt"

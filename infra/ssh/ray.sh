@@ -1,9 +1,9 @@
 #!/bin/bash
-# Plain machines as one Ray cluster, by SSH: each has this repository, installed, in the same folder.
+# Start or stop a Ray cluster on machines reachable by SSH, each with this project installed in the same folder.
 #   infra/ssh/ray.sh up HEAD [WORKER...]     the first is the head
 #   infra/ssh/ray.sh down HEAD [WORKER...]
-# The token that everybody needs is made here, and reaches the machines by standard input, never by a
-# command line. Ray listens on all addresses: have a firewall that lets only these machines in.
+# The cluster's token is created here and sent by standard input, never on a command line. Ray listens on
+# all addresses: restrict access to these machines by a firewall.
 set -euo pipefail
 
 if [ $# -lt 2 ] || { [ "$1" != up ] && [ "$1" != down ]; }; then
@@ -18,7 +18,7 @@ token_file=${RAY_TOKEN_FILE:-$HOME/.ray/dreambooth_token}
 
 if [ "$action" = down ]; then
     for host in "$@"; do
-        # shellcheck disable=SC2029 # FOLDER is this side's
+        # shellcheck disable=SC2029 # FOLDER is expanded on this machine
         ssh "$host" "cd '$FOLDER' && .venv/bin/ray stop"
     done
     exit
@@ -29,11 +29,11 @@ if [ ! -s "$token_file" ]; then
     (umask 077 && od -An -tx1 -N 32 /dev/urandom | tr -d ' \n' >"$token_file")
 fi
 for host in "$@"; do
-    where="--address '$head:$RAY_PORT'"
+    options="--address '$head:$RAY_PORT'"
     if [ "$host" = "$head" ]; then
-        where="--head --port '$RAY_PORT' --dashboard-host 127.0.0.1"
+        options="--head --port '$RAY_PORT' --dashboard-host 127.0.0.1"
     fi
-    # shellcheck disable=SC2029 # likewise
+    # shellcheck disable=SC2029 # variables are expanded on this machine
     ssh "$host" "read -r RAY_AUTH_TOKEN; export RAY_AUTH_TOKEN RAY_AUTH_MODE=token RAY_USAGE_STATS_ENABLED=0
-        cd '$FOLDER' && .venv/bin/ray start $where" <"$token_file"
+        cd '$FOLDER' && .venv/bin/ray start $options" <"$token_file"
 done

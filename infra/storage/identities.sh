@@ -1,8 +1,8 @@
 #!/bin/sh
-# Prints SeaweedFS' s3.json: one identity per secret, bound to the policy of the same name.
+# Prints SeaweedFS' s3.json: one identity per policy and secret of the same name.
 #   identities.sh POLICIES SECRETS
-# POLICIES/<role>.json are the policies that AWS gets too; SECRETS/s3_<role> are AWS credentials
-# files. `admin`, who makes buckets and whom no service uses, has no policy.
+# POLICIES/<role>.json are the policies also used on AWS; SECRETS/s3_<role> are AWS credentials files.
+# `admin` has no policy; it creates buckets, and no service uses it.
 set -eu
 policies=$1 secrets=$2
 
@@ -11,10 +11,10 @@ value_of() { # of a key in a credentials file
 }
 
 identity() {
-    role=$1 may=$2
+    role=$1 permissions=$2
     printf '{"name":"%s","credentials":[{"accessKey":"%s","secretKey":"%s"}],%s}' "$role" \
         "$(value_of aws_access_key_id "$secrets/s3_$role")" \
-        "$(value_of aws_secret_access_key "$secrets/s3_$role")" "$may"
+        "$(value_of aws_secret_access_key "$secrets/s3_$role")" "$permissions"
 }
 
 printf '{"identities":['
@@ -25,10 +25,10 @@ for policy in "$policies"/*.json; do
     identity "$role" "\"policyNames\":[\"$role\"]"
 done
 printf '],"policies":['
-between=
+separator=
 for policy in "$policies"/*.json; do
-    printf '%s{"name":"%s","content":"%s"}' "$between" "$(basename "$policy" .json)" \
+    printf '%s{"name":"%s","content":"%s"}' "$separator" "$(basename "$policy" .json)" \
         "$(tr -d '\n' <"$policy" | sed 's/\\/\\\\/g; s/"/\\"/g')"
-    between=,
+    separator=,
 done
 printf ']}\n'

@@ -1,4 +1,4 @@
-"""What the tests of infra/ share: its files, the tools that know their formats, a real S3 server."""
+"""Fixtures of the tests of infra/: its files, tools for their formats, a real S3 server with roles."""
 
 import subprocess
 import sys
@@ -25,7 +25,7 @@ def documents() -> Callable[[Path], list[dict[str, Any]]]:
 
 @pytest.fixture(scope="session")
 def tool() -> Callable[..., str]:
-    """Runs a program of this environment; its output, which is shown when it fails."""
+    """Function that runs a program of this environment and returns its output; fails if the program does."""
 
     def run(name: str, *arguments: str | Path) -> str:
         program = Path(sys.executable).with_name(name)
@@ -40,7 +40,7 @@ def tool() -> Callable[..., str]:
 
 @pytest.fixture(scope="session")
 def built(tool: Callable[..., str], infra: Path) -> dict[str, list[dict[str, Any]]]:
-    """What kustomize makes of each overlay, and of the Ray cluster."""
+    """Manifests built by kustomize, per overlay, and of the Ray cluster."""
     folders = {"production": "overlays/production", "trial": "overlays/trial", "ray": "ray"}
     return {
         name: list(yaml.safe_load_all(tool("kubectl", "kustomize", infra / "kubernetes" / folder)))
@@ -48,12 +48,12 @@ def built(tool: Callable[..., str], infra: Path) -> dict[str, list[dict[str, Any
     }
 
 
-class Guarded(NamedTuple):
-    """A SeaweedFS with identities as Compose gives it."""
+class RoleServer(NamedTuple):
+    """A SeaweedFS with the identities of Compose."""
 
     url: str
     keys: dict[str, dict[str, str]]
-    """Role -> what boto reads its keys from, in the environment."""
+    """Role -> environment variables with its keys, as read by boto."""
 
     def client(self, role: str) -> Any:
         from boto3.session import Session
@@ -67,13 +67,13 @@ class Guarded(NamedTuple):
 
 
 @pytest.fixture(scope="session")
-def clients(guarded_s3: Guarded) -> dict[str, Any]:
+def clients(s3_with_roles: RoleServer) -> dict[str, Any]:
     """A boto3 client per role."""
-    return {role: guarded_s3.client(role) for role in guarded_s3.keys}
+    return {role: s3_with_roles.client(role) for role in s3_with_roles.keys}
 
 
 @pytest.fixture(scope="session")
-def guarded_s3(infra: Path, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Guarded]:
+def s3_with_roles(infra: Path, tmp_path_factory: pytest.TempPathFactory) -> Iterator[RoleServer]:
     from dreambooth_core.servers.process import Server, claimed, running
 
     folder = tmp_path_factory.mktemp("identities")
@@ -88,7 +88,7 @@ def guarded_s3(infra: Path, tmp_path_factory: pytest.TempPathFactory) -> Iterato
 
     def answers(port: int) -> bool:
         try:
-            admin = Guarded(f"http://127.0.0.1:{port}", keys).client("admin")
+            admin = RoleServer(f"http://127.0.0.1:{port}", keys).client("admin")
             return bool(admin.list_buckets())
         except Exception:
             return False
@@ -107,7 +107,7 @@ def guarded_s3(infra: Path, tmp_path_factory: pytest.TempPathFactory) -> Iterato
     env = {"HOME": str(folder), "GOMEMLIMIT": "300MiB"}
     server = Server("SeaweedFS", command, answers, env, folder, 60.0, neighbours=4)
     with claimed(folder) as lock, running(server, lock) as port:
-        yield Guarded(f"http://127.0.0.1:{port}", keys)
+        yield RoleServer(f"http://127.0.0.1:{port}", keys)
 
 
 def _pair(file: Path) -> dict[str, str]:
@@ -116,7 +116,7 @@ def _pair(file: Path) -> dict[str, str]:
 
 
 def _secrets(infra: Path, folder: Path) -> Path:
-    """The secrets that a first `make-secrets.sh` makes, in a folder of their own."""
+    """Folder with the secrets created by `make-secrets.sh`."""
     script = folder / "make-secrets.sh"
     script.write_bytes((infra / "compose/make-secrets.sh").read_bytes())
     subprocess.run(["sh", script], check=True)

@@ -1,4 +1,4 @@
-"""Prefect's automations: a real server takes them, and their words are those of our flows."""
+"""Prefect's automations on a real server: accepted, triggered, and consistent with the flows."""
 
 import inspect
 import json
@@ -41,12 +41,12 @@ from tests.prefect_for_real import prefect_server
 FOLDER = Path(__file__).parents[2] / "infra/automations"
 FILES = sorted(FOLDER.rglob("*.yaml"))
 BLOCK = "00000000-0000-4000-8000-000000000000"
-PAGES = "https://prefect.example.com"
+UI_URL = "https://prefect.example.com"
 LOST = "No heartbeat for 540 s"
 
 
 def document(path: Path, block: str = BLOCK) -> dict[str, Any]:
-    """As apply.sh hands it over."""
+    """The automation as created by apply.sh."""
     text = path.read_text(encoding="utf-8").replace("NOTIFICATION_BLOCK_ID", block)
     found: dict[str, Any] = yaml.safe_load(text)
     return found
@@ -54,22 +54,22 @@ def document(path: Path, block: str = BLOCK) -> dict[str, Any]:
 
 @pytest.fixture(scope="module")
 def server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
-    """The URL of a Prefect server with the services that act on events."""
+    """URL of a Prefect server with its background services."""
     folder = tmp_path_factory.mktemp("automations")
-    with exported({"PREFECT_UI_URL": PAGES}), prefect_server(folder) as url:
+    with exported({"PREFECT_UI_URL": UI_URL}), prefect_server(folder) as url:
         yield url
 
 
 @pytest.fixture
 def api(server: str) -> Iterator[str]:
-    """The same, which knows no automation of another test."""
+    """The server's URL; automations are deleted after the test."""
     yield server
     for each in ask(f"{server}/automations/filter", {}):
         ask(f"{server}/automations/{each['id']}", method="DELETE")
 
 
 def ask(url: str, body: Any = None, method: str | None = None) -> Any:
-    """What the server answers to a GET, or to a POST of a document, if no other method is given."""
+    """JSON response to a GET, or, with a body, a POST, unless `method` is given."""
     direct = urllib.request.build_opener(urllib.request.ProxyHandler({}))
     data = None if body is None else json.dumps(body).encode()
     request = urllib.request.Request(url, data, {"Content-Type": "application/json"}, method=method)
@@ -79,7 +79,7 @@ def ask(url: str, body: Any = None, method: str | None = None) -> Any:
             with direct.open(request, timeout=30) as answer:
                 return json.loads(answer.read() or b"null")
         except HTTPError as error:
-            # 503: another of the server's writers has the sqlite file
+            # 503: the sqlite file is locked by another writer of the server
             if error.code != 503 or time.monotonic() > deadline:
                 raise
             time.sleep(1)
@@ -90,7 +90,7 @@ def create(api: str, automation: dict[str, Any]) -> None:
     ask(f"{api}/automations/", read.model_dump(mode="json"))
 
 
-def test_the_server_takes_every_one(api: str) -> None:
+def test_server_accepts_every_automation(api: str) -> None:
     for path in FILES:
         create(api, {**document(path), "enabled": False})
     kept = {each["name"]: each for each in ask(f"{api}/automations/filter", {})}
@@ -100,7 +100,7 @@ def test_the_server_takes_every_one(api: str) -> None:
 
 
 @pytest.mark.servers
-def test_applied_they_stand_in_the_place_of_those_of_their_names(api: str) -> None:
+def test_apply_replaces_automations_of_the_same_name(api: str) -> None:
     create(api, {**document(FOLDER / "pause-queue.yaml"), "enabled": False})
     bin = Path(sys.executable).parent
     env = {
@@ -119,13 +119,13 @@ def test_applied_they_stand_in_the_place_of_those_of_their_names(api: str) -> No
     assert len(ours) == len(FILES)
     assert all(each["enabled"] for each in ours)
     assert before <= {each["name"] for each in found}
-    told = [action for each in ours for action in each["actions"] if "block_document_id" in action]
-    assert {action["block_document_id"] for action in told} == {BLOCK}
+    notes = [action for each in ours for action in each["actions"] if "block_document_id" in action]
+    assert {action["block_document_id"] for action in notes} == {BLOCK}
 
 
 @pytest.mark.servers
-def test_a_run_without_a_heartbeat_is_crashed_and_taken_up_again(api: str) -> None:
-    """As the files say it, but after 10 s instead of 540."""
+def test_run_without_a_heartbeat_is_crashed_and_rescheduled(api: str) -> None:
+    """With the files' automations, but after 10 s instead of 540."""
     lost = document(FOLDER / "lost-heartbeat.yaml")
     lost["trigger"]["within"] = 10
     create(api, {**lost, "name": "soon"})
@@ -158,15 +158,15 @@ def test_a_run_without_a_heartbeat_is_crashed_and_taken_up_again(api: str) -> No
 
 
 class Posted(BaseHTTPRequestHandler):
-    """Keeps what it is sent, as a chat's webhook would show it."""
+    """Webhook that queues subject and body of each notification."""
 
-    def __init__(self, told: "queue.Queue[tuple[str, str]]", *given: Any) -> None:
-        self.told = told
+    def __init__(self, notes: "queue.Queue[tuple[str, str]]", *given: Any) -> None:
+        self.notes = notes
         super().__init__(*given)
 
     def do_POST(self) -> None:
         note = json.loads(self.rfile.read(int(self.headers["Content-Length"])))
-        self.told.put((note["subject"], note["body"]))
+        self.notes.put((note["subject"], note["body"]))
         self.send_response(204)
         self.end_headers()
 
@@ -175,27 +175,27 @@ class Posted(BaseHTTPRequestHandler):
 
 
 @pytest.fixture
-def told() -> Iterator[tuple[str, "queue.Queue[tuple[str, str]]"]]:
-    """A webhook's URL, and the subjects and bodies that come to it."""
-    heard: queue.Queue[tuple[str, str]] = queue.Queue()
-    web = ThreadingHTTPServer(("127.0.0.1", 0), partial(Posted, heard))
+def webhook() -> Iterator[tuple[str, "queue.Queue[tuple[str, str]]"]]:
+    """A webhook's URL, and the queue of subjects and bodies posted to it."""
+    notes: queue.Queue[tuple[str, str]] = queue.Queue()
+    web = ThreadingHTTPServer(("127.0.0.1", 0), partial(Posted, notes))
     thread = threading.Thread(target=web.serve_forever)
     thread.start()
-    yield f"http://127.0.0.1:{web.server_port}", heard
+    yield f"http://127.0.0.1:{web.server_port}", notes
     web.shutdown()
     thread.join()
     web.server_close()
 
 
 @pytest.mark.servers
-def test_somebody_is_told_of_what_happened_and_of_what_waits(
+def test_notifications_of_events_and_the_reminder_of_a_candidate_are_sent(
     api: str,
-    told: tuple[str, "queue.Queue[tuple[str, str]]"],
+    webhook: tuple[str, "queue.Queue[tuple[str, str]]"],
     tiny_config: Config,
     file_store: Store,
 ) -> None:
-    """Through a real block, with the reminder after 30 s instead of two days."""
-    url, heard = told
+    """Through a real notification block, with the reminder after 30 s instead of two days."""
+    url, notes = webhook
     note = {"subject": "{{subject}}", "body": "{{body}}"}
     hook = CustomWebhookNotificationBlock(name="chat", url=url, json_data=note)
     block = str(hook.save("chat"))
@@ -205,45 +205,45 @@ def test_somebody_is_told_of_what_happened_and_of_what_waits(
             one["trigger"]["within"] = 30
         create(api, {**one, "name": f"now {path.stem}"})
 
-    def hear(wanted: str) -> str:
-        subject, body = heard.get(timeout=120)
+    def next_body(wanted: str) -> str:
+        subject, body = notes.get(timeout=120)
         assert subject == wanted
         return body
 
     pushed = push(file_store, tiny_config.subject.images, "cat", 32)
     tell(dataset_published(pushed))
     digest = pushed.publication.digest
-    assert hear(f"{pushed.reference} is published") == f"4 photos, digest {digest}"
+    assert next_body(f"{pushed.reference} is published") == f"4 photos, digest {digest}"
 
     tell(model_event(MODEL_PROMOTED, "cat", "7", "identity is up by .1"))
-    assert hear("cat/7 is in service") == "identity is up by .1"
+    assert next_body("cat/7 is in service") == "identity is up by .1"
 
-    # of the three candidates, nobody decides on the last one
+    # of the three candidates, the last one gets no decision
     for name in ("dog", "fox", "owl"):
         tell(model_event(MODEL_CANDIDATE, name, "1", "it passed the gate"))
     tell(model_event(MODEL_REJECTED, "dog", "1", "its ears are wrong"))
     tell(model_event(MODEL_PROMOTED, "fox", "1", "a person agreed"))
-    assert hear("fox/1 is in service") == "a person agreed"
-    assert hear("A candidate waits for a decision").startswith("dreambooth.model.owl has had")
+    assert next_body("fox/1 is in service") == "a person agreed"
+    assert next_body("A candidate waits for a decision").startswith("dreambooth.model.owl has had")
 
     flow = ask(f"{api}/flows/", {"name": "train"})["id"]
     given = {"flow_id": flow, "name": "red-fox", "state": {"type": "PENDING"}}
     run = ask(f"{api}/flow_runs/", given)["id"]
     failed = {"state": {"type": "FAILED", "name": "Failed", "message": "no photos"}, "force": True}
     ask(f"{api}/flow_runs/{run}/set_state", failed)
-    assert hear("train/red-fox: Failed") == f"no photos\n{PAGES}/runs/flow-run/{run}"
+    assert next_body("train/red-fox: Failed") == f"no photos\n{UI_URL}/runs/flow-run/{run}"
     with pytest.raises(queue.Empty):
-        heard.get(timeout=15)
+        notes.get(timeout=15)
 
 
 @pytest.mark.parametrize("path", FILES, ids=lambda path: path.stem)
-def test_its_first_line_is_its_name(path: Path) -> None:
-    """By which apply.sh finds the one to replace."""
+def test_first_line_is_the_name(path: Path) -> None:
+    """apply.sh reads the name of the automation to replace from it."""
     first = path.read_text(encoding="utf-8").splitlines()[0]
     assert first == f"name: {document(path)['name']}"
 
 
-def test_what_marks_a_lost_run_is_what_the_others_wait_for() -> None:
+def test_message_of_a_lost_run_matches_the_other_triggers() -> None:
     [action] = document(FOLDER / "lost-heartbeat.yaml")["actions"]
     assert (action["state"], action["message"]) == ("CRASHED", LOST)
     waiting = [*FOLDER.glob("reschedule-*.yaml"), FOLDER / "pause-queue.yaml"]
@@ -255,27 +255,27 @@ def test_what_marks_a_lost_run_is_what_the_others_wait_for() -> None:
 
 
 @pytest.mark.parametrize("name", ["train", "retrain", "sweep", "assess", "sample"])
-def test_a_lost_run_is_taken_up_with_its_parameters(name: str) -> None:
+def test_lost_run_is_rescheduled_with_its_parameters(name: str) -> None:
     import importlib
 
     flow = getattr(importlib.import_module(f"flows.{name}"), f"{name}_flow")
     automation = document(FOLDER / f"reschedule-{name}.yaml")
     assert automation["trigger"]["match_related"]["prefect.resource.name"] == flow.name
     [action] = automation["actions"]
-    asked = inspect.signature(flow.fn).parameters
-    assert action["parameters"].keys() == asked.keys()
-    # a run knows what it was given, not what its flow takes otherwise
-    given = {key: {"of": key} for key, value in asked.items() if value.default is value.empty}
-    rest = {key: value.default for key, value in asked.items() if key not in given}
+    declared = inspect.signature(flow.fn).parameters
+    assert action["parameters"].keys() == declared.keys()
+    # a run has only its given parameters, without its flow's defaults
+    given = {key: {"of": key} for key, value in declared.items() if value.default is value.empty}
+    rest = {key: value.default for key, value in declared.items() if key not in given}
     assert rendered(action["parameters"], given) == json.loads(
         json.dumps({**given, **rest}, default=str)
     )
-    everything = {key: {"of": key} for key in asked}
+    everything = {key: {"of": key} for key in declared}
     assert rendered(action["parameters"], everything) == everything
 
 
 def rendered(parameters: dict[str, Any], given: dict[str, Any]) -> dict[str, Any]:
-    """What a new run gets of a lost run's parameters."""
+    """Parameters of the new run, rendered by Prefect from those of the lost run."""
     from prefect.server.utilities.user_templates import render_user_template_sync
 
     context = {"flow_run": SimpleNamespace(parameters=given)}
@@ -285,7 +285,7 @@ def rendered(parameters: dict[str, Any], given: dict[str, Any]) -> dict[str, Any
     }
 
 
-def test_a_reminder_ends_with_either_decision() -> None:
+def test_either_decision_cancels_the_reminder() -> None:
     trigger = document(FOLDER / "notify/candidate-waits.yaml")["trigger"]
     assert trigger["after"] == ["dreambooth.model.candidate"]
     assert set(trigger["expect"]) == {"dreambooth.model.promoted", "dreambooth.model.rejected"}

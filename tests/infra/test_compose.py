@@ -1,4 +1,4 @@
-"""One machine's services: by Compose's schema, and by what the schema cannot say."""
+"""Compose's services: schema, and references, secrets, networks and settings beyond the schema."""
 
 import json
 import os
@@ -13,7 +13,7 @@ import pytest
 import yaml
 
 PUBLIC = {"prefect-api", "mlflow", "grafana"}
-KEPT_FROM_NETWORKS = {"postgres", "redis", "seaweedfs", "metrics", "prometheus"}
+INTERNAL = {"postgres", "redis", "seaweedfs", "metrics", "prometheus"}
 
 
 @pytest.fixture(scope="module")
@@ -23,7 +23,7 @@ def compose(infra: Path) -> dict[str, Any]:
     return found
 
 
-def test_it_fits_the_schema(tool: Callable[..., str], infra: Path) -> None:
+def test_file_matches_the_schema(tool: Callable[..., str], infra: Path) -> None:
     tool(
         "check-jsonschema",
         "--builtin-schema",
@@ -32,7 +32,7 @@ def test_it_fits_the_schema(tool: Callable[..., str], infra: Path) -> None:
     )
 
 
-def test_what_a_service_names_is_there(compose: dict[str, Any], infra: Path) -> None:
+def test_references_of_services_exist(compose: dict[str, Any], infra: Path) -> None:
     for service in compose["services"].values():
         assert service.get("depends_on", {}).keys() <= compose["services"].keys()
         assert {*service.get("secrets", [])} <= compose["secrets"].keys()
@@ -47,7 +47,9 @@ def test_what_a_service_names_is_there(compose: dict[str, Any], infra: Path) -> 
                 assert source in compose["volumes"]
 
 
-def test_whoever_is_waited_for_says_when_it_is_well(compose: dict[str, Any]) -> None:
+def test_dependencies_have_a_health_check_or_are_restarted_on_failure(
+    compose: dict[str, Any],
+) -> None:
     services = compose["services"]
     waited = {
         (name, how["condition"])
@@ -61,7 +63,7 @@ def test_whoever_is_waited_for_says_when_it_is_well(compose: dict[str, Any]) -> 
             assert services[name]["restart"] == "on-failure", name
 
 
-def test_no_secret_stands_in_the_file(compose: dict[str, Any]) -> None:
+def test_no_secret_is_in_the_file(compose: dict[str, Any]) -> None:
     for name, service in compose["services"].items():
         for variable, value in service.get("environment", {}).items():
             if re.search(
@@ -71,11 +73,11 @@ def test_no_secret_stands_in_the_file(compose: dict[str, Any]) -> None:
                 assert Path(value).name in service["secrets"], f"{name}: {variable}"
 
 
-def test_every_secret_is_made_used_and_ignored_by_git(
+def test_every_secret_is_created_used_and_ignored_by_git(
     compose: dict[str, Any], clients: dict[str, Any], infra: Path
 ) -> None:
     used = {secret for service in compose["services"].values() for secret in service["secrets"]}
-    # roles that people take up, and that no service here has
+    # roles for people, which no service has
     used |= {"s3_reader", "s3_trainer", "s3_admin"}
     assert compose["secrets"].keys() == used
     script = (infra / "compose/make-secrets.sh").read_text()
@@ -86,7 +88,7 @@ def test_every_secret_is_made_used_and_ignored_by_git(
     assert "infra/compose/secrets/" in ignored
 
 
-def test_no_role_has_another_role_s_keys(compose: dict[str, Any]) -> None:
+def test_every_service_has_only_the_keys_of_its_role(compose: dict[str, Any]) -> None:
     keys = {
         name: {secret for secret in service["secrets"] if secret.startswith("s3_")}
         for name, service in compose["services"].items()
@@ -98,11 +100,11 @@ def test_no_role_has_another_role_s_keys(compose: dict[str, Any]) -> None:
     others = {name for name, held in keys.items() if held} - one_role
     assert others == {"seaweedfs"}
     for name in one_role:  # and uses it
-        told = compose["services"][name]["environment"]["AWS_SHARED_CREDENTIALS_FILE"]
-        assert {told.removeprefix("/run/secrets/")} == keys[name]
+        path = compose["services"][name]["environment"]["AWS_SHARED_CREDENTIALS_FILE"]
+        assert {path.removeprefix("/run/secrets/")} == keys[name]
 
 
-def test_the_janitor_s_runs_go_to_who_has_its_keys(compose: dict[str, Any], infra: Path) -> None:
+def test_janitor_runs_go_to_the_worker_with_its_keys(compose: dict[str, Any], infra: Path) -> None:
     deployments = yaml.safe_load((infra / "deployments.yaml").read_text())["deployments"]
     queues = {
         name: service["command"][service["command"].index("--work-queue") + 1]
@@ -118,9 +120,9 @@ def test_the_janitor_s_runs_go_to_who_has_its_keys(compose: dict[str, Any], infr
     }
 
 
-def test_databases_are_on_a_network_without_a_way_out(compose: dict[str, Any]) -> None:
+def test_databases_are_only_on_the_internal_network(compose: dict[str, Any]) -> None:
     assert compose["networks"]["data"]["internal"] is True
-    for name in KEPT_FROM_NETWORKS:
+    for name in INTERNAL:
         assert compose["services"][name]["networks"] == ["data"]
     published = {name for name, service in compose["services"].items() if "ports" in service}
     assert published == PUBLIC
@@ -143,18 +145,18 @@ def test_every_image_is_a_variable_with_a_version(compose: dict[str, Any]) -> No
         assert found[1] != "latest"
 
 
-def test_prefect_asks_for_a_password(compose: dict[str, Any]) -> None:
+def test_prefect_and_mlflow_require_a_password(compose: dict[str, Any]) -> None:
     name = "PREFECT_SERVER_API_AUTH_STRING__FILE"
     assert compose["services"]["prefect-api"]["environment"][name] == "/run/secrets/prefect_auth"
     assert "--app-name=basic-auth" in compose["services"]["mlflow"]["command"]
 
 
 def test_prefect_knows_every_setting(compose: dict[str, Any], infra: Path) -> None:
-    """It takes a misspelt one, and ignores it."""
+    """Prefect ignores misspelt settings."""
     from prefect.settings import Settings
     from prefect.settings.legacy import _get_valid_setting_names
 
-    # of prefect-redis and prefect-kubernetes, which the tests do not install
+    # settings of prefect-redis and prefect-kubernetes, which are not installed for the tests
     known = {*_get_valid_setting_names(Settings), "PREFECT_HOME", "PREFECT_API_URL"}
     foreign = ("PREFECT_REDIS_MESSAGING_", "PREFECT_INTEGRATIONS_KUBERNETES_WORKER_")
     texts = [path.read_text() for path in infra.rglob("*.yaml")]
@@ -168,7 +170,7 @@ def test_prefect_knows_every_setting(compose: dict[str, Any], infra: Path) -> No
     assert named <= known
 
 
-PAGES = """
+REQUEST_UI = """
 import json
 from fastapi.testclient import TestClient
 from prefect.server.api.server import create_ui_app
@@ -179,22 +181,22 @@ print(json.dumps([page.status_code, browser.get("/ui-settings").json()]))
 """
 
 
-def test_prefect_s_pages_are_served_from_where_it_may_write(
+def test_prefects_ui_is_copied_to_a_writable_folder_and_served(
     compose: dict[str, Any], tmp_path: Path
 ) -> None:
     service = compose["services"]["prefect-api"]
-    told = {key: value for key, value in service["environment"].items() if "_SERVER_UI_" in key}
-    folder = Path(told["PREFECT_SERVER_UI_STATIC_DIRECTORY"])
+    settings = {key: value for key, value in service["environment"].items() if "_SERVER_UI_" in key}
+    folder = Path(settings["PREFECT_SERVER_UI_STATIC_DIRECTORY"])
     writable = [Path(mount.split(":")[0]) for mount in service["tmpfs"]]
     assert any(mount in folder.parents for mount in writable)
-    here = tmp_path / folder.relative_to("/")
-    theirs = {name: value for name, value in os.environ.items() if not name.startswith("PREFECT")}
+    target = tmp_path / folder.relative_to("/")
+    inherited = {key: value for key, value in os.environ.items() if not key.startswith("PREFECT")}
     done = subprocess.run(
-        [sys.executable, "-c", PAGES],
+        [sys.executable, "-c", REQUEST_UI],
         env={
-            **theirs,
-            **told,
-            "PREFECT_SERVER_UI_STATIC_DIRECTORY": str(here),
+            **inherited,
+            **settings,
+            "PREFECT_SERVER_UI_STATIC_DIRECTORY": str(target),
             "PREFECT_HOME": str(tmp_path / "home"),
         },
         capture_output=True,
@@ -202,23 +204,23 @@ def test_prefect_s_pages_are_served_from_where_it_may_write(
         timeout=300,
     )
     assert done.returncode == 0, done.stderr
-    status, settings = json.loads(done.stdout.splitlines()[-1])
+    status, served = json.loads(done.stdout.splitlines()[-1])
     assert status == 200
-    assert {path.parent.name for path in here.glob("*/index.html")} == {"v1", "v2"}
-    # beside the pages, so that it is right behind any proxy
-    assert settings["api_url"] == "/api"
+    assert {path.parent.name for path in target.glob("*/index.html")} == {"v1", "v2"}
+    # relative, so that it is right behind any proxy
+    assert served["api_url"] == "/api"
 
 
-def test_links_in_notifications_lead_to_the_published_port(compose: dict[str, Any]) -> None:
-    """Without this they are the word None: the server that sends them does not know its name."""
+def test_links_in_notifications_use_the_published_port(compose: dict[str, Any]) -> None:
+    """Without this setting a link is the word None."""
     [port] = compose["services"]["prefect-api"]["ports"]
     _, published, _ = port.rsplit(":", 2)
-    told = compose["services"]["prefect-services"]["environment"]["PREFECT_UI_URL"]
-    assert told.endswith(f":-http://127.0.0.1:{published}}}")
+    url = compose["services"]["prefect-services"]["environment"]["PREFECT_UI_URL"]
+    assert url.endswith(f":-http://127.0.0.1:{published}}}")
 
 
-def test_base_models_are_kept_on_the_disk(compose: dict[str, Any]) -> None:
-    """A worker's home is in memory."""
+def test_base_models_are_cached_in_a_volume(compose: dict[str, Any]) -> None:
+    """A worker's home is a tmpfs."""
     for name in ("worker", "worker-gpu", "worker-janitor"):
         service = compose["services"][name]
         mounts = [volume.split(":") for volume in service["volumes"]]
@@ -227,7 +229,7 @@ def test_base_models_are_kept_on_the_disk(compose: dict[str, Any]) -> None:
         assert any(mount in folder.parents for mount in kept), name
 
 
-def test_an_image_knows_the_code_that_it_is_made_of(compose: dict[str, Any]) -> None:
+def test_images_are_built_with_the_codes_revision(compose: dict[str, Any]) -> None:
     built = [service["build"] for service in compose["services"].values() if "build" in service]
     assert {build["target"] for build in built} == {"services", "worker"}
     assert all(build["args"]["REVISION"] == "${REVISION:-unknown}" for build in built)

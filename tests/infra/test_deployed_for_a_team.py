@@ -1,4 +1,4 @@
-"""`infra/deployments.yaml` on a real Prefect server, by Compose's bootstrap; a release deploys the same."""
+"""`infra/deployments.yaml` deployed to a real Prefect server by Compose's bootstrap.sh."""
 
 import os
 import subprocess
@@ -15,7 +15,7 @@ S3 = "http://seaweedfs:8333"
 
 
 def bootstrap() -> str:
-    """What it prints, with the `prefect` of this environment."""
+    """Output of bootstrap.sh, run with the `prefect` of this environment."""
     path = f"{Path(sys.executable).parent}{os.pathsep}{os.environ['PATH']}"
     done = subprocess.run(
         ["sh", "infra/compose/bootstrap.sh"],
@@ -31,7 +31,7 @@ def bootstrap() -> str:
 
 @pytest.mark.servers
 @pytest.mark.timeout(1300)
-def test_it_is_taken_with_pool_image_and_store(tmp_path, monkeypatch):
+def test_bootstrap_creates_deployments_with_pool_image_and_store(tmp_path, monkeypatch):
     from prefect.client.orchestration import get_client
 
     for name, value in {"POOL": "team", "IMAGE": "worker@sha256:0", "S3_ENDPOINT": S3}.items():

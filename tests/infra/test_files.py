@@ -1,4 +1,4 @@
-"""What all files of infra/ and .github/ have in common, by the tools that know their languages."""
+"""Linters of all files of infra/ and .github/, and consistency of deployments, metrics and dashboard."""
 
 import json
 import re
@@ -22,7 +22,7 @@ def test_shell(tool: Callable[..., str]) -> None:
 
 
 def test_shell_of_workflows(tool: Callable[..., str], tmp_path: Path) -> None:
-    """What actionlint asks shellcheck."""
+    """shellcheck of the workflows' steps, as by actionlint."""
     steps = [
         step["run"]
         for path in WORKFLOWS
@@ -32,7 +32,7 @@ def test_shell_of_workflows(tool: Callable[..., str], tmp_path: Path) -> None:
     ]
     assert len(steps) > 10
     for number, step in enumerate(steps):
-        assert "${{" not in step  # what others write must come as a variable
+        assert "${{" not in step  # untrusted values must be passed as variables
         (tmp_path / f"{number}.sh").write_text(f"#!/bin/bash\nset -e\n{step}\n")
     tool("shellcheck", *sorted(tmp_path.glob("*.sh")))
 
@@ -60,7 +60,7 @@ def test_yaml(tool: Callable[..., str]) -> None:
 
 
 @pytest.mark.parametrize("workflow", WORKFLOWS, ids=lambda path: path.stem)
-def test_workflow_fits_the_schema(tool: Callable[..., str], workflow: Path) -> None:
+def test_workflow_matches_the_schema(tool: Callable[..., str], workflow: Path) -> None:
     tool("check-jsonschema", "--builtin-schema", "vendor.github-workflows", workflow)
 
 
@@ -68,7 +68,7 @@ def test_workflows_are_safe(tool: Callable[..., str]) -> None:
     tool("zizmor", "--offline", "--pedantic", ".github")
 
 
-def test_workflows_begin_with_no_rights_and_pin_what_they_use() -> None:
+def test_workflows_have_no_default_permissions_and_pin_versions() -> None:
     assert WORKFLOWS
     for path in WORKFLOWS:
         text = path.read_text(encoding="utf-8")
@@ -83,8 +83,7 @@ def test_workflows_begin_with_no_rights_and_pin_what_they_use() -> None:
             assert "--require-hashes" in installed or all("==" in word for word in libraries)
 
 
-def test_workflows_run_deployments_that_are_there() -> None:
-    """The smoke deployment first, and by the file that the others come from."""
+def test_release_deploys_the_smoke_deployment_first_and_from_the_same_file() -> None:
     release = (ROOT / ".github/workflows/release.yml").read_text(encoding="utf-8")
     steps = re.findall(r"prefect (?:--no-prompt )?(deploy(?:ment run)?) (.+)", release)
     assert [command for command, _ in steps] == ["deploy", "deployment run", "deploy"]
@@ -96,22 +95,22 @@ def test_workflows_run_deployments_that_are_there() -> None:
     assert "sh infra/automations/apply.sh" in release
     for variable in ("POOL", "IMAGE", "S3_ENDPOINT"):
         assert re.search(rf"\b{variable}[:=]", release), variable
-    # by the job that they are checked against, which is not left as an older release had it
+    # the pool's job template is updated before the deployments are validated against it
     pool = release.index('work-pool update "$POOL" --base-job-template')
     assert release.index("job=infra/work-pools/gpu.json") < pool < release.index("deploy --prefect")
 
 
-def test_whatever_is_run_on_one_machine_shows_its_pages() -> None:
+def test_ci_requests_prefects_ui_of_compose() -> None:
     steps = _steps("test.yml", "image")
     compose = yaml.safe_load((ROOT / "infra/compose/compose.yaml").read_text(encoding="utf-8"))
     [port] = compose["services"]["prefect-api"]["ports"]
-    [asked] = [step for step in steps if "curl" in step]
-    assert "--fail " in asked
-    assert f"http://127.0.0.1:{port.rsplit(':')[-2]}/\n" in f"{asked}\n"
-    assert steps.index(asked) > next(n for n, step in enumerate(steps) if "up --detach" in step)
+    [request] = [step for step in steps if "curl" in step]
+    assert "--fail " in request
+    assert f"http://127.0.0.1:{port.rsplit(':')[-2]}/\n" in f"{request}\n"
+    assert steps.index(request) > next(n for n, step in enumerate(steps) if "up --detach" in step)
 
 
-def test_the_newest_libraries_are_checked_as_the_others_are() -> None:
+def test_weekly_workflow_runs_all_commands_of_ci() -> None:
     weekly = {line for step in _steps("unlocked.yml", "test") for line in step.splitlines()}
     always = (ROOT / ".ci/run").read_text(encoding="utf-8")
     assert {*re.findall(r"^make .+", always, re.MULTILINE)} <= weekly
@@ -122,34 +121,35 @@ def _steps(workflow: str, job: str) -> list[str]:
     return [step["run"] for step in yaml.safe_load(text)["jobs"][job]["steps"] if "run" in step]
 
 
-def test_a_team_is_offered_what_a_laptop_is(infra: Path) -> None:
-    """All deployments of prefect.yaml, that differ in nothing but where they run and put things."""
-
-    def offered(path: Path) -> list[Any]:
+def test_deployments_are_those_of_prefect_yaml_but_for_pool_and_store(infra: Path) -> None:
+    def deployments(path: Path) -> list[Any]:
         found: list[Any] = yaml.safe_load(path.read_text(encoding="utf-8"))["deployments"]
         return found
 
-    theirs = offered(infra / "deployments.yaml")
-    assert [_placeless(one) for one in theirs] == [
-        _placeless(one) for one in offered(ROOT / "prefect.yaml")
+    ours = deployments(infra / "deployments.yaml")
+    assert [_without_pool_and_store(one) for one in ours] == [
+        _without_pool_and_store(one) for one in deployments(ROOT / "prefect.yaml")
     ]
-    for deployment in theirs:
+    for deployment in ours:
         assert deployment["work_pool"]["name"] == "{{ $POOL }}"
         assert deployment["work_pool"]["job_variables"]["image"] == "{{ $IMAGE }}"
-        for place in _stores(deployment["parameters"]):
-            assert place == {"uri": "s3://dreambooth/factory", "endpoint": "{{ $S3_ENDPOINT }}"}
+        for store in _stores(deployment["parameters"]):
+            assert store == {"uri": "s3://dreambooth/factory", "endpoint": "{{ $S3_ENDPOINT }}"}
     with_a_config = {"train", "ci-smoke", "weekly", "on-new-dataset", "sweep", "nightly"}
-    assert {one["name"] for one in theirs if [*_stores(one["parameters"])]} == with_a_config
+    assert {one["name"] for one in ours if [*_stores(one["parameters"])]} == with_a_config
 
 
-def _placeless(document: Any) -> Any:
-    """Without pools and stores."""
+def _without_pool_and_store(document: Any) -> Any:
     if isinstance(document, dict):
         kept = {
             key: value for key, value in document.items() if key not in ("work_pool", "storage")
         }
-        return {key: _placeless(value) for key, value in kept.items()}
-    return [_placeless(one) for one in document] if isinstance(document, list) else document
+        return {key: _without_pool_and_store(value) for key, value in kept.items()}
+    return (
+        [_without_pool_and_store(one) for one in document]
+        if isinstance(document, list)
+        else document
+    )
 
 
 def _stores(document: Any) -> Iterator[Any]:
@@ -160,40 +160,41 @@ def _stores(document: Any) -> Iterator[Any]:
             yield from _stores(value)
 
 
-def test_runs_of_a_team_know_its_mlflow(infra: Path) -> None:
-    """By their environment: a form without a config says nothing of it."""
+def test_environment_of_runs_has_the_url_of_mlflow(infra: Path) -> None:
+    """Needed by flows whose parameters have no config."""
     from dreambooth_core.config.results import SERVER
 
     compose = yaml.safe_load((infra / "compose/compose.yaml").read_text(encoding="utf-8"))
     for worker in ("worker", "worker-gpu", "worker-janitor"):
         assert compose["services"][worker]["environment"][SERVER] == "http://mlflow:5000"
     settings = (infra / "kubernetes/base/metrics.yaml").read_text(encoding="utf-8")
-    [told] = [one for one in yaml.safe_load_all(settings) if one["kind"] == "ConfigMap"]
-    assert told["data"][SERVER] == "http://mlflow:5000"
+    [config_map] = [one for one in yaml.safe_load_all(settings) if one["kind"] == "ConfigMap"]
+    assert config_map["data"][SERVER] == "http://mlflow:5000"
 
 
-def test_the_page_tells_of_what_is_exported(infra: Path) -> None:
+def test_readme_lists_every_exported_metric(infra: Path) -> None:
     page = (infra / "README.md").read_text(encoding="utf-8")
-    told = [
+    rows = [
         tuple(cell.strip() for cell in row.split("|")[1:-1])
         for row in page.splitlines()
         if row.startswith("| `dreambooth_")
     ]
-    assert told == [
+    assert rows == [
         (f"`{name}`", metric.kind, ", ".join(metric.labels), metric.what)
         for name, metric in METRICS.items()
     ]
 
 
-def test_dashboard_asks_for_what_is_exported_and_leaves_nothing_out(infra: Path) -> None:
+def test_dashboard_queries_all_exported_metrics_with_known_labels(infra: Path) -> None:
     board = json.loads((infra / "metrics/dreambooth.json").read_text(encoding="utf-8"))
-    asked = [target["expr"] for panel in board["panels"] for target in panel.get("targets", [])]
+    queries = [target["expr"] for panel in board["panels"] for target in panel.get("targets", [])]
     exported = {
         name + ("_bucket" if metric.kind == "histogram" else ""): metric
         for name, metric in METRICS.items()
     }
-    assert {name for text in asked for name in re.findall(r"dreambooth_\w+", text)} == set(exported)
-    for text in asked:
+    queried = {name for text in queries for name in re.findall(r"dreambooth_\w+", text)}
+    assert queried == set(exported)
+    for text in queries:
         for name, chosen in re.findall(r"(dreambooth_\w+)\{(.*?)\}", text):
             for label, words in re.findall(r'(\w+)=~?"([^"]*)"', chosen):
                 known = {*exported[name].labels[label]} or {"$model"}
@@ -207,16 +208,16 @@ def test_dashboard_asks_for_what_is_exported_and_leaves_nothing_out(infra: Path)
     assert len({panel["id"] for panel in board["panels"]}) == len(board["panels"])
 
 
-def test_panels_lie_side_by_side(infra: Path) -> None:
+def test_panels_do_not_overlap(infra: Path) -> None:
     board = json.loads((infra / "metrics/dreambooth.json").read_text(encoding="utf-8"))
     taken: set[tuple[int, int]] = set()
     for panel in board["panels"]:
-        place = panel["gridPos"]
+        grid = panel["gridPos"]
         cells = {
             (x, y)
-            for x in range(place["x"], place["x"] + place["w"])
-            for y in range(place["y"], place["y"] + place["h"])
+            for x in range(grid["x"], grid["x"] + grid["w"])
+            for y in range(grid["y"], grid["y"] + grid["h"])
         }
         assert not cells & taken
         taken |= cells
-        assert place["x"] + place["w"] <= 24
+        assert grid["x"] + grid["w"] <= 24

@@ -1,4 +1,4 @@
-"""The images: how they are built, what is in them, and how secrets reach a process."""
+"""The images: locked libraries, Dockerfile, and secrets from files."""
 
 import os
 import re
@@ -15,7 +15,7 @@ PIN = re.compile(r"^([A-Za-z0-9._-]+)==([^\s;\\]+)", re.MULTILINE)
 
 
 def pins(path: Path) -> dict[str, str]:
-    """Version per library, by the name that all spellings share."""
+    """Version per library, by normalised name."""
     found = PIN.findall(path.read_text(encoding="utf-8"))
     return {re.sub(r"[._-]+", "-", name).lower(): version for name, version in found}
 
@@ -31,7 +31,7 @@ class TestLock:
             assert PIN.match(entry), entry[:80]
             assert re.search(r"--hash=sha256:[0-9a-f]{64}\b", entry), entry[:80]
 
-    def test_versions_are_those_that_were_run_together(self, infra: Path, name: str) -> None:
+    def test_versions_are_those_of_the_constraints(self, infra: Path, name: str) -> None:
         locked = pins(infra / f"image/requirements/{name}.txt")
         tested = pins(infra.parent / "constraints.txt")
         shared = locked.keys() & tested.keys()
@@ -39,15 +39,15 @@ class TestLock:
         for library in shared:
             assert locked[library].split("+")[0] == tested[library], library
 
-    def test_what_is_asked_for_is_locked(self, infra: Path, name: str) -> None:
+    def test_every_requirement_is_locked(self, infra: Path, name: str) -> None:
         wanted = (infra / f"image/requirements/{name}.in").read_text().splitlines()
         script = (infra / "image/lock.sh").read_text()
-        [handed] = re.findall(rf"^lock {name}\b(.*)", script, re.MULTILINE)
+        [arguments] = re.findall(rf"^lock {name}\b(.*)", script, re.MULTILINE)
         if name != "services":
-            assert "pyproject.toml" in handed
+            assert "pyproject.toml" in arguments
             project = tomllib.loads((infra.parent / "pyproject.toml").read_text())["project"]
             extras = {"heic", "trackers", *(["gpu"] if name == "cuda" else [])}
-            assert {*re.findall(r"--extra (\w+)", handed)} == extras
+            assert {*re.findall(r"--extra (\w+)", arguments)} == extras
             wanted += project["dependencies"]
             wanted += [one for extra in extras for one in project["optional-dependencies"][extra]]
         names = re.findall(r"^([A-Za-z][\w.-]*)", "\n".join(wanted), re.MULTILINE)
@@ -56,7 +56,7 @@ class TestLock:
         ).keys()
 
 
-def test_no_library_of_cuda_is_in_the_image_without_a_gpu(infra: Path) -> None:
+def test_cpu_image_has_no_cuda_library(infra: Path) -> None:
     cpu = pins(infra / "image/requirements/cpu.txt")
     assert cpu["torch"].endswith("+cpu")
     assert not [name for name in cpu if name.startswith(("nvidia-", "cuda-"))]
@@ -67,7 +67,7 @@ def test_dockerfile(tool: Callable[..., str], infra: Path) -> None:
     tool("hadolint", infra / "image/Dockerfile")
 
 
-def test_images_run_as_nobody_and_take_locked_wheels_only(infra: Path) -> None:
+def test_images_run_unprivileged_and_install_only_locked_wheels(infra: Path) -> None:
     text = (infra / "image/Dockerfile").read_text()
     stages = {
         stage.split(" AS ")[1].split()[0]: stage
@@ -80,7 +80,7 @@ def test_images_run_as_nobody_and_take_locked_wheels_only(infra: Path) -> None:
     assert not re.search(r"^(ARG|ENV) .*(PASSWORD|SECRET|TOKEN)", text, re.MULTILINE)
 
 
-def test_only_what_is_named_goes_to_the_builder(infra: Path) -> None:
+def test_build_context_is_an_allow_list_with_all_copied_files(infra: Path) -> None:
     ignored = (infra / "image/Dockerfile.dockerignore").read_text().splitlines()
     rules = [line for line in ignored if line and not line.startswith("#")]
     assert rules[0] == "*"
@@ -101,13 +101,13 @@ class TestSecretsFromFiles:
         env = {"PATH": os.environ["PATH"], **environment}
         return subprocess.run(command, env=env, capture_output=True, text=True)
 
-    def test_a_file_becomes_a_variable(self, infra: Path, tmp_path: Path) -> None:
+    def test_file_becomes_a_variable(self, infra: Path, tmp_path: Path) -> None:
         (tmp_path / "key").write_text("se cr$et'\"\n")
         done = self.run(infra, A_KEY__FILE=str(tmp_path / "key"))
         assert done.stdout == "se cr$et'\"|0\n"
 
     @pytest.mark.parametrize("content", [None, "", "\n"])
-    def test_without_a_secret_nothing_starts(
+    def test_missing_or_empty_secret_prevents_the_start(
         self, infra: Path, tmp_path: Path, content: str | None
     ) -> None:
         if content is not None:
@@ -117,9 +117,7 @@ class TestSecretsFromFiles:
         assert "A_KEY__FILE" in done.stderr
 
 
-def test_the_image_of_the_services_has_all_that_the_exporter_needs(
-    infra: Path, tmp_path: Path
-) -> None:
+def test_services_image_has_all_files_of_the_exporter(infra: Path, tmp_path: Path) -> None:
     text = (infra / "image/Dockerfile").read_text().split("AS services\n")[1]
     copied = re.findall(r"^COPY (dreambooth_core/.*) (dreambooth_core/\S*)$", text, re.MULTILINE)
     for names, folder in copied:

@@ -1,4 +1,4 @@
-"""The cluster's manifests: as kustomize builds them, by Kubernetes' own schemas and restrictions."""
+"""Kubernetes manifests as built by kustomize: schemas, restrictions, references, network policies."""
 
 import copy
 import json
@@ -28,7 +28,7 @@ def named(documents: list[dict[str, Any]], kind: str, name: str) -> dict[str, An
 
 
 def templates(documents: list[dict[str, Any]]) -> Iterator[tuple[str, dict[str, Any]]]:
-    """Every pod that the manifests start, with a name."""
+    """Pod templates of the manifests, with their documents' names."""
     for document in documents:
         spec = document.get("spec", {})
         groups = [spec, spec.get("headGroupSpec", {}), *spec.get("workerGroupSpecs", [])]
@@ -39,10 +39,10 @@ def templates(documents: list[dict[str, Any]]) -> Iterator[tuple[str, dict[str, 
 
 def restricted(pod: dict[str, Any]) -> bool:
     """Whether the pod passes the Pod Security Standard `restricted`, which its namespace enforces."""
-    inside = pod["securityContext"]
+    context = pod["securityContext"]
     return (
-        inside["runAsNonRoot"] is True
-        and inside["seccompProfile"]["type"] == "RuntimeDefault"
+        context["runAsNonRoot"] is True
+        and context["seccompProfile"]["type"] == "RuntimeDefault"
         and not any("hostPath" in volume for volume in pod.get("volumes", []))
         and not pod.get("hostNetwork")
         and all(
@@ -54,10 +54,10 @@ def restricted(pod: dict[str, Any]) -> bool:
 
 
 @pytest.mark.parametrize("overlay", ["production", "trial", "ray"])
-def test_every_manifest_fits_its_schema(built: Built, overlay: str) -> None:
+def test_every_manifest_matches_its_schema(built: Built, overlay: str) -> None:
     assert built[overlay]
     for document in built[overlay]:
-        if document["kind"] != "RayCluster":  # the operator's own kind: no schema comes with it
+        if document["kind"] != "RayCluster":  # the operator's kind, without a schema
             kubernetes_validate.validate(document, SCHEMAS, strict=True)
 
 
@@ -69,7 +69,7 @@ def test_every_pod_is_restricted(built: Built, overlay: str) -> None:
         assert restricted(template["spec"]), name
 
 
-def test_every_image_has_a_digest_in_production_and_none_is_latest(built: Built) -> None:
+def test_every_image_has_a_digest_in_production(built: Built) -> None:
     images = {
         container["image"]
         for overlay in ("production", "ray")
@@ -80,25 +80,25 @@ def test_every_image_has_a_digest_in_production_and_none_is_latest(built: Built)
     assert all("@sha256:" in image for image in images)
 
 
-def test_selectors_find_their_pods(built: Built) -> None:
+def test_selectors_match_a_pod(built: Built) -> None:
     documents = built["production"]
     pods = [template["metadata"]["labels"] for _, template in templates(documents)]
     pods.append(_job_template()["metadata"]["labels"])
-    asked = [document["spec"]["selector"] for document in of_kind(documents, "Service")]
-    asked += [
+    selectors = [document["spec"]["selector"] for document in of_kind(documents, "Service")]
+    selectors += [
         document["spec"]["selector"]["matchLabels"]
         for document in of_kind(documents, "Deployment", "PodDisruptionBudget")
     ]
-    asked += [
+    selectors += [
         document["spec"]["podSelector"].get("matchLabels", {})
         for document in of_kind(documents, "NetworkPolicy")
     ]
-    assert len(asked) > 10
-    for selector in asked:
+    assert len(selectors) > 10
+    for selector in selectors:
         assert any(selector.items() <= labels.items() for labels in pods), selector
 
 
-def test_accounts_and_settings_that_are_named_are_there(built: Built) -> None:
+def test_referenced_accounts_and_config_maps_exist(built: Built) -> None:
     documents = built["production"]
     names = {
         kind: {document["metadata"]["name"] for document in of_kind(documents, kind)}
@@ -115,7 +115,7 @@ def test_accounts_and_settings_that_are_named_are_there(built: Built) -> None:
         assert {subject["name"] for subject in binding["subjects"]} <= names["ServiceAccount"]
 
 
-def test_only_the_worker_has_a_token_of_kubernetes(built: Built) -> None:
+def test_only_the_worker_has_a_kubernetes_token(built: Built) -> None:
     documents = built["production"]
     with_token = {
         name
@@ -129,18 +129,18 @@ def test_only_the_worker_has_a_token_of_kubernetes(built: Built) -> None:
     assert not {"secrets", "*"} & resources
 
 
-def test_what_no_policy_names_is_denied(built: Built) -> None:
+def test_traffic_without_a_policy_is_denied(built: Built) -> None:
     policies = {
         document["metadata"]["name"]: document["spec"]
         for document in of_kind(built["production"], "NetworkPolicy")
     }
-    assert policies["nothing"] == {"podSelector": {}, "policyTypes": ["Ingress", "Egress"]}
+    assert policies["deny-all"] == {"podSelector": {}, "policyTypes": ["Ingress", "Egress"]}
     opened = [rule for policy in policies.values() for rule in policy.get("ingress", [])]
     assert opened
     assert all(rule.get("from") for rule in opened)
 
 
-def test_prefect_s_api_and_services_are_apart_and_several(built: Built) -> None:
+def test_prefects_api_and_services_are_separate_and_replicated(built: Built) -> None:
     deployments = {
         document["metadata"]["name"]: document["spec"]
         for document in of_kind(built["production"], "Deployment")
@@ -153,28 +153,28 @@ def test_prefect_s_api_and_services_are_apart_and_several(built: Built) -> None:
     assert commands["prefect-services"] == ["prefect", "server", "services", "start"]
     assert min(deployments[name]["replicas"] for name in ("prefect-api", "prefect-services")) > 1
     settings = named(built["production"], "ConfigMap", "prefect-server")
-    # several replicas with leases in memory end each other's runs
+    # with leases in memory, replicas would expire each other's
     assert settings["data"]["PREFECT_SERVER_CONCURRENCY_LEASE_STORAGE"].startswith("prefect_redis")
     assert settings["data"]["PREFECT_SERVER_DATABASE_MIGRATE_ON_START"] == "false"
 
 
-def test_prefect_s_pages_are_laid_out_where_it_may_write(built: Built) -> None:
-    """It goes on without them otherwise."""
+def test_prefects_ui_is_copied_to_a_writable_folder(built: Built) -> None:
+    """Otherwise the server runs without a UI."""
     settings = named(built["production"], "ConfigMap", "prefect-server")["data"]
     folder = Path(settings["PREFECT_SERVER_UI_STATIC_DIRECTORY"])
     [container] = _pod(built["production"], "prefect-api")["containers"]
     assert {"configMapRef": {"name": "prefect-server"}} in container["envFrom"]
     writable = [Path(m["mountPath"]) for m in container["volumeMounts"] if not m.get("readOnly")]
     assert any(mount in folder.parents for mount in writable)
-    # beside the pages: from inside the cluster nobody knows by what name browsers find it
+    # relative, since the ingress's host name is not known in the cluster
     assert settings["PREFECT_SERVER_UI_API_URL"] == "/api"
 
 
-def test_links_in_notifications_lead_to_the_entrance(built: Built) -> None:
-    """Without this they are the word None: the server that sends them does not know its name."""
+def test_links_in_notifications_use_the_ingress(built: Built) -> None:
+    """Without this setting a link is the word None."""
     settings = named(built["production"], "ConfigMap", "prefect-server")["data"]
     assert settings["PREFECT_UI_URL"] == "https://prefect.example.com"
-    # what the overlay adds takes nothing away
+    # the overlay keeps the base's settings
     assert settings["PREFECT_SERVER_UI_API_URL"] == "/api"
 
 
@@ -183,23 +183,25 @@ def test_links_in_notifications_lead_to_the_entrance(built: Built) -> None:
 def test_no_server_starts_without_all_of_its_secrets(
     built: Built, infra: Path, overlay: str, server: str
 ) -> None:
-    """From a secret as a whole, Prefect's server would start open where the password is missing."""
+    """With `envFrom`, Prefect's server would start without authentication if the password is missing."""
     pod = _pod(built[overlay], server)
     [container] = pod["containers"]
     assert not [source for source in container.get("envFrom", []) if "secretRef" in source]
-    asked = [each["valueFrom"]["secretKeyRef"] for each in container["env"] if "valueFrom" in each]
-    asked += [
+    required = [
+        each["valueFrom"]["secretKeyRef"] for each in container["env"] if "valueFrom" in each
+    ]
+    required += [
         {"name": volume["secret"]["secretName"], "key": item["key"], **volume["secret"]}
         for volume in pod["volumes"]
         if "secret" in volume
         for item in volume["secret"]["items"]
     ]
-    assert not any(each.get("optional") for each in asked)
+    assert not any(each.get("optional") for each in required)
     secret = "mlflow" if server == "mlflow" else "prefect-server"
     page = (infra / "README.md").read_text(encoding="utf-8")
     [row] = [line for line in page.splitlines() if line.startswith(f"| `{secret}` |")]
     keys = {*row.split("|")[2].replace("`", "").replace(" ", "").split(",")}
-    assert {(each["name"], each["key"]) for each in asked} == {(secret, key) for key in keys}
+    assert {(each["name"], each["key"]) for each in required} == {(secret, key) for key in keys}
     for each in container["env"]:
         if "valueFrom" in each:
             assert each["name"] == each["valueFrom"]["secretKeyRef"]["key"]
@@ -211,31 +213,31 @@ def _pod(documents: list[dict[str, Any]], name: str) -> dict[str, Any]:
     return spec
 
 
-def test_browsers_may_use_mlflow_by_the_entrance_s_name(built: Built) -> None:
-    """It refuses other hosts, and what is sent from other pages."""
+def test_mlflow_accepts_the_ingresss_host_and_origin(built: Built) -> None:
+    """MLflow refuses other hosts, and writes from other origins."""
     [container] = _pod(built["production"], "mlflow")["containers"]
-    told = {each["name"]: each.get("value") for each in container["env"]}
-    [origin] = told["MLFLOW_SERVER_CORS_ALLOWED_ORIGINS"].split(",")
-    hosts = told["MLFLOW_SERVER_ALLOWED_HOSTS"].split(",")
+    env = {each["name"]: each.get("value") for each in container["env"]}
+    [origin] = env["MLFLOW_SERVER_CORS_ALLOWED_ORIGINS"].split(",")
+    hosts = env["MLFLOW_SERVER_ALLOWED_HOSTS"].split(",")
     assert origin.removeprefix("https://") in hosts
     [base] = _pod(built["trial"], "mlflow")["containers"]
     inner = {each["name"]: each.get("value") for each in base["env"]}["MLFLOW_SERVER_ALLOWED_HOSTS"]
     assert {*inner.split(",")} < {*hosts}
 
 
-def test_no_overlay_holds_a_secret(built: Built) -> None:
+def test_no_overlay_contains_a_secret(built: Built) -> None:
     assert not [kind for documents in built.values() for kind in of_kind(documents, "Secret")]
 
 
 def test_every_file_belongs_to_a_kustomization(infra: Path) -> None:
     for listing in (infra / "kubernetes").rglob("kustomization.yaml"):
-        said = yaml.safe_load(listing.read_text())
-        patches = {patch["path"] for patch in said.get("patches", [])}
-        named = {*said["resources"], *patches, *said.get("configurations", []), listing.name}
+        content = yaml.safe_load(listing.read_text())
+        patches = {patch["path"] for patch in content.get("patches", [])}
+        named = {*content["resources"], *patches, *content.get("configurations", []), listing.name}
         assert {path.name for path in listing.parent.glob("*.yaml")} <= named
 
 
-def test_a_run_s_numbers_reach_the_exporter(built: Built) -> None:
+def test_metrics_of_runs_reach_the_exporter(built: Built) -> None:
     documents = built["production"]
     [container] = _job_template()["spec"]["containers"]
     named_maps = [each["configMapRef"] for each in container["envFrom"] if "configMapRef" in each]
@@ -244,15 +246,15 @@ def test_a_run_s_numbers_reach_the_exporter(built: Built) -> None:
     name, port = settings[telemetry.ADDRESS].split(":")
     ports = named(documents, "Service", name)["spec"]["ports"]
     assert ("UDP", port) in {(each.get("protocol"), str(each["port"])) for each in ports}
-    [leaving] = [
+    [egress] = [
         rule
         for rule in named(documents, "NetworkPolicy", "from-flow-runs")["spec"]["egress"]
         if {"port": int(port), "protocol": "UDP"} in rule["ports"]
     ]
-    assert leaving["to"] == [{"podSelector": {"matchLabels": {"app": name}}}]
+    assert egress["to"] == [{"podSelector": {"matchLabels": {"app": name}}}]
 
 
-def test_what_ray_s_workers_draw_reaches_the_exporter_too(built: Built) -> None:
+def test_metrics_of_ray_workers_reach_the_exporter(built: Built) -> None:
     base, ray = built["production"], built["ray"]
     [cluster] = of_kind(ray, "RayCluster")
     for group in cluster["spec"]["workerGroupSpecs"]:
@@ -260,41 +262,41 @@ def test_what_ray_s_workers_draw_reaches_the_exporter_too(built: Built) -> None:
         [source] = [
             each["valueFrom"] for each in container["env"] if each["name"] == telemetry.ADDRESS
         ]
-        told = source["configMapKeyRef"]
-        name, port = named(base, "ConfigMap", told["name"])["data"][told["key"]].split(":")
+        key = source["configMapKeyRef"]
+        name, port = named(base, "ConfigMap", key["name"])["data"][key["key"]].split(":")
         labels = group["template"]["metadata"]["labels"]
         policies = [each["spec"] for each in of_kind(ray, "NetworkPolicy")]
-        there = {"podSelector": {"matchLabels": {"app": name}}}
+        target = {"podSelector": {"matchLabels": {"app": name}}}
         out = [
             rule
             for policy in policies
             if policy["podSelector"]["matchLabels"].items() <= labels.items()
             for rule in policy.get("egress", [])
-            if there in rule.get("to", [])
+            if target in rule.get("to", [])
         ]
         assert [rule["ports"] for rule in out] == [[{"port": int(port), "protocol": "UDP"}]]
         into = [
             (peer["podSelector"]["matchLabels"], rule["ports"])
             for policy in policies
-            if policy["podSelector"] == there["podSelector"]
+            if policy["podSelector"] == target["podSelector"]
             for rule in policy["ingress"]
             for peer in rule["from"]
         ]
         [exporter] = _pod(base, name)["containers"]
-        [door] = [each for each in exporter["ports"] if each["containerPort"] == int(port)]
-        assert into == [(labels, [{"port": door["name"], "protocol": "UDP"}])]
+        [opened] = [each for each in exporter["ports"] if each["containerPort"] == int(port)]
+        assert into == [(labels, [{"port": opened["name"], "protocol": "UDP"}])]
 
 
-def test_a_run_s_job_finds_ray_where_there_is_a_cluster(built: Built) -> None:
-    """Told by a config map, and a token, that the job goes without where there is none."""
+def test_jobs_get_rays_address_and_token_if_a_cluster_exists(built: Built) -> None:
+    """From an optional config map and an optional secret."""
     template = _job_template()["spec"]
     [container] = template["containers"]
-    [told] = [
+    [optional] = [
         each["configMapRef"]
         for each in container["envFrom"]
         if each.get("configMapRef", {}).get("optional")
     ]
-    settings = named(built["ray"], "ConfigMap", told["name"])["data"]
+    settings = named(built["ray"], "ConfigMap", optional["name"])["data"]
     [cluster] = of_kind(built["ray"], "RayCluster")
     assert settings["RAY_ADDRESS"] == f"ray://{cluster['metadata']['name']}-head-svc:10001"
     assert settings["RAY_AUTH_MODE"] == cluster["spec"]["authOptions"]["mode"]
@@ -305,14 +307,14 @@ def test_a_run_s_job_finds_ray_where_there_is_a_cluster(built: Built) -> None:
 
 
 class TestWorkPool:
-    def test_every_variable_is_used_and_every_place_is_one(self) -> None:
-        """A variable that no place names is taken and ignored by Prefect without a word."""
+    def test_variables_and_placeholders_are_the_same(self) -> None:
+        """Prefect silently ignores variables without a placeholder."""
         pool = _pool()
         used = {placeholder.name for placeholder in find_placeholders(pool["job_configuration"])}
         assert used == set(pool["variables"]["properties"])
         assert {"gpu_count", "gpu_product", "shm_size", "grace_seconds", "spot"} <= used
 
-    def test_what_is_asked_for_is_in_the_job(self) -> None:
+    def test_values_of_variables_are_in_the_job(self) -> None:
         job = _job(gpu_count=4, gpu_product="NVIDIA-A10G", shm_size="16Gi", grace_seconds=45)
         kubernetes_validate.validate(job, SCHEMAS, strict=True)
         pod = job["spec"]["template"]["spec"]
@@ -325,17 +327,17 @@ class TestWorkPool:
         }
         assert restricted(pod)
 
-    def test_a_run_may_ask_for_no_gpu(self) -> None:
+    def test_run_without_a_gpu_requests_none(self) -> None:
         job = _job(gpu_count=0)
         kubernetes_validate.validate(job, SCHEMAS, strict=True)
         [container] = job["spec"]["template"]["spec"]["containers"]
-        asked = {**container["resources"]["requests"], **container["resources"]["limits"]}
-        assert asked.get("nvidia.com/gpu", 0) == 0
+        resources = {**container["resources"]["requests"], **container["resources"]["limits"]}
+        assert resources.get("nvidia.com/gpu", 0) == 0
 
-    def test_prefect_alone_decides_about_another_try(self) -> None:
+    def test_kubernetes_does_not_retry_jobs(self) -> None:
         assert _job()["spec"]["backoffLimit"] == 0
 
-    def test_its_account_is_the_flow_s(self, built: Built) -> None:
+    def test_jobs_account_exists(self, built: Built) -> None:
         accounts = of_kind(built["production"], "ServiceAccount")
         name = _job()["spec"]["template"]["spec"]["serviceAccountName"]
         assert name in {account["metadata"]["name"] for account in accounts}
@@ -361,20 +363,20 @@ def _defaults() -> dict[str, Any]:
 
 
 def _job(**asked: Any) -> dict[str, Any]:
-    """The Kubernetes job of a run, as Prefect's worker fills it in."""
+    """The Kubernetes job of a run, as rendered by Prefect's worker."""
     pool, defaults = _pool(), _defaults()
     image = "registry.example.com/dreambooth-worker@sha256:0"
     given: dict[str, Any] = {"name": "run", "image": image, "command": ["prefect"], "env": []}
     manifest = copy.deepcopy(pool["job_configuration"]["job_manifest"])
-    # what is not given goes with its key
+    # unset values are removed with their keys
     job: dict[str, Any] = apply_values(manifest, {**defaults, **given, **asked}, remove_notset=True)
     return job
 
 
-def test_the_deployments_ask_for_what_the_pool_gives(
+def test_job_variables_of_deployments_are_valid_for_the_pool(
     infra: Path, documents: Callable[[Path], list[dict[str, Any]]], built: Built
 ) -> None:
-    """By what Prefect's server takes or refuses a deployment with."""
+    """By Prefect's own validation of a deployment."""
     [file] = documents(infra / "deployments.yaml")
     variables, defaults = _pool()["variables"], _defaults()
     accounts = {each["metadata"]["name"] for each in of_kind(built["production"], "ServiceAccount")}
@@ -390,9 +392,9 @@ def test_the_deployments_ask_for_what_the_pool_gives(
             small.add(deployment["entrypoint"].split(":")[0])
             assert quantity(given["cpu_request"]) < 1
             assert quantity(given["memory_limit"]) < quantity(defaults["memory_request"])
-    # whoever trains or draws has a GPU
+    # all other flows train or generate images, and request a GPU
     assert small == {"flows/promote.py", "flows/janitor.py"}
-    with pytest.raises(ValidationError):  # as it would be told
+    with pytest.raises(ValidationError):
         validate({**defaults, "gpu_count": -1}, variables, raise_on_error=True)
 
 

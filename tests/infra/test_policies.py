@@ -1,4 +1,4 @@
-"""The roles' S3 policies, held to by a real server: what each may do, and above all may not."""
+"""S3 policies of the roles on a real server: allowed and denied operations."""
 
 import json
 import subprocess
@@ -15,12 +15,12 @@ PHOTO = "factory/datasets/dog.json"
 CHECKPOINT = "factory/runs/abc/checkpoints/00000010.1/manifest.json"
 LEASE = "factory/runs/abc/lease.json"
 ALIAS = "factory/models/dog/registry/aliases/000001.json"
-OUTSIDE = "somebody/else"
+OUTSIDE = "other/object"
 
 
 @pytest.fixture
 def filled(clients: dict[str, Any]) -> dict[str, Any]:
-    """The clients, and an object at each place."""
+    """The clients, with an object under each key."""
     for key in (PHOTO, CHECKPOINT, LEASE, ALIAS, OUTSIDE):
         clients["admin"].put_object(Bucket=BUCKET, Key=key, Body=b"first")
     return clients
@@ -57,11 +57,11 @@ def delete_many(client: Any, key: str) -> None:
 
 
 def upload(client: Any, key: str) -> None:
-    place = {"Bucket": BUCKET, "Key": key}
-    begun = client.create_multipart_upload(**place)["UploadId"]
-    part = client.upload_part(**place, UploadId=begun, PartNumber=1, Body=b"part")["ETag"]
+    target = {"Bucket": BUCKET, "Key": key}
+    upload_id = client.create_multipart_upload(**target)["UploadId"]
+    part = client.upload_part(**target, UploadId=upload_id, PartNumber=1, Body=b"part")["ETag"]
     client.complete_multipart_upload(
-        **place, UploadId=begun, MultipartUpload={"Parts": [{"PartNumber": 1, "ETag": part}]}
+        **target, UploadId=upload_id, MultipartUpload={"Parts": [{"PartNumber": 1, "ETag": part}]}
     )
 
 
@@ -111,7 +111,9 @@ def named(case: Any) -> str:
 
 
 @pytest.mark.parametrize(("role", "act", "key"), MAY, ids=named)
-def test_a_role_may(filled: dict[str, Any], role: str, act: Callable[..., None], key: str) -> None:
+def test_operation_is_allowed(
+    filled: dict[str, Any], role: str, act: Callable[..., None], key: str
+) -> None:
     act(filled[role], key)
     if act in (delete, delete_many):
         with pytest.raises(ClientError, match="NoSuchKey"):
@@ -119,7 +121,7 @@ def test_a_role_may(filled: dict[str, Any], role: str, act: Callable[..., None],
 
 
 @pytest.mark.parametrize(("role", "act", "key"), MAY_NOT, ids=named)
-def test_a_role_may_not(
+def test_operation_is_denied(
     filled: dict[str, Any], role: str, act: Callable[..., None], key: str
 ) -> None:
     with pytest.raises(ClientError, match="AccessDenied"):
@@ -129,23 +131,23 @@ def test_a_role_may_not(
 
 
 @pytest.mark.parametrize("role", ["reader", "trainer", "flow", "janitor"])
-def test_a_role_lists_the_factory_and_nothing_beside_it(filled: dict[str, Any], role: str) -> None:
+def test_role_may_list_only_the_factorys_prefix(filled: dict[str, Any], role: str) -> None:
     found = filled[role].list_objects_v2(Bucket=BUCKET, Prefix="factory/datasets/")
     assert PHOTO in [item["Key"] for item in found["Contents"]]
-    for prefix in ("", "somebody/"):
+    for prefix in ("", "other/"):
         with pytest.raises(ClientError, match="AccessDenied"):
             filled[role].list_objects_v2(Bucket=BUCKET, Prefix=prefix)
 
 
-def test_mlflow_has_a_bucket_of_its_own(clients: dict[str, Any]) -> None:
-    place = {"Bucket": "mlflow", "Key": "artifacts/1/image.png"}
-    clients["mlflow"].put_object(**place, Body=b"image")
-    assert clients["mlflow"].get_object(**place)["Body"].read() == b"image"
+def test_only_mlflow_may_read_its_bucket(clients: dict[str, Any]) -> None:
+    target = {"Bucket": "mlflow", "Key": "artifacts/1/image.png"}
+    clients["mlflow"].put_object(**target, Body=b"image")
+    assert clients["mlflow"].get_object(**target)["Body"].read() == b"image"
     with pytest.raises(ClientError, match="AccessDenied"):
-        clients["flow"].get_object(**place)
+        clients["flow"].get_object(**target)
 
 
-def test_no_role_makes_or_removes_buckets(clients: dict[str, Any]) -> None:
+def test_no_role_may_create_or_delete_buckets(clients: dict[str, Any]) -> None:
     for role in clients.keys() - {"admin"}:
         with pytest.raises(ClientError, match="AccessDenied"):
             clients[role].delete_bucket(Bucket=BUCKET)
@@ -153,21 +155,21 @@ def test_no_role_makes_or_removes_buckets(clients: dict[str, Any]) -> None:
             clients[role].create_bucket(Bucket=f"of-{role}")
 
 
-def test_lifecycle_is_one_that_s3_takes(clients: dict[str, Any], infra: Path) -> None:
+def test_lifecycle_rules_are_accepted(clients: dict[str, Any], infra: Path) -> None:
     rules = json.loads((infra / "storage/lifecycle.json").read_text())
     clients["admin"].put_bucket_lifecycle_configuration(Bucket=BUCKET, LifecycleConfiguration=rules)
     got = clients["admin"].get_bucket_lifecycle_configuration(Bucket=BUCKET)["Rules"]
     assert {rule["ID"] for rule in got} == {rule["ID"] for rule in rules["Rules"]}
 
 
-def test_the_health_that_compose_asks_for(clients: dict[str, Any]) -> None:
+def test_health_endpoint_of_compose_exists(clients: dict[str, Any]) -> None:
     direct = urllib.request.build_opener(urllib.request.ProxyHandler({}))
     url = clients["admin"].meta.endpoint_url
     with direct.open(f"{url}/healthz", timeout=5) as answer:
         assert answer.status == 200
 
 
-def test_secrets_are_made_once_and_their_folder_is_its_owner_s(infra: Path, tmp_path: Path) -> None:
+def test_secrets_are_created_once_in_a_private_folder(infra: Path, tmp_path: Path) -> None:
     script = tmp_path / "make-secrets.sh"
     script.write_bytes((infra / "compose/make-secrets.sh").read_bytes())
 

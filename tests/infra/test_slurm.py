@@ -1,4 +1,4 @@
-"""Slurm's signal ahead of a time limit, which `--signal=B:TERM` sends to the script alone."""
+"""SIGTERM before Slurm's time limit, which `--signal=B:TERM` sends to the batch script only."""
 
 import contextlib
 import os
@@ -10,10 +10,10 @@ from pathlib import Path
 import pytest
 
 RUN = 'trap "exit 75" TERM; : >"$1"; while :; do sleep 0.1; done'
-"""A command that says that it runs, and ends as one that has saved when it is told to."""
+"""A command that creates a file once it runs, and exits with 75 on SIGTERM."""
 OURS = {
     "dreambooth": '[ "$1" = run ] && exec sh -c "$RUN" it "$2"',
-    # with the command as its child, on machines that find `ray` by its name
+    # starts the command as its child, and fails if `ray` is not on the PATH
     "ray": 'command -v ray || exit 127\nwhile [ "$1" != -- ]; do shift; done\nshift\n"$@"',
 }
 SLURM_S = {
@@ -23,7 +23,7 @@ SLURM_S = {
 
 
 @pytest.mark.parametrize("name", ["train", "ray"])
-def test_a_run_saves_and_goes_back_into_the_queue(infra: Path, tmp_path: Path, name: str) -> None:
+def test_stopped_run_is_requeued(infra: Path, tmp_path: Path, name: str) -> None:
     for folder, programs in (("ours", OURS), ("slurm", SLURM_S)):
         (tmp_path / folder).mkdir()
         for program, does in programs.items():
@@ -54,7 +54,7 @@ def test_a_run_saves_and_goes_back_into_the_queue(infra: Path, tmp_path: Path, n
         process.terminate()
         assert process.wait(60) == 75
     finally:
-        # what it left running, too
+        # and its remaining children
         with contextlib.suppress(ProcessLookupError):
             os.killpg(process.pid, signal.SIGKILL)
         process.wait()
