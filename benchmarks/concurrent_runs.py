@@ -1,10 +1,10 @@
-"""Many runs at once: `python benchmarks/concurrent_runs.py --runs 200`, minutes on two cores.
+"""Concurrent runs: `python benchmarks/concurrent_runs.py --runs 200`, minutes on two cores.
 
-Real servers of Prefect, MLflow and S3 on loopback; of the runs only the GPU's time is stubbed: each
-stage sleeps, and writes and reads what a stage does, through the same store, `stage_cache.once`, and
-MLflow client. Tells how long runs took beyond their sleep, what failed, what was asked of S3, and
-which states Prefect keeps of runs and tasks, and keeps it in concurrent_runs.json beside this file;
-ends with 1 when a run failed, a state was lost, or its results are not all there.
+Real servers of Prefect, MLflow and S3 on loopback; only the GPU's work is replaced by a sleep: each stage
+writes and reads as a real one, through `stage_cache.cached_stage`, the store and the MLflow client.
+Measures time beyond the sleep, errors, S3 requests, and the states of runs and tasks in Prefect, and
+writes them to concurrent_runs.json beside this file. Exit code 1 if a run failed, or if a state or a
+result is missing.
 """
 
 import argparse
@@ -42,26 +42,26 @@ STAGES = (
     "report",
 )
 TASKS = len(STAGES) + 1
-"""Of a run: one for MLflow too."""
+"""Tasks of a run: its stages and one for MLflow."""
 IMAGES = 16
-"""Blobs that a run draws, each with a record beside it."""
+"""Images of a stage, each a blob and a record."""
 IMAGE_BYTES, WEIGHTS_BYTES = 8_000, 3_000_000
 PATIENCE = 180.0
-"""Seconds for Prefect to have heard of the last task."""
+"""Seconds for Prefect to receive the last task's state."""
 CURVE = 100
 """Points of a learning curve."""
 
 
-class Made(Record):
-    """What a stage leaves behind."""
+class StageResult(Record):
+    """Result of a stage."""
 
     blob: Blob
 
 
 def make_stage(store: Store, run: int, stage: str, seconds: float) -> Blob:
-    """A stage's result: made once, with a GPU's time slept through."""
+    """A stage's result, from the stage cache or after sleeping for `seconds`."""
 
-    def make(key: str) -> Made:
+    def make(key: str) -> StageResult:
         time.sleep(seconds)
         size = WEIGHTS_BYTES if stage == "train" else IMAGE_BYTES
         if stage in ("priors", "sample"):
@@ -70,36 +70,35 @@ def make_stage(store: Store, run: int, stage: str, seconds: float) -> Blob:
                 store.put_if(
                     f"images/{key}/{index:04d}.json", image.model_dump_json().encode(), None
                 )
-        return Made(blob=put_blob(store, content(f"{run} {stage}", size)))
+        return StageResult(blob=put_blob(store, content(f"{run} {stage}", size)))
 
-    return cached_stage(store, stage, {"run": run, "stage": stage}, Made, make)[0].blob
+    return cached_stage(store, stage, {"run": run, "stage": stage}, StageResult, make)[0].blob
 
 
 def content(seed: str, size: int) -> bytes:
-    """Bytes that are no other seed's."""
+    """`size` bytes that are unique to the seed."""
     digest = digest_of(seed.encode()).encode()
     return (digest * (size // len(digest) + 1))[:size]
 
 
-def tell_mlflow(url: str, run: int) -> None:
-    """A run with parameters, a curve, and a version of its own model under an alias."""
+def log_to_mlflow(url: str, run: int) -> None:
+    """Log parameters and a curve, and register a version of the run's own model under an alias."""
     from mlflow import MlflowClient
     from mlflow.entities import Metric, Param
 
     client = MlflowClient(tracking_uri=url, registry_uri=url)
-    made = client.create_run(experiment_id="0", run_name=f"run-{run}")
-    place = made.info.run_id
+    run_id = client.create_run(experiment_id="0", run_name=f"run-{run}").info.run_id
     points = [Metric("loss", 1 / (step + 1), 0, step) for step in range(CURVE)]
-    client.log_batch(place, metrics=points, params=[Param(f"p{n}", str(n)) for n in range(50)])
+    client.log_batch(run_id, metrics=points, params=[Param(f"p{n}", str(n)) for n in range(50)])
     model = f"subject-{run}"
     client.create_registered_model(model)
-    version = client.create_model_version(model, source=f"s3://dreambooth/{run}", run_id=place)
+    version = client.create_model_version(model, source=f"s3://dreambooth/{run}", run_id=run_id)
     client.set_registered_model_alias(model, "candidate", version.version)
-    client.set_terminated(place)
+    client.set_terminated(run_id)
 
 
-def walk(run: int, uri: str, endpoint: str, mlflow: str, seconds: float) -> float:
-    """One run through all stages, as a flow with a task each; its seconds."""
+def run_stages(run: int, uri: str, endpoint: str, mlflow: str, seconds: float) -> float:
+    """Run all stages as a flow with a task each; returns seconds."""
     from prefect import flow, task
     from prefect.cache_policies import NO_CACHE
 
@@ -111,31 +110,31 @@ def walk(run: int, uri: str, endpoint: str, mlflow: str, seconds: float) -> floa
             share = seconds / len(STAGES)
             task(make_stage, name=stage, cache_policy=NO_CACHE)(store, run, stage, share)
             if stage == "register":
-                task(tell_mlflow, name="mlflow", cache_policy=NO_CACHE)(mlflow, run)
+                task(log_to_mlflow, name="mlflow", cache_policy=NO_CACHE)(mlflow, run)
 
     began = time.monotonic()
     concurrent_flow()
     return time.monotonic() - began
 
 
-def is_there(run: int, uri: str, endpoint: str) -> bool:
-    """Whether every stage's result of a run is stored, with the bytes that were made."""
+def is_complete(run: int, uri: str, endpoint: str) -> bool:
+    """Whether the results of all stages of a run are stored, with the right bytes."""
     store = open_store(Storage(uri=uri, endpoint=endpoint))
 
-    def lost(key: str) -> Made:
+    def lost(key: str) -> StageResult:
         raise LookupError(key)
 
     for stage in STAGES:
-        made, _ = cached_stage(store, stage, {"run": run, "stage": stage}, Made, lost)
+        made, _ = cached_stage(store, stage, {"run": run, "stage": stage}, StageResult, lost)
         if not get_blob(store, made.blob).startswith(content(f"{run} {stage}", 64)):
             return False
     return True
 
 
 def states(kind: str, wanted: int) -> Counter[str]:
-    """What Prefect's server says of the `flow_runs` or `task_runs`, once all have ended or a while is over.
+    """Number of Prefect's `flow_runs` or `task_runs` per state, once all are completed or after `PATIENCE`.
 
-    Tasks' states come to it as events, some time after the run.
+    States of tasks reach the server as events, some time after the run.
     """
     url, deadline = f"{os.environ['PREFECT_API_URL']}/{kind}/filter", time.monotonic() + PATIENCE
     while True:
@@ -148,7 +147,7 @@ def states(kind: str, wanted: int) -> Counter[str]:
 
 
 def attempt(work: "partial[float]", run: int) -> float | str:
-    """The run's seconds, or what went wrong."""
+    """The run's seconds, or its error."""
     try:
         return work(run)
     except Exception as error:
@@ -156,37 +155,37 @@ def attempt(work: "partial[float]", run: int) -> float | str:
 
 
 def main() -> int:
-    asked = argparse.ArgumentParser(description=__doc__)
-    asked.add_argument("--runs", type=int, default=10, help="all at once")
-    asked.add_argument("--seconds", type=float, default=30.0, help="a run's time on a GPU")
-    asked.add_argument(
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("--runs", type=int, default=10, help="number of concurrent runs")
+    parser.add_argument("--seconds", type=float, default=30.0, help="GPU time of a run")
+    parser.add_argument(
         "--postgres",
         metavar="USER:PASSWORD@HOST:PORT",
-        help="with empty databases `prefect` and `mlflow`, in the place of sqlite files",
+        help="server with the empty databases `prefect` and `mlflow`; default: sqlite files",
     )
-    told = asked.parse_args()
+    options = parser.parse_args()
     os.environ["PREFECT_LOGGING_LEVEL"] = "ERROR"
     with tempfile.TemporaryDirectory() as folder:
-        found = measured(told.runs, told.seconds, told.postgres, Path(folder))
-    kept = json.loads(RESULT.read_text(encoding="utf-8")) if RESULT.exists() else {}
-    kept["PostgreSQL" if told.postgres else "sqlite"] = found
-    RESULT.write_text(json.dumps(kept, indent=1) + "\n", encoding="utf-8")
+        found = measured(options.runs, options.seconds, options.postgres, Path(folder))
+    results = json.loads(RESULT.read_text(encoding="utf-8")) if RESULT.exists() else {}
+    results["PostgreSQL" if options.postgres else "sqlite"] = found
+    RESULT.write_text(json.dumps(results, indent=1) + "\n", encoding="utf-8")
     print(json.dumps(found, indent=1))
-    whole = found["done"] == found["complete"] == told.runs
-    states_kept = found["flow_runs"] == {"COMPLETED": told.runs}
-    tasks_kept = found["task_runs"] == {"COMPLETED": told.runs * TASKS}
+    whole = found["done"] == found["complete"] == options.runs
+    states_kept = found["flow_runs"] == {"COMPLETED": options.runs}
+    tasks_kept = found["task_runs"] == {"COMPLETED": options.runs * TASKS}
     return 0 if whole and states_kept and tasks_kept else 1
 
 
 def measured(runs: int, seconds: float, postgres: str | None, folder: Path) -> dict[str, Any]:
-    """Start the servers, send so many runs through, and ask what came of them."""
+    """Start the servers, do the runs, and collect the measurements."""
     uri = f"s3://{measured_servers.BUCKET}/concurrent"
     with (
         measured_servers.s3(folder / "s3") as (endpoint, counted),
         measured_servers.mlflow(folder / "mlflow", postgres) as mlflow,
         measured_servers.prefect(folder / "prefect", postgres),
     ):
-        work = partial(walk, uri=uri, endpoint=endpoint, mlflow=mlflow, seconds=seconds)
+        work = partial(run_stages, uri=uri, endpoint=endpoint, mlflow=mlflow, seconds=seconds)
         before, began = counted(), time.monotonic()
         with ThreadPoolExecutor(runs) as pool:
             ends = list(pool.map(partial(attempt, work), range(runs)))
@@ -195,7 +194,7 @@ def measured(runs: int, seconds: float, postgres: str | None, folder: Path) -> d
         return {
             "runs": runs,
             "done": len(done),
-            "complete": sum(is_there(run, uri, endpoint) for run in range(runs)),
+            "complete": sum(is_complete(run, uri, endpoint) for run in range(runs)),
             "flow_runs": states("flow_runs", runs),
             "task_runs": states("task_runs", runs * TASKS),
             "errors": Counter(end for end in ends if isinstance(end, str)),
@@ -207,7 +206,7 @@ def measured(runs: int, seconds: float, postgres: str | None, folder: Path) -> d
 
 
 def beyond(seconds: list[float]) -> dict[str, float]:
-    """What runs took more than their time on a GPU."""
+    """Median, 95 % quantile and maximum of the runs' seconds beyond their GPU time."""
     if not seconds:
         return {}
     ordered = sorted(seconds)

@@ -1,12 +1,11 @@
-"""What a frozen autoencoder saves: `python benchmarks/frozen_autoencoder.py`.
+"""Memory saved by a frozen autoencoder: `python benchmarks/frozen_autoencoder.py`.
 
-One step of full training with the text encoder and AdamW in float32, one photo and one class image,
-without numbers: every tensor is a shape, and the bytes alive at the worst moment are added up.
-The original project claims that freezing the autoencoder saves 40 %.
+Peak memory of one step of full training with the text encoder and AdamW in float32, one photo and one
+class image, computed with fake tensors. The original project claims that freezing saves 40 %.
 
-- trained: the loss reaches the encoder through the latents, as when nothing is frozen;
-- frozen: it encodes the photos at each step, without gradients;
-- left: the latents were made ahead of the training, and it has left memory, as it does here.
+- trained: gradients reach the encoder through the latents;
+- frozen: the photos are encoded at each step, without gradients;
+- left: the latents are cached and the autoencoder is not in memory, as in this project.
 """
 
 from collections.abc import Callable, Iterator
@@ -63,7 +62,7 @@ def stable_diffusion_1_5() -> Parts:
 
 
 def step_bytes(parts: Parts, side: int, autoencoder: Autoencoder) -> int:
-    """Weights, AdamW's state, gradients and activations at the worst moment of a step."""
+    """Peak bytes of a step: weights, AdamW's state, gradients and activations."""
     held = ["unet", "text_encoder", *(["vae"] if autoencoder != "left" else [])]
     models: list[nn.Module] = [parts[name].train() for name in held]
     with FakeTensorMode(allow_non_fake_inputs=True):

@@ -1,4 +1,4 @@
-"""Servers that a benchmark starts for itself on loopback, and what they say of their work."""
+"""Servers of the benchmarks on loopback: SeaweedFS with request counts, Prefect, MLflow."""
 
 import json
 import os
@@ -16,7 +16,7 @@ from typing import Any
 from dreambooth_core.servers.process import Server, claimed, exported, running
 
 SECONDS = 240.0
-"""A first start on a busy machine."""
+"""Time limit of a server's start."""
 BUCKET = "dreambooth"
 QUIET = {
     "DO_NOT_TRACK": "1",
@@ -32,15 +32,15 @@ _BYTES = re.compile(
 )
 
 
-def asked(url: str) -> str:
-    """The answer to a GET, past any proxy."""
+def get(url: str) -> str:
+    """Body of the response to a GET, without proxies."""
     direct = urllib.request.build_opener(urllib.request.ProxyHandler({}))
     with direct.open(url, timeout=10) as answer:
         return str(answer.read().decode())
 
 
 def posted(url: str, document: object) -> list[dict[str, Any]]:
-    """The rows of the answer to a POST, past any proxy."""
+    """Rows of the JSON response to a POST, without proxies."""
     direct = urllib.request.build_opener(urllib.request.ProxyHandler({}))
     body = json.dumps(document).encode()
     request = urllib.request.Request(url, body, {"Content-Type": "application/json"})
@@ -51,14 +51,13 @@ def posted(url: str, document: object) -> list[dict[str, Any]]:
 
 @contextmanager
 def s3(folder: Path) -> Iterator[tuple[str, Callable[[], Counter[str]]]]:
-    """SeaweedFS with an empty bucket, its credentials in the environment.
+    """SeaweedFS with an empty bucket; its credentials are in the environment.
 
-    Yields its URL, and a function that tells requests by kind and bytes since the start, as the
-    server counts them.
+    Yields its URL, and a function for the server's counts since its start: requests by kind, bytes.
     """
     pair = {"accessKey": secrets.token_hex(10), "secretKey": secrets.token_hex(20)}
-    may = ["Admin", "Read", "Write", "List", "Tagging"]
-    identity = {"name": "benchmark", "credentials": [pair], "actions": may}
+    actions = ["Admin", "Read", "Write", "List", "Tagging"]
+    identity = {"name": "benchmark", "credentials": [pair], "actions": actions}
     for made in (folder / "data", folder / "logs"):
         made.mkdir(parents=True)
     (folder / "s3.json").write_text(json.dumps({"identities": [identity]}))
@@ -95,21 +94,21 @@ def s3(folder: Path) -> Iterator[tuple[str, Callable[[], Counter[str]]]]:
 
 
 def _counted(port: int) -> Counter[str]:
-    told = asked(f"http://127.0.0.1:{port}/metrics")
+    metrics = get(f"http://127.0.0.1:{port}/metrics")
     found: Counter[str] = Counter()
-    for bucket, kind, value in _REQUESTS.findall(told):
+    for bucket, kind, value in _REQUESTS.findall(metrics):
         if bucket == BUCKET:
             found[kind] += int(float(value))
-    for way, value in _BYTES.findall(told):
-        found[f"bytes {way}"] += int(float(value))
+    for direction, value in _BYTES.findall(metrics):
+        found[f"bytes {direction}"] += int(float(value))
     return found
 
 
 @contextmanager
 def prefect(folder: Path, postgres: str | None = None) -> Iterator[str]:
-    """Prefect's server with all its background services; yields the URL of its API.
+    """Prefect's server with its background services; yields the URL of its API.
 
-    Its tables are on a sqlite file, or in the database `prefect` of a PostgreSQL, `USER:PASSWORD@HOST:PORT`.
+    `postgres`: USER:PASSWORD@HOST:PORT of a PostgreSQL server with the database `prefect`; default: sqlite.
     """
 
     def command(port: int) -> list[str]:
@@ -121,7 +120,7 @@ def prefect(folder: Path, postgres: str | None = None) -> Iterator[str]:
     if postgres:
         url = f"postgresql+asyncpg://{postgres}/prefect"
         env["PREFECT_SERVER_DATABASE_CONNECTION_URL"] = url
-    server = Server("Prefect's server", command, _is_well("/api/health"), env, folder, SECONDS)
+    server = Server("Prefect's server", command, _responds("/api/health"), env, folder, SECONDS)
     with claimed(folder) as lock, running(server, lock) as port:
         url = f"http://127.0.0.1:{port}/api"
         with exported({**QUIET, "PREFECT_HOME": str(home), "PREFECT_API_URL": url}):
@@ -130,7 +129,7 @@ def prefect(folder: Path, postgres: str | None = None) -> Iterator[str]:
 
 @contextmanager
 def mlflow(folder: Path, postgres: str | None = None) -> Iterator[str]:
-    """MLflow's server on a sqlite file, or the database `mlflow` of a PostgreSQL; yields its URL."""
+    """MLflow's server, on sqlite or on the database `mlflow` of a PostgreSQL server; yields its URL."""
 
     def command(port: int) -> list[str]:
         words = ("-m", "mlflow", "server", "--host", "127.0.0.1", "--port", str(port))
@@ -143,15 +142,15 @@ def mlflow(folder: Path, postgres: str | None = None) -> Iterator[str]:
     tables = f"postgresql+psycopg2://{postgres}/mlflow" if postgres else ""
     tables = tables or f"sqlite:///{folder / 'mlflow.db'}"
     env = {**os.environ, **QUIET, "MLFLOW_BACKEND_STORE_URI": tables}
-    server = Server("MLflow's server", command, _is_well("/health"), env, folder, SECONDS)
+    server = Server("MLflow's server", command, _responds("/health"), env, folder, SECONDS)
     with exported(QUIET), claimed(folder) as lock, running(server, lock) as port:
         yield f"http://127.0.0.1:{port}"
 
 
-def _is_well(path: str) -> Callable[[int], bool]:
+def _responds(path: str) -> Callable[[int], bool]:
     def answers(port: int) -> bool:
         try:
-            asked(f"http://127.0.0.1:{port}{path}")
+            get(f"http://127.0.0.1:{port}{path}")
         except OSError:
             return False
         return True

@@ -1,9 +1,8 @@
-"""What orchestration costs: `python benchmarks/overhead.py`, some minutes on a quiet machine.
+"""Overhead of orchestration: `python benchmarks/overhead.py`, some minutes on an idle machine.
 
-In turns, `dreambooth train`, which trains without Prefect and the registry, and `dreambooth run` with the
-same training, each from nothing in a folder of its own. What the run takes beyond the first, less its
-further stages, is orchestration: Prefect's server, its states and artifacts. Writes overhead.json
-beside this file.
+Alternates `dreambooth train`, without Prefect and registry, and `dreambooth run` with the same training,
+each in a new folder. Overhead, due to Prefect's server, states and artifacts: the run's time minus its
+further stages minus the time of `dreambooth train`. Writes overhead.json beside this file.
 """
 
 import argparse
@@ -19,16 +18,16 @@ HERE = Path(__file__).parent
 RESULT = HERE / "overhead.json"
 CONFIG = HERE.parent / "examples/small_world/config.yaml"
 SHARED = {"validate", "priors", "train"}
-"""Stages that both have."""
+"""Stages of both commands."""
 LONG = 600.0
-"""Seconds of the training that the share is told of."""
+"""Seconds of the training that the overhead's share refers to."""
 
 
 def main() -> None:
-    asked = argparse.ArgumentParser(description=__doc__)
-    asked.add_argument("--turns", type=int, default=3)
-    asked.add_argument("--steps", type=int, default=40)
-    given = asked.parse_args()
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("--turns", type=int, default=3)
+    parser.add_argument("--steps", type=int, default=40)
+    given = parser.parse_args()
     turns = [_turn(number, given.steps) for number in range(given.turns)]
     fixed = statistics.median(turn["overhead"] for turn in turns)
     found = {
@@ -51,7 +50,7 @@ def _turn(number: int, steps: int) -> dict[str, float]:
 
 
 def _timed(command: str, steps: int) -> tuple[float, dict[str, float]]:
-    """Wall-clock seconds of the whole command, and of each stage that it tells of."""
+    """Wall-clock seconds of the command, and of each stage in its output."""
     with tempfile.TemporaryDirectory() as folder:
         settings = {
             "paths.work": f"{folder}/work",

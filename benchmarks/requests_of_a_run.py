@@ -1,8 +1,8 @@
-"""How often a run asks S3: `python benchmarks/requests_of_a_run.py`, some minutes.
+"""S3 requests of a run: `python benchmarks/requests_of_a_run.py`, some minutes.
 
-Runs the real flow on the small world, as short as it can be, against SeaweedFS, which counts what it
-is asked. Further runs with more of one thing tell what that thing costs; the last is the first once
-more, of which everything is there. Writes requests_of_a_run.json beside this file.
+Runs the flow on the small world with minimal settings against SeaweedFS, which counts requests. Further
+runs have more class images or checkpoints, for the requests of one of them; the last repeats the first,
+and reuses all of its stages. Writes requests_of_a_run.json beside this file.
 """
 
 import json
@@ -51,7 +51,7 @@ def main() -> None:
         with measured_servers.s3(work / "s3") as (url, counted):
             for name, more in RUNS.items():
                 before = counted()
-                # a run in a place of its own shares nothing with the others
+                # separate stores, so that runs reuse nothing of one another
                 own = "first" if name == "again" else name.replace(" ", "-")
                 settings = {
                     **LEAST,
@@ -66,7 +66,7 @@ def main() -> None:
                 if name == "first":
                     drawn = _drawn(url, own)
                 print(name, dict(found[name]), flush=True)
-    RESULT.write_text(json.dumps(_told(found, drawn), indent=2) + "\n", encoding="utf-8")
+    RESULT.write_text(json.dumps(_summary(found, drawn), indent=2) + "\n", encoding="utf-8")
 
 
 def _run(settings: dict[str, object]) -> None:
@@ -76,13 +76,13 @@ def _run(settings: dict[str, object]) -> None:
 
 
 def _drawn(url: str, own: str) -> int:
-    """How many images of a run are stored, each with a record of its own."""
+    """Number of a run's stored images."""
     store = open_store(Storage(uri=f"s3://{measured_servers.BUCKET}/{own}", endpoint=url))
     return sum(key.endswith(".json") and "/sets/" not in key for key in store.keys("images/"))
 
 
-def _told(found: dict[str, Counter[str]], drawn: int) -> dict[str, object]:
-    """Requests of the runs, and what one class image and one checkpoint add."""
+def _summary(found: dict[str, Counter[str]], drawn: int) -> dict[str, object]:
+    """Requests of the runs, and the additional ones per class image and per checkpoint."""
     first = found["first"]
 
     def each(name: str, count: int) -> dict[str, float]:

@@ -1,9 +1,9 @@
-"""Which shifted copies are found: `python benchmarks/shifted_copies.py FOLDER [--photos N]`.
+"""Detection rate of shifted copies: `python benchmarks/shifted_copies.py FOLDER [--photos N]`.
 
-FOLDER holds a folder of photos per subject, as DreamBench does. Of each photo two windows that overlap
-(`window`), or the whole and a part (`crop`), one of them resized to 0.5-1.0, made up to 10 % darker or
-lighter, at times mirrored, and saved as JPEG of quality 75: how many score above the limit. Then all
-pairs of photos within a subject and across subjects, none of which is a copy: how many score above it.
+FOLDER has a folder of photos per subject, as DreamBench. Positives: two overlapping windows of a photo
+(`window`), or the photo and a part of it (`crop`), one of them resized to 0.5-1.0, made up to 10 % darker
+or lighter, mirrored or not, and saved as JPEG of quality 75. Negatives: all pairs of different photos
+within a subject and across subjects. Prints how many of each score above the limit.
 """
 
 import argparse
@@ -32,7 +32,7 @@ def opened(path: Path) -> Image.Image:
 
 
 def altered(photo: Image.Image, draw: np.random.Generator, mirrored: bool) -> Image.Image:
-    """Resized, of another brightness, saved as JPEG."""
+    """The photo resized, with another brightness, saved as JPEG."""
     scale = draw.uniform(0.5, 1)
     size = int(photo.width * scale), int(photo.height * scale)
     changed = ImageEnhance.Brightness(photo.resize(size)).enhance(draw.uniform(0.9, 1.1))
@@ -44,7 +44,7 @@ def altered(photo: Image.Image, draw: np.random.Generator, mirrored: bool) -> Im
 
 
 def pair(photo: Image.Image, kind: str, across: float, down: float) -> list[Image.Image]:
-    """Two windows of the same size shifted by these shares of it, or the whole and what a cut left."""
+    """Two windows shifted by these shares of the photo's size, or the photo and its cropped part."""
     width, height = photo.size
     if kind == "crop":
         return [photo, photo.crop((int(across * width), int(down * height), width, height))]
@@ -54,7 +54,7 @@ def pair(photo: Image.Image, kind: str, across: float, down: float) -> list[Imag
 
 
 def copies(paths: list[Path]) -> None:
-    """Prints how many copies of each kind are found."""
+    """Print the number of detected copies of each kind."""
     draw = np.random.default_rng(0)
     scores: dict[tuple[str, float, str, str], list[float]] = defaultdict(list)
     for path, cut, way in itertools.product(paths, CUTS, ("across", "down", "both")):
@@ -67,14 +67,14 @@ def copies(paths: list[Path]) -> None:
             scores[kind, cut, way, "mirrored" if mirrored else ""].append(right)
     print("kind    cut  way     found          least score")
     for (kind, cut, way, face), values in sorted(scores.items()):
-        found_here = sum(value > COPY for value in values)
-        count = f"{found_here} of {len(values)}"
+        detected = sum(value > COPY for value in values)
+        count = f"{detected} of {len(values)}"
         print(f"{kind:7} {cut:.2f} {way:7} {count:12} {min(values):6.3f} {face}")
 
 
 def others(paths: list[Path]) -> None:
-    """Prints how many pairs of different photos pass for copies."""
-    seen: list[Views] = [views(opened(path)) for path in paths]
+    """Print the number of pairs of different photos that score as copies."""
+    photos: list[Views] = [views(opened(path)) for path in paths]
     scores: dict[str, list[tuple[float, str]]] = defaultdict(list)
     started = time.process_time()
     for one, two in itertools.combinations(range(len(paths)), 2):
@@ -82,7 +82,7 @@ def others(paths: list[Path]) -> None:
         names = (
             f"{paths[one].parent.name}/{paths[one].name} {paths[two].parent.name}/{paths[two].name}"
         )
-        scores[where].append((shifted(seen[one], seen[two]).score, names))
+        scores[where].append((shifted(photos[one], photos[two]).score, names))
     for where, values in scores.items():
         wrong = sum(score > COPY for score, _ in values)
         highest, names = max(values)
@@ -96,7 +96,9 @@ def main() -> None:
         description=__doc__, formatter_class=argparse.RawTextHelpFormatter
     )
     parser.add_argument("folder", type=Path)
-    parser.add_argument("--photos", type=int, default=None, help="make copies of so many alone")
+    parser.add_argument(
+        "--photos", type=int, default=None, help="number of photos to copy; default: all"
+    )
     options = parser.parse_args()
     endings = {".jpg", ".jpeg", ".png", ".webp"}
     paths = sorted(path for path in options.folder.glob("*/*") if path.suffix.lower() in endings)

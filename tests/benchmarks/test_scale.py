@@ -1,4 +1,4 @@
-"""The arithmetic of scale: its queue against queueing theory, its page against what it prints."""
+"""The capacity estimate: its queue compared with queueing theory, its page with its output."""
 
 from dataclasses import replace
 
@@ -10,25 +10,25 @@ from benchmarks import scale
 USUAL = scale.Assumptions()
 
 
-def test_page_holds_what_the_program_prints() -> None:
+def test_page_has_the_programs_output() -> None:
     page = scale.PAGE.read_text(encoding="utf-8")
     assert scale.written(page, scale.tables(USUAL)) == page
 
 
-def test_waits_are_those_of_theory() -> None:
-    """One server at half its load, equal times: the mean wait is half a time (Pollaczek-Khinchine)."""
+def test_mean_wait_is_that_of_theory() -> None:
+    """M/D/1 at half load: the mean wait is half a service time (Pollaczek-Khinchine)."""
     draw = np.random.default_rng(0)
     came = np.cumsum(draw.exponential(2.0, 100_000))
     assert scale.waits(came, np.ones(100_000), 1).mean() == pytest.approx(0.5, rel=0.05)
 
 
-def test_nobody_waits_where_there_is_one_for_each() -> None:
+def test_no_wait_with_one_server_per_subject() -> None:
     came = np.arange(50.0)
     assert scale.waits(came, np.full(50, 1000.0), 50).max() == 0
     assert scale.waits(came, np.full(50, 1000.0), 49).max() == 1000 - 49
 
 
-def test_one_gpu_fewer_is_too_few() -> None:
+def test_one_gpu_fewer_exceeds_the_wait() -> None:
     count, found, _ = scale.gpus(USUAL, days=5)
     assert np.quantile(found, 0.95) <= USUAL.wait_seconds
     draw = np.random.default_rng(0)
@@ -37,14 +37,14 @@ def test_one_gpu_fewer_is_too_few() -> None:
     assert np.quantile(fewer, 0.95) > USUAL.wait_seconds
 
 
-def test_busy_hours_are_busy() -> None:
+def test_busy_hours_have_their_share_of_arrivals() -> None:
     came = scale.arrivals(USUAL, 30, np.random.default_rng(0)) % scale.DAY
     assert len(came) / 30 == pytest.approx(1000, rel=0.02)
     middle = (came >= 7 * 3600) & (came < 17 * 3600)
     assert middle.mean() == pytest.approx(USUAL.busy_share, abs=0.01)
 
 
-def test_nodes_that_are_lost_cost_what_is_repeated() -> None:
+def test_lost_nodes_add_the_repeated_seconds() -> None:
     often = replace(USUAL, node_lost_hours=1.0, class_images_reused=1.0)
     plain = scale.run_seconds(often, True)
     mean = scale.durations(often, 100_000, np.random.default_rng(0)).mean()

@@ -1,4 +1,4 @@
-"""Which runs there are to be: each takes one fault in some of its stages."""
+"""Cases of the chaos suite: a run each, with one fault in some of its stages."""
 
 import random
 from dataclasses import dataclass
@@ -10,15 +10,18 @@ from tests.chaos.stages import STAGES
 @dataclass(frozen=True)
 class Case:
     name: str
-    """Also that of the run, its store and its model."""
+    """Also the name of the run's store and model."""
     fault: Fault
     stages: tuple[str, ...]
     moments: tuple[float, ...]
-    """For each stage, the share of its usual duration after which the fault strikes."""
+    """Per stage, the time of the fault as a share of the stage's usual duration."""
 
 
 def drawn(seed: int, only: str = "") -> list[Case]:
-    """Every fault's first run, then the second ones and so on; a seed draws the same ones always."""
+    """Cases by seed: the first run of every fault, then the second runs, and so on.
+
+    `only`: text that the faults' names must contain.
+    """
     rounds: dict[int, list[Case]] = {}
     for fault in FAULTS:
         draws = random.Random(f"{seed} {fault.name}")
@@ -32,5 +35,5 @@ def drawn(seed: int, only: str = "") -> list[Case]:
 
 
 def _some(draws: random.Random, count: int) -> tuple[str, ...]:
-    """In the order of the run."""
+    """Random stages, in the order of a run."""
     return tuple(sorted(draws.sample(STAGES, count), key=STAGES.index))

@@ -1,4 +1,4 @@
-"""What must hold when a run has ended, however it was disturbed: in the store and in the registry."""
+"""Invariants of store and registry after a disturbed run."""
 
 import json
 from collections import Counter
@@ -16,19 +16,19 @@ from dreambooth_core.storage.stores import Store
 from dreambooth_core.tracking import mlflow as tracking
 
 BLOBS = "blobs/sha256/"
-THEIRS = "mlflow/"
-"""What MLflow puts beside it, under names of its own."""
+MLFLOW = "mlflow/"
+"""Prefix of MLflow's objects."""
 
 
 def kept(store: Store) -> set[str]:
-    """The keys of what a run may rely on to stay: all but checkpoints, of which only some are kept."""
+    """All keys except those of checkpoints, which a run may delete."""
     return {key for key in store.keys("") if "/checkpoints/" not in key}
 
 
 def weights_of(store: Store) -> dict[str, str]:
-    """Training and file -> SHA-256 of the bytes that the store gives, of all trainings that ended.
+    """Training's key and file name -> SHA-256 of the stored bytes, of all finished trainings.
 
-    Raises `StorageError` for what is not there, or not whole.
+    Raises `StorageError` for missing and damaged files.
     """
     found = {}
     for key in store.keys("runs/"):
@@ -39,10 +39,10 @@ def weights_of(store: Store) -> dict[str, str]:
     return found
 
 
-def halves(store: Store) -> list[str]:
-    """The keys of what is visible and not whole: blobs, records, checkpoints with a manifest."""
-    ours = [key for key in store.keys("") if not key.startswith(THEIRS)]
-    return [key for key in ours if not _is_whole(store, key)]
+def incomplete(store: Store) -> list[str]:
+    """Keys of damaged blobs and records, and of manifests whose checkpoints are incomplete."""
+    keys = [key for key in store.keys("") if not key.startswith(MLFLOW)]
+    return [key for key in keys if not _is_whole(store, key)]
 
 
 def _is_whole(store: Store, key: str) -> bool:
@@ -58,10 +58,10 @@ def _is_whole(store: Store, key: str) -> bool:
     if not key.endswith(f"/{checkpoint_manifests.MANIFEST}"):
         return True
     folder, files = key.rpartition("/")[0], document["files"]
-    return all(_is_there(store, f"{folder}/{name}", Blob(**files[name])) for name in files)
+    return all(_is_stored(store, f"{folder}/{name}", Blob(**files[name])) for name in files)
 
 
-def _is_there(store: Store, key: str, blob: Blob) -> bool:
+def _is_stored(store: Store, key: str, blob: Blob) -> bool:
     try:
         return digest_of(store.get(key)) == blob.sha256
     except NotFound:
@@ -69,7 +69,7 @@ def _is_there(store: Store, key: str, blob: Blob) -> bool:
 
 
 def versions_without_weights(config: Config, store: Store) -> list[str]:
-    """What is wrong with the versions of the run's model in MLflow, at any time; a sentence each."""
+    """Registered versions of the run's model without their weights, a sentence each."""
     wrong = []
     for version in _versions(config):
         name = f"{config.name}/{version.version}"
@@ -85,28 +85,28 @@ def versions_without_weights(config: Config, store: Store) -> list[str]:
 
 
 def contradictions(config: Config, store: Store) -> list[str]:
-    """What MLflow, the registry and the store say differently of a run that is done."""
+    """Differences between MLflow, alias log and store after a completed run, a sentence each."""
     client = tracking.open_client(config)
     versions = [str(version.version) for version in _versions(config)]
     if versions != ["1"]:
-        return [f"there are the versions {versions} of {config.name} instead of one"]
+        return [f"{config.name} has the versions {versions} instead of one"]
     wrong = []
     book = book_of(config, store)
     aliases = client.get_registered_model(config.name).aliases
     if book is None or book.standing.aliases != aliases or aliases.get(CANDIDATE) != "1":
-        wrong.append(f"MLflow says {aliases}, the log {book and book.standing.aliases}")
+        wrong.append(f"aliases in MLflow: {aliases}, in the log: {book and book.standing.aliases}")
     runs = client.search_runs([tracking.experiment_of(client, config)])
     trainings = Counter(run.data.tags.get(tracking.TRAINING) for run in runs)
     unfinished = [run.info.run_id for run in runs if run.info.status != "FINISHED"]
     if len(runs) != 1 or unfinished:
         wrong.append(f"runs in MLflow per training: {dict(trainings)}, not finished: {unfinished}")
     return wrong + [
-        f"{name} is told twice of a step" for run in runs for name in _doubled(client, run)
+        f"{name} has two points at one step" for run in runs for name in _doubled(client, run)
     ]
 
 
 def _doubled(client: Any, run: Any) -> list[str]:
-    """The learning curves that have two points at one step; the machine's own are not ours."""
+    """Curves with two points at one step, system metrics excluded."""
     names = [name for name in run.data.metrics if not name.startswith("system/")]
     steps = {
         name: [point.step for point in client.get_metric_history(run.info.run_id, name)]

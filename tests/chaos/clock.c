@@ -1,5 +1,5 @@
-/* A clock that jumps: adds the seconds in the 8 bytes of the file CHAOS_CLOCK to the time of day of
-   every program that loads this before its C library (LD_PRELOAD). Waiting goes by another clock. */
+/* Clock offset by LD_PRELOAD: adds the seconds in the 8 bytes of the file CHAOS_CLOCK to the time of day.
+   The monotonic clock is unchanged. */
 #define _GNU_SOURCE
 #include <dlfcn.h>
 #include <fcntl.h>
@@ -12,13 +12,13 @@
 
 static const volatile int64_t *jump;
 
-__attribute__((constructor)) static void look_up(void) {
+__attribute__((constructor)) static void map_offset(void) {
   const char *name = getenv("CHAOS_CLOCK");
   int file = name ? open(name, O_RDONLY | O_CLOEXEC) : -1;
   if (file < 0) return;
-  void *seen = mmap(NULL, sizeof *jump, PROT_READ, MAP_SHARED, file, 0);
+  void *mapped = mmap(NULL, sizeof *jump, PROT_READ, MAP_SHARED, file, 0);
   close(file);
-  if (seen != MAP_FAILED) jump = seen;
+  if (mapped != MAP_FAILED) jump = mapped;
 }
 
 int clock_gettime(clockid_t which, struct timespec *now) {
@@ -38,9 +38,9 @@ int gettimeofday(struct timeval *now, void *zone) {
   return failed;
 }
 
-time_t time(time_t *kept) {
+time_t time(time_t *seconds) {
   struct timespec exact;
   clock_gettime(CLOCK_REALTIME, &exact);
-  if (kept) *kept = exact.tv_sec;
+  if (seconds) *seconds = exact.tv_sec;
   return exact.tv_sec;
 }

@@ -1,4 +1,4 @@
-"""A clock that jumps, for everything of a stack that is Python; the S3 server, in Go, keeps time."""
+"""Adjustable clock for a stack's Python processes; the S3 server, in Go, is not affected."""
 
 import shutil
 import struct
@@ -10,7 +10,7 @@ SOURCE = Path(__file__).with_name("clock.c")
 
 
 def built(folder: Path) -> Mapping[str, str]:
-    """What a program's environment needs for its clock to jump; empty without a C compiler."""
+    """Environment variables that make a program's clock adjustable; empty without a C compiler."""
     compiler = shutil.which("cc")
     if compiler is None:
         return {}
@@ -22,7 +22,7 @@ def built(folder: Path) -> Mapping[str, str]:
 
 
 def set_ahead(clock: Path, seconds: int) -> None:
-    """From now on the clock is so many seconds ahead, or behind; written in place, as it is mapped."""
+    """Set the clock's offset; written in place, since programs have the file mapped."""
     clock.touch()
     with clock.open("r+b") as file:
         file.write(struct.pack("=q", seconds))

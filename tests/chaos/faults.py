@@ -1,4 +1,4 @@
-"""What is done to a running system: a table of faults, each a few functions that act on a scene."""
+"""Table of faults: functions that disturb a running system."""
 
 import os
 import signal
@@ -10,28 +10,28 @@ from functools import partial
 import psutil
 
 from tests.chaos import clock, disk
-from tests.chaos.proxy import Way
+from tests.chaos.proxy import Mode
 from tests.chaos.scene import Scene
 from tests.chaos.stages import STAGES
 from tests.chaos.system import WORKER
 
 Act = Callable[[Scene], None]
 HALVES = tuple(STAGES[start::2] for start in range(2))
-"""Every stage, over two runs: what is up again within a stage can be killed in the next but one."""
+"""All stages in two runs, for processes that restart within a stage."""
 THIRDS = tuple(STAGES[start::3] for start in range(3))
-"""Over three, for servers that take longer to come up again."""
-AN_HOUR = 3600
+"""All stages in three runs, for servers that restart more slowly."""
+HOUR_SECONDS = 3600
 
 
-def nothing(scene: Scene) -> None:
-    """Nothing has to be put right."""
+def no_lift(scene: Scene) -> None:
+    pass
 
 
-def at_any_time(scene: Scene) -> bool:
+def always_ready(scene: Scene) -> bool:
     return True
 
 
-def easily(scene: Scene) -> str:
+def no_preparation(scene: Scene) -> str:
     return ""
 
 
@@ -39,37 +39,37 @@ def easily(scene: Scene) -> str:
 class Fault:
     name: str
     strike: Act
-    ready: Callable[[Scene], bool] = at_any_time
-    """Whether there is something to strike."""
-    lift: Act = nothing
-    """Put right what stays wrong by itself; may be done again."""
+    ready: Callable[[Scene], bool] = always_ready
+    """Whether the fault's target exists."""
+    lift: Act = no_lift
+    """Ends a lasting fault; idempotent."""
     seconds: float | None = None
-    """How long it lasts; None until the stage is over or the run has ended."""
+    """Duration; None: until the stage or the run has ended."""
     runs: tuple[tuple[str, ...], ...] = ()
-    """The stages that it is to strike in, for each of its runs."""
+    """Per run, the stages in which it strikes."""
     draws: int = 0
-    """Else so many stages of one run, drawn."""
+    """Without `runs`: number of random stages of one run."""
     by_proxy: bool = False
-    """Whether the run's way to its store goes through the proxy."""
-    prepare: Callable[[Scene], str] = easily
-    """Called before the run starts; tells why the fault is not possible on this machine, or ""."""
+    """Whether the run reaches its store through the proxy."""
+    prepare: Callable[[Scene], str] = no_preparation
+    """Called before the run starts; returns "" or why the fault is not possible on this machine."""
 
 
-def _kill_part(part: str, scene: Scene) -> None:
-    os.kill(scene.system.pid(part), signal.SIGKILL)
+def _kill_service(service: str, scene: Scene) -> None:
+    os.kill(scene.system.pid(service), signal.SIGKILL)
 
 
-def _works(part: str, scene: Scene) -> bool:
-    return scene.system.pid(part) != 0
+def _is_up(service: str, scene: Scene) -> bool:
+    return scene.system.pid(service) != 0
 
 
-def _part(name: str, part: str, runs: tuple[tuple[str, ...], ...]) -> Fault:
-    ready = partial(_works, part)
-    return Fault(name, partial(_kill_part, part), ready=ready, runs=runs)
+def _service_fault(name: str, service: str, runs: tuple[tuple[str, ...], ...]) -> Fault:
+    ready = partial(_is_up, service)
+    return Fault(name, partial(_kill_service, service), ready=ready, runs=runs)
 
 
 def _running(module: str, scene: Scene) -> list[psutil.Process]:
-    """The processes of the run that are this module, without those that watch over them."""
+    """Processes of the run that run this module, without their guards."""
     found = []
     for process in scene.processes():
         with suppress(psutil.Error):
@@ -88,19 +88,19 @@ def _kill_module(module: str, scene: Scene) -> None:
             process.kill()
 
 
-def _module(name: str, module: str, runs: tuple[tuple[str, ...], ...]) -> Fault:
+def _module_fault(name: str, module: str, runs: tuple[tuple[str, ...], ...]) -> Fault:
     return Fault(name, partial(_kill_module, module), ready=partial(_has, module), runs=runs)
 
 
-def _turn(way: Way, scene: Scene) -> None:
-    scene.proxy.way = way
+def _set_mode(mode: Mode, scene: Scene) -> None:
+    scene.proxy.mode = mode
 
 
-def _by_proxy(name: str, way: Way, seconds: float, draws: int) -> Fault:
+def _proxy_fault(name: str, mode: Mode, seconds: float, draws: int) -> Fault:
     return Fault(
         name,
-        partial(_turn, way),
-        lift=partial(_turn, "well"),
+        partial(_set_mode, mode),
+        lift=partial(_set_mode, "normal"),
         seconds=seconds,
         draws=draws,
         by_proxy=True,
@@ -116,7 +116,7 @@ def _jump(seconds: int, scene: Scene) -> None:
 
 
 def _clock(scene: Scene) -> str:
-    return "" if "LD_PRELOAD" in scene.system.environment else "there is no C compiler"
+    return "" if "LD_PRELOAD" in scene.system.environment else "no C compiler"
 
 
 def _fill(scene: Scene) -> None:
@@ -132,22 +132,22 @@ def _disk(scene: Scene) -> str:
 
 
 FAULTS = (
-    _module("trainer killed", "dreambooth_core.training.process", (("train",), ("train",))),
-    _module("flow killed", "prefect.engine", HALVES),
-    _part("worker killed", WORKER, HALVES),
-    _part("Prefect killed", "prefect", THIRDS),
-    _part("MLflow killed", "mlflow", THIRDS),
-    _part("S3 killed", "s3", HALVES),
+    _module_fault("trainer killed", "dreambooth_core.training.process", (("train",), ("train",))),
+    _module_fault("flow killed", "prefect.engine", HALVES),
+    _service_fault("worker killed", WORKER, HALVES),
+    _service_fault("Prefect killed", "prefect", THIRDS),
+    _service_fault("MLflow killed", "mlflow", THIRDS),
+    _service_fault("S3 killed", "s3", HALVES),
     Fault("cancelled", _cancel, draws=3),
-    _by_proxy("S3 answers 500", "500", seconds=3, draws=3),
-    _by_proxy("S3 answers 503", "503", seconds=3, draws=3),
-    _by_proxy("S3 is slow", "slow", seconds=6, draws=3),
-    _by_proxy("S3 answers in halves", "half", seconds=3, draws=3),
-    _by_proxy("S3 is down for 60 s", "down", seconds=60, draws=1),
+    _proxy_fault("S3 answers 500", "500", seconds=3, draws=3),
+    _proxy_fault("S3 answers 503", "503", seconds=3, draws=3),
+    _proxy_fault("S3 is slow", "slow", seconds=6, draws=3),
+    _proxy_fault("S3 answers in halves", "half", seconds=3, draws=3),
+    _proxy_fault("S3 is down for 60 s", "down", seconds=60, draws=1),
     Fault("disk full", _fill, lift=_free, draws=2, prepare=_disk),
     Fault(
         "clock an hour ahead",
-        partial(_jump, AN_HOUR),
+        partial(_jump, HOUR_SECONDS),
         lift=partial(_jump, 0),
         draws=2,
         prepare=_clock,

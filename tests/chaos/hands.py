@@ -1,4 +1,4 @@
-"""All cases, by processes that take the next one each: one run alone fills no machine."""
+"""Pool of processes that run the cases, each with its own servers."""
 
 import json
 import time
@@ -12,67 +12,69 @@ from queue import Empty, Queue
 
 from tests.chaos import checks, clock, disk, report
 from tests.chaos.cases import Case
-from tests.chaos.proxy import Proxy, misbehaving
+from tests.chaos.proxy import Proxy, faulty_proxy
 from tests.chaos.report import Outcome, Row
 from tests.chaos.scene import Scene, TimeIsUp
 from tests.chaos.system import System, running
-from tests.chaos.walk import Reference, walk
+from tests.chaos.walk import Reference, run_case
 
 
 @dataclass(frozen=True)
-class Hands:
-    """So many processes, each with servers of its own below the folder."""
+class PoolSettings:
+    """Settings of the pool."""
 
     folder: Path
+    """Parent of the processes' folders."""
     seed: int
     deadline: float
-    """By `time.monotonic`: no case is begun after it."""
+    """By `time.monotonic`: no case starts after it."""
     count: int
+    """Number of processes."""
 
 
-def walk_all(cases: Sequence[Case], rows: list[Row], hands: Hands, out: Path) -> list[Row]:
-    """The rows of all cases, written after each; those without time as not run.
+def run_all(cases: Sequence[Case], rows: list[Row], pool: PoolSettings, out: Path) -> list[Row]:
+    """Run all cases and write the rows to `out` after each; cases without time are `not run`.
 
-    Raises what kept a hand from working, when the others have done what was left.
+    Raises the error of a failed process after the others have finished.
     """
     left = {case.name: case for case in cases}
-    with ProcessPoolExecutor(hands.count, get_context("spawn")) as pool, Manager() as shared:
-        waiting, told, start = shared.Queue(), shared.Queue(), shared.Lock()
+    with ProcessPoolExecutor(pool.count, get_context("spawn")) as executor, Manager() as shared:
+        waiting, results, start = shared.Queue(), shared.Queue(), shared.Lock()
         for case in cases:
             waiting.put(case)
-        numbers = range(hands.count)
-        working = [pool.submit(_hand, hands, n, waiting, told, start) for n in numbers]
-        while not (told.empty() and all(hand.done() for hand in working)):
+        numbers = range(pool.count)
+        workers = [executor.submit(_work, pool, n, waiting, results, start) for n in numbers]
+        while not (results.empty() and all(worker.done() for worker in workers)):
             with suppress(Empty):
-                found: list[Row] = told.get(timeout=1)
+                found: list[Row] = results.get(timeout=1)
                 rows = rows + found
                 del left[found[0].case]
-                report.write(out, rows + _not_run(left.values(), hands.seed))
-        for hand in working:
-            hand.result()
-    return rows + _not_run(left.values(), hands.seed)
+                report.write(out, rows + _not_run(left.values(), pool.seed))
+        for worker in workers:
+            worker.result()
+    return rows + _not_run(left.values(), pool.seed)
 
 
-def _hand(
-    hands: Hands,
+def _work(
+    pool: PoolSettings,
     number: int,
     waiting: "Queue[Case]",
-    told: "Queue[list[Row]]",
+    results: "Queue[list[Row]]",
     start: AbstractContextManager[bool],
 ) -> None:
-    """Cases from `waiting`, their rows to `told`, while there is time; servers come up under `start`."""
-    folder, seed = hands.folder / str(number), hands.seed
+    """Run cases from `waiting` until the deadline; servers are started while holding `start`."""
+    folder, seed = pool.folder / str(number), pool.seed
     folder.mkdir()
     try:
         with ExitStack() as stack:
-            with start:  # one after the other: both would take the same free ports
+            with start:  # concurrent starts would choose the same free ports
                 system = stack.enter_context(running(folder, clock.built(folder)))
-            proxy = stack.enter_context(misbehaving(system.place.s3, seed))
-            reference = _undisturbed(system, proxy, hands.deadline)
+            proxy = stack.enter_context(faulty_proxy(system.layout.s3, seed))
+            reference = _undisturbed(system, proxy, pool.deadline)
             with suppress(Empty):
-                while time.monotonic() < hands.deadline:
+                while time.monotonic() < pool.deadline:
                     case = waiting.get_nowait()
-                    told.put(_one(system, case, proxy, reference, seed, hands.deadline))
+                    results.put(_one(system, case, proxy, reference, seed, pool.deadline))
     finally:
         disk.unmount_below(folder / "work")
 
@@ -84,27 +86,27 @@ def _one(
     scene = Scene(system, config, proxy, deadline)
     began = time.monotonic()
     try:
-        rows = walk(case, scene, reference)
+        rows = run_case(case, scene, reference)
     except TimeIsUp:
         rows = _not_run([case], seed)
         scene.clear()
     except Exception as error:
-        # one case that cannot be judged is no reason to leave the others out
+        # an unexpected error of one case must not end the others
         rows = [row.model_copy(update={"note": repr(error)}) for row in _rows(case, "lost", seed)]
         scene.clear()
-    told = ", ".join(f"{row.stage}: {row.outcome}" for row in rows)
-    print(f"{time.monotonic() - began:5.0f} s  {case.name}  {told}", flush=True)
+    outcomes = ", ".join(f"{row.stage}: {row.outcome}" for row in rows)
+    print(f"{time.monotonic() - began:5.0f} s  {case.name}  {outcomes}", flush=True)
     return [row.model_copy(update={"seed": seed}) for row in rows]
 
 
 def _undisturbed(system: System, proxy: Proxy, deadline: float) -> Reference:
-    """What every other run is held against."""
+    """Weights and stage durations of an undisturbed run, the reference of all others."""
     scene = Scene(system, system.config("undisturbed"), proxy, deadline)
     try:
         scene.start()
         scene.until(scene.has_ended)
     except TimeIsUp:
-        raise SystemExit("no time is left for the undisturbed run: give more --minutes") from None
+        raise SystemExit("no time left for the undisturbed run: raise --minutes") from None
     summary = json.loads((scene.config.paths.work / "last_run.json").read_text(encoding="utf-8"))
     if scene.state() != "COMPLETED":
         raise SystemExit(f"the undisturbed run ended as {scene.state()}: {summary['stages']}")

@@ -1,4 +1,4 @@
-"""What came of it: `chaos.json`, and a table for people."""
+"""Results of the chaos suite: `chaos.json` and a Markdown table."""
 
 from collections.abc import Sequence
 from pathlib import Path
@@ -10,13 +10,13 @@ from dreambooth_core.storage.records import Record
 from dreambooth_core.storage.stores import written_beside
 
 Outcome = Literal[
-    "by itself",  # the run went on, or ended as it should
-    "one retry",  # it ended, and its retry went on
-    "lost",  # its retry did not go on either
-    "stuck",  # it never ended
-    "missed",  # the stage was over before it could be struck
-    "skipped",  # not possible on this machine
-    "not run",  # no time was left
+    "by itself",  # the run continued, or ended as expected
+    "one retry",  # the run ended, and a retry continued it
+    "lost",  # the retry failed too
+    "stuck",  # the run never ended
+    "missed",  # the stage was over before the fault
+    "skipped",  # the fault is not possible on this machine
+    "not run",  # no time left
 ]
 SURVIVED = ("by itself", "one retry")
 
@@ -26,44 +26,44 @@ class Row(Record):
 
     fault: str
     stage: str
-    """The one that was under way when it struck."""
+    """Stage that was running at the fault."""
     outcome: Outcome
     weights_equal: bool | None = None
-    """Whether the run's weights are, bit by bit, those of the undisturbed one; None without weights."""
+    """Whether the run's weights equal the undisturbed run's bit by bit; None without weights."""
     orphans: tuple[str, ...] = ()
-    """The processes of the run that lived on after it."""
+    """Processes left running after the run."""
     lost: tuple[str, ...] = ()
-    """What was in the store before and is not, or is not whole; what registry and store say differently."""
+    """Missing and damaged objects of the store, and contradictions between registry and store."""
     case: str = ""
     seed: int = 0
     moment: float = 0.0
-    """Seconds from the beginning of the stage that was aimed at."""
+    """Seconds between the start of the intended stage and the fault."""
     note: str = ""
 
     @property
     def is_bad(self) -> bool:
-        other = self.weights_equal is False
-        none = self.weights_equal is None and self.outcome in SURVIVED
-        hopeless = self.outcome in ("lost", "stuck")
-        return hopeless or other or none or bool(self.orphans or self.lost)
+        different = self.weights_equal is False
+        missing = self.weights_equal is None and self.outcome in SURVIVED
+        failed = self.outcome in ("lost", "stuck")
+        return failed or different or missing or bool(self.orphans or self.lost)
 
 
 _ROWS = TypeAdapter(list[Row])
 
 
 def read(path: Path) -> list[Row]:
-    """An earlier list; empty when there is none."""
+    """Rows of an earlier report; empty if the file does not exist."""
     return _ROWS.validate_json(path.read_bytes()) if path.is_file() else []
 
 
 def write(path: Path, rows: Sequence[Row]) -> None:
-    """In one go: whoever reads it meanwhile sees the old list or the new one."""
+    """Replace the report atomically."""
     with written_beside(path) as unfinished:
         unfinished.write_bytes(_ROWS.dump_json([*rows], indent=1) + b"\n")
 
 
 def table(rows: Sequence[Row]) -> str:
-    """Markdown: a row each."""
+    """The rows as a Markdown table."""
     head = [
         "| fault | stage | outcome | weights equal | orphans | lost |",
         "|---|---|---|---|---|---|",

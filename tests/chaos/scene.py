@@ -1,4 +1,4 @@
-"""One run under faults: what it is doing, what of it lives, and going on with it."""
+"""Control and observation of one run: start, retry, stage, state, processes."""
 
 import time
 from collections.abc import Callable
@@ -12,24 +12,24 @@ from tests.chaos.proxy import Proxy
 from tests.chaos.stages import Attempt
 from tests.chaos.system import ENDED, System
 
-LOOK_SECONDS = 0.02
-"""Between two looks at the log: the shortest stage takes a tenth of a second."""
+POLL_SECONDS = 0.02
+"""Interval for reading the log; the shortest stage takes 0.1 s."""
 STATE_SECONDS = 0.5
-"""Between two questions to Prefect for the run's state."""
+"""Interval for requesting the run's state from Prefect."""
 COUNT_SECONDS = 5.0
-"""Between two looks at all processes."""
+"""Interval for listing processes."""
 IDLE_SECONDS = 90.0
-"""Without any process of a run that has not ended, while the servers work: nobody comes any more."""
+"""A run without processes for this time, while all servers are up, counts as stuck."""
 LEAVING_SECONDS = 30.0
-"""That the processes of a run may take to end after it: the time of a cancelled one."""
+"""Time limit for a run's processes to end after it, as for a cancelled one."""
 
 
 class TimeIsUp(Exception):
-    """The suite's own time; says nothing about the case."""
+    """The suite's deadline has passed."""
 
 
 class Scene:
-    """A run with a store, a work folder and a registered model of its own."""
+    """A run with its own store, work folder and registered model."""
 
     run: str
     attempt: Attempt
@@ -42,7 +42,7 @@ class Scene:
 
     @property
     def store(self) -> Store:
-        """Seen past the proxy."""
+        """The run's store, without the proxy."""
         storage = self.config.storage.model_copy(update={"endpoint": "local"})
         return open_store(storage)
 
@@ -51,12 +51,12 @@ class Scene:
         self._begin()
 
     def retry(self) -> None:
-        """Once: what a person does to a run that has failed."""
+        """Retry a failed run, as by the UI."""
         self._begin()
         self.system.retry(self.run)
 
     def reach(self, stage: str) -> bool:
-        """Wait until the stage is under way in this attempt; False when the run has stopped before."""
+        """Wait until the stage is running in this attempt; False if the run stopped before."""
         self.until(lambda: self._has_begun() or self.has_stopped())
         return self.until(lambda: self._is_at(stage) or self.has_stopped()) and self._is_at(stage)
 
@@ -64,7 +64,7 @@ class Scene:
         return self.attempt.is_over(stage)
 
     def state(self) -> str:
-        """The last known type of the run's state, asked for now and then."""
+        """Last known type of the run's state, requested at intervals."""
         now = time.monotonic()
         if now - self._asked_at >= STATE_SECONDS:
             self._state = self.system.state(self.run) or self._state
@@ -75,7 +75,7 @@ class Scene:
         return self.state() in ENDED
 
     def has_stopped(self) -> bool:
-        """Whether it has ended, or nobody has worked on it for a while, though all servers work."""
+        """Whether the run has ended, or had no process for a while although all servers are up."""
         now = time.monotonic()
         if self.has_ended():
             return True
@@ -89,14 +89,14 @@ class Scene:
         return self.system.processes(self.run)
 
     def left(self) -> list[str]:
-        """The processes of the run that stay although it has ended."""
+        """Processes of the run that do not end after it."""
         deadline = time.monotonic() + LEAVING_SECONDS
         while (found := self.processes()) and time.monotonic() < deadline:
             time.sleep(0.2)
         return [_named(process) for process in found]
 
-    def until(self, condition: Callable[[], bool], every: float = LOOK_SECONDS) -> bool:
-        """Wait for it; raises `TimeIsUp`."""
+    def until(self, condition: Callable[[], bool], every: float = POLL_SECONDS) -> bool:
+        """Wait for the condition; raises `TimeIsUp` at the deadline."""
         while not condition():
             if time.monotonic() > self._deadline:
                 raise TimeIsUp
@@ -104,7 +104,7 @@ class Scene:
         return True
 
     def clear(self) -> None:
-        """Leave nothing of the run behind for the next one."""
+        """End the run and kill its processes."""
         if self.system.state(self.run) not in ENDED:
             self.system.crash(self.run)
         for process in self.processes():

@@ -1,7 +1,7 @@
-"""Which stage of a run is under way, as it can be seen from outside.
+"""The running stage of a run, from the worker's log and from Prefect.
 
-The flow says on its standard error that a stage is over, which the worker passes on into its log at
-once; Prefect hears of it a moment later. Either is silent when it was killed, so both are asked.
+The flow prints each finished stage, which the worker logs at once; Prefect gets it a moment later. Both
+are read, since either may have been killed.
 """
 
 import re
@@ -14,35 +14,35 @@ from tests.chaos.system import WORKER, System
 
 STAGES = tuple(_RESULTS)
 ASK_SECONDS = 1.0
-"""Between two questions to Prefect."""
+"""Interval between two requests to Prefect."""
 _OVER = re.compile(rb"^ *(\w+)  (?:done|reused) in [\d.]+ s", re.MULTILINE)
 
 
 class Attempt:
-    """A run from one start to the next; made before it starts."""
+    """One attempt of a run; created before it starts."""
 
     def __init__(self, system: System, run: str) -> None:
         self._system, self._run = system, run
-        self._log = system.place.folder / "logs" / f"{WORKER}.log"
+        self._log = system.layout.folder / "logs" / f"{WORKER}.log"
         self._offset = self._log.stat().st_size
         self._since = datetime.now(UTC)
-        self._told = set[str]()
+        self._completed = set[str]()
         self._asked_at = 0.0
 
     def over(self) -> set[str]:
-        """The stages that this attempt has behind it."""
+        """Finished stages of this attempt."""
         with self._log.open("rb") as file:
             file.seek(self._offset)
-            said = {name.decode() for name in _OVER.findall(file.read())}
+            logged = {name.decode() for name in _OVER.findall(file.read())}
         if time.monotonic() - self._asked_at > ASK_SECONDS:
-            self._told |= self._known_to_prefect()
+            self._completed |= self._completed_tasks()
             self._asked_at = time.monotonic()
-        return (said | self._told) & set(STAGES)
+        return (logged | self._completed) & set(STAGES)
 
     def stage(self) -> str:
-        """The one under way, from the start of the flow's process on; "" after the last one."""
+        """The running stage; the first one before any has finished, "" after the last one."""
         over = self.over()
-        # what follows a stage that is over has begun, also where nothing was heard of one before
+        # a message of an earlier stage may be missing
         last = max((STAGES.index(name) for name in over), default=-1)
         return STAGES[last + 1] if last + 1 < len(STAGES) else ""
 
@@ -50,7 +50,7 @@ class Attempt:
         now = self.stage()
         return now == "" or STAGES.index(now) > STAGES.index(stage)
 
-    def _known_to_prefect(self) -> set[str]:
+    def _completed_tasks(self) -> set[str]:
         wanted = {
             "flow_runs": {"id": {"any_": [self._run]}},
             "task_runs": {
@@ -58,6 +58,6 @@ class Attempt:
                 "start_time": {"after_": self._since.isoformat()},
             },
         }
-        answer = asked(self._system.place, "/task_runs/filter", wanted)
+        answer = asked(self._system.layout, "/task_runs/filter", wanted)
         found = answer.document() if answer and answer.status == 200 else None
         return {str(task["name"]).rsplit("-", 1)[0] for task in found or ()}

@@ -27,20 +27,20 @@ ENDED = {"COMPLETED", "FAILED", "CRASHED", "CANCELLED"}
 
 @dataclass(frozen=True)
 class System:
-    """A stack that is up, and the tiny models and photos that its runs work with."""
+    """A running stack, and the tiny models and photos of its runs."""
 
-    place: StackLayout
+    layout: StackLayout
     environment: Mapping[str, str]
-    """What the stack was started with, on top of ours."""
+    """Additional environment variables of the stack."""
 
     @property
     def folder(self) -> Path:
-        return self.place.project
+        return self.layout.project
 
     def config(self, name: str, endpoint: str = "local") -> Config:
-        """A run that takes seconds, with a store, a work folder and a registered model of its own.
+        """Config of a run that takes seconds, with its own store, work folder and registered model.
 
-        Nothing of what is its own decides its weights.
+        The weights do not depend on the name.
         """
         folder = self.folder
         return Config.model_validate(
@@ -71,52 +71,52 @@ class System:
         return self.folder / "work" / name
 
     def start(self, config: Config) -> str:
-        """Start a run as the UI does; its id."""
-        found = self._asked("/deployments/name/train/train")
+        """Start a run as by the UI; returns its id."""
+        found = self._request("/deployments/name/train/train")
         parameters = {"config": config.model_dump(mode="json")}
         new = {"parameters": parameters, "state": {"type": "SCHEDULED"}}
-        return str(self._asked(f"/deployments/{found['id']}/create_flow_run", new)["id"])
+        return str(self._request(f"/deployments/{found['id']}/create_flow_run", new)["id"])
 
     def retry(self, run: str) -> None:
-        """The UI's `Retry`, and `prefect flow-run retry`."""
+        """As the UI's `Retry` and `prefect flow-run retry`."""
         self._set(run, {"type": "SCHEDULED", "name": "AwaitingRetry"})
 
     def cancel(self, run: str) -> None:
-        """The UI's `Cancel`."""
+        """As the UI's `Cancel`."""
         self._set(run, {"type": "CANCELLING"})
 
     def crash(self, run: str) -> None:
-        """Give up a run that does not end."""
+        """Set a run that does not end to Crashed."""
         self._set(run, {"type": "CRASHED"})
 
     def state(self, run: str) -> str:
-        """The type of its state; "" while Prefect does not answer."""
-        answer = asked(self.place, f"/flow_runs/{run}")
+        """Type of the run's state; "" while Prefect does not answer."""
+        answer = asked(self.layout, f"/flow_runs/{run}")
         return str(answer.document()["state"]["type"]) if answer and answer.status == 200 else ""
 
-    def pid(self, part: str) -> int:
-        """Of a part that works; 0 while it does not."""
-        standing = supervisor.stack_state(self.place.folder)
-        found = standing and standing.services[part]
+    def pid(self, service: str) -> int:
+        """Process id of a service that is ready; 0 otherwise."""
+        state = supervisor.stack_state(self.layout.folder)
+        found = state and state.services[service]
         return found.pid if found and found.phase == "ready" else 0
 
     def is_whole(self) -> bool:
-        """Whether all parts work."""
-        standing = supervisor.stack_state(self.place.folder)
-        return standing is not None and standing.ready
+        """Whether all services are ready."""
+        state = supervisor.stack_state(self.layout.folder)
+        return state is not None and state.ready
 
     def processes(self, run: str) -> list[psutil.Process]:
-        """What was started for a run and lives, the first started first."""
+        """Running processes of a run, in the order of their start."""
         found = [process for process in psutil.process_iter() if _flow_run_of(process) == run]
         return sorted(found, key=lambda process: (process.create_time(), process.pid))
 
     def _set(self, run: str, new: Mapping[str, str]) -> None:
-        self._asked(f"/flow_runs/{run}/set_state", {"state": new, "force": True})
+        self._request(f"/flow_runs/{run}/set_state", {"state": new, "force": True})
 
-    def _asked(self, path: str, document: Any = None) -> Any:
+    def _request(self, path: str, document: Any = None) -> Any:
         deadline = time.monotonic() + UP_SECONDS
         while True:
-            answer = asked(self.place, path, document, 60.0)
+            answer = asked(self.layout, path, document, 60.0)
             if answer is not None and answer.status in (200, 201):
                 return answer.document()
             if time.monotonic() > deadline:
@@ -126,27 +126,27 @@ class System:
 
 @contextmanager
 def running(folder: Path, environment: Mapping[str, str]) -> Iterator[System]:
-    """Everything in an empty folder, its servers up while the block runs and in our environment."""
+    """A system in an empty folder, with its servers up and in this process's environment."""
     folder.mkdir(parents=True, exist_ok=True)
     build_tiny_base(folder / "base")
     build_tiny_encoders(folder / "encoders", folder / "base")
     draw_photos(folder / "photos")
-    _offer_one_deployment(folder)
+    _write_deployment(folder)
     home = folder / "up"
     words = ("--folder", str(home), "--project", str(folder))
     try:
         _dreambooth(("up", "--detach", *words), environment, folder)
         settings = read_settings(home)
         assert settings is not None
-        place = StackLayout(home, settings, folder)
-        with services.client_environment(place):
-            yield System(place, environment)
+        layout = StackLayout(home, settings, folder)
+        with services.client_environment(layout):
+            yield System(layout, environment)
     finally:
         _dreambooth(("down", "--folder", str(home)), environment, folder)
 
 
-def _offer_one_deployment(folder: Path) -> None:
-    """`prefect.yaml` as it is with one deployment: a server started again is told all of them."""
+def _write_deployment(folder: Path) -> None:
+    """Write `prefect.yaml` with one deployment, since a restarted server deploys all of them."""
     document = yaml.safe_load((ROOT / "prefect.yaml").read_text(encoding="utf-8"))
     [train] = [one for one in document["deployments"] if one["name"] == "train"]
     text = yaml.safe_dump({"name": document["name"], "deployments": [train]})

@@ -1,7 +1,6 @@
-"""`make fuzz`: the whole corpus of bad input through the real command line.
+"""`make fuzz`: run the command line on the whole corpus of bad inputs.
 
-Prints the totals of each category and every case that did not end as it should. Exit code 1 when one
-did not.
+Prints totals per category and every failed case. Exit code 1 if a case failed.
 """
 
 import argparse
@@ -24,26 +23,26 @@ Result = dict[str, object]
 
 
 def main() -> int:
-    asked = _arguments()
-    cases = corpus.quick(asked.seed) if asked.quick else corpus.everything(asked.seed)
-    cases = [case for case in cases if asked.only in case.name]
+    options = _arguments()
+    cases = corpus.quick(options.seed) if options.quick else corpus.everything(options.seed)
+    cases = [case for case in cases if options.only in case.name]
     began = time.monotonic()
     with tempfile.TemporaryDirectory(prefix="fuzz-") as name, servers.serving(Path(name)):
         os.chmod(name, 0o755)
-        results = _perform(cases, Path(name), asked.jobs, asked.patience)
+        results = _perform(cases, Path(name), options.jobs, options.patience)
     _show(results, time.monotonic() - began)
-    if asked.out:
-        asked.out.write_text(json.dumps(results, indent=1))
+    if options.out:
+        options.out.write_text(json.dumps(results, indent=1))
     return 1 if any(is_wrong(result) for result in results) else 0
 
 
 def is_wrong(result: Result) -> bool:
-    """Whether a case failed, or one that is known to fail did not."""
+    """Whether a case failed, or a case with a known defect passed."""
     return bool(result["faults"]) != bool(result["wrong"])
 
 
 def _perform(cases: Sequence[Case], folder: Path, jobs: int, patience: float) -> list[Result]:
-    """All cases, shared out among processes that are forked once the libraries are there."""
+    """Run all cases in `jobs` processes, forked after the imports."""
     forks.warm_up()
     context = multiprocessing.get_context("fork")
     builder = context.Process(target=build_tiny_base, args=(folder / materials.TEMPLATE / "base",))
@@ -64,9 +63,9 @@ def _perform(cases: Sequence[Case], folder: Path, jobs: int, patience: float) ->
 
 def _work(cases: Sequence[Case], numbers: Sequence[int], folder: Path, patience: float) -> None:
     for number in numbers:
-        case, place = cases[number], folder / f"{number}"
-        ended = forks.perform(case, place, patience)
-        forks.clear(place)
+        case, own = cases[number], folder / f"{number}"
+        ended = forks.perform(case, own, patience)
+        forks.clear(own)
         result: Result = {
             "name": case.name,
             "category": case.category,
@@ -87,7 +86,7 @@ def _show(results: Sequence[Result], seconds: float) -> None:
     for category, count in totals.items():
         print(f"{category:<14} {count:>5} cases  {passed[category]:>5} passed")
     for result in filter(is_wrong, results):
-        faults = result["faults"] or ["passes now: remove its reason"]
+        faults = result["faults"] or ["passes now: remove `wrong`"]
         print(f"FAILED {result['name']}: {'; '.join(map(str, faults))}")
         print(f"       {str(result['stderr']).strip()[-300:]!r}")
     wrong = sum(map(is_wrong, results))
@@ -101,7 +100,7 @@ def _arguments() -> argparse.Namespace:
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--jobs", type=int, default=len(os.sched_getaffinity(0)))
     parser.add_argument(
-        "--patience", type=float, default=1.0, help="times the cases' seconds, on a busy machine"
+        "--patience", type=float, default=1.0, help="factor on the cases' time limits"
     )
     parser.add_argument("--out", type=Path, help="file for all results as JSON")
     return parser.parse_args()

@@ -1,4 +1,4 @@
-"""Every command with arguments that are missing, unknown, of the wrong kind or contradictory."""
+"""Cases of missing, unknown, malformed and contradictory arguments, for every command."""
 
 import os
 from collections.abc import Callable, Iterator
@@ -34,7 +34,7 @@ NEEDED: dict[str, tuple[str, ...]] = {
     "config show": ("config.yaml",),
     "config schema": (),
 }
-"""Command -> arguments that it takes."""
+"""Command -> valid arguments."""
 INTEGERS = {
     "validate": (
         "--resolution",
@@ -65,7 +65,7 @@ CONFIGS = (
     "dataset show dogs --config",
     "bench dreambench photos --config",
 )
-"""Commands that a config's path ends."""
+"""Commands whose last argument is a config's path."""
 FOLDERS = (
     "models",
     "lineage dog",
@@ -77,7 +77,7 @@ FOLDERS = (
     "serve dog",
     "search beach --runs dog",
 )
-"""Commands that look for models below `--work`."""
+"""Commands that read models below `--work`."""
 
 
 def cases() -> Iterator[Case]:
@@ -113,8 +113,8 @@ def _words() -> Iterator[Case]:
         "an unknown command": "nonsense",
         "a command in capitals": "RUN",
         "an empty command": "",
-        "a near miss": "trian",
-        "an option that is none": "--verbose",
+        "a misspelt command": "trian",
+        "an unknown option": "--verbose",
         "a number": "1",
         "a file": "config.yaml",
         "an escape": "\x1b[2J",
@@ -180,12 +180,12 @@ def _works() -> Iterator[Case]:
 
 
 def _contradictions() -> Iterator[Case]:
-    def ordered(folder: Path) -> None:
+    def job_file(folder: Path) -> None:
         (folder / "o.yaml").write_text("models: dog\nprompts: x\n")
 
-    order = ("sample", "o.yaml", "--work", "work")
-    yield _case("an order with a prompt", (*order, "--prompt", "x"), BAD, ordered)
-    yield _case("an order with seeds", (*order, "--seeds", "2"), BAD, ordered)
+    job = ("sample", "o.yaml", "--work", "work")
+    yield _case("a job with a prompt", (*job, "--prompt", "x"), BAD, job_file)
+    yield _case("a job with seeds", (*job, "--seeds", "2"), BAD, job_file)
     for shard in (
         "0/2",
         "3/2",
@@ -200,18 +200,18 @@ def _contradictions() -> Iterator[Case]:
         "1/" + "9" * 5_000,
         "１/２",
     ):
-        yield _case(f"shard {shard[:9]!r}", (*order, "--shard", shard), BAD, ordered)
+        yield _case(f"shard {shard[:9]!r}", (*job, "--shard", shard), BAD, job_file)
     yield _case("a model with a shard", ("sample", "dog", "--prompt", "x", "--shard", "1/2"))
     yield _case("a model without a prompt", ("sample", "dog"))
-    yield _case("an order that is missing", ("sample", "o.yaml", "--work", "work"))
+    yield _case("a missing job", ("sample", "o.yaml", "--work", "work"))
     yield _case("an empty prompt", ("sample", "dog", "--prompt", "", "--work", "work"))
-    yield _case("an alias that is none", ("promote", "dog", "--to", "winner", "--yes"))
+    yield _case("an unknown alias", ("promote", "dog", "--to", "winner", "--yes"))
     yield _case("a promotion without a terminal", ("promote", "dog", "--work", "work"))
-    yield _case("an export in no format", ("export", "dog"))
+    yield _case("an export without a format", ("export", "dog"))
     for form in ("nonsense", "", "../diffusers", "_base", "Diffusers", "diffusers.py", "__init__"):
         yield _case(f"an export as {form!r}", ("export", "dog", "--format", form, "--work", "work"))
     yield _case(
-        "an export of a config that is missing", ("export", "nowhere.yaml", "--format", "diffusers")
+        "an export of a missing config", ("export", "nowhere.yaml", "--format", "diffusers")
     )
     yield _case("an empty search", ("search", "", "--work", "work", "--runs", "dog"))
     yield _case(
@@ -232,12 +232,12 @@ def _contradictions() -> Iterator[Case]:
         BAD,
         _settings('{"port": 14200, "postgres": false}'),
     )
-    yield _case("down where nothing is", ("down", "--folder", "nowhere"), OK)
+    yield _case("down without a stack", ("down", "--folder", "nowhere"), OK)
     yield _case(
         "down with a file as folder", ("down", "--folder", "f"), OK, lambda f: (f / "f").touch()
     )
     yield _case(
-        "a bench on nothing",
+        "a bench on a missing folder",
         ("bench", "dreambench", "nowhere", "--config", "config.yaml"),
         BAD,
         _whole,
@@ -254,7 +254,7 @@ def _contradictions() -> Iterator[Case]:
 
 
 def _models() -> Iterator[Case]:
-    """Names that no registered model has; the work folder is that of no run."""
+    """Names without a registered model, in an empty work folder."""
     for what, name in {
         "empty": "",
         "a slash": "/",

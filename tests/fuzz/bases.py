@@ -1,4 +1,4 @@
-"""Base models: folders that are incomplete, damaged, of another family, or that would run code."""
+"""Cases of base models: incomplete, damaged, of another family, or with code that must not run."""
 
 import json
 import os
@@ -21,7 +21,7 @@ def cases() -> Iterator[Case]:
     for what, build in _weights():
         yield _case(f"{what}, train", ("train", "config.yaml"), build, FAILED)
     for what, base, code in (
-        ("a name that is none", "nowhere/at/all", BAD),
+        ("an unknown name", "nowhere/at/all", BAD),
         ("a Hub id without its commit", "a/b", BAD),
         ("a file", "config.yaml", BAD),
         ("a URL", "https://example.invalid/a/b", BAD),
@@ -41,7 +41,7 @@ def cases() -> Iterator[Case]:
     yield _case("a branch for a commit", DRY[0], lambda f: None, BAD, **revision)
     missing = {"base": "a/b", "revision": "0" * 40}
     yield _case(
-        "a commit that nobody has, train",
+        "an unknown commit, train",
         ("train", "config.yaml"),
         lambda f: None,
         FAILED,
@@ -63,12 +63,12 @@ def _case(
 
 def _json(name: str, content: object) -> Build:
     data = content if isinstance(content, bytes) else json.dumps(content).encode()
-    return lambda place: (place / name).write_bytes(data)
+    return lambda base: (base / name).write_bytes(data)
 
 
 def _without(name: str) -> Build:
-    def build(place: Path) -> None:
-        path = place / name
+    def build(base: Path) -> None:
+        path = base / name
         if path.is_dir():
             for inner in sorted(path.rglob("*"), reverse=True):
                 inner.rmdir() if inner.is_dir() else inner.unlink()
@@ -80,7 +80,7 @@ def _without(name: str) -> Build:
 
 
 def _folders() -> Iterator[tuple[str, Build, int]]:
-    yield "fine", lambda place: None, OK
+    yield "fine", lambda base: None, OK
     for part in ("unet", "vae", "text_encoder", "tokenizer", "scheduler", "model_index.json"):
         yield f"no {part}", _without(part), FAILED
     for part in ("unet", "vae", "text_encoder", "scheduler"):
@@ -111,18 +111,18 @@ def _folders() -> Iterator[tuple[str, Build, int]]:
     }.items():
         yield f"model_index.json: {what}", _json("model_index.json", content), FAILED
     yield "an empty folder", _emptied, FAILED
-    yield "weights in pickles alone", _pickled, FAILED
+    yield "weights only in pickles", _pickled, FAILED
     yield "a part that is a file", _filed, FAILED
     yield "a link for model_index.json to itself", _linked, FAILED
     yield "a pipe for a config", _piped, FAILED
 
 
 def _weights() -> Iterator[tuple[str, Build]]:
-    """What only reading the weights finds."""
+    """Damage that is only found by reading the weights."""
 
     def written(data: Callable[[bytes], bytes]) -> Build:
-        def build(place: Path) -> None:
-            path = place / UNET
+        def build(base: Path) -> None:
+            path = base / UNET
             path.write_bytes(data(path.read_bytes()))
 
         return build
@@ -133,13 +133,13 @@ def _weights() -> Iterator[tuple[str, Build]]:
     one = {"a": {"dtype": "F32", "shape": [2], "data_offsets": [0, 8]}}
     yield "weights cut in half", written(lambda whole: whole[: len(whole) // 2])
     yield "weights without their last byte", written(lambda whole: whole[:-1])
-    yield "weights of nothing", written(lambda whole: b"")
+    yield "empty weights", written(lambda whole: b"")
     yield "weights of seven bytes", written(lambda whole: whole[:7])
     yield "weights of text", written(lambda whole: b"version https://git-lfs.github.com/spec/v1\n")
     yield "a header of 2 to the 63 bytes", header(2**63, b"{}")
     yield "a header of 10 GB", header(10**10, b"{}")
-    yield "a header of nothing", header(0, b"")
-    yield "a header that is no JSON", header(8, b"{{{{{{{{")
+    yield "an empty header", header(0, b"")
+    yield "a header without JSON", header(8, b"{{{{{{{{")
     yield (
         "a header with other tensors",
         header(len(json.dumps(one)), json.dumps(one).encode() + bytes(8)),
@@ -148,30 +148,30 @@ def _weights() -> Iterator[tuple[str, Build]]:
     yield "a header with a vast tensor", header(len(json.dumps(vast)), json.dumps(vast).encode())
     yield (
         "weights that are a folder",
-        lambda place: ((place / UNET).unlink(), (place / UNET).mkdir()),
+        lambda base: ((base / UNET).unlink(), (base / UNET).mkdir()),
     )
 
 
-def _emptied(place: Path) -> None:
-    for name in sorted(os.listdir(place)):
-        _without(name)(place)
+def _emptied(base: Path) -> None:
+    for name in sorted(os.listdir(base)):
+        _without(name)(base)
 
 
-def _pickled(place: Path) -> None:
-    for path in list(place.rglob("*.safetensors")):
+def _pickled(base: Path) -> None:
+    for path in list(base.rglob("*.safetensors")):
         path.rename(path.with_suffix(".bin"))
 
 
-def _filed(place: Path) -> None:
-    _without("unet")(place)
-    (place / "unet").write_bytes(b"x")
+def _filed(base: Path) -> None:
+    _without("unet")(base)
+    (base / "unet").write_bytes(b"x")
 
 
-def _linked(place: Path) -> None:
-    (place / "model_index.json").unlink()
-    (place / "model_index.json").symlink_to("model_index.json")
+def _linked(base: Path) -> None:
+    (base / "model_index.json").unlink()
+    (base / "model_index.json").symlink_to("model_index.json")
 
 
-def _piped(place: Path) -> None:
-    (place / "unet" / "config.json").unlink()
-    os.mkfifo(place / "unet" / "config.json")
+def _piped(base: Path) -> None:
+    (base / "unet" / "config.json").unlink()
+    os.mkfifo(base / "unet" / "config.json")

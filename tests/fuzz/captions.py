@@ -1,4 +1,4 @@
-"""Captions and masks beside photos, as a run's own check reads them."""
+"""Cases of captions and masks of photos, read by `run` and `validate`."""
 
 import io
 import json
@@ -25,11 +25,11 @@ def cases() -> Iterator[Case]:
         )
     for what, data, code in _masks():
         yield from _both(f"mask: {what}", lambda p, d=data: (p / "0.mask.png").write_bytes(d), code)
-    yield from _places()
+    yield from _paths()
 
 
 def _both(what: str, build: Callable[[Path], object], code: int) -> Iterator[Case]:
-    """`validate` and a run find the same."""
+    """A case for `validate` and one for `run`, with the same exit code."""
 
     def whole(folder: Path) -> None:
         materials.base(folder)
@@ -129,7 +129,7 @@ def _masks() -> Iterator[tuple[str, bytes, int]]:
     yield "of 16 bits", of(Image.new("I;16", (64, 64), 65_535)), OK
 
 
-def _places() -> Iterator[Case]:
+def _paths() -> Iterator[Case]:
     link = Path.symlink_to
     yield from _both("text: a folder", lambda p: (p / "0.txt").mkdir(), REFUSED)
     yield from _both("text: a pipe", lambda p: os.mkfifo(p / "0.txt"), REFUSED)
@@ -138,7 +138,7 @@ def _places() -> Iterator[Case]:
         "text: a link out of the folder", lambda p: link(p / "0.txt", "/etc/passwd"), REFUSED
     )
     yield from _both("text: a link to /dev/zero", lambda p: link(p / "0.txt", "/dev/zero"), REFUSED)
-    yield from _both("text: for no photo", lambda p: (p / "lonely.txt").write_text("sks"), OK)
+    yield from _both("text: without its photo", lambda p: (p / "lonely.txt").write_text("sks"), OK)
     yield from _both("table: a folder", lambda p: (p / "metadata.jsonl").mkdir(), REFUSED)
     yield from _both("table: a pipe", lambda p: os.mkfifo(p / "metadata.jsonl"), REFUSED)
     yield from _both(
@@ -157,9 +157,9 @@ def _places() -> Iterator[Case]:
     yield from _both(
         "mask: a link out of the folder", lambda p: link(p / "0.mask.png", "/etc/passwd"), REFUSED
     )
-    yield from _both("text: none of four names the subject", _unnamed, REFUSED)
+    yield from _both("text: none of four has the identifier", _without_identifier, REFUSED)
 
 
-def _unnamed(place: Path) -> None:
+def _without_identifier(photos: Path) -> None:
     for number in range(materials.GOOD):
-        (place / f"{number}.txt").write_text("a dog on the beach")
+        (photos / f"{number}.txt").write_text("a dog on the beach")

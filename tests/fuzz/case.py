@@ -1,4 +1,4 @@
-"""One bad input: what is written for it, which command reads it, and how the command must end."""
+"""A fuzz case: its input files, the command that reads them, and the expected end of the command."""
 
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
@@ -8,44 +8,45 @@ from typing import Any, Literal
 import yaml
 
 OK, BAD, REFUSED, FAILED = 0, 2, 3, 4
-"""Exit codes: the input is fine; config or arguments; photos; a stage."""
+"""Exit codes: success; an error in config or arguments; in photos; in a stage."""
 WORK = "work"
-"""`paths.work` of every case, below its working directory: the one place where files may appear."""
+"""`paths.work` of every case, below its working directory; commands may write only there."""
 HANGS = 40.0
-"""Seconds for a command whose server does not answer."""
+"""Time limit in seconds for a command whose server does not answer."""
 
 Stdout = Literal["pipe", "full", "closed", "ascii"]
 
 
 @dataclass(frozen=True)
 class Case:
-    """A command in a working directory of its own. Names are `category/what`."""
+    """A command in its own working directory."""
 
     name: str
+    """`category/what`."""
     words: tuple[str, ...]
     """Arguments after `dreambooth`."""
     code: int
     build: Callable[[Path], object] = lambda folder: None
-    """Writes the input into the working directory, where it is called before the command."""
+    """Writes the input into the working directory before the command starts."""
     says: tuple[str, ...] = ()
-    """What stdout or stderr must contain."""
+    """Texts that stdout or stderr must contain."""
     secret: str = ""
-    """What neither of them may contain."""
+    """Text that neither may contain."""
     seconds: float = 20.0
-    """Longest time that the command may take on a busy machine."""
+    """Time limit of the command on a busy machine."""
     env: Mapping[str, str | None] = field(default_factory=dict)
     """Changes of the environment; None removes a variable."""
     stdout: Stdout = "pipe"
     writes: tuple[str, ...] = ()
-    """Further paths, seen from the working directory, that the command may create."""
+    """Further paths, relative to the working directory, that the command may create."""
     as_nobody: bool = False
-    """Run without root's rights; input files then belong to the user `nobody`."""
+    """Run as the user `nobody`, who then owns the input files."""
     fresh: bool = False
-    """Run in a new interpreter rather than a forked one: for libraries that read the environment once."""
+    """Run in a new interpreter instead of a fork, for libraries that read the environment at import."""
     harmless: bool = False
-    """Whether the exit code may be 0 as well: for random damage."""
+    """Whether exit code 0 is accepted too, for random damage."""
     wrong: str = ""
-    """Why the command does not end like this yet; the case fails once it does."""
+    """Reason of a known defect: the case is expected to fail, and reported once it passes."""
 
     @property
     def category(self) -> str:
@@ -53,7 +54,7 @@ class Case:
 
 
 def document(**sections: Any) -> dict[str, Any]:
-    """A config that is fine, with some sections in addition; its photos are in `data`."""
+    """A valid config, merged with `sections`."""
     plain: dict[str, Any] = {
         "name": "dog",
         "subject": {"images": "photos", "class_noun": "dog"},
@@ -71,7 +72,7 @@ def document(**sections: Any) -> dict[str, Any]:
 
 
 def write_config(folder: Path, **sections: Any) -> Path:
-    """`config.yaml` in the folder; the store is the folder `work/store` unless a section says otherwise."""
+    """Write `config.yaml` to the folder; the default store is `work/store`."""
     sections.setdefault("storage", {"uri": f"file://{folder}/{WORK}/store"})
     path = folder / "config.yaml"
     path.write_text(yaml.safe_dump(document(**sections), allow_unicode=True), encoding="utf-8")
@@ -79,7 +80,7 @@ def write_config(folder: Path, **sections: Any) -> Path:
 
 
 def text(content: str | bytes, name: str = "config.yaml") -> Callable[[Path], None]:
-    """Writes one file."""
+    """A `build` that writes one file."""
 
     def build(folder: Path) -> None:
         data = content.encode() if isinstance(content, str) else content

@@ -1,4 +1,4 @@
-"""All cases, and the part of them that every `make test` runs."""
+"""All fuzz cases, and the sample of them that `make test` runs."""
 
 import random
 from collections import defaultdict
@@ -36,20 +36,20 @@ SOURCES: tuple[Callable[[], Iterable[Case]], ...] = (
     surroundings.cases,
 )
 PER_CATEGORY = 10
-"""Cases of a category in the quick part, at most."""
+"""Largest number of cases per category in the quick sample."""
 
 
 def everything(seed: int = 0) -> list[Case]:
-    """Each case once; `seed` decides the random ones. Raises `ValueError` for two of one name."""
+    """All cases; `seed` is for the random ones. Raises `ValueError` if two have the same name."""
     found: dict[str, Case] = {}
     for case in (*_all(), *mutations.cases(seed)):
         if found.setdefault(case.name, case) is not case:
-            raise ValueError(f"two cases are called {case.name}")
+            raise ValueError(f"two cases have the name {case.name}")
     return list(found.values())
 
 
 def quick(seed: int = 0) -> list[Case]:
-    """Some of every category, always the same for one seed; without those that wait for a server."""
+    """A sample of every category, determined by the seed, without cases of more than 20 s."""
     groups = defaultdict(list)
     for case in everything(seed):
         groups[case.category].append(case)

@@ -1,4 +1,4 @@
-"""Datasets: names, versions, folders to push, and records in the store that are damaged."""
+"""Cases of datasets: names, versions, pushed folders, and damaged records in the store."""
 
 import json
 from collections.abc import Callable, Iterator
@@ -8,8 +8,8 @@ from pathlib import Path
 from tests.fuzz import materials
 from tests.fuzz.case import BAD, FAILED, OK, REFUSED, Case, write_config
 
-PLACE = ("--config", "config.yaml")
-UNFILLED = "a push keeps captions as they are; their braces are looked at when a run fills them"
+CONFIG = ("--config", "config.yaml")
+UNFILLED = "a push does not check captions' placeholders; a run does"
 DIGEST = "ab" * 32
 ENTRY = {
     "number": 1,
@@ -89,7 +89,7 @@ def cases() -> Iterator[Case]:
     for what, folder, code, build in _pushed():
         case = _case(f"push {what}", ("push", folder, "dogs"), code, build)
         yield replace(case, wrong=UNFILLED if what == "a bad caption" else "")
-    yield _case("show one that is not there", ("show", "dogs"), BAD)
+    yield _case("show a missing one", ("show", "dogs"), BAD)
     yield _case("list none", ("list",), OK)
     for what, content in POINTERS.items():
         for command in (("show", "dogs"), ("list",)):
@@ -131,7 +131,7 @@ def _case(what: str, words: tuple[str, ...], code: int, build: Build = lambda f:
         write_config(folder, storage={"uri": f"file://{folder}/store"}, dataset={"min_side": 32})
         build(folder)
 
-    return Case(f"datasets/{what}", ("dataset", *words, *PLACE), code, whole)
+    return Case(f"datasets/{what}", ("dataset", *words, *CONFIG), code, whole)
 
 
 def _run(what: str, reference: str, code: int, build: Build) -> Case:
@@ -185,8 +185,8 @@ def _manifest(content: object) -> Build:
 
 
 def _write(folder: Path, name: str, content: object) -> None:
-    place = folder / "store" / "datasets" / "dogs"
-    place.mkdir(parents=True, exist_ok=True)
-    (place / name).write_bytes(
+    dataset = folder / "store" / "datasets" / "dogs"
+    dataset.mkdir(parents=True, exist_ok=True)
+    (dataset / name).write_bytes(
         content if isinstance(content, bytes) else json.dumps(content).encode()
     )

@@ -1,4 +1,4 @@
-"""Whole config files: what YAML allows and no config needs, encodings, files that are none."""
+"""Cases of whole config files: YAML features and bombs, encodings, special files, secrets, combinations."""
 
 import json
 import os
@@ -13,15 +13,15 @@ from tests.fuzz.case import BAD, OK, Case, document, text
 
 GOOD = yaml.safe_dump(document(), sort_keys=False)
 SHOW = ("config", "show", "config.yaml")
-PLANTED = "hunter2-sk-7f3a9c51e0"
-"""A secret that no output may repeat."""
+SECRET = "hunter2-sk-7f3a9c51e0"
+"""A secret that must not be printed."""
 
 
 def cases() -> Iterator[Case]:
     yield from _texts()
     yield from _constructors()
     yield from _encodings()
-    yield from _places()
+    yield from _files()
     yield from _secrets()
     yield from _combinations()
 
@@ -62,14 +62,14 @@ def _texts() -> Iterator[Case]:
     yield _case("a key twice in a flow", f"{GOOD}loss: {{kind: mse, kind: huber}}\n", BAD, "kind")
     yield _case("a key twice, once quoted", f'{GOOD}"train": {{}}\n', BAD, "train")
     yield _case("a key twice, as JSON", json.dumps(document())[:-1] + ', "seed": 1, "seed": 2}')
-    yield _case("laughs", _bomb(10, 10) + GOOD)
-    yield _case("many laughs", _bomb(30, 9) + GOOD)
-    yield _case("laughs of five levels", _bomb(6, 12) + GOOD)
-    yield _case("laughs in a known key", f"{_bomb(9, 9)}{GOOD}more_subjects: *a8\n")
+    yield _case("an alias bomb", _bomb(10, 10) + GOOD)
+    yield _case("an alias bomb of 30 levels", _bomb(30, 9) + GOOD)
+    yield _case("an alias bomb of 6 levels", _bomb(6, 12) + GOOD)
+    yield _case("an alias bomb in a known key", f"{_bomb(9, 9)}{GOOD}more_subjects: *a8\n")
     texts = f't: &t "{"x" * 60_000}"\nu: [{", ".join(["*t"] * 3_000)}]\n'
     yield _case("a long text many times", texts + GOOD)
     yield _case(
-        "laughs by merging",
+        "an alias bomb of merges",
         "".join(
             f"m{n}: &m{n} {{{', '.join(f'<<: *m{n - 1}' for _ in range(8)) if n else 'a: 1'}}}\n"
             for n in range(9)
@@ -93,8 +93,8 @@ def _texts() -> Iterator[Case]:
     yield _case("a value with an escape", f'seed: "\\e[2J\\e]0;title\\a"\n{GOOD}')
     yield _case("a key that turns the direction", f'"\\u202eniart": 1\n{GOOD}')
     yield _case("a value with line ends", f'seed: "one\\ntwo\\n\\nthree"\n{GOOD}')
-    yield _case("a near miss", f"{GOOD}trian: {{steps: 3}}\n", BAD, "train")
-    yield _case("a near miss in a section", GOOD.replace("steps: 2", "step: 2"), BAD, "train.steps")
+    yield _case("a misspelt section", f"{GOOD}trian: {{steps: 3}}\n", BAD, "train")
+    yield _case("a misspelt key", GOOD.replace("steps: 2", "step: 2"), BAD, "train.steps")
     yield _case("a key in capitals", f"{GOOD}Loss: {{}}\n", BAD, "loss")
     yield _case("a key with a dash", GOOD.replace("class_noun", "class-noun"), BAD, "class_noun")
     yield _case("a dotted key", f"{GOOD}loss.kind: huber\n", BAD, "loss")
@@ -130,15 +130,15 @@ def _texts() -> Iterator[Case]:
 
 def _constructors() -> Iterator[Case]:
     values = {
-        "a date that is none": "2023-02-30",
-        "a time that is none": "2023-01-01 25:61:61",
-        "a month that is none": "2023-13-01",
-        "an integer that is none": "!!int x",
+        "an invalid date": "2023-02-30",
+        "an invalid time": "2023-01-01 25:61:61",
+        "an invalid month": "2023-13-01",
+        "an invalid integer": "!!int x",
         "an empty integer": '!!int ""',
-        "a float that is none": "!!float x",
-        "a truth that is none": "!!bool perhaps",
-        "a timestamp that is none": "!!timestamp x",
-        "binary that is none": "!!binary '***'",
+        "an invalid float": "!!float x",
+        "an invalid boolean": "!!bool perhaps",
+        "an invalid timestamp": "!!timestamp x",
+        "invalid binary": "!!binary '***'",
         "binary": "!!binary aGVsbG8=",
         "a set": "!!set {a, b}",
         "an ordered map": "!!omap [a: 1]",
@@ -157,33 +157,33 @@ def _constructors() -> Iterator[Case]:
         "a python long": "!!python/long 5",
         "5,000 digits": "9" * 5_000,
         "100,000 digits": "9" * 100_000,
-        "hexadecimal without end": "0x" + "f" * 50_000,
-        "binary without end": "0b" + "1" * 50_000,
-        "sixties without end": "1" + ":59" * 3_000,
+        "50,000 hexadecimal digits": "0x" + "f" * 50_000,
+        "50,000 binary digits": "0b" + "1" * 50_000,
+        "3,000 sexagesimal digits": "1" + ":59" * 3_000,
         "a null": "~",
         "an equals sign": "=",
         "a percent": "%x",
         "an at": "@x",
         "a backtick": "`x`",
-        "nothing but an anchor": "&a",
+        "an anchor only": "&a",
         "an alias with a dash": "*a-b",
         "minus zero": "-0x1",
         "a value of a lone escape": '"\\ud83d"',
         "a bad escape": '"\\q"',
         "a short escape": '"\\x1"',
-        "a code point that is none": '"\\UFFFFFFFF"',
+        "an invalid code point": '"\\UFFFFFFFF"',
         "NUL": '"a\\0b"',
     }
     for what, value in values.items():
         yield _case(f"a value that is {what}", f"{GOOD}seed: {value}\n")
     for what in (
-        "a date that is none",
+        "an invalid date",
         "5,000 digits",
-        "an integer that is none",
+        "an invalid integer",
         "a python object",
     ):
         yield _case(f"a key that is {what}", f"{GOOD}? {values[what]}\n: 1\n")
-    yield _case("a directive of a version to come", f"%YAML 3.0\n---\n{GOOD}")
+    yield _case("a directive of a future version", f"%YAML 3.0\n---\n{GOOD}")
     yield _case("a directive twice", f"%YAML 1.1\n%YAML 1.1\n---\n{GOOD}")
     yield _case("an unknown directive", f"%FOO bar\n---\n{GOOD}", OK)
 
@@ -213,13 +213,13 @@ def _encodings() -> Iterator[Case]:
     yield _case("noise", bytes((n * 7919) % 256 for n in range(5_000)))
 
 
-def _place(
+def _file(
     what: str, build: Callable[[Path], object], code: int = BAD, name: str = "config.yaml"
 ) -> Case:
     return Case(f"documents/{what}", ("config", "show", name), code, build)
 
 
-def _places() -> Iterator[Case]:
+def _files() -> Iterator[Case]:
     def link(target: str) -> Callable[[Path], object]:
         return lambda folder: (folder / "config.yaml").symlink_to(target)
 
@@ -232,91 +232,91 @@ def _places() -> Iterator[Case]:
             file.truncate(20 * 2**30)
 
     def unix_socket(folder: Path) -> None:
-        here = os.getcwd()
+        previous = os.getcwd()
         os.chdir(folder)
         with socket.socket(socket.AF_UNIX) as server:
             server.bind("config.yaml")
-        os.chdir(here)
+        os.chdir(previous)
 
     def locked(folder: Path) -> None:
         (folder / "config.yaml").write_text(GOOD)
         (folder / "config.yaml").chmod(0)
 
-    yield _place("missing", lambda folder: None)
-    yield _place("a folder", lambda folder: (folder / "config.yaml").mkdir())
-    yield _place("a pipe", lambda folder: os.mkfifo(folder / "config.yaml"))
-    yield _place("a socket", unix_socket)
-    yield _place("a link to itself", link("config.yaml"))
-    yield _place("a link to nothing", link("nothing.yaml"))
-    yield _place("a link to a file", good_elsewhere, OK)
+    yield _file("missing", lambda folder: None)
+    yield _file("a folder", lambda folder: (folder / "config.yaml").mkdir())
+    yield _file("a pipe", lambda folder: os.mkfifo(folder / "config.yaml"))
+    yield _file("a socket", unix_socket)
+    yield _file("a link to itself", link("config.yaml"))
+    yield _file("a link to nothing", link("nothing.yaml"))
+    yield _file("a link to a file", good_elsewhere, OK)
     for device in ("zero", "null", "random", "full", "tty", "stdin"):
-        yield _place(f"a link to /dev/{device}", link(f"/dev/{device}"))
-    yield _place("/dev/zero itself", lambda folder: None, name="/dev/zero")
-    yield _place("/proc/self/mem", lambda folder: None, name="/proc/self/mem")
-    yield _place("20 GiB of nothing", sparse)
-    locked_case = _place("without the right to read", locked)
+        yield _file(f"a link to /dev/{device}", link(f"/dev/{device}"))
+    yield _file("/dev/zero itself", lambda folder: None, name="/dev/zero")
+    yield _file("/proc/self/mem", lambda folder: None, name="/proc/self/mem")
+    yield _file("20 GiB of nothing", sparse)
+    locked_case = _file("without the right to read", locked)
     yield Case(locked_case.name, locked_case.words, BAD, locked, as_nobody=True)
-    yield _place("below a file", text(GOOD), name="config.yaml/config.yaml")
-    yield _place("a name of 300 letters", lambda folder: None, name="c" * 300 + ".yaml")
-    yield _place("a path of 5,000 letters", lambda folder: None, name="c/" * 2_500 + "c.yaml")
-    yield _place("a file name with a line end", text(GOOD, "a\nb.yaml"), OK, "a\nb.yaml")
-    yield _place("a missing name with a line end", lambda folder: None, name="a\nError: b.yaml")
-    yield _place("a missing name with an escape", lambda folder: None, name="\x1b[2Ja.yaml")
-    yield _place("a missing name that is no UTF-8", lambda folder: None, name="\udcff.yaml")
-    yield _place(
+    yield _file("below a file", text(GOOD), name="config.yaml/config.yaml")
+    yield _file("a name of 300 letters", lambda folder: None, name="c" * 300 + ".yaml")
+    yield _file("a path of 5,000 letters", lambda folder: None, name="c/" * 2_500 + "c.yaml")
+    yield _file("a file name with a line end", text(GOOD, "a\nb.yaml"), OK, "a\nb.yaml")
+    yield _file("a missing name with a line end", lambda folder: None, name="a\nError: b.yaml")
+    yield _file("a missing name with an escape", lambda folder: None, name="\x1b[2Ja.yaml")
+    yield _file("a missing name that is no UTF-8", lambda folder: None, name="\udcff.yaml")
+    yield _file(
         "a wrong file whose name has an escape",
         text("- 1\n", "\x1b[2Jb.yaml"),
         name="\x1b[2Jb.yaml",
     )
-    yield _place("no name", lambda folder: None, name="")
-    yield _place("standard input", lambda folder: None, name="-")
+    yield _file("no name", lambda folder: None, name="")
+    yield _file("standard input", lambda folder: None, name="-")
 
 
 def _secrets() -> Iterator[Case]:
-    """Each in a key where a hurried user puts it."""
-    url = f"https://user:{PLANTED}@example.invalid"
+    """Secrets in keys where users may put them by mistake."""
+    url = f"https://user:{SECRET}@example.invalid"
     wrong = {
         "evaluation.judge.key": {
-            "evaluation": {"judge": {"url": "http://x/v1", "model": "m", "key": PLANTED}}
+            "evaluation": {"judge": {"url": "http://x/v1", "model": "m", "key": SECRET}}
         },
         "evaluation.judge.url": {"evaluation": {"judge": {"url": f"{url}/v1", "model": "m"}}},
         "evaluation.judge.url's query": {
-            "evaluation": {"judge": {"url": f"http://x/v1?key={PLANTED}", "model": "m"}}
+            "evaluation": {"judge": {"url": f"http://x/v1?key={SECRET}", "model": "m"}}
         },
         "evaluation.judge.token": {
-            "evaluation": {"judge": {"url": "http://x/v1", "model": "m", "api_key": PLANTED}}
+            "evaluation": {"judge": {"url": "http://x/v1", "model": "m", "api_key": SECRET}}
         },
         "tracking.uri": {"tracking": {"uri": url}},
         "tracking.uri of a database": {
-            "tracking": {"uri": f"postgresql://mlflow:{PLANTED}@db/mlflow"}
+            "tracking": {"uri": f"postgresql://mlflow:{SECRET}@db/mlflow"}
         },
-        "tracking.uri's query": {"tracking": {"uri": f"https://example.invalid/?token={PLANTED}"}},
-        "tracking.password": {"tracking": {"password": PLANTED}},
-        "storage.uri": {"storage": {"uri": f"s3://AKIA:{PLANTED}@bucket/prefix"}},
+        "tracking.uri's query": {"tracking": {"uri": f"https://example.invalid/?token={SECRET}"}},
+        "tracking.password": {"tracking": {"password": SECRET}},
+        "storage.uri": {"storage": {"uri": f"s3://AKIA:{SECRET}@bucket/prefix"}},
         "storage.endpoint": {"storage": {"uri": "s3://bucket/x", "endpoint": url}},
-        "storage.secret_key": {"storage": {"uri": "s3://bucket/x", "secret_key": PLANTED}},
-        "a section aws": {"aws": {"aws_secret_access_key": PLANTED}},
-        "a key of the environment": {"HF_TOKEN": PLANTED},
+        "storage.secret_key": {"storage": {"uri": "s3://bucket/x", "secret_key": SECRET}},
+        "a section aws": {"aws": {"aws_secret_access_key": SECRET}},
+        "a key of the environment": {"HF_TOKEN": SECRET},
     }
     for what, sections in wrong.items():
         written = yaml.safe_dump(document(**sections))
-        # a config is read without the store; then the command that needs the store refuses
-        yield Case(f"documents/a secret in {what}", SHOW, BAD, text(written), secret=PLANTED)
+
+        yield Case(f"documents/a secret in {what}", SHOW, BAD, text(written), secret=SECRET)
     for what, sections in {
         "model.base": {"model": {"base": url}},
-        "model.base of the Hub": {"model": {"base": f"https://user:{PLANTED}@huggingface.co/a/b"}},
+        "model.base of the Hub": {"model": {"base": f"https://user:{SECRET}@huggingface.co/a/b"}},
     }.items():
         built = yaml.safe_dump(document(**sections))
         words = ("run", "config.yaml", "--dry-run")
-        yield Case(f"documents/a secret in {what}", words, BAD, text(built), secret=PLANTED)
+        yield Case(f"documents/a secret in {what}", words, BAD, text(built), secret=SECRET)
 
 
 def _combinations() -> Iterator[Case]:
-    """Keys that are fine alone."""
-    disagree = {
+    """Valid values that contradict each other, and values that only a validator refuses."""
+    combinations = {
         "warm-up beyond the end": {"train": {"lr_warmup_steps": 2, "steps": 2}},
         "a batch that ranks cannot share": {"train": {"batch_size": 3, "num_processes": 2}},
-        "shards in one process": {"train": {"strategy": "fsdp2"}},
+        "FSDP in one process": {"train": {"strategy": "fsdp2"}},
         "a prediction without an adapter": {
             "train": {"method": "full"},
             "prior": {"enabled": True, "target": "prediction"},
@@ -326,10 +326,10 @@ def _combinations() -> Iterator[Case]:
             "train": {"method": "textual_inversion"},
             "prior": {"enabled": True},
         },
-        "alongside without images": {"prior": {"generate_in_background": True}},
+        "background generation without class images": {"prior": {"generate_in_background": True}},
         "quantized and full": {"model": {"quantize": "nf4"}, "train": {"method": "full"}},
         "quantized and lokr": {"model": {"quantize": "nf4"}, "train": {"method": "lokr"}},
-        "masks to be found, and not used": {"dataset": {"auto_masks": True}},
+        "auto masks that are not used": {"dataset": {"auto_masks": True}},
         "fused and accumulated": {
             "optimizer": {"fused_backward": True},
             "train": {"gradient_accumulation_steps": 2, "max_grad_norm": None},
@@ -339,28 +339,28 @@ def _combinations() -> Iterator[Case]:
             "optimizer": {"name": "schedule_free"},
             "train": {"lr_schedule": "cosine"},
         },
-        "a border without huber": {"loss": {"huber_c": 0.2}},
-        "looks that are never had": {"validation": {"early_stopping_patience": 2}},
+        "huber_c without huber": {"loss": {"huber_c": 0.2}},
+        "early stopping without validation": {"validation": {"early_stopping_patience": 2}},
         "nodes on one machine": {"compute": {"nodes": 2}},
         "ray and a local store": {
             "compute": {"engine": "ray"},
             "storage": {"uri": "s3://b/c", "endpoint": "local"},
         },
-        "an engine that is unknown": {"compute": {"engine": "slurm"}},
-        "a family that is unknown": {"model": {"family": "sd1"}},
-        "a finder that is unknown": {"evaluation": {"detector": {"kind": "eyes"}}},
-        "a metric that is unknown": {"gate": {"limits": {"beauty": 1}}},
-        "choices of one": {"evaluation": {"choices": [["on the beach"]]}},
-        "choices that nothing asks for": {
+        "an unknown engine": {"compute": {"engine": "slurm"}},
+        "an unknown family": {"model": {"family": "sd1"}},
+        "an unknown detector": {"evaluation": {"detector": {"kind": "eyes"}}},
+        "an unknown metric": {"gate": {"limits": {"beauty": 1}}},
+        "a single choice": {"evaluation": {"choices": [["on the beach"]]}},
+        "choices without a prompt": {
             "evaluation": {"choices": [["in the attic", "in the cellar"]]}
         },
-        "strangers that are none": {"evaluation": {"control_classes": []}},
+        "no control classes": {"evaluation": {"control_classes": []}},
         "a prompt with an unknown word": {"sample": {"prompts": ["{dog} on the beach"]}},
         "a prompt with an open brace": {"sample": {"prompts": ["{subject on the beach"]}},
         "a prompt that reads attributes": {"sample": {"prompts": ["{subject.__class__}"]}},
         "a prompt that reads items": {"sample": {"prompts": ["{subject[0]}"]}},
         "a prompt with a width": {"sample": {"prompts": ["{subject:>1000000000}"]}},
-        "a prompt with a place": {"sample": {"prompts": ["{} and {0}"]}},
+        "a prompt with positional fields": {"sample": {"prompts": ["{} and {0}"]}},
         "a prompt with a conversion": {"sample": {"prompts": ["{subject!r}"]}},
         "an instance prompt without the identifier": {"subject": {"instance_prompt": "a photo"}},
         "two subjects of one identifier": {"more_subjects": [{"images": "b", "class_noun": "cat"}]},
@@ -383,5 +383,5 @@ def _combinations() -> Iterator[Case]:
         "a store of an unknown scheme": {"storage": {"uri": "gs://bucket/x"}},
         "a store by a private module": {"storage": {"uri": "__init__://x"}},
     }
-    for what, sections in disagree.items():
+    for what, sections in combinations.items():
         yield Case(f"documents/{what}", SHOW, BAD, text(yaml.safe_dump(document(**sections))))

@@ -1,7 +1,7 @@
-"""Configs field by field: for each key of the schema, values of the wrong type and out of range.
+"""Cases for each key of the config's schema: values of a wrong type and out of range.
 
-The expected exit codes follow from the JSON schema and from docs/: a number is finite, a text is no
-number, an integer is no truth value, a section is a mapping.
+The expected exit codes follow from the JSON schema and from docs/: numbers are finite, a text is not a
+number, an integer is not a boolean, a section is a mapping.
 """
 
 from collections.abc import Iterator, Mapping
@@ -31,7 +31,7 @@ HUGE = "x" * 20_000
 
 
 class Raw(str):
-    """YAML as it stands."""
+    """YAML source, written as it is."""
 
 
 def cases() -> Iterator[Case]:
@@ -57,21 +57,21 @@ def _case(path: tuple[str, ...], what: str, value: Any, code: int) -> Case:
     def build(folder: Path) -> None:
         (folder / "config.yaml").write_text(written(path, value), encoding="utf-8")
 
-    named = code == BAD and what != "a date"  # which is refused by its line
+    named = code == BAD and what != "a date"  # whose message has the line instead
     says = (path[-1],) if named else ()
     return Case(f"fields/{dotted}: {what}", ("config", "show", "config.yaml"), code, build, says)
 
 
 def written(path: tuple[str, ...], value: Any) -> str:
-    """A config with one more key; `Raw` values stand there as they are."""
+    """A valid config with one more key, as YAML."""
     config = document()
     if path[:2] == ("evaluation", "judge") and len(path) > 2:
         config["evaluation"] = {"judge": dict(JUDGE)}
-    place: dict[str, Any] = config
+    section: dict[str, Any] = config
     for key in path[:-1]:
-        place = place.setdefault(key, {})
+        section = section.setdefault(key, {})
     marker = "RAW-VALUE"
-    place[path[-1]] = marker if isinstance(value, Raw) else value
+    section[path[-1]] = marker if isinstance(value, Raw) else value
     done = yaml.safe_dump(config, sort_keys=False, allow_unicode=True)
     return done.replace(marker, str(value)) if isinstance(value, Raw) else done
 
@@ -98,7 +98,7 @@ def _sections(
 
 
 def _section(schema: Schema, rule: Schema) -> Schema | None:
-    """The mapping behind a reference, also a nullable one."""
+    """The mapping that a rule refers to, nullable or not; None for other rules."""
     for option in (rule, *rule.get("anyOf", ()), *rule.get("allOf", ())):
         if "$ref" in option:
             found: Schema = schema["$defs"][option["$ref"].rpartition("/")[2]]

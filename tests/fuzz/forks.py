@@ -1,7 +1,7 @@
-"""Runs cases: each command in a forked process with a folder, a home and a session of its own.
+"""Runner of fuzz cases: each command in a forked process with its own folder, home and session.
 
-The parent imports the libraries once, so that a case costs tenths of a second; it must not start
-threads, as a fork takes only one along.
+The parent imports the libraries once, so that a case takes tenths of a second; it must not start
+threads, since a fork copies only one.
 """
 
 import atexit
@@ -51,22 +51,22 @@ MODULES = (
     "dreambooth_core.registry.listing",
 )
 MAX_DATA = 3 * 2**30
-"""Bytes of private memory after which a case gets MemoryError, so that the machine goes on."""
+"""Limit of a case's private memory in bytes; above it, the case gets MemoryError."""
 MAX_DIGESTED = 50_000_000
-"""Bytes of a file up to which its content is compared, not only its size and time."""
+"""Largest file in bytes whose content is compared; of larger ones, size and time are."""
 CACHES = ("home/.cache/matplotlib", "home/.config/matplotlib")
-"""What matplotlib writes when it is first imported, by torchmetrics: a list of the machine's fonts."""
+"""Font caches, written by matplotlib's first import."""
 NOBODY = "nobody"
 SECRETS = ("AWS_", "MLFLOW_", "PREFECT_", "DREAMBOOTH_", "HF_", "RAY_", "WANDB_", "XDG_")
 
 
 class Entry(NamedTuple):
-    """A path of a case, as it was before or is after the command."""
+    """State of a path, before or after the command."""
 
     kind: int
     size: int
     changed: int
-    """mtime in ns; 0 for folders, whose time changes when a file appears in them."""
+    """mtime in ns; 0 for folders, whose time changes with their files."""
     content: str
 
 
@@ -74,22 +74,22 @@ class Ended(NamedTuple):
     """How a case's command ended."""
 
     code: int | None
-    """None when it was killed, as its time was over."""
+    """None if it was killed at its time limit."""
     signal: int
     stdout: str
     stderr: str
     seconds: float
     memory: int
-    """Peak resident bytes of the largest process."""
+    """Peak resident memory of the largest process, in bytes."""
     changed: list[str]
-    """Input paths that are gone or different."""
+    """Input paths that were changed or deleted."""
     appeared: list[str]
     """New paths outside of `paths.work`."""
     left_running: bool
 
 
 def warm_up() -> None:
-    """Import what commands import, once."""
+    """Import the commands' libraries."""
     os.environ["OMP_NUM_THREADS"] = "1"
     os.environ["HF_HUB_OFFLINE"] = "1"
     for name in MODULES:
@@ -97,17 +97,16 @@ def warm_up() -> None:
 
 
 def perform(case: Case, folder: Path, patience: float = 1.0) -> Ended:
-    """Build the input below `folder`, which is new, run the command there, and see what changed.
+    """Write the input below `folder`, which must not exist, run the command, and compare the files.
 
-    The command may take `patience` times the case's seconds.
+    `patience`: factor on the case's time limit.
     """
-    places = {name: folder / name for name in ("cwd", "home", "tmp")}
-    for place in places.values():
-        place.mkdir(parents=True)
+    for name in ("cwd", "home", "tmp"):
+        (folder / name).mkdir(parents=True)
     os.chmod(folder, 0o755)
-    case.build(places["cwd"])
+    case.build(folder / "cwd")
     if case.as_nobody:
-        _hand_over(folder)
+        _chown(folder)
     before = _snapshot(folder)
     began = time.monotonic()
     child = os.fork()
@@ -134,14 +133,14 @@ def perform(case: Case, folder: Path, patience: float = 1.0) -> Ended:
 
 
 def _allowed(name: str, case: Case) -> bool:
-    places = [os.path.normpath(f"cwd/{path}") for path in (WORK, *case.writes)]
-    mine = any(name == place or name.startswith(f"{place}/") for place in places)
-    cached = any(name.startswith(place) or place.startswith(f"{name}/") for place in CACHES)
-    return mine or cached or name in ("stdout", "stderr")
+    folders = [os.path.normpath(f"cwd/{path}") for path in (WORK, *case.writes)]
+    inside = any(name == folder or name.startswith(f"{folder}/") for folder in folders)
+    cached = any(name.startswith(folder) or folder.startswith(f"{name}/") for folder in CACHES)
+    return inside or cached or name in ("stdout", "stderr")
 
 
 def _run(case: Case, folder: Path) -> None:
-    """The child: never returns."""
+    """Run the command in the child process; does not return."""
     code = 70
     try:
         os.setsid()
@@ -167,10 +166,10 @@ def _run(case: Case, folder: Path) -> None:
 
 
 def _main(case: Case) -> int:
-    """The command's exit code, as a new interpreter would give it."""
+    """Run the command; returns the exit code of a new interpreter."""
     from dreambooth_core.cli import main
 
-    atexit._clear()  # what the parent has registered is the parent's: its temporary folder above all
+    atexit._clear()  # the parent's functions, one of which deletes its temporary folder
     sys.argv = ["dreambooth", *case.words]
     code = 1
     try:
@@ -193,13 +192,13 @@ def _main(case: Case) -> int:
 
 
 def _redirect(case: Case, folder: Path) -> None:
-    """Standard streams of the child, as the shell would give them."""
-    nowhere = os.open(os.devnull, os.O_RDONLY)
+    """Set the child's standard streams."""
+    null = os.open(os.devnull, os.O_RDONLY)
     flags = os.O_WRONLY | os.O_CREAT | os.O_TRUNC
     errors = os.open(folder / "stderr", flags, 0o666)
-    place = Path("/dev/full") if case.stdout == "full" else folder / "stdout"
-    output = os.open(place, flags, 0o666)
-    for number, descriptor in enumerate((nowhere, output, errors)):
+    path = Path("/dev/full") if case.stdout == "full" else folder / "stdout"
+    output = os.open(path, flags, 0o666)
+    for number, descriptor in enumerate((null, output, errors)):
         os.dup2(descriptor, number)
     encoding = "ascii" if case.stdout == "ascii" else "utf-8"
     sys.stdin = os.fdopen(0, closefd=False)
@@ -211,7 +210,7 @@ def _redirect(case: Case, folder: Path) -> None:
 
 
 def _environment(changes: Mapping[str, str | None], folder: Path) -> dict[str, str]:
-    """Without this machine's services and credentials."""
+    """Environment of a case, without the machine's services and credentials."""
     plain = {k: v for k, v in os.environ.items() if not k.startswith(SECRETS)}
     plain |= {
         "HOME": str(folder / "home"),
@@ -231,7 +230,7 @@ def _environment(changes: Mapping[str, str | None], folder: Path) -> dict[str, s
 
 
 def _await(child: int, seconds: float) -> tuple[int, resource.struct_rusage]:
-    """Exit status and usage; the child's session is killed when its time is over."""
+    """Exit status and usage; the child's session is killed at the time limit."""
     deadline = time.monotonic() + seconds
     pause = 0.002
     while True:
@@ -246,7 +245,7 @@ def _await(child: int, seconds: float) -> tuple[int, resource.struct_rusage]:
 
 
 def _end_session(leader: int) -> bool:
-    """Whether a process of the case's group is still there a second after its leader; it is killed."""
+    """Whether a process of the case's group is left a second after its leader; it is killed."""
     for _ in range(20):
         try:
             os.killpg(leader, 0)
@@ -265,16 +264,16 @@ def _kill(leader: int) -> None:
 
 
 def _snapshot(folder: Path) -> dict[str, Entry]:
-    """Every path below the folder; what is a link, a pipe or a device is not opened."""
+    """State of every path below the folder; links, pipes and devices are not opened."""
     found = {}
-    for place, folders, files in os.walk(folder):
-        if Path(place) == folder / "cwd" / WORK:
+    for parent, folders, files in os.walk(folder):
+        if Path(parent) == folder / "cwd" / WORK:
             folders[:], files = [], []
         for name in (*folders, *files):
-            path = os.path.join(place, name)
+            path = os.path.join(parent, name)
             found[os.path.relpath(path, folder)] = _entry(path)
-    ours = ("stdout", "stderr", f"cwd/{WORK}")
-    return {name: entry for name, entry in found.items() if name not in ours}
+    excluded = ("stdout", "stderr", f"cwd/{WORK}")
+    return {name: entry for name, entry in found.items() if name not in excluded}
 
 
 def _entry(path: str) -> Entry:
@@ -297,20 +296,20 @@ def _text(path: Path) -> str:
         return file.read(5_000_000).decode("utf-8", "replace")
 
 
-def _hand_over(folder: Path) -> None:
+def _chown(folder: Path) -> None:
     if os.getuid() != 0:
         return
     user = pwd.getpwnam(NOBODY)
     os.chown(folder, user.pw_uid, user.pw_gid)
-    for place, folders, files in os.walk(folder):
+    for parent, folders, files in os.walk(folder):
         for name in (*folders, *files):
-            os.lchown(os.path.join(place, name), user.pw_uid, user.pw_gid)
+            os.lchown(os.path.join(parent, name), user.pw_uid, user.pw_gid)
 
 
 def clear(folder: Path) -> None:
-    """Remove a case's folder, whatever rights its input has."""
-    for place, _, _ in os.walk(folder):
-        os.chmod(place, 0o700)
+    """Delete a case's folder, also without permissions on its input."""
+    for parent, _, _ in os.walk(folder):
+        os.chmod(parent, 0o700)
     shutil.rmtree(folder, ignore_errors=True)
-    if folder.exists():  # names longer than a path may be
+    if folder.exists():  # paths above the length limit
         subprocess.run(["rm", "-rf", str(folder)], check=False)

@@ -1,9 +1,8 @@
-"""`kill -9` at random moments of small trainings and runs, which then go on to the same bytes.
+"""`kill -9` at random moments of small trainings and runs, which must resume to the same bytes.
 
-Trainings are killed as forked attempts (see `tests/forked_attempts.py`), where only the trainer can be
-killed, and as `dreambooth train`; runs as `dreambooth run`. There the whole process tree, the parent alone
-or the trainer alone is killed. Afterwards all digests are those of an undisturbed one, all records in the
-store are whole, and no checkpoint is unfinished.
+Kills the trainer of forked attempts (`tests/forked_attempts.py`), and, of `dreambooth train` and
+`dreambooth run`, the process tree, the parent only or the trainer only. Afterwards all digests must be
+those of an undisturbed training or run, all records in the store whole, and no checkpoint unfinished.
 """
 
 import argparse
@@ -24,30 +23,30 @@ from typing import Any, Literal
 import psutil
 import yaml
 
-from tests.chaos.checks import halves
+from tests.chaos.checks import incomplete
 from tests.conftest import build_tiny_base, build_tiny_encoders, draw_photos
 
 Victim = Literal["tree", "parent", "trainer"]
 STEPS = 12
 PATIENCE = 300.0
-"""Seconds for a command to end."""
+"""Time limit of a command in seconds."""
 MOST_KILLS = 5
-"""Of one training or run before it is let go to its end."""
+"""Largest number of kills of one training or run."""
 TRAINER = "dreambooth_core.training.process"
 
 
 @dataclass
-class Tally:
-    """What was killed, and what was wrong afterwards."""
+class KillCounts:
+    """Numbers of kills and their faults, for one kind of process."""
 
     kind: str
     kills: int = 0
     ended: int = 0
-    """Trainings or runs that went on to their end."""
+    """Completed trainings or runs."""
     victims: dict[str, int] = field(default_factory=dict)
     faults: list[str] = field(default_factory=list)
     unfinished: int = 0
-    """Temporary files that a killed process left in the store, which no reader sees."""
+    """Temporary files left in the store by killed processes; readers ignore them."""
     seconds: float = 0.0
 
     def count(self, victim: str) -> None:
@@ -55,41 +54,41 @@ class Tally:
         self.victims[victim] = self.victims.get(victim, 0) + 1
 
 
-def forked(folder: Path, base: Path, kills: int, seed: int) -> Tally:
-    """Kill forked attempts of one training after another."""
+def forked(folder: Path, base: Path, kills: int, seed: int) -> KillCounts:
+    """Kill forked attempts of trainings, one training after the other."""
     from tests.forked_attempts import Attempts, differ, starts
     from tests.training_for_real import Run
 
-    tally, draw, began = Tally("forked attempts"), random.Random(seed), time.monotonic()
+    counts, draw, began = KillCounts("forked attempts"), random.Random(seed), time.monotonic()
     train, often = {"method": "lora", "ema": 0.9}, {"every_n_steps": 1, "keep": 4}
     whole = Attempts(Run(base, folder / "whole", STEPS, train, often))
     whole.finished()
     started = time.monotonic()
     again = Attempts(Run(base, folder / "again", STEPS, train, often))
     expected = again.finished()
-    length = time.monotonic() - started  # once all is warm
-    while tally.kills < kills:
-        parts = Attempts(Run(base, folder / f"parts-{tally.ended}", STEPS, train, often))
+    length = time.monotonic() - started  # of the second one, with warm caches
+    while counts.kills < kills:
+        parts = Attempts(Run(base, folder / f"parts-{counts.ended}", STEPS, train, often))
         for _ in range(draw.randint(1, MOST_KILLS)):
-            if tally.kills < kills and parts.killed(starts, draw.uniform(0, length)):
-                tally.count("trainer")
+            if counts.kills < kills and parts.killed(starts, draw.uniform(0, length)):
+                counts.count("trainer")
                 print(
-                    f"{tally.kills} of {kills} kills of forked attempts",
+                    f"{counts.kills} of {kills} kills of forked attempts",
                     file=sys.stderr,
                     flush=True,
                 )
         found = parts.finished()
-        tally.ended += 1
-        tally.faults += [f"{name} differs" for name in differ(found, expected)]
+        counts.ended += 1
+        counts.faults += [f"{name} differs" for name in differ(found, expected)]
         if parts.weights() != whole.weights():
-            tally.faults.append("the exported weights differ")
-        tally.faults += [f"{path} is left" for path in parts.run.saved.glob("*.partial")]
-    tally.seconds = time.monotonic() - began
-    return tally
+            counts.faults.append("the exported weights differ")
+        counts.faults += [f"unfinished {path}" for path in parts.run.saved.glob("*.partial")]
+    counts.seconds = time.monotonic() - began
+    return counts
 
 
 class Commands:
-    """One command in a folder of its own, started again and again until it ends by itself."""
+    """One command in its own folder, restarted after every kill until it completes."""
 
     def __init__(self, folder: Path, word: Literal["train", "run"], config: dict[str, Any]) -> None:
         self.folder, self.word = folder, word
@@ -116,20 +115,20 @@ class Commands:
             )
 
     def finished(self) -> dict[str, Any]:
-        """What the command printed at its end; raises `RuntimeError` when it failed."""
+        """JSON output of the completed command; raises `RuntimeError` if it fails."""
         process = self.start()
         try:
-            told, _ = process.communicate(timeout=PATIENCE)
+            output, _ = process.communicate(timeout=PATIENCE)
         finally:
             end(process)
         if process.returncode:
             last = (self.folder / "stderr").read_text()[-500:]
             raise RuntimeError(f"{self.word} ended with {process.returncode}: {last}")
-        found: dict[str, Any] = json.loads(told)
+        found: dict[str, Any] = json.loads(output)
         return found
 
     def killed(self, victim: Victim, wait: float) -> bool:
-        """Whether the command was still there after so many seconds, and was killed."""
+        """Kill the command after `wait` seconds; False if it had completed."""
         process = self.start()
         try:
             with suppress(subprocess.TimeoutExpired):
@@ -142,13 +141,13 @@ class Commands:
         return True
 
     def wrong(self) -> Iterator[str]:
-        """What is not whole in the store, and checkpoints that are unfinished."""
+        """Incomplete objects of the store, and unfinished checkpoints."""
         from dreambooth_core.config import Storage
         from dreambooth_core.storage.stores import open_store
 
         store = open_store(Storage(uri=f"file://{self.folder}/store", endpoint=None))
-        yield from (f"{key} is not whole" for key in halves(store))
-        yield from (f"{path} is left" for path in self.folder.rglob("*.partial"))
+        yield from (f"{key} is not whole" for key in incomplete(store))
+        yield from (f"unfinished {path}" for path in self.folder.rglob("*.partial"))
 
     def unfinished(self) -> int:
         """Temporary files in the store."""
@@ -159,35 +158,35 @@ class Commands:
 
 def commanded(
     folder: Path, word: Literal["train", "run"], config: dict[str, Any], kills: int, seed: int
-) -> Tally:
-    """Kill `dreambooth train` or `dreambooth run`, one after another, each until it ends."""
-    tally, draw, began = Tally(f"dreambooth {word}"), random.Random(seed), time.monotonic()
+) -> KillCounts:
+    """Kill `dreambooth train` or `dreambooth run`, each several times until it completes."""
+    counts, draw, began = KillCounts(f"dreambooth {word}"), random.Random(seed), time.monotonic()
     expected = _digests(Commands(folder / f"{word}-whole", word, config).finished())
     length = time.monotonic() - began
     victims: Sequence[Victim] = ("tree", "parent", "trainer")
-    while tally.kills < kills:
-        command = Commands(folder / f"{word}-{tally.ended}", word, config)
+    while counts.kills < kills:
+        command = Commands(folder / f"{word}-{counts.ended}", word, config)
         for _ in range(draw.randint(1, MOST_KILLS)):
             victim = draw.choice(victims)
-            if tally.kills < kills and command.killed(victim, draw.uniform(0.5, length)):
-                tally.count(victim)
-                print(f"{tally.kills} of {kills} kills of {word}", file=sys.stderr, flush=True)
+            if counts.kills < kills and command.killed(victim, draw.uniform(0.5, length)):
+                counts.count(victim)
+                print(f"{counts.kills} of {kills} kills of {word}", file=sys.stderr, flush=True)
         try:
             found = _digests(command.finished())
         except (RuntimeError, ValueError, subprocess.TimeoutExpired) as error:
-            tally.faults.append(" ".join(str(error).split()))
+            counts.faults.append(" ".join(str(error).split()))
             found = expected
-        tally.ended += 1
+        counts.ended += 1
         if found != expected:
-            tally.faults.append(f"{word} {tally.ended}: {found} instead of {expected}")
-        tally.faults += command.wrong()
-        tally.unfinished += command.unfinished()
-    tally.seconds = time.monotonic() - began
-    return tally
+            counts.faults.append(f"{word} {counts.ended}: {found} instead of {expected}")
+        counts.faults += command.wrong()
+        counts.unfinished += command.unfinished()
+    counts.seconds = time.monotonic() - began
+    return counts
 
 
 def end(process: subprocess.Popen[str]) -> None:
-    """Kill everything that is left of a command."""
+    """Kill all remaining processes of a command."""
     with suppress(psutil.NoSuchProcess):
         for one in psutil.Process(process.pid).children(recursive=True):
             with suppress(psutil.NoSuchProcess):
@@ -198,16 +197,16 @@ def end(process: subprocess.Popen[str]) -> None:
 
 
 def _kill(process: subprocess.Popen[str], victim: Victim) -> None:
-    """SIGKILL; the parent stands in where there is no trainer at that moment."""
+    """SIGKILL the victim; the parent, if there is no trainer at the moment."""
     with suppress(psutil.NoSuchProcess):
-        family = psutil.Process(process.pid).children(recursive=True)
-        trainers = [one for one in family if _trains(one)]
+        children = psutil.Process(process.pid).children(recursive=True)
+        trainers = [one for one in children if _trains(one)]
         if victim == "trainer" and trainers:
             for one in trainers:
                 one.kill()
             return
         os.kill(process.pid, signal.SIGKILL)
-        for one in family if victim == "tree" else ():
+        for one in children if victim == "tree" else ():
             with suppress(psutil.NoSuchProcess):
                 one.kill()
 
@@ -218,13 +217,13 @@ def _trains(process: psutil.Process) -> bool:
     return False
 
 
-def _digests(told: dict[str, Any]) -> dict[str, Any]:
-    """All that must be the same: digests, and the scores of a run."""
-    return {"digests": told["digests"], "metrics": told.get("metrics", {})}
+def _digests(output: dict[str, Any]) -> dict[str, Any]:
+    """Reproducible parts of the output: digests, and the scores of a run."""
+    return {"digests": output["digests"], "metrics": output.get("metrics", {})}
 
 
 def small(folder: Path) -> dict[str, Any]:
-    """A config of a training and of a run that take seconds."""
+    """A config whose training and run take seconds."""
     base = build_tiny_base(folder / "base")
     clip, identity = build_tiny_encoders(folder / "encoders", base)
     return {
@@ -247,33 +246,33 @@ def small(folder: Path) -> dict[str, Any]:
 
 
 def main() -> int:
-    asked = _arguments()
+    options = _arguments()
     os.environ["OMP_NUM_THREADS"] = "1"
     with tempfile.TemporaryDirectory(prefix="kills-") as name:
         folder = Path(name)
         config = small(folder)
-        tallies = (
-            [forked(folder / "forked", folder / "base", asked.forked, asked.seed)]
-            if asked.forked
+        all_counts = (
+            [forked(folder / "forked", folder / "base", options.forked, options.seed)]
+            if options.forked
             else []
         )
         words: tuple[tuple[Literal["train", "run"], int], ...] = (
-            ("train", asked.trainings),
-            ("run", asked.runs),
+            ("train", options.trainings),
+            ("run", options.runs),
         )
         for word, kills in words:
             if kills:
-                tallies.append(commanded(folder, word, config, kills, asked.seed))
-    for one in tallies:
+                all_counts.append(commanded(folder, word, config, kills, options.seed))
+    for one in all_counts:
         print(
             f"{one.kind:<16} {one.kills} kills, {one.ended} ended, {len(one.faults)} faults, "
             f"{one.unfinished} temporary files, {one.seconds:.0f} s"
         )
         for fault in one.faults:
             print(f"FAILED {one.kind}: {fault}")
-    if asked.out:
-        asked.out.write_text(json.dumps([asdict(one) for one in tallies], indent=1))
-    return 1 if any(one.faults for one in tallies) else 0
+    if options.out:
+        options.out.write_text(json.dumps([asdict(one) for one in all_counts], indent=1))
+    return 1 if any(one.faults for one in all_counts) else 0
 
 
 def _arguments() -> argparse.Namespace:
@@ -281,7 +280,7 @@ def _arguments() -> argparse.Namespace:
     parser.add_argument("--forked", type=int, default=38, help="kills of forked attempts")
     parser.add_argument("--trainings", type=int, default=12, help="kills of `dreambooth train`")
     parser.add_argument("--runs", type=int, default=20, help="kills of `dreambooth run`")
-    parser.add_argument("--out", type=Path, help="file for the tallies as JSON")
+    parser.add_argument("--out", type=Path, help="file for the counts as JSON")
     parser.add_argument("--seed", type=int, default=0)
     return parser.parse_args()
 

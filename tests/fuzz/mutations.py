@@ -1,4 +1,4 @@
-"""Good input with random damage, other damage for each seed: bytes flipped, cut, repeated, exchanged."""
+"""Cases of valid inputs with random damage: bytes flipped, cut, dropped, repeated, inserted, reversed."""
 
 import random
 from collections.abc import Callable, Iterator
@@ -9,11 +9,11 @@ from tests.fuzz.case import BAD, FAILED, REFUSED, Case, write_config
 
 INSERTED = (b"\0", b"\xff\xfe", b": ", b"[", b"{", b"&a ", b"*a", b"\n")
 EACH = 15
-"""Cases of each kind of file."""
+"""Cases per kind of file."""
 
 
 def cases(seed: int) -> Iterator[Case]:
-    """Damage that happens to do no harm leaves the exit code 0."""
+    """Exit code 0 is accepted as well, since some damage is harmless."""
     photo = ("validate", "photos", "--resolution", "32")
     show, dry = ("config", "show", "config.yaml"), ("train", "config.yaml", "--dry-run")
     kinds: tuple[tuple[str, tuple[str, ...], str, int], ...] = (
@@ -22,7 +22,7 @@ def cases(seed: int) -> Iterator[Case]:
         ("a config", show, "config.yaml", BAD),
         ("model_index.json", dry, "base/model_index.json", FAILED),
         ("a unet's config", dry, "base/unet/config.json", FAILED),
-        ("an order", ("sample", "order.yaml", "--work", "work"), "order.yaml", BAD),
+        ("a job", ("sample", "job.yaml", "--work", "work"), "job.yaml", BAD),
     )
     for what, words, name, code in kinds:
         for number in range(EACH):
@@ -32,12 +32,12 @@ def cases(seed: int) -> Iterator[Case]:
 
 def _damaged(name: str, seed: str) -> Callable[[Path], None]:
     def build(folder: Path) -> None:
-        place = materials.photos(folder)
-        (place / "9.jpg").write_bytes(materials.encoded("JPEG", 9))
+        photos = materials.photos(folder)
+        (photos / "9.jpg").write_bytes(materials.encoded("JPEG", 9))
         if name.startswith("base"):
             materials.base(folder)
         write_config(folder)
-        (folder / "order.yaml").write_text("models: dog\nprompts: [x, y]\nseeds: [1, 2]\n")
+        (folder / "job.yaml").write_text("models: dog\nprompts: [x, y]\nseeds: [1, 2]\n")
         path = folder / name
         path.write_bytes(damage(path.read_bytes(), random.Random(seed)))
 
@@ -45,7 +45,7 @@ def _damaged(name: str, seed: str) -> Callable[[Path], None]:
 
 
 def damage(data: bytes, draw: random.Random) -> bytes:
-    """One to four changes at random places."""
+    """One to four random changes."""
     for _ in range(draw.randint(1, 4)):
         at, end = sorted((draw.randrange(len(data) + 1), draw.randrange(len(data) + 1)))
         piece = data[at : min(end, at + 40)]

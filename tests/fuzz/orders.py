@@ -1,4 +1,4 @@
-"""Sampling orders in YAML, JSON and CSV."""
+"""Cases of sampling jobs in YAML, JSON and CSV."""
 
 import os
 from collections.abc import Iterator
@@ -9,7 +9,7 @@ from tests.fuzz.documents import _bomb
 
 GOOD = "models: dog\nprompts: '{subject}'\n"
 LATER = "no models are registered"
-"""What is refused next where the order is fine."""
+"""Message for a valid job: no model is registered."""
 LONG, MANY = ["x"] * 2_000, list(range(1, 1_000))
 
 YAML = {
@@ -24,14 +24,14 @@ YAML = {
     "a mapping for a model": "models: {a: 1}\nprompts: x\n",
     "an empty model": "models: ''\nprompts: x\n",
     "a mix of nothing": "models: ' + '\nprompts: x\n",
-    "a strength that is none": "models: 'a:much + b'\nprompts: x\n",
+    "an invalid strength": "models: 'a:much + b'\nprompts: x\n",
     "a negative strength": "models: 'a:-1'\nprompts: x\n",
     "a strength above 2": "models: 'a:2.5'\nprompts: x\n",
     "a strength of nan": "models: 'a:nan'\nprompts: x\n",
     "a strength of 400 digits": f"models: 'a:{'9' * 400}'\nprompts: x\n",
     "a strength in other digits": "models: 'a:١'\nprompts: x\n",
     "an unknown key": f"{GOOD}number: 4\n",
-    "a near miss": f"{GOOD}seed_: 1\n",
+    "a misspelt key": f"{GOOD}seed_: 1\n",
     "a key twice": f"{GOOD}models: cat\n",
     "no seeds": f"{GOOD}seeds: 0\n",
     "negative seeds": f"{GOOD}seeds: -1\n",
@@ -46,7 +46,7 @@ YAML = {
     "a limit of 0": f"{GOOD}limit: 0\n",
     "a billion images": f"{GOOD}seeds: 1000000000\n",
     "10 to the 30 images": f"{GOOD}seeds: {10**30}\n",
-    "a product without end": f"models: dog\nprompts: {LONG}\nseeds: {MANY}\nsteps: {MANY}\n",
+    "a product of 2 billion images": f"models: dog\nprompts: {LONG}\nseeds: {MANY}\nsteps: {MANY}\n",
     "guidance below 1": f"{GOOD}guidance: 0.5\n",
     "guidance of nan": f"{GOOD}guidance: .nan\n",
     "guidance of infinity": f"{GOOD}guidance: [3, .inf]\n",
@@ -71,7 +71,7 @@ YAML = {
     "a name that leaves": f"{GOOD}name: ../../x\n",
     "an empty name": f"{GOOD}name: ''\n",
     "a null name": f"{GOOD}name:\n",
-    "groups that are none": f"{GOOD}groups: []\n",
+    "an empty list of groups": f"{GOOD}groups: []\n",
     "groups of a text": f"{GOOD}groups: x\n",
     "groups of null": f"{GOOD}groups: [null]\n",
     "groups of a list": f"{GOOD}groups: [[1]]\n",
@@ -84,8 +84,8 @@ YAML = {
     "an unknown flag": f"{GOOD}flags: {{nsfw: true}}\n",
     "an unknown engine": f"{GOOD}compute: {{engine: x}}\n",
     "no workers": f"{GOOD}compute: {{workers: 0}}\n",
-    "laughs": _bomb(10, 10) + GOOD,
-    "laughs in the prompts": f"{_bomb(9, 9)}models: dog\nprompts: *a8\n",
+    "an alias bomb": _bomb(10, 10) + GOOD,
+    "an alias bomb in the prompts": f"{_bomb(9, 9)}models: dog\nprompts: *a8\n",
     "a loop": f"{GOOD}groups: &a [*a]\n",
     "a date": f"{GOOD}seed: 2023-02-30\n",
     "5,000 digits": f"{GOOD}seed: {'9' * 5000}\n",
@@ -93,7 +93,7 @@ YAML = {
     "deep": f"{GOOD}groups: {'[' * 3000}{']' * 3000}\n",
     "a tab": "models:\tdog\n\tprompts: x\n",
     "two documents": f"{GOOD}---\n{GOOD}",
-    "a seed that is no seed": f"{GOOD}seed: -1\n",
+    "an invalid seed": f"{GOOD}seed: -1\n",
     "true for a seed": f"{GOOD}seed: true\n",
     "a key that is a number": f"{GOOD}1: 2\n",
     "a word for scores": f"{GOOD}scores: maybe\n",
@@ -144,9 +144,9 @@ CSV = {
 
 def cases() -> Iterator[Case]:
     for what, content in YAML.items():
-        yield _case(f"YAML: {what}", "order.yaml", content)
+        yield _case(f"YAML: {what}", "job.yaml", content)
     for what, content in CSV.items():
-        yield _case(f"CSV: {what}", "order.csv", content)
+        yield _case(f"CSV: {what}", "job.csv", content)
     for what, data in {
         "Latin-1": GOOD.replace("subject", "caf\u00e9").encode("latin-1"),
         "UTF-16": GOOD.encode("utf-16-be"),
@@ -155,36 +155,34 @@ def cases() -> Iterator[Case]:
         "a zip": b"PK\x03\x04" + bytes(100),
     }.items():
         for ending in ("yaml", "csv"):
-            yield _case(f"{ending.upper()}: {what}", f"order.{ending}", data)
+            yield _case(f"{ending.upper()}: {what}", f"job.{ending}", data)
     for ending in ("yaml", "yml", "csv"):
-        words = _words(f"order.{ending}")
+        words = _words(f"job.{ending}")
         yield Case(f"orders/{ending}: missing", words, BAD)
         yield Case(
-            f"orders/{ending}: a folder", words, BAD, lambda f, e=ending: (f / f"order.{e}").mkdir()
+            f"orders/{ending}: a folder", words, BAD, lambda f, e=ending: (f / f"job.{e}").mkdir()
         )
         yield Case(
-            f"orders/{ending}: a pipe", words, BAD, lambda f, e=ending: os.mkfifo(f / f"order.{e}")
+            f"orders/{ending}: a pipe", words, BAD, lambda f, e=ending: os.mkfifo(f / f"job.{e}")
         )
         yield Case(
             f"orders/{ending}: /dev/zero",
             words,
             BAD,
-            lambda f, e=ending: (f / f"order.{e}").symlink_to("/dev/zero"),
+            lambda f, e=ending: (f / f"job.{e}").symlink_to("/dev/zero"),
         )
         yield Case(
             f"orders/{ending}: a loop",
             words,
             BAD,
-            lambda f, e=ending: (f / f"order.{e}").symlink_to(f"order.{e}"),
+            lambda f, e=ending: (f / f"job.{e}").symlink_to(f"job.{e}"),
         )
-    yield _case("YAML: fine", "order.yaml", GOOD, LATER)
-    yield _case("YAML: a byte order mark", "order.yaml", b"\xef\xbb\xbf" + GOOD.encode(), LATER)
-    yield _case("CSV: fine", "order.csv", "models,prompts\ndog,x\n", LATER)
-    yield _case(
-        "CSV: a byte order mark", "order.csv", b"\xef\xbb\xbfmodels,prompts\ndog,x\n", LATER
-    )
-    yield _case("CSV: line ends of Windows", "order.csv", "models,prompts\r\ndog,x\r\n", LATER)
-    yield _case("YAML: JSON", "order.yaml", '{"models": "dog", "prompts": "x"}', LATER)
+    yield _case("YAML: fine", "job.yaml", GOOD, LATER)
+    yield _case("YAML: a byte order mark", "job.yaml", b"\xef\xbb\xbf" + GOOD.encode(), LATER)
+    yield _case("CSV: fine", "job.csv", "models,prompts\ndog,x\n", LATER)
+    yield _case("CSV: a byte order mark", "job.csv", b"\xef\xbb\xbfmodels,prompts\ndog,x\n", LATER)
+    yield _case("CSV: line ends of Windows", "job.csv", "models,prompts\r\ndog,x\r\n", LATER)
+    yield _case("YAML: JSON", "job.yaml", '{"models": "dog", "prompts": "x"}', LATER)
 
 
 def _case(what: str, name: str, content: str | bytes, *says: str) -> Case:

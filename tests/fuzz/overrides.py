@@ -1,9 +1,9 @@
-"""`--set A.B=VALUE`."""
+"""Cases of overrides: `--set A.B=VALUE`."""
 
 from collections.abc import Iterator
 
 from tests.fuzz.case import BAD, OK, Case, text
-from tests.fuzz.documents import GOOD, PLANTED, _bomb
+from tests.fuzz.documents import GOOD, SECRET, _bomb
 
 GIVEN = {
     "nothing": "",
@@ -74,7 +74,7 @@ GIVEN = {
     "a comment": "seed=#",
     "a bomb": f"more_subjects={{{_bomb(8, 9).replace(chr(10), ', ')}}}",
 }
-"""What is wrong -> the word."""
+"""Case -> value of `--set`."""
 
 
 def cases() -> Iterator[Case]:
@@ -84,7 +84,7 @@ def cases() -> Iterator[Case]:
     yield Case(
         "overrides/the last of two", _words("seed=3", "seed=4"), OK, text(GOOD), says=("seed: 4",)
     )
-    yield Case("overrides/a section that is not there", _words("loss.kind=huber"), OK, text(GOOD))
+    yield Case("overrides/a new section", _words("loss.kind=huber"), OK, text(GOOD))
     yield Case("overrides/null", _words("train.max_grad_norm=null"), OK, text(GOOD))
     yield Case(
         "overrides/nothing after it", ("config", "show", "config.yaml", "--set"), BAD, text(GOOD)
@@ -92,17 +92,17 @@ def cases() -> Iterator[Case]:
     yield Case("overrides/into a list", _words("sample.seeds=1"), BAD, text(f"{GOOD}sample: [1]\n"))
     yield Case("overrides/into a text", _words("sample.seeds=1"), BAD, text(f"{GOOD}sample: x\n"))
     yield Case("overrides/into null", _words("sample.seeds=1"), BAD, text(f"{GOOD}sample:\n"))
-    yield Case("overrides/of a config that is none", _words("seed=1"), BAD, text("[]\n"))
-    key = "evaluation.judge={url: 'http://x/v1', model: m, key: " + PLANTED + "}"
+    yield Case("overrides/of an invalid config", _words("seed=1"), BAD, text("[]\n"))
+    key = "evaluation.judge={url: 'http://x/v1', model: m, key: " + SECRET + "}"
     secrets = {
         "a judge's key": key,
-        "tracking": f"tracking.uri=https://u:{PLANTED}@example.invalid",
-        "an endpoint": f"storage.endpoint=https://u:{PLANTED}@example.invalid",
-        "an unknown key": f"storage.secret={PLANTED}",
-        "no key": f"AWS_SECRET_ACCESS_KEY={PLANTED}",
+        "tracking": f"tracking.uri=https://u:{SECRET}@example.invalid",
+        "an endpoint": f"storage.endpoint=https://u:{SECRET}@example.invalid",
+        "an unknown key": f"storage.secret={SECRET}",
+        "no key": f"AWS_SECRET_ACCESS_KEY={SECRET}",
     }
     for what, word in secrets.items():
-        yield Case(f"overrides/a secret in {what}", _words(word), BAD, text(GOOD), secret=PLANTED)
+        yield Case(f"overrides/a secret in {what}", _words(word), BAD, text(GOOD), secret=SECRET)
 
 
 def _words(*overrides: str) -> tuple[str, ...]:

@@ -1,4 +1,4 @@
-"""Folders of photos, each good but for one file; or without a single good one."""
+"""Cases of photo folders: valid ones with one bad file, and folders without valid photos."""
 
 import io
 import os
@@ -34,9 +34,9 @@ def _case(what: str, build: Build, code: int = REFUSED, *says: str) -> Case:
 
 
 def _file(what: str, data: bytes, code: int = REFUSED, name: str = "bad.png") -> Case:
-    """Findings name the file; a good photo is not mentioned."""
+    """A folder with one more file, whose name must be printed unless it is valid."""
     says = () if code == OK else (name,)
-    return _case(what, lambda place: (place / name).write_bytes(data), code, *says)
+    return _case(what, lambda folder: (folder / name).write_bytes(data), code, *says)
 
 
 def saved(image: Image.Image, form: str, **options: object) -> bytes:
@@ -46,7 +46,7 @@ def saved(image: Image.Image, form: str, **options: object) -> bytes:
 
 
 def png(width: int, height: int, data: bytes = b"", depth: int = 8, colour: int = 2) -> bytes:
-    """A PNG by hand, whose header says what it likes."""
+    """A PNG with an arbitrary header."""
     header = struct.pack(">IIBBBBB", width, height, depth, colour, 0, 0, 0)
     chunks = ((b"IHDR", header), (b"IDAT", zlib.compress(data)), (b"IEND", b""))
     return b"\x89PNG\r\n\x1a\n" + b"".join(chunk(kind, body) for kind, body in chunks)
@@ -76,7 +76,7 @@ def _files() -> Iterator[Case]:
             data[:-12] if "png" in name else data[: -len(data) // 10],
             name=name,
         )
-        zeros = data[:40] + bytes(len(data) - 40)  # to BMP and WebP these are black pixels
+        zeros = data[:40] + bytes(len(data) - 40)  # black pixels in BMP and WebP
         lenient = OK if name in ("bad.bmp", "bad.webp") else REFUSED
         yield _file(f"{name}: zeros behind the header", zeros, lenient, name)
         yield _file(f"{name}: another signature", b"XXXX" + data[4:], name=name)
@@ -98,7 +98,7 @@ def _files() -> Iterator[Case]:
     flipped[len(whole) // 2] ^= 0xFF
     yield _file("a PNG with a wrong checksum", bytes(flipped))
     short = _file("a PNG with fewer rows than it says", png(64, 64, b"\0" + bytes(192)))
-    yield replace(short, wrong="Pillow fills rows that a complete stream lacks with black")
+    yield replace(short, wrong="Pillow fills missing rows of a complete stream with black")
     yield _file("a PNG without an end", whole[:-12])
     yield _file("a PNG of no width", png(0, 64))
     yield _file("a PNG of a colour type that is none", png(64, 64, bytes(64 * 193), colour=5))
@@ -146,7 +146,7 @@ def _files() -> Iterator[Case]:
 
 
 def _kinds() -> Iterator[Case]:
-    """Unusual pixels, most of which are fine."""
+    """Unusual pixel formats and metadata, most of them valid."""
     picture = materials.picture(9)
     grey16 = Image.fromarray(np.asarray(picture.convert("L")).astype(np.uint16) * 257)
     exif = Image.Exif()
@@ -278,7 +278,7 @@ def _folders() -> Iterator[Case]:
     yield _case("a pipe without an extension", lambda p: os.mkfifo(p / "f"), OK)
     yield _case("a socket", _socket, REFUSED, "s.png")
     yield _case("a folder called jpg", lambda p: (p / "d.jpg").mkdir(), OK, "d.jpg")
-    yield _case("a folder that nobody may enter", lambda p: (p / "d").mkdir(mode=0), OK)
+    yield _case("a folder without permissions", lambda p: (p / "d").mkdir(mode=0), OK)
     yield _case("a deep folder", lambda p: (p / "/".join("d" * 100)).mkdir(parents=True), OK)
     yield _case(
         "a zip of photos",
@@ -361,44 +361,44 @@ def _folders() -> Iterator[Case]:
     yield Case("photos//dev", ("validate", "/dev/fd", *SIDE), REFUSED)
 
 
-def _link_out(place: Path) -> None:
-    (place.parent / "outside.png").write_bytes(materials.encoded("PNG", 9))
-    (place / "l.png").symlink_to("../outside.png")
+def _link_out(folder: Path) -> None:
+    (folder.parent / "outside.png").write_bytes(materials.encoded("PNG", 9))
+    (folder / "l.png").symlink_to("../outside.png")
 
 
-def _socket(place: Path) -> None:
-    here = os.getcwd()
-    os.chdir(place)
+def _socket(folder: Path) -> None:
+    previous = os.getcwd()
+    os.chdir(folder)
     with socket.socket(socket.AF_UNIX) as server:
         server.bind("s.png")
-    os.chdir(here)
+    os.chdir(previous)
 
 
-def _unreadable(place: Path) -> None:
-    (place / "u.png").write_bytes(materials.encoded("PNG", 9))
-    (place / "u.png").chmod(0)
+def _unreadable(folder: Path) -> None:
+    (folder / "u.png").write_bytes(materials.encoded("PNG", 9))
+    (folder / "u.png").chmod(0)
 
 
-def _sparse(place: Path) -> None:
-    with (place / "big.png").open("wb") as file:
+def _sparse(folder: Path) -> None:
+    with (folder / "big.png").open("wb") as file:
         file.write(materials.encoded("PNG", 9))
         file.truncate(20 * 2**30)
 
 
-def _thrice(place: Path) -> None:
-    place.mkdir()
+def _thrice(folder: Path) -> None:
+    folder.mkdir()
     for number in range(3):
-        (place / f"{number}.png").write_bytes(materials.encoded())
+        (folder / f"{number}.png").write_bytes(materials.encoded())
 
 
-def _texts(place: Path) -> None:
-    place.mkdir()
+def _texts(folder: Path) -> None:
+    folder.mkdir()
     for number in range(4):
-        (place / f"{number}.txt").write_text("a dog")
+        (folder / f"{number}.txt").write_text("a dog")
 
 
 def _resized(jpeg: bytes, width: int, height: int) -> bytes:
-    """With another size in its frame header."""
+    """The JPEG with another size in its frame header."""
     at = next(jpeg.index(mark) for mark in (b"\xff\xc0", b"\xff\xc2") if mark in jpeg)
     return jpeg[: at + 5] + struct.pack(">HH", height, width) + jpeg[at + 9 :]
 

@@ -1,4 +1,4 @@
-"""`compare`: reports of two runs, or what is called so."""
+"""Cases of `compare`: damaged, missing and special report files, and output paths."""
 
 import json
 import os
@@ -31,7 +31,7 @@ Build = Callable[[Path], object]
 
 
 def facts(**changes: Any) -> dict[str, Any]:
-    """What a report says of a run that measured nothing."""
+    """Facts of a report without scores."""
     plain: dict[str, Any] = {
         "run": "dog-1",
         "title": "sks dog",
@@ -49,8 +49,8 @@ def facts(**changes: Any) -> dict[str, Any]:
     return {**plain, **changes}
 
 
-def page(told: object, more: str = "") -> str:
-    content = told if isinstance(told, str) else json.dumps(told)
+def page(data: object, more: str = "") -> str:
+    content = data if isinstance(data, str) else json.dumps(data)
     script = f'<script type="application/json" id="facts">{content}</script>'
     return f"<!doctype html><html><body>{more}{script}</body></html>"
 
@@ -81,7 +81,7 @@ def cases() -> Iterator[Case]:
             page({name: value for name, value in facts().items() if name != key}),
             BAD,
         )
-    yield from _places()
+    yield from _paths()
     yield from _outs()
 
 
@@ -125,7 +125,7 @@ def _case(what: str, content: str | bytes, code: int) -> Case:
     return Case(f"reports/{what}", WORDS, code, build, writes=PAGE if code == OK else ())
 
 
-def _places() -> Iterator[Case]:
+def _paths() -> Iterator[Case]:
     def whole(build: Build) -> Build:
         def both(folder: Path) -> None:
             for name in ("a", "b"):
@@ -135,7 +135,7 @@ def _places() -> Iterator[Case]:
 
         return both
 
-    def place(what: str, build: Build, words: tuple[str, ...] = WORDS, code: int = BAD) -> Case:
+    def case(what: str, build: Build, words: tuple[str, ...] = WORDS, code: int = BAD) -> Case:
         return Case(f"reports/{what}", words, code, whole(build))
 
     for what, content in {
@@ -147,29 +147,29 @@ def _places() -> Iterator[Case]:
         "deep": b"[" * 100_000,
         "NaN": b'{"metrics": {"x": NaN}}',
     }.items():
-        yield place(
+        yield case(
             f"a summary of {what} without its report",
             lambda b, c=content: (b / "summary.json").write_bytes(c),
             ("compare", "a", "b/summary.json"),
         )
-    yield place("nothing", lambda b: None)
-    yield place("no folder", lambda b: b.rmdir())
-    yield place("a report that is a folder", lambda b: (b / "report.html").mkdir())
-    yield place("a report that is a pipe", lambda b: os.mkfifo(b / "report.html"))
-    yield place(
+    yield case("nothing", lambda b: None)
+    yield case("no folder", lambda b: b.rmdir())
+    yield case("a report that is a folder", lambda b: (b / "report.html").mkdir())
+    yield case("a report that is a pipe", lambda b: os.mkfifo(b / "report.html"))
+    yield case(
         "a report that is a link to itself", lambda b: (b / "report.html").symlink_to("report.html")
     )
-    yield place("a report that is /dev/zero", lambda b: (b / "report.html").symlink_to("/dev/zero"))
-    yield place("a report of 20 GiB", _sparse)
-    yield place(
+    yield case("a report that is /dev/zero", lambda b: (b / "report.html").symlink_to("/dev/zero"))
+    yield case("a report of 20 GiB", _sparse)
+    yield case(
         "a photo", lambda b: (b / "x.png").write_bytes(b"\x89PNG"), ("compare", "a", "b/x.png")
     )
-    yield place("a name of 300 letters", lambda b: None, ("compare", "a", "b" * 300))
-    yield place("a name with an escape", lambda b: None, ("compare", "a", "\x1b[2J"))
-    yield place("no name", lambda b: None, ("compare", "a", ""))
-    yield place("a device", lambda b: None, ("compare", "a", "/dev/zero"))
-    yield place("three", lambda b: None, ("compare", "a", "b", "c"))
-    unreadable = place("a report that may not be read", _unreadable)
+    yield case("a name of 300 letters", lambda b: None, ("compare", "a", "b" * 300))
+    yield case("a name with an escape", lambda b: None, ("compare", "a", "\x1b[2J"))
+    yield case("no name", lambda b: None, ("compare", "a", ""))
+    yield case("a device", lambda b: None, ("compare", "a", "/dev/zero"))
+    yield case("three", lambda b: None, ("compare", "a", "b", "c"))
+    unreadable = case("a report that may not be read", _unreadable)
     yield Case(unreadable.name, unreadable.words, BAD, unreadable.build, as_nobody=True)
 
 
@@ -200,11 +200,11 @@ def _outs() -> Iterator[Case]:
     yield out("one of the reports", "a/report.html", BAD)
 
 
-def _sparse(place: Path) -> None:
-    with (place / "report.html").open("wb") as file:
+def _sparse(folder: Path) -> None:
+    with (folder / "report.html").open("wb") as file:
         file.truncate(20 * 2**30)
 
 
-def _unreadable(place: Path) -> None:
-    (place / "report.html").write_text(page(facts()))
-    (place / "report.html").chmod(0)
+def _unreadable(folder: Path) -> None:
+    (folder / "report.html").write_text(page(facts()))
+    (folder / "report.html").chmod(0)

@@ -1,4 +1,4 @@
-"""One server per way to misbehave, for all cases of a run; each case finds it by its way's name."""
+"""Faulty HTTP servers, one per kind of fault, shared by all cases."""
 
 import json
 import multiprocessing
@@ -10,19 +10,19 @@ from pathlib import Path
 from tests.faulty_server import RESPONSES, faulty
 
 WAYS = (*RESPONSES, "hangs", "garbage")
-PLACE = "servers.json"
-"""Beside the cases' folders: way -> URL."""
+URLS = "servers.json"
+"""File beside the cases' folders: kind of fault -> URL."""
 
 
 @contextmanager
 def serving(folder: Path) -> Iterator[None]:
-    """All servers, in one process; their addresses are in `folder`."""
-    ours, theirs = multiprocessing.Pipe()
+    """Run all servers in one process; their URLs are written to `folder`."""
+    receiver, sender = multiprocessing.Pipe()
     process = multiprocessing.get_context("fork").Process(
-        target=_serve, args=(theirs,), daemon=True
+        target=_serve, args=(sender,), daemon=True
     )
     process.start()
-    (folder / PLACE).write_text(json.dumps(ours.recv()))
+    (folder / URLS).write_text(json.dumps(receiver.recv()))
     try:
         yield
     finally:
@@ -31,13 +31,13 @@ def serving(folder: Path) -> Iterator[None]:
 
 
 def url_of(folder: Path, way: str) -> str:
-    """The server's address, as seen from a case's folder."""
-    (place,) = (parent / PLACE for parent in folder.parents if (parent / PLACE).is_file())
-    return str(json.loads(place.read_text())[way])
+    """URL of the server with the fault `way`, for a case's folder."""
+    (file,) = (parent / URLS for parent in folder.parents if (parent / URLS).is_file())
+    return str(json.loads(file.read_text())[way])
 
 
-def _serve(asked: Connection) -> None:
+def _serve(sender: Connection) -> None:
     with ExitStack() as stack:
         servers = {way: stack.enter_context(faulty(way)) for way in WAYS}
-        asked.send({way: server.url for way, server in servers.items()})
+        sender.send({way: server.url for way, server in servers.items()})
         servers["hangs"].over.wait()

@@ -1,4 +1,4 @@
-"""Stores that cannot be used, S3 servers that misbehave, MLflow and Prefect out of reach."""
+"""Cases of unusable stores, faulty S3 servers, and unreachable MLflow and Prefect servers."""
 
 from collections.abc import Callable, Iterator
 from dataclasses import replace
@@ -6,7 +6,7 @@ from pathlib import Path
 
 from tests.fuzz import materials
 from tests.fuzz.case import BAD, FAILED, HANGS, OK, Case, write_config
-from tests.fuzz.documents import PLANTED
+from tests.fuzz.documents import SECRET
 from tests.fuzz.servers import WAYS, url_of
 
 LIST = ("dataset", "list", "--config", "config.yaml")
@@ -14,7 +14,7 @@ PUSH = ("dataset", "push", "photos", "dogs", "--config", "config.yaml")
 DRY = ("run", "config.yaml", "--dry-run")
 KEYS = {
     "AWS_ACCESS_KEY_ID": "key",
-    "AWS_SECRET_ACCESS_KEY": PLANTED,
+    "AWS_SECRET_ACCESS_KEY": SECRET,
     "AWS_DEFAULT_REGION": "us-east-1",
 }
 Build = Callable[[Path], object]
@@ -47,7 +47,7 @@ def _case(
         build(folder)
 
     return Case(
-        f"stores/{what}", words, code, whole, secret=PLANTED, seconds=seconds, env={**KEYS, **env}
+        f"stores/{what}", words, code, whole, secret=SECRET, seconds=seconds, env={**KEYS, **env}
     )
 
 
@@ -75,7 +75,7 @@ def _addresses() -> Iterator[Case]:
         "a bucket in capitals": "s3://Bucket/x",
         "a bucket with a space": "s3://my bucket/x",
         "a bucket that leaves": "s3://../x",
-        "credentials": f"s3://AKIA:{PLANTED}@bucket/x",
+        "credentials": f"s3://AKIA:{SECRET}@bucket/x",
         "a bucket of 64 letters": f"s3://{'b' * 64}/x",
         "an escape": "s3://\x1b[2J/x",
         "a line end": "s3://bucket\n/x",
@@ -87,14 +87,14 @@ def _addresses() -> Iterator[Case]:
         "a word": "nonsense",
         "ftp": "ftp://127.0.0.1",
         "a scheme alone": "http://",
-        "a port that is none": "http://127.0.0.1:99999",
+        "an invalid port": "http://127.0.0.1:99999",
         "a port of letters": "http://127.0.0.1:port",
-        "credentials": f"http://u:{PLANTED}@127.0.0.1:9",
+        "credentials": f"http://u:{SECRET}@127.0.0.1:9",
         "a space": "http://127.0.0.1 :9",
         "a file": "file:///tmp",
         "a line end": "http://127.0.0.1:9\nx",
         "a bracket": "http://[::1",
-        "a query": f"http://127.0.0.1:9/?k={PLANTED}",
+        "a query": f"http://127.0.0.1:9/?k={SECRET}",
     }.items():
         yield _case(
             f"list, the endpoint {what}", LIST, {"uri": "s3://bucket/x", "endpoint": endpoint}, BAD
@@ -158,7 +158,7 @@ def _s3() -> Iterator[Case]:
         seconds=HANGS,
     )
     yield _case(
-        "list, S3 of a name that is none",
+        "list, S3 of an unknown host",
         LIST,
         {"uri": "s3://bucket/x", "endpoint": "http://s3.invalid"},
         FAILED,
@@ -173,7 +173,7 @@ def _served(what: str, words: tuple[str, ...], way: str, **sections: object) -> 
         storage = {"uri": "s3://bucket/x", "endpoint": url_of(folder, way)}
         write_config(folder, storage=storage, dataset={"min_side": 32}, **sections)
 
-    return Case(f"stores/{what}", words, FAILED, whole, secret=PLANTED, seconds=HANGS, env=KEYS)
+    return Case(f"stores/{what}", words, FAILED, whole, secret=SECRET, seconds=HANGS, env=KEYS)
 
 
 def _credentials() -> Iterator[Case]:
@@ -185,7 +185,7 @@ def _credentials() -> Iterator[Case]:
     }
     yield _case("list, no credentials", LIST, s3, FAILED, **none)
     yield _case("list, an unknown profile", LIST, s3, BAD, AWS_PROFILE="nobody")
-    yield _case("list, a region that is none", LIST, s3, BAD, AWS_DEFAULT_REGION="the moon")
+    yield _case("list, an invalid region", LIST, s3, BAD, AWS_DEFAULT_REGION="the moon")
     yield _case(
         "list, a key with a line end", LIST, s3, FAILED, AWS_ACCESS_KEY_ID="a\nb", seconds=HANGS
     )
@@ -201,7 +201,7 @@ def _credentials() -> Iterator[Case]:
         **none,
     )
     yield _case(
-        "list, credentials by a program that fails",
+        "list, a failing credential process",
         LIST,
         s3,
         BAD,
@@ -212,7 +212,7 @@ def _credentials() -> Iterator[Case]:
     )
     aws: dict[str, str | None] = {"uri": "s3://bucket/x", "endpoint": ""}
     yield _case(
-        "list, an endpoint of the environment that is none",
+        "list, an invalid endpoint in the environment",
         LIST,
         aws,
         BAD,
@@ -223,7 +223,7 @@ def _credentials() -> Iterator[Case]:
         LIST,
         aws,
         BAD,
-        AWS_ENDPOINT_URL_S3=f"http://u:{PLANTED}@127.0.0.1:9",
+        AWS_ENDPOINT_URL_S3=f"http://u:{SECRET}@127.0.0.1:9",
     )
 
 
@@ -242,19 +242,19 @@ def _tracking() -> Iterator[Case]:
             ("models", "--config", "config.yaml"),
             code,
             whole,
-            secret=PLANTED,
+            secret=SECRET,
             seconds=seconds,
             writes=("nowhere",),
         )
 
     for what, uri in {
         "of an unknown scheme": "ftp://127.0.0.1/x",
-        "of a password": f"http://u:{PLANTED}@127.0.0.1:9",
-        "of a database's password": f"postgresql://u:{PLANTED}@127.0.0.1:9/m",
+        "of a password": f"http://u:{SECRET}@127.0.0.1:9",
+        "of a database's password": f"postgresql://u:{SECRET}@127.0.0.1:9/m",
     }.items():
         yield from tracked(what, uri, BAD)
     yield from tracked("out of reach", "http://127.0.0.1:9", FAILED)
-    yield from tracked("in a folder that is not there", "sqlite:///CWD/nowhere/m.db", OK)
+    yield from tracked("in a missing folder", "sqlite:///CWD/nowhere/m.db", OK)
     for way in ("hangs", "html", "forbidden", "broken", "garbage", "loop"):
         yield from tracked(way, None, FAILED, way)
 

@@ -1,4 +1,4 @@
-"""Good input in bad surroundings: streams, environments, work folders, a trainer that is killed."""
+"""Cases of valid inputs with faulty streams, environment variables and work folders."""
 
 import os
 from collections.abc import Callable, Iterator
@@ -9,8 +9,8 @@ from tests.fuzz import materials
 from tests.fuzz.case import BAD, FAILED, OK, Case, Stdout, text, write_config
 from tests.fuzz.documents import GOOD
 
-UNTOLD = (
-    "that /proc takes no folder from root shows only when one is made: no sign of it in its rights"
+UNDETECTED = (
+    "a dry run checks permissions, which do not show that root cannot create folders in /proc"
 )
 SHOW = ("config", "show", "config.yaml")
 Build = Callable[[Path], object]
@@ -51,21 +51,21 @@ def _environments() -> Iterator[Case]:
     words = ("validate", "photos", "--resolution", "32")
     for what, env in {
         "no HOME": {"HOME": None},
-        "a HOME that is not there": {"HOME": "/nowhere"},
+        "a missing HOME": {"HOME": "/nowhere"},
         "a HOME that is a file": {"HOME": "/etc/passwd"},
         "no temporary folder": {"TMPDIR": "/nowhere"},
-        "columns that are none": {"COLUMNS": "wide"},
+        "invalid columns": {"COLUMNS": "wide"},
         "0 columns": {"COLUMNS": "0"},
         "a million columns": {"COLUMNS": "1000000"},
         "minus one column": {"COLUMNS": "-1"},
         "no language": {"LANG": None, "LC_ALL": None},
-        "a language that is none": {"LC_ALL": "xx_YY.nonsense"},
+        "an unknown language": {"LC_ALL": "xx_YY.nonsense"},
         "the language C": {"LC_ALL": "C"},
         "no PATH": {"PATH": None},
-        "a terminal that is none": {"TERM": "nonsense"},
+        "an unknown terminal": {"TERM": "nonsense"},
         "no USER": {"USER": None, "LOGNAME": None},
-        "threads that are none": {"OMP_NUM_THREADS": "many"},
-        "a proxy that is none": {"HTTP_PROXY": "nonsense", "HTTPS_PROXY": "x"},
+        "an invalid number of threads": {"OMP_NUM_THREADS": "many"},
+        "an invalid proxy": {"HTTP_PROXY": "nonsense", "HTTPS_PROXY": "x"},
     }.items():
         yield Case(
             f"surroundings/validate, {what}", words, OK, lambda f: materials.photos(f), env=env
@@ -100,8 +100,8 @@ def _works() -> Iterator[Case]:
                 f"surroundings/{' '.join(words).replace(' config.yaml', '')}, work folder: {what}"
             )
             case = Case(name, words, BAD, _whole(build, paths={"work": work}), seconds=40)
-            untold = what == "/proc"
-            yield replace(case, wrong=UNTOLD if untold and os.getuid() == 0 else "")
+            undetected = what == "/proc" and os.getuid() == 0
+            yield replace(case, wrong=UNDETECTED if undetected else "")
         name = f"surroundings/{' '.join(words).replace(' config.yaml', '')}, work folder: read-only"
         build = _whole(lambda f: (f / "x").mkdir(mode=0o555), paths={"work": "x/y"})
         yield Case(name, words, BAD, build, as_nobody=True, seconds=40)
@@ -121,6 +121,6 @@ def _whole(build: Build = lambda f: None, **sections: object) -> Build:
 
 
 def _emoji_photos(folder: Path) -> None:
-    place = materials.photos(folder)
-    (place / "0.png").rename(place / "🐕.png")
-    (place / "notes.🐕").write_text("x")
+    photos = materials.photos(folder)
+    (photos / "0.png").rename(photos / "🐕.png")
+    (photos / "notes.🐕").write_text("x")

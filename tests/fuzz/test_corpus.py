@@ -1,4 +1,4 @@
-"""Some bad inputs of every category through the real command line; `make fuzz` takes all of them."""
+"""The quick sample of fuzz cases on the real command line (all of them: `make fuzz`), and the checks."""
 
 import json
 import subprocess
@@ -19,7 +19,7 @@ LEAST = 600
 
 @pytest.fixture(scope="module")
 def results(tmp_path_factory: pytest.TempPathFactory) -> dict[str, dict[str, Any]]:
-    """Name -> how the case ended; all in one process that forks them."""
+    """Case name -> result; all run by one forking process."""
     out = tmp_path_factory.mktemp("fuzz") / "results.json"
     command = [sys.executable, "-m", "tests.fuzz", "--quick", "--jobs", "1", "--patience", "2"]
     command += ["--out", str(out)]
@@ -29,7 +29,7 @@ def results(tmp_path_factory: pytest.TempPathFactory) -> dict[str, dict[str, Any
 
 
 @pytest.mark.parametrize("case", CASES, ids=lambda case: case.name)
-def test_a_bad_input_gets_its_sentence(
+def test_command_ends_as_expected(
     case: Case, results: dict[str, dict[str, Any]], request: pytest.FixtureRequest
 ) -> None:
     if case.wrong:
@@ -38,7 +38,7 @@ def test_a_bad_input_gets_its_sentence(
     assert result["faults"] == [], result["stderr"]
 
 
-def test_the_corpus_is_large_and_covers_every_category() -> None:
+def test_corpus_is_large_and_the_quick_sample_covers_every_category() -> None:
     cases = corpus.everything()
     assert len(cases) >= LEAST
     assert {case.category for case in CASES} == {case.category for case in cases}
@@ -48,7 +48,7 @@ GOOD = Ended(2, 0, "", "Error: no config at x.yaml\n", 1.0, 10**8, [], [], False
 CASE = Case("test/x", ("run",), 2, says=("x.yaml",), secret="hunter2")
 
 
-def test_a_good_end_has_no_faults() -> None:
+def test_expected_end_has_no_faults() -> None:
     assert faults(CASE, GOOD) == []
 
 
@@ -74,5 +74,5 @@ def test_a_good_end_has_no_faults() -> None:
         ({"left_running": True}, "left running"),
     ],
 )
-def test_a_bad_end_is_noticed(change: dict[str, Any], fault: str) -> None:
+def test_unexpected_end_is_a_fault(change: dict[str, Any], fault: str) -> None:
     assert fault in "; ".join(faults(CASE, GOOD._replace(**change)))

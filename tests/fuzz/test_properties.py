@@ -1,4 +1,4 @@
-"""What holds for any input, by hypothesis: few examples here, many in `make fuzz`."""
+"""Property tests by hypothesis; few examples by default, many in `make fuzz`."""
 
 import csv
 import io
@@ -30,7 +30,7 @@ from tests.fuzz.case import document
 
 T = TypeVar("T")
 MANY = "FUZZ_EXAMPLES"
-"""Variable of the environment: examples per property."""
+"""Environment variable: examples per property."""
 COMMON = settings(
     max_examples=int(os.environ.get(MANY, "30")),
     derandomize=MANY not in os.environ,
@@ -60,19 +60,19 @@ TOKENS = st.lists(
     ),
     max_size=25,
 ).map("".join)
-"""Pieces of YAML."""
+"""Sequences of YAML tokens."""
 KEYS = st.text("abc/.~-_=%: \0\\é", max_size=60) | st.text(max_size=300)
 
 
 @contextmanager
 def folder() -> Iterator[Path]:
-    """A new one; hypothesis calls a test often, which pytest's fixtures do not know of."""
+    """A new temporary folder per example; pytest's fixtures are per test."""
     with tempfile.TemporaryDirectory() as name:
         yield Path(name).resolve()
 
 
-def taken(load: Callable[[], T]) -> tuple[T | None, str]:
-    """What was loaded, or None and the sentence of the refusal; any other error is raised."""
+def loaded_or_message(load: Callable[[], T]) -> tuple[T | None, str]:
+    """The loaded value, or None and the `ConfigError`'s message; other errors are raised."""
     try:
         return load(), ""
     except ConfigError as refused:
@@ -91,9 +91,9 @@ def leaves() -> list[tuple[str, ...]]:
     | VALUES.map(lambda value: yaml.safe_dump(value, allow_unicode=True))
     | st.text(max_size=200)
 )
-def test_a_config_loads_or_is_refused(content: str) -> None:
-    with folder() as place:
-        path = place / "config.yaml"
+def test_config_loads_or_is_refused(content: str) -> None:
+    with folder() as root:
+        path = root / "config.yaml"
         path.write_bytes(content.encode("utf-8", "surrogatepass"))
         with pytest.raises(ConfigError) as refused:
             load_config(path)
@@ -102,16 +102,14 @@ def test_a_config_loads_or_is_refused(content: str) -> None:
 
 @COMMON
 @given(st.sampled_from(leaves()), VALUES)
-def test_any_value_of_any_key_loads_or_is_refused_by_its_name(
-    path: tuple[str, ...], value: Any
-) -> None:
-    with folder() as place:
-        (place / "config.yaml").write_text(
+def test_any_value_of_any_key_loads_or_is_refused(path: tuple[str, ...], value: Any) -> None:
+    with folder() as root:
+        (root / "config.yaml").write_text(
             fields.written(path, value), encoding="utf-8", errors="surrogatepass"
         )
-        loaded, said = taken(lambda: load_config(place / "config.yaml"))
-    assert loaded is not None or "config.yaml" in said
-    if loaded is not None:  # finite, and whole
+        loaded, message = loaded_or_message(lambda: load_config(root / "config.yaml"))
+    assert loaded is not None or "config.yaml" in message
+    if loaded is not None:  # survives a round trip through JSON
         assert Config.model_validate(json.loads(canonical(loaded))) == loaded
 
 
@@ -122,19 +120,19 @@ def test_any_value_of_any_key_loads_or_is_refused_by_its_name(
         "{}={}".format, st.sampled_from([".".join(path) for path in leaves()]), YAML_TEXT | TOKENS
     )
 )
-def test_an_override_is_taken_or_refused(word: str) -> None:
-    with folder() as place:
-        (place / "config.yaml").write_text(yaml.safe_dump(document()))
-        _, said = taken(lambda: load_config(place / "config.yaml", (word,)))
-    assert len(said) < 2_000
+def test_override_loads_or_is_refused(word: str) -> None:
+    with folder() as root:
+        (root / "config.yaml").write_text(yaml.safe_dump(document()))
+        _, message = loaded_or_message(lambda: load_config(root / "config.yaml", (word,)))
+    assert len(message) < 2_000
 
 
 @COMMON
 @given(KEYS, st.binary(max_size=50))
-def test_a_key_stays_in_its_store(key: str, data: bytes) -> None:
-    with folder() as place:
-        (place / "outside").write_bytes(b"theirs")
-        store = FileStore(place / "store")
+def test_key_cannot_leave_its_store(key: str, data: bytes) -> None:
+    with folder() as root:
+        (root / "outside").write_bytes(b"other")
+        store = FileStore(root / "store")
         try:
             store.put(key, data)
         except StorageError:
@@ -142,13 +140,13 @@ def test_a_key_stays_in_its_store(key: str, data: bytes) -> None:
         else:
             assert store.get(key) == data
             assert key in list(store.keys(""))
-        assert {path.name for path in place.iterdir()} <= {"outside", "store"}
-        assert (place / "outside").read_bytes() == b"theirs"
+        assert {path.name for path in root.iterdir()} <= {"outside", "store"}
+        assert (root / "outside").read_bytes() == b"other"
 
 
 @COMMON
 @given(KEYS | st.from_regex(r"[A-Za-z0-9_-]{1,70}\n?", fullmatch=True))
-def test_a_datasets_name_is_one_folder(name: str) -> None:
+def test_valid_dataset_name_is_one_path_component(name: str) -> None:
     try:
         assert check_name(name) == name
     except ConfigError:
@@ -160,7 +158,7 @@ def test_a_datasets_name_is_one_folder(name: str) -> None:
 
 @COMMON
 @given(st.text(max_size=100))
-def test_a_name_out_of_any_words_is_a_name(words: str) -> None:
+def test_as_name_gives_a_valid_name_or_none(words: str) -> None:
     name = as_name(words)
     assert name == "" or re.fullmatch(NAME, name)
 
@@ -172,17 +170,15 @@ CELLS = st.text(max_size=20) | st.sampled_from(
 
 @COMMON
 @given(st.lists(st.lists(CELLS, max_size=5), max_size=5), st.permutations([*JobGroup.model_fields]))
-def test_a_csv_is_an_order_or_is_refused(rows: list[list[str]], columns: list[str]) -> None:
-    with folder() as place:
+def test_csv_is_a_valid_job_or_is_refused(rows: list[list[str]], columns: list[str]) -> None:
+    with folder() as root:
         buffer = io.StringIO()
         csv.writer(buffer).writerows([columns[:5], *rows])
-        (place / "order.csv").write_text(
-            buffer.getvalue(), encoding="utf-8", errors="surrogatepass"
-        )
-        order, said = taken(lambda: read_job(place / "order.csv"))
-    assert order is not None or "order.csv" in said
-    if order is not None:
-        assert 0 < len(image_specs(order)) <= order.count <= order.limit
+        (root / "job.csv").write_text(buffer.getvalue(), encoding="utf-8", errors="surrogatepass")
+        job, message = loaded_or_message(lambda: read_job(root / "job.csv"))
+    assert job is not None or "job.csv" in message
+    if job is not None:
+        assert 0 < len(image_specs(job)) <= job.count <= job.limit
 
 
 PROMPTS = st.text(
@@ -195,21 +191,21 @@ PROMPTS = st.text(
     st.lists(PROMPTS, min_size=1, max_size=5),
     st.lists(st.integers(0, 2**63 - 1), min_size=1, max_size=4),
 )
-def test_an_order_in_csv_is_the_one_in_yaml(prompts: list[str], seeds: list[int]) -> None:
-    with folder() as place:
+def test_job_in_csv_equals_the_one_in_yaml(prompts: list[str], seeds: list[int]) -> None:
+    with folder() as root:
         group = {"models": ["dog"], "prompts": prompts, "seeds": seeds}
-        (place / "o.yaml").write_text(yaml.safe_dump(group, allow_unicode=True), encoding="utf-8")
-        with (place / "o.csv").open("w", newline="", encoding="utf-8") as file:
+        (root / "o.yaml").write_text(yaml.safe_dump(group, allow_unicode=True), encoding="utf-8")
+        with (root / "o.csv").open("w", newline="", encoding="utf-8") as file:
             writer = csv.writer(file)
             writer.writerow(group)
             writer.writerow(["dog", "|".join(prompts), "|".join(map(str, seeds)) + "|"])
-        assert read_job(place / "o.csv") == read_job(place / "o.yaml")
-        assert isinstance(read_job(place / "o.csv"), SamplingJob)
+        assert read_job(root / "o.csv") == read_job(root / "o.yaml")
+        assert isinstance(read_job(root / "o.csv"), SamplingJob)
 
 
 @COMMON
 @given(st.text(max_size=100) | st.text("{}subject:!.[]<>0123456789 ", max_size=40))
-def test_a_prompt_template_only_fills_words(template: str) -> None:
+def test_valid_prompt_template_only_fills_in_words(template: str) -> None:
     try:
         check_template(template)
     except ValueError:
@@ -220,9 +216,9 @@ def test_a_prompt_template_only_fills_words(template: str) -> None:
 
 @COMMON
 @given(st.binary(max_size=500))
-def test_a_blob_comes_back_as_it_was(data: bytes) -> None:
-    with folder() as place:
-        store = FileStore(place / "store")
+def test_blob_is_read_back_unchanged(data: bytes) -> None:
+    with folder() as root:
+        store = FileStore(root / "store")
         blob = put_blob(store, data)
         assert put_blob(store, data) == blob
         assert get_blob(store, blob) == data
@@ -243,7 +239,7 @@ JSON = st.recursive(
 
 @COMMON
 @given(st.dictionaries(st.text(max_size=10), JSON, max_size=6))
-def test_a_digest_does_not_depend_on_the_order_of_keys(value: dict[str, Any]) -> None:
+def test_digest_does_not_depend_on_the_order_of_keys(value: dict[str, Any]) -> None:
     backwards = dict(reversed(value.items()))
     assert digest_json(backwards) == digest_json(value)
     assert digest_json(json.loads(canonical(value))) == digest_json(value)

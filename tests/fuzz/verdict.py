@@ -1,4 +1,4 @@
-"""What is wrong with how a command ended: nothing, or a list of sentences."""
+"""Checks of a command's end against its case: exit code, output, memory, files, processes."""
 
 import re
 import unicodedata
@@ -7,11 +7,11 @@ from tests.fuzz.case import OK, Case
 from tests.fuzz.forks import Ended
 
 MAX_SENTENCE = 600
-"""Characters of an error's sentence."""
+"""Largest length of an error message in characters."""
 MAX_OUTPUT = 200_000
-"""Characters of stdout."""
+"""Largest length of stdout in characters."""
 MAX_MEMORY = 3 * 2**29
-"""Bytes, 1.5 GiB."""
+"""Largest memory in bytes: 1.5 GiB."""
 UNWANTED = (
     "Traceback",
     "not foreseen",
@@ -24,11 +24,11 @@ UNWANTED = (
     "Exception ignored",
     "Errno",
 )
-"""What shows an error that the code did not expect, or a library's own words."""
+"""Texts of unexpected errors and of libraries' own messages."""
 
 
 def faults(case: Case, ended: Ended) -> list[str]:
-    """Sentences; empty when the command ended as the case says."""
+    """Differences from the expected end, a sentence each."""
     found = []
     if ended.code is None:
         found.append(f"killed by signal {ended.signal} after {ended.seconds:.0f} s")
@@ -47,7 +47,7 @@ def faults(case: Case, ended: Ended) -> list[str]:
 
 
 def _words(case: Case, ended: Ended) -> list[str]:
-    """Of both streams."""
+    """Faults of both streams' content."""
     both = ended.stdout + ended.stderr
     found = [f"prints {word!r}" for word in UNWANTED if word in ended.stderr]
     found += [f"does not say {word!r}" for word in case.says if word not in both]
@@ -76,7 +76,7 @@ def _sentence(stderr: str) -> list[str]:
 
 
 def _control(text: str) -> str:
-    """The first character that acts on a terminal rather than being shown: escapes, text direction."""
+    """The first control character or change of text direction; "" if none."""
     for found in re.finditer(r"[^\x20-\x7e\n\t]", text):
         character = found.group()
         bidirectional = character in "\u202a\u202b\u202c\u202d\u202e\u2066\u2067\u2068\u2069"
