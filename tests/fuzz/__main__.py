@@ -38,7 +38,7 @@ def main() -> int:
 
 def is_wrong(result: Result) -> bool:
     """Whether a case failed, or a case with a known defect passed."""
-    return bool(result["faults"]) != bool(result["wrong"])
+    return bool(result["faults"]) != bool(result["known_defect"])
 
 
 def _perform(cases: Sequence[Case], folder: Path, jobs: int, patience: float) -> list[Result]:
@@ -69,7 +69,7 @@ def _work(cases: Sequence[Case], numbers: Sequence[int], folder: Path, patience:
         result: Result = {
             "name": case.name,
             "category": case.category,
-            "wrong": case.wrong,
+            "known_defect": case.known_defect,
             "faults": faults(case, ended),
             "code": ended.code,
             "seconds": round(ended.seconds, 2),
@@ -86,7 +86,7 @@ def _show(results: Sequence[Result], seconds: float) -> None:
     for category, count in totals.items():
         print(f"{category:<14} {count:>5} cases  {passed[category]:>5} passed")
     for result in filter(is_wrong, results):
-        faults = result["faults"] or ["passes now: remove `wrong`"]
+        faults = result["faults"] or ["passes now: remove `known_defect`"]
         print(f"FAILED {result['name']}: {'; '.join(map(str, faults))}")
         print(f"       {str(result['stderr']).strip()[-300:]!r}")
     wrong = sum(map(is_wrong, results))

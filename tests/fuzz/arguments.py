@@ -94,9 +94,9 @@ def _case(
     words: tuple[str, ...],
     code: int = BAD,
     build: Callable[[Path], object] = lambda f: None,
-    says: tuple[str, ...] = (),
+    contains: tuple[str, ...] = (),
 ) -> Case:
-    return Case(f"arguments/{what}", words, code, build, says)
+    return Case(f"arguments/{what}", words, code, build, contains)
 
 
 def _words() -> Iterator[Case]:
@@ -145,7 +145,7 @@ def _configs() -> Iterator[Case]:
     for command in CONFIGS:
         words = tuple(command.split())
         words = (words[0], "beach", *words[1:]) if words[0] == "search" else words
-        yield _case(f"{command}: missing", (*words, "nowhere.yaml"), says=("nowhere.yaml",))
+        yield _case(f"{command}: missing", (*words, "nowhere.yaml"), contains=("nowhere.yaml",))
         yield _case(
             f"{command}: a folder", (*words, "folder"), build=lambda f: (f / "folder").mkdir()
         )

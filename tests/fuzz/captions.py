@@ -12,7 +12,7 @@ from tests.fuzz import materials
 from tests.fuzz.case import OK, REFUSED, Case, write_config
 
 RUN = ("run", "config.yaml", "--dry-run")
-ALONE = ("validate", "photos", "--resolution", "32")
+VALIDATE = ("validate", "photos", "--resolution", "32")
 LINE = json.dumps({"file_name": "0.png", "text": "a photo of sks dog"})
 
 
@@ -37,7 +37,7 @@ def _both(what: str, build: Callable[[Path], object], code: int) -> Iterator[Cas
         build(materials.photos(folder))
 
     yield Case(f"captions/{what}, run", RUN, code, whole)
-    yield Case(f"captions/{what}, validate", ALONE, code, whole)
+    yield Case(f"captions/{what}, validate", VALIDATE, code, whole)
 
 
 def _texts() -> Iterator[tuple[str, bytes, int]]:
@@ -78,7 +78,7 @@ def _tables() -> Iterator[tuple[str, bytes, int]]:
     yield "a text that is a list", b'{"file_name": "0.png", "text": ["a"]}', REFUSED
     yield "a name that is a list", b'{"file_name": ["0.png"], "text": "a"}', OK
     yield "an unknown photo", b'{"file_name": "9.png", "text": "sks"}', OK
-    yield "a photo elsewhere", b'{"file_name": "../../etc/passwd", "text": "sks"}', OK
+    yield "a photo outside", b'{"file_name": "../../etc/passwd", "text": "sks"}', OK
     yield (
         "two captions",
         f'{LINE}\n{{"file_name": "0.png", "text": "another sks"}}'.encode(),

@@ -28,7 +28,7 @@ class Case:
     code: int
     build: Callable[[Path], object] = lambda folder: None
     """Writes the input into the working directory before the command starts."""
-    says: tuple[str, ...] = ()
+    contains: tuple[str, ...] = ()
     """Texts that stdout or stderr must contain."""
     secret: str = ""
     """Text that neither may contain."""
@@ -45,7 +45,7 @@ class Case:
     """Run in a new interpreter instead of a fork, for libraries that read the environment at import."""
     harmless: bool = False
     """Whether exit code 0 is accepted too, for random damage."""
-    wrong: str = ""
+    known_defect: str = ""
     """Reason of a known defect: the case is expected to fail, and reported once it passes."""
 
     @property

@@ -88,7 +88,7 @@ def cases() -> Iterator[Case]:
         yield _case(f"show a name: {what}", ("show", name), BAD)
     for what, folder, code, build in _pushed():
         case = _case(f"push {what}", ("push", folder, "dogs"), code, build)
-        yield replace(case, wrong=UNFILLED if what == "a bad caption" else "")
+        yield replace(case, known_defect=UNFILLED if what == "a bad caption" else "")
     yield _case("show a missing one", ("show", "dogs"), BAD)
     yield _case("list none", ("list",), OK)
     for what, content in POINTERS.items():

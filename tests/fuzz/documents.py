@@ -26,8 +26,8 @@ def cases() -> Iterator[Case]:
     yield from _combinations()
 
 
-def _case(what: str, content: str | bytes, code: int = BAD, *says: str) -> Case:
-    return Case(f"documents/{what}", SHOW, code, text(content), says)
+def _case(what: str, content: str | bytes, code: int = BAD, *contains: str) -> Case:
+    return Case(f"documents/{what}", SHOW, code, text(content), contains)
 
 
 def _bomb(levels: int, width: int) -> str:
@@ -202,7 +202,7 @@ def _encodings() -> Iterator[Case]:
     yield _case("overlong", GOOD.encode() + b"x: \xc0\xaf\n")
     yield _case("surrogates in UTF-8", GOOD.encode() + b"x: \xed\xa0\xbd\n")
     yield _case("NUL at the end", GOOD.encode() + b"\0")
-    yield _case("NULs alone", bytes(4096))
+    yield _case("NULs only", bytes(4096))
     yield _case("a control character", GOOD + "x: \x07\n")
     yield _case("an escape sequence", GOOD + "x: \x1b[2J\n")
     yield _case("a next-line character", GOOD + "x: a\x85b\n")

@@ -58,8 +58,10 @@ def _case(path: tuple[str, ...], what: str, value: Any, code: int) -> Case:
         (folder / "config.yaml").write_text(written(path, value), encoding="utf-8")
 
     named = code == BAD and what != "a date"  # whose message has the line instead
-    says = (path[-1],) if named else ()
-    return Case(f"fields/{dotted}: {what}", ("config", "show", "config.yaml"), code, build, says)
+    contains = (path[-1],) if named else ()
+    return Case(
+        f"fields/{dotted}: {what}", ("config", "show", "config.yaml"), code, build, contains
+    )
 
 
 def written(path: tuple[str, ...], value: Any) -> str:

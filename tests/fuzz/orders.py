@@ -101,8 +101,8 @@ YAML = {
 CSV = {
     "empty": "",
     "a line end": "\n",
-    "a header alone": "models,prompts\n",
-    "an empty row alone": "models,prompts\n,\n",
+    "a header only": "models,prompts\n",
+    "an empty row only": "models,prompts\n,\n",
     "an unknown column": "models,prompts,colour\ndog,x,red\n",
     "a column twice": "models,prompts,models\ndog,x,dog\n",
     "a column without a name": "models,prompts,\ndog,x,1\n",
@@ -115,7 +115,7 @@ CSV = {
     "no header": "dog,a photo\ncat,a photo\n",
     "no model": "models,prompts\n,x\n",
     "no prompt": "models,prompts\ndog,\n",
-    "bars alone": "models,prompts\ndog,|||\n",
+    "bars only": "models,prompts\ndog,|||\n",
     "a word for seeds": "models,prompts,seeds\ndog,x,many\n",
     "no seeds": "models,prompts,seeds\ndog,x,0\n",
     "bars for seeds": "models,prompts,seeds\ndog,x,|\n",
@@ -158,21 +158,21 @@ def cases() -> Iterator[Case]:
             yield _case(f"{ending.upper()}: {what}", f"job.{ending}", data)
     for ending in ("yaml", "yml", "csv"):
         words = _words(f"job.{ending}")
-        yield Case(f"orders/{ending}: missing", words, BAD)
+        yield Case(f"jobs/{ending}: missing", words, BAD)
         yield Case(
-            f"orders/{ending}: a folder", words, BAD, lambda f, e=ending: (f / f"job.{e}").mkdir()
+            f"jobs/{ending}: a folder", words, BAD, lambda f, e=ending: (f / f"job.{e}").mkdir()
         )
         yield Case(
-            f"orders/{ending}: a pipe", words, BAD, lambda f, e=ending: os.mkfifo(f / f"job.{e}")
+            f"jobs/{ending}: a pipe", words, BAD, lambda f, e=ending: os.mkfifo(f / f"job.{e}")
         )
         yield Case(
-            f"orders/{ending}: /dev/zero",
+            f"jobs/{ending}: /dev/zero",
             words,
             BAD,
             lambda f, e=ending: (f / f"job.{e}").symlink_to("/dev/zero"),
         )
         yield Case(
-            f"orders/{ending}: a loop",
+            f"jobs/{ending}: a loop",
             words,
             BAD,
             lambda f, e=ending: (f / f"job.{e}").symlink_to(f"job.{e}"),
@@ -185,8 +185,8 @@ def cases() -> Iterator[Case]:
     yield _case("YAML: JSON", "job.yaml", '{"models": "dog", "prompts": "x"}', LATER)
 
 
-def _case(what: str, name: str, content: str | bytes, *says: str) -> Case:
-    return Case(f"orders/{what}", _words(name), BAD, text(content, name), says)
+def _case(what: str, name: str, content: str | bytes, *contains: str) -> Case:
+    return Case(f"jobs/{what}", _words(name), BAD, text(content, name), contains)
 
 
 def _words(name: str) -> tuple[str, ...]:

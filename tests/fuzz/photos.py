@@ -26,17 +26,17 @@ def cases() -> Iterator[Case]:
     yield from _folders()
 
 
-def _case(what: str, build: Build, code: int = REFUSED, *says: str) -> Case:
+def _case(what: str, build: Build, code: int = REFUSED, *contains: str) -> Case:
     def whole(folder: Path) -> None:
         build(materials.photos(folder))
 
-    return Case(f"photos/{what}", ("validate", "photos", *SIDE), code, whole, says)
+    return Case(f"photos/{what}", ("validate", "photos", *SIDE), code, whole, contains)
 
 
 def _file(what: str, data: bytes, code: int = REFUSED, name: str = "bad.png") -> Case:
     """A folder with one more file, whose name must be printed unless it is valid."""
-    says = () if code == OK else (name,)
-    return _case(what, lambda folder: (folder / name).write_bytes(data), code, *says)
+    contains = () if code == OK else (name,)
+    return _case(what, lambda folder: (folder / name).write_bytes(data), code, *contains)
 
 
 def saved(image: Image.Image, form: str, **options: object) -> bytes:
@@ -97,13 +97,13 @@ def _files() -> Iterator[Case]:
     flipped = bytearray(whole)
     flipped[len(whole) // 2] ^= 0xFF
     yield _file("a PNG with a wrong checksum", bytes(flipped))
-    short = _file("a PNG with fewer rows than it says", png(64, 64, b"\0" + bytes(192)))
-    yield replace(short, wrong="Pillow fills missing rows of a complete stream with black")
+    short = _file("a PNG with missing rows", png(64, 64, b"\0" + bytes(192)))
+    yield replace(short, known_defect="Pillow fills missing rows of a complete stream with black")
     yield _file("a PNG without an end", whole[:-12])
     yield _file("a PNG of no width", png(0, 64))
     yield _file("a PNG of a colour type that is none", png(64, 64, bytes(64 * 193), colour=5))
     for side in (10_001, 20_000, 60_000, 2**31 - 1):
-        yield _file(f"a PNG that says {side:,} x {side:,}", png(side, side))
+        yield _file(f"a PNG header of {side:,} x {side:,}", png(side, side))
     bomb = zlib.compress(bytes(50_000_000), 9)
     huge = b"\x89PNG\r\n\x1a\n" + chunk(b"IHDR", struct.pack(">IIBBBBB", 64, 64, 8, 2, 0, 0, 0))
     yield _file(
@@ -113,11 +113,11 @@ def _files() -> Iterator[Case]:
     yield _file("a PNG with a bomb of text", whole[:33] + text + whole[33:])
     profile = chunk(b"iCCP", b"p\0\0" + bomb)
     yield _file("a PNG with a bomb for a profile", whole[:33] + profile + whole[33:])
-    yield _file("a JPEG that says 65,500 x 65,500", _resized(jpeg, 65_500, 65_500), name="bad.jpg")
-    yield _file("a BMP that says 100,000 x 100,000", _bmp(100_000, 100_000), name="bad.bmp")
+    yield _file("a JPEG header of 65,500 x 65,500", _resized(jpeg, 65_500, 65_500), name="bad.jpg")
+    yield _file("a BMP header of 100,000 x 100,000", _bmp(100_000, 100_000), name="bad.bmp")
     yield _file("a BMP of a negative height beyond", _bmp(64, -(2**31)), name="bad.bmp")
     yield _file(
-        "a GIF that says 65,535 x 65,535",
+        "a GIF header of 65,535 x 65,535",
         b"GIF89a" + struct.pack("<HHBBB", 65_535, 65_535, 0, 0, 0) + b";",
         name="bad.gif",
     )
@@ -126,7 +126,7 @@ def _files() -> Iterator[Case]:
         b"II*\0\x08\0\0\0\x01\0" + bytes(12) + b"\x08\0\0\0",
         name="bad.tif",
     )
-    yield _file("a TIFF that says 100,000 x 100,000", _tiff(100_000, 100_000), name="bad.tif")
+    yield _file("a TIFF header of 100,000 x 100,000", _tiff(100_000, 100_000), name="bad.tif")
     yield _file("one pixel", saved(Image.new("RGB", (1, 1)), "PNG"))
     yield _file("31 pixels high", saved(materials.picture(9, (64, 31)), "PNG"))
     yield _file("one pixel high and long", saved(Image.new("RGB", (60_000, 1)), "PNG"))
@@ -246,7 +246,7 @@ def _names() -> Iterator[Case]:
         OK,
     )
     yield _case(
-        "two names of one look",
+        "two names with the same appearance",
         lambda p: [(p / n).write_bytes(good) for n in ("\u00e9.png", "e\u0301.png")],
         OK,
     )
@@ -316,7 +316,7 @@ def _folders() -> Iterator[Case]:
         unreadable.words,
         REFUSED,
         unreadable.build,
-        unreadable.says,
+        unreadable.contains,
         as_nobody=True,
     )
     sparse = _case("a photo of 20 GiB", _sparse, REFUSED, "big.png")
@@ -347,8 +347,8 @@ def _folders() -> Iterator[Case]:
     )
     yield Case("photos/two good photos", words, REFUSED, lambda f: materials.photos(f, 2))
     yield Case("photos/one photo thrice", words, REFUSED, of(_thrice))
-    yield Case("photos/texts alone", words, REFUSED, of(_texts))
-    yield Case("photos/folders alone", words, REFUSED, of(lambda p: (p / "a").mkdir(parents=True)))
+    yield Case("photos/texts only", words, REFUSED, of(_texts))
+    yield Case("photos/folders only", words, REFUSED, of(lambda p: (p / "a").mkdir(parents=True)))
     locked = of(lambda p: p.mkdir(mode=0))
     yield Case("photos/a folder that may not be listed", words, BAD, locked, as_nobody=True)
     yield Case("photos/no name", ("validate", "", *SIDE), REFUSED)

@@ -86,7 +86,7 @@ def _addresses() -> Iterator[Case]:
     for what, endpoint in {
         "a word": "nonsense",
         "ftp": "ftp://127.0.0.1",
-        "a scheme alone": "http://",
+        "a scheme only": "http://",
         "an invalid port": "http://127.0.0.1:99999",
         "a port of letters": "http://127.0.0.1:port",
         "credentials": f"http://u:{SECRET}@127.0.0.1:9",

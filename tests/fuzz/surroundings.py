@@ -101,7 +101,7 @@ def _works() -> Iterator[Case]:
             )
             case = Case(name, words, BAD, _whole(build, paths={"work": work}), seconds=40)
             undetected = what == "/proc" and os.getuid() == 0
-            yield replace(case, wrong=UNDETECTED if undetected else "")
+            yield replace(case, known_defect=UNDETECTED if undetected else "")
         name = f"surroundings/{' '.join(words).replace(' config.yaml', '')}, work folder: read-only"
         build = _whole(lambda f: (f / "x").mkdir(mode=0o555), paths={"work": "x/y"})
         yield Case(name, words, BAD, build, as_nobody=True, seconds=40)

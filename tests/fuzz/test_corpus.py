@@ -32,8 +32,8 @@ def results(tmp_path_factory: pytest.TempPathFactory) -> dict[str, dict[str, Any
 def test_command_ends_as_expected(
     case: Case, results: dict[str, dict[str, Any]], request: pytest.FixtureRequest
 ) -> None:
-    if case.wrong:
-        request.applymarker(pytest.mark.xfail(strict=True, reason=case.wrong))
+    if case.known_defect:
+        request.applymarker(pytest.mark.xfail(strict=True, reason=case.known_defect))
     result = results[case.name]
     assert result["faults"] == [], result["stderr"]
 
@@ -45,7 +45,7 @@ def test_corpus_is_large_and_the_quick_sample_covers_every_category() -> None:
 
 
 GOOD = Ended(2, 0, "", "Error: no config at x.yaml\n", 1.0, 10**8, [], [], False)
-CASE = Case("test/x", ("run",), 2, says=("x.yaml",), secret="hunter2")
+CASE = Case("test/x", ("run",), 2, contains=("x.yaml",), secret="hunter2")
 
 
 def test_expected_end_has_no_faults() -> None:
@@ -63,7 +63,7 @@ def test_expected_end_has_no_faults() -> None:
         ({"stderr": f"Error: x.yaml {'x' * 600}\n"}, "a sentence of"),
         ({"stderr": "Traceback\nError: no config at x.yaml\n"}, "'Traceback'"),
         ({"stderr": "Error: KeyError: x.yaml (not foreseen)\n"}, "'not foreseen'"),
-        ({"stderr": "Error: no config at it\n"}, "does not say 'x.yaml'"),
+        ({"stderr": "Error: no config at it\n"}, "lacks 'x.yaml'"),
         ({"stderr": "Error: x.yaml has hunter2\n"}, "echoes the secret"),
         ({"stderr": "Error: x.yaml \x1b[2J in it\n"}, "U+001B"),
         ({"stderr": "Error: x.yaml \u202e in it\n"}, "U+202E"),

@@ -50,7 +50,7 @@ def _words(case: Case, ended: Ended) -> list[str]:
     """Faults of both streams' content."""
     both = ended.stdout + ended.stderr
     found = [f"prints {word!r}" for word in UNWANTED if word in ended.stderr]
-    found += [f"does not say {word!r}" for word in case.says if word not in both]
+    found += [f"lacks {word!r}" for word in case.contains if word not in both]
     if case.secret and case.secret in both:
         found.append("echoes the secret")
     if len(ended.stdout) > MAX_OUTPUT:

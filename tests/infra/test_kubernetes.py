@@ -362,14 +362,16 @@ def _defaults() -> dict[str, Any]:
     }
 
 
-def _job(**asked: Any) -> dict[str, Any]:
+def _job(**variables: Any) -> dict[str, Any]:
     """The Kubernetes job of a run, as rendered by Prefect's worker."""
     pool, defaults = _pool(), _defaults()
     image = "registry.example.com/dreambooth-worker@sha256:0"
     given: dict[str, Any] = {"name": "run", "image": image, "command": ["prefect"], "env": []}
     manifest = copy.deepcopy(pool["job_configuration"]["job_manifest"])
     # unset values are removed with their keys
-    job: dict[str, Any] = apply_values(manifest, {**defaults, **given, **asked}, remove_notset=True)
+    job: dict[str, Any] = apply_values(
+        manifest, {**defaults, **given, **variables}, remove_notset=True
+    )
     return job
 
 
@@ -382,12 +384,12 @@ def test_job_variables_of_deployments_are_valid_for_the_pool(
     accounts = {each["metadata"]["name"] for each in of_kind(built["production"], "ServiceAccount")}
     small = set()
     for deployment in file["deployments"]:
-        asked = deployment["work_pool"]["job_variables"]
-        assert asked.keys() <= variables["properties"].keys()
-        given = {**defaults, **asked}
+        chosen = deployment["work_pool"]["job_variables"]
+        assert chosen.keys() <= variables["properties"].keys()
+        given = {**defaults, **chosen}
         validate(given, variables, raise_on_error=True, allow_none_with_default=True)
         assert given["service_account_name"] in accounts
-        kubernetes_validate.validate(_job(**asked), SCHEMAS, strict=True)
+        kubernetes_validate.validate(_job(**chosen), SCHEMAS, strict=True)
         if given["gpu_count"] == 0:
             small.add(deployment["entrypoint"].split(":")[0])
             assert quantity(given["cpu_request"]) < 1
