@@ -60,7 +60,7 @@ def forked(folder: Path, base: Path, kills: int, seed: int) -> KillCounts:
     from tests.training_for_real import Run
 
     counts, draw, began = KillCounts("forked attempts"), random.Random(seed), time.monotonic()
-    train, often = {"method": "lora", "ema": 0.9}, {"every_n_steps": 1, "keep": 4}
+    train, often = {"method": "lora", "ema": 0.9}, {"every_n_steps": 1, "keep_last": 4}
     whole = Attempts(Run(base, folder / "whole", STEPS, train, often))
     whole.finished()
     started = time.monotonic()
