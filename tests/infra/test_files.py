@@ -180,7 +180,7 @@ def test_readme_lists_every_exported_metric(infra: Path) -> None:
         if row.startswith("| `dreambooth_")
     ]
     assert rows == [
-        (f"`{name}`", metric.kind, ", ".join(metric.labels), metric.what)
+        (f"`{name}`", metric.kind, ", ".join(metric.labels), metric.description)
         for name, metric in METRICS.items()
     ]
 
