@@ -118,7 +118,7 @@ def as_row(name: str, config: Config) -> list[str]:
     kind = (
         "prediction" if config.prior_target == "prediction" else f"{prior.num_class_images} images"
     )
-    moves = "yes" if families.moving_encoders(load_family(config.model.family), config) else "no"
+    moves = "yes" if families.trained_encoders(load_family(config.model.family), config) else "no"
     until = f" until {train.text_encoder_until}" if train.text_encoder_until < 1 else ""
     shift = f", shift {config.loss.timestep_shift:g}" if config.loss.timestep_shift != 1 else ""
     only_tokens = method == "textual_inversion"

@@ -103,7 +103,7 @@ class Attempt:
             if self.config.train.method in INVERSIONS
             else {}
         )
-        spelled = [textual_inversion.spell(tokens, prompt) for prompt in PROMPTS]
+        spelled = [textual_inversion.insert_tokens(tokens, prompt) for prompt in PROMPTS]
         table = FAMILY.tokenize(self.parts, spelled)
         if not encodes:
             with torch.no_grad():

@@ -13,7 +13,7 @@ from pathlib import Path
 from dreambooth_core.batch_sampling.models import ModelReference, find_model, weights_of_model
 from dreambooth_core.config import Config
 from dreambooth_core.config.base import NAME
-from dreambooth_core.diffusion.sampling import DRAWN_BY, SampleOrigin
+from dreambooth_core.diffusion.sampling import ORIGIN_FILE, SampleOrigin
 from dreambooth_core.errors import ConfigError
 from dreambooth_core.reports import data_url
 from dreambooth_core.reports.gallery import GalleryImage, gallery
@@ -184,7 +184,7 @@ def _of_sets(store: Store) -> Iterator[SearchableImage]:
         if not rest:
             continue
         if prefix not in by:
-            by[prefix] = get_record(store, f"{prefix}/{DRAWN_BY}", SampleOrigin)
+            by[prefix] = get_record(store, f"{prefix}/{ORIGIN_FILE}", SampleOrigin)
         maker, made = by[prefix], get_record(store, key, ImageSet)
         if maker is not None and made is not None:
             yield from (_drawn(image, maker) for image in made.images)

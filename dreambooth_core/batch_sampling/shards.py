@@ -31,9 +31,9 @@ from dreambooth_core.diffusion.pipelines import (
 from dreambooth_core.diffusion.sampling import (
     Request,
     SamplingSettings,
-    drawn_by,
     each_image,
     images_prefix,
+    sample_origin,
 )
 from dreambooth_core.digests import digest_json
 from dreambooth_core.errors import ConfigError
@@ -219,7 +219,7 @@ def _check_noise_schedulers(wanted: Sequence[ImageSpec], mixtures: Mapping[str, 
         config = mixtures[model].config.model
         family, folder = load_family(config.family), base_folder(config)
         own = family.load(folder, only(folder))["scheduler"]
-        noise_schedulers.chosen(name, own, family.flow)
+        noise_schedulers.load_scheduler(name, own, family.flow)
 
 
 def _planned(index: int, wish: ImageSpec, order: SamplingJob, mixture: ModelMix) -> PlannedImage:
@@ -275,7 +275,7 @@ def _drawn(
             asked = {"sampler": pictures[0].sampler, "compute": planned.compute}
             config = mixture.config.model_copy(update=asked)
             load = partial(_painter, config, model)
-            by = drawn_by(config, mixture.blend, pictures[0].size)
+            by = sample_origin(config, mixture.blend, pictures[0].size)
             crew = image_pool(config, mixture.blend, by.size, prefix)
             drawing = SamplingSettings(load, config.sampler, by.size, by, crew)
             yield from _alike(store, prefix, drawing, pictures, pace)

@@ -181,7 +181,7 @@ def _plan(config: Config, checked: list[dataset.Validation]) -> dict[str, str]:
 
     train, rules, batch = config.train, config.evaluation, config.sample
     family = families.load_family(config.model.family)
-    text = "".join(f", {name}" for name in families.moving_encoders(family, config))
+    text = "".join(f", {name}" for name in families.trained_encoders(family, config))
     tracking = config.tracking.uri or "MLflow below paths.work"
     accepted = sum(len(found.accepted) for found in checked)
     findings = sum(len(found.findings) for found in checked)

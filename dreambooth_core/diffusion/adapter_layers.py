@@ -155,7 +155,7 @@ def merge(
 
 
 @contextmanager
-def switched_off(components: Iterable[nn.Module]) -> Iterator[None]:
+def disabled(components: Iterable[nn.Module]) -> Iterator[None]:
     """The components without their adapters, bit by bit what they were before these were added.
 
     peft's own switch would also freeze the adapters, and then thaw those that others had frozen:

@@ -17,7 +17,7 @@ from torch.nn import Module, Parameter
 from dreambooth_core.config import ADAPTERS, INVERSIONS, Config
 from dreambooth_core.diffusion import adapter_layers, safetensors_files, textual_inversion
 from dreambooth_core.diffusion.adapter_layers import Setting
-from dreambooth_core.diffusion.families import Family, Parts, check, moving_encoders
+from dreambooth_core.diffusion.families import Family, Parts, check, trained_encoders
 from dreambooth_core.diffusion.textual_inversion import is_new_token
 from dreambooth_core.errors import ModelError
 from dreambooth_core.randomness import seed_for
@@ -26,12 +26,12 @@ __all__ = [
     "LORA_FILE",
     "Trained",
     "apply",
+    "disabled",
     "drop_origin",
     "export",
     "is_new_token",
     "prepare",
     "stored_dtype",
-    "switched_off",
     "trained_components",
     "write_component",
 ]
@@ -56,7 +56,7 @@ def trained_components(family: Family, config: Config) -> tuple[str, ...]:
     check(family, config)
     method = config.train.method
     of_denoiser = () if method == "textual_inversion" else (family.denoiser,)
-    moving = family.tokenizers if method in INVERSIONS else moving_encoders(family, config)
+    moving = family.tokenizers if method in INVERSIONS else trained_encoders(family, config)
     return of_denoiser + tuple(moving)
 
 
@@ -117,10 +117,10 @@ def apply(family: Family, parts: Parts, folder: Path, strength: float = 1.0) -> 
     return parts
 
 
-def switched_off(family: Family, parts: Parts) -> AbstractContextManager[None]:
+def disabled(family: Family, parts: Parts) -> AbstractContextManager[None]:
     """Within it the parts are the frozen base, bit by bit, for prompts without new tokens."""
     names = (family.denoiser, *family.text_encoders)
-    return adapter_layers.switched_off([parts[name] for name in names if name in parts.components])
+    return adapter_layers.disabled([parts[name] for name in names if name in parts.components])
 
 
 def write_component(component: Any, folder: Path) -> None:
@@ -154,7 +154,7 @@ def stored_dtype(folder: Path) -> torch.dtype:
 
 
 def _adapted_components(family: Family, config: Config) -> tuple[str, ...]:
-    return (family.denoiser, *moving_encoders(family, config))
+    return (family.denoiser, *trained_encoders(family, config))
 
 
 def _moving(component: Module) -> dict[str, Parameter]:

@@ -14,7 +14,7 @@ TOLERANCE = 0.2
 """How far from its goal a trial may end, the noise that it starts from having length 1 per number."""
 
 
-def chosen(name: str, own: Any, flow: bool) -> Any:
+def load_scheduler(name: str, own: Any, flow: bool) -> Any:
     """The noise scheduler `diffusers.<name>` for a model with the noise scheduler `own`.
 
     It takes over `own`'s config: noise levels, what the denoiser predicts. Raises `ConfigError` for

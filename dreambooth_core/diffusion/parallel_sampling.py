@@ -15,9 +15,9 @@ from dreambooth_core.diffusion.pipelines import WeightedAdapter, WeightMix, load
 from dreambooth_core.diffusion.sampling import (
     ImagePool,
     SamplingSettings,
-    drawn_by,
     grid,
     images_prefix,
+    sample_origin,
     sample_set,
 )
 from dreambooth_core.errors import ModelError
@@ -44,7 +44,7 @@ class ImageRange(Record):
     """Where they belong in the store."""
     requests: tuple[tuple[str, int], ...]
     """Prompts and seeds."""
-    here: bool
+    shares_work_folder: bool
     """Whether who draws shares the work folder of who wants them."""
     threads: int
     """Those of the process that wants them; on a processor they decide the last bit of a sum."""
@@ -67,7 +67,7 @@ def image_pool(
         size=size,
         prefix=prefix,
         requests=(),
-        here=load_engine(config.compute.engine).here,
+        shares_work_folder=load_engine(config.compute.engine).shares_work_folder,
         threads=torch.get_num_threads(),
     )
     return partial(_draw_together, config.compute, whole)
@@ -108,17 +108,17 @@ def _draw_together(
         if progress is not None:
             progress(reached, len(requests), "images")
 
-    load_engine(compute.engine).spread(compute, draw_range, pieces, done)
+    load_engine(compute.engine).run(compute, draw_range, pieces, done)
 
 
 @lru_cache(maxsize=1)
 def _drawing(text: str) -> "SamplingSettings":
 
     whole = ImageRange.model_validate_json(text)
-    paths = whole.config.paths if whole.here else paths_here(whole.config.paths)
+    paths = whole.config.paths if whole.shares_work_folder else paths_here(whole.config.paths)
     config = whole.config.model_copy(update={"paths": paths})
-    drawing = drawing_of(config, open_store(config.storage), whole.blend, whole.size)
-    if drawing.by is None or drawing.by.prefix != whole.prefix:
+    drawing = sampling_settings(config, open_store(config.storage), whole.blend, whole.size)
+    if drawing.origin is None or drawing.origin.prefix != whole.prefix:
         raise ModelError(
             f"the files of {config.model.base} on this machine are not those that images are "
             "wanted of: bring the same base to all machines"
@@ -126,7 +126,7 @@ def _drawing(text: str) -> "SamplingSettings":
     return drawing
 
 
-def drawing_of(
+def sampling_settings(
     config: Config,
     store: Store,
     weights: Weights | WeightMix | None,
@@ -136,7 +136,7 @@ def drawing_of(
 
     Squares of `model.resolution` when no size is given.
     """
-    by = drawn_by(config, weights, size)
+    by = sample_origin(config, weights, size)
     load = cache(partial(load_pipeline, config, store, weights))
     crew = image_pool(config, mix_of(weights), by.size, by.prefix)
     return SamplingSettings(load, config.sampler, by.size, by, crew)
@@ -150,6 +150,8 @@ def sample(
     prefix = images_prefix(config, weights)
 
     def make(_: str) -> SampleSet:
-        return sample_set(store, prefix, drawing_of(config, store, weights), requests, progress)
+        return sample_set(
+            store, prefix, sampling_settings(config, store, weights), requests, progress
+        )
 
     return cached_stage(store, "samples", {"images": prefix, "requests": requests}, SampleSet, make)

@@ -33,7 +33,7 @@ class LoadedPipeline:
     pipeline: Any
     guidance: Mapping[str, Any]
     """The family's arguments for guidance; its negative prompt is repeated for every image."""
-    spell: Callable[[str], str] = str
+    rewrite_prompt: Callable[[str], str] = str
     """How a prompt is written for this model, whose identifier may have tokens of its own."""
 
 
@@ -105,13 +105,15 @@ def pipeline_for(config: Config, model: LoadedModel) -> LoadedPipeline:
     family, wanted = load_family(config.model.family), config.sampler.noise_scheduler
     pipeline = family.pipeline(model.parts)
     if wanted is not None:
-        pipeline.scheduler = noise_schedulers.chosen(wanted, model.parts["scheduler"], family.flow)
+        pipeline.scheduler = noise_schedulers.load_scheduler(
+            wanted, model.parts["scheduler"], family.flow
+        )
     for name in (family.denoiser, family.autoencoder):
         channels_last(getattr(pipeline, name))
     if torch.cuda.is_available():
         # a flow's transformers overflow in half precision, as their authors say
         pipeline = pipeline.to("cuda", torch.bfloat16 if family.flow else torch.float16)
-    spell = partial(textual_inversion.spell, model.tokens)
+    spell = partial(textual_inversion.insert_tokens, model.tokens)
     return LoadedPipeline(pipeline, family.guidance(config.sampler), spell)
 
 

@@ -26,12 +26,11 @@ from dreambooth_core.storage.stage_cache import stage_key
 from dreambooth_core.storage.stores import Store
 
 __all__ = [
-    "DRAWN_BY",
+    "ORIGIN_FILE",
     "Request",
     "SampleOrigin",
     "SamplingSettings",
     "base_digest",
-    "drawn_by",
     "each_image",
     "encode_png",
     "generate",
@@ -39,10 +38,11 @@ __all__ = [
     "image_key",
     "images_prefix",
     "make_images",
+    "sample_origin",
     "sample_set",
 ]
 
-DRAWN_BY = "drawn_by.json"
+ORIGIN_FILE = "sample_origin.json"
 
 Request = tuple[str, int]
 """A prompt and a seed."""
@@ -53,7 +53,7 @@ ImagePool = Callable[[Sequence["Request"], Progress | None], None]
 
 
 class SampleOrigin(Record):
-    """All that decides images but prompt and seed: the record `<prefix>/drawn_by.json` of a prefix."""
+    """All that decides images but prompt and seed: the record `<prefix>/sample_origin.json` of a prefix."""
 
     family: str
     base: str
@@ -79,9 +79,9 @@ class SamplingSettings:
     sampler: Sampler
     size: tuple[int, int]
     """Height and width in pixels."""
-    by: SampleOrigin | None = None
+    origin: SampleOrigin | None = None
     """Kept beside the images, if anyone is to find out later whose they are."""
-    crew: ImagePool | None = None
+    pool: ImagePool | None = None
     """Other processes that draw; without them, this one does."""
 
 
@@ -107,7 +107,7 @@ def generate(
         batch = list(requests[start : start + size])
         padded = batch + [batch[-1]] * (size - len(batch))
         made = painter.pipeline(
-            prompt=[painter.spell(prompt) for prompt, _ in padded],
+            prompt=[painter.rewrite_prompt(prompt) for prompt, _ in padded],
             generator=[torch.Generator().manual_seed(seed) for _, seed in padded],
             num_inference_steps=drawing.sampler.inference_steps,
             height=height,
@@ -177,10 +177,10 @@ def each_image(
             missing.append(request)
         else:
             yield request, found, False
-    if missing and drawing.by is not None:
-        put_record(store, f"{prefix}/{DRAWN_BY}", drawing.by)
-    if missing and drawing.crew is not None:
-        drawing.crew(missing, progress)
+    if missing and drawing.origin is not None:
+        put_record(store, f"{prefix}/{ORIGIN_FILE}", drawing.origin)
+    if missing and drawing.pool is not None:
+        drawing.pool(missing, progress)
         for request in missing:
             yield request, _made_by_others(store, image_key(prefix, request)), True
     elif missing:
@@ -236,13 +236,13 @@ def images_prefix(
 ) -> str:
     """Where the images of a model, a sampler and a size lie in the store.
 
-    Whatever is drawn with `drawing_of(config, store, weights, size)` belongs there: a run's samples,
+    Whatever is drawn with `sampling_settings(config, store, weights, size)` belongs there: a run's samples,
     an evaluation's images and somebody's order find each other's.
     """
-    return drawn_by(config, weights, size).prefix
+    return sample_origin(config, weights, size).prefix
 
 
-def drawn_by(
+def sample_origin(
     config: Config, weights: Weights | WeightMix | None, size: tuple[int, int] | None = None
 ) -> SampleOrigin:
     """What decides the images of a config's base and weights; `model.resolution` without a size."""

@@ -1,6 +1,6 @@
 """New tokens that come to mean the subject: textual inversion (Gal et al. 2022, arXiv:2208.01618).
 
-A prompt still says the identifier; `spell` puts the new tokens in its place, in training and in
+A prompt still says the identifier; `insert_tokens` puts the new tokens in its place, in training and in
 sampling alike. Only the new tokens' embeddings can move: the table of the old ones is not in reach
 of gradients, optimizer or weight decay.
 """
@@ -55,7 +55,7 @@ def tokens_of(config: Config) -> Tokens:
     return {word: tuple(f"<{word.strip('<>')}-{place}>" for place in places) for word in words}
 
 
-def spell(tokens: Tokens, prompt: str) -> str:
+def insert_tokens(tokens: Tokens, prompt: str) -> str:
     """The prompt with each identifier, where it is a word of its own, written as its tokens.
 
     What is spelled already stays as it is. Without tokens the prompt is returned unchanged.
@@ -106,7 +106,7 @@ def export(family: Family, parts: Parts, config: Config, folder: Path) -> None:
 
 
 def exported_tokens(folder: Path) -> Tokens:
-    """The tokens that weights in a folder bring, for `spell`; none where nothing was inverted."""
+    """The tokens that weights in a folder bring, for `insert_tokens`; none where nothing was inverted."""
     if not (folder / FILE).is_file():
         return {}
     return _names(folder, safetensors_files.read(folder / FILE)[1])

@@ -8,7 +8,7 @@ import numpy as np
 
 from dreambooth_core.config import Config
 from dreambooth_core.console import Progress
-from dreambooth_core.diffusion.parallel_sampling import drawing_of
+from dreambooth_core.diffusion.parallel_sampling import sampling_settings
 from dreambooth_core.diffusion.sampling import Request, images_prefix, sample_set
 from dreambooth_core.digests import digest_json
 from dreambooth_core.evaluation.plan import EvaluationPlan, control_class, options_of, plan_of
@@ -183,7 +183,7 @@ def _draw_base(hand: Hand, plan: EvaluationPlan, by: Config) -> EvaluatedImages:
 
 def _hand(config: Config, store: Store, weights: Weights | None, progress: Progress | None) -> Hand:
     """Draws images of one model, which is loaded once, and only if one is missing."""
-    prefix, drawing = images_prefix(config, weights), drawing_of(config, store, weights)
+    prefix, drawing = images_prefix(config, weights), sampling_settings(config, store, weights)
     who = "tuned" if weights else "base"
 
     def draw(requests: Sequence[Request], what: str) -> SampleSet:

@@ -112,12 +112,12 @@ def _add_adapter(model: Any, place: Path, source: exports.TrainedModel) -> None:
     """
     (adapter,) = exports.export("lora_diffusers", source, place)
     adapter.replace(place / ADAPTER)
-    about = source.about
-    local = Path(about.base).is_dir()
+    info = source.info
+    local = Path(info.base).is_dir()
     model.add_flavor(
         "diffusers",
-        base_model=str(Path(about.base).resolve()) if local else about.base,
-        base_model_revision=None if local else about.revision,
+        base_model=str(Path(info.base).resolve()) if local else info.base,
+        base_model_revision=None if local else info.revision,
         adapter_type="lora",
         adapter_weights=ADAPTER,
         diffusers_version=version("diffusers"),

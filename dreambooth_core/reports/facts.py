@@ -205,5 +205,5 @@ def prompt_literal(config: Config) -> str:
     if config.train.method in INVERSIONS:
         from dreambooth_core.diffusion import textual_inversion
 
-        text = textual_inversion.spell(textual_inversion.tokens_of(config), text)
+        text = textual_inversion.insert_tokens(textual_inversion.tokens_of(config), text)
     return json.dumps(text, ensure_ascii=False)

@@ -23,16 +23,16 @@ def supervised(
     log: Path | None = None,
     stop_signal: signal.Signals = signal.SIGTERM,
     grace: float = 10.0,
-    hold: tuple[int, ...] = (),
+    keep_open: tuple[int, ...] = (),
     cwd: Path | None = None,
-    talks: bool = False,
+    pipes: bool = False,
 ) -> Iterator["subprocess.Popen[bytes]"]:
     """Run `command` while the block runs; its whole process tree is gone when the block is left.
 
     Leaving, `Popen.terminate()`, and our own death (SIGKILL too) send `stop_signal` once to the
     command's process group; what is left after `grace` seconds is killed. `returncode` is the
-    command's. Output goes to the end of `log`, or to our stderr. `hold`: file descriptors, such as
-    one with a lock, that stay open until the tree is gone. `talks`: standard input and output are
+    command's. Output goes to the end of `log`, or to our stderr. `keep_open`: file descriptors, such as
+    one with a lock, that stay open until the tree is gone. `pipes`: standard input and output are
     pipes to us. Raises `StageFailed` when there is no such program.
     """
     program = shutil.which(command[0], path=None if env is None else env.get("PATH"))
@@ -44,11 +44,11 @@ def supervised(
         process = subprocess.Popen(
             [*guard, *limits, program, *command[1:]],
             env=env,
-            stdin=subprocess.PIPE if talks else subprocess.DEVNULL,
-            stdout=subprocess.PIPE if talks else output,
+            stdin=subprocess.PIPE if pipes else subprocess.DEVNULL,
+            stdout=subprocess.PIPE if pipes else output,
             stderr=output,
             start_new_session=True,
-            pass_fds=hold,
+            pass_fds=keep_open,
             cwd=cwd,
         )
     try:

@@ -116,7 +116,7 @@ def _came_up(
 ) -> bool:
     log = server.folder / "server.log"
     log.unlink(missing_ok=True)
-    child = supervised(server.command(port), env=server.env, log=log, hold=(lock,))
+    child = supervised(server.command(port), env=server.env, log=log, keep_open=(lock,))
     process = trial.enter_context(child)
     if meanwhile is not None:
         meanwhile(port)

@@ -6,7 +6,7 @@ from itertools import groupby
 from dreambooth_core.config import Config
 from dreambooth_core.console import Progress
 from dreambooth_core.data.buckets import assigned, class_sizes
-from dreambooth_core.diffusion.parallel_sampling import drawing_of
+from dreambooth_core.diffusion.parallel_sampling import sampling_settings
 from dreambooth_core.diffusion.sampling import image_key, images_prefix, make_images
 from dreambooth_core.digests import digest_json
 from dreambooth_core.randomness import seed_for
@@ -75,7 +75,7 @@ def ensure_class_images(
     for (prefix, size), group in groupby(sorted(planned, key=_place), key=_place):
         items = list(group)
         requests = [(item.prompt, item.seed) for item in items]
-        drawing = drawing_of(config, store, None, size)
+        drawing = sampling_settings(config, store, None, size)
         # each image is made for good by itself; the lease saves others from drawing it as well
         place = f"{prefix}/priors/{digest_json(sorted({item.prompt for item in items}))}"
         with leases.exclusive(store, place, config.paths.work.resolve() / place, lambda: None):

@@ -161,7 +161,7 @@ class _Step:
         answer = self.answer(batch, prompts, slice(None))
         wanted = target(self.objective, batch["latents"], batch["noise"], times)
         if self.config.prior_target == "prediction":
-            with torch.no_grad(), adapters.switched_off(self.family, self.parts):
+            with torch.no_grad(), adapters.disabled(self.family, self.parts):
                 self.answer(batch, prompts, is_class)
         losses = example_losses(self.config.loss, self.objective, answer, wanted, times)
         return prior_preservation(losses, is_class, self.config.prior.loss_weight)[0]

@@ -105,7 +105,7 @@ def prepare_inputs(
         ranks=config.train.num_processes,
     )
     tokens = textual_inversion.tokens_of(config) if config.train.method in INVERSIONS else {}
-    prompts = tuple(textual_inversion.spell(tokens, prompt) for prompt in table.table)
+    prompts = tuple(textual_inversion.insert_tokens(tokens, prompt) for prompt in table.table)
     return TrainingInputs(
         steps=batches.MicroBatches(plan, learned, classes),
         stable=_stable(config, photos(held) if held else learned),

@@ -100,7 +100,7 @@ class DreamBooth(lightning.LightningModule):  # type: ignore[misc]  # Lightning 
         if self.config.prior_target != "prediction":
             return wanted
         rows = batch["is_class"]
-        with torch.no_grad(), adapters.switched_off(self.family, self.parts):
+        with torch.no_grad(), adapters.disabled(self.family, self.parts):
             of_base = self.answer(batch, rows)
         wanted = wanted.clone()
         wanted[rows] = of_base.to(wanted.dtype)

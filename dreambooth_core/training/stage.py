@@ -236,7 +236,7 @@ def _watch(spec: TrainingSpec, hold: HeldLease, progress: Progress | None) -> At
                 env=launcher.environment(spec.config.train.num_processes),
                 log=log,
                 grace=GRACE_SECONDS,
-                hold=(hold.lock,),
+                keep_open=(hold.lock,),
             )
         )
         shown: AttemptProgress | None = None

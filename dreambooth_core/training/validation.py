@@ -254,7 +254,7 @@ def painter_of(module: DreamBooth, place: TrainingContext) -> LoadedPipeline:
     tokens = textual_inversion.tokens_of(config) if config.train.method in INVERSIONS else {}
     pipeline = family.pipeline(Parts(parts))
     return LoadedPipeline(
-        pipeline, family.guidance(config.sampler), partial(textual_inversion.spell, tokens)
+        pipeline, family.guidance(config.sampler), partial(textual_inversion.insert_tokens, tokens)
     )
 
 

@@ -22,7 +22,7 @@ import yaml
 from PIL import Image
 
 from dreambooth_core.config import Config
-from dreambooth_core.diffusion.sampling import DRAWN_BY
+from dreambooth_core.diffusion.sampling import ORIGIN_FILE
 from dreambooth_core.reports.summary import STAGES, Summary
 from dreambooth_core.storage.records import StageStatus
 from tests.watched import ROOT, Exporter, exporting
@@ -66,7 +66,7 @@ def dashboard_shows(exporter: Exporter, config: Config, ended: Counter[str]) -> 
         for status in get_args(StageStatus)
     }
     store = Path(config.storage.uri.removeprefix("file://"))
-    drawn = [path for path in store.glob("images/*/*.json") if path.name != DRAWN_BY]
+    drawn = [path for path in store.glob("images/*/*.json") if path.name != ORIGIN_FILE]
     (model,) = shown["dreambooth_step"]
     assert dict(model) == {"model": config.name}
     expected = {

@@ -58,7 +58,7 @@ class TrainedModel:
     weights: Path
     """Folder that `adapters.export` wrote."""
     method: str
-    about: ModelInfo
+    info: ModelInfo
 
 
 class Export(Protocol):
@@ -94,7 +94,7 @@ def source_of(config: Config, weights: Weights, folder: Path) -> TrainedModel:
 
     Fetches the base if it is not here yet; raises what `base_model.base_folder` does.
     """
-    about = ModelInfo(
+    info = ModelInfo(
         title=config.name,
         trigger=", ".join(subject.fill("{subject}") for subject in config.subjects),
         digest=weights.digest,
@@ -104,7 +104,7 @@ def source_of(config: Config, weights: Weights, folder: Path) -> TrainedModel:
         licence=config.model.licence or None,
     )
     return TrainedModel(
-        config.model.family, base_folder(config.model), folder, weights.method, about
+        config.model.family, base_folder(config.model), folder, weights.method, info
     )
 
 
@@ -122,9 +122,9 @@ def export(name: str, source: TrainedModel, out: Path) -> list[Path]:
             f"--format {name} cannot hold a {source.family} model trained by {source.method}; "
             f"possible: {others}"
         )
-    if not re.fullmatch(NAME, source.about.title):
+    if not re.fullmatch(NAME, source.info.title):
         raise ConfigError(
-            f"{source.about.title!r} cannot name a file: use letters, digits, dot, dash and "
+            f"{source.info.title!r} cannot name a file: use letters, digits, dot, dash and "
             "underscore, 64 at most"
         )
     out.mkdir(parents=True, exist_ok=True)

@@ -45,7 +45,7 @@ def words(source: TrainedModel) -> dict[str, str]:
 
     found = {}
     for identifier in textual_inversion.exported_tokens(source.weights):
-        word = f"{source.about.title}-{identifier.strip('<>')}"
+        word = f"{source.info.title}-{identifier.strip('<>')}"
         if not re.fullmatch(NAME, word):
             raise ConfigError(
                 f"{word!r} cannot name a file, which its trigger word has to: train with a "
@@ -66,21 +66,21 @@ def texts(
     """
     from dreambooth_core.diffusion import textual_inversion
 
-    about = source.about
-    trigger = textual_inversion.spell(
-        {old: (new,) for old, new in words(source).items()}, about.trigger
+    info = source.info
+    trigger = textual_inversion.insert_tokens(
+        {old: (new,) for old, new in words(source).items()}, info.trigger
     )
-    origin = f"{about.base} at {about.revision}" if about.revision else about.base
+    origin = f"{info.base} at {info.revision}" if info.revision else info.base
     known = {
         "sai_model_spec": "1.0.1",
         "architecture": "/".join(filter(None, (base.architecture, adapter))),
         "implementation": implementation,
-        "title": about.title,
-        "description": f"{trigger}: trained on {origin} by {source.method}; weights {about.digest}",
-        "resolution": f"{about.resolution}x{about.resolution}",
+        "title": info.title,
+        "description": f"{trigger}: trained on {origin} by {source.method}; weights {info.digest}",
+        "resolution": f"{info.resolution}x{info.resolution}",
         "usage_hint": f"Trigger words: {trigger}",
         "trigger_phrase": trigger,
         "prediction_type": base.prediction,
-        "license": about.licence or "",
+        "license": info.licence or "",
     }
     return {f"modelspec.{key}": value for key, value in known.items() if value}

@@ -24,7 +24,7 @@ class Diffusers:
 
         from dreambooth_core.diffusion.adapters import write_component
 
-        folder = out / source.about.title
+        folder = out / source.info.title
         changed = touched(source)
         _copy(source.base, folder, changed)
         parts = merged(source)

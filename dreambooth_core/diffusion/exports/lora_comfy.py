@@ -44,7 +44,7 @@ class LoraComfy:
         base = base_of(source.base)
         implementation = "https://github.com/comfyanonymous/ComfyUI"
         texts = _modelspec.texts(source, base, implementation, "lora")
-        path = out / f"{source.about.title}.safetensors"
+        path = out / f"{source.info.title}.safetensors"
         tensors = tensors_of(_lora.read(source.weights), base)
         return [_modelspec.write(path, tensors, texts), *_embedding.write(source, out)]
 

@@ -19,7 +19,7 @@ class LoraDiffusers:
         tensors, own = safetensors_files.read(source.weights / LORA_FILE)
         named = {_with_full_name(key): tensor for key, tensor in tensors.items()}
         texts = _modelspec.texts(source, base_of(source.base), "diffusers", "lora")
-        folder = out / source.about.title
+        folder = out / source.info.title
         _modelspec.write(folder / LORA_FILE, named, {**own, **texts})
         _embedding.write(source, folder)
         return [folder]

@@ -56,7 +56,7 @@ class LoraKohya:
             **_modelspec.texts(source, base, "https://github.com/kohya-ss/sd-scripts", "lora"),
             **_ss(layers, source, base),
         }
-        path = out / f"{source.about.title}.safetensors"
+        path = out / f"{source.info.title}.safetensors"
         return [_modelspec.write(path, tensors_of(layers), texts), *_embedding.write(source, out)]
 
 
@@ -97,7 +97,7 @@ def _ss(layers: Sequence[Layer], source: TrainedModel, base: ExportBase) -> dict
         "ss_network_alpha": _common({str(layer.alpha) for layer in layers}),
         "ss_base_model_version": versions.get(base.pipeline, of_sd),
         "ss_v2": str(base.is_second),
-        "ss_output_name": source.about.title,
+        "ss_output_name": source.info.title,
     }
 
 

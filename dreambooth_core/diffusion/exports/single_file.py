@@ -32,7 +32,7 @@ class SingleFile:
         base = base_of(source.base)
         tensors = checkpoint(merged(source), base)
         texts = _modelspec.texts(source, base, _implementation(base))
-        return [_modelspec.write(out / f"{source.about.title}.safetensors", tensors, texts)]
+        return [_modelspec.write(out / f"{source.info.title}.safetensors", tensors, texts)]
 
 
 def checkpoint(parts: Parts, base: ExportBase) -> dict[str, "Tensor"]:

@@ -115,7 +115,7 @@ class Family(Protocol):
         ...
 
 
-class FromDiffusers:
+class DiffusersFamily:
     """What families have in common: components, objective and pipeline as diffusers knows them.
 
     A family says `pipeline_class`, `flow` and `classes`; and `sampler` and `extras` where the
@@ -175,7 +175,7 @@ def methods(family: Family) -> tuple[Method, ...]:
     return tuple(name for name in get_args(Method) if inverts or name not in INVERSIONS)
 
 
-def moving_encoders(family: Family, config: "Config") -> tuple[str, ...]:
+def trained_encoders(family: Family, config: "Config") -> tuple[str, ...]:
     """The text encoders whose weights move, all or by an adapter.
 
     Left to the family's usual, that is none when new tokens are learned, or when one of its

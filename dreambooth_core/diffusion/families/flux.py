@@ -7,7 +7,7 @@ latents packed in 2x2 places. [dev] has guidance distilled into it, and is told 
 from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
-from dreambooth_core.diffusion.families import Family, FromDiffusers, Parts, Tensors
+from dreambooth_core.diffusion.families import DiffusersFamily, Family, Parts, Tensors
 from dreambooth_core.diffusion.families._text import token_ids
 
 if TYPE_CHECKING:
@@ -20,7 +20,7 @@ T5_TOKENS = 512
 """What the pipeline reads of a prompt unless told otherwise."""
 
 
-class Flux(FromDiffusers):
+class Flux(DiffusersFamily):
     """The `flux` family."""
 
     pipeline_class = "FluxPipeline"

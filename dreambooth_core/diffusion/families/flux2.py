@@ -11,7 +11,7 @@ from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from dreambooth_core.diffusion.families import Family, FromDiffusers, Parts, Tensors, _qwen
+from dreambooth_core.diffusion.families import DiffusersFamily, Family, Parts, Tensors, _qwen
 from dreambooth_core.errors import ConfigError
 
 if TYPE_CHECKING:
@@ -27,7 +27,7 @@ READ_BEHIND = (9, 18, 27)
 """The language model's layers whose states are the conditioning."""
 
 
-class Flux2(FromDiffusers):
+class Flux2(DiffusersFamily):
     """The `flux2` family."""
 
     pipeline_class = "Flux2KleinPipeline"

@@ -8,7 +8,7 @@ video of one frame.
 from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
-from dreambooth_core.diffusion.families import Family, FromDiffusers, Parts, Tensors, _qwen
+from dreambooth_core.diffusion.families import DiffusersFamily, Family, Parts, Tensors, _qwen
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -27,7 +27,7 @@ PROMPT_TOKENS = 512
 """What the pipeline's call keeps of a prompt, with the template's end."""
 
 
-class QwenImage(FromDiffusers):
+class QwenImage(DiffusersFamily):
     """The `qwen_image` family."""
 
     pipeline_class = "QwenImagePipeline"

@@ -7,7 +7,7 @@ an autoencoder that makes images 32 times smaller and whose latents are certain,
 from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
-from dreambooth_core.diffusion.families import Family, FromDiffusers, Parts, Tensors
+from dreambooth_core.diffusion.families import DiffusersFamily, Family, Parts, Tensors
 from dreambooth_core.errors import ModelError
 
 if TYPE_CHECKING:
@@ -23,7 +23,7 @@ CERTAIN = -1e4
 """A log variance whose standard deviation is 0 in every format of numbers."""
 
 
-class Sana(FromDiffusers):
+class Sana(DiffusersFamily):
     """The `sana` family."""
 
     pipeline_class = "SanaPipeline"

@@ -7,7 +7,7 @@ folder; it stays frozen.
 from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
-from dreambooth_core.diffusion.families import Family, FromDiffusers, Parts, Tensors
+from dreambooth_core.diffusion.families import DiffusersFamily, Family, Parts, Tensors
 from dreambooth_core.diffusion.families._text import penultimate_and_pooled, token_ids
 
 if TYPE_CHECKING:
@@ -21,7 +21,7 @@ T5_TOKENS = 256
 """What the pipeline reads of a prompt unless told otherwise."""
 
 
-class StableDiffusion3(FromDiffusers):
+class StableDiffusion3(DiffusersFamily):
     """The `sd3` family."""
 
     pipeline_class = "StableDiffusion3Pipeline"

@@ -8,7 +8,7 @@ from collections.abc import Mapping, Sequence
 from types import MappingProxyType
 from typing import TYPE_CHECKING, Any
 
-from dreambooth_core.diffusion.families import Family, FromDiffusers, Parts, Tensors
+from dreambooth_core.diffusion.families import DiffusersFamily, Family, Parts, Tensors
 from dreambooth_core.diffusion.families._text import penultimate_and_pooled, token_ids
 
 if TYPE_CHECKING:
@@ -20,7 +20,7 @@ if TYPE_CHECKING:
 CLIP_TARGETS = ("q_proj", "k_proj", "v_proj", "out_proj")
 
 
-class StableDiffusionXL(FromDiffusers):
+class StableDiffusionXL(DiffusersFamily):
     """The `sdxl` family."""
 
     pipeline_class = "StableDiffusionXLPipeline"

@@ -8,7 +8,7 @@ from collections.abc import Mapping, Sequence
 from types import MappingProxyType
 from typing import TYPE_CHECKING, Any
 
-from dreambooth_core.diffusion.families import Family, FromDiffusers, Parts, Tensors
+from dreambooth_core.diffusion.families import DiffusersFamily, Family, Parts, Tensors
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -17,7 +17,7 @@ if TYPE_CHECKING:
     from dreambooth_core.diffusion.latents import LatentDistribution
 
 
-class StableDiffusion(FromDiffusers):
+class StableDiffusion(DiffusersFamily):
     """The `stable_diffusion` family."""
 
     pipeline_class = "StableDiffusionPipeline"

@@ -7,7 +7,7 @@ other way, from 0 in noise to 1 in the image, and so does its velocity.
 from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
-from dreambooth_core.diffusion.families import Family, FromDiffusers, Parts, Tensors, _qwen
+from dreambooth_core.diffusion.families import DiffusersFamily, Family, Parts, Tensors, _qwen
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -18,7 +18,7 @@ if TYPE_CHECKING:
 PROMPT_TOKENS = 512
 
 
-class ZImage(FromDiffusers):
+class ZImage(DiffusersFamily):
     """The `z_image` family."""
 
     pipeline_class = "ZImagePipeline"

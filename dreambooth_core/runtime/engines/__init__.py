@@ -24,10 +24,10 @@ Work = Callable[[str], None]
 class Engine(Protocol):
     """Processes, here or elsewhere."""
 
-    here: bool
+    shares_work_folder: bool
     """Whether they share this process' work folder."""
 
-    def spread(
+    def run(
         self, compute: Compute, work: Work, pieces: Sequence[str], done: Callable[[int], None]
     ) -> None:
         """Have `work` done on each piece by `compute.workers` processes; `done` is told its number.

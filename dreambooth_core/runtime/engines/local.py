@@ -23,7 +23,7 @@ class _Worker:
         self._alive = ExitStack()
         command = [sys.executable, "-m", "dreambooth_core.runtime.engines._worker"]
         self.process: subprocess.Popen[bytes] = self._alive.enter_context(
-            supervised(command, env=_environment(number), talks=True)
+            supervised(command, env=_environment(number), pipes=True)
         )
 
     def begin(self, piece: int, line: bytes) -> None:
@@ -101,9 +101,9 @@ class _WorkQueue:
 class Local:
     """Child processes, which end when this one does."""
 
-    here = True
+    shares_work_folder = True
 
-    def spread(
+    def run(
         self, compute: Compute, work: Work, pieces: Sequence[str], done: Callable[[int], None]
     ) -> None:
         with _WorkQueue(work, pieces) as shift:

@@ -93,9 +93,9 @@ class _WorkQueue:
 class Ray:
     """An actor for each worker, and another one where it dies."""
 
-    here = False
+    shares_work_folder = False
 
-    def spread(
+    def run(
         self, compute: Compute, work: Work, pieces: Sequence[str], done: Callable[[int], None]
     ) -> None:
         with cluster() as ray, closing(_WorkQueue(ray, compute, work, pieces)) as shift:

@@ -13,7 +13,7 @@ from dreambooth_core.batch_sampling import publish, search, shards
 from dreambooth_core.batch_sampling.job import SamplingJob
 from dreambooth_core.batch_sampling.manifest import check_images, manifests
 from dreambooth_core.config import Detector
-from dreambooth_core.diffusion.sampling import DRAWN_BY, drawn_by, encode_png
+from dreambooth_core.diffusion.sampling import ORIGIN_FILE, encode_png, sample_origin
 from dreambooth_core.errors import ConfigError
 from dreambooth_core.storage.blobs import get_blob, image_set, put_blob
 from dreambooth_core.storage.records import Image
@@ -130,7 +130,7 @@ def _drawn(shop: Ordered, colours: dict[str, str]) -> None:
     """Images of one colour, as the base and a model are said to have drawn them."""
     dog = shop.plan(shop.order()).mixtures["dog/1"].blend
     for name, blend in {"base": (), "dog": dog}.items():
-        by = drawn_by(shop.config, blend)
+        by = sample_origin(shop.config, blend)
         images = []
         for place, (colour, prompt) in enumerate(colours.items()):
             if name == "dog" and place == 0:
@@ -141,7 +141,7 @@ def _drawn(shop: Ordered, colours: dict[str, str]) -> None:
                 Image(name=f"{place}.png", blob=blob, prompt=f"{name}: {prompt}", seed=place)
             )
         image_set(shop.store, f"{by.prefix}/sets", images)
-        shop.store.put(f"{by.prefix}/{DRAWN_BY}", by.model_dump_json().encode())
+        shop.store.put(f"{by.prefix}/{ORIGIN_FILE}", by.model_dump_json().encode())
 
 
 def test_words_find_images(shop: Ordered, tmp_path: Path):

@@ -42,7 +42,7 @@ def test_every_image_has_a_sidecar_of_all_that_made_it(shop: Ordered):
     assert (first.sampler.guidance_scale, first.sampler.inference_steps) == (2.0, 1)
     # what the sidecar says is enough to draw the image again
     config = shop.members["dog"].config.model_copy(update={"sampler": first.sampler})
-    drawing = parallel_sampling.drawing_of(config, shop.store, weights, first.size)
+    drawing = parallel_sampling.sampling_settings(config, shop.store, weights, first.size)
     request = (first.prompt, first.seed)
     (again,) = sampling.generate(drawing.load(), drawing, [request], None)
     assert first.image is not None
@@ -120,7 +120,7 @@ def test_adapters_mix_in_their_order_and_strengths(shop: Ordered):
         "dog/1:0.5 + hat/1",
     ]
     assert len({picture.image for picture in pictures}) == 5
-    base = parallel_sampling.drawing_of(shop.config, shop.store, None)
+    base = parallel_sampling.sampling_settings(shop.config, shop.store, None)
     request = (pictures[1].prompt, pictures[1].seed)
     prefix = sampling.images_prefix(shop.config, None)
     ((_, plain, _),) = sampling.each_image(shop.store, prefix, base, [request])

@@ -72,7 +72,7 @@ def _answer(parts: Parts, prompt: str = "a photo of sks dog") -> torch.Tensor:
 
 def _spelled(config: Config) -> str:
     tokens = textual_inversion.tokens_of(config) if config.train.method in INVERSIONS else {}
-    return textual_inversion.spell(tokens, "a photo of sks dog")
+    return textual_inversion.insert_tokens(tokens, "a photo of sks dog")
 
 
 @pytest.mark.parametrize(
@@ -136,7 +136,7 @@ def test_switched_off_is_the_base_to_the_bit(tiny_base: Path, method: str) -> No
     parts = _trained(tiny_base, _config(method, train={"text_encoder": True}))
     moved = _answer(parts)
     assert (moved - untouched).abs().max() > 1e-2
-    with adapters.switched_off(FAMILY, parts):
+    with adapters.disabled(FAMILY, parts):
         assert torch.equal(_answer(parts), untouched)
     assert torch.equal(_answer(parts), moved)
 
@@ -146,13 +146,13 @@ def test_switching_off_leaves_gradients_and_frozen_adapters_alone(tiny_base: Pat
     trained = adapters.prepare(FAMILY, parts, _config("lora"))
     for weight in trained["text_encoder"].values():
         weight.requires_grad_(False)
-    with adapters.switched_off(FAMILY, parts.without("text_encoder")):
+    with adapters.disabled(FAMILY, parts.without("text_encoder")):
         assert all(weight.requires_grad for weight in trained["unet"].values())
-    with pytest.raises(KeyError), adapters.switched_off(FAMILY, parts):
+    with pytest.raises(KeyError), adapters.disabled(FAMILY, parts):
         _ = parts["nothing"]
     assert not any(weight.requires_grad for weight in trained["text_encoder"].values())
     _move(trained)
-    with adapters.switched_off(FAMILY, parts):
+    with adapters.disabled(FAMILY, parts):
         off = _answer(parts)
     assert not torch.equal(_answer(parts), off)  # it is on again behind a block that broke
 

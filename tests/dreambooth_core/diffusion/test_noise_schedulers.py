@@ -29,7 +29,7 @@ SHIFTING = diffusers.FlowMatchEulerDiscreteScheduler(use_dynamic_shifting=True)
     ],
 )
 def test_a_diffusion_takes_what_leads_its_noise_to_images(own, name):
-    made = noise_schedulers.chosen(name, own, flow=False)
+    made = noise_schedulers.load_scheduler(name, own, flow=False)
     assert type(made).__name__ == name
     assert made.config.prediction_type == own.config.prediction_type
     assert torch.equal(made.alphas_cumprod, own.alphas_cumprod)
@@ -38,7 +38,7 @@ def test_a_diffusion_takes_what_leads_its_noise_to_images(own, name):
 @pytest.mark.parametrize("own", [FLOW, SHIFTING], ids=["fixed", "shifting"])
 @pytest.mark.parametrize("name", ["FlowMatchEulerDiscreteScheduler", "UniPCMultistepScheduler"])
 def test_a_flow_takes_what_follows_its_velocities(own, name):
-    assert type(noise_schedulers.chosen(name, own, flow=True)).__name__ == name
+    assert type(noise_schedulers.load_scheduler(name, own, flow=True)).__name__ == name
 
 
 @pytest.mark.parametrize(
@@ -54,16 +54,16 @@ def test_a_flow_takes_what_follows_its_velocities(own, name):
 )
 def test_what_does_not_fit_is_refused_in_a_sentence(own, flow, name):
     with pytest.raises(ConfigError, match=rf"{name} cannot draw from a model of .*: use one such"):
-        noise_schedulers.chosen(name, own, flow)
+        noise_schedulers.load_scheduler(name, own, flow)
 
 
 @pytest.mark.parametrize("name", ["NoSuchScheduler", "UNet2DModel", "os"])
 def test_only_noise_schedulers_of_diffusers_are_known(name):
     with pytest.raises(ConfigError, match=f"diffusers has no {name}"):
-        noise_schedulers.chosen(name, EPSILON, flow=False)
+        noise_schedulers.load_scheduler(name, EPSILON, flow=False)
 
 
 def test_the_trial_draws_nothing_from_others():
     before = torch.get_rng_state()
-    noise_schedulers.chosen("EulerAncestralDiscreteScheduler", EPSILON, flow=False)
+    noise_schedulers.load_scheduler("EulerAncestralDiscreteScheduler", EPSILON, flow=False)
     assert torch.equal(torch.get_rng_state(), before)

@@ -100,14 +100,14 @@ def test_a_range_that_another_has_begun_is_only_completed(
         return draw_all(painter, drawing, requests, progress)
 
     monkeypatch.setattr(sampling, "generate", counted)
-    store, by = open_store(tiny_config.storage), sampling.drawn_by(tiny_config, None)
+    store, by = open_store(tiny_config.storage), sampling.sample_origin(tiny_config, None)
     whole = ImageRange(
         config=tiny_config,
         blend=(),
         size=by.size,
         prefix=by.prefix,
         requests=tuple(("a robot", seed) for seed in range(5)),
-        here=True,
+        shares_work_folder=True,
         threads=torch.get_num_threads(),
     )
     draw_range(whole.model_copy(update={"requests": whole.requests[:3]}).model_dump_json())
@@ -214,9 +214,9 @@ def test_an_order_is_drawn_by_its_own_workers(tiny_config: Config) -> None:
 def test_another_base_is_noticed_where_it_lies(tiny_config: Config) -> None:
     config = tiny_config.model_copy(update={"compute": Compute(workers=2)})
     store = open_store(config.storage)
-    drawing = parallel_sampling.drawing_of(config, store, None)
-    assert drawing.by is not None
-    other = image_pool(config, (), (16, 16), drawing.by.prefix)
+    drawing = parallel_sampling.sampling_settings(config, store, None)
+    assert drawing.origin is not None
+    other = image_pool(config, (), (16, 16), drawing.origin.prefix)
     assert other is not None
     with pytest.raises(ModelError, match="bring the same base to all machines"):
         other([("a", 1)], None)

@@ -183,7 +183,7 @@ def test_samples_come_from_the_trained_weights(
     assert {image.prompt for image in tuned.images} == {"a photo of sks dog"}
     assert sampling.images_prefix(config, weights) != sampling.images_prefix(config, None)
     requests = [(image.prompt, image.seed or 0) for image in tuned.images]
-    drawing = parallel_sampling.drawing_of(config, store, None)
+    drawing = parallel_sampling.sampling_settings(config, store, None)
     plain = list(sampling.generate(drawing.load(), drawing, requests, None))
     for image, untouched in zip(tuned.images, plain, strict=True):
         made = Pillow.open(io.BytesIO(get_blob(store, image.blob)))
@@ -197,7 +197,7 @@ def test_the_noise_scheduler_is_chosen_by_name(tiny_base: Path, tmp_path: Path) 
         update={"sampler": SAMPLER.model_copy(update={"noise_scheduler": "EulerDiscreteScheduler"})}
     )
     store = open_store(config.storage)
-    usual, other = (parallel_sampling.drawing_of(c, store, None) for c in (config, euler))
+    usual, other = (parallel_sampling.sampling_settings(c, store, None) for c in (config, euler))
     assert type(other.load().pipeline.scheduler).__name__ == "EulerDiscreteScheduler"
     drawn = [_bytes(sampling.generate(d.load(), d, REQUESTS[:1], None)) for d in (usual, other)]
     assert drawn[0] != drawn[1]

@@ -71,9 +71,9 @@ def _steps(family: Family, parts: Parts, trained: adapters.Trained, count: int =
     ],
 )
 def test_the_identifier_is_written_as_its_tokens(prompt: str, wanted: str) -> None:
-    assert textual_inversion.spell(TOKENS, prompt) == wanted
-    assert textual_inversion.spell(TOKENS, wanted) == wanted
-    assert textual_inversion.spell({}, prompt) == prompt
+    assert textual_inversion.insert_tokens(TOKENS, prompt) == wanted
+    assert textual_inversion.insert_tokens(TOKENS, wanted) == wanted
+    assert textual_inversion.insert_tokens({}, prompt) == prompt
 
 
 def test_every_subject_has_its_own_tokens() -> None:
@@ -207,11 +207,11 @@ def test_tokens_come_back(
     assert names == textual_inversion.tokens_of(config)
     again = adapters.apply(family, family.load(base), tmp_path)
     for prompt in ("a photo of sks dog", "a photo of a dog"):
-        spelled = textual_inversion.spell(names, prompt)
+        spelled = textual_inversion.insert_tokens(names, prompt)
         assert _same(_encoded(family, again, spelled), _encoded(family, parts, spelled))
     fresh = _encoded(family, family.load(base), "a photo of sks dog")
     assert not _same(
-        _encoded(family, again, textual_inversion.spell(names, "a photo of sks dog")), fresh
+        _encoded(family, again, textual_inversion.insert_tokens(names, "a photo of sks dog")), fresh
     )
     for name in family.tokenizers:
         assert type(again[name].get_input_embeddings()) is torch.nn.Embedding

@@ -19,7 +19,7 @@ from PIL import Image
 
 from dreambooth_core.config import Config, Paths, Storage
 from dreambooth_core.config.compute import WORK
-from dreambooth_core.diffusion.parallel_sampling import drawing_of
+from dreambooth_core.diffusion.parallel_sampling import sampling_settings
 from dreambooth_core.diffusion.sampling import base_digest, make_images
 from dreambooth_core.digests import digest_json
 from dreambooth_core.errors import ConfigError, ModelError, StorageError
@@ -68,7 +68,7 @@ def lora(config: Config, tiny_base: Path, tmp_path: Path, file_store) -> ServedM
 def test_it_serves_what_a_run_draws(lora: ServedModelPointer, config: Config, file_store) -> None:
     served = ServedModel(ServedModelPointer.model_validate_json(pointer_json(lora)))
     requests = [(PROMPT, 5), ("a photo of a robot", 5)]
-    drawing = drawing_of(config, file_store, lora.weights)
+    drawing = sampling_settings(config, file_store, lora.weights)
     images, _ = make_images(file_store, "drawn", drawing, requests)
     drawn = [get_blob(file_store, image.blob) for image in images]
     asked = ["a photo of {subject}", "a photo of a {class}"]

@@ -193,7 +193,7 @@ def test_a_held_lock_is_free_only_when_the_child_has_ended(tmp_path: Path) -> No
     script = PARENT.replace(
         "with supervised(",
         "import fcntl; lock = open('lock', 'w'); fcntl.flock(lock, 2)\nwith supervised(",
-    ).replace("grace=", "hold=(lock.fileno(),), grace=")
+    ).replace("grace=", "keep_open=(lock.fileno(),), grace=")
     parent = _parent([sys.executable, "-c", SAVING], grace=20, script=script)
     (child,) = _family(tmp_path, 1)
     parent.kill()

@@ -64,7 +64,7 @@ def _batch(latents: Tensor) -> dict[str, Any]:
 
 def _spelled(config: Config) -> list[str]:
     tokens = textual_inversion.tokens_of(config) if config.train.method in INVERSIONS else {}
-    return [textual_inversion.spell(tokens, prompt) for prompt in PROMPTS]
+    return [textual_inversion.insert_tokens(tokens, prompt) for prompt in PROMPTS]
 
 
 def _answer(config: Config, family: Family, parts: Parts, batch: dict[str, Any]) -> Tensor:

@@ -79,7 +79,7 @@ def test_an_adapter_learns_on_it(
         losses.append(loss.item())
     assert losses == sorted(losses, reverse=True)
     assert losses[-1] < 0.98 * losses[0]
-    with torch.no_grad(), adapters.switched_off(FAMILY, parts):
+    with torch.no_grad(), adapters.disabled(FAMILY, parts):
         assert torch.equal(_answer(parts), base)
 
 

@@ -9,7 +9,7 @@ import pytest
 from dreambooth_core.batch_sampling.search import SearchQuery, search
 from dreambooth_core.config import Config, Storage, load_config
 from dreambooth_core.data.images import encode_png
-from dreambooth_core.diffusion.sampling import DRAWN_BY, drawn_by
+from dreambooth_core.diffusion.sampling import ORIGIN_FILE, sample_origin
 from dreambooth_core.storage.blobs import image_set, put_blob
 from dreambooth_core.storage.records import Image
 from dreambooth_core.storage.stores import open_store
@@ -28,7 +28,7 @@ def config(tmp_path_factory: pytest.TempPathFactory) -> Config:
     storage = Storage(uri=f"file://{folder / 'store'}", endpoint=None)
     paths = shipped.paths.model_copy(update={"work": folder / "work"})
     config = shipped.model_copy(update={"storage": storage, "paths": paths})
-    store, by = open_store(storage), drawn_by(config, ())
+    store, by = open_store(storage), sample_origin(config, ())
     pairs = [(noun, background) for noun in NOUNS for background in SCENES]
     images = []
     for number, (noun, background) in enumerate(pairs):
@@ -37,7 +37,7 @@ def config(tmp_path_factory: pytest.TempPathFactory) -> Config:
         blob = put_blob(store, encode_png(render(random_identity(draw, noun), scene)))
         images.append(Image(name=f"{noun}-{background}.png", blob=blob, seed=number, size=(64, 64)))
     image_set(store, f"{by.prefix}/sets", images)
-    store.put(f"{by.prefix}/{DRAWN_BY}", by.model_dump_json().encode())
+    store.put(f"{by.prefix}/{ORIGIN_FILE}", by.model_dump_json().encode())
     return config
 
 

@@ -92,7 +92,7 @@ def test_what_a_format_cannot_hold_is_refused(lora: TrainedModel, tmp_path: Path
 
 @pytest.mark.parametrize("title", ["../toy", "a/b", "", ".hidden", "toy\n", "x" * 65])
 def test_a_title_cannot_leave_the_folder(lora: TrainedModel, tmp_path: Path, title: str) -> None:
-    named = dataclasses.replace(lora, about=dataclasses.replace(ABOUT, title=title))
+    named = dataclasses.replace(lora, info=dataclasses.replace(ABOUT, title=title))
     with pytest.raises(ConfigError, match="cannot name a file"):
         exports.export("lora_kohya", named, tmp_path / "out")
     assert not (tmp_path / "out").exists()
@@ -220,7 +220,7 @@ def test_source_of_a_registered_model(tiny_base: Path, tmp_path: Path) -> None:
     weights = Weights(uri="file:///w", digest="ab", method="lora", files={}, steps=1)
     source = exports.source_of(config, weights, tmp_path)
     assert (source.base, source.weights, source.method) == (tiny_base, tmp_path, "lora")
-    assert (source.about.title, source.about.trigger) == ("toy", "sks robot")
+    assert (source.info.title, source.info.trigger) == ("toy", "sks robot")
 
 
 def test_a_file_says_v_prediction_and_has_the_bases_number_types(tmp_path: Path) -> None:

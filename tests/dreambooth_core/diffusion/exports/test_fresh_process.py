@@ -143,7 +143,7 @@ def test_training_can_be_seen(
 
 
 def _ours(source: TrainedModel) -> np.ndarray:
-    prompt = textual_inversion.spell(
+    prompt = textual_inversion.insert_tokens(
         textual_inversion.exported_tokens(source.weights), PROMPT.format("sks")
     )
     return draw(load_family(source.family).pipeline(merged(source)), prompt, SIDE)
@@ -160,7 +160,7 @@ def _job(case: Case, source: TrainedModel, folder: Path) -> dict[str, Any]:
         embeddings, path = written[1:], f"{written[0].parent}::{written[0].name}"
     if case.export == "lora_diffusers":
         embeddings = sorted(written[0].glob("toy-*.safetensors"))
-    word = "toy-sks" if embeddings else textual_inversion.spell(tokens, "sks")
+    word = "toy-sks" if embeddings else textual_inversion.insert_tokens(tokens, "sks")
     return {
         "how": case.how,
         "path": path,

@@ -44,7 +44,7 @@ def spread(engine: Engine, pieces: Pieces, workers: int) -> list[int]:
     """Who was said to be done."""
     told: list[int] = []
     compute = Compute(engine=_name(engine), workers=workers, gpu=False)
-    engine.spread(compute, note, pieces.texts, told.append)
+    engine.run(compute, note, pieces.texts, told.append)
     return told
 
 

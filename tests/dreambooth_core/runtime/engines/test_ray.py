@@ -17,7 +17,7 @@ from dreambooth_core.config import Compute
 from dreambooth_core.runtime.engines import load_engine
 from dreambooth_core.errors import ConfigError
 try:
-    load_engine("ray").spread(Compute(engine="ray"), print, ["{}"], print)
+    load_engine("ray").run(Compute(engine="ray"), print, ["{}"], print)
 except ConfigError as error:
     print(error)
 """
@@ -34,11 +34,11 @@ def test_without_a_cluster_the_sentence_says_where_none_is(
 ) -> None:
     monkeypatch.setenv("RAY_ADDRESS", "127.0.0.1:1")
     with pytest.raises(StageFailed, match=r"no Ray cluster takes us in at 127\.0\.0\.1:1"):
-        load_engine("ray").spread(Compute(engine="ray"), note, ["{}"], print)
+        load_engine("ray").run(Compute(engine="ray"), note, ["{}"], print)
 
 
 @pytest.mark.servers
 def test_room_that_does_not_come_is_not_waited_for_without_end(ray_cluster: object) -> None:
     compute = Compute(engine="ray", gpu=True, startup_timeout_minutes=0.05)
     with pytest.raises(StageFailed, match="no machine with 1 CPU and 1 GPU within"):
-        load_engine("ray").spread(compute, note, ["{}"], print)
+        load_engine("ray").run(compute, note, ["{}"], print)
