@@ -1,8 +1,8 @@
-"""Adapters on the layers of one component, by peft: added, switched off, read out, merged.
+"""Adapter layers of one component, built by peft: add, disable, read, merge.
 
 LoRA (Hu et al. 2021, arXiv:2106.09685): W + scale * B A. DoRA (Liu et al. 2024, arXiv:2402.09353):
-the same with each output's length learned apart. LoKr (Yeh et al. 2023, arXiv:2309.14859):
-W + scale * (C kron B A). The scale is alpha / rank of the config for every layer.
+the same, with each output row's norm as a learned parameter. LoKr (Yeh et al. 2023, arXiv:2309.14859):
+W + scale * (C kron B A). The scale is `adapter.alpha / adapter.rank` for every layer.
 """
 
 import difflib
@@ -21,7 +21,7 @@ from dreambooth_core.config import Adapter, Method
 from dreambooth_core.errors import ConfigError, ModelError, one_line
 
 Setting = Mapping[str, Any]
-"""What peft needs to build an adapter's layers, as JSON has it."""
+"""JSON-ready peft config of an adapter: the keys of `SETTING`."""
 
 SETTING = (
     "peft_type",
@@ -33,53 +33,57 @@ SETTING = (
     "alpha_pattern",
     "use_dora",
 )
-"""All that differs from peft's defaults: no more, so that another version of peft reads it too."""
+"""The only peft config keys that are stored, so that other peft versions can read them."""
 
 
-def layers_at(component: nn.Module, ends: Sequence[str]) -> tuple[str, ...]:
-    """Names of the linear and convolution layers whose names end so, in the component's order.
+def find_layers(component: nn.Module, suffixes: Sequence[str]) -> tuple[str, ...]:
+    """Names of the linear and convolution layers with one of the suffixes, in model order.
 
-    Raises `ConfigError` for an end that fits no layer, or fits something else.
+    Raises `ConfigError` for a suffix that matches no module, or one of another type.
     """
-    kinds = {name: isinstance(module, nn.Linear | nn.Conv2d) for name, module in _named(component)}
-    for end in ends:
-        found = [able for name, able in kinds.items() if f".{name}".endswith(f".{end}")]
+    adaptable = {
+        name: isinstance(module, nn.Linear | nn.Conv2d) for name, module in _named(component)
+    }
+    for suffix in suffixes:
+        found = [able for name, able in adaptable.items() if f".{name}".endswith(f".{suffix}")]
         if not found or not all(found):
-            near = ", ".join(_nearest(end, [name for name, able in kinds.items() if able]))
+            near = ", ".join(_nearest(suffix, [name for name, able in adaptable.items() if able]))
             raise ConfigError(
-                f"adapter.targets: {end} ends no name of a linear or convolution layer of the "
-                f"{type(component).__name__}; the closest that do: {near}"
+                f"adapter.targets: no linear or convolution layer of the "
+                f"{type(component).__name__} has a name ending in {suffix}; use one such as {near}"
             )
-    fits = tuple(f".{end}" for end in ends)
-    return tuple(name for name in kinds if f".{name}".endswith(fits))
+    dotted = tuple(f".{suffix}" for suffix in suffixes)
+    return tuple(name for name in adaptable if f".{name}".endswith(dotted))
 
 
-def own_ranks(adapter: Adapter, layers: Sequence[str]) -> dict[str, int]:
-    """Layer -> its own rank, where a pattern of `adapter.ranks` fits the name's end; first wins.
+def layer_ranks(adapter: Adapter, layers: Sequence[str]) -> dict[str, int]:
+    """Layer -> rank, for layers whose name ends in a match of `adapter.ranks`; the first wins.
 
-    Raises `ConfigError` for a pattern that is no regular expression, or that fits no layer.
+    Raises `ConfigError` for an invalid regular expression, and for one that matches no layer.
     """
     ranks: dict[str, int] = {}
     for text, rank in adapter.ranks.items():
         try:
             pattern = re.compile(rf"(.*\.)?({text})")
         except re.error as error:
-            raise ConfigError(f"adapter.ranks: {text} is no regular expression ({error})") from None
-        fitting = [layer for layer in layers if pattern.fullmatch(layer)]
-        if not fitting:
             raise ConfigError(
-                f"adapter.ranks: {text} fits the end of no adapted layer's name, "
-                f"of which {layers[0]} is one"
+                f"adapter.ranks: {text} is not a valid regular expression ({error})"
+            ) from None
+        matches = [layer for layer in layers if pattern.fullmatch(layer)]
+        if not matches:
+            raise ConfigError(
+                f"adapter.ranks: {text} matches the end of no adapted layer's name, "
+                f"such as {layers[0]}"
             )
-        ranks = {**dict.fromkeys(fitting, rank), **ranks}
+        ranks = {**dict.fromkeys(matches, rank), **ranks}
     return ranks
 
 
 def add(component: nn.Module, setting: Setting, seed: int) -> None:
-    """Freeze the component and add a fresh adapter, which changes nothing yet.
+    """Freeze the component and add a new adapter whose change is 0.
 
-    Its first factor is drawn from `seed`, on the CPU; its weights are float32 whatever the
-    component's are.
+    Its first factor is drawn from `seed`, on the CPU; its weights are float32 for any dtype of the
+    component.
     """
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(seed)  # peft draws from the global generator
@@ -89,15 +93,15 @@ def add(component: nn.Module, setting: Setting, seed: int) -> None:
             weight.data = weight.data.float()
 
 
-def setting_for(
-    method: Method, adapter: Adapter, ends: Sequence[str], ranks: Mapping[str, int]
+def peft_setting(
+    method: Method, adapter: Adapter, suffixes: Sequence[str], ranks: Mapping[str, int]
 ) -> Setting:
-    """Setting of an adapter on the layers with these ends, some of which have their own rank."""
+    """Setting of an adapter on layers with these suffixes; `ranks`: layer -> rank, if not default."""
     scale = adapter.alpha / adapter.rank
     patterns = {f"^{re.escape(layer)}": rank for layer, rank in sorted(ranks.items())}
     setting = {
         "r": adapter.rank,
-        "target_modules": sorted(ends),
+        "target_modules": sorted(suffixes),
         "rank_pattern": patterns,
         "alpha_pattern": {pattern: scale * rank for pattern, rank in patterns.items()},
     }
@@ -107,11 +111,11 @@ def setting_for(
     return {"peft_type": "LORA", "lora_alpha": adapter.alpha, "use_dora": dora, **setting}
 
 
-def read_out(component: nn.Module) -> tuple[dict[str, Tensor], Setting]:
+def adapter_state(component: nn.Module) -> tuple[dict[str, Tensor], Setting]:
     """The adapter's weights by peft's names, on the CPU, and its setting.
 
-    DoRA's lengths are called as the parameter is: by peft's own short name for them, transformers 5
-    drops them from a text encoder's adapter without a word.
+    DoRA magnitudes get their parameter's full name: transformers 5 silently drops peft's short
+    name when it loads a text encoder's adapter.
     """
     state = {
         f"{name}.weight" if name.endswith("lora_magnitude_vector") else name: weight
@@ -126,12 +130,12 @@ def read_out(component: nn.Module) -> tuple[dict[str, Tensor], Setting]:
 def merge(
     component: nn.Module, setting: Setting, state: Mapping[str, Tensor], strength: float = 1.0
 ) -> None:
-    """Add an adapter's change, times `strength`, to the component's own weights.
+    """Add an adapter's change, times `strength`, to the component's weights; no layer remains.
 
-    No adapter layer remains. Of every kind of adapter, 0 leaves the component bit by bit as it was.
-    Raises `ModelError` when the adapter was made for another component.
+    A strength of 0 leaves every weight bit-identical. Raises `ModelError` when the adapter was made
+    for another component.
     """
-    try:  # without drawing any numbers: the layers come empty and take the given weights
+    try:  # low_cpu_mem_usage: layers on the meta device, so no random numbers are drawn
         inject_adapter_in_model(get_peft_config(dict(setting)), component, low_cpu_mem_usage=True)
         left = set_peft_model_state_dict(component, dict(state), low_cpu_mem_usage=True)
     except (ValueError, RuntimeError, TypeError, KeyError) as error:
@@ -144,22 +148,21 @@ def merge(
         raise ModelError(f"the adapter does not fit the base's layers, first {first}")
     for name, layer in [*_named(component)]:
         if isinstance(layer, BaseTunerLayer):
-            own = layer.get_base_layer()
-            before = None if strength == 1 else own.weight.detach().clone()
+            base = layer.get_base_layer()
+            before = None if strength == 1 else base.weight.detach().clone()
             layer.merge()
             if before is not None:
-                own.weight.data = torch.lerp(before, own.weight.data, strength)
-            component.set_submodule(name, own)
+                base.weight.data = torch.lerp(before, base.weight.data, strength)
+            component.set_submodule(name, base)
     del component.peft_config
     component.requires_grad_(False)
 
 
 @contextmanager
 def disabled(components: Iterable[nn.Module]) -> Iterator[None]:
-    """The components without their adapters, bit by bit what they were before these were added.
+    """Context in which the components' outputs are bit-identical to those without adapters.
 
-    peft's own switch would also freeze the adapters, and then thaw those that others had frozen:
-    only its flag is turned.
+    peft's `disable_adapter` also changes `requires_grad` of the adapters; this sets only its flag.
     """
     layers = [
         layer
@@ -167,25 +170,25 @@ def disabled(components: Iterable[nn.Module]) -> Iterator[None]:
         for layer in component.modules()
         if isinstance(layer, BaseTunerLayer)
     ]
-    before = [layer._disable_adapters for layer in layers]
+    previous = [layer._disable_adapters for layer in layers]
     for layer in layers:
         layer._disable_adapters = True
     try:
         yield
     finally:
-        for layer, was in zip(layers, before, strict=True):
-            layer._disable_adapters = was
+        for layer, value in zip(layers, previous, strict=True):
+            layer._disable_adapters = value
 
 
 def _named(component: nn.Module) -> Iterator[tuple[str, nn.Module]]:
     return ((name, module) for name, module in component.named_modules() if name)
 
 
-def _nearest(end: str, layers: Iterable[str]) -> list[str]:
-    """The three ends of layers' names that look most like `end`."""
-    ends = set()
+def _nearest(suffix: str, layers: Iterable[str]) -> list[str]:
+    """The three suffixes of layer names that are most similar to `suffix`."""
+    known = set()
     for layer in layers:
         words = layer.split(".")
         starts = range(max(0, len(words) - 3), len(words))
-        ends |= {".".join(words[start:]) for start in starts if not words[start].isdigit()}
-    return difflib.get_close_matches(end, sorted(ends), n=3, cutoff=0)
+        known |= {".".join(words[start:]) for start in starts if not words[start].isdigit()}
+    return difflib.get_close_matches(suffix, sorted(known), n=3, cutoff=0)

@@ -1,4 +1,4 @@
-"""What moves in training, by `train.method`, and how the result is written and put in again.
+"""Trainable parameters by `train.method`, their export to files, and applying exported weights.
 
 `full`: all weights of a component. `lora`, `dora`, `lokr`: an adapter on some of its layers.
 `textual_inversion`: new tokens only. `pivotal`: new tokens and LoRA together.
@@ -39,32 +39,32 @@ __all__ = [
 LORA_FILE = "pytorch_lora_weights.safetensors"
 LOKR_ENDING = "_lokr.safetensors"
 SETTINGS = "lora_adapter_metadata"
-"""Where diffusers keeps an adapter's setting in a file: JSON."""
+"""Metadata key of an adapter's setting in a safetensors file, as diffusers writes it: JSON."""
 
 _LOADED_FROM = {"_name_or_path", "name_or_path"}
 
 Value = TypeVar("Value")
 Trained = Mapping[str, Mapping[str, Parameter]]
-"""Component -> parameter name -> parameter that moves."""
+"""Component -> parameter name -> trainable parameter."""
 
 
 def trained_components(family: Family, config: Config) -> tuple[str, ...]:
-    """The components with anything that moves, the denoiser first.
+    """Names of the components with trainable parameters, the denoiser first.
 
-    Raises `ConfigError` for a family that cannot do what is asked.
+    Raises `ConfigError` for an option that the family does not support.
     """
     check(family, config)
     method = config.train.method
-    of_denoiser = () if method == "textual_inversion" else (family.denoiser,)
-    moving = family.tokenizers if method in INVERSIONS else trained_encoders(family, config)
-    return of_denoiser + tuple(moving)
+    denoiser = () if method == "textual_inversion" else (family.denoiser,)
+    encoders = family.tokenizers if method in INVERSIONS else trained_encoders(family, config)
+    return denoiser + tuple(encoders)
 
 
 def prepare(family: Family, parts: Parts, config: Config) -> Trained:
-    """Choose what moves, or add a fresh adapter that changes nothing yet; the rest is frozen.
+    """Select the trainable parameters, or add adapters whose change is 0; freeze the rest.
 
-    What moves is float32, whatever the frozen parts are; an adapter's first factors are drawn from
-    the run seed. Changes the parts in place, tokenizers included. Raises `ConfigError`.
+    Trainable parameters are float32 for any dtype of the parts; an adapter's first factors are drawn
+    from the run seed. Changes the parts in place, tokenizers included. Raises `ConfigError`.
     """
     names = trained_components(family, config)
     for part in parts.components.values():
@@ -77,16 +77,15 @@ def prepare(family: Family, parts: Parts, config: Config) -> Trained:
         _add_adapters(family, parts, config)
     if config.train.method in INVERSIONS:
         textual_inversion.prepare(family, parts, config)
-    return {name: _moving(parts[name]) for name in names}
+    return {name: _trainable(parts[name]) for name in names}
 
 
 def export(family: Family, parts: Parts, config: Config, base: Path, folder: Path) -> None:
-    """Write the trained weights below `folder`; the same weights are always the same bytes.
+    """Write the trained weights into `folder`; equal weights give equal bytes.
 
-    Full: one folder per component in diffusers' format, in the base's own number type; the parts
-    are of no use for training afterwards. LoRA and DoRA: one file that the `load_lora_weights` of
-    the family's pipeline reads. LoKr: one file per component, with peft's names and setting. New
-    tokens: see `textual_inversion.export`.
+    Full: one folder per component in diffusers' format, in the base's dtype, to which the parts
+    are converted in place. LoRA and DoRA: one file for the pipeline's `load_lora_weights`. LoKr:
+    one file per component, with peft's names and setting. New tokens: `textual_inversion.export`.
     """
     method = config.train.method
     if method == "full":
@@ -102,15 +101,14 @@ def export(family: Family, parts: Parts, config: Config, base: Path, folder: Pat
 
 
 def apply(family: Family, parts: Parts, folder: Path, strength: float = 1.0) -> Parts:
-    """Put exported weights into loaded parts, in place: adapters merged, tokens added.
+    """Merge exported adapters into loaded parts and add exported tokens, in place.
 
-    `strength` multiplies an adapter's change; new tokens are there or not. The files that are there
-    decide. Full weights are none of them: they are for `Family.load` to read. Raises `ModelError`
-    for weights of another base.
+    `strength` multiplies the adapters' change and does not affect tokens. Full weights are skipped:
+    `Family.load` reads them. Raises `ModelError` for weights of another base.
     """
     for name, (setting, state) in _saved_adapters(folder).items():
         if name not in parts.components:
-            raise ModelError(f"{folder} has an adapter for a {name}, which the base has not")
+            raise ModelError(f"{folder} has an adapter for a {name}, which the base does not have")
         adapter_layers.merge(parts[name], setting, state, strength)
     if (folder / textual_inversion.FILE).is_file():
         textual_inversion.apply(family, parts, folder)
@@ -118,21 +116,21 @@ def apply(family: Family, parts: Parts, folder: Path, strength: float = 1.0) -> 
 
 
 def disabled(family: Family, parts: Parts) -> AbstractContextManager[None]:
-    """Within it the parts are the frozen base, bit by bit, for prompts without new tokens."""
+    """Context in which outputs are bit-identical to the base's, for prompts without new tokens."""
     names = (family.denoiser, *family.text_encoders)
     return adapter_layers.disabled([parts[name] for name in names if name in parts.components])
 
 
 def write_component(component: Any, folder: Path) -> None:
-    """Write a model or tokenizer in its library's format, without where it was loaded from."""
+    """Write a model or tokenizer in its library's format, without the path it was loaded from."""
     component.save_pretrained(folder)
     drop_origin(folder)
 
 
 def drop_origin(folder: Path) -> None:
-    """Take out of the settings in a folder where the libraries had loaded them from.
+    """Remove the path of loading from the JSON files in a folder, which libraries write there.
 
-    It would tell of this machine, and make of the same weights other bytes on the next.
+    With it, equal weights would give different bytes on different machines.
     """
     for path in folder.glob("*.json"):
         settings = json.loads(path.read_text(encoding="utf-8"))
@@ -142,7 +140,7 @@ def drop_origin(folder: Path) -> None:
 
 
 def stored_dtype(folder: Path) -> torch.dtype:
-    """The number type of a component's weights on disk; float32 when they are of several."""
+    """Dtype of a component's weights on disk; float32 when they have several dtypes."""
     from safetensors import safe_open
 
     found = set()
@@ -157,19 +155,21 @@ def _adapted_components(family: Family, config: Config) -> tuple[str, ...]:
     return (family.denoiser, *trained_encoders(family, config))
 
 
-def _moving(component: Module) -> dict[str, Parameter]:
+def _trainable(component: Module) -> dict[str, Parameter]:
     return {key: weight for key, weight in component.named_parameters() if weight.requires_grad}
 
 
 def _add_adapters(family: Family, parts: Parts, config: Config) -> None:
     adapter, names = config.adapter, _adapted_components(family, config)
-    ends = {name: family.lora_targets[name] for name in names}
-    ends[family.denoiser] = adapter.targets or ends[family.denoiser]
-    layers = {name: adapter_layers.layers_at(parts[name], ends[name]) for name in names}
-    ranks = adapter_layers.own_ranks(adapter, [layer for name in names for layer in layers[name]])
+    suffixes = {name: family.lora_targets[name] for name in names}
+    suffixes[family.denoiser] = adapter.targets or suffixes[family.denoiser]
+    layers = {name: adapter_layers.find_layers(parts[name], suffixes[name]) for name in names}
+    ranks = adapter_layers.layer_ranks(adapter, [layer for name in names for layer in layers[name]])
     for index, name in enumerate(names):
-        own = {layer: ranks[layer] for layer in layers[name] if layer in ranks}
-        setting = adapter_layers.setting_for(config.train.method, adapter, ends[name], own)
+        own_ranks = {layer: ranks[layer] for layer in layers[name] if layer in ranks}
+        setting = adapter_layers.peft_setting(
+            config.train.method, adapter, suffixes[name], own_ranks
+        )
         adapter_layers.add(parts[name], setting, seed_for(config.seed, "adapter", index))
 
 
@@ -178,7 +178,7 @@ def _save_lora(family: Family, components: Mapping[str, Module], folder: Path) -
 
     arguments: dict[str, Any] = {}
     for name, component in components.items():
-        state, setting = adapter_layers.read_out(component)
+        state, setting = adapter_layers.adapter_state(component)
         arguments[f"{name}_lora_layers"] = state
         arguments[f"{name}_lora_adapter_metadata"] = dict(setting)
     pipeline = getattr(diffusers, family.pipeline_class)
@@ -188,13 +188,13 @@ def _save_lora(family: Family, components: Mapping[str, Module], folder: Path) -
 
 def _save_lokr(_family: Family, components: Mapping[str, Module], folder: Path) -> None:
     for name, component in components.items():
-        state, setting = adapter_layers.read_out(component)
+        state, setting = adapter_layers.adapter_state(component)
         texts = {SETTINGS: json.dumps(setting, sort_keys=True)}
         safetensors_files.write(folder / f"{name}{LOKR_ENDING}", state, texts)
 
 
 def _saved_adapters(folder: Path) -> dict[str, tuple[Setting, dict[str, Tensor]]]:
-    """Component -> setting and weights of its adapter, of all adapter files in a folder."""
+    """Component -> setting and weights of its adapter, from all adapter files in a folder."""
     found: dict[str, tuple[Setting, dict[str, Tensor]]] = {}
     for path in sorted(folder.glob("*.safetensors")):
         if path.name == LORA_FILE:
@@ -213,7 +213,7 @@ def _read(path: Path) -> tuple[dict[str, Tensor], Setting]:
         setting: Setting = json.loads(texts[SETTINGS])
     except (KeyError, ValueError) as error:
         raise ModelError(
-            f"{path} does not say how its adapter is built; export the weights again"
+            f"{path} has no valid adapter setting in its metadata; export the weights again"
         ) from error
     return state, setting
 

@@ -1,4 +1,4 @@
-"""The base model: which folder it is, and which bytes."""
+"""The base model: its local folder, its Hub revision and the digests of its files."""
 
 import functools
 import os
@@ -16,22 +16,22 @@ _COMMIT = re.compile(r"[0-9a-f]{40}")
 
 
 def check_base(model: config.Model) -> None:
-    """Raises `ConfigError` unless the base is a folder that exists or a Hub id with its commit."""
-    if os.path.isdir(model.base):  # where Path.is_dir raises for a name that is too long
+    """Raises `ConfigError` unless the base is an existing folder or a Hub id with a commit."""
+    if os.path.isdir(model.base):  # Path.is_dir raises for a name that is too long
         return
     if not re.fullmatch(r"[\w.-]+/[\w.-]+", model.base) or model.base.startswith("."):
-        raise ConfigError(f"there is no folder {model.base}; set model.base to one, or to a Hub id")
+        raise ConfigError(f"no folder {model.base}: set model.base to a model folder or a Hub id")
     if not _COMMIT.fullmatch(model.revision or ""):
         raise ConfigError(
-            f"there is no folder {model.base}, and as a Hub id it needs model.revision, "
-            "the 40 hex digits of a commit, so that the same config means the same weights"
+            f"no folder {model.base}: as a Hub id it needs model.revision, the 40 hex digits of a "
+            "commit, so that equal configs give equal weights"
         )
 
 
 def base_folder(model: config.Model) -> Path:
-    """The base's local folder; a Hub id is fetched once, at its pinned commit, safetensors only.
+    """The base's local folder; a Hub id is downloaded once, at its pinned commit, safetensors only.
 
-    Raises `ConfigError` as `check_base` does, and `ModelError` for what cannot be fetched.
+    Raises `ConfigError` as `check_base` does, and `ModelError` when the download fails.
     """
     check_base(model)
     folder = Path(model.base)
@@ -41,7 +41,7 @@ def base_folder(model: config.Model) -> Path:
 
 
 def absolute(model: config.Model) -> config.Model:
-    """The model with its folder's whole path, for processes that work in other folders."""
+    """The model with an absolute folder, for processes with another working directory."""
     folder = Path(model.base)
     if not folder.is_dir():
         return model
@@ -49,9 +49,9 @@ def absolute(model: config.Model) -> config.Model:
 
 
 def newest(model: config.Model, branch: str) -> config.Model:
-    """The model at the commit where a branch or tag of its Hub repository stands now.
+    """The model at the current commit of a branch or tag of its Hub repository.
 
-    A folder is what is in it, and stays. Raises `ModelError` when the Hub does not say.
+    A local folder is returned unchanged. Raises `ModelError` when the Hub request fails.
     """
     if Path(model.base).is_dir():
         return model
@@ -59,32 +59,32 @@ def newest(model: config.Model, branch: str) -> config.Model:
 
     try:
         commit = HfApi().model_info(model.base, revision=branch).sha
-    except Exception as error:  # the client's own tree of errors is wide and changes
+    except Exception as error:  # huggingface_hub's exception classes vary by version
         raise ModelError(
-            f"the Hub does not say where {branch} of {model.base} stands "
+            f"cannot read the commit of {branch} of {model.base} from the Hub "
             f"({type(error).__name__}): check both names and the connection"
         ) from error
     return model.model_copy(update={"revision": commit})
 
 
 def base_digest(model: config.Model) -> str:
-    """SHA-256 over the names and digests of the files that are read from the base's folder."""
+    """SHA-256 over the names and digests of the base's model files; raises `ModelError`."""
     folder = base_folder(model)
-    files = _files(folder)
+    files = _files(folder, _components(folder))
     if not files:
         raise ModelError(
-            f"{folder} holds no model; set model.base to a folder in diffusers' format"
+            f"{folder} has no model files; set model.base to a folder in diffusers' format"
         )
-    return _digest_all(folder, files)
+    return _digest_all(folder, [folder / "model_index.json", *files])
 
 
 def component_digest(folder: Path, names: Iterable[str]) -> str:
-    """SHA-256 over the files of some components in a base's folder; raises `ModelError`."""
-    parts = tuple(names)
-    files = [path for part in parts for kind in READ for path in (folder / part).glob(kind)]
+    """SHA-256 over the files of the named components of a base; raises `ModelError`."""
+    components = tuple(names)
+    files = _files(folder, components)
     if not files:
-        raise ModelError(f"{folder} holds no {' or '.join(parts)}; the model must be complete")
-    return _digest_all(folder, sorted(files))
+        raise ModelError(f"{folder} has no {' or '.join(components)}; the model must be complete")
+    return _digest_all(folder, files)
 
 
 def _digest_all(folder: Path, files: Iterable[Path]) -> str:
@@ -100,7 +100,7 @@ def _snapshot(repository: str, revision: str) -> Path:
         index = Path(
             snapshot_download(repository, revision=revision, allow_patterns=["model_index.json"])
         )
-        wanted = [f"{part}/{kind}" for part in _parts(index) for kind in READ]
+        wanted = [f"{name}/{kind}" for name in _components(index) for kind in READ]
         return Path(
             snapshot_download(
                 repository,
@@ -109,15 +109,15 @@ def _snapshot(repository: str, revision: str) -> Path:
                 ignore_patterns=["*.fp16.*", "*.bf16.*", "*non_ema*"],
             )
         )
-    except Exception as error:  # the client's own tree of errors is wide and changes
+    except Exception as error:  # huggingface_hub's exception classes vary by version
         raise ModelError(
-            f"cannot fetch {repository} at {revision} from the Hub ({one_line(error, 300)}); "
+            f"cannot fetch {repository} at {revision} from the Hub ({one_line(error)}); "
             "check the name, the commit and the connection"
         ) from error
 
 
-def _parts(folder: Path) -> list[str]:
-    """The folders that `model_index.json` names; a safety checker is never read."""
+def _components(folder: Path) -> list[str]:
+    """Components in `model_index.json`, without the safety checker and image encoders."""
     unused = {"pipeline", "safety_checker", "feature_extractor", "image_encoder"}
     try:
         return sorted(model_index(folder).keys() - unused)
@@ -125,11 +125,10 @@ def _parts(folder: Path) -> list[str]:
         return []
 
 
-def _files(folder: Path) -> list[Path]:
-    found = [
-        path for part in _parts(folder) for kind in READ for path in (folder / part).glob(kind)
-    ]
-    return sorted([folder / "model_index.json", *found]) if found else []
+def _files(folder: Path, components: Iterable[str]) -> list[Path]:
+    return sorted(
+        path for name in components for kind in READ for path in (folder / name).glob(kind)
+    )
 
 
 def _version(path: Path) -> tuple[int, int]:

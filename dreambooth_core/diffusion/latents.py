@@ -1,4 +1,4 @@
-"""Latents of images as a normal distribution, as an autoencoder gives them."""
+"""The distribution of an image's latents, as encoded by an autoencoder."""
 
 from dataclasses import dataclass
 
@@ -10,7 +10,7 @@ from torch import Tensor
 class LatentDistribution:
     """A diagonal normal distribution per image.
 
-    Both tensors are (images, channels, h, w), or (channels, h, w) of a single one.
+    Both tensors are (images, channels, h, w), or (channels, h, w) for a single image.
     """
 
     mean: Tensor
@@ -27,5 +27,5 @@ class LatentDistribution:
         return LatentDistribution(self.mean + offset, self.log_variance)
 
     def draw(self, noise: Tensor) -> Tensor:
-        """Latents for standard normal `noise`, in the same shape."""
+        """A sample of the latents from standard normal `noise` of the same shape."""
         return self.mean + (0.5 * self.log_variance).exp() * noise

@@ -1,4 +1,4 @@
-"""Models' folders in diffusers' format: what their JSON files say, read under limits."""
+"""Model folders in diffusers' format: their JSON files, read with a size limit."""
 
 import json
 from pathlib import Path
@@ -7,15 +7,13 @@ from typing import Any
 from dreambooth_core.errors import ModelError, one_line
 
 CONFIG_BYTES = 2**20
-"""Most bytes of `model_index.json` and of a component's config; real ones have some thousand."""
+"""Size limit of `model_index.json` and of a component's config; usual files have a few KiB."""
 
 
 def model_index(folder: Path) -> dict[str, str]:
-    """Component -> class name, as `model_index.json` says, and the pipeline's class as `pipeline`.
+    """Component -> class name from `model_index.json`, and the pipeline's class as `pipeline`.
 
-    The class is empty for a component that the model leaves out.
-
-    Raises `ModelError` for a folder without one, and for one that is not as diffusers writes it.
+    The class is empty for an omitted component. Raises `ModelError` for a missing or invalid file.
     """
     index = folder / "model_index.json"
     if not index.exists():
@@ -24,7 +22,7 @@ def model_index(folder: Path) -> dict[str, str]:
             "set model.base to a folder that has one, or to a Hub id"
         )
     entries = read_config(index)
-    # a pair of library and class; some pipelines have lists of numbers beside
+    # [library, class]; some pipelines also store lists of numbers
     classes = {
         name: str(entry[1] or "")
         for name, entry in entries.items()
@@ -34,11 +32,11 @@ def model_index(folder: Path) -> dict[str, str]:
 
 
 def read_config(path: Path) -> dict[str, Any]:
-    """A JSON object from a model's folder; raises `ModelError` for anything else."""
+    """A JSON object from a file in a model folder; raises `ModelError` for anything else."""
     try:
         if not path.is_file() or path.stat().st_size > CONFIG_BYTES:
             raise ModelError(
-                f"{path} is no file of at most {CONFIG_BYTES} bytes, as a model's configs are; "
+                f"{path} must be a file of at most {CONFIG_BYTES} bytes, as a model's configs are; "
                 "fetch the model again"
             )
         document = json.loads(path.read_text(encoding="utf-8"))

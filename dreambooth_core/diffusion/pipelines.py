@@ -1,4 +1,4 @@
-"""Loaded models, ready to draw: a base, the trained weights put into it, and a sampler."""
+"""Sampling pipelines: a base with trained weights applied, and its sampler."""
 
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
@@ -15,30 +15,30 @@ from dreambooth_core.storage.stores import Store
 
 
 class WeightedAdapter(NamedTuple):
-    """Trained weights, and how strongly they are put in."""
+    """Trained weights and their strength."""
 
     weights: Weights
     strength: float = 1.0
-    """Times an adapter's change; weights that are no adapter have 1."""
+    """Factor of an adapter's change; 1 for other weights."""
 
 
 WeightMix = tuple[WeightedAdapter, ...]
-"""What is put into a base, in this order; () is the untouched base."""
+"""Weights that are applied to a base, in this order; () is the base itself."""
 
 
 @dataclass(frozen=True)
 class LoadedPipeline:
-    """A loaded model, ready to draw."""
+    """A diffusers pipeline with the arguments of its calls."""
 
     pipeline: Any
     guidance: Mapping[str, Any]
-    """The family's arguments for guidance; its negative prompt is repeated for every image."""
+    """Arguments of a call for guidance; `negative_prompt` is repeated for every image."""
     rewrite_prompt: Callable[[str], str] = str
-    """How a prompt is written for this model, whose identifier may have tokens of its own."""
+    """Prompt -> prompt with the model's learned tokens."""
 
 
 def mix_of(weights: Weights | WeightMix | None) -> WeightMix:
-    """One trained model, or none, as a blend."""
+    """The weights of a model, or of none, as a mix."""
     if isinstance(weights, Weights):
         return (WeightedAdapter(weights),)
     return weights or ()
@@ -47,30 +47,30 @@ def mix_of(weights: Weights | WeightMix | None) -> WeightMix:
 def load_pipeline(
     config: Config, store: Store, weights: Weights | WeightMix | None
 ) -> LoadedPipeline:
-    """The base's pipeline with trained weights put in, or untouched for None, on the best device.
+    """Pipeline of the base with trained weights, or of the base for None, on a GPU if there is one.
 
-    Raises `ModelError`, `ConfigError` for a noise scheduler that does not fit, or `StorageError`
-    for weights that are not what their digests say.
+    Raises `ModelError`, `ConfigError` for an unsuitable noise scheduler, and `StorageError` for
+    weights that differ from their digests.
     """
     return pipeline_for(config, load_model(config, store, weights))
 
 
 def pipeline_of(config: Config, base: Path, folder: Path | None) -> LoadedPipeline:
-    """The model of a base and, maybe, of a folder with trained weights, on the best device."""
+    """Pipeline of a base folder and an optional folder of trained weights, as `load_pipeline`."""
     return pipeline_for(config, model_of(config, base, [] if folder is None else [(folder, 1.0)]))
 
 
 @dataclass(frozen=True)
 class LoadedModel:
-    """A base with all that was put in, from which painters for any sampler are made."""
+    """A base with trained weights applied; pipelines with different samplers share it."""
 
     parts: Parts
     tokens: Mapping[str, tuple[str, ...]]
-    """Identifiers that are spelled in tokens of their own."""
+    """Identifier -> its learned tokens."""
 
 
 def load_model(config: Config, store: Store, weights: Weights | WeightMix | None) -> LoadedModel:
-    """The base with trained weights put in, which are fetched first; raises as `load_pipeline`."""
+    """The base with trained weights, fetched from the store; raises as `load_pipeline`."""
     folders = [
         (fetch_weights(config.paths, store, share.weights), share.strength)
         for share in mix_of(weights)
@@ -79,10 +79,10 @@ def load_model(config: Config, store: Store, weights: Weights | WeightMix | None
 
 
 def model_of(config: Config, base: Path, folders: Sequence[tuple[Path, float]]) -> LoadedModel:
-    """A base, and folders with trained weights and their strengths, put in one after the other.
+    """A base with the weights of folders applied in order, each with its strength.
 
-    Adapters are merged into the weights; a folder with whole components takes the base's place and
-    comes first. Raises `ModelError`.
+    Adapters are merged; the first folder may hold whole components, which replace the base's.
+    Raises `ModelError`.
     """
     from dreambooth_core.diffusion import adapters, textual_inversion
 
@@ -97,28 +97,28 @@ def model_of(config: Config, base: Path, folders: Sequence[tuple[Path, float]]) 
 
 
 def pipeline_for(config: Config, model: LoadedModel) -> LoadedPipeline:
-    """A pipeline of its own around the model's parts, with the config's sampler, on the best device."""
+    """A new pipeline on the model's parts with the config's sampler, on a GPU if there is one."""
     import torch
 
     from dreambooth_core.diffusion import noise_schedulers, textual_inversion
 
-    family, wanted = load_family(config.model.family), config.sampler.noise_scheduler
+    family, scheduler = load_family(config.model.family), config.sampler.noise_scheduler
     pipeline = family.pipeline(model.parts)
-    if wanted is not None:
+    if scheduler is not None:
         pipeline.scheduler = noise_schedulers.load_scheduler(
-            wanted, model.parts["scheduler"], family.flow
+            scheduler, model.parts["scheduler"], family.flow
         )
     for name in (family.denoiser, family.autoencoder):
         channels_last(getattr(pipeline, name))
     if torch.cuda.is_available():
-        # a flow's transformers overflow in half precision, as their authors say
+        # transformers of flow models overflow in float16
         pipeline = pipeline.to("cuda", torch.bfloat16 if family.flow else torch.float16)
-    spell = partial(textual_inversion.insert_tokens, model.tokens)
-    return LoadedPipeline(pipeline, family.guidance(config.sampler), spell)
+    rewrite_prompt = partial(textual_inversion.insert_tokens, model.tokens)
+    return LoadedPipeline(pipeline, family.guidance(config.sampler), rewrite_prompt)
 
 
 def fetch_weights(paths: Paths, store: Store, weights: Weights) -> Path:
-    """The local folder with the weights' files, each verified: `<work>/models/<digest>`."""
+    """The local folder `<work>/models/<digest>` with the weights' files, digests verified."""
     folder = paths.work / "models" / weights.digest
     for name, blob in weights.files.items():
         fetch_blob(store, blob, folder / name)

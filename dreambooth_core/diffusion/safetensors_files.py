@@ -1,4 +1,4 @@
-"""Files of named tensors (safetensors) with texts beside them: the same content, the same bytes."""
+"""Safetensors files with metadata; equal content gives equal bytes."""
 
 import json
 from collections.abc import Mapping
@@ -12,15 +12,15 @@ from dreambooth_core.errors import ModelError
 
 
 def write(path: Path, tensors: Mapping[str, Tensor], texts: Mapping[str, str]) -> None:
-    """Write tensors, from whatever device, and texts; the folder is made."""
+    """Write tensors of any device and metadata `texts`; creates the folder."""
     path.parent.mkdir(parents=True, exist_ok=True)
-    of_cpu = {name: tensor.detach().cpu().contiguous() for name, tensor in tensors.items()}
-    save_file(of_cpu, path, metadata={"format": "pt", **texts})
+    on_cpu = {name: tensor.detach().cpu().contiguous() for name, tensor in tensors.items()}
+    save_file(on_cpu, path, metadata={"format": "pt", **texts})
     sort_header(path)
 
 
 def read(path: Path) -> tuple[dict[str, Tensor], dict[str, str]]:
-    """Tensors by name, on the CPU, and texts; raises `ModelError` for a file that is none."""
+    """Tensors by name, on the CPU, and metadata; raises `ModelError` for an unreadable file."""
     try:
         with safe_open(path, framework="pt") as file:
             tensors = {name: file.get_tensor(name) for name in sorted(file.keys())}
@@ -30,11 +30,11 @@ def read(path: Path) -> tuple[dict[str, Tensor], dict[str, str]]:
 
 
 def sort_header(path: Path) -> None:
-    """Write the file's header again with its texts sorted: the library leaves them to chance."""
+    """Rewrite the header with sorted metadata, whose order is random in the library."""
     data = path.read_bytes()
     end = 8 + int.from_bytes(data[:8], "little")
     header = json.loads(data[8:end])
     header["__metadata__"] = dict(sorted(header["__metadata__"].items()))
     text = json.dumps(header, separators=(",", ":")).encode()
-    text += b" " * (-len(text) % 8)  # the tensors behind it stay aligned
+    text += b" " * (-len(text) % 8)  # keeps the tensors aligned to 8 bytes
     path.write_bytes(len(text).to_bytes(8, "little") + text + data[end:])

@@ -1,4 +1,4 @@
-"""Images out of a model: one seed per image, full batches always, lossless, made once."""
+"""Image generation: one seed per image, full batches, lossless PNG, each image stored once."""
 
 import hashlib
 import io
@@ -43,79 +43,80 @@ __all__ = [
 ]
 
 ORIGIN_FILE = "sample_origin.json"
+"""Name of the record `SampleOrigin` below a prefix of images."""
 
 Request = tuple[str, int]
 """A prompt and a seed."""
 
 
 ImagePool = Callable[[Sequence["Request"], Progress | None], None]
-"""Makes images be in the store; raises what drawing raises."""
+"""Generates missing images in other processes and stores them; raises what sampling raises."""
 
 
 class SampleOrigin(Record):
-    """All that decides images but prompt and seed: the record `<prefix>/sample_origin.json` of a prefix."""
+    """All that determines images besides prompt and seed: the record `<prefix>/sample_origin.json`."""
 
     family: str
     base: str
     """Digest of the base's files."""
     weights: tuple[tuple[str, float], ...]
-    """Digests and strengths of what was put into the base."""
+    """Digest and strength of each of the weights applied to the base."""
     sampler: Sampler
     size: tuple[int, int]
     """Height and width in pixels."""
 
     @property
     def prefix(self) -> str:
-        """Where such images lie in the store."""
+        """Key prefix of these images in the store."""
         return f"images/{stage_key('images', self.model_dump())}"
 
 
 @dataclass(frozen=True)
 class SamplingSettings:
-    """How images are drawn, and by whom."""
+    """Pipeline, sampler and size of images, and the processes that generate them."""
 
     load: Callable[[], LoadedPipeline]
-    """Called when, and only when, an image is missing; it may be called again and again."""
+    """Returns the pipeline; called only when an image is missing, possibly several times."""
     sampler: Sampler
     size: tuple[int, int]
     """Height and width in pixels."""
     origin: SampleOrigin | None = None
-    """Kept beside the images, if anyone is to find out later whose they are."""
+    """Stored beside the images, so that search can tell which model made them."""
     pool: ImagePool | None = None
-    """Other processes that draw; without them, this one does."""
+    """Generates images in other processes; None: in this one."""
 
 
 def generate(
-    painter: LoadedPipeline,
-    drawing: SamplingSettings,
+    pipeline: LoadedPipeline,
+    settings: SamplingSettings,
     requests: Sequence[Request],
     progress: Progress | None,
 ) -> Iterator[Pillow.Image]:
     """One image per request, in order.
 
-    Each image has a CPU generator of its own, and the last batch is filled up with repeats: neither
-    its neighbours nor the number of images decide a bit of it. Both halves of classifier-free
-    guidance (Ho & Salimans 2022, arXiv:2207.12598) go through one forward.
+    Each image has its own CPU generator, and the last batch is padded with repeats, so that no bit
+    of an image depends on the other requests. Both halves of classifier-free guidance (Ho &
+    Salimans 2022, arXiv:2207.12598) are computed in one forward.
     """
     import torch
 
-    size, (height, width) = drawing.sampler.batch_size, drawing.size
-    guidance = dict(painter.guidance)
+    size, (height, width) = settings.sampler.batch_size, settings.size
+    guidance = dict(pipeline.guidance)
     if "negative_prompt" in guidance:
         guidance["negative_prompt"] = [guidance["negative_prompt"]] * size
     for start in range(0, len(requests), size):
         batch = list(requests[start : start + size])
         padded = batch + [batch[-1]] * (size - len(batch))
-        made = painter.pipeline(
-            prompt=[painter.rewrite_prompt(prompt) for prompt, _ in padded],
+        images = pipeline.pipeline(
+            prompt=[pipeline.rewrite_prompt(prompt) for prompt, _ in padded],
             generator=[torch.Generator().manual_seed(seed) for _, seed in padded],
-            num_inference_steps=drawing.sampler.inference_steps,
+            num_inference_steps=settings.sampler.inference_steps,
             height=height,
             width=width,
             **guidance,
         ).images
         telemetry.send("dreambooth_images_total", len(batch))
-        yield from made[: len(batch)]
+        yield from images[: len(batch)]
         if progress is not None:
             progress(start + len(batch), len(requests), "images")
 
@@ -123,9 +124,9 @@ def generate(
 def encode_png(
     image: Pillow.Image, prompt: str, seed: int, extra: dict[str, str] | None = None
 ) -> bytes:
-    """The same image and texts always give the same bytes.
+    """PNG file; equal images and texts give equal bytes.
 
-    Text entries: `prompt`, `seed`, `pixels_sha256` (over the RGB values, row by row) and `extra`.
+    Text entries: `prompt`, `seed`, `pixels_sha256` (over the RGB bytes, row by row) and `extra`.
     """
     image = image.convert("RGB")
     digest = hashlib.sha256(image.tobytes()).hexdigest()
@@ -141,34 +142,34 @@ def encode_png(
 def make_images(
     store: Store,
     prefix: str,
-    drawing: SamplingSettings,
+    settings: SamplingSettings,
     requests: Sequence[Request],
     progress: Progress | None = None,
 ) -> tuple[tuple[Image, ...], int]:
-    """The images of `requests`, named by their places, and how many had to be made."""
-    drawn = {
+    """The images of `requests`, named by their index, and the number of newly generated ones."""
+    by_request = {
         request: (image, made)
-        for request, image, made in each_image(store, prefix, drawing, requests, progress)
+        for request, image, made in each_image(store, prefix, settings, requests, progress)
     }
     named = [
-        drawn[request][0].model_copy(update={"name": f"{place:06d}.png"})
-        for place, request in enumerate(requests)
+        by_request[request][0].model_copy(update={"name": f"{index:06d}.png"})
+        for index, request in enumerate(requests)
     ]
-    return tuple(named), sum(made for _, made in drawn.values())
+    return tuple(named), sum(made for _, made in by_request.values())
 
 
 def each_image(
     store: Store,
     prefix: str,
-    drawing: SamplingSettings,
+    settings: SamplingSettings,
     requests: Sequence[Request],
     progress: Progress | None = None,
 ) -> Iterator[tuple[Request, Image, bool]]:
-    """Every different request with its image, and whether that had to be made; found ones first.
+    """Each distinct request with its image and whether it is new; stored images come first.
 
-    `prefix` stands for model, sampler and size. An image is the record `image_key(prefix, request)`,
-    created once, after its blob: any process can make any image at any time, and every list of
-    requests finds those that another one has had made.
+    `prefix` identifies model, sampler and size. An image's record `image_key(prefix, request)` is
+    created once, after its blob, so that several processes may generate the same requests and
+    different lists of requests share images.
     """
     missing = []
     for request in dict.fromkeys(requests):
@@ -177,25 +178,25 @@ def each_image(
             missing.append(request)
         else:
             yield request, found, False
-    if missing and drawing.origin is not None:
-        put_record(store, f"{prefix}/{ORIGIN_FILE}", drawing.origin)
-    if missing and drawing.pool is not None:
-        drawing.pool(missing, progress)
+    if missing and settings.origin is not None:
+        put_record(store, f"{prefix}/{ORIGIN_FILE}", settings.origin)
+    if missing and settings.pool is not None:
+        settings.pool(missing, progress)
         for request in missing:
-            yield request, _made_by_others(store, image_key(prefix, request)), True
+            yield request, _made_by_pool(store, image_key(prefix, request)), True
     elif missing:
-        images = generate(drawing.load(), drawing, missing, progress)
+        images = generate(settings.load(), settings, missing, progress)
         for request, image in zip(missing, images, strict=True):
-            yield request, _committed(store, image_key(prefix, request), request, image), True
+            yield request, _store_image(store, image_key(prefix, request), request, image), True
 
 
 def image_key(prefix: str, request: Request) -> str:
-    """Where an image's record lies below a prefix: by what was asked for, whatever the list."""
+    """Key of an image's record below a prefix."""
     return f"{prefix}/{digest_json(request)}.json"
 
 
-def _committed(store: Store, key: str, request: Request, image: Pillow.Image) -> Image:
-    """The image's record; the first one's, when several processes made it at once."""
+def _store_image(store: Store, key: str, request: Request, image: Pillow.Image) -> Image:
+    """Store an image and its record; returns the existing record if another process was first."""
     prompt, seed = request
     blob = put_blob(store, encode_png(image, prompt, seed))
     size = (image.height, image.width)
@@ -205,11 +206,11 @@ def _committed(store: Store, key: str, request: Request, image: Pillow.Image) ->
     return get_record(store, key, Image) or record
 
 
-def _made_by_others(store: Store, key: str) -> Image:
+def _made_by_pool(store: Store, key: str) -> Image:
     found = get_record(store, key, Image)
     if found is None:
         raise StorageError(
-            f"{key} is not in {store.uri}, although it was made: do all machines use this store?"
+            f"{key} was generated but is not in {store.uri}: give all machines the same store"
         )
     return found
 
@@ -217,12 +218,12 @@ def _made_by_others(store: Store, key: str) -> Image:
 def sample_set(
     store: Store,
     prefix: str,
-    drawing: SamplingSettings,
+    settings: SamplingSettings,
     requests: Sequence[Request],
     progress: Progress | None = None,
 ) -> SampleSet:
-    """The requests' images as one set; only the missing ones are made (see `make_images`)."""
-    images, _ = make_images(store, prefix, drawing, requests, progress)
+    """The requests' images as one set; only missing ones are generated (see `make_images`)."""
+    images, _ = make_images(store, prefix, settings, requests, progress)
     return image_set(store, f"{prefix}/sets", images, SampleSet)
 
 
@@ -234,10 +235,9 @@ def base_digest(config: Config) -> str:
 def images_prefix(
     config: Config, weights: Weights | WeightMix | None, size: tuple[int, int] | None = None
 ) -> str:
-    """Where the images of a model, a sampler and a size lie in the store.
+    """Key prefix in the store of the images of a model, sampler and size (see `sample_origin`).
 
-    Whatever is drawn with `sampling_settings(config, store, weights, size)` belongs there: a run's samples,
-    an evaluation's images and somebody's order find each other's.
+    Samples of a run, evaluations and sampling jobs with equal settings share their images.
     """
     return sample_origin(config, weights, size).prefix
 
@@ -245,19 +245,19 @@ def images_prefix(
 def sample_origin(
     config: Config, weights: Weights | WeightMix | None, size: tuple[int, int] | None = None
 ) -> SampleOrigin:
-    """What decides the images of a config's base and weights; `model.resolution` without a size."""
+    """Origin of the images of a config's base and weights; default size: `model.resolution` squared."""
     side = config.model.resolution
     return SampleOrigin(
         family=config.model.family,
         base=base_digest(config),
-        weights=tuple((share.weights.digest, share.strength) for share in mix_of(weights)),
+        weights=tuple((one.weights.digest, one.strength) for one in mix_of(weights)),
         sampler=config.sampler,
         size=size or (side, side),
     )
 
 
 def grid(config: Config, prompts: Sequence[str], seeds: int, stream: str) -> list[Request]:
-    """Filled prompts x seeds, prompt by prompt; every prompt gets the same seeds."""
+    """Filled prompts x seeds, grouped by prompt; every prompt gets the same seeds."""
     return [
         (config.subject.fill(prompt), seed_for(config.seed, stream, index))
         for prompt in prompts
@@ -266,6 +266,6 @@ def grid(config: Config, prompts: Sequence[str], seeds: int, stream: str) -> lis
 
 
 def seeds_of(config: Config, template: str, count: int, seed_set: SeedSet) -> list[int]:
-    """A prompt's seeds; fewer of them are the first ones."""
+    """The first `count` evaluation seeds of a prompt template."""
     stream = f"evaluate {seed_set} {template}"
     return [seed_for(config.evaluation.seed, stream, index) for index in range(count)]

@@ -1,8 +1,8 @@
-"""New tokens that come to mean the subject: textual inversion (Gal et al. 2022, arXiv:2208.01618).
+"""Textual inversion (Gal et al. 2022, arXiv:2208.01618): train the embeddings of new tokens.
 
-A prompt still says the identifier; `insert_tokens` puts the new tokens in its place, in training and in
-sampling alike. Only the new tokens' embeddings can move: the table of the old ones is not in reach
-of gradients, optimizer or weight decay.
+Prompts contain the identifier; `insert_tokens` replaces it by the new tokens, in training and in
+sampling. Only the new tokens' embeddings are parameters: gradients, optimizer and weight decay do
+not reach the existing table.
 """
 
 import json
@@ -23,11 +23,11 @@ from dreambooth_core.errors import ConfigError, ModelError
 FILE = "learned_embeds.safetensors"
 
 Tokens = Mapping[str, tuple[str, ...]]
-"""Identifier -> the tokens that are written in its place."""
+"""Identifier -> the tokens that replace it in prompts."""
 
 
 class ExtendedEmbedding(nn.Module):
-    """A frozen table of embeddings and new rows, which have the token ids from `first` on."""
+    """A frozen embedding table and trainable rows for the token ids from `first` on."""
 
     def __init__(self, table: nn.Embedding, rows: Tensor, first: int) -> None:
         super().__init__()
@@ -36,7 +36,7 @@ class ExtendedEmbedding(nn.Module):
         self.first = first
 
     def forward(self, ids: Tensor) -> Tensor:
-        """Embeddings of token ids (...): (..., width), in the table's number type."""
+        """Embeddings of token ids (...): (..., width), in the table's dtype."""
         is_new = (ids >= self.first) & (ids < self.first + len(self.new_tokens))
         old: Tensor = self.table(ids.masked_fill(is_new, 0))
         new = functional.embedding((ids - self.first).where(is_new, 0), self.new_tokens)
@@ -44,53 +44,53 @@ class ExtendedEmbedding(nn.Module):
 
 
 def is_new_token(parameter: str) -> bool:
-    """Whether the name of a parameter that moves is that of new tokens' embeddings."""
+    """Whether a trainable parameter's name is that of new tokens' embeddings."""
     return parameter.endswith(".new_tokens")
 
 
 def tokens_of(config: Config) -> Tokens:
     """The new tokens of each subject's identifier: `sks` -> `<sks-0>`, `<sks-1>` ..."""
     words = [subject.identifier for subject in config.subjects]
-    places = range(config.textual_inversion.num_vectors)
-    return {word: tuple(f"<{word.strip('<>')}-{place}>" for place in places) for word in words}
+    count = config.textual_inversion.num_vectors
+    return {word: tuple(f"<{word.strip('<>')}-{i}>" for i in range(count)) for word in words}
 
 
 def insert_tokens(tokens: Tokens, prompt: str) -> str:
-    """The prompt with each identifier, where it is a word of its own, written as its tokens.
+    """The prompt with each identifier that is a separate word replaced by its tokens.
 
-    What is spelled already stays as it is. Without tokens the prompt is returned unchanged.
+    Idempotent; without tokens the prompt is returned unchanged.
     """
     if not tokens:
         return prompt
     words = "|".join(map(re.escape, sorted(tokens, key=len, reverse=True)))
-    alone = rf"(?<!\w)(?:{words})(?!\w|-\d+>)"
-    return re.sub(alone, lambda found: "".join(tokens[found[0]]), prompt)
+    separate = rf"(?<!\w)(?:{words})(?!\w|-\d+>)"
+    return re.sub(separate, lambda match: "".join(tokens[match[0]]), prompt)
 
 
 def prepare(family: Family, parts: Parts, config: Config) -> dict[str, dict[str, nn.Parameter]]:
     """Add the tokens to the tokenizers and rows for them to the text encoders, in place.
 
-    Each subject's rows start from the mean embedding of its initializer word. Returns what moves:
-    text encoder -> parameter name -> rows, (tokens, width) float32. Raises `ConfigError` for a
-    tokenizer that has such tokens, or that cannot read the initializer word.
+    Each subject's rows start as the mean embedding of its initializer word. Returns the trainable
+    parameters: text encoder -> parameter name -> rows, (tokens, width) float32. Raises `ConfigError`
+    for a tokenizer that already has the tokens, and for an initializer word without tokens.
     """
     tokens = tokens_of(config)
-    starts = [
+    initializers = [
         config.textual_inversion.initializer_token or subject.class_noun
         for subject in config.subjects
     ]
     rows = {
         name: torch.cat(
-            [_start(parts, name, tokenizer, word) for word in starts]
+            [_mean_embedding(parts, name, tokenizer, word) for word in initializers]
         ).repeat_interleave(config.textual_inversion.num_vectors, dim=0)
         for name, tokenizer in family.tokenizers.items()
     }
     first = _add_tokens(family, parts, tokens)
     trained = {}
-    for name, of_encoder in rows.items():
+    for name, new in rows.items():
         encoder = parts[name]
         table = encoder.get_input_embeddings()
-        extended = ExtendedEmbedding(table, of_encoder, first[family.tokenizers[name]])
+        extended = ExtendedEmbedding(table, new, first[family.tokenizers[name]])
         encoder.set_input_embeddings(extended.to(table.weight.device))
         trained[name] = {
             key: weight for key, weight in encoder.named_parameters() if is_new_token(key)
@@ -99,29 +99,29 @@ def prepare(family: Family, parts: Parts, config: Config) -> dict[str, dict[str,
 
 
 def export(family: Family, parts: Parts, config: Config, folder: Path) -> None:
-    """Write the new embeddings to `FILE`: one tensor per text encoder, and the tokens' names."""
+    """Write the new embeddings to `FILE`: one tensor per text encoder, and the tokens as metadata."""
     rows = {name: parts[name].get_input_embeddings().new_tokens for name in family.tokenizers}
     texts = {"tokens": json.dumps(tokens_of(config))}
     safetensors_files.write(folder / FILE, rows, texts)
 
 
 def exported_tokens(folder: Path) -> Tokens:
-    """The tokens that weights in a folder bring, for `insert_tokens`; none where nothing was inverted."""
+    """The tokens of exported weights in a folder, for `insert_tokens`; empty without `FILE`."""
     if not (folder / FILE).is_file():
         return {}
     return _names(folder, safetensors_files.read(folder / FILE)[1])
 
 
 def apply(family: Family, parts: Parts, folder: Path) -> None:
-    """Give freshly loaded parts the exported tokens, as plain rows of their embedding tables.
+    """Add the exported tokens to loaded parts, as plain rows of their embedding tables.
 
-    Raises `ModelError` when the file is of another family.
+    Raises `ModelError` for a file of another family or base.
     """
     rows, texts = safetensors_files.read(folder / FILE)
     if rows.keys() != family.tokenizers.keys():
         raise ModelError(
-            f"{folder / FILE} has embeddings for {', '.join(rows)}, but the base reads prompts "
-            f"with {', '.join(family.tokenizers) or 'no encoder that learns'}; use its own base"
+            f"{folder / FILE} has embeddings for {', '.join(rows)}, but the base takes new tokens "
+            f"in {', '.join(family.tokenizers) or 'no encoder'}; use the base of the weights"
         )
     tokens = _names(folder, texts)
     first = _add_tokens(family, parts, tokens)
@@ -137,11 +137,11 @@ def apply(family: Family, parts: Parts, folder: Path) -> None:
 
 
 def _with_rows(table: nn.Embedding, new: Tensor, first: int) -> nn.Embedding:
-    """A table with the new rows from `first` on; some encoders have spare rows there already."""
+    """A table with the new rows from `first` on, which may overwrite spare rows."""
     old = table.weight.detach()
     if new.shape[1] != old.shape[1]:
         raise ModelError(
-            f"the new tokens are {new.shape[1]} numbers wide, but the base's embeddings "
+            f"the new tokens' embeddings have {new.shape[1]} dimensions, the base's "
             f"{old.shape[1]}; use the base that they were trained on"
         )
     whole = old.new_zeros(max(len(old), first + len(new)), old.shape[1])
@@ -153,30 +153,30 @@ def _with_rows(table: nn.Embedding, new: Tensor, first: int) -> nn.Embedding:
 
 
 def _add_tokens(family: Family, parts: Parts, tokens: Tokens) -> dict[str, int]:
-    """Tokenizer -> id of the first of the new tokens, which follow each other."""
+    """Add the tokens; returns tokenizer -> id of the first new token, the others follow it."""
     from tokenizers import AddedToken
 
-    names = [name for of_word in tokens.values() for name in of_word]
-    added = [AddedToken(name, normalized=False) for name in names]
+    all_names = [name for names in tokens.values() for name in names]
+    added = [AddedToken(name, normalized=False) for name in all_names]
     first = {}
-    for part in dict.fromkeys(family.tokenizers.values()):
-        tokenizer: Any = parts[part]
-        if not tokenizer.get_vocab().keys().isdisjoint(names):
+    for component in dict.fromkeys(family.tokenizers.values()):
+        tokenizer: Any = parts[component]
+        if not tokenizer.get_vocab().keys().isdisjoint(all_names):
             raise ConfigError(
-                f"the base's {part} has tokens like {names[0]} already: "
+                f"the base's {component} already has tokens such as {all_names[0]}: "
                 "choose another subject.identifier"
             )
         tokenizer.add_tokens(added)
-        first[part] = tokenizer.convert_tokens_to_ids(names[0])
+        first[component] = tokenizer.convert_tokens_to_ids(all_names[0])
     return first
 
 
-def _start(parts: Parts, encoder: str, tokenizer: str, word: str) -> Tensor:
+def _mean_embedding(parts: Parts, encoder: str, tokenizer: str, word: str) -> Tensor:
     """The mean embedding of a word's tokens, (1, width), float32."""
     ids = parts[tokenizer](word, add_special_tokens=False)["input_ids"]
     if not ids:
         raise ConfigError(
-            f"the base's {tokenizer} reads nothing in {word!r}: set textual_inversion.initializer_token"
+            f"the base's {tokenizer} has no token for {word!r}: set textual_inversion.initializer_token"
         )
     table: Tensor = parts[encoder].get_input_embeddings().weight
     return table[torch.tensor(ids, device=table.device)].float().mean(0, keepdim=True)
@@ -187,5 +187,5 @@ def _names(folder: Path, texts: Mapping[str, str]) -> Tokens:
         return {word: tuple(names) for word, names in json.loads(texts["tokens"]).items()}
     except (KeyError, ValueError, AttributeError) as error:
         raise ModelError(
-            f"{folder / FILE} does not name its tokens; export the weights again"
+            f"{folder / FILE} has no token names in its metadata; export the weights again"
         ) from error

@@ -1,10 +1,9 @@
-"""One way per file to hand a model to other programs, found by its name; each has an `EXPORT`.
+"""Export formats for other programs: one module per format, found by name, each with an `EXPORT`.
 
-Everything an export writes can be loaded without a line of this project. What comes out hangs on
-what goes in alone: the same weights are the same bytes, so no file holds a date.
+Exported files load without this project. Equal weights give equal bytes: no file has a date.
 
-The files here import torch and the model libraries inside their functions only: what a format takes
-is read by the command line, which must answer at once.
+The modules import torch and the model libraries inside functions only, so that the command line can
+list formats quickly.
 """
 
 import os
@@ -24,56 +23,56 @@ from dreambooth_core.errors import ConfigError
 from dreambooth_core.storage.records import Weights
 
 ANY = "*"
-"""In `Export.takes`: every pipeline class that is not named there."""
+"""Key of `Export.takes` for all pipeline classes without a key of their own."""
 
 FOLDERS = ("model_index.json", "pytorch_lora_weights.safetensors")
-"""What a folder that an export wrote has one of."""
+"""Every exported folder contains one of these files."""
 
 
 @dataclass(frozen=True)
 class ModelInfo:
-    """What a file says of the model beside its tensors."""
+    """Metadata of a model for the exported files."""
 
     title: str
     """Name of the model, and of the file or folder."""
     trigger: str
-    """The words that mean the subject: `sks robot`."""
+    """Words for the subject in prompts: `sks robot`."""
     digest: str
-    """Of the weights it is made from."""
+    """Digest of the weights."""
     resolution: int
-    """Side of the images it was trained on, in pixels."""
+    """Side of the training images, in pixels."""
     base: str
     revision: str | None = None
     licence: str | None = None
-    """Where it is known: a name, a link or the whole text."""
+    """A name, a link or the full text; None if unknown."""
 
 
 @dataclass(frozen=True)
 class TrainedModel:
-    """A trained model: where its weights and its base lie, and what is known about it."""
+    """A trained model: its weights, its base and its metadata."""
 
     family: str
     base: Path
     """Folder in diffusers' format."""
     weights: Path
-    """Folder that `adapters.export` wrote."""
+    """Folder written by `adapters.export`."""
     method: str
     info: ModelInfo
 
 
 class Export(Protocol):
-    """A format."""
+    """An export format."""
 
     name: str
     description: str
-    """One line for people."""
+    """One line for the command line's help."""
     takes: Mapping[str, tuple[str, ...]]
-    """Pipeline class, or `ANY`, -> values of `train.method`."""
+    """Pipeline class, or `ANY`, -> supported values of `train.method`."""
 
     def write(self, source: TrainedModel, out: Path) -> list[Path]:
         """Write files or folders named after the model into the empty folder `out`.
 
-        Raises `ConfigError` for weights that the format has no words for.
+        Raises `ConfigError` for weights that the format cannot represent.
         """
         ...
 
@@ -85,14 +84,14 @@ def load_export(name: str) -> Export:
 
 
 def possible(family: str, method: str) -> list[str]:
-    """Names of the exports for models of this family that were trained by this method."""
+    """Names of the exports that support a family and training method."""
     return [name for name in plugins.names(__name__) if _takes(load_export(name), family, method)]
 
 
 def source_of(config: Config, weights: Weights, folder: Path) -> TrainedModel:
-    """What `export` needs of a trained model whose weights were fetched into `folder`.
+    """The input of `export` for a model whose weights were fetched into `folder`.
 
-    Fetches the base if it is not here yet; raises what `base_model.base_folder` does.
+    Downloads the base if necessary; raises as `base_model.base_folder`.
     """
     info = ModelInfo(
         title=config.name,
@@ -109,58 +108,58 @@ def source_of(config: Config, weights: Weights, folder: Path) -> TrainedModel:
 
 
 def export(name: str, source: TrainedModel, out: Path) -> list[Path]:
-    """Write the model into the folder `out`, and return what is new there.
+    """Write the model into the folder `out`; returns the new files and folders.
 
-    All is written beside first and then renamed: a file is replaced at once; for a folder, which
-    no rename can replace, the old one is moved away just before. Raises `ConfigError` when the
-    format cannot hold such a model, or the title is no file name.
+    Written to a temporary folder first and then renamed: existing files are replaced atomically, an
+    existing export folder is moved away just before. Raises `ConfigError` when the format does not
+    support the model, and for a title that is not a valid file name.
     """
     found = load_export(name)
     if not _takes(found, source.family, source.method):
         others = ", ".join(possible(source.family, source.method)) or "none"
         raise ConfigError(
-            f"--format {name} cannot hold a {source.family} model trained by {source.method}; "
-            f"possible: {others}"
+            f"--format {name} does not support a {source.family} model trained by {source.method}; "
+            f"supported: {others}"
         )
     if not re.fullmatch(NAME, source.info.title):
         raise ConfigError(
-            f"{source.info.title!r} cannot name a file: use letters, digits, dot, dash and "
+            f"{source.info.title!r} is not a valid file name: use letters, digits, dot, dash and "
             "underscore, 64 at most"
         )
     out.mkdir(parents=True, exist_ok=True)
-    with tempfile.TemporaryDirectory(prefix=".export-", dir=out) as beside:
-        fresh, old = Path(beside, "fresh"), Path(beside, "old")
-        fresh.mkdir()
+    with tempfile.TemporaryDirectory(prefix=".export-", dir=out) as temporary:
+        new, old = Path(temporary, "new"), Path(temporary, "old")
+        new.mkdir()
         old.mkdir()
-        written = found.write(source, fresh)
-        _open_up(fresh)
-        return [_put(path, out / path.name, old) for path in written]
+        written = found.write(source, new)
+        _apply_umask(new)
+        return [_replace(path, out / path.name, old) for path in written]
 
 
-def _open_up(folder: Path) -> None:
-    """Give files the usual rights: safetensors makes them for their owner alone."""
+def _apply_umask(folder: Path) -> None:
+    """Set permissions by the umask: safetensors creates files with mode 0600."""
     os.umask(mask := os.umask(0))
     for path in folder.rglob("*"):
         path.chmod((0o777 if path.is_dir() else 0o666) & ~mask)
 
 
 def _takes(found: Export, family: str, method: str) -> bool:
-    of = load_family(family)
-    taken = found.takes.get(of.pipeline_class, found.takes.get(ANY, ()))
-    return method in taken and method in methods(of)
+    known = load_family(family)
+    supported = found.takes.get(known.pipeline_class, found.takes.get(ANY, ()))
+    return method in supported and method in methods(known)
 
 
-def _put(new: Path, place: Path, old: Path) -> Path:
-    """Rename `new` to `place`; an older export there goes to `old`, and back if that fails."""
-    if not place.is_dir() or place.is_symlink():
-        return new.replace(place)
-    if not any((place / name).is_file() for name in FOLDERS):
+def _replace(new: Path, target: Path, old: Path) -> Path:
+    """Rename `new` to `target`; an older export there moves to `old`, and back on failure."""
+    if not target.is_dir() or target.is_symlink():
+        return new.replace(target)
+    if not any((target / name).is_file() for name in FOLDERS):
         raise ConfigError(
-            f"{place} is a folder that no export made: move it away, or name another --out"
+            f"{target} is a folder that no export wrote: move it away, or set another --out"
         )
-    aside = place.replace(old / place.name)
+    backup = target.replace(old / target.name)
     try:
-        return new.replace(place)
+        return new.replace(target)
     except OSError:
-        aside.replace(place)
+        backup.replace(target)
         raise

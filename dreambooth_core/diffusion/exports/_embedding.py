@@ -1,4 +1,4 @@
-"""New tokens as files of their own, one per identifier: the file's name is the word to write."""
+"""Embedding files of new tokens, one per identifier; the file's name is the trigger word."""
 
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -13,9 +13,9 @@ _KEYS = {"text_encoder": "clip_l", "text_encoder_2": "clip_g"}
 
 
 def write(source: TrainedModel, out: Path) -> list[Path]:
-    """Write `<title>-<identifier>.safetensors` for each identifier; none without new tokens.
+    """Write `<title>-<identifier>.safetensors` for each identifier; nothing without new tokens.
 
-    A1111 and ComfyUI read them for SD 1.x, 2.x and SDXL, diffusers by `load_textual_inversion`.
+    Read by A1111 and ComfyUI for SD 1.x, 2.x and SDXL, and by diffusers' `load_textual_inversion`.
     """
     from dreambooth_core.diffusion import safetensors_files, textual_inversion
 
@@ -26,16 +26,19 @@ def write(source: TrainedModel, out: Path) -> list[Path]:
     texts = _modelspec.texts(source, base_of(source.base), "diffusers", "textual-inversion")
     for identifier, tokens in textual_inversion.exported_tokens(source.weights).items():
         word = words[identifier]
-        own = {name: tensor[first : first + len(tokens)] for name, tensor in rows.items()}
-        told = {"usage_hint": f"Trigger word: {word}", "trigger_phrase": word}
-        named = {**texts, **{f"modelspec.{key}": text for key, text in told.items()}}
-        written.append(_modelspec.write(out / f"{word}.safetensors", _named(own), named))
+        part = {name: tensor[first : first + len(tokens)] for name, tensor in rows.items()}
+        own_texts = {
+            **texts,
+            "modelspec.usage_hint": f"Trigger word: {word}",
+            "modelspec.trigger_phrase": word,
+        }
+        written.append(_modelspec.write(out / f"{word}.safetensors", _named(part), own_texts))
         first += len(tokens)
     return written
 
 
 def _named(rows: dict[str, "Tensor"]) -> dict[str, "Tensor"]:
-    """One encoder: the key that A1111 asks for; SDXL's two: the keys that everyone has."""
+    """Tensor names: A1111's `emb_params` for one encoder, `clip_l` and `clip_g` for SDXL's two."""
     if len(rows) == 1:
         return dict(zip(("emb_params",), rows.values(), strict=True))
     return {_KEYS[name]: tensor for name, tensor in rows.items()}

@@ -1,7 +1,7 @@
-"""FLUX's original names for an adapter's layers; some of diffusers' are one layer there.
+"""FLUX's original layer names for an adapter; several of diffusers' layers are fused there.
 
-Layers that act on the same input become one whose outputs stand on top of each other: the downs are
-stacked, the ups stand on the diagonal, and rows that nobody trained are zero. This is exact.
+Layers with the same input are fused exactly: `down` matrices are concatenated, `up` matrices form a
+block diagonal, and rows of layers without an adapter are zero.
 """
 
 import re
@@ -29,62 +29,60 @@ _DOUBLE_FUSED = {
 _SINGLE = {"proj_out": "linear2", "norm.linear": "modulation.lin"}
 _SINGLE_FUSED = {"linear1": ("attn.to_q", "attn.to_k", "attn.to_v", "proj_mlp")}
 _MLP_RATIO = 4
-"""Of every FLUX.1; diffusers' config does not say it."""
+"""The same for every FLUX.1; not in diffusers' config."""
 
 
 def fused(layers: Sequence[Layer], config: Mapping[str, Any]) -> tuple[Layer, ...]:
-    """The transformer's layers by their original names; the text encoders' stay as they are.
+    """The transformer's layers with original names, fused; text encoder layers are unchanged.
 
     `config` is the transformer's. Raises `ConfigError` for a layer outside the blocks.
     """
     width = config["num_attention_heads"] * config["attention_head_dim"]
     found: list[Layer] = []
-    waiting: dict[tuple[str, tuple[str, ...]], dict[str, Layer]] = {}
+    groups: dict[tuple[str, tuple[str, ...]], dict[str, Layer]] = {}
     for layer in layers:
         if layer.component != "transformer":
             found.append(layer)
             continue
-        place, name = _place(layer.module)
-        plain, together = (
-            (_DOUBLE, _DOUBLE_FUSED) if "double" in place else (_SINGLE, _SINGLE_FUSED)
-        )
-        whole = next((key for key, names in together.items() if name in names), None)
+        block, name = _block(layer.module)
+        plain, fusions = (_DOUBLE, _DOUBLE_FUSED) if "double" in block else (_SINGLE, _SINGLE_FUSED)
+        whole = next((key for key, names in fusions.items() if name in names), None)
         if whole:
-            waiting.setdefault((f"{place}.{whole}", together[whole]), {})[name] = layer
+            groups.setdefault((f"{block}.{whole}", fusions[whole]), {})[name] = layer
         elif name in plain:
-            found.append(replace(layer, module=f"{place}.{plain[name]}"))
+            found.append(replace(layer, module=f"{block}.{plain[name]}"))
         else:
             raise _unknown(layer.module)
-    for (module, names), parts in waiting.items():
+    for (module, names), parts in groups.items():
         rows = [width * (_MLP_RATIO if name == "proj_mlp" else 1) for name in names]
         found.append(_stacked(module, [parts.get(name) for name in names], rows))
     return tuple(found)
 
 
-def _place(module: str) -> tuple[str, str]:
+def _block(module: str) -> tuple[str, str]:
     """`transformer_blocks.3.attn.to_q` -> `double_blocks.3`, `attn.to_q`."""
-    found = re.fullmatch(r"(single_)?transformer_blocks\.(\d+)\.(.+)", module)
-    if not found:
+    match = re.fullmatch(r"(single_)?transformer_blocks\.(\d+)\.(.+)", module)
+    if not match:
         raise _unknown(module)
-    return f"{'single' if found[1] else 'double'}_blocks.{found[2]}", found[3]
+    return f"{'single' if match[1] else 'double'}_blocks.{match[2]}", match[3]
 
 
 def _stacked(module: str, parts: Sequence[Layer | None], rows: Sequence[int]) -> Layer:
-    """One layer of several on the same input, `rows` outputs each; None has no change."""
+    """Fuse layers with the same input and `rows` outputs each; None is a layer without adapter."""
     import torch
 
-    there = [part for part in parts if part]
-    scale = there[0].alpha / there[0].rank
+    adapted = [part for part in parts if part]
+    scale = adapted[0].alpha / adapted[0].rank
     ups = [
         torch.zeros(count, 0) if part is None else part.up * (part.alpha / part.rank / scale)
         for part, count in zip(parts, rows, strict=True)
     ]
-    down = torch.cat([part.down for part in there])
+    down = torch.cat([part.down for part in adapted])
     up = torch.block_diag(*ups).to(down.dtype)  # type: ignore[no-untyped-call]
     return Layer("transformer", module, down, up, scale * len(down))
 
 
 def _unknown(module: str) -> ConfigError:
     return ConfigError(
-        f"kohya has no name for the layer {module} of FLUX; use --format lora_diffusers"
+        f"kohya's format has no name for the layer {module} of FLUX; use --format lora_diffusers"
     )

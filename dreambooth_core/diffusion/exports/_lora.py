@@ -1,28 +1,27 @@
-"""The layers of a LoRA, as training left them, whatever the names in a format."""
+"""The layers of an exported LoRA, and writing them as one file."""
 
 import json
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from dreambooth_core.diffusion.exports import TrainedModel, _embedding, _modelspec
 from dreambooth_core.errors import ModelError
 
 if TYPE_CHECKING:
     from torch import Tensor
 
 DOWN, UP = ".lora_A.weight", ".lora_B.weight"
-SETTING = "lora_adapter_metadata"
-"""The text beside the tensors that holds what peft needs to know."""
 
 
 @dataclass(frozen=True)
 class Layer:
-    """W + (alpha / rank) * up @ down."""
+    """An adapted layer: W + (alpha / rank) * up @ down."""
 
     component: str
     module: str
-    """The layer's name in its component, as the models' authors named it."""
+    """The layer's name in its component, as in published models."""
     down: "Tensor"
     """(rank, inputs)"""
     up: "Tensor"
@@ -35,21 +34,42 @@ class Layer:
 
 
 def read(folder: Path) -> tuple[Layer, ...]:
-    """The layers in a folder of weights, sorted by component and name; raises `ModelError`."""
+    """The layers of a folder of weights, sorted by component and name; raises `ModelError`."""
     from dreambooth_core.diffusion import safetensors_files
-    from dreambooth_core.diffusion.adapters import LORA_FILE
+    from dreambooth_core.diffusion.adapters import LORA_FILE, SETTINGS
 
     path = folder / LORA_FILE
     tensors, texts = safetensors_files.read(path)
     try:
-        setting = json.loads(texts[SETTING])
-        return tuple(_layers(tensors, setting))
+        return tuple(_layers(tensors, json.loads(texts[SETTINGS])))
     except (KeyError, ValueError) as error:
-        raise ModelError(f"{path} is no adapter that this project wrote ({error!r})") from error
+        raise ModelError(
+            f"{path} is not an adapter of this project ({error!r}): export the weights again"
+        ) from error
+
+
+def tensors_of(
+    layers: Iterable[Layer], name: Callable[[Layer], str], down: str, up: str
+) -> dict[str, "Tensor"]:
+    """Per layer `<name>.<down>.weight`, `<name>.<up>.weight` and a scalar `<name>.alpha`."""
+    tensors = {}
+    for layer in layers:
+        tensors[f"{name(layer)}.{down}.weight"] = layer.down
+        tensors[f"{name(layer)}.{up}.weight"] = layer.up
+        tensors[f"{name(layer)}.alpha"] = layer.down.new_tensor(layer.alpha)
+    return tensors
+
+
+def write(
+    source: TrainedModel, out: Path, tensors: Mapping[str, "Tensor"], texts: Mapping[str, str]
+) -> list[Path]:
+    """Write `<title>.safetensors` and the embedding files of new tokens."""
+    path = out / f"{source.info.title}.safetensors"
+    return [_modelspec.write(path, tensors, texts), *_embedding.write(source, out)]
 
 
 def full_name(module: str) -> str:
-    """A CLIP layer's name as everyone else has it: newer transformers left out `text_model.`."""
+    """A CLIP layer's name with the prefix `text_model.`, which newer transformers omit."""
     return f"text_model.{module}" if module.startswith("encoder.layers.") else module
 
 

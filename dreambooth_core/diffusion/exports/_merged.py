@@ -1,4 +1,4 @@
-"""The whole model with its training in it, as components that know of no adapter."""
+"""The whole model with trained weights applied and adapters merged."""
 
 from collections.abc import Iterator
 
@@ -7,7 +7,7 @@ from dreambooth_core.diffusion.families import Parts, load_family
 
 
 def merged(source: TrainedModel) -> Parts:
-    """Base and weights together, float32: what our own sampling draws with; raises `ModelError`."""
+    """Base with weights applied, float32, as in our own sampling; raises `ModelError`."""
     from dreambooth_core.diffusion import adapters
 
     family = load_family(source.family)
@@ -15,12 +15,12 @@ def merged(source: TrainedModel) -> Parts:
     return adapters.apply(family, family.load(source.base, tuned), source.weights)
 
 
-def touched(source: TrainedModel) -> tuple[str, ...]:
-    """The components, tokenizers among them, that are no longer the base's."""
-    return tuple(dict.fromkeys(_touched(source)))
+def changed_components(source: TrainedModel) -> tuple[str, ...]:
+    """Names of the components, including tokenizers, that differ from the base's."""
+    return tuple(dict.fromkeys(_changed(source)))
 
 
-def _touched(source: TrainedModel) -> Iterator[str]:
+def _changed(source: TrainedModel) -> Iterator[str]:
     from dreambooth_core.diffusion import adapters, safetensors_files, textual_inversion
 
     tokenizers = load_family(source.family).tokenizers

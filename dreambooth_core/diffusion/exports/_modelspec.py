@@ -1,4 +1,4 @@
-"""What a file says about itself: Stability's model metadata specification 1.0.1, `modelspec.*`."""
+"""File metadata by Stability's model metadata specification 1.0.1, keys `modelspec.*`."""
 
 import hashlib
 import re
@@ -19,7 +19,7 @@ _BLANK = "0x" + "0" * 64
 
 
 def write(path: Path, tensors: Mapping[str, "Tensor"], texts: Mapping[str, str]) -> Path:
-    """Write a safetensors file with `hash_sha256`, the digest of all that follows the header."""
+    """Write a safetensors file with `hash_sha256`, the digest of the bytes after the header."""
     from dreambooth_core.diffusion import safetensors_files
 
     safetensors_files.write(path, tensors, {**texts, _HASH: _BLANK})
@@ -29,7 +29,8 @@ def write(path: Path, tensors: Mapping[str, "Tensor"], texts: Mapping[str, str])
         blank = f'"{_HASH}":"{_BLANK}"'.encode()
         if header.count(blank) != 1:
             raise ModelError(
-                f"{path} has no place for {_HASH}; is its header laid out differently?"
+                f"{path} has no single placeholder for {_HASH} in its header: install the safetensors "
+                "version of constraints.txt"
             )
         file.seek(8)
         file.write(header.replace(blank, f'"{_HASH}":"0x{digest}"'.encode()))
@@ -37,9 +38,9 @@ def write(path: Path, tensors: Mapping[str, "Tensor"], texts: Mapping[str, str])
 
 
 def words(source: TrainedModel) -> dict[str, str]:
-    """Identifier -> name of the file of its new tokens, which is the word to write in prompts.
+    """Identifier -> trigger word, which is also the name of its embedding file.
 
-    Empty without new tokens. Raises `ConfigError` for an identifier that no file can be named by.
+    Empty without new tokens. Raises `ConfigError` for an identifier that is not a valid file name.
     """
     from dreambooth_core.diffusion import textual_inversion
 
@@ -48,7 +49,7 @@ def words(source: TrainedModel) -> dict[str, str]:
         word = f"{source.info.title}-{identifier.strip('<>')}"
         if not re.fullmatch(NAME, word):
             raise ConfigError(
-                f"{word!r} cannot name a file, which its trigger word has to: train with a "
+                f"the trigger word {word!r} is not a valid file name: train with a "
                 "subject.identifier of letters, digits, dot, dash and underscore"
             )
         found[identifier] = word
@@ -58,11 +59,10 @@ def words(source: TrainedModel) -> dict[str, str]:
 def texts(
     source: TrainedModel, base: ExportBase, implementation: str, adapter: str = ""
 ) -> dict[str, str]:
-    """The keys of the specification, but for the hash.
+    """The specification's keys except for the hash and the date.
 
-    `implementation` names the code whose names the tensors have; `adapter` is `lora` or
-    `textual-inversion`, or empty for a whole model. There is no date: the same model is the same
-    bytes on any day.
+    `implementation` is the code whose tensor names are used; `adapter` is `lora` or
+    `textual-inversion`, or empty for a whole model.
     """
     from dreambooth_core.diffusion import textual_inversion
 

@@ -1,8 +1,8 @@
-"""Names of the original Stable Diffusion code for what diffusers names in its own way.
+"""diffusers' layer names -> names of the original Stable Diffusion code.
 
-Each table is layer -> original layer for a config, with any number of levels; a whole block stands
-for all of its layers that keep their names. The original UNet counts its blocks through: one for
-each resnet with its attention, and one for each halving of the size.
+A table maps layer -> original layer for a config with any number of levels; an entry for a block
+covers all of its layers that keep their names. The original UNet numbers its blocks consecutively:
+one per resnet with its attention, and one per downsampling.
 """
 
 from collections.abc import Iterable, Mapping
@@ -60,61 +60,61 @@ def unet_table(config: Mapping[str, Any]) -> Table:
     }
     block = 1
     for level, count in enumerate(counts):
-        for place in range(count):
-            table |= _unet_pair(f"down_blocks.{level}", place, f"input_blocks.{block}")
+        for index in range(count):
+            table |= _unet_pair(f"down_blocks.{level}", index, f"input_blocks.{block}")
             block += 1
         table[f"down_blocks.{level}.downsamplers.0.conv"] = f"input_blocks.{block}.0.op"
         block += 1
     block = 0
     for level, count in enumerate(reversed(counts)):
-        for place in range(count + 1):
-            table |= _unet_pair(f"up_blocks.{level}", place, f"output_blocks.{block}")
+        for index in range(count + 1):
+            table |= _unet_pair(f"up_blocks.{level}", index, f"output_blocks.{block}")
             block += 1
-        behind = 2 if attends[level] else 1
-        table[f"up_blocks.{level}.upsamplers.0"] = f"output_blocks.{block - 1}.{behind}"
+        position = 2 if attends[level] else 1
+        table[f"up_blocks.{level}.upsamplers.0"] = f"output_blocks.{block - 1}.{position}"
     return table
 
 
 def vae_table(config: Mapping[str, Any]) -> Table:
-    """Layers of an `AutoencoderKL`; the original counts its decoder's levels from the other end."""
+    """Layers of an `AutoencoderKL`; the original numbers decoder levels in reverse."""
     levels = len(config["block_out_channels"])
     table = {"quant_conv": "quant_conv", "post_quant_conv": "post_quant_conv"}
     for half in ("encoder", "decoder"):
         table |= {f"{half}.{name}": f"{half}.{name}" for name in ("conv_in", "conv_out")}
         table[f"{half}.conv_norm_out"] = f"{half}.norm_out"
-        for place in (0, 1):
+        for index in (0, 1):
             table |= _vae_resnet(
-                f"{half}.mid_block.resnets.{place}", f"{half}.mid.block_{place + 1}"
+                f"{half}.mid_block.resnets.{index}", f"{half}.mid.block_{index + 1}"
             )
         for name, original in _VAE_ATTENTION.items():
             table[f"{half}.mid_block.attentions.0.{name}"] = f"{half}.mid.attn_1.{original}"
     for level in range(levels):
         sides = {"encoder.down": level, "decoder.up": levels - 1 - level}
-        for side, place_there in sides.items():
+        for side, original_level in sides.items():
             change = "downsample" if side.endswith("down") else "upsample"
-            ours, theirs = f"{side}_blocks.{level}", f"{side}.{place_there}"
+            ours, theirs = f"{side}_blocks.{level}", f"{side}.{original_level}"
             table[f"{ours}.{change}rs.0"] = f"{theirs}.{change}"
-            for place in range(config["layers_per_block"] + 1):
-                table |= _vae_resnet(f"{ours}.resnets.{place}", f"{theirs}.block.{place}")
+            for index in range(config["layers_per_block"] + 1):
+                table |= _vae_resnet(f"{ours}.resnets.{index}", f"{theirs}.block.{index}")
     return table
 
 
 def openclip_table(config: Mapping[str, Any]) -> Table:
-    """Layers of a CLIP text encoder, named without `text_model.`, but for its fused q, k and v."""
+    """Layers of a CLIP text encoder, without prefix `text_model.` and without the fused q, k, v."""
     table = {
         "embeddings.token_embedding": "token_embedding",
         "embeddings.position_embedding.weight": "positional_embedding",
         "final_layer_norm": "ln_final",
         "text_projection.weight": "text_projection",
     }
-    for place in range(config["num_hidden_layers"]):
+    for index in range(config["num_hidden_layers"]):
         for name, original in _OPENCLIP_LAYER.items():
-            table[f"encoder.layers.{place}.{name}"] = f"transformer.resblocks.{place}.{original}"
+            table[f"encoder.layers.{index}.{name}"] = f"transformer.resblocks.{index}.{original}"
     return table
 
 
 def rename(name: str, table: Table) -> str:
-    """A weight's or layer's original name; raises `ConfigError` when the table has none."""
+    """Original name of a weight or layer; raises `ConfigError` when the table has none."""
     words = name.split(".")
     for end in range(len(words), 0, -1):
         original = table.get(".".join(words[:end]))
@@ -126,7 +126,7 @@ def rename(name: str, table: Table) -> str:
 
 
 def renamed(layers: Iterable[Layer], config: Mapping[str, Any]) -> tuple[Layer, ...]:
-    """Adapter layers, those of a UNet with this config by their original names."""
+    """Adapter layers with original names for those of a UNet with this config."""
     table = unet_table(config)
     return tuple(
         replace(layer, module=rename(layer.module, table)) if layer.component == "unet" else layer
@@ -140,7 +140,7 @@ def unet_tensors(state: State, config: Mapping[str, Any]) -> dict[str, "Tensor"]
 
 
 def vae_tensors(state: State, config: Mapping[str, Any]) -> dict[str, "Tensor"]:
-    """The original's attention is made of 1x1 convolutions: (out, in) becomes (out, in, 1, 1)."""
+    """Attention weights become 1x1 convolutions: (out, in) -> (out, in, 1, 1)."""
     table = vae_table(config)
     flat = {rename(name, table): tensor for name, tensor in state.items()}
     return {
@@ -150,7 +150,7 @@ def vae_tensors(state: State, config: Mapping[str, Any]) -> dict[str, "Tensor"]:
 
 
 def clip_tensors(state: State) -> dict[str, "Tensor"]:
-    """OpenAI's CLIP, which the original took from transformers, with the buffer of its time."""
+    """OpenAI's CLIP with transformers' names of 2022, including the buffer `position_ids`."""
     import torch
 
     names = _of_clip(state)
@@ -161,7 +161,7 @@ def clip_tensors(state: State) -> dict[str, "Tensor"]:
 
 
 def openclip_tensors(state: State, config: Mapping[str, Any]) -> dict[str, "Tensor"]:
-    """OpenCLIP: q, k and v lie on top of each other, and the projection is transposed."""
+    """OpenCLIP: q, k and v are concatenated, and the projection is transposed."""
     import torch
 
     names, table = _of_clip(state), openclip_table(config)
@@ -172,9 +172,9 @@ def openclip_tensors(state: State, config: Mapping[str, Any]) -> dict[str, "Tens
             continue
         if projection and before.endswith("self_attn.q"):
             block = before.removesuffix("self_attn.q")
-            place = block.removeprefix("encoder.layers.")
+            index = block.removeprefix("encoder.layers.")
             fused = [names[f"{block}self_attn.{part}_proj.{kind}"] for part in "qkv"]
-            tensors[f"transformer.resblocks.{place}attn.in_proj_{kind}"] = torch.cat(fused)
+            tensors[f"transformer.resblocks.{index}attn.in_proj_{kind}"] = torch.cat(fused)
         else:
             tensors[rename(name, table)] = tensor
     if "text_projection" in tensors:
@@ -190,9 +190,9 @@ def _per_level(count: int | list[int], levels: int) -> list[int]:
     return [count] * levels if isinstance(count, int) else list(count)
 
 
-def _unet_pair(level: str, place: int, block: str) -> Table:
-    attention = {f"{level}.attentions.{place}": f"{block}.1"}
-    return {**_unet_resnet(f"{level}.resnets.{place}", f"{block}.0"), **attention}
+def _unet_pair(level: str, index: int, block: str) -> Table:
+    attention = {f"{level}.attentions.{index}": f"{block}.1"}
+    return {**_unet_resnet(f"{level}.resnets.{index}", f"{block}.0"), **attention}
 
 
 def _unet_resnet(ours: str, theirs: str) -> Table:

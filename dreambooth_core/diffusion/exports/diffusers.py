@@ -1,4 +1,4 @@
-"""A whole model as a folder that `DiffusionPipeline.from_pretrained` reads, of any family."""
+"""A whole model of any family as a folder for `DiffusionPipeline.from_pretrained`."""
 
 import json
 import shutil
@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import Any
 
 from dreambooth_core.diffusion.exports import ANY, TrainedModel
-from dreambooth_core.diffusion.exports._merged import merged, touched
+from dreambooth_core.diffusion.exports._merged import changed_components, merged
 
 _METHODS = ("full", "lora", "dora", "lokr", "textual_inversion", "pivotal")
 _READ = (".json", ".txt", ".model", ".safetensors", ".jinja")
@@ -25,7 +25,7 @@ class Diffusers:
         from dreambooth_core.diffusion.adapters import write_component
 
         folder = out / source.info.title
-        changed = touched(source)
+        changed = changed_components(source)
         _copy(source.base, folder, changed)
         parts = merged(source)
         for name in changed:
@@ -38,7 +38,7 @@ class Diffusers:
 
 
 def _copy(base: Path, folder: Path, changed: tuple[str, ...]) -> None:
-    """The base's own files but for what changed; a safety checker is left behind."""
+    """Copy the base's files except for the `changed` components and the safety checker."""
     index = json.loads((base / "model_index.json").read_text(encoding="utf-8"))
     for name, entry in index.items():
         if not isinstance(entry, list):
@@ -46,26 +46,26 @@ def _copy(base: Path, folder: Path, changed: tuple[str, ...]) -> None:
         if name in _UNUSED or not (base / name).is_dir():
             index[name] = [None, None]
         elif name not in changed:
-            shutil.copytree(base / name, folder / name, ignore=_unread)
+            shutil.copytree(base / name, folder / name, ignore=_unused_files)
     if "requires_safety_checker" in index:
         index["requires_safety_checker"] = False
     folder.mkdir(exist_ok=True)
     (folder / "model_index.json").write_text(json.dumps(index, indent=2, sort_keys=True) + "\n")
 
 
-def _unread(place: str, names: list[str]) -> set[str]:
-    """Weights in other formats or number types, which a base's folder may hold besides."""
+def _unused_files(folder: str, names: list[str]) -> set[str]:
+    """Weights in other formats or dtypes that a base's folder may contain as well."""
     variants = (".fp16.", ".bf16.", "non_ema")
     return {
         name
         for name in names
-        if not Path(place, name).is_dir()
+        if not Path(folder, name).is_dir()
         and (not name.endswith(_READ) or any(variant in name for variant in variants))
     }
 
 
 def _as_stored(component: Any, folder: Path) -> Any:
-    """In the base's number type, and with a config that knows of new tokens."""
+    """The component in the base's dtype, with `vocab_size` including new tokens."""
     from dreambooth_core.diffusion.adapters import stored_dtype
 
     table = getattr(component, "get_input_embeddings", lambda: None)()
@@ -75,7 +75,7 @@ def _as_stored(component: Any, folder: Path) -> Any:
 
 
 def _rename_clip(folder: Path) -> None:
-    """Give a CLIP's weights the names that every version of transformers reads."""
+    """Prefix a CLIP's weights with `text_model.`, which all versions of transformers read."""
     from dreambooth_core.diffusion import safetensors_files
 
     path = folder / "model.safetensors"

@@ -10,7 +10,7 @@ _METHODS = ("textual_inversion", "pivotal")
 
 class Embedding:
     name = "embedding"
-    description = "a .safetensors per identifier, whose name is the word to write in prompts"
+    description = "a .safetensors per identifier, whose name is the trigger word in prompts"
     takes: Mapping[str, tuple[str, ...]] = {
         "StableDiffusionPipeline": _METHODS,
         "StableDiffusionXLPipeline": _METHODS,

@@ -1,20 +1,15 @@
-"""An adapter by the names of ComfyUI's own models, which it reads without any guess.
+"""An adapter with the layer names of ComfyUI's own models.
 
-The UNets have the original names there. The transformers are given as diffusers names them, which
-ComfyUI knows for the families below, fused layers included. It reads no setting beside the tensors,
-so each layer has its alpha.
+UNet layers have the original names. Transformer layers have diffusers' names, which ComfyUI maps for
+the families below, including fused layers. ComfyUI reads no metadata, so each layer has its alpha.
 """
 
 from collections.abc import Mapping
 from pathlib import Path
-from typing import TYPE_CHECKING
 
-from dreambooth_core.diffusion.exports import TrainedModel, _embedding, _lora, _modelspec, _original
+from dreambooth_core.diffusion.exports import TrainedModel, _lora, _modelspec, _original
 from dreambooth_core.diffusion.exports._base import ExportBase, base_of
 from dreambooth_core.errors import ConfigError
-
-if TYPE_CHECKING:
-    from torch import Tensor
 
 _UNETS = ("StableDiffusionPipeline", "StableDiffusionXLPipeline")
 _TEXT: Mapping[str, Mapping[str, str]] = {
@@ -30,7 +25,7 @@ _TEXT: Mapping[str, Mapping[str, str]] = {
 
 class LoraComfy:
     name = "lora_comfy"
-    description = "one .safetensors by ComfyUI's own names"
+    description = "one .safetensors with ComfyUI's own layer names"
     takes: Mapping[str, tuple[str, ...]] = {
         "StableDiffusionPipeline": ("lora", "pivotal"),
         "StableDiffusionXLPipeline": ("lora", "pivotal"),
@@ -44,32 +39,27 @@ class LoraComfy:
         base = base_of(source.base)
         implementation = "https://github.com/comfyanonymous/ComfyUI"
         texts = _modelspec.texts(source, base, implementation, "lora")
-        path = out / f"{source.info.title}.safetensors"
-        tensors = tensors_of(_lora.read(source.weights), base)
-        return [_modelspec.write(path, tensors, texts), *_embedding.write(source, out)]
-
-
-def tensors_of(layers: tuple[_lora.Layer, ...], base: ExportBase) -> dict[str, "Tensor"]:
-    """ComfyUI's tensors; raises `ConfigError` for a component that it has no name for."""
-    if base.pipeline in _UNETS:
-        layers = _original.renamed(layers, base.settings("unet"))
-    tensors = {}
-    for layer in layers:
-        name = f"{_prefix(layer.component, base)}.{layer.module}"
-        tensors[f"{name}.lora_A.weight"] = layer.down
-        tensors[f"{name}.lora_B.weight"] = layer.up
-        tensors[f"{name}.alpha"] = layer.down.new_tensor(layer.alpha)
-    return tensors
+        layers = _lora.read(source.weights)
+        if base.pipeline in _UNETS:
+            layers = _original.renamed(layers, base.settings("unet"))
+        tensors = _lora.tensors_of(
+            layers,
+            lambda layer: f"{_prefix(layer.component, base)}.{layer.module}",
+            down="lora_A",
+            up="lora_B",
+        )
+        return _lora.write(source, out, tensors, texts)
 
 
 def _prefix(component: str, base: ExportBase) -> str:
+    """Raises `ConfigError` for a component without a name in ComfyUI."""
     if component in ("unet", "transformer"):
         return "diffusion_model" if component == "unet" else "transformer"
-    of_sd = {"text_encoder": "clip_h" if base.is_second else "clip_l"}
+    of_sd = {"text_encoder": "clip_h" if base.is_sd2 else "clip_l"}
     known = of_sd if base.pipeline == "StableDiffusionPipeline" else _TEXT.get(base.pipeline, {})
     if component not in known:
         raise ConfigError(
-            f"ComfyUI has no name for an adapter on {component} of a {base.pipeline}; "
+            f"ComfyUI's format has no name for an adapter on {component} of a {base.pipeline}; "
             "use --format lora_diffusers"
         )
     return f"text_encoders.{known[component]}.transformer"

@@ -1,4 +1,4 @@
-"""An adapter as a folder that the pipeline's `load_lora_weights` reads."""
+"""An adapter as a folder for the pipeline's `load_lora_weights`."""
 
 from collections.abc import Mapping
 from pathlib import Path
@@ -16,11 +16,11 @@ class LoraDiffusers:
         from dreambooth_core.diffusion import safetensors_files
         from dreambooth_core.diffusion.adapters import LORA_FILE
 
-        tensors, own = safetensors_files.read(source.weights / LORA_FILE)
+        tensors, metadata = safetensors_files.read(source.weights / LORA_FILE)
         named = {_with_full_name(key): tensor for key, tensor in tensors.items()}
         texts = _modelspec.texts(source, base_of(source.base), "diffusers", "lora")
         folder = out / source.info.title
-        _modelspec.write(folder / LORA_FILE, named, {**own, **texts})
+        _modelspec.write(folder / LORA_FILE, named, {**metadata, **texts})
         _embedding.write(source, folder)
         return [folder]
 

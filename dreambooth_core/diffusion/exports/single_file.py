@@ -1,8 +1,7 @@
-"""A whole model in one file with the original names: A1111, Forge, ComfyUI.
+"""A whole model in one file with the original names, for A1111, Forge and ComfyUI.
 
-SD 1.x as CompVis named it, SD 2.x and SDXL as Stability did. What diffusers' folders do not hold
-is not there: the last text layer of SD 2.x and the `logit_scale` of OpenCLIP, neither of which has
-a part in drawing an image.
+SD 1.x has CompVis' names, SD 2.x and SDXL Stability's. The last text layer of SD 2.x and OpenCLIP's
+`logit_scale` are missing, as in diffusers' folders; sampling does not use them.
 """
 
 from collections.abc import Mapping
@@ -36,7 +35,7 @@ class SingleFile:
 
 
 def checkpoint(parts: Parts, base: ExportBase) -> dict[str, "Tensor"]:
-    """All tensors of the model by their original names, in the number types of the base's files."""
+    """All tensors of the model with original names, in the dtypes of the base's files."""
     states = {
         name: _state(parts, base, name) for name in ("unet", "vae", *_encoders(base).values())
     }
@@ -51,15 +50,17 @@ def checkpoint(parts: Parts, base: ExportBase) -> dict[str, "Tensor"]:
         else:
             found[prefix] = _original.clip_tensors(states[name])
     tensors = {
-        f"{prefix}.{name}": tensor for prefix, of in found.items() for name, tensor in of.items()
+        f"{prefix}.{name}": tensor
+        for prefix, state in found.items()
+        for name, tensor in state.items()
     }
     return {**tensors, **_markers(base)}
 
 
 def _encoders(base: ExportBase) -> dict[str, str]:
-    """Original prefix -> text encoder; `model` is OpenCLIP's, `transformer` OpenAI's."""
+    """Original prefix -> text encoder; ends in `model` for OpenCLIP, `transformer` for OpenAI's."""
     if base.pipeline == "StableDiffusionPipeline":
-        return {f"cond_stage_model.{'model' if base.is_second else 'transformer'}": "text_encoder"}
+        return {f"cond_stage_model.{'model' if base.is_sd2 else 'transformer'}": "text_encoder"}
     return {
         "conditioner.embedders.0.transformer": "text_encoder",
         "conditioner.embedders.1.model": "text_encoder_2",
@@ -67,13 +68,13 @@ def _encoders(base: ExportBase) -> dict[str, str]:
 
 
 def _markers(base: ExportBase) -> dict[str, "Tensor"]:
-    """Empty tensors by which UIs know an SDXL that predicts v, and one with noise to the end."""
+    """Empty tensors that tell UIs of an SDXL with v-prediction, and with zero terminal SNR."""
     import torch
 
     if base.pipeline != "StableDiffusionXLPipeline" or base.prediction != "v":
         return {}
-    to_the_end = base.settings("scheduler").get("rescale_betas_zero_snr", False)
-    return {name: torch.empty(0) for name in ("v_pred", *(["ztsnr"] if to_the_end else []))}
+    zero_snr = base.settings("scheduler").get("rescale_betas_zero_snr", False)
+    return {name: torch.empty(0) for name in ("v_pred", *(["ztsnr"] if zero_snr else []))}
 
 
 def _state(parts: Parts, base: ExportBase, name: str) -> dict[str, "Tensor"]:
@@ -84,11 +85,11 @@ def _state(parts: Parts, base: ExportBase, name: str) -> dict[str, "Tensor"]:
 
 
 def _implementation(base: ExportBase) -> str:
-    """Whose code has variables of these names."""
+    """The code that defines these tensor names."""
     if base.pipeline == "StableDiffusionXLPipeline":
         return "sgm"
-    second = "https://github.com/Stability-AI/stablediffusion"
-    return second if base.is_second else "https://github.com/CompVis/stable-diffusion"
+    sd2 = "https://github.com/Stability-AI/stablediffusion"
+    return sd2 if base.is_sd2 else "https://github.com/CompVis/stable-diffusion"
 
 
 EXPORT = SingleFile()

@@ -25,7 +25,7 @@ def test_digest_is_of_the_content(tiny_base: Path, tmp_path: Path) -> None:
 
 
 def test_a_folder_without_a_model_is_refused(tmp_path: Path) -> None:
-    with pytest.raises(ModelError, match="holds no model"):
+    with pytest.raises(ModelError, match="has no model files"):
         base_digest(Model(base=str(tmp_path)))
 
 
