@@ -1,1 +1,1 @@
-"""Child processes and the engines that distribute work."""
+"""Child processes, and the engines that distribute work to worker processes."""

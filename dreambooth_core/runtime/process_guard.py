@@ -1,10 +1,10 @@
-"""The process between us and a child: it ends the child's whole tree when asked or when we die.
+"""Guard process between a parent and a child: ends the child's process tree with its parent.
 
-Run by `processes.supervised` as a script of its own, with nothing but the standard library:
-`guard.py PARENT_PID STOP_SIGNAL GRACE_SECONDS COMMAND...`. It looks whether its parent is still
-there instead of relying on a death signal, since that one is sent when the parent's *thread* ends,
-and macOS has none. On Linux it adopts orphans, so that children of children in sessions of their
-own (torchrun's ranks) are found as well.
+Run by `processes.supervised` as a script, with the standard library only:
+`process_guard.py PARENT_PID STOP_SIGNAL GRACE_SECONDS COMMAND...`. It polls the parent's process id,
+because Linux sends the parent death signal when the parent's *thread* ends, and macOS has none. On
+Linux it is a child subreaper, so that it also finds descendants in other sessions (torchrun's
+ranks).
 """
 
 import contextlib
@@ -23,12 +23,12 @@ PR_SET_CHILD_SUBREAPER = 36
 
 
 def main(arguments: list[str]) -> int:
-    """Run the command to its end, or until stopped; answers its exit status, signals negative."""
+    """Run the command until it ends or is stopped; returns its exit status, negative for a signal."""
     parent, stop_signal, grace = int(arguments[0]), int(arguments[1]), float(arguments[2])
-    asked: list[int] = []
+    received: list[int] = []
 
     def remember(number: int, _frame: FrameType | None) -> None:
-        asked.append(number)
+        received.append(number)
 
     for number in (signal.SIGTERM, signal.SIGINT, signal.SIGHUP):
         signal.signal(number, remember)
@@ -39,20 +39,22 @@ def main(arguments: list[str]) -> int:
     started = subprocess.Popen(
         arguments[3:],
         start_new_session=True,
-        # this process has one thread, so here the death signal means what it says
+        # single-threaded, so the signal is sent only when this process ends
         preexec_fn=lambda: prctl(PR_SET_PDEATHSIG, signal.SIGKILL),
     )
     child = started.pid
     deadline: float | None = None
     while (status := _reap(child)) is None:
-        if deadline is None and (asked or os.getppid() != parent):
+        if deadline is None and (received or os.getppid() != parent):
             _signal_group(child, stop_signal)
             deadline = time.monotonic() + grace
         if deadline is not None and time.monotonic() > deadline:
             _signal_group(child, signal.SIGKILL)
         time.sleep(POLL_SECONDS)
     _end_descendants(child)
-    started.returncode = status  # it must neither be waited for nor be dropped before: we reap
+    started.returncode = (
+        status  # `_reap` has waited for it; without this, Popen would warn or wait again
+    )
     return status
 
 
@@ -68,7 +70,7 @@ def _prctl() -> Callable[[int, int], None]:
 
 
 def _reap(child: int) -> int | None:
-    """Collect whatever has ended; the child's exit status once it is among it."""
+    """Reap ended processes; returns the exit status of `child` once it has ended."""
     while True:
         try:
             pid, status = os.waitpid(-1, os.WNOHANG)
@@ -86,7 +88,7 @@ def _signal_group(child: int, number: int) -> None:
 
 
 def _end_descendants(child: int) -> None:
-    """Kill what the child left behind; adopted orphans show up as children of ours."""
+    """Kill the child's remaining descendants, which this process has adopted as subreaper."""
     _signal_group(child, signal.SIGKILL)
     while left := _children_of(os.getpid()):
         for pid in left:
@@ -104,7 +106,7 @@ def _children_of(parent: int) -> list[int]:
     found = []
     for name in filter(str.isdigit, os.listdir("/proc")):
         with contextlib.suppress(OSError, IndexError), open(f"/proc/{name}/stat", "rb") as file:
-            # the command's name, in parentheses, may itself hold spaces and parentheses
+            # the command name in parentheses may contain spaces and parentheses
             if int(file.read().rpartition(b")")[2].split()[1]) == parent:
                 found.append(int(name))
     return found
@@ -113,7 +115,7 @@ def _children_of(parent: int) -> list[int]:
 if __name__ == "__main__":
     code = main(sys.argv[1:])
     if code < 0:
-        # our own end must look like the child's
+        # end by the same signal as the child
         if -code not in (signal.SIGKILL, signal.SIGSTOP):
             signal.signal(-code, signal.SIG_DFL)
         os.kill(os.getpid(), -code)

@@ -1,4 +1,4 @@
-"""One idea: a child process that cannot outlive us, whatever way we end."""
+"""Child processes that never outlive this process, and the ends of their logs."""
 
 import os
 import shutil
@@ -27,17 +27,17 @@ def supervised(
     cwd: Path | None = None,
     pipes: bool = False,
 ) -> Iterator["subprocess.Popen[bytes]"]:
-    """Run `command` while the block runs; its whole process tree is gone when the block is left.
+    """Run `command` during the block; its process tree has ended when the block is left.
 
-    Leaving, `Popen.terminate()`, and our own death (SIGKILL too) send `stop_signal` once to the
-    command's process group; what is left after `grace` seconds is killed. `returncode` is the
-    command's. Output goes to the end of `log`, or to our stderr. `keep_open`: file descriptors, such as
-    one with a lock, that stay open until the tree is gone. `pipes`: standard input and output are
-    pipes to us. Raises `StageFailed` when there is no such program.
+    Leaving the block, `Popen.terminate()` and the end of this process (also by SIGKILL) send
+    `stop_signal` once to the command's process group; `grace` seconds later the rest is killed.
+    `returncode` is the command's. Output is appended to `log`, or goes to stderr. `keep_open`: file
+    descriptors, such as a lock's, that stay open until the tree has ended. `pipes`: standard input
+    and output are pipes to this process. Raises `StageFailed` for an unknown program.
     """
     program = shutil.which(command[0], path=None if env is None else env.get("PATH"))
     if program is None:
-        raise StageFailed(f"there is no program {command[0]}: install it, or put it into PATH")
+        raise StageFailed(f"no program {command[0]} in PATH: install it, or add its folder to PATH")
     guard = [sys.executable, "-I", "-S", str(_GUARD)]
     limits = [str(os.getpid()), str(int(stop_signal)), str(grace)]
     with _output(log) as output:
@@ -58,7 +58,7 @@ def supervised(
 
 
 def last_lines(log: Path, count: int = 20) -> str:
-    """The end of a log file, for an error's sentence; empty when there is none."""
+    """The last lines of a log file, for error messages; empty for a missing file."""
     if not log.is_file():
         return ""
     with log.open("rb") as file:
@@ -68,14 +68,14 @@ def last_lines(log: Path, count: int = 20) -> str:
 
 
 def end_of(log: Path) -> str:
-    """A log file's last lines as a clause of a sentence: `LOG ends with: ...`."""
+    """A log file's last three lines as a clause of an error message: `LOG ends with: ...`."""
     end = " | ".join(line.strip() for line in last_lines(log, 3).splitlines() if line.strip())
     return f"{log} ends with: {end[-400:]}" if end else f"{log} is empty"
 
 
 @contextmanager
 def _output(log: Path | None) -> Iterator[int]:
-    """Where a child may write; our stdout belongs to `--json`."""
+    """File descriptor of the child's output; not stdout, which is reserved for `--json`."""
     if log is None:
         yield 2
         return
@@ -85,10 +85,9 @@ def _output(log: Path | None) -> Iterator[int]:
 
 
 def _stop(process: "subprocess.Popen[bytes]", grace: float) -> None:
-    """When even this wait is cut short, the guard has its order and goes on by itself."""
     if process.poll() is not None:
         return
-    process.terminate()
+    process.terminate()  # the guard ends the tree even if this process is killed during the wait
     try:
         process.wait(grace + _KILL_SECONDS)
     except subprocess.TimeoutExpired:

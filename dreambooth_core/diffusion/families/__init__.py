@@ -1,7 +1,7 @@
-"""One diffusion model family per file, found by its name; each file has a `FAMILY: Family`.
+"""Diffusion model families: one module per family, found by name, each with a `FAMILY: Family`.
 
-A family's file imports torch, diffusers and transformers inside its functions only: its plain facts
-(which methods it takes, what trains) are read by the command line, which must answer at once.
+The modules import torch, diffusers and transformers inside functions only, so that the command line
+can read a family's attributes quickly.
 """
 
 from collections.abc import Mapping, Sequence
@@ -24,10 +24,10 @@ if TYPE_CHECKING:
     from dreambooth_core.diffusion.objectives import Objective
 
 Tensors = Mapping[str, "Tensor"]
-"""Named tensors, first axis = example: token ids, or what the denoiser is conditioned on."""
+"""Named tensors with one row per example: token ids, or the denoiser's conditioning."""
 
 WEIGHTLESS = ("Scheduler", "Tokenizer", "TokenizerFast", "Processor")
-"""Ends of the names of the classes that are read from JSON alone."""
+"""Suffixes of the names of classes without weights files."""
 
 
 @dataclass(frozen=True)
@@ -40,33 +40,33 @@ class Parts:
         return self.components[name]
 
     def without(self, *names: str) -> "Parts":
-        """The same without some components, which then leave memory with their last reference."""
+        """The parts without some components, whose memory is freed with their last reference."""
         left = {name: part for name, part in self.components.items() if name not in names}
         return replace(self, components=left)
 
 
 class Family(Protocol):
-    """What training and sampling need to know of a model family.
+    """A model family's attributes and functions for training and sampling.
 
     Shapes: pixels (batch, 3, height, width) in [-1, 1]; latents (batch, channels, h, w), scaled to
-    about unit variance; timesteps (batch,), as `Objective.timesteps_of` gives them.
+    about unit variance; timesteps (batch,), as returned by `Objective.timesteps_of`.
     """
 
     pipeline_class: str
-    """The diffusers pipeline whose folders it reads: `_class_name` of `model_index.json`."""
+    """diffusers' pipeline class of the base: `_class_name` of `model_index.json`."""
     flow: bool
-    """Flow matching rather than a discrete diffusion."""
+    """Flow matching; otherwise discrete diffusion."""
     denoiser: str
-    """Name of the component that is always trained, or gets the adapter."""
+    """Component that predicts noise, v or velocity, and is trained or gets the adapter."""
     autoencoder: str
     text_encoders: tuple[str, ...]
-    """All of them, whether they can train or not."""
+    """All text encoders, trainable or not."""
     tokenizers: Mapping[str, str]
-    """Text encoder -> its tokenizer, for those that can train and learn new tokens."""
+    """Text encoder -> tokenizer, for the encoders that can be trained and extended by tokens."""
     lora_targets: Mapping[str, tuple[str, ...]]
-    """Component -> ends of the names of the linear layers that get an adapter."""
+    """Component -> name suffixes of the linear layers that get an adapter."""
     pixel_multiple: int
-    """The sides of images are multiples of this."""
+    """Height and width of images are multiples of this."""
 
     def load(
         self,
@@ -74,21 +74,21 @@ class Family(Protocol):
         tuned: Mapping[str, Path | None] | None = None,
         dtype: "torch.dtype | None" = None,
     ) -> Parts:
-        """Frozen components from a folder in diffusers' format; `tuned` replaces some of them.
+        """Frozen components from a folder in diffusers' format, float32 by default.
 
-        A component that is None in `tuned` is left out. Numbers are of `dtype`, float32 when left
-        out. Reads safetensors only and runs no code of the model's. Raises `ModelError`.
+        `tuned` maps components to other folders, or to None to omit them. Reads safetensors only
+        and runs no code from the model's folder. Raises `ModelError`.
         """
         ...
 
     def objective(self, parts: Parts) -> "Objective": ...
 
     def tokenize(self, parts: Parts, prompts: Sequence[str]) -> Tensors:
-        """Token ids, padded to one length; pure text work, on the CPU."""
+        """Token ids, padded to one length, on the CPU."""
         ...
 
     def encode_prompts(self, parts: Parts, tokens: Tensors) -> Tensors:
-        """The denoiser's conditioning, a row per prompt; differentiable in the text encoders."""
+        """The denoiser's conditioning, one row per prompt; differentiable in the text encoders."""
         ...
 
     def encode_images(self, parts: Parts, pixels: "Tensor") -> "LatentDistribution": ...
@@ -96,39 +96,38 @@ class Family(Protocol):
     def predict(
         self, parts: Parts, noisy: "Tensor", timesteps: "Tensor", conditioning: Tensors
     ) -> "Tensor":
-        """What the denoiser answers, in the latents' shape.
+        """The denoiser's prediction, in the latents' shape.
 
-        `conditioning` is what `encode_prompts` gave, a row per example, and `sizes`: (batch, 6)
-        float32 of original height and width, crop top and left, target height and width, in pixels.
+        `conditioning` has the result of `encode_prompts`, one row per example, and `sizes`, (batch,
+        6) float32: original height and width, crop top and left, target height and width, in pixels.
         """
         ...
 
     def pipeline(self, parts: Parts) -> Any:
-        """A `DiffusionPipeline` around these very components, with the sampler for inference."""
+        """A `DiffusionPipeline` of these components (not copies) with the sampler for inference."""
         ...
 
     def guidance(self, sampler: "Sampler") -> Mapping[str, Any]:
-        """The pipeline call's arguments for guidance and, per image, for the negative prompt.
+        """The pipeline call's arguments for guidance.
 
-        `negative_prompt` is one string; the caller repeats it for the batch.
+        `negative_prompt` is one string, which the caller repeats for the batch.
         """
         ...
 
 
 class DiffusersFamily:
-    """What families have in common: components, objective and pipeline as diffusers knows them.
+    """Defaults of a family: loading, objective, `AutoencoderKL`, guidance and pipeline.
 
-    A family says `pipeline_class`, `flow` and `classes`; and `sampler` and `extras` where the
-    pipeline wants more than its folder's components.
+    Subclasses define `pipeline_class`, `flow` and `classes`, and override what differs.
     """
 
     pipeline_class: str
     flow: bool
     extras: Mapping[str, Any] = MappingProxyType({})
-    """Further arguments of the pipeline's class."""
+    """Additional arguments of the pipeline's constructor."""
 
     def classes(self) -> Mapping[str, Any]:
-        """Component -> its class; what reads it is ours to name, never the model's own code."""
+        """Component -> class; never taken from the model's folder."""
         raise NotImplementedError
 
     def load(
@@ -141,7 +140,7 @@ class DiffusersFamily:
         return load_parts(folder, self.pipeline_class, self.classes(), tuned, dtype)
 
     def objective(self, parts: Parts) -> "Objective":
-        """As the folder's noise scheduler says; raises `ModelError` for what it cannot be."""
+        """Objective of the base's noise scheduler; raises `ModelError` for an unknown prediction."""
         from dreambooth_core.diffusion import objectives
 
         scheduler = parts["scheduler"]
@@ -149,8 +148,26 @@ class DiffusersFamily:
             return objectives.flow(scheduler.config.num_train_timesteps)
         return objectives.diffusion(scheduler.config.prediction_type, scheduler.alphas_cumprod)
 
+    def encode_images(self, parts: Parts, pixels: "Tensor") -> "LatentDistribution":
+        """Latents of an `AutoencoderKL`, scaled and, for a flow, shifted by its config."""
+        from dreambooth_core.diffusion.latents import LatentDistribution
+
+        vae = parts["vae"]
+        raw = vae.encode(pixels).latent_dist
+        latents = LatentDistribution(raw.mean, raw.logvar)
+        if self.flow:
+            latents = latents.shifted(-vae.config.shift_factor)
+        return latents.scaled(vae.config.scaling_factor)
+
+    def guidance(self, sampler: "Sampler") -> Mapping[str, Any]:
+        """See `Family.guidance`."""
+        return {
+            "guidance_scale": sampler.guidance_scale,
+            "negative_prompt": sampler.negative_prompt,
+        }
+
     def sampler(self, parts: Parts) -> Any:
-        """The noise scheduler to draw images with; the base's own."""
+        """The noise scheduler for sampling; default: the base's own."""
         return parts["scheduler"]
 
     def pipeline(self, parts: Parts) -> Any:
@@ -170,57 +187,55 @@ def load_family(name: str) -> Family:
 
 
 def methods(family: Family) -> tuple[Method, ...]:
-    """The values of `train.method` that a family takes."""
-    inverts = bool(family.tokenizers)
-    return tuple(name for name in get_args(Method) if inverts or name not in INVERSIONS)
+    """The values of `train.method` that a family supports."""
+    can_invert = bool(family.tokenizers)
+    return tuple(name for name in get_args(Method) if can_invert or name not in INVERSIONS)
 
 
 def trained_encoders(family: Family, config: "Config") -> tuple[str, ...]:
-    """The text encoders whose weights move, all or by an adapter.
+    """The text encoders that are trained, fully or by an adapter.
 
-    Left to the family's usual, that is none when new tokens are learned, or when one of its
-    encoders cannot train: that one would have to read the prompts at every step for the others.
+    Default without `train.text_encoder`: none when new tokens are trained, and none when one of the
+    encoders cannot be trained, as no conditioning could be cached then.
     """
-    asked, method = config.train.text_encoder, config.train.method
-    all_can = set(family.tokenizers) == set(family.text_encoders)
-    wanted = (method not in INVERSIONS and all_can) if asked is None else asked
-    return tuple(family.tokenizers) if wanted else ()
+    option, method = config.train.text_encoder, config.train.method
+    if option is None:
+        option = method not in INVERSIONS and set(family.tokenizers) == set(family.text_encoders)
+    return tuple(family.tokenizers) if option else ()
 
 
 def check(family: Family, config: "Config") -> None:
-    """Raises `ConfigError` for what the config asks of the family in vain."""
+    """Raises `ConfigError` for options that the family does not support."""
     name, train = config.model.family, config.train
     family.guidance(config.sampler)
     step = family.pixel_multiple
-    inverts = train.method in INVERSIONS
     sizes = {"model.resolution": config.model.resolution}
     if config.dataset.buckets:
         sizes["dataset.bucket_step"] = config.dataset.bucket_step
     for option, value in sizes.items():
         if value % step:
             raise ConfigError(f"{option} {value} must be a multiple of {step} for {name}")
-    if inverts and not family.tokenizers:
+    if train.method in INVERSIONS and not family.tokenizers:
         raise ConfigError(
-            f"train.method {train.method} needs text encoders that learn new tokens, and "
+            f"train.method {train.method} needs text encoders that can learn new tokens, and "
             f"model.family {name} has none: use lora"
         )
     if train.text_encoder and not family.tokenizers:
         raise ConfigError(
-            f"train.text_encoder: true, but model.family {name} has no text encoder that trains: "
+            f"train.text_encoder: true, but model.family {name} has no trainable text encoder: "
             "set it to false"
         )
     if family.flow and config.loss.weighting != "none":
         raise ConfigError(
-            f"loss.weighting {config.loss.weighting} goes by the signal-to-noise ratio of a "
-            f"diffusion, and {name} is trained by flow matching: use loss.timestep_sampling instead"
+            f"loss.weighting {config.loss.weighting} needs a diffusion's signal-to-noise ratio, "
+            f"and {name} is trained by flow matching: use loss.timestep_sampling instead"
         )
 
 
 def check_folder(family: Family, folder: Path) -> None:
-    """Raises `ModelError` for a base's folder that the family cannot load, without loading it.
+    """Raises `ModelError` for a base folder that the family cannot load, without loading weights.
 
-    Its pipeline, the folders of all components, their configs and the weights' files are looked up;
-    what is in the weights is seen when they are loaded.
+    Checks the pipeline class, the folders of all components, their configs, and that weights exist.
     """
     found = model_index(folder)
     _check_pipeline(folder, found["pipeline"], family.pipeline_class)
@@ -246,12 +261,12 @@ def check_folder(family: Family, folder: Path) -> None:
 def _check_pipeline(folder: Path, found: str, wanted: str) -> None:
     if found != wanted:
         raise ModelError(
-            f"{folder} holds a {found[:80]}, not a {wanted}; choose the model.family that fits it"
+            f"{folder} holds a {found[:80]}, not a {wanted}; set model.family to the base's family"
         )
 
 
 def quiet() -> None:
-    """Let the model libraries speak of errors only, and draw no bars of their own."""
+    """Limit the model libraries' logs to errors and disable their progress bars."""
     from diffusers.utils import logging as diffusers_logging
     from transformers.utils import logging as transformers_logging
 
@@ -267,26 +282,30 @@ def load_parts(
     tuned: Mapping[str, Path | None] | None = None,
     dtype: "torch.dtype | None" = None,
 ) -> Parts:
-    """The components named in `kinds` (name -> class), from `folder` or from where `tuned` says.
+    """The components of `kinds` (name -> class), from subfolders of `folder` or by `tuned`.
 
-    Those that are None in `tuned` are left out.
-
-    Models come frozen, in evaluation mode and of `dtype` (float32 when left out); inside
-    `with torch.device("meta")` as shapes, for which only configs are read. The classes are ours to
-    name: a model's own code is never asked for. Raises `ModelError`.
+    Components that are None in `tuned` are omitted. Models are frozen, in evaluation mode and of
+    `dtype`, default float32; inside `with torch.device("meta")` only configs are read and the
+    models have no data. Raises `ModelError`.
     """
     import torch
 
     quiet()
     _check_pipeline(folder, model_index(folder)["pipeline"], pipeline_class)
-    places = {**{name: folder / name for name in kinds}, **(tuned or {})}
-    wanted = {name: (kind, place) for name, kind in kinds.items() if (place := places[name])}
-    numbers = torch.float32 if dtype is None else dtype
+    folders = {**{name: folder / name for name in kinds}, **(tuned or {})}
+    dtype = torch.float32 if dtype is None else dtype
     try:
-        return Parts({name: _load(*found, numbers) for name, found in wanted.items()})
+        return Parts(
+            {
+                name: _load(kind, source, dtype)
+                for name, kind in kinds.items()
+                if (source := folders[name])
+            }
+        )
     except DreamBoothError:
         raise
-    except Exception as error:  # both libraries raise errors of many kinds for a bad config
+    except Exception as error:  # both libraries raise many exception classes for a bad config
+        reason = one_line(error) or type(error).__name__
         raise ModelError(
             f"{folder} cannot be loaded as a {pipeline_class} ({one_line(error, 400)}); "
             "it must be complete, with safetensors weights"
@@ -302,29 +321,29 @@ def _load(kind: Any, folder: Path, dtype: "torch.dtype") -> Any:
         with torch.device("cpu"):
             return kind.from_pretrained(folder, local_files_only=True)
     if torch.empty(0).is_meta:
-        return _outline(kind, folder).to(dtype).requires_grad_(False).eval()
+        return _without_weights(kind, folder).to(dtype).requires_grad_(False).eval()
     of_diffusers = kind.__module__.startswith("diffusers")
-    numbers = {"torch_dtype" if of_diffusers else "dtype": dtype}
-    model = kind.from_pretrained(folder, use_safetensors=True, local_files_only=True, **numbers)
+    option = {"torch_dtype" if of_diffusers else "dtype": dtype}
+    model = kind.from_pretrained(folder, use_safetensors=True, local_files_only=True, **option)
     return model.requires_grad_(False).eval()
 
 
-def _outline(kind: Any, folder: Path) -> Any:
-    """A model as its config draws it, on the default device, its weights not read."""
+def _without_weights(kind: Any, folder: Path) -> Any:
+    """A model built from its config on the default device; weights files are not read."""
     if kind.__module__.startswith("diffusers"):
         return kind.from_config(kind.load_config(folder, local_files_only=True))
     return kind(kind.config_class.from_pretrained(folder, local_files_only=True))
 
 
 def only(folder: Path, *names: str) -> dict[str, None]:
-    """What `Family.load` takes as `tuned` to load nothing but `names` and what has no weights."""
+    """The argument `tuned` of `Family.load` to load `names` and components without weights only."""
     classes = model_index(folder)
     weightless = {name for name, kind in classes.items() if str(kind).endswith(WEIGHTLESS)}
     return dict.fromkeys(classes.keys() - weightless - {"pipeline", *names})
 
 
 def channels_last(model: Any) -> None:
-    """Lay a model's weights out as convolutions are fastest on; not one for videos, which cannot."""
+    """Convert to channels-last memory format; not models with 5-dimensional (video) weights."""
     import torch
 
     if all(weight.ndim < 5 for weight in model.parameters()):

@@ -1,4 +1,4 @@
-"""Prompts through a Qwen language model, for the families that read with one."""
+"""Prompt encoding with a Qwen language model, for the families that have one."""
 
 from collections.abc import Iterator, Sequence
 from typing import TYPE_CHECKING, Any
@@ -10,7 +10,7 @@ if TYPE_CHECKING:
 
 
 def chats(tokenizer: Any, prompts: Sequence[str], thinking: bool) -> list[str]:
-    """Each prompt as what a user says to the model, up to where its answer would begin."""
+    """Each prompt as a user message in the chat template, up to the start of the reply."""
     return [
         tokenizer.apply_chat_template(
             [{"role": "user", "content": prompt}],
@@ -22,26 +22,10 @@ def chats(tokenizer: Any, prompts: Sequence[str], thinking: bool) -> list[str]:
     ]
 
 
-def token_table(
-    tokenizer: Any, texts: Sequence[str], length: int, padding_side: str | None = "right"
-) -> Tensors:
-    """`input_ids` and `attention_mask`, (texts, length): always of this length, so that a row
-    does not tell which texts stand beside it. None pads on the tokenizer's own side."""
-    tokens = tokenizer(
-        list(texts),
-        padding="max_length",
-        padding_side=padding_side,
-        max_length=length,
-        truncation=True,
-        return_tensors="pt",
-    )
-    return {name: tokens[name] for name in ("input_ids", "attention_mask")}
-
-
 def one_by_one(tokens: Tensors) -> Iterator[tuple["Tensor", "Tensor"]]:
     """`input_ids` and bool `attention_mask` of each text, (1, tokens) each.
 
-    Texts that share a forward decide the last bits of one another.
+    In one forward, the last bits of a text's states would depend on the other texts.
     """
     ids, masks = tokens["input_ids"], tokens["attention_mask"].bool()
     return zip(ids.unsqueeze(1), masks.unsqueeze(1), strict=True)
@@ -52,29 +36,27 @@ def hidden_states(
 ) -> tuple["Tensor", ...]:
     """(1, tokens, width) before the first layer and after each; the last one normalised.
 
-    Every token sees those ahead of it that are not padding. `model` comes without its language
-    head, whose logits over all words nobody looks at.
+    Causal attention without padding tokens. `model` has no language head: no logits are computed.
     """
     import torch
 
-    sees = None
+    attention = None
     if mask is not None:
-        # spelled out, for the library would look into the mask to choose a shorter way
+        # a 4-d mask: for a 2-d one the library reads its values, which meta tensors lack
         length = mask.shape[1]
-        ahead = torch.ones(length, length, dtype=torch.bool, device=mask.device).tril()
-        sees = ahead & mask[:, None, None, :]
+        causal = torch.ones(length, length, dtype=torch.bool, device=mask.device).tril()
+        attention = causal & mask[:, None, None, :]
     found = model(
-        input_ids=input_ids, attention_mask=sees, output_hidden_states=True, use_cache=False
+        input_ids=input_ids, attention_mask=attention, output_hidden_states=True, use_cache=False
     )
     states: tuple[Tensor, ...] = found.hidden_states
     return states
 
 
 def lengths(mask: "Tensor") -> list[int]:
-    """How many are True in each row of (rows, tokens).
+    """Number of True values in each row of (rows, tokens).
 
-    All of them where there is nothing to count, as in a rehearsal of shapes alone: no prompt is
-    longer.
+    The number of tokens for meta and fake tensors, which have no values: the upper bound.
     """
     from torch._subclasses import FakeTensor
 

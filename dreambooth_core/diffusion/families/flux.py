@@ -1,7 +1,7 @@
 """FLUX.1 [dev] and [schnell] (Black Forest Labs 2024).
 
-A CLIP for the prompt as a whole, a T5 for its words, a transformer trained by flow matching on
-latents packed in 2x2 places. [dev] has guidance distilled into it, and is told its scale.
+A CLIP gives the pooled embedding, a T5 the token states; the transformer is trained by flow matching
+on latents packed in 2 x 2 patches. [dev] is guidance-distilled, with the scale as an input.
 """
 
 from collections.abc import Mapping, Sequence
@@ -14,10 +14,9 @@ if TYPE_CHECKING:
     from torch import Tensor
 
     from dreambooth_core.config import Sampler
-    from dreambooth_core.diffusion.latents import LatentDistribution
 
 T5_TOKENS = 512
-"""What the pipeline reads of a prompt unless told otherwise."""
+"""Default `max_sequence_length` of the pipeline."""
 
 
 class Flux(DiffusersFamily):
@@ -71,18 +70,10 @@ class Flux(DiffusersFamily):
             "pooled": parts["text_encoder"](tokens["input_ids"]).pooler_output,
         }
 
-    def encode_images(self, parts: Parts, pixels: "Tensor") -> "LatentDistribution":
-        from dreambooth_core.diffusion.latents import LatentDistribution
-
-        vae = parts["vae"]
-        found = vae.encode(pixels).latent_dist
-        raw = LatentDistribution(found.mean, found.logvar)
-        return raw.shifted(-vae.config.shift_factor).scaled(vae.config.scaling_factor)
-
     def predict(
         self, parts: Parts, noisy: "Tensor", timesteps: "Tensor", conditioning: Tensors
     ) -> "Tensor":
-        """At guidance scale 1 where the transformer is told one: the photos are no guided images."""
+        """With guidance scale 1 as input where there is one: photos are not guided samples."""
         import torch
         from torch.nn.functional import pixel_shuffle, pixel_unshuffle
 
@@ -90,21 +81,20 @@ class Flux(DiffusersFamily):
         packed = pixel_unshuffle(noisy, 2)
         height, width = packed.shape[-2:]
         axes = [torch.arange(count, device=noisy.device) for count in (1, height, width)]
-        told = transformer.config.guidance_embeds
-        answer = transformer(
+        prediction = transformer(
             hidden_states=packed.flatten(2).transpose(1, 2),
             timestep=timesteps / 1000,
-            guidance=torch.ones_like(timesteps) if told else None,
+            guidance=torch.ones_like(timesteps) if transformer.config.guidance_embeds else None,
             pooled_projections=conditioning["pooled"],
             encoder_hidden_states=states,
             txt_ids=noisy.new_zeros(states.shape[1], 3),
             img_ids=torch.cartesian_prod(*axes).to(noisy.dtype),
             return_dict=False,
         )
-        return pixel_shuffle(answer[0].transpose(1, 2).unflatten(2, (height, width)), 2)
+        return pixel_shuffle(prediction[0].transpose(1, 2).unflatten(2, (height, width)), 2)
 
     def guidance(self, sampler: "Sampler") -> Mapping[str, Any]:
-        """The distilled scale; with a negative prompt true guidance instead, not one on the other."""
+        """The distilled scale; with a negative prompt classifier-free guidance instead, not both."""
         if not sampler.negative_prompt:
             return {"guidance_scale": sampler.guidance_scale}
         return {

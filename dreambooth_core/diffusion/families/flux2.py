@@ -1,8 +1,8 @@
 """FLUX.2 [klein] (Black Forest Labs 2026, bfl.ai/blog/flux2-klein-towards-interactive-visual-intelligence).
 
-One Qwen3, whose states behind three of its layers are read side by side, and one transformer with a
-rectified flow. Latents are patches of 2 x 2, normalised by the running statistics of the
-autoencoder's batch norm. The base to tune is `klein-base`; a step-distilled one is sampled without
+The conditioning is the states after three layers of a Qwen3, concatenated; the transformer is trained
+by rectified flow. Latents are packed in 2 x 2 patches and normalised by the running statistics of the
+autoencoder's batch norm. The base to train is `klein-base`; step-distilled bases are sampled without
 guidance.
 """
 
@@ -11,7 +11,7 @@ from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from dreambooth_core.diffusion.families import DiffusersFamily, Family, Parts, Tensors, _qwen
+from dreambooth_core.diffusion.families import DiffusersFamily, Family, Parts, Tensors, _qwen, _text
 from dreambooth_core.errors import ConfigError
 
 if TYPE_CHECKING:
@@ -22,9 +22,9 @@ if TYPE_CHECKING:
     from dreambooth_core.diffusion.latents import LatentDistribution
 
 PROMPT_TOKENS = 512
-"""The denoiser sees all of them, padding too: no mask leaves any out."""
-READ_BEHIND = (9, 18, 27)
-"""The language model's layers whose states are the conditioning."""
+"""Including padding, to which the denoiser attends too: there is no mask."""
+LAYERS = (9, 18, 27)
+"""Layers of the language model after which the states are taken."""
 
 
 class Flux2(DiffusersFamily):
@@ -67,7 +67,7 @@ class Flux2(DiffusersFamily):
         tuned: Mapping[str, Path | None] | None = None,
         dtype: "torch.dtype | None" = None,
     ) -> Parts:
-        """The components, and as `is_distilled` whether the base is a step-distilled one."""
+        """The components, and `is_distilled`: whether the base is step-distilled."""
         from diffusers import Flux2KleinPipeline
 
         parts = super().load(folder, tuned, dtype)
@@ -78,7 +78,7 @@ class Flux2(DiffusersFamily):
     def tokenize(self, parts: Parts, prompts: Sequence[str]) -> Tensors:
         """`input_ids` and `attention_mask`: (prompts, 512)."""
         texts = _qwen.chats(parts["tokenizer"], prompts, thinking=False)
-        return _qwen.token_table(parts["tokenizer"], texts, PROMPT_TOKENS, padding_side=None)
+        return _text.token_table(parts["tokenizer"], texts, PROMPT_TOKENS, padding_side=None)
 
     def encode_prompts(self, parts: Parts, tokens: Tensors) -> Tensors:
         """`hidden_states`: (prompts, 512, 3 * width), as Flux2KleinPipeline computes them."""
@@ -88,7 +88,7 @@ class Flux2(DiffusersFamily):
         found = []
         for ids, mask in _qwen.one_by_one(tokens):
             states = _qwen.hidden_states(language_model, ids, mask)
-            found.append(torch.cat([states[layer] for layer in READ_BEHIND], dim=-1))
+            found.append(torch.cat([states[layer] for layer in LAYERS], dim=-1))
         return {"hidden_states": torch.cat(found)}
 
     def encode_images(self, parts: Parts, pixels: "Tensor") -> "LatentDistribution":
@@ -100,11 +100,11 @@ class Flux2(DiffusersFamily):
 
         vae = parts["vae"]
         found = vae.encode(pixels).latent_dist
-        centre = vae.bn.running_mean.view(1, -1, 1, 1)
-        spread = torch.sqrt(vae.bn.running_var.view(1, -1, 1, 1) + vae.config.batch_norm_eps)
+        mean = vae.bn.running_mean.view(1, -1, 1, 1)
+        deviation = torch.sqrt(vae.bn.running_var.view(1, -1, 1, 1) + vae.config.batch_norm_eps)
         return LatentDistribution(
-            (pixel_unshuffle(found.mean, 2) - centre) / spread,
-            pixel_unshuffle(found.logvar, 2) - 2 * spread.log(),
+            (pixel_unshuffle(found.mean, 2) - mean) / deviation,
+            pixel_unshuffle(found.logvar, 2) - 2 * deviation.log(),
         )
 
     def predict(
@@ -112,16 +112,16 @@ class Flux2(DiffusersFamily):
     ) -> "Tensor":
         states = conditioning["hidden_states"]
         height, width = noisy.shape[-2:]
-        answer = parts["transformer"](
+        prediction = parts["transformer"](
             hidden_states=noisy.flatten(2).transpose(1, 2),
             timestep=timesteps / 1000,
             encoder_hidden_states=states,
-            img_ids=_places(1, height, width, 1, noisy.device),
-            txt_ids=_places(1, 1, 1, states.shape[1], noisy.device),
+            img_ids=_positions(1, height, width, 1, noisy.device),
+            txt_ids=_positions(1, 1, 1, states.shape[1], noisy.device),
             guidance=None,
             return_dict=False,
         )
-        found: Tensor = answer[0].transpose(1, 2).unflatten(2, (height, width))
+        found: Tensor = prediction[0].transpose(1, 2).unflatten(2, (height, width))
         return found
 
     def guidance(self, sampler: "Sampler") -> Mapping[str, Any]:
@@ -133,11 +133,11 @@ class Flux2(DiffusersFamily):
         return {"guidance_scale": sampler.guidance_scale}
 
 
-def _places(time: int, height: int, width: int, order: int, device: "torch.device") -> "Tensor":
-    """Rotary positions of a sequence's tokens, (tokens, 4), the last axis running fastest."""
+def _positions(time: int, height: int, width: int, text: int, device: "torch.device") -> "Tensor":
+    """Rotary positions of tokens, (tokens, 4); the last axis varies fastest."""
     import torch
 
-    axes = [torch.arange(count, device=device) for count in (time, height, width, order)]
+    axes = [torch.arange(count, device=device) for count in (time, height, width, text)]
     return torch.cartesian_prod(*axes)
 
 

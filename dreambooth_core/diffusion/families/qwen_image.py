@@ -1,14 +1,14 @@
 """Qwen-Image (Wu et al. 2025, arXiv:2508.02324).
 
-Qwen2.5-VL reads the prompt behind a system prompt whose states are dropped; a transformer with a
-rectified flow works on patches of 2 x 2 latents. Its autoencoder is one of videos: an image is a
-video of one frame.
+Qwen2.5-VL encodes the prompt after a system prompt, whose states are dropped; the transformer is
+trained by rectified flow on latents packed in 2 x 2 patches. The autoencoder is for videos: an image
+is a video of one frame.
 """
 
 from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
-from dreambooth_core.diffusion.families import DiffusersFamily, Family, Parts, Tensors, _qwen
+from dreambooth_core.diffusion.families import DiffusersFamily, Family, Parts, Tensors, _qwen, _text
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -22,9 +22,9 @@ TEMPLATE = (
     "{}<|im_end|>\n<|im_start|>assistant\n"
 )
 SYSTEM_TOKENS = 34
-"""Tokens of the template ahead of the prompt."""
+"""Tokens of the template before the prompt."""
 PROMPT_TOKENS = 512
-"""What the pipeline's call keeps of a prompt, with the template's end."""
+"""Default of the pipeline for a prompt and the end of the template."""
 
 
 class QwenImage(DiffusersFamily):
@@ -39,7 +39,7 @@ class QwenImage(DiffusersFamily):
     lora_targets: Mapping[str, tuple[str, ...]] = {
         "transformer": ("to_q", "to_k", "to_v", "to_out.0", "add_k_proj", "add_v_proj")
     }
-    """Not the text's own way through a block: behind the last one it leads nowhere."""
+    """Without the text stream's query and output: those of the last block have no effect."""
     pixel_multiple = 16
 
     def classes(self) -> Mapping[str, Any]:
@@ -61,11 +61,11 @@ class QwenImage(DiffusersFamily):
     def tokenize(self, parts: Parts, prompts: Sequence[str]) -> Tensors:
         """`input_ids` and `attention_mask`: (prompts, 34 + 512)."""
         texts = [TEMPLATE.format(prompt) for prompt in prompts]
-        return _qwen.token_table(parts["tokenizer"], texts, SYSTEM_TOKENS + PROMPT_TOKENS)
+        return _text.token_table(parts["tokenizer"], texts, SYSTEM_TOKENS + PROMPT_TOKENS)
 
     def encode_prompts(self, parts: Parts, tokens: Tensors) -> Tensors:
-        """`hidden_states` (prompts, 512, width), zeros behind a prompt's end, and bool `mask`
-        (prompts, 512), as QwenImagePipeline computes them for each prompt alone."""
+        """`hidden_states` (prompts, 512, width), zero after a prompt's end, and bool `mask`
+        (prompts, 512), as computed by QwenImagePipeline for a single prompt."""
         import torch
         from torch.nn.functional import pad
 
@@ -83,13 +83,13 @@ class QwenImage(DiffusersFamily):
 
         vae = parts["vae"]
         found = vae.encode(pixels.unsqueeze(2)).latent_dist
-        centre, spread = (
-            found.mean.new_tensor(numbers).view(1, -1, 1, 1)
-            for numbers in (vae.config.latents_mean, vae.config.latents_std)
+        mean, deviation = (
+            found.mean.new_tensor(values).view(1, -1, 1, 1)
+            for values in (vae.config.latents_mean, vae.config.latents_std)
         )
         return LatentDistribution(
-            (found.mean.squeeze(2) - centre) / spread,
-            found.logvar.squeeze(2) - 2 * spread.log(),
+            (found.mean.squeeze(2) - mean) / deviation,
+            found.logvar.squeeze(2) - 2 * deviation.log(),
         )
 
     def predict(
@@ -99,14 +99,16 @@ class QwenImage(DiffusersFamily):
 
         patches = pixel_unshuffle(noisy, 2)
         height, width = patches.shape[-2:]
-        answer = parts["transformer"](
+        prediction = parts["transformer"](
             hidden_states=patches.flatten(2).transpose(1, 2),
             timestep=timesteps / 1000,
             img_shapes=[[(1, height, width)]] * len(noisy),
             return_dict=False,
-            **_cut(conditioning),
+            **_truncated(conditioning),
         )
-        found: Tensor = pixel_shuffle(answer[0].transpose(1, 2).unflatten(2, (height, width)), 2)
+        found: Tensor = pixel_shuffle(
+            prediction[0].transpose(1, 2).unflatten(2, (height, width)), 2
+        )
         return found
 
     def guidance(self, sampler: "Sampler") -> Mapping[str, Any]:
@@ -116,8 +118,8 @@ class QwenImage(DiffusersFamily):
         }
 
 
-def _cut(conditioning: Tensors) -> dict[str, Any]:
-    """The transformer's text arguments, as long as the batch's longest prompt."""
+def _truncated(conditioning: Tensors) -> dict[str, Any]:
+    """The transformer's text arguments, truncated to the longest prompt of the batch."""
     mask = conditioning["mask"].bool()
     lengths = _qwen.lengths(mask)
     longest = max(lengths)

@@ -1,13 +1,13 @@
 """Sana (Xie et al. 2024, arXiv:2410.10629).
 
-A Gemma 2 as text encoder, which stays frozen, a linear transformer trained by flow matching, and
-an autoencoder that makes images 32 times smaller and whose latents are certain, not a distribution.
+A frozen Gemma 2 as text encoder, a linear-attention transformer trained by flow matching, and a
+deterministic autoencoder with a downsampling factor of 32.
 """
 
 from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
-from dreambooth_core.diffusion.families import DiffusersFamily, Family, Parts, Tensors
+from dreambooth_core.diffusion.families import DiffusersFamily, Family, Parts, Tensors, _text
 from dreambooth_core.errors import ModelError
 
 if TYPE_CHECKING:
@@ -18,9 +18,9 @@ if TYPE_CHECKING:
     from dreambooth_core.diffusion.objectives import Objective
 
 GEMMA_TOKENS = 300
-"""What the pipeline reads of a prompt unless told otherwise."""
-CERTAIN = -1e4
-"""A log variance whose standard deviation is 0 in every format of numbers."""
+"""Default `max_sequence_length` of the pipeline."""
+LOG_VARIANCE = -1e4
+"""Of deterministic latents: the standard deviation is 0 in every dtype."""
 
 
 class Sana(DiffusersFamily):
@@ -54,26 +54,19 @@ class Sana(DiffusersFamily):
         found = parts["scheduler"].config.prediction_type
         if found != "flow_prediction":
             raise ModelError(
-                f"the base predicts {found!r}, but a Sana that can be trained here predicts "
-                "'flow_prediction'; choose one whose scheduler_config.json says so"
+                f"the base predicts {found!r}, but Sana is trained with 'flow_prediction': use a "
+                "base with this prediction_type in its scheduler_config.json"
             )
         return super().objective(parts)
 
     def tokenize(self, parts: Parts, prompts: Sequence[str]) -> Tensors:
-        """`input_ids` and `attention_mask`, (prompts, 300), of the prompts in small letters.
+        """`input_ids` and `attention_mask`, (prompts, 300), of the prompts in lower case.
 
-        Without the instruction by which Gemma is asked to enhance a prompt: it leads the pipeline
-        to imagine more, and an identifier token should mean the photos' subject and no more.
+        Without the pipeline's instruction to enhance a prompt, which adds content that the prompt
+        does not name.
         """
-        tokens = parts["tokenizer"](
-            [prompt.lower().strip() for prompt in prompts],
-            padding="max_length",
-            padding_side="right",
-            max_length=GEMMA_TOKENS,
-            truncation=True,
-            return_tensors="pt",
-        )
-        return {name: tokens[name] for name in ("input_ids", "attention_mask")}
+        texts = [prompt.lower().strip() for prompt in prompts]
+        return _text.token_table(parts["tokenizer"], texts, GEMMA_TOKENS)
 
     def encode_prompts(self, parts: Parts, tokens: Tensors) -> Tensors:
         """`hidden_states`, (prompts, 300, width), and their `attention_mask`."""
@@ -88,28 +81,27 @@ class Sana(DiffusersFamily):
 
         vae = parts["vae"]
         latents = vae.encode(pixels).latent
-        certain = LatentDistribution(latents, torch.full_like(latents, CERTAIN))
-        return certain.scaled(vae.config.scaling_factor)
+        exact = LatentDistribution(latents, torch.full_like(latents, LOG_VARIANCE))
+        return exact.scaled(vae.config.scaling_factor)
 
     def predict(
         self, parts: Parts, noisy: "Tensor", timesteps: "Tensor", conditioning: Tensors
     ) -> "Tensor":
         transformer = parts["transformer"]
-        answer = transformer(
+        prediction = transformer(
             noisy,
             encoder_hidden_states=conditioning["hidden_states"],
             encoder_attention_mask=conditioning["attention_mask"],
             timestep=timesteps * transformer.config.timestep_scale,
             return_dict=False,
         )
-        found: Tensor = answer[0]
+        found: Tensor = prediction[0]
         return found
 
     def guidance(self, sampler: "Sampler") -> Mapping[str, Any]:
-        """Also what makes the pipeline read prompts and sizes as they were trained."""
+        """Also disables the prompt instruction and resolution binning, as in training."""
         return {
-            "guidance_scale": sampler.guidance_scale,
-            "negative_prompt": sampler.negative_prompt,
+            **super().guidance(sampler),
             "complex_human_instruction": None,
             "use_resolution_binning": False,
         }

@@ -1,7 +1,7 @@
 """Stable Diffusion 3 and 3.5 (Esser et al. 2024, arXiv:2403.03206).
 
-Two CLIP text encoders and a T5, a transformer trained by flow matching. The T5 must be in the
-folder; it stays frozen.
+Two CLIP text encoders, a frozen T5 that the base's folder must contain, and a transformer trained by
+flow matching.
 """
 
 from collections.abc import Mapping, Sequence
@@ -13,12 +13,10 @@ from dreambooth_core.diffusion.families._text import penultimate_and_pooled, tok
 if TYPE_CHECKING:
     from torch import Tensor
 
-    from dreambooth_core.config import Sampler
-    from dreambooth_core.diffusion.latents import LatentDistribution
 
 CLIP_TARGETS = ("q_proj", "k_proj", "v_proj", "out_proj")
 T5_TOKENS = 256
-"""What the pipeline reads of a prompt unless told otherwise."""
+"""Default `max_sequence_length` of the pipeline."""
 
 
 class StableDiffusion3(DiffusersFamily):
@@ -77,8 +75,8 @@ class StableDiffusion3(DiffusersFamily):
     def encode_prompts(self, parts: Parts, tokens: Tensors) -> Tensors:
         """`hidden_states`, (prompts, 77 + 256, the T5's width), and both CLIPs' `pooled`.
 
-        The CLIPs' states stand side by side, filled up with zeros to the width of the T5's, which
-        follow them.
+        The CLIPs' states are concatenated along the width and zero-padded to the T5's width; the
+        T5's states follow as further tokens.
         """
         import torch
 
@@ -92,32 +90,18 @@ class StableDiffusion3(DiffusersFamily):
             "pooled": torch.cat([pooled, pooled_2], dim=-1),
         }
 
-    def encode_images(self, parts: Parts, pixels: "Tensor") -> "LatentDistribution":
-        from dreambooth_core.diffusion.latents import LatentDistribution
-
-        vae = parts["vae"]
-        found = vae.encode(pixels).latent_dist
-        raw = LatentDistribution(found.mean, found.logvar)
-        return raw.shifted(-vae.config.shift_factor).scaled(vae.config.scaling_factor)
-
     def predict(
         self, parts: Parts, noisy: "Tensor", timesteps: "Tensor", conditioning: Tensors
     ) -> "Tensor":
-        answer = parts["transformer"](
+        prediction = parts["transformer"](
             hidden_states=noisy,
             timestep=timesteps,
             encoder_hidden_states=conditioning["hidden_states"],
             pooled_projections=conditioning["pooled"],
             return_dict=False,
         )
-        found: Tensor = answer[0]
+        found: Tensor = prediction[0]
         return found
-
-    def guidance(self, sampler: "Sampler") -> Mapping[str, Any]:
-        return {
-            "guidance_scale": sampler.guidance_scale,
-            "negative_prompt": sampler.negative_prompt,
-        }
 
 
 FAMILY: Family = StableDiffusion3()

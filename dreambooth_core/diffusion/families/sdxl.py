@@ -1,7 +1,7 @@
 """Stable Diffusion XL (Podell et al. 2023, arXiv:2307.01952).
 
-Two CLIP text encoders, one UNet that is also told the image's sizes; epsilon or v-prediction as
-the base's noise scheduler says.
+Two CLIP text encoders and a UNet that is also conditioned on image sizes and crops; epsilon or
+v-prediction by the base's noise scheduler.
 """
 
 from collections.abc import Mapping, Sequence
@@ -15,7 +15,6 @@ if TYPE_CHECKING:
     from torch import Tensor
 
     from dreambooth_core.config import Sampler
-    from dreambooth_core.diffusion.latents import LatentDistribution
 
 CLIP_TARGETS = ("q_proj", "k_proj", "v_proj", "out_proj")
 
@@ -36,7 +35,7 @@ class StableDiffusionXL(DiffusersFamily):
     }
     pixel_multiple = 8
     extras: Mapping[str, Any] = MappingProxyType({"add_watermarker": False})
-    """Off whatever is installed: an image must not hang on what else is there."""
+    """Off, so that images do not depend on whether a watermark library is installed."""
 
     def classes(self) -> Mapping[str, Any]:
         from diffusers import AutoencoderKL, DDPMScheduler, UNet2DConditionModel
@@ -53,7 +52,7 @@ class StableDiffusionXL(DiffusersFamily):
         }
 
     def tokenize(self, parts: Parts, prompts: Sequence[str]) -> Tensors:
-        """`input_ids` and `input_ids_2`, (prompts, 77) each: the two CLIPs pad differently."""
+        """`input_ids` and `input_ids_2`, (prompts, 77) each: the two tokenizers pad differently."""
         first, second = parts["tokenizer"], parts["tokenizer_2"]
         return {
             "input_ids": token_ids(first, prompts, first.model_max_length),
@@ -61,7 +60,7 @@ class StableDiffusionXL(DiffusersFamily):
         }
 
     def encode_prompts(self, parts: Parts, tokens: Tensors) -> Tensors:
-        """`hidden_states`, (prompts, tokens, both widths), and the second encoder's `pooled`."""
+        """`hidden_states`, (prompts, tokens, sum of widths), and the second encoder's `pooled`."""
         import torch
 
         found = parts["text_encoder"](tokens["input_ids"], output_hidden_states=True)
@@ -69,30 +68,25 @@ class StableDiffusionXL(DiffusersFamily):
         states = torch.cat([found.hidden_states[-2], second], dim=-1)
         return {"hidden_states": states, "pooled": pooled}
 
-    def encode_images(self, parts: Parts, pixels: "Tensor") -> "LatentDistribution":
-        from dreambooth_core.diffusion.latents import LatentDistribution
-
-        vae = parts["vae"]
-        found = vae.encode(pixels).latent_dist
-        return LatentDistribution(found.mean, found.logvar).scaled(vae.config.scaling_factor)
-
     def predict(
         self, parts: Parts, noisy: "Tensor", timesteps: "Tensor", conditioning: Tensors
     ) -> "Tensor":
         added = {"text_embeds": conditioning["pooled"], "time_ids": conditioning["sizes"]}
         states = conditioning["hidden_states"]
-        answer = parts["unet"](noisy, timesteps, states, added_cond_kwargs=added, return_dict=False)
-        found: Tensor = answer[0]
+        prediction = parts["unet"](
+            noisy, timesteps, states, added_cond_kwargs=added, return_dict=False
+        )
+        found: Tensor = prediction[0]
         return found
 
     def sampler(self, parts: Parts) -> Any:
-        """Euler steps, which SDXL is published with."""
+        """Euler, as in the published SDXL."""
         from diffusers import EulerDiscreteScheduler
 
         return EulerDiscreteScheduler.from_config(parts["scheduler"].config)
 
     def guidance(self, sampler: "Sampler") -> Mapping[str, Any]:
-        """An empty negative prompt is left out: SDXL then guides away from zeros, as it learned to."""
+        """An empty negative prompt is omitted: SDXL then uses zero conditioning, as in its training."""
         negative = {"negative_prompt": sampler.negative_prompt} if sampler.negative_prompt else {}
         return {"guidance_scale": sampler.guidance_scale, **negative}
 

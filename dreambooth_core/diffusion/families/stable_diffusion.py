@@ -1,7 +1,7 @@
 """Stable Diffusion 1.x and 2.x (Rombach et al. 2022, arXiv:2112.10752).
 
-One CLIP text encoder, one UNet; epsilon or v-prediction as the base's noise scheduler says. The
-safety checker is neither loaded nor kept.
+One CLIP text encoder and a UNet; epsilon or v-prediction by the base's noise scheduler. The safety
+checker is not loaded.
 """
 
 from collections.abc import Mapping, Sequence
@@ -12,9 +12,6 @@ from dreambooth_core.diffusion.families import DiffusersFamily, Family, Parts, T
 
 if TYPE_CHECKING:
     from torch import Tensor
-
-    from dreambooth_core.config import Sampler
-    from dreambooth_core.diffusion.latents import LatentDistribution
 
 
 class StableDiffusion(DiffusersFamily):
@@ -48,7 +45,7 @@ class StableDiffusion(DiffusersFamily):
         }
 
     def tokenize(self, parts: Parts, prompts: Sequence[str]) -> Tensors:
-        """`input_ids` and, for encoders that use one, `attention_mask`: (prompts, 77 or so)."""
+        """`input_ids` and, for encoders that use it, `attention_mask`: (prompts, max_length)."""
         tokenizer, encoder = parts["tokenizer"], parts["text_encoder"]
         tokens = tokenizer(
             list(prompts),
@@ -63,37 +60,25 @@ class StableDiffusion(DiffusersFamily):
         return {name: tokens[name] for name in names}
 
     def encode_prompts(self, parts: Parts, tokens: Tensors) -> Tensors:
-        """`hidden_states`: (prompts, tokens, width), as StableDiffusionPipeline computes them."""
+        """`hidden_states`: (prompts, tokens, width), as computed by StableDiffusionPipeline."""
         states = parts["text_encoder"](tokens["input_ids"], tokens.get("attention_mask"))[0]
         return {"hidden_states": states}
-
-    def encode_images(self, parts: Parts, pixels: "Tensor") -> "LatentDistribution":
-        from dreambooth_core.diffusion.latents import LatentDistribution
-
-        vae = parts["vae"]
-        found = vae.encode(pixels).latent_dist
-        return LatentDistribution(found.mean, found.logvar).scaled(vae.config.scaling_factor)
 
     def predict(
         self, parts: Parts, noisy: "Tensor", timesteps: "Tensor", conditioning: Tensors
     ) -> "Tensor":
-        answer = parts["unet"](noisy, timesteps, conditioning["hidden_states"], return_dict=False)
-        found: Tensor = answer[0]
+        states = conditioning["hidden_states"]
+        prediction = parts["unet"](noisy, timesteps, states, return_dict=False)
+        found: Tensor = prediction[0]
         return found
 
     def sampler(self, parts: Parts) -> Any:
-        """DPM-Solver++ (2M): about 20 steps do what DDIM needs 50 for (arXiv:2211.01095)."""
+        """DPM-Solver++ (2M), which needs about 20 steps instead of DDIM's 50 (arXiv:2211.01095)."""
         from diffusers import DPMSolverMultistepScheduler
 
         return DPMSolverMultistepScheduler.from_config(
             parts["scheduler"].config, algorithm_type="dpmsolver++", solver_order=2
         )
-
-    def guidance(self, sampler: "Sampler") -> Mapping[str, Any]:
-        return {
-            "guidance_scale": sampler.guidance_scale,
-            "negative_prompt": sampler.negative_prompt,
-        }
 
 
 FAMILY: Family = StableDiffusion()

@@ -1,19 +1,18 @@
 """Z-Image (Cai et al. 2025, arXiv:2511.22699).
 
-Qwen3 reads the prompt; one transformer takes text and image as a single stream. Its time runs the
-other way, from 0 in noise to 1 in the image, and so does its velocity.
+Qwen3 encodes the prompt; one transformer takes text and image tokens in a single stream. Its time is
+reversed, 0 for noise and 1 for the image, and so is the sign of its velocity.
 """
 
 from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
-from dreambooth_core.diffusion.families import DiffusersFamily, Family, Parts, Tensors, _qwen
+from dreambooth_core.diffusion.families import DiffusersFamily, Family, Parts, Tensors, _qwen, _text
 
 if TYPE_CHECKING:
     from torch import Tensor
 
     from dreambooth_core.config import Sampler
-    from dreambooth_core.diffusion.latents import LatentDistribution
 
 PROMPT_TOKENS = 512
 
@@ -51,11 +50,11 @@ class ZImage(DiffusersFamily):
     def tokenize(self, parts: Parts, prompts: Sequence[str]) -> Tensors:
         """`input_ids` and `attention_mask`: (prompts, 512)."""
         texts = _qwen.chats(parts["tokenizer"], prompts, thinking=True)
-        return _qwen.token_table(parts["tokenizer"], texts, PROMPT_TOKENS)
+        return _text.token_table(parts["tokenizer"], texts, PROMPT_TOKENS)
 
     def encode_prompts(self, parts: Parts, tokens: Tensors) -> Tensors:
-        """`hidden_states` (prompts, 512, width) ahead of the last layer, zeros behind a prompt's
-        end, and bool `mask` (prompts, 512), as ZImagePipeline computes them."""
+        """`hidden_states` (prompts, 512, width) before the last layer, zero after a prompt's end,
+        and bool `mask` (prompts, 512), as computed by ZImagePipeline."""
         import torch
 
         found = []
@@ -64,14 +63,6 @@ class ZImage(DiffusersFamily):
             found.append(states * mask.unsqueeze(2))
         return {"hidden_states": torch.cat(found), "mask": tokens["attention_mask"].bool()}
 
-    def encode_images(self, parts: Parts, pixels: "Tensor") -> "LatentDistribution":
-        from dreambooth_core.diffusion.latents import LatentDistribution
-
-        vae = parts["vae"]
-        found = vae.encode(pixels).latent_dist
-        latents = LatentDistribution(found.mean, found.logvar)
-        return latents.shifted(-vae.config.shift_factor).scaled(vae.config.scaling_factor)
-
     def predict(
         self, parts: Parts, noisy: "Tensor", timesteps: "Tensor", conditioning: Tensors
     ) -> "Tensor":
@@ -79,16 +70,16 @@ class ZImage(DiffusersFamily):
 
         lengths = _qwen.lengths(conditioning["mask"])
         rows = zip(conditioning["hidden_states"], lengths, strict=True)
-        towards_image = parts["transformer"](
+        reversed_velocity = parts["transformer"](
             list(noisy.unsqueeze(2)),
             (1000 - timesteps) / 1000,
             [states[:length] for states, length in rows],
             return_dict=False,
         )[0]
-        return -torch.stack(towards_image).squeeze(2)
+        return -torch.stack(reversed_velocity).squeeze(2)
 
     def guidance(self, sampler: "Sampler") -> Mapping[str, Any]:
-        """This pipeline adds its scale times the difference: 0 is what others call 1."""
+        """This pipeline's scale is the usual one minus 1: 0 means no guidance."""
         return {
             "guidance_scale": sampler.guidance_scale - 1,
             "negative_prompt": sampler.negative_prompt,

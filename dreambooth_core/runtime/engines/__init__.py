@@ -1,8 +1,7 @@
-"""Who works besides this process: one engine per file, one protocol, found by its name.
+"""Engines run pieces of work in worker processes: one module per engine, each with an `ENGINE`.
 
-What is made is the same whoever makes it: pieces of work write what they make under create-once
-keys, so that any worker can take over any piece.
-A new engine is one new file here with `ENGINE`.
+Pieces of work are idempotent: they store results under create-once keys, so that any worker may
+repeat any piece.
 """
 
 import importlib
@@ -15,25 +14,25 @@ from dreambooth_core.config.compute import Compute
 from dreambooth_core.errors import DreamBoothError, StageFailed, one_line
 
 TRIES = 3
-"""So often a piece of work is begun again when the process that does it dies."""
+"""Largest number of worker processes that may die during the same piece of work."""
 
 Work = Callable[[str], None]
-"""A plain function of a module, of one JSON document, that leaves the same when it is done twice."""
+"""An idempotent module-level function of one JSON document."""
 
 
 class Engine(Protocol):
-    """Processes, here or elsewhere."""
+    """Worker processes on this or other machines."""
 
     shares_work_folder: bool
-    """Whether they share this process' work folder."""
+    """Whether workers and this process have the same `paths.work`."""
 
     def run(
         self, compute: Compute, work: Work, pieces: Sequence[str], done: Callable[[int], None]
     ) -> None:
-        """Have `work` done on each piece by `compute.workers` processes; `done` is told its number.
+        """Run `work` on each piece in `compute.workers` processes; `done` gets each finished index.
 
-        What dies is begun again by others, `TRIES` times. Raises what the work raises, else
-        `StageFailed`.
+        A piece whose worker died is repeated, up to `TRIES` times in all. Raises the errors of
+        `work`, and `StageFailed`.
         """
         ...
 
@@ -45,43 +44,37 @@ def load_engine(name: str) -> Engine:
 
 
 Failure = tuple[str, str]
-"""How work ended that did not end well: the error's name in `errors`, and its sentence."""
+"""Class name in `errors`, and message, of the error that a piece of work raised."""
 
 
-def failure_of(name: str, piece: str) -> Failure | None:
-    """Do a piece of work, in whatever process this is."""
+def run_piece(name: str, piece: str) -> Failure | None:
+    """Run a piece of work in this process; returns its error."""
+    module, _, function = name.partition(":")
     try:
-        work_by(name)(piece)
+        getattr(importlib.import_module(module), function)(piece)
     except DreamBoothError as error:
         return type(error).__name__, str(error)
     except Exception as error:
         traceback.print_exc()
-        return "StageFailed", f"{name} broke with {type(error).__name__}: {one_line(error)}"
+        return "StageFailed", f"{name} failed with {type(error).__name__}: {one_line(error)}"
     return None
 
 
 def raise_failure(failure: Failure | None) -> None:
-    """Raise what the work raised, in the process that wants it; nothing when it ended well."""
+    """Raise a worker's error in this process; nothing for None."""
     if failure is not None:
         kind, sentence = failure
         raise getattr(errors, kind, StageFailed)(sentence)
 
 
-def given_up(how: str) -> StageFailed:
-    """What to raise when the last try died too, and how it died."""
+def too_many_deaths(cause: str) -> StageFailed:
+    """The error for a piece of work whose worker died `TRIES` times; `cause` of the last death."""
     return StageFailed(
-        f"{TRIES} processes died over the same work, the last {how}: "
-        "is there memory for compute.workers of them?"
+        f"{TRIES} processes died during the same piece of work, the last {cause}: "
+        "if memory is short, reduce compute.workers"
     )
 
 
 def name_of(work: Work) -> str:
-    """What another process finds the function by."""
+    """`module:function`, by which a worker process imports it."""
     return f"{work.__module__}:{work.__qualname__}"
-
-
-def work_by(name: str) -> Work:
-    """The function behind a name."""
-    module, _, function = name.partition(":")
-    work: Work = getattr(importlib.import_module(module), function)
-    return work

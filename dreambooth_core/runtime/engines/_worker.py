@@ -1,22 +1,21 @@
-"""A process that does one piece of work after the other, as it is told on its standard input.
+"""Worker process of the local engine: reads pieces of work from stdin, writes results to stdout.
 
-A line in is `[name of the function, piece]`; the line out is `null`, or `[error, sentence]`.
+Input lines are `[function name, piece]`; output lines are `null` or `[error class, message]`.
 """
 
 import json
 import os
 import sys
 
-from dreambooth_core.runtime.engines import failure_of
+from dreambooth_core.runtime.engines import run_piece
 
 
 def main() -> int:
-    """Work until there is nothing left to read."""
-    answers = os.fdopen(os.dup(1), "w", encoding="utf-8")
-    # what libraries print is no answer
-    os.dup2(2, 1)
+    """Run pieces of work until the end of stdin."""
+    results = os.fdopen(os.dup(1), "w", encoding="utf-8")
+    os.dup2(2, 1)  # prints of libraries go to stderr
     for line in sys.stdin:
-        print(json.dumps(failure_of(*json.loads(line))), file=answers, flush=True)
+        print(json.dumps(run_piece(*json.loads(line))), file=results, flush=True)
     return 0
 
 

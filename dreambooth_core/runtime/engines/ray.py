@@ -1,8 +1,7 @@
-"""`compute.engine: ray`: the machines of a Ray cluster, which `RAY_ADDRESS` names, or else this
-machine is one of.
+"""`compute.engine: ray`: the machines of the Ray cluster at `RAY_ADDRESS`, by default this machine's.
 
-Every machine has this project, the base model and access to the store of its own: credentials are in
-the environment of its `ray start` and never travel. So is its work folder (see `paths_here`).
+Every machine has this project, the base model and access to the store. Credentials and the work
+folder (see `paths_here`) are set in the environment of its `ray start` and are never transferred.
 """
 
 import os
@@ -22,109 +21,109 @@ from dreambooth_core.runtime.engines import (
     TRIES,
     Failure,
     Work,
-    failure_of,
-    given_up,
     name_of,
     raise_failure,
+    run_piece,
+    too_many_deaths,
 )
 
-LOOK_SECONDS = 1.0
-KNOCK_SECONDS = 30.0
+WAIT_SECONDS = 1.0
+CONNECT_SECONDS = 30.0
 
 
 class _Worker:
-    """What an actor is: a process of the cluster that keeps its model from piece to piece."""
+    """Class of the actors: a process that keeps its loaded model between pieces of work."""
 
-    def do(self, name: str, piece: str) -> Failure | None:
-        return failure_of(name, piece)
+    def run(self, name: str, piece: str) -> Failure | None:
+        return run_piece(name, piece)
 
 
 class _WorkQueue:
-    """One call of `spread`: what waits, who works, and how often each piece was begun.
+    """The state of one `run`: waiting pieces, workers, and how often each piece was started.
 
-    Actors, not Ray's tasks: a task that is handed on to a machine that has just died may wait for
-    it for ever (ray-project/ray#63405), while actors are placed by the cluster's head, which knows.
+    Actors instead of Ray's tasks: a task that is forwarded to a machine that has just died may wait
+    forever (ray-project/ray#63405), while the cluster's head schedules actors on living machines.
     """
 
     def __init__(self, ray: Any, compute: Compute, work: Work, pieces: Sequence[str]) -> None:
         self._ray = ray
-        wants = {"num_cpus": 1, "num_gpus": int(compute.gpu), "scheduling_strategy": "SPREAD"}
-        self._hands = ray.remote(**wants)(_Worker)
+        resources = {"num_cpus": 1, "num_gpus": int(compute.gpu), "scheduling_strategy": "SPREAD"}
+        self._actor_class = ray.remote(**resources)(_Worker)
         self._name, self._pieces = name_of(work), pieces
         self._waiting = deque(range(len(pieces)))
-        self._begun = Counter[int]()
+        self._starts = Counter[int]()
         self.busy = dict[Any, tuple[Any, int]]()
-        """Answer to come -> who works, and on which piece."""
+        """Pending result -> worker and index of its piece."""
 
-    def hire(self) -> None:
-        self._begin(self._hands.remote())
+    def add_worker(self) -> None:
+        self._begin(self._actor_class.remote())
 
     def done(self) -> Iterator[int]:
-        """Pieces that have ended by now, if any; raises what the work raised."""
-        ready, _ = self._ray.wait([*self.busy], timeout=LOOK_SECONDS)
-        for answer in ready:
-            hand, piece = self.busy.pop(answer)
+        """Indices of pieces that finished within `WAIT_SECONDS`; raises the errors of the work."""
+        ready, _ = self._ray.wait([*self.busy], timeout=WAIT_SECONDS)
+        for result in ready:
+            worker, piece = self.busy.pop(result)
             try:
-                failure = self._ray.get(answer)
+                failure = self._ray.get(result)
             except self._ray.exceptions.RayError as error:
-                if self._begun[piece] >= TRIES:
-                    raise given_up(f"of {type(error).__name__}") from error
-                self._ray.kill(hand)
+                if self._starts[piece] >= TRIES:
+                    raise too_many_deaths(f"of {type(error).__name__}") from error
+                self._ray.kill(worker)
                 self._waiting.append(piece)
-                self.hire()
+                self.add_worker()
                 continue
             raise_failure(failure)
             yield piece
-            self._begin(hand)
+            self._begin(worker)
 
     def close(self) -> None:
-        for hand, _ in self.busy.values():
-            self._ray.kill(hand)
+        for worker, _ in self.busy.values():
+            self._ray.kill(worker)
 
-    def _begin(self, hand: Any) -> None:
+    def _begin(self, worker: Any) -> None:
         if not self._waiting:
-            self._ray.kill(hand)
+            self._ray.kill(worker)
             return
         piece = self._waiting.popleft()
-        self._begun[piece] += 1
-        self.busy[hand.do.remote(self._name, self._pieces[piece])] = hand, piece
+        self._starts[piece] += 1
+        self.busy[worker.run.remote(self._name, self._pieces[piece])] = worker, piece
 
 
 class Ray:
-    """An actor for each worker, and another one where it dies."""
+    """One actor per worker, replaced when it dies."""
 
     shares_work_folder = False
 
     def run(
         self, compute: Compute, work: Work, pieces: Sequence[str], done: Callable[[int], None]
     ) -> None:
-        with cluster() as ray, closing(_WorkQueue(ray, compute, work, pieces)) as shift:
-            patience = _Patience(ray, compute)
+        with cluster() as ray, closing(_WorkQueue(ray, compute, work, pieces)) as queue:
+            timeout = _ResourceTimeout(ray, compute)
             for _ in range(min(compute.workers, len(pieces))):
-                shift.hire()
-            while shift.busy:
-                ended = 0
-                for piece in shift.done():
+                queue.add_worker()
+            while queue.busy:
+                finished = 0
+                for piece in queue.done():
                     done(piece)
-                    ended += 1
-                patience.look(ended > 0)
+                    finished += 1
+                timeout.check(finished > 0)
 
 
-class _Patience:
-    """Ends the waiting for a machine that the cluster does not have."""
+class _ResourceTimeout:
+    """Timeout for resources that no machine of the cluster has."""
 
     def __init__(self, ray: Any, compute: Compute) -> None:
         self._ray, self._compute = ray, compute
-        self._share = {"CPU": 1, "GPU": 1} if compute.gpu else {"CPU": 1}
+        self._needed = {"CPU": 1, "GPU": 1} if compute.gpu else {"CPU": 1}
         self._since = time.monotonic()
 
-    def look(self, went_on: bool) -> None:
-        """Raises `StageFailed` once nothing has gone on for too long, and nobody could do it."""
+    def check(self, progressed: bool) -> None:
+        """Raises `StageFailed` after `compute.startup_timeout_minutes` without progress and room."""
         now = time.monotonic()
-        if went_on:
+        if progressed:
             self._since = now
         if now - self._since > 60 * self._compute.startup_timeout_minutes and not self._has_room():
-            needs = " and ".join(f"{need} {name}" for name, need in self._share.items())
+            needs = " and ".join(f"{need} {name}" for name, need in self._needed.items())
             raise StageFailed(
                 f"the Ray cluster had no machine with {needs} within compute.startup_timeout_minutes "
                 f"{self._compute.startup_timeout_minutes:g}: start one, or set compute.gpu: false"
@@ -133,14 +132,14 @@ class _Patience:
     def _has_room(self) -> bool:
         return any(
             node["Alive"]
-            and all(node["Resources"].get(name, 0) >= need for name, need in self._share.items())
+            and all(node["Resources"].get(name, 0) >= need for name, need in self._needed.items())
             for node in self._ray.nodes()
         )
 
 
 @contextmanager
 def cluster() -> Iterator[Any]:
-    """Ray, connected; its module, so that nobody else imports it before it is known to be there."""
+    """The module `ray`, connected to the cluster; raises `ConfigError` when it is not installed."""
     try:
         import ray
     except ImportError:
@@ -151,48 +150,48 @@ def cluster() -> Iterator[Any]:
     if ray.is_initialized():
         yield ray
         return
-    # what workers print, and Ray itself of machines that are gone, must not come out where `--json` is read
+    # Ray and its workers print to stdout, which is reserved for `--json`
     with redirect_stdout(sys.stderr):
-        _join(ray, os.environ.get("RAY_ADDRESS", "auto"))
+        _connect(ray, os.environ.get("RAY_ADDRESS", "auto"))
         try:
             yield ray
         finally:
             ray.shutdown()
 
 
-def _join(ray: Any, place: str) -> None:
-    """Raises `StageFailed` where no cluster answers."""
-    with _handler_kept():
+def _connect(ray: Any, address: str) -> None:
+    """Raises `StageFailed` when no cluster accepts this process."""
+    with _restored_handler():
         try:
-            _knock(place)
-            ray.init(address=place, log_to_driver=False, logging_level="WARNING")
+            _check_reachable(address)
+            ray.init(address=address, log_to_driver=False, logging_level="WARNING")
         except (OSError, RuntimeError, ray.exceptions.RayError) as error:
-            # a RuntimeError, where this machine is no node of the cluster that answers
+            # RuntimeError: this machine is not a node of the cluster
             raise StageFailed(
-                f"no Ray cluster takes us in at {place} ({type(error).__name__}): start one, as "
-                "infra/README.md says, set RAY_ADDRESS (from outside of the cluster "
+                f"cannot connect to a Ray cluster at {address} ({type(error).__name__}): start one as "
+                "described in infra/README.md, set RAY_ADDRESS (from outside of the cluster "
                 "ray://HOST:10001), or set compute.engine: local"
             ) from error
 
 
-def _knock(place: str) -> None:
-    """Ray itself waits for minutes where nobody listens; raises `OSError` there."""
-    host, _, port = place.rpartition(":")
+def _check_reachable(address: str) -> None:
+    """Raises `OSError` at once for a closed port, where `ray.init` would wait for minutes."""
+    host, _, port = address.rpartition(":")
     if port.isdecimal() and "://" not in host:
-        socket.create_connection((host, int(port)), KNOCK_SECONDS).close()
+        socket.create_connection((host, int(port)), CONNECT_SECONDS).close()
 
 
 @contextmanager
-def _handler_kept() -> Iterator[None]:
-    """Ray takes SIGTERM, which is Prefect's or the command line's."""
+def _restored_handler() -> Iterator[None]:
+    """Restores the SIGTERM handler of Prefect or the command line, which `ray.init` replaces."""
     if threading.current_thread() is not threading.main_thread():
         yield
         return
-    ours = signal.getsignal(signal.SIGTERM)
+    handler = signal.getsignal(signal.SIGTERM)
     try:
         yield
     finally:
-        signal.signal(signal.SIGTERM, ours)
+        signal.signal(signal.SIGTERM, handler)
 
 
 ENGINE = Ray()

@@ -72,7 +72,7 @@ def test_a_piece_that_a_process_dies_over_is_begun_by_another(
 
 def test_a_piece_that_all_die_over_is_given_up(engine: Engine, tmp_path: Path) -> None:
     pieces = Pieces(tmp_path, "dies")
-    with pytest.raises(StageFailed, match=f"{TRIES} processes died over the same work"):
+    with pytest.raises(StageFailed, match=f"{TRIES} processes died during the same piece of work"):
         spread(engine, pieces, 1)
     assert pieces.times("begun") == [TRIES]
 
@@ -81,7 +81,7 @@ def test_a_piece_that_all_die_over_is_given_up(engine: Engine, tmp_path: Path) -
     ("how", "error", "words"),
     [
         ("is refused", ModelError, "there is no such model; bring one"),
-        ("breaks", StageFailed, "note broke with ZeroDivisionError: nothing can be shared"),
+        ("breaks", StageFailed, "note failed with ZeroDivisionError: nothing can be shared"),
     ],
 )
 def test_errors_come_back_as_they_are(

@@ -33,7 +33,7 @@ def test_without_a_cluster_the_sentence_says_where_none_is(
     ray_cluster: object, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setenv("RAY_ADDRESS", "127.0.0.1:1")
-    with pytest.raises(StageFailed, match=r"no Ray cluster takes us in at 127\.0\.0\.1:1"):
+    with pytest.raises(StageFailed, match=r"cannot connect to a Ray cluster at 127\.0\.0\.1:1"):
         load_engine("ray").run(Compute(engine="ray"), note, ["{}"], print)
 
 
