@@ -1,4 +1,4 @@
-"""Work for engines: each piece says in a folder of its own that it was done, and by which process."""
+"""Work for engine tests: each piece writes files to its folder when it starts and ends."""
 
 import json
 import os
@@ -12,34 +12,34 @@ from dreambooth_core.errors import ModelError
 
 
 def note(text: str) -> None:
-    """Begin, do as `how` says, and end; a piece is `{"folder": ..., "how": ...}`.
+    """Run the behaviour `how` of a piece, `{"folder": ..., "how": ...}`.
 
-    With `meets`, end when so many processes have begun one.
+    With `meets`, end only after so many processes have started a piece.
     """
     piece = json.loads(text)
     folder = Path(piece["folder"])
     folder.mkdir(parents=True, exist_ok=True)
-    before = len(list(folder.glob("begun-*")))
-    (folder / f"begun-{time.monotonic_ns()}").write_text(str(os.getpid()))
+    before = len(list(folder.glob("started-*")))
+    (folder / f"started-{time.monotonic_ns()}").write_text(str(os.getpid()))
     if piece["how"] == "dies" or (piece["how"] == "dies once" and before == 0):
         os.kill(os.getpid(), signal.SIGKILL)
-    if piece["how"] == "is refused":
-        raise ModelError("there is no such model; bring one")
-    if piece["how"] == "breaks":
-        raise ZeroDivisionError("nothing can be shared among nobody")
-    print("what libraries say on standard output")
-    while len(begun_by(folder.parent)) < piece.get("meets", 1):
+    if piece["how"] == "raises ModelError":
+        raise ModelError("no such model; install it")
+    if piece["how"] == "raises ZeroDivisionError":
+        raise ZeroDivisionError("division of 1 by 0")
+    print("output of a library on stdout")
+    while len(started_by(folder.parent)) < piece.get("meets", 1):
         time.sleep(0.1)
     (folder / f"ended-{time.monotonic_ns()}").write_text(str(os.getpid()))
 
 
-def begun_by(folder: Path) -> set[str]:
-    """Processes that have begun a piece whose folder is in this one."""
-    return {path.read_text() for path in folder.glob("*/begun-*")}
+def started_by(folder: Path) -> set[str]:
+    """Processes that have started a piece whose folder is in this one."""
+    return {path.read_text() for path in folder.glob("*/started-*")}
 
 
-def hands() -> list[psutil.Process]:
-    """Processes of the local engine, started by this one, that live."""
+def worker_processes() -> list[psutil.Process]:
+    """Running worker processes of the local engine that this process started."""
     ours = {child.pid for child in psutil.Process().children(recursive=True)}
     return [
         one

@@ -1,7 +1,7 @@
-"""A real Ray cluster on this machine: nodes started as people start them, killed as machines die.
+"""A Ray cluster on this machine: nodes are started by `ray start` and killed like machines.
 
-Each node has an address of its own in 127.0.0.0/8 and a work folder of its own. Ray listens on all
-interfaces, so where that is allowed the cluster has a network of its own with nothing but loopback.
+Each node has its own address in 127.0.0.0/8 and its own work folder. Ray listens on all interfaces,
+so the cluster runs in a network namespace with loopback only, where that is permitted.
 """
 
 import ctypes
@@ -22,16 +22,16 @@ from pathlib import Path
 import psutil
 
 CLONE_NEWNET = 0x40000000
-PATIENCE = 600.0
+TIMEOUT = 600.0
 TOKEN = secrets.token_hex(32)
-"""Of all clusters: Ray reads a process' token once."""
+"""The token of all clusters, which Ray reads once per process."""
 
 
 @contextmanager
 def own_network() -> Iterator[None]:
-    """A network namespace with loopback alone, for this thread and all that it starts; or nothing.
+    """A network namespace with loopback only, for this thread and its child processes.
 
-    Nothing where we may not have one: then the token is what keeps others out.
+    No effect without the permission; access is then restricted by the token only.
     """
     libc = ctypes.CDLL(None, use_errno=True)
     before = os.open("/proc/thread-self/ns/net", os.O_RDONLY)
@@ -50,16 +50,16 @@ def own_network() -> Iterator[None]:
 
 @dataclass
 class Machine:
-    """A node: `ray start --block`, and all that it has started."""
+    """A node: `ray start --block` and its descendants."""
 
     work: Path
     """Its `paths.work`."""
     process: "subprocess.Popen[bytes]"
 
     def kill(self) -> None:
-        """What a power cut does: everything ends at once, and nobody can say anything any more."""
+        """End all processes at once without cleanup, as in a power failure."""
         tree = [psutil.Process(self.process.pid)]
-        while True:  # those that are stopped start nobody; at the end nobody new is there
+        while True:  # stopped processes start no others; repeated until no new one is found
             for one in tree:
                 with suppress(psutil.NoSuchProcess):
                     one.send_signal(signal.SIGSTOP)
@@ -72,23 +72,25 @@ class Machine:
                 one.kill()
         self.process.wait()
 
-    def wait_until_it_has_joined(self) -> None:
-        deadline, log = time.monotonic() + PATIENCE, self.work / "ray.log"
-        while b"Ray runtime started" not in (said := log.read_bytes()):
-            assert self.process.poll() is None, said.decode()
-            assert time.monotonic() < deadline, said.decode()
+    def wait_until_joined(self) -> None:
+        deadline, log = time.monotonic() + TIMEOUT, self.work / "ray.log"
+        while b"Ray runtime started" not in (text := log.read_bytes()):
+            assert self.process.poll() is None, text.decode()
+            assert time.monotonic() < deadline, text.decode()
             time.sleep(0.1)
 
 
 class Cluster:
-    """A head without room for work, and machines that come and go."""
+    """A head node without CPUs, and machines that can be added and killed."""
 
     def __init__(self, folder: Path, environment: dict[str, str]) -> None:
         self.folder = folder
         self.machines: list[Machine] = []
         self._environment = environment
         self._port = _free_port()
-        self._session = Path(tempfile.mkdtemp(prefix="ray-"))  # sockets' paths are short
+        self._session = Path(
+            tempfile.mkdtemp(prefix="ray-")
+        )  # the length of sockets' paths is limited
         self.address = f"127.0.0.1:{self._port}"
         self._head = self._started(
             *("--head", "--port", str(self._port), "--temp-dir", str(self._session)),
@@ -97,10 +99,10 @@ class Cluster:
             host="127.0.0.1",
             cpus=0,
         )
-        self._head.wait_until_it_has_joined()
+        self._head.wait_until_joined()
 
     def add(self, cpus: int = 1) -> Machine:
-        """One more machine; it may take a while until Ray knows it."""
+        """Start one more machine, without waiting until it has joined."""
         name = str(len(self.machines) + 1)
         host = f"127.0.0.{len(self.machines) + 2}"
         machine = self._started(
@@ -130,23 +132,23 @@ class Cluster:
 
 @contextmanager
 def cluster(folder: Path, machines: int) -> Iterator[Cluster]:
-    """A cluster of so many machines, which `RAY_ADDRESS` names while the block runs."""
+    """A cluster with this number of machines, at `RAY_ADDRESS` during the block."""
     token = {"RAY_AUTH_MODE": "token", "RAY_AUTH_TOKEN": TOKEN}
     quiet = {"RAY_USAGE_STATS_ENABLED": "0", "PYTHONUNBUFFERED": "1"}
-    # on a busy machine everything may take its time, but a machine that is gone is noticed at once
-    patient = {
+    # long timeouts for busy machines; they do not delay the detection of dead nodes
+    timeouts = {
         "RAY_agent_register_timeout_ms": "300000",
         "RAY_worker_register_timeout_seconds": "300",
     }
     before = dict(os.environ)
-    os.environ.update({**token, **quiet, **patient})
+    os.environ.update({**token, **quiet, **timeouts})
     made = Cluster(folder, dict(os.environ))
     os.environ["RAY_ADDRESS"] = made.address
     try:
         for _ in range(machines):
-            # work that is asked for earlier queues up behind the first machine's one process, and
-            # where all start at once on few cores, Ray gives up after 30 s
-            made.add().wait_until_it_has_joined()
+            # one after the other: work submitted earlier would queue on the first machine, and
+            # with all starting at once on few cores, Ray fails after 30 s
+            made.add().wait_until_joined()
         yield made
     finally:
         made.close()

@@ -49,8 +49,9 @@ def find_layers(component: nn.Module, suffixes: Sequence[str]) -> tuple[str, ...
         if not found or not all(found):
             near = ", ".join(_nearest(suffix, [name for name, able in adaptable.items() if able]))
             raise ConfigError(
-                f"adapter.targets: no linear or convolution layer of the "
-                f"{type(component).__name__} has a name ending in {suffix}; use one such as {near}"
+                f"adapter.targets: {suffix} must be the end of names of linear or convolution "
+                f"layers of the {type(component).__name__} and of no other module: use one such "
+                f"as {near}"
             )
     dotted = tuple(f".{suffix}" for suffix in suffixes)
     return tuple(name for name in adaptable if f".{name}".endswith(dotted))

@@ -81,7 +81,7 @@ def test_a_machine_dies_in_every_stage_that_is_shared(
 
         def lose_one_of_two() -> None:
             machines.machines[-2].kill()
-            machines.add().wait_until_it_has_joined()
+            machines.add().wait_until_joined()
 
         until_images(3)
         assert len(run.images()) < CLASS_IMAGES

@@ -1,4 +1,4 @@
-"""What moves, what stays, and that what was trained comes back, also through diffusers' loaders."""
+"""Trainable parameters of each method, and exported weights loaded by us and by diffusers."""
 
 import importlib
 import inspect
@@ -29,8 +29,8 @@ FILES = {
 }
 
 
-class Wordless(type(FAMILY)):  # type: ignore[misc]
-    """A family whose text encoders never train."""
+class FrozenEncoders(type(FAMILY)):  # type: ignore[misc]
+    """A family without trainable text encoders."""
 
     tokenizers: Mapping[str, str] = {}
 
@@ -48,8 +48,8 @@ def _config(method: str, **sections: Any) -> Config:
     )
 
 
-def _move(trained: adapters.Trained, size: float = 0.05) -> None:
-    """Move by hand all that may move."""
+def _perturb(trained: adapters.Trained, size: float = 0.05) -> None:
+    """Add noise to all trainable parameters."""
     draws = torch.Generator().manual_seed(0)
     with torch.no_grad():
         for weights in trained.values():
@@ -59,18 +59,18 @@ def _move(trained: adapters.Trained, size: float = 0.05) -> None:
 
 def _trained(base: Path, config: Config) -> Parts:
     parts = FAMILY.load(base)
-    _move(adapters.prepare(FAMILY, parts, config))
+    _perturb(adapters.prepare(FAMILY, parts, config))
     return parts
 
 
-def _answer(parts: Parts, prompt: str = "a photo of sks dog") -> torch.Tensor:
+def _prediction(parts: Parts, prompt: str = "a photo of sks dog") -> torch.Tensor:
     noisy = torch.randn(1, 4, 16, 16, generator=torch.Generator().manual_seed(3))
     with torch.no_grad():
         conditioning = FAMILY.encode_prompts(parts, FAMILY.tokenize(parts, [prompt]))
         return FAMILY.predict(parts, noisy, torch.tensor([500]), conditioning)
 
 
-def _spelled(config: Config) -> str:
+def _prompt_with_tokens(config: Config) -> str:
     tokens = textual_inversion.tokens_of(config) if config.train.method in INVERSIONS else {}
     return textual_inversion.insert_tokens(tokens, "a photo of sks dog")
 
@@ -86,15 +86,15 @@ def _spelled(config: Config) -> str:
         ("pivotal", False, ("unet", "text_encoder")),
     ],
 )
-def test_components_that_train(
+def test_trained_components(
     method: str, text_encoder: bool | None, wanted: tuple[str, ...]
 ) -> None:
     config = _config(method, train={"text_encoder": text_encoder})
     assert adapters.trained_components(FAMILY, config) == wanted
 
 
-def test_families_without_encoders_that_train() -> None:
-    family = Wordless()
+def test_families_without_trainable_encoders() -> None:
+    family = FrozenEncoders()
     assert adapters.trained_components(family, _config("lora")) == ("unet",)
     with pytest.raises(ConfigError, match="text_encoder: true"):
         adapters.trained_components(family, _config("lora", train={"text_encoder": True}))
@@ -103,45 +103,49 @@ def test_families_without_encoders_that_train() -> None:
             adapters.trained_components(family, _config(method))
 
 
-def test_textual_inversion_leaves_the_encoders_weights_alone() -> None:
+def test_textual_inversion_refuses_training_the_text_encoder() -> None:
     with pytest.raises(ValidationError, match="pivotal"):
         _config("textual_inversion", train={"text_encoder": True})
 
 
 @pytest.mark.parametrize("method", METHODS)
-def test_what_moves_is_float32_and_all_that_has_gradients(tiny_base: Path, method: str) -> None:
+def test_only_trainable_parameters_are_float32_with_gradients(tiny_base: Path, method: str) -> None:
     config = _config(method)
     parts = FAMILY.load(tiny_base, None, torch.bfloat16)
     trained = adapters.prepare(FAMILY, parts, config)
     assert tuple(trained) == adapters.trained_components(FAMILY, config)
     assert all(weights for weights in trained.values())
-    moving = {id(weight) for weights in trained.values() for weight in weights.values()}
+    trainable = {id(weight) for weights in trained.values() for weight in weights.values()}
     for name in ("unet", "text_encoder", "vae"):
         for weight in parts[name].parameters():
-            assert weight.requires_grad == (id(weight) in moving)
-            assert weight.dtype == (torch.float32 if id(weight) in moving else torch.bfloat16)
+            assert weight.requires_grad == (id(weight) in trainable)
+            assert weight.dtype == (torch.float32 if id(weight) in trainable else torch.bfloat16)
 
 
 @pytest.mark.parametrize("method", [method for method in METHODS if method != "full"])
-def test_a_fresh_start_is_the_base_to_the_bit(tiny_base: Path, method: str) -> None:
-    untouched = _answer(FAMILY.load(tiny_base))
+def test_untrained_weights_predict_bit_identically_to_the_base(
+    tiny_base: Path, method: str
+) -> None:
+    untouched = _prediction(FAMILY.load(tiny_base))
     parts = FAMILY.load(tiny_base)
     adapters.prepare(FAMILY, parts, _config(method))
-    assert torch.equal(_answer(parts), untouched)
+    assert torch.equal(_prediction(parts), untouched)
 
 
 @pytest.mark.parametrize("method", ADAPTERS)
-def test_switched_off_is_the_base_to_the_bit(tiny_base: Path, method: str) -> None:
-    untouched = _answer(FAMILY.load(tiny_base))
+def test_disabled_adapters_predict_bit_identically_to_the_base(
+    tiny_base: Path, method: str
+) -> None:
+    untouched = _prediction(FAMILY.load(tiny_base))
     parts = _trained(tiny_base, _config(method, train={"text_encoder": True}))
-    moved = _answer(parts)
-    assert (moved - untouched).abs().max() > 1e-2
+    trained = _prediction(parts)
+    assert (trained - untouched).abs().max() > 1e-2
     with adapters.disabled(FAMILY, parts):
-        assert torch.equal(_answer(parts), untouched)
-    assert torch.equal(_answer(parts), moved)
+        assert torch.equal(_prediction(parts), untouched)
+    assert torch.equal(_prediction(parts), trained)
 
 
-def test_switching_off_leaves_gradients_and_frozen_adapters_alone(tiny_base: Path) -> None:
+def test_disabling_adapters_does_not_change_requires_grad(tiny_base: Path) -> None:
     parts = FAMILY.load(tiny_base)
     trained = adapters.prepare(FAMILY, parts, _config("lora"))
     for weight in trained["text_encoder"].values():
@@ -151,17 +155,17 @@ def test_switching_off_leaves_gradients_and_frozen_adapters_alone(tiny_base: Pat
     with pytest.raises(KeyError), adapters.disabled(FAMILY, parts):
         _ = parts["nothing"]
     assert not any(weight.requires_grad for weight in trained["text_encoder"].values())
-    _move(trained)
+    _perturb(trained)
     with adapters.disabled(FAMILY, parts):
-        off = _answer(parts)
-    assert not torch.equal(_answer(parts), off)  # it is on again behind a block that broke
+        off = _prediction(parts)
+    assert not torch.equal(_prediction(parts), off)  # enabled again after an exception
 
 
 @pytest.mark.parametrize("method", ["lora", "lokr"])
-def test_a_fresh_adapter_hangs_on_the_run_seed_alone(tiny_base: Path, method: str) -> None:
+def test_a_new_adapter_depends_on_the_run_seed_only(tiny_base: Path, method: str) -> None:
     drawn, names = [], set()
-    for place, seed in enumerate((1, 1, 2)):
-        torch.manual_seed(place)  # must neither matter nor be disturbed
+    for index, seed in enumerate((1, 1, 2)):
+        torch.manual_seed(index)  # must have no effect and not be changed
         before = torch.random.get_rng_state()
         trained = adapters.prepare(FAMILY, FAMILY.load(tiny_base), _config(method, seed=seed))
         assert torch.equal(torch.random.get_rng_state(), before)
@@ -173,15 +177,17 @@ def test_a_fresh_adapter_hangs_on_the_run_seed_alone(tiny_base: Path, method: st
 
 
 @pytest.mark.parametrize("text_encoder", [True, False])
-def test_full_weights_come_back(tiny_base: Path, tmp_path: Path, text_encoder: bool) -> None:
+def test_exported_full_weights_load_again(
+    tiny_base: Path, tmp_path: Path, text_encoder: bool
+) -> None:
     config = _config("full", train={"text_encoder": text_encoder})
     parts = _trained(tiny_base, config)
-    before = _answer(parts)
+    before = _prediction(parts)
     adapters.export(FAMILY, parts, config, tiny_base, tmp_path)
     names = {"unet", "text_encoder"} if text_encoder else {"unet"}
     assert {path.name for path in tmp_path.iterdir()} == names
     again = FAMILY.load(tiny_base, {name: tmp_path / name for name in names})
-    assert torch.equal(_answer(adapters.apply(FAMILY, again, tmp_path)), before)
+    assert torch.equal(_prediction(adapters.apply(FAMILY, again, tmp_path)), before)
 
 
 def test_half_precision_bases_give_half_precision_weights(tiny_base: Path, tmp_path: Path) -> None:
@@ -195,12 +201,12 @@ def test_half_precision_bases_give_half_precision_weights(tiny_base: Path, tmp_p
 
 
 @pytest.mark.parametrize("method", [method for method in METHODS if method != "full"])
-def test_other_weights_come_back_as_plain_ones(
+def test_exported_adapters_and_tokens_are_merged_into_plain_layers(
     tiny_base: Path, tmp_path: Path, method: str
 ) -> None:
     config = _config(method, adapter={"rank": 4, "alpha": 8, "ranks": {"to_q": 2, "to_[kv]": 6}})
     parts = _trained(tiny_base, config)
-    before = _answer(parts, _spelled(config))
+    before = _prediction(parts, _prompt_with_tokens(config))
     adapters.export(FAMILY, parts, config, tiny_base, tmp_path)
     assert {path.name for path in tmp_path.iterdir()} == FILES[method]
     again = FAMILY.load(tiny_base)
@@ -209,8 +215,10 @@ def test_other_weights_come_back_as_plain_ones(
     again = adapters.apply(FAMILY, again, tmp_path)
     assert torch.equal(torch.random.get_rng_state(), state)
     assert [type(module) for module in again["unet"].modules()] == kinds
-    torch.testing.assert_close(_answer(again, _spelled(config)), before, rtol=1e-5, atol=1e-5)
-    untouched = _answer(FAMILY.load(tiny_base))
+    torch.testing.assert_close(
+        _prediction(again, _prompt_with_tokens(config)), before, rtol=1e-5, atol=1e-5
+    )
+    untouched = _prediction(FAMILY.load(tiny_base))
     assert (untouched - before).abs().max() > 1e-2
 
 
@@ -226,22 +234,22 @@ def test_diffusers_loads_the_same_model(
         adapter={"rank": 4, "alpha": 8, "ranks": ranks},
     )
     parts = _trained(tiny_base, config)
-    before = _answer(parts)
+    before = _prediction(parts)
     adapters.export(FAMILY, parts, config, tiny_base, tmp_path)
     pipeline = FAMILY.pipeline(FAMILY.load(tiny_base))
     pipeline.load_lora_weights(tmp_path, weight_name=adapters.LORA_FILE)
-    found = _answer(Parts(pipeline.components))
+    found = _prediction(Parts(pipeline.components))
     torch.testing.assert_close(found, before, rtol=1e-5, atol=1e-5)
 
 
 def test_diffusers_loads_a_denoisers_lokr(tiny_base: Path, tmp_path: Path) -> None:
     config = _config("lokr", train={"text_encoder": False})
     parts = _trained(tiny_base, config)
-    before = _answer(parts)
+    before = _prediction(parts)
     adapters.export(FAMILY, parts, config, tiny_base, tmp_path)
     again = FAMILY.load(tiny_base)
     again["unet"].load_lora_adapter(tmp_path, weight_name="unet_lokr.safetensors", prefix=None)
-    torch.testing.assert_close(_answer(again), before, rtol=1e-5, atol=1e-5)
+    torch.testing.assert_close(_prediction(again), before, rtol=1e-5, atol=1e-5)
 
 
 @pytest.mark.parametrize("method", ["lora", "lokr", "pivotal"])
@@ -249,14 +257,14 @@ def test_the_same_weights_are_the_same_bytes(tiny_base: Path, tmp_path: Path, me
     config = _config(method, adapter={"ranks": {"to_q": 2, "to_k": 3}})
     parts = _trained(tiny_base, config)
     found = set()
-    for index in range(8):  # the library orders its texts by chance
+    for index in range(8):  # the library orders metadata randomly
         adapters.export(FAMILY, parts, config, tiny_base, tmp_path / str(index))
         files = sorted((tmp_path / str(index)).iterdir())
         found.add(b"".join(path.read_bytes() for path in files))
     assert len(found) == 1
 
 
-def test_where_the_base_lies_is_not_told(tiny_base: Path, tmp_path: Path) -> None:
+def test_exported_weights_do_not_contain_the_bases_path(tiny_base: Path, tmp_path: Path) -> None:
     config, found = _config("full"), []
     for name in ("one", "other"):
         base, out = shutil.copytree(tiny_base, tmp_path / name), tmp_path / f"{name}-weights"
@@ -268,7 +276,7 @@ def test_where_the_base_lies_is_not_told(tiny_base: Path, tmp_path: Path) -> Non
 
 
 def _deltas(base: Path, folder: Path) -> dict[str, torch.Tensor]:
-    """Layer -> what the exported weights change in it, in the denoiser."""
+    """Layer of the denoiser -> change of its weight by the exported weights."""
     after, before = adapters.apply(FAMILY, FAMILY.load(base), folder), FAMILY.load(base)
     old = before["unet"].state_dict()
     return {
@@ -293,7 +301,7 @@ def test_the_scale_is_alpha_over_rank_for_every_layer(tiny_base: Path, tmp_path:
         torch.testing.assert_close(deltas[layer], wanted, rtol=0, atol=1e-6)
 
 
-def test_dora_learns_each_outputs_length(tiny_base: Path, tmp_path: Path) -> None:
+def test_dora_scales_each_output_row_to_its_learned_norm(tiny_base: Path, tmp_path: Path) -> None:
     config = _config("dora", adapter={"rank": 4, "alpha": 10})
     adapters.export(FAMILY, _trained(tiny_base, config), config, tiny_base, tmp_path)
     state, _ = safetensors_files.read(tmp_path / adapters.LORA_FILE)
@@ -312,7 +320,6 @@ def test_lokr_is_a_scaled_kronecker_product(tiny_base: Path, tmp_path: Path) -> 
     adapters.export(FAMILY, _trained(tiny_base, config), config, tiny_base, tmp_path)
     state, _ = safetensors_files.read(tmp_path / "unet_lokr.safetensors")
     deltas = _deltas(tiny_base, tmp_path)
-    deltas = _deltas(tiny_base, tmp_path)
     block = "down_blocks.1.attentions.0.transformer_blocks.0"
     for end, rank in {"attn1.to_q": 2, "attn2.to_k": 1}.items():
         left, up, down = (state[f"{block}.{end}.lokr_w{name}"] for name in ("1", "2_a", "2_b"))
@@ -321,7 +328,7 @@ def test_lokr_is_a_scaled_kronecker_product(tiny_base: Path, tmp_path: Path) -> 
         torch.testing.assert_close(deltas[f"{block}.{end}"], wanted, rtol=0, atol=1e-6)
 
 
-def test_targets_are_the_denoisers_layers_that_end_so(tiny_base: Path) -> None:
+def test_targets_select_layers_of_the_denoiser_by_suffix(tiny_base: Path) -> None:
     config = _config("lora", adapter={"targets": ["attn2.to_k", "conv1"]})
     trained = adapters.prepare(FAMILY, FAMILY.load(tiny_base), config)
     layers = {name.split(".lora_")[0] for name in trained["unet"]}
@@ -334,14 +341,16 @@ def test_targets_are_the_denoisers_layers_that_end_so(tiny_base: Path) -> None:
 @pytest.mark.parametrize(
     ("targets", "closest"), [(["to_qq"], "to_q"), (["to_out"], r"to_out\.0"), (["attn1"], "attn1")]
 )
-def test_targets_that_fit_no_layer(tiny_base: Path, targets: list[str], closest: str) -> None:
+def test_targets_without_a_matching_layer(
+    tiny_base: Path, targets: list[str], closest: str
+) -> None:
     config = _config("lora", adapter={"targets": ["to_k", *targets]})
     with pytest.raises(ConfigError, match=rf"{targets[0]} .*UNet2DConditionModel.*{closest}"):
         adapters.prepare(FAMILY, FAMILY.load(tiny_base), config)
 
 
 @pytest.mark.parametrize("pattern", ["to_z", "to_[q"])
-def test_ranks_that_fit_no_layer(tiny_base: Path, pattern: str) -> None:
+def test_ranks_without_a_matching_layer(tiny_base: Path, pattern: str) -> None:
     config = _config("lora", adapter={"ranks": {"to_q": 2, pattern: 2}})
     with pytest.raises(ConfigError, match=r"adapter\.ranks: to_(z|\[q)"):
         adapters.prepare(FAMILY, FAMILY.load(tiny_base), config)
@@ -363,12 +372,12 @@ def test_an_adapter_of_another_base_is_refused(tiny_base: Path, tmp_path: Path) 
         with pytest.raises(ModelError, match="adapter"):
             adapters.apply(FAMILY, FAMILY.load(tiny_base), tmp_path)
     safetensors_files.write(file, state, {})
-    with pytest.raises(ModelError, match="how its adapter is built"):
+    with pytest.raises(ModelError, match="no valid adapter setting"):
         adapters.apply(FAMILY, FAMILY.load(tiny_base), tmp_path)
 
 
 def _bases() -> list[str]:
-    """The families for which the tests have a tiny base."""
+    """The families with a tiny base in the tests."""
     folder = Path(__file__).parents[2] / "tiny_bases"
     names = plugins.names("dreambooth_core.diffusion.families")
     return [name for name in names if (folder / f"{load_family(name).pipeline_class}.py").is_file()]
@@ -382,7 +391,7 @@ def test_every_familys_pipeline_reads_its_lora(name: str, tmp_path: Path) -> Non
     config = _config("lora", model={"family": name})
     parts = family.load(base)
     trained = adapters.prepare(family, parts, config)
-    _move(trained)
+    _perturb(trained)
     adapters.export(family, parts, config, base, tmp_path / "weights")
     slots = inspect.signature(getattr(diffusers, family.pipeline_class).save_lora_weights)
     assert all(f"{component}_lora_layers" in slots.parameters for component in trained)

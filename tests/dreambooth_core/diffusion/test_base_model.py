@@ -1,4 +1,4 @@
-"""Which base it is: by content, pinned when it comes from the Hub."""
+"""Digests of the base's content, and the pinned commit of Hub ids."""
 
 import shutil
 from pathlib import Path
@@ -32,9 +32,9 @@ def test_a_folder_without_a_model_is_refused(tmp_path: Path) -> None:
 @pytest.mark.parametrize("revision", [None, "main", "abc123"])
 def test_a_hub_id_needs_its_commit(revision: str | None) -> None:
     with pytest.raises(ConfigError, match="40 hex digits"):
-        base_folder(Model(base="somebody/something", revision=revision))
+        base_folder(Model(base="owner/model", revision=revision))
 
 
 def test_a_missing_folder_is_not_taken_for_a_hub_id() -> None:
     with pytest.raises(ConfigError, match="no folder"):
-        base_folder(Model(base="./somewhere/model"))
+        base_folder(Model(base="./missing/model"))

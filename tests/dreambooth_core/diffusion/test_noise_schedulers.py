@@ -1,4 +1,4 @@
-"""Noise schedulers by name: those that fit a model's objective, and those that are refused."""
+"""Noise schedulers by name: accepted and refused ones for each objective."""
 
 import diffusers
 import pytest
@@ -14,7 +14,7 @@ FLOW = diffusers.FlowMatchEulerDiscreteScheduler(shift=3.0)
 SHIFTING = diffusers.FlowMatchEulerDiscreteScheduler(use_dynamic_shifting=True)
 
 
-@pytest.mark.parametrize("own", [EPSILON, VELOCITY], ids=["epsilon", "velocity"])
+@pytest.mark.parametrize("base", [EPSILON, VELOCITY], ids=["epsilon", "velocity"])
 @pytest.mark.parametrize(
     "name",
     [
@@ -28,33 +28,33 @@ SHIFTING = diffusers.FlowMatchEulerDiscreteScheduler(use_dynamic_shifting=True)
         "UniPCMultistepScheduler",
     ],
 )
-def test_a_diffusion_takes_what_leads_its_noise_to_images(own, name):
-    made = noise_schedulers.load_scheduler(name, own, flow=False)
+def test_schedulers_of_a_diffusion(base, name):
+    made = noise_schedulers.load_scheduler(name, base, flow=False)
     assert type(made).__name__ == name
-    assert made.config.prediction_type == own.config.prediction_type
-    assert torch.equal(made.alphas_cumprod, own.alphas_cumprod)
+    assert made.config.prediction_type == base.config.prediction_type
+    assert torch.equal(made.alphas_cumprod, base.alphas_cumprod)
 
 
-@pytest.mark.parametrize("own", [FLOW, SHIFTING], ids=["fixed", "shifting"])
+@pytest.mark.parametrize("base", [FLOW, SHIFTING], ids=["fixed", "shifting"])
 @pytest.mark.parametrize("name", ["FlowMatchEulerDiscreteScheduler", "UniPCMultistepScheduler"])
-def test_a_flow_takes_what_follows_its_velocities(own, name):
-    assert type(noise_schedulers.load_scheduler(name, own, flow=True)).__name__ == name
+def test_schedulers_of_a_flow(base, name):
+    assert type(noise_schedulers.load_scheduler(name, base, flow=True)).__name__ == name
 
 
 @pytest.mark.parametrize(
-    ("own", "flow", "name"),
+    ("base", "flow", "name"),
     [
         (EPSILON, False, "FlowMatchEulerDiscreteScheduler"),  # another objective
         (EPSILON, False, "EDMEulerScheduler"),  # other noise levels
-        (EPSILON, False, "DDIMInverseScheduler"),  # the other way
-        (EPSILON, False, "RePaintScheduler"),  # steps that the pipeline does not take
+        (EPSILON, False, "DDIMInverseScheduler"),  # from images to noise
+        (EPSILON, False, "RePaintScheduler"),  # other arguments of set_timesteps
         (FLOW, True, "DDIMScheduler"),
-        (FLOW, True, "FlowMatchLCMScheduler"),  # draws noise that no seed decides
+        (FLOW, True, "FlowMatchLCMScheduler"),  # draws from the global generator
     ],
 )
-def test_what_does_not_fit_is_refused_in_a_sentence(own, flow, name):
-    with pytest.raises(ConfigError, match=rf"{name} cannot draw from a model of .*: use one such"):
-        noise_schedulers.load_scheduler(name, own, flow)
+def test_unsuitable_schedulers_are_refused(base, flow, name):
+    with pytest.raises(ConfigError, match=rf"{name} cannot sample a model of .*: use one such"):
+        noise_schedulers.load_scheduler(name, base, flow)
 
 
 @pytest.mark.parametrize("name", ["NoSuchScheduler", "UNet2DModel", "os"])
@@ -63,7 +63,7 @@ def test_only_noise_schedulers_of_diffusers_are_known(name):
         noise_schedulers.load_scheduler(name, EPSILON, flow=False)
 
 
-def test_the_trial_draws_nothing_from_others():
+def test_the_trial_does_not_use_the_global_generator():
     before = torch.get_rng_state()
     noise_schedulers.load_scheduler("EulerAncestralDiscreteScheduler", EPSILON, flow=False)
     assert torch.equal(torch.get_rng_state(), before)

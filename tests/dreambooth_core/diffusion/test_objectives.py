@@ -1,4 +1,4 @@
-"""The loss against one written as loops over numbers, from the papers; and against diffusers."""
+"""Losses against a scalar reference implementation of the papers, and against diffusers."""
 
 import itertools
 import math
@@ -63,7 +63,7 @@ def _uniform(count: int) -> Tensor:
     return torch.rand(count, generator=torch.Generator().manual_seed(9), dtype=torch.float64)
 
 
-# The reference: one number after the other, with nothing but `math`.
+# The reference: scalar code with the module `math` only.
 
 
 def _time(loss: Loss, u: float) -> float:
@@ -83,11 +83,11 @@ def _alpha_and_sigma(kind: str, time: float) -> tuple[float, float]:
 
 
 def _weight(loss: Loss, kind: str, time: float) -> float:
-    """What the squared error of the prediction counts, for an error of the noise or the latents."""
+    """Weight of the prediction's squared error, by the error of the noise or of the latents."""
     if loss.weighting == "none" or kind == "flow":
         return 1.0
     alpha, sigma = _alpha_and_sigma(kind, time)
-    # v = alpha * noise - sigma * latents, so the same prediction is off by these shares of v's error
+    # v = alpha * noise - sigma * latents: squared errors of noise and latents per squared error of v
     of_noise = 1.0 if kind == "epsilon" else alpha**2
     of_latents = sigma**2 / alpha**2 * of_noise
     snr = alpha**2 / sigma**2
@@ -100,17 +100,17 @@ def _error(loss: Loss, kind: str, time: float, difference: float) -> float:
     if loss.kind == "mse":
         return difference**2
     alpha, sigma = _alpha_and_sigma(kind, time)
-    least = loss.huber_c
+    base = loss.huber_c
     c = {  # Khrapov et al. 2024, section 4
-        "constant": least,
-        "exponential": math.exp(time * math.log(least)),
-        "snr": (1 - least) / (1 + sigma / alpha) ** 2 + least,
+        "constant": base,
+        "exponential": math.exp(time * math.log(base)),
+        "snr": (1 - base) / (1 + sigma / alpha) ** 2 + base,
     }[loss.huber_schedule]
     return 2 * c * (math.sqrt(difference**2 + c**2) - c)
 
 
-def _answer(noisy: Any) -> Any:
-    """What stands for the denoiser."""
+def _denoise(noisy: Any) -> Any:
+    """A linear function instead of the denoiser."""
     return 0.7 * noisy + 0.1
 
 
@@ -127,7 +127,7 @@ def _example(
         if mask is not None:
             inside = mask[0, row, column].item()
             share = inside + loss.unmasked_weight * (1 - inside)
-        total += share * _error(loss, kind, time, _answer(alpha * x + sigma * e) - wanted)
+        total += share * _error(loss, kind, time, _denoise(alpha * x + sigma * e) - wanted)
         shares += share
     return _weight(loss, kind, time) * total / shares
 
@@ -136,7 +136,7 @@ def _ours(
     loss: Loss, objective: Objective, times: Tensor, images: tuple[Tensor, Tensor, Tensor | None]
 ) -> Tensor:
     latents, noise, mask = images
-    prediction = _answer(add_noise(objective, latents, noise, times))
+    prediction = _denoise(add_noise(objective, latents, noise, times))
     wanted = target(objective, latents, noise, times)
     return example_losses(loss, objective, prediction, wanted, times, mask)
 
@@ -144,7 +144,7 @@ def _ours(
 @pytest.mark.parametrize("masked", [False, True])
 @pytest.mark.parametrize("weighting", WEIGHTINGS, ids=lambda options: options["weighting"])
 @pytest.mark.parametrize("kind", OBJECTIVES)
-def test_every_combination_is_the_sum_over_its_numbers(
+def test_every_combination_equals_the_scalar_reference(
     kind: str, weighting: dict[str, Any], masked: bool
 ) -> None:
     latents, noise = _normal(2, 5, 2, 2, 3).unbind()
@@ -201,7 +201,7 @@ def test_min_snr_weighs_a_class_example_by_its_own_noise() -> None:
     prediction = torch.zeros(2, 4, 2, 2)
     wanted = torch.tensor([3.0, 0.5]).view(2, 1, 1, 1).expand_as(prediction)
     weights = [_weight(loss, "epsilon", time) for time in times.tolist()]
-    assert weights[0] < 0.3 * weights[1]  # far apart, so that a mixture shows
+    assert weights[0] < 0.3 * weights[1]  # far apart, so that mixing them is visible
 
     losses = example_losses(loss, objective, prediction, wanted, times)
     total, instance, of_class = prior_preservation(losses, is_class, 0.5)
@@ -215,7 +215,7 @@ def test_min_snr_weighs_a_class_example_by_its_own_noise() -> None:
     assert abs(mixed - total) > 1
 
 
-# Distributions of the times.
+# Distributions of times.
 
 
 SHARES = [0.001, 0.01, 0.1, 0.25, 0.5, 0.75, 0.9, 0.999]
@@ -249,7 +249,7 @@ def test_mode_has_the_papers_quantiles(scale: float) -> None:
     assert (more_in_the_middle < -0.01) == (scale < 0)
 
 
-def test_uniform_draws_stay_and_a_shift_moves_them_towards_noise() -> None:
+def test_uniform_draws_are_unchanged_and_a_shift_moves_them_towards_noise() -> None:
     draws = _uniform(100)
     torch.testing.assert_close(draw_times(Loss(), draws), draws.float())
     assert draw_times(Loss(timestep_shift=3.0), torch.tensor([0.5])).item() == pytest.approx(0.75)
@@ -258,7 +258,7 @@ def test_uniform_draws_stay_and_a_shift_moves_them_towards_noise() -> None:
 
 
 @pytest.mark.parametrize("options", [{}, *TIMES], ids=lambda options: options.get("times", "none"))
-def test_no_draw_leaves_the_times_or_the_levels(options: dict[str, Any]) -> None:
+def test_draws_are_valid_times_and_levels(options: dict[str, Any]) -> None:
     edges = torch.tensor([0.0, 1e-12, 0.5, 1 - 2**-53], dtype=torch.float64)
     times = draw_times(Loss.model_validate(options), edges)
     assert times.dtype == torch.float32
@@ -267,7 +267,7 @@ def test_no_draw_leaves_the_times_or_the_levels(options: dict[str, Any]) -> None
     assert ((levels >= 0) & (levels < LEVELS)).all()
 
 
-def test_a_draw_does_not_hang_on_its_neighbours() -> None:
+def test_a_draw_does_not_depend_on_the_other_draws() -> None:
     for options in TIMES:
         loss, draws = Loss.model_validate(options), _uniform(33)
         alone = torch.cat([draw_times(loss, draw[None]) for draw in draws])
@@ -334,7 +334,7 @@ def test_unknown_prediction_is_refused() -> None:
             diffusion(name, torch.ones(3))
 
 
-def test_losses_are_float32_whatever_the_prediction_is() -> None:
+def test_losses_are_float32_for_other_dtypes() -> None:
     latents, noise = _normal(2, 2, 4, 2, 2).unbind()
     times = torch.tensor([0.1, 0.7])
     half = example_losses(Loss(), flow(), latents.bfloat16(), noise.bfloat16(), times)
@@ -343,7 +343,7 @@ def test_losses_are_float32_whatever_the_prediction_is() -> None:
     torch.testing.assert_close(half, wanted)
 
 
-def test_what_is_masked_out_counts_what_the_option_says() -> None:
+def test_masked_out_pixels_have_the_unmasked_weight() -> None:
     wanted = torch.tensor([[[[2.0, 4.0]], [[2.0, 4.0]]]])  # (1, 2, 1, 2): 4 inside, 16 outside
     mask, times = torch.tensor([[[[1.0, 0.0]]]]), torch.tensor([0.5])
     for outside, expected in {0.0: 4.0, 1.0: 10.0, 0.5: (4 + 0.5 * 16) / 1.5}.items():
@@ -355,7 +355,7 @@ def test_what_is_masked_out_counts_what_the_option_says() -> None:
     assert example_losses(loss, flow(), torch.zeros_like(wanted), wanted, times, nothing) == 0
 
 
-# DreamBooth's sum.
+# Prior preservation.
 
 
 def test_prior_preservation_without_examples_of_a_kind() -> None:

@@ -1,4 +1,4 @@
-"""Tensors and texts come back as they were, and the same ones are the same bytes."""
+"""Round trip of tensors and metadata, and equal bytes for equal content."""
 
 from pathlib import Path
 
@@ -9,21 +9,21 @@ from dreambooth_core.diffusion import safetensors_files
 from dreambooth_core.errors import ModelError
 
 
-def test_what_is_written_comes_back(tmp_path: Path) -> None:
+def test_round_trip(tmp_path: Path) -> None:
     tensors = {"b": torch.arange(6.0).view(2, 3).T, "a": torch.ones(3, dtype=torch.bfloat16)}
     texts = {"tokens": '{"sks": "ä"}', "another": ""}
     path = tmp_path / "below" / "x.safetensors"
     safetensors_files.write(path, tensors, texts)
-    found, beside = safetensors_files.read(path)
+    found, metadata = safetensors_files.read(path)
     assert list(found) == ["a", "b"]
     assert all(torch.equal(found[name], tensors[name]) for name in tensors)
-    assert beside == {"format": "pt", **texts}
+    assert metadata == {"format": "pt", **texts}
 
 
 def test_the_same_content_is_the_same_bytes(tmp_path: Path) -> None:
     path, found = tmp_path / "x.safetensors", set()
     texts = {str(number): "text" for number in range(5)}
-    for _ in range(8):  # the library orders its texts by chance
+    for _ in range(8):  # the library orders metadata randomly
         safetensors_files.write(path, {"a": torch.zeros(3)}, texts)
         found.add(path.read_bytes())
     assert len(found) == 1

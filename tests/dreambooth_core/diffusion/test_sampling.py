@@ -1,4 +1,4 @@
-"""Images: one seed each, the same bytes in any company, made once."""
+"""Images: one seed each, independent of the batch, generated once."""
 
 import hashlib
 import io
@@ -37,55 +37,57 @@ def _config(base: Path, work: Path, **changes: Any) -> Config:
 
 
 @pytest.fixture(scope="module")
-def painter(tiny_base: Path) -> pipelines.LoadedPipeline:
+def pipeline(tiny_base: Path) -> pipelines.LoadedPipeline:
     family = load_family("stable_diffusion")
     return pipelines.LoadedPipeline(
         family.pipeline(family.load(tiny_base)), family.guidance(SAMPLER)
     )
 
 
-def _drawing(painter: pipelines.LoadedPipeline) -> sampling.SamplingSettings:
-    return sampling.SamplingSettings(lambda: painter, SAMPLER, (32, 32))
+def _settings(pipeline: pipelines.LoadedPipeline) -> sampling.SamplingSettings:
+    return sampling.SamplingSettings(lambda: pipeline, SAMPLER, (32, 32))
 
 
-def _drawn(painter: pipelines.LoadedPipeline, requests: list[tuple[str, int]]) -> list[bytes]:
-    return _bytes(sampling.generate(painter, _drawing(painter), requests, None))
+def _drawn(pipeline: pipelines.LoadedPipeline, requests: list[tuple[str, int]]) -> list[bytes]:
+    return _bytes(sampling.generate(pipeline, _settings(pipeline), requests, None))
 
 
 def _bytes(images: Any) -> list[bytes]:
     return [image.tobytes() for image in images]
 
 
-def test_neighbours_and_number_do_not_change_an_image(painter: pipelines.LoadedPipeline) -> None:
-    together = _drawn(painter, REQUESTS)
+def test_an_image_does_not_depend_on_other_requests(pipeline: pipelines.LoadedPipeline) -> None:
+    together = _drawn(pipeline, REQUESTS)
     assert len(set(together)) == len(REQUESTS)
     for index, request in enumerate(REQUESTS):
-        assert _drawn(painter, [request]) == [together[index]]
-    reverse = _drawn(painter, REQUESTS[::-1])
+        assert _drawn(pipeline, [request]) == [together[index]]
+    reverse = _drawn(pipeline, REQUESTS[::-1])
     assert reverse == together[::-1]
 
 
-def test_the_guidance_scale_counts(painter: pipelines.LoadedPipeline) -> None:
+def test_the_guidance_scale_counts(pipeline: pipelines.LoadedPipeline) -> None:
     other = SAMPLER.model_copy(update={"guidance_scale": 9.0})
     guided = pipelines.LoadedPipeline(
-        painter.pipeline, load_family("stable_diffusion").guidance(other)
+        pipeline.pipeline, load_family("stable_diffusion").guidance(other)
     )
-    assert _drawn(painter, REQUESTS[:1]) != _drawn(guided, REQUESTS[:1])
+    assert _drawn(pipeline, REQUESTS[:1]) != _drawn(guided, REQUESTS[:1])
 
 
-def test_prompts_are_spelled_for_the_model(painter: pipelines.LoadedPipeline) -> None:
+def test_prompts_are_rewritten_for_the_model(pipeline: pipelines.LoadedPipeline) -> None:
     words = {"a dog": "a cat"}
-    speller = pipelines.LoadedPipeline(painter.pipeline, painter.guidance, lambda text: words[text])
-    assert _drawn(speller, [("a dog", 2)]) == _drawn(painter, [("a cat", 2)])
+    rewriting = pipelines.LoadedPipeline(
+        pipeline.pipeline, pipeline.guidance, lambda text: words[text]
+    )
+    assert _drawn(rewriting, [("a dog", 2)]) == _drawn(pipeline, [("a cat", 2)])
 
 
-def test_images_have_the_size_that_is_asked_for(painter: pipelines.LoadedPipeline) -> None:
-    wide = sampling.SamplingSettings(lambda: painter, SAMPLER, (32, 48))
-    (image,) = sampling.generate(painter, wide, REQUESTS[:1], None)
+def test_images_have_the_size_that_is_asked_for(pipeline: pipelines.LoadedPipeline) -> None:
+    wide = sampling.SamplingSettings(lambda: pipeline, SAMPLER, (32, 48))
+    (image,) = sampling.generate(pipeline, wide, REQUESTS[:1], None)
     assert image.size == (48, 32)
 
 
-def test_png_is_deterministic_and_says_what_it_is() -> None:
+def test_png_is_deterministic_and_has_text_entries() -> None:
     image = Pillow.fromarray(np.arange(192, dtype=np.uint8).reshape(8, 8, 3))
     data = sampling.encode_png(image, "ein Hund — 犬", 7, {"model": "m"})
     assert data == sampling.encode_png(image, "ein Hund — 犬", 7, {"model": "m"})
@@ -99,14 +101,14 @@ def test_png_is_deterministic_and_says_what_it_is() -> None:
     }
 
 
-def test_only_the_missing_images_are_made(painter: pipelines.LoadedPipeline, file_store) -> None:
+def test_only_missing_images_are_generated(pipeline: pipelines.LoadedPipeline, file_store) -> None:
     reports: list[tuple[int, int]] = []
 
     def progress(done: int, total: int, label: str) -> None:
         reports.append((done, total))
 
     def make(requests: list[tuple[str, int]]) -> Any:
-        return sampling.sample_set(file_store, "samples/x", _drawing(painter), requests, progress)
+        return sampling.sample_set(file_store, "samples/x", _settings(pipeline), requests, progress)
 
     whole = make(REQUESTS)
     assert reports == [(3, 4), (4, 4)]
@@ -121,11 +123,11 @@ def test_only_the_missing_images_are_made(painter: pipelines.LoadedPipeline, fil
     assert make(REQUESTS[:2]).images == whole.images[:2]
 
 
-def test_another_list_finds_the_images_of_the_first(
-    painter: pipelines.LoadedPipeline, file_store
+def test_another_list_reuses_the_images_of_the_first(
+    pipeline: pipelines.LoadedPipeline, file_store
 ) -> None:
     def make(requests: list[tuple[str, int]]) -> tuple[Any, int]:
-        return sampling.make_images(file_store, "images/x", _drawing(painter), requests)
+        return sampling.make_images(file_store, "images/x", _settings(pipeline), requests)
 
     first, made = make(REQUESTS)
     assert made == 4
@@ -134,12 +136,12 @@ def test_another_list_finds_the_images_of_the_first(
     assert [image.blob for image in turned[1:]] == [
         image.blob for image in (*first[::-1], first[0])
     ]
-    assert [image.name for image in turned] == [f"{place:06d}.png" for place in range(6)]
+    assert [image.name for image in turned] == [f"{index:06d}.png" for index in range(6)]
     assert make([REQUESTS[0], ("a dog", 9), ("a dog", 9)])[1] == 1
 
 
-def test_a_complete_set_loads_no_model(painter: pipelines.LoadedPipeline, file_store) -> None:
-    sampling.sample_set(file_store, "samples/x", _drawing(painter), REQUESTS[:1])
+def test_a_complete_set_loads_no_model(pipeline: pipelines.LoadedPipeline, file_store) -> None:
+    sampling.sample_set(file_store, "samples/x", _settings(pipeline), REQUESTS[:1])
 
     def refuse() -> pipelines.LoadedPipeline:
         raise AssertionError("loaded")
@@ -151,14 +153,14 @@ def test_a_complete_set_loads_no_model(painter: pipelines.LoadedPipeline, file_s
 
 
 def _weights(config: Config, work: Path) -> Weights:
-    """Stored weights that were moved by hand."""
+    """Stored weights with noise added to all trainable parameters."""
     import torch
 
     family, base = load_family("stable_diffusion"), Path(config.model.base)
     parts = family.load(base)
-    moving = adapters.prepare(family, parts, config)
+    trained = adapters.prepare(family, parts, config)
     with torch.no_grad():
-        for weights in moving.values():
+        for weights in trained.values():
             for weight in weights.values():
                 noise = torch.randn(weight.shape, generator=torch.Generator().manual_seed(0))
                 weight += 0.05 * noise
@@ -183,8 +185,8 @@ def test_samples_come_from_the_trained_weights(
     assert {image.prompt for image in tuned.images} == {"a photo of sks dog"}
     assert sampling.images_prefix(config, weights) != sampling.images_prefix(config, None)
     requests = [(image.prompt, image.seed or 0) for image in tuned.images]
-    drawing = parallel_sampling.sampling_settings(config, store, None)
-    plain = list(sampling.generate(drawing.load(), drawing, requests, None))
+    settings = parallel_sampling.sampling_settings(config, store, None)
+    plain = list(sampling.generate(settings.load(), settings, requests, None))
     for image, untouched in zip(tuned.images, plain, strict=True):
         made = Pillow.open(io.BytesIO(get_blob(store, image.blob)))
         assert made.size == (32, 32)
@@ -205,7 +207,7 @@ def test_the_noise_scheduler_is_chosen_by_name(tiny_base: Path, tmp_path: Path) 
 
 
 @pytest.mark.parametrize("method", ["lora", "dora", "lokr"])
-def test_an_adapter_is_put_in_as_strongly_as_one_says(
+def test_an_adapters_change_is_proportional_to_its_strength(
     tiny_base: Path, tmp_path: Path, method: str
 ) -> None:
     config = _config(tiny_base, tmp_path, train={"method": method})
@@ -213,22 +215,24 @@ def test_an_adapter_is_put_in_as_strongly_as_one_says(
     weights = _weights(config, tmp_path)
 
     def unet(*strengths: float) -> dict[str, Any]:
-        blend = tuple(pipelines.WeightedAdapter(weights, strength) for strength in strengths)
-        return pipelines.load_model(config, store, blend).parts["unet"].state_dict()
+        mix = tuple(pipelines.WeightedAdapter(weights, strength) for strength in strengths)
+        return pipelines.load_model(config, store, mix).parts["unet"].state_dict()
 
     base, whole, half, none = unet(), unet(1.0), unet(0.5), unet(0.0)
-    moved = [name for name in base if not base[name].equal(whole[name])]
-    assert moved
+    changed = [name for name in base if not base[name].equal(whole[name])]
+    assert changed
     for name in base:
         assert none[name].equal(base[name])
         assert half[name].sub((base[name] + whole[name]) / 2).abs().max() < 1e-6
     twice = unet(0.5, 0.5)
-    if method != "dora":  # whose change hangs on the weights that it meets
-        for name in moved:
+    if method != "dora":  # whose change depends on the current weights
+        for name in changed:
             assert twice[name].sub(whole[name]).abs().max() < 1e-6
 
 
-def test_samplers_share_a_loaded_model_and_do_not_meet(tiny_base: Path, tmp_path: Path) -> None:
+def test_pipelines_with_different_samplers_share_a_loaded_model(
+    tiny_base: Path, tmp_path: Path
+) -> None:
     config = _config(tiny_base, tmp_path)
     model = pipelines.load_model(config, open_store(config.storage), None)
     euler = SAMPLER.model_copy(update={"noise_scheduler": "EulerDiscreteScheduler"})

@@ -1,4 +1,4 @@
-"""New tokens: how they are written, that nothing but they move, and that they come back."""
+"""New tokens: prompts, trainable rows, and loading exported tokens."""
 
 import importlib
 from pathlib import Path
@@ -13,7 +13,7 @@ from dreambooth_core.diffusion.families import Family, Parts, load_family
 from dreambooth_core.errors import ConfigError, ModelError
 
 NAMES = ("stable_diffusion", "sdxl")
-"""One text encoder, and two."""
+"""With one and with two text encoders."""
 TOKENS = {"sks": ("<sks-0>", "<sks-1>"), "<zwx>": ("<zwx-0>", "<zwx-1>")}
 
 
@@ -48,8 +48,8 @@ def _same(one: dict[str, torch.Tensor], other: dict[str, torch.Tensor]) -> bool:
 
 
 def _steps(family: Family, parts: Parts, trained: adapters.Trained, count: int = 3) -> None:
-    """Some steps with a large weight decay, on a prompt with the tokens and one without."""
-    weights = [weight for of_part in trained.values() for weight in of_part.values()]
+    """Training steps with a large weight decay, on a prompt with the tokens and one without."""
+    weights = [weight for named in trained.values() for weight in named.values()]
     optimizer = torch.optim.AdamW(weights, lr=0.1, weight_decay=0.5)
     tokens = family.tokenize(parts, ["a <sks-0><sks-1> dog", "a dog"])
     for _ in range(count):
@@ -70,7 +70,7 @@ def _steps(family: Family, parts: Parts, trained: adapters.Trained, count: int =
         ("a photo of <sks-0><sks-1> dog", "a photo of <sks-0><sks-1> dog"),
     ],
 )
-def test_the_identifier_is_written_as_its_tokens(prompt: str, wanted: str) -> None:
+def test_the_identifier_is_replaced_by_its_tokens(prompt: str, wanted: str) -> None:
     assert textual_inversion.insert_tokens(TOKENS, prompt) == wanted
     assert textual_inversion.insert_tokens(TOKENS, wanted) == wanted
     assert textual_inversion.insert_tokens({}, prompt) == prompt
@@ -108,7 +108,7 @@ def test_rows_start_from_the_mean_of_the_initializers_tokens(
             torch.testing.assert_close(rows.detach(), expected)
 
 
-def test_only_new_rows_move(family_and_base: tuple[Family, Path]) -> None:
+def test_only_new_rows_are_trained(family_and_base: tuple[Family, Path]) -> None:
     family, base = family_and_base
     parts, untouched = family.load(base), family.load(base)
     trained = adapters.prepare(family, parts, _config())
@@ -186,7 +186,7 @@ def test_spare_rows_of_an_embedding_table_are_used(tiny_base: Path, tmp_path: Pa
 
 
 @pytest.mark.parametrize("method", ["textual_inversion", "pivotal"])
-def test_tokens_come_back(
+def test_exported_tokens_load_again(
     family_and_base: tuple[Family, Path], tmp_path: Path, method: str
 ) -> None:
     family, base = family_and_base
@@ -207,8 +207,8 @@ def test_tokens_come_back(
     assert names == textual_inversion.tokens_of(config)
     again = adapters.apply(family, family.load(base), tmp_path)
     for prompt in ("a photo of sks dog", "a photo of a dog"):
-        spelled = textual_inversion.insert_tokens(names, prompt)
-        assert _same(_encoded(family, again, spelled), _encoded(family, parts, spelled))
+        replaced = textual_inversion.insert_tokens(names, prompt)
+        assert _same(_encoded(family, again, replaced), _encoded(family, parts, replaced))
     fresh = _encoded(family, family.load(base), "a photo of sks dog")
     assert not _same(
         _encoded(family, again, textual_inversion.insert_tokens(names, "a photo of sks dog")), fresh
@@ -231,7 +231,7 @@ def test_diffusers_reads_the_tokens(tiny_base: Path, tmp_path: Path) -> None:
     assert _same(theirs, _encoded(family, parts, prompt))
 
 
-def test_no_file_brings_no_tokens(tmp_path: Path) -> None:
+def test_no_tokens_without_a_file(tmp_path: Path) -> None:
     assert textual_inversion.exported_tokens(tmp_path) == {}
 
 

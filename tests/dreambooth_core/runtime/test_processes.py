@@ -12,22 +12,22 @@ import pytest
 from dreambooth_core.errors import StageFailed
 from dreambooth_core.runtime.processes import last_lines, supervised
 
-# Deaf to SIGTERM, and with a child in a session of its own, as the ranks of torchrun are.
-DEAF = [
+# Ignores SIGTERM and has a child in another session, like the ranks of torchrun.
+IGNORING = [
     "sh",
     "-c",
     "trap '' TERM; setsid sleep 300 & echo $! > family; sleep 300 & echo $! >> family; wait",
 ]
-# Saves when asked to stop, as a training does; counts how often it is asked.
+# Saves on SIGTERM, like a training; one word per signal in the file `saved`.
 SAVING = """
 import os, pathlib, signal, time
 def save(*_):
     with open("saved", "a") as file: file.write("saved ")
-    global go_on; go_on = False
+    global running; running = False
 signal.signal(signal.SIGTERM, save)
-go_on = True
+running = True
 pathlib.Path("family").write_text(str(os.getpid()))
-while go_on: time.sleep(0.02)
+while running: time.sleep(0.02)
 time.sleep(0.5)
 """
 PARENT = """
@@ -38,7 +38,7 @@ with supervised(json.loads(sys.argv[1]), grace=float(sys.argv[2])):
 """
 
 
-def _lives(pid: int) -> bool:
+def _running(pid: int) -> bool:
     state = subprocess.run(["ps", "-o", "stat=", "-p", str(pid)], capture_output=True, text=True)
     return state.stdout.strip() not in ("",) and not state.stdout.startswith("Z")
 
@@ -46,19 +46,19 @@ def _lives(pid: int) -> bool:
 def _until(condition: object, seconds: float = 15.0) -> None:
     deadline = time.monotonic() + seconds
     while not condition():  # type: ignore[operator]
-        assert time.monotonic() < deadline, "waited in vain"
+        assert time.monotonic() < deadline, "timeout"
         time.sleep(0.02)
 
 
-def _family(folder: Path, count: int) -> list[int]:
-    """The process ids in the file `family`, once there are so many."""
+def _pids(folder: Path, count: int) -> list[int]:
+    """The process ids in the file `family`, once it has `count` of them."""
     file = folder / "family"
     _until(lambda: file.is_file() and len(file.read_text().split()) == count)
     return [int(pid) for pid in file.read_text().split()]
 
 
 @pytest.fixture(autouse=True)
-def _here(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def _in_tmp_path(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.chdir(tmp_path)
 
 
@@ -70,18 +70,18 @@ def test_a_child_that_ends_by_itself(tmp_path: Path) -> None:
     assert log.read_text() == "out\nerr\n" * 2
 
 
-def test_without_a_log_the_output_is_not_on_our_stdout(capfd: pytest.CaptureFixture[str]) -> None:
+def test_without_a_log_the_output_goes_to_stderr(capfd: pytest.CaptureFixture[str]) -> None:
     with supervised(["echo", "hello"]) as process:
         process.wait(10)
     assert capfd.readouterr() == ("", "hello\n")
 
 
-def test_a_signal_is_seen_as_the_childs_end() -> None:
+def test_a_childs_signal_is_its_return_code() -> None:
     with supervised(["sh", "-c", "kill -9 $$"]) as process:
         assert process.wait(10) == -signal.SIGKILL
 
 
-def test_the_environment_is_what_is_given(tmp_path: Path) -> None:
+def test_the_environment_is_replaced(tmp_path: Path) -> None:
     env = {"PATH": os.environ["PATH"], "ONLY": "this"}
     with supervised(["env"], env=env, log=tmp_path / "log") as process:
         process.wait(10)
@@ -105,8 +105,8 @@ def test_leaving_the_block_ends_the_whole_tree(
     family: list[int] = []
 
     def run() -> None:
-        with supervised(DEAF, grace=0.3) as process:
-            family.extend([process.pid, *_family(tmp_path, 2)])
+        with supervised(IGNORING, grace=0.3) as process:
+            family.extend([process.pid, *_pids(tmp_path, 2)])
             if error is not None:
                 raise error
 
@@ -116,19 +116,19 @@ def test_leaving_the_block_ends_the_whole_tree(
         with pytest.raises(error):
             run()
     assert len(family) == 3
-    assert not any(map(_lives, family))
+    assert not any(map(_running, family))
 
 
-def test_what_a_finished_child_left_behind_is_ended(tmp_path: Path) -> None:
+def test_processes_of_a_finished_child_are_ended(tmp_path: Path) -> None:
     with supervised(["sh", "-c", "setsid sleep 300 & echo $! > family"]) as process:
         assert process.wait(10) == 0
-        assert not any(map(_lives, _family(tmp_path, 1)))
+        assert not any(map(_running, _pids(tmp_path, 1)))
 
 
 @pytest.mark.parametrize("way", ["leave", "terminate", "terminate twice", "group"])
-def test_the_child_is_asked_once_and_has_time_to_save(tmp_path: Path, way: str) -> None:
+def test_the_child_gets_one_signal_and_time_to_save(tmp_path: Path, way: str) -> None:
     with supervised([sys.executable, "-c", SAVING], grace=20) as process:
-        (child,) = _family(tmp_path, 1)
+        (child,) = _pids(tmp_path, 1)
         if way == "group":
             os.killpg(process.pid, signal.SIGTERM)
         elif way != "leave":
@@ -137,30 +137,30 @@ def test_the_child_is_asked_once_and_has_time_to_save(tmp_path: Path, way: str) 
                 time.sleep(0.1)
     assert process.returncode == 0
     assert (tmp_path / "saved").read_text() == "saved "
-    assert not _lives(child)
+    assert not _running(child)
 
 
 def test_another_stop_signal(tmp_path: Path) -> None:
     script = SAVING.replace("SIGTERM", "SIGUSR1")
     command = [sys.executable, "-c", script]
     with supervised(command, stop_signal=signal.SIGUSR1) as process:
-        _family(tmp_path, 1)
+        _pids(tmp_path, 1)
     assert process.returncode == 0
     assert (tmp_path / "saved").read_text() == "saved "
 
 
 @pytest.mark.parametrize("number", [signal.SIGKILL, signal.SIGTERM, signal.SIGHUP])
-@pytest.mark.parametrize("kind", ["deaf", "saving"])
-def test_nothing_outlives_a_killed_parent(tmp_path: Path, number: int, kind: str) -> None:
-    command = DEAF if kind == "deaf" else [sys.executable, "-c", SAVING]
-    parent = _parent(command, grace=0.5 if kind == "deaf" else 20)
-    family = _family(tmp_path, 2 if kind == "deaf" else 1)
+@pytest.mark.parametrize("kind", ["ignoring", "saving"])
+def test_no_process_outlives_a_killed_parent(tmp_path: Path, number: int, kind: str) -> None:
+    command = IGNORING if kind == "ignoring" else [sys.executable, "-c", SAVING]
+    parent = _parent(command, grace=0.5 if kind == "ignoring" else 20)
+    family = _pids(tmp_path, 2 if kind == "ignoring" else 1)
     guards = _children(parent.pid)
     assert len(guards) == 1
-    assert all(map(_lives, family))
+    assert all(map(_running, family))
     parent.send_signal(number)
     assert parent.wait(10) == -number
-    _until(lambda: not any(map(_lives, [*family, *guards])))
+    _until(lambda: not any(map(_running, [*family, *guards])))
     if kind == "saving":
         assert (tmp_path / "saved").read_text() == "saved "
 
@@ -169,12 +169,12 @@ def test_killing_the_guard_ends_the_child(tmp_path: Path) -> None:
     if not sys.platform.startswith("linux"):
         pytest.skip("needs prctl")
     with supervised([sys.executable, "-c", SAVING]) as process:
-        (child,) = _family(tmp_path, 1)
+        (child,) = _pids(tmp_path, 1)
         process.kill()
-        _until(lambda: not _lives(child))
+        _until(lambda: not _running(child))
 
 
-def test_the_thread_that_started_it_may_end() -> None:
+def test_the_child_survives_the_thread_that_started_it() -> None:
     before = set(_children(os.getpid()))
     child = supervised(["sleep", "300"])
     thread = threading.Thread(target=child.__enter__)
@@ -183,26 +183,26 @@ def test_the_thread_that_started_it_may_end() -> None:
     time.sleep(0.5)
     sleepers = [pid for guard in set(_children(os.getpid())) - before for pid in _children(guard)]
     assert len(sleepers) == 1
-    assert _lives(sleepers[0])
+    assert _running(sleepers[0])
     child.__exit__(None, None, None)
-    assert not _lives(sleepers[0])
+    assert not _running(sleepers[0])
 
 
-def test_a_held_lock_is_free_only_when_the_child_has_ended(tmp_path: Path) -> None:
+def test_an_inherited_lock_is_released_only_after_the_child(tmp_path: Path) -> None:
     lock = tmp_path / "lock"
     script = PARENT.replace(
         "with supervised(",
         "import fcntl; lock = open('lock', 'w'); fcntl.flock(lock, 2)\nwith supervised(",
     ).replace("grace=", "keep_open=(lock.fileno(),), grace=")
     parent = _parent([sys.executable, "-c", SAVING], grace=20, script=script)
-    (child,) = _family(tmp_path, 1)
+    (child,) = _pids(tmp_path, 1)
     parent.kill()
     parent.wait(10)
     with lock.open() as file:
         with pytest.raises(BlockingIOError):
             fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
         fcntl.flock(file, fcntl.LOCK_EX)
-        assert not _lives(child)
+        assert not _running(child)
 
 
 def test_last_lines(tmp_path: Path) -> None:

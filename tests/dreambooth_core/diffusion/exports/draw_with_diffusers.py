@@ -1,7 +1,7 @@
-"""Draw with diffusers alone, as a stranger would: nothing of this project is imported.
+"""Sample images with diffusers only; nothing of this project is imported.
 
-Usage: draw_with_diffusers.py JOBS.json. A job says how to load, what to write and where the image
-goes (an .npy of (height, width, 3) in [0, 1]), or the error where it cannot be drawn.
+Usage: draw_with_diffusers.py JOBS.json. A job has the way of loading, the prompt, and the files of
+the image (.npy, (height, width, 3) in [0, 1]) and of the error.
 """
 
 import json
@@ -51,9 +51,8 @@ def embed(pipeline: diffusers.DiffusionPipeline, file: Path) -> None:
 def draw(pipeline: diffusers.DiffusionPipeline, prompt: str, side: int) -> np.ndarray:
     """Two steps of DDIM from noise of seed 7; flow models keep their own sampler.
 
-    Weights that lie in a mapped file start wherever the tensors before them end, and the CPU's
-    kernels sum in another order for another alignment (4e-6 of the range was seen): each is moved
-    to memory of its own first, so that images of the same numbers are the same.
+    Weights are copied first: in a memory-mapped file their alignment depends on the other tensors,
+    and CPU kernels sum in another order for another alignment (differences of 4e-6 of the range).
     """
     for part in pipeline.components.values():
         for weight in part.parameters() if isinstance(part, torch.nn.Module) else ():

@@ -1,4 +1,4 @@
-"""Adapters' layers have the names that kohya's and ComfyUI's loaders look for, and do the same."""
+"""Adapter layers have the names that kohya's and ComfyUI's loaders read, with equal effect."""
 
 from collections.abc import Mapping
 from pathlib import Path
@@ -28,7 +28,7 @@ PREFIX = "model.diffusion_model."
 
 @pytest.fixture(scope="module")
 def sources(tmp_path_factory: pytest.TempPathFactory) -> Mapping[str, TrainedModel]:
-    """An adapter on every layer that kohya trains in a UNet, some of another rank."""
+    """Adapters on all layers that kohya trains in a UNet, some with another rank."""
     folder = tmp_path_factory.mktemp("adapters")
     adapter = {"rank": 4, "alpha": 6, "targets": ALL, "ranks": {r"attn2\.to_k": 2}}
     return {
@@ -52,7 +52,7 @@ def _kohya_rule(root: nn.Module, prefix: str, inside: tuple[str, ...]) -> set[st
 
 
 def _text_rule(encoder: nn.Module, prefix: str) -> set[str]:
-    """The rule on the attention, which is what we train, of a CLIP as kohya's transformers has it."""
+    """Kohya's rule for the attention layers of a CLIP, with the prefix `text_model`."""
     inside = ("CLIPAttention", "CLIPSdpaAttention")
     return {
         name if "_text_model_" in name else name.replace(prefix, f"{prefix}_text_model", 1)
@@ -115,7 +115,7 @@ def test_every_layer_has_both_factors_and_its_alpha(
         assert tensors[f"{layer}.alpha"].item() == rank * 6 / 4
 
 
-def test_kohyas_own_texts(sources: Mapping[str, TrainedModel], tmp_path: Path) -> None:
+def test_kohyas_metadata(sources: Mapping[str, TrainedModel], tmp_path: Path) -> None:
     written = exports.export("lora_kohya", sources["sdxl"], tmp_path)[0]
     with safe_open(written, framework="pt") as file:
         texts = file.metadata()
@@ -126,7 +126,7 @@ def test_kohyas_own_texts(sources: Mapping[str, TrainedModel], tmp_path: Path) -
 
 
 @pytest.mark.parametrize("family", BASES)
-def test_comfy_reads_its_own_names_and_gets_the_merged_model(
+def test_comfy_names_and_factors_give_the_merged_model(
     family: str, sources: Mapping[str, TrainedModel], tmp_path: Path
 ) -> None:
     """ComfyUI's rule: a weight's name in its model, without `.weight`; alpha / rank * up @ down."""
@@ -161,15 +161,15 @@ def _layer(module: str, inputs: int, outputs: int, alpha: float = 3.0) -> Layer:
     return Layer("transformer", module, down, torch.randn(outputs, 2, generator=draws), alpha)
 
 
-def _answer(down: Tensor, up: Tensor, alpha: float) -> Tensor:
-    """What a layer adds for a few inputs."""
+def _change(down: Tensor, up: Tensor, alpha: float) -> Tensor:
+    """A layer's change of the outputs for two inputs."""
     draws = torch.Generator().manual_seed(0)
     inputs = torch.randn(down.shape[1], 2, generator=draws, dtype=torch.float64)
     return up.double() @ (down.double() @ inputs) * (alpha / len(down))
 
 
-def test_flux_fuses_what_diffusers_takes_apart_again() -> None:
-    """Real width, since diffusers' converter knows no other: one block of each kind."""
+def test_fused_flux_layers_are_split_by_diffusers() -> None:
+    """One block of each kind, of the real width, which diffusers' converter requires."""
     width, double, single = 3072, "transformer_blocks.0.", "single_transformer_blocks.0."
     layers = [
         *(
@@ -201,13 +201,13 @@ def test_flux_fuses_what_diffusers_takes_apart_again() -> None:
     back = _convert_kohya_flux_lora_to_diffusers(dict(tensors))
     for layer in layers:
         down, up = (back[f"transformer.{layer.module}.lora_{x}.weight"] for x in "AB")
-        expected = _answer(layer.down, layer.up, layer.alpha)
-        torch.testing.assert_close(_answer(down, up, len(down)), expected, rtol=1e-5, atol=1e-4)
+        expected = _change(layer.down, layer.up, layer.alpha)
+        torch.testing.assert_close(_change(down, up, len(down)), expected, rtol=1e-5, atol=1e-4)
     down, up = (back[f"transformer.{single}proj_mlp.lora_{x}.weight"] for x in "AB")
-    assert not _answer(down, up, len(down)).any()
+    assert not _change(down, up, len(down)).any()
 
 
-def test_a_layer_that_kohya_does_not_know_is_refused() -> None:
+def test_a_layer_without_a_kohya_name_is_refused() -> None:
     config = {"num_attention_heads": 2, "attention_head_dim": 16}
     for module in ("x_embedder", "transformer_blocks.0.attn.norm_q"):
         with pytest.raises(ConfigError, match=f"no name for the layer {module}"):

@@ -1,4 +1,4 @@
-"""What is possible, where it goes, and what a file says of itself."""
+"""Supported formats, where files are written, and their metadata."""
 
 import dataclasses
 import hashlib
@@ -16,7 +16,7 @@ from dreambooth_core.diffusion import exports
 from dreambooth_core.diffusion.exports import TrainedModel
 from dreambooth_core.errors import ConfigError
 from dreambooth_core.storage.records import Weights
-from tests.dreambooth_core.diffusion.exports.trained import ABOUT, config_of, trained
+from tests.dreambooth_core.diffusion.exports.trained import INFO, config_of, trained
 from tests.tiny_bases import StableDiffusionXLPipeline
 
 NAMES = plugins.names("dreambooth_core.diffusion.exports")
@@ -70,7 +70,7 @@ def test_possible(family: str, method: str, wanted: list[str]) -> None:
     assert exports.possible(family, method) == wanted
 
 
-def test_what_is_possible_is_said_without_the_model_libraries() -> None:
+def test_possible_does_not_import_the_model_libraries() -> None:
     program = (
         "import sys; from dreambooth_core.diffusion import exports; exports.possible('sdxl', 'lora');"
         "assert not {'torch', 'diffusers', 'peft', 'transformers'} & sys.modules.keys()"
@@ -78,7 +78,7 @@ def test_what_is_possible_is_said_without_the_model_libraries() -> None:
     subprocess.run([sys.executable, "-c", program], check=True)
 
 
-def test_what_a_format_cannot_hold_is_refused(lora: TrainedModel, tmp_path: Path) -> None:
+def test_unsupported_models_are_refused(lora: TrainedModel, tmp_path: Path) -> None:
     flux = dataclasses.replace(lora, family="flux")
     with pytest.raises(
         ConfigError, match="supported: diffusers, lora_comfy, lora_diffusers, lora_"
@@ -94,25 +94,25 @@ def test_what_a_format_cannot_hold_is_refused(lora: TrainedModel, tmp_path: Path
 
 @pytest.mark.parametrize("title", ["../toy", "a/b", "", ".hidden", "toy\n", "x" * 65])
 def test_a_title_cannot_leave_the_folder(lora: TrainedModel, tmp_path: Path, title: str) -> None:
-    named = dataclasses.replace(lora, info=dataclasses.replace(ABOUT, title=title))
+    named = dataclasses.replace(lora, info=dataclasses.replace(INFO, title=title))
     with pytest.raises(ConfigError, match="is not a valid file name"):
         exports.export("lora_kohya", named, tmp_path / "out")
     assert not (tmp_path / "out").exists()
 
 
 @pytest.mark.parametrize("name", ["diffusers", "lora_diffusers", "lora_kohya", "lora_comfy"])
-def test_same_bytes_and_nothing_left_beside(
+def test_equal_bytes_and_no_temporary_files(
     pivotal: TrainedModel, tmp_path: Path, name: str
 ) -> None:
     first = exports.export(name, pivotal, tmp_path / "out")
     assert sorted(first) == sorted((tmp_path / "out").iterdir())
     before = _files(tmp_path / "out")
-    (tmp_path / "out" / "kept.txt").write_text("not ours")
+    (tmp_path / "out" / "kept.txt").write_text("another file")
     assert exports.export(name, pivotal, tmp_path / "out") == first
-    assert _files(tmp_path / "out") == {**before, "kept.txt": b"not ours"}
+    assert _files(tmp_path / "out") == {**before, "kept.txt": b"another file"}
 
 
-def test_others_may_read_what_was_written(lora: TrainedModel, tmp_path: Path) -> None:
+def test_exported_files_have_the_umasks_permissions(lora: TrainedModel, tmp_path: Path) -> None:
     before = os.umask(0o022)
     try:
         (path,) = exports.export("lora_kohya", lora, tmp_path)
@@ -121,7 +121,7 @@ def test_others_may_read_what_was_written(lora: TrainedModel, tmp_path: Path) ->
     assert path.stat().st_mode & 0o777 == 0o644
 
 
-def test_a_failed_export_leaves_the_old_one(lora: TrainedModel, tmp_path: Path) -> None:
+def test_a_failed_export_keeps_the_old_one(lora: TrainedModel, tmp_path: Path) -> None:
     exports.export("diffusers", lora, tmp_path)
     before = _files(tmp_path)
     gone = dataclasses.replace(lora, weights=tmp_path / "gone")
@@ -130,22 +130,22 @@ def test_a_failed_export_leaves_the_old_one(lora: TrainedModel, tmp_path: Path) 
     assert _files(tmp_path) == before
 
 
-def test_a_folder_that_is_no_export_is_left_alone(lora: TrainedModel, tmp_path: Path) -> None:
+def test_a_folder_that_is_no_export_is_not_replaced(lora: TrainedModel, tmp_path: Path) -> None:
     (tmp_path / "toy").mkdir()
-    (tmp_path / "toy" / "diary.txt").write_text("dear")
+    (tmp_path / "toy" / "notes.txt").write_text("text")
     with pytest.raises(ConfigError, match="no export wrote"):
         exports.export("diffusers", lora, tmp_path)
-    assert _files(tmp_path) == {"toy/diary.txt": b"dear"}
+    assert _files(tmp_path) == {"toy/notes.txt": b"text"}
 
 
 def test_a_link_is_replaced_and_not_followed(lora: TrainedModel, tmp_path: Path) -> None:
-    (tmp_path / "elsewhere").write_text("precious")
+    (tmp_path / "target").write_text("content")
     out = tmp_path / "out"
     out.mkdir()
-    (out / "toy.safetensors").symlink_to(tmp_path / "elsewhere")
+    (out / "toy.safetensors").symlink_to(tmp_path / "target")
     exports.export("lora_kohya", lora, out)
     assert not (out / "toy.safetensors").is_symlink()
-    assert (tmp_path / "elsewhere").read_text() == "precious"
+    assert (tmp_path / "target").read_text() == "content"
 
 
 def test_modelspec(lora: TrainedModel, tmp_path: Path) -> None:
@@ -158,7 +158,7 @@ def test_modelspec(lora: TrainedModel, tmp_path: Path) -> None:
         "modelspec.architecture": "stable-diffusion-v1/lora",
         "modelspec.implementation": "https://github.com/kohya-ss/sd-scripts",
         "modelspec.title": "toy",
-        "modelspec.description": f"sks robot: trained on someone/some-model at {'1' * 40} by lora; "
+        "modelspec.description": f"sks robot: trained on owner/model at {'1' * 40} by lora; "
         f"weights {'0' * 64}",
         "modelspec.hash_sha256": f"0x{hashlib.sha256(tensors).hexdigest()}",
         "modelspec.resolution": "32x32",
@@ -169,7 +169,9 @@ def test_modelspec(lora: TrainedModel, tmp_path: Path) -> None:
     }
 
 
-def test_new_tokens_go_along_under_the_word_to_write(pivotal: TrainedModel, tmp_path: Path) -> None:
+def test_new_tokens_are_exported_under_their_trigger_word(
+    pivotal: TrainedModel, tmp_path: Path
+) -> None:
     lora, embedding = exports.export("lora_kohya", pivotal, tmp_path)
     assert embedding.name == "toy-sks.safetensors"
     assert _texts(embedding)["modelspec.trigger_phrase"] == "toy-sks"
@@ -180,7 +182,7 @@ def test_new_tokens_go_along_under_the_word_to_write(pivotal: TrainedModel, tmp_
     assert _texts(lora)["modelspec.trigger_phrase"] == "toy-sks robot"
 
 
-def test_what_is_not_the_models_stays_behind(lora: TrainedModel, tmp_path: Path) -> None:
+def test_safety_checker_and_variants_are_not_copied(lora: TrainedModel, tmp_path: Path) -> None:
     base = tmp_path / "base"
     exports.export("diffusers", lora, tmp_path)[0].rename(base)
     index = json.loads((base / "model_index.json").read_text())
@@ -190,16 +192,16 @@ def test_what_is_not_the_models_stays_behind(lora: TrainedModel, tmp_path: Path)
     for name in ("model.bin", "diffusion_pytorch_model.fp16.safetensors"):
         (base / "vae" / name).write_bytes(b"-")
     again = exports.export("diffusers", dataclasses.replace(lora, base=base), tmp_path)[0]
-    told = json.loads((again / "model_index.json").read_text())
-    assert told["safety_checker"] == [None, None]
-    assert told["requires_safety_checker"] is False
+    found = json.loads((again / "model_index.json").read_text())
+    assert found["safety_checker"] == [None, None]
+    assert found["requires_safety_checker"] is False
     assert sorted(path.name for path in (again / "vae").iterdir()) == [
         "config.json",
         "diffusion_pytorch_model.safetensors",
     ]
 
 
-def test_a_clip_has_the_names_of_every_version_of_transformers(
+def test_clip_names_are_those_that_all_versions_of_transformers_read(
     lora: TrainedModel, tmp_path: Path
 ) -> None:
     folder = exports.export("diffusers", lora, tmp_path)[0]
@@ -207,8 +209,8 @@ def test_a_clip_has_the_names_of_every_version_of_transformers(
         assert {name.split(".")[0] for name in file.keys()} == {"text_model"}  # noqa: SIM118
     folder = exports.export("lora_diffusers", lora, tmp_path)[0]
     with safe_open(folder / "pytorch_lora_weights.safetensors", framework="pt") as file:
-        words = {tuple(name.split(".")[:2]) for name in file.keys() if "text" in name}  # noqa: SIM118
-    assert words == {("text_encoder", "text_model")}
+        prefixes = {tuple(name.split(".")[:2]) for name in file.keys() if "text" in name}  # noqa: SIM118
+    assert prefixes == {("text_encoder", "text_model")}
 
 
 @pytest.mark.parametrize("name", NAMES)
@@ -225,7 +227,7 @@ def test_source_of_a_registered_model(tiny_base: Path, tmp_path: Path) -> None:
     assert (source.info.title, source.info.trigger) == ("toy", "sks robot")
 
 
-def test_a_file_says_v_prediction_and_has_the_bases_number_types(tmp_path: Path) -> None:
+def test_single_file_marks_v_prediction_and_keeps_the_bases_dtypes(tmp_path: Path) -> None:
     import torch
     from diffusers import UNet2DConditionModel
 

@@ -1,9 +1,9 @@
-"""Every name of the original checkpoints, listed here from how the original code is built.
+"""All names of the original checkpoints, derived from the structure of the original code.
 
-The lists come from the original model code's own structure (`ldm` and `sgm`: openaimodel's
-`input_blocks` counter, the autoencoder's `down.i.block.j`), not from ours. They have as many names
-as the published files: 686 + 248 + 197 = 1131 in v1-5-pruned, and 1680 + 248 + 197 + 389 in
-sd_xl_base_1.0, whose 2515th is a `logit_scale` that diffusers' folders do not hold.
+The lists follow the original model code (`ldm` and `sgm`: openaimodel's
+`input_blocks` counter, the autoencoder's `down.i.block.j`). Their sizes equal those of
+the published files: 686 + 248 + 197 = 1131 in v1-5-pruned, and 1680 + 248 + 197 + 389 in
+sd_xl_base_1.0, whose 2515th is a `logit_scale`, which is not in diffusers' folders.
 """
 
 from collections.abc import Iterator
@@ -55,8 +55,8 @@ def _resnet(block: str, widens: bool) -> set[str]:
 
 def _transformer(block: str, depth: int) -> set[str]:
     names = _with([f"{block}.{name}" for name in ("norm", "proj_in", "proj_out")])
-    for place in range(depth):
-        inside = f"{block}.transformer_blocks.{place}"
+    for index in range(depth):
+        inside = f"{block}.transformer_blocks.{index}"
         names |= {f"{inside}.attn{n}.to_{x}.weight" for n in (1, 2) for x in "qkv"}
         layers = [*(f"attn{n}.to_out.0" for n in (1, 2)), "ff.net.0.proj", "ff.net.2"]
         names |= _with([f"{inside}.{x}" for x in [*layers, "norm1", "norm2", "norm3"]])
@@ -82,17 +82,17 @@ def _unet(channels: tuple[int, ...], depths: tuple[int, ...], label: bool) -> se
             skips.append(width)
             block += 1
     names |= _resnet("middle_block.0", False) | _resnet("middle_block.2", False)
-    deepest = depths[-1] or 1  # the middle attends even where its level does not
+    deepest = depths[-1] or 1  # the middle block has attention also where its level has none
     names |= _transformer("middle_block.1", deepest)
     block = 0
     for level in reversed(range(len(channels))):
-        for place in range(3):
+        for index in range(3):
             skips.pop()
             names |= _resnet(f"output_blocks.{block}.0", True)
             names |= (
                 _transformer(f"output_blocks.{block}.1", depths[level]) if depths[level] else set()
             )
-            if level and place == 2:
+            if level and index == 2:
                 names |= _with([f"output_blocks.{block}.{2 if depths[level] else 1}.conv"])
             block += 1
     return names
@@ -107,7 +107,7 @@ def _vae() -> set[str]:
         blocks = ["mid.block_1", "mid.block_2"]
         side = "down" if half == "encoder" else "up"
         levels = range(4)
-        blocks += [f"{side}.{level}.block.{place}" for level in levels for place in range(count)]
+        blocks += [f"{side}.{level}.block.{index}" for level in levels for index in range(count)]
         inner = [f"{block}.{x}" for block in blocks for x in ("norm1", "conv1", "norm2", "conv2")]
         before = {"down": lambda n: max(n - 1, 0), "up": lambda n: min(n + 1, 3)}[side]
         widen = [n for n in levels if widths[before(n)] != widths[n]]
@@ -134,15 +134,15 @@ def _openclip(layers: int, projection: bool) -> set[str]:
     names = {"positional_embedding", "token_embedding.weight"} | _with(["ln_final"])
     names |= {"text_projection"} if projection else set()
     inner = ["ln_1", "ln_2", "attn.out_proj", "mlp.c_fc", "mlp.c_proj"]
-    for place in range(layers):
-        block = f"transformer.resblocks.{place}"
+    for index in range(layers):
+        block = f"transformer.resblocks.{index}"
         names |= _with([f"{block}.{name}" for name in inner])
         names |= {f"{block}.attn.in_proj_{kind}" for kind in BOTH}
     return names
 
 
 @pytest.fixture(autouse=True)
-def _no_numbers() -> Iterator[None]:
+def _on_meta() -> Iterator[None]:
     with torch.device("meta"):
         yield
 
@@ -222,7 +222,7 @@ def test_openclip(layers: int, projection: bool) -> None:
         assert tensors["text_projection"].shape == (64, 48)
 
 
-def test_what_the_original_never_had_is_refused() -> None:
+def test_layers_without_an_original_name_are_refused() -> None:
     table = _original.unet_table({**SD1, **UNet2DConditionModel().config})
     with pytest.raises(ConfigError, match=r"no name for mid_block\.motion\.0; .*diffusers"):
         _original.rename("mid_block.motion.0", table)

@@ -1,4 +1,4 @@
-"""Trained models without training: weights moved by hand, written as training writes them."""
+"""Models with randomly changed weights, exported like trained ones."""
 
 from pathlib import Path
 from typing import Any
@@ -10,12 +10,12 @@ from dreambooth_core.diffusion import adapters
 from dreambooth_core.diffusion.exports import ModelInfo, TrainedModel
 from dreambooth_core.diffusion.families import load_family
 
-ABOUT = ModelInfo(
+INFO = ModelInfo(
     title="toy",
     trigger="sks robot",
     digest="0" * 64,
     resolution=32,
-    base="someone/some-model",
+    base="owner/model",
     revision="1" * 40,
     licence="CreativeML Open RAIL-M",
 )
@@ -36,14 +36,14 @@ def config_of(family: str, base: Path, method: str, **sections: Any) -> Config:
 
 
 def trained(family: str, base: Path, method: str, folder: Path, **sections: Any) -> TrainedModel:
-    """A model all of whose moving weights were moved far enough to be seen."""
+    """A model with noise on all trainable weights, large enough to change its images."""
     config = config_of(family, base, method, **sections)
-    of = load_family(family)
-    parts = of.load(base)
+    loaded = load_family(family)
+    parts = loaded.load(base)
     draws = torch.Generator().manual_seed(0)
     with torch.no_grad():
-        for weights in adapters.prepare(of, parts, config).values():
+        for weights in adapters.prepare(loaded, parts, config).values():
             for weight in weights.values():
                 weight += 0.1 * torch.randn(weight.shape, generator=draws)
-    adapters.export(of, parts, config, base, folder)
-    return TrainedModel(family, base, folder, method, ABOUT)
+    adapters.export(loaded, parts, config, base, folder)
+    return TrainedModel(family, base, folder, method, INFO)

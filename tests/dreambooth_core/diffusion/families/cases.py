@@ -1,6 +1,6 @@
-"""Every family on the tiny base of its pipeline class (`tests/tiny_bases/`) and that base's variants.
+"""Test cases: each family with the tiny base of its pipeline class and the base's variants.
 
-One more is there while the tests run: a family whose file was just copied.
+An additional family is a copy of another family's file, added during the tests.
 """
 
 import importlib
@@ -15,9 +15,9 @@ from dreambooth_core.diffusion.families import Family, Parts, load_family
 
 NAMES = plugins.names("dreambooth_core.diffusion.families")
 COPY, ORIGINAL = "copied_in_the_test", "sana"
-"""The copy's name, and whose file it has."""
+"""Names of the copy and of the family whose file is copied."""
 PROMPTS = ["A Dog", "a cat on the beach, " + "far away and further " * 40]
-"""The second is cut off by every text encoder but those that read very long ones."""
+"""The second is truncated, except by text encoders with very long inputs."""
 
 
 class Case(NamedTuple):
@@ -42,7 +42,7 @@ CASES = [
 
 
 def pixels(family: Family) -> Tensor:
-    """Two images, wide ones, in [-1, 1]."""
+    """Two landscape images, (2, 3, side, 2 * side) in [-1, 1]."""
     side = max(16, family.pixel_multiple)
     return torch.rand(2, 3, side, 2 * side, generator=torch.Generator().manual_seed(0)) * 2 - 1
 

@@ -1,4 +1,4 @@
-"""The cases, built when first asked for."""
+"""Fixtures of the cases, whose bases are built on first use."""
 
 import shutil
 import sys
@@ -15,7 +15,7 @@ from tests.dreambooth_core.diffusion.families.cases import CASES, COPY, ORIGINAL
 
 @pytest.fixture(scope="module")
 def copied(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Path]:
-    """A folder that belongs to the families' package, with the copied file."""
+    """A folder with the copied file, added to the families package."""
     folder = tmp_path_factory.mktemp("families")
     shutil.copy(Path(families.__path__[0]) / f"{ORIGINAL}.py", folder / f"{COPY}.py")
     families.__path__.append(str(folder))
@@ -47,5 +47,5 @@ def family(case: Case) -> Family:
 
 @pytest.fixture(scope="module")
 def frozen(case: Case) -> Parts:
-    """Shared by tests that change nothing in it."""
+    """Loaded parts, shared by tests that do not change them."""
     return case.load()

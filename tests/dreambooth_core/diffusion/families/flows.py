@@ -1,4 +1,4 @@
-"""For the tests of flow families: the same walk through two doors, ours and the pipeline's."""
+"""Helpers for flow families: sampling by our functions and by diffusers' pipeline."""
 
 import copy
 from itertools import pairwise
@@ -27,11 +27,11 @@ def encoded(family: Family, parts: Parts, prompts: list[str]) -> Tensors:
 
 
 def sampled(pipeline: Any, noise: Tensor, **guidance: Any) -> Tensor:
-    """The latents behind three steps from `noise`, both in the pipeline's own layout."""
-    seen = []
+    """The pipeline's latents after three steps from `noise`, both in its own layout."""
+    latents = []
 
-    def see(pipeline: Any, step: int, timestep: Tensor, tensors: dict[str, Tensor]) -> dict:
-        seen.append(tensors["latents"])
+    def record(pipeline: Any, step: int, timestep: Tensor, tensors: dict[str, Tensor]) -> dict:
+        latents.append(tensors["latents"])
         return {}
 
     pipeline(
@@ -41,16 +41,16 @@ def sampled(pipeline: Any, noise: Tensor, **guidance: Any) -> Tensor:
         height=64,
         width=32,
         output_type="latent",
-        callback_on_step_end=see,
+        callback_on_step_end=record,
         **guidance,
     )
-    return seen[-1]
+    return latents[-1]
 
 
-def walked(
+def euler_steps(
     family: Family, parts: Parts, noise: Tensor, conditioning: Tensors, sigmas: Tensor
 ) -> Tensor:
-    """Where Euler's steps along `predict` lead from `noise`, over the sampler's noise levels."""
+    """Latents after Euler steps with `predict` from `noise`, over the noise levels `sigmas`."""
     latents = noise
     for level, after in pairwise(sigmas):
         timesteps = family.objective(parts).timesteps_of(level.expand(len(noise)))
@@ -60,19 +60,21 @@ def walked(
 
 
 def decoded(family: Family, parts: Parts, last_layer: str, latents: Tensor) -> Tensor:
-    """What the pipeline shows for latents in its own layout, (2, 3, 64, 32) in [0, 1].
+    """The pipeline's images of latents in its own layout, (2, 3, 64, 32) in [0, 1].
 
-    Its denoiser's last layer is set to zero, so that its steps leave them where they are.
+    The denoiser's last layer is set to zero, so that sampling does not change the latents.
     """
-    still = copy.deepcopy(parts["transformer"])
-    for weight in still.get_submodule(last_layer).parameters():
+    zeroed = copy.deepcopy(parts["transformer"])
+    for weight in zeroed.get_submodule(last_layer).parameters():
         weight.zero_()
-    pipeline = family.pipeline(Parts({**parts.components, "transformer": still}))
+    pipeline = family.pipeline(Parts({**parts.components, "transformer": zeroed}))
     size = {"height": 64, "width": 32, "num_inference_steps": 2}
-    shown: Tensor = pipeline(prompt=list(PROMPTS), latents=latents, output_type="pt", **size).images
-    return shown
+    images: Tensor = pipeline(
+        prompt=list(PROMPTS), latents=latents, output_type="pt", **size
+    ).images
+    return images
 
 
-def shown(decoded: Tensor) -> Tensor:
-    """An autoencoder's answer as pipelines show it."""
+def unit_range(decoded: Tensor) -> Tensor:
+    """Decoded pixels mapped from [-1, 1] to [0, 1], clipped."""
     return (decoded / 2 + 0.5).clamp(0, 1)

@@ -1,4 +1,4 @@
-"""Draw a tiny model's image; run as a program, from folders that another process wrote."""
+"""Sample an image of a tiny model; as a program, from folders that another process wrote."""
 
 import hashlib
 import json
@@ -13,7 +13,7 @@ from dreambooth_core.diffusion import families
 from dreambooth_core.diffusion.families import Family, Parts, load_family
 
 
-def drawn(family: Family, parts: Parts, sampler: Sampler | None = None) -> str:
+def image_digest(family: Family, parts: Parts, sampler: Sampler | None = None) -> str:
     """Digest of the image of one prompt and seed, after two steps."""
     guidance = dict(family.guidance(sampler or Sampler()))
     if "negative_prompt" in guidance:
@@ -30,10 +30,10 @@ def drawn(family: Family, parts: Parts, sampler: Sampler | None = None) -> str:
     return hashlib.sha256(found.images[0].tobytes()).hexdigest()
 
 
-def redrawn(told: dict[str, Any]) -> dict[str, Any]:
-    """The image `there`, and the keys that its weights' files lack or have too many."""
-    family, base = load_family(told["family"]), Path(told["base"])
-    tuned = {name: Path(folder) for name, folder in told["tuned"].items()}
+def load_and_sample(job: dict[str, Any]) -> dict[str, Any]:
+    """Digest `reloaded` of the image, and the missing and unexpected keys of the weights' files."""
+    family, base = load_family(job["family"]), Path(job["base"])
+    tuned = {name: Path(folder) for name, folder in job["tuned"].items()}
     parts = family.load(base, tuned)
     missing, unexpected = [], []
     for name, model in parts.components.items():
@@ -43,10 +43,10 @@ def redrawn(told: dict[str, Any]) -> dict[str, Any]:
             )
             missing += keys["missing_keys"]
             unexpected += keys["unexpected_keys"]
-    return {"there": drawn(family, parts), "missing": missing, "unexpected": unexpected}
+    return {"reloaded": image_digest(family, parts), "missing": missing, "unexpected": unexpected}
 
 
 if __name__ == "__main__":
     families.__path__.append(sys.argv[1])
     torch.set_num_threads(int(sys.argv[2]))
-    print(json.dumps({label: redrawn(told) for label, told in json.load(sys.stdin).items()}))
+    print(json.dumps({label: load_and_sample(job) for label, job in json.load(sys.stdin).items()}))

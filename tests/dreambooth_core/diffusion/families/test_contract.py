@@ -1,4 +1,4 @@
-"""What holds for every family, also for one whose file was just copied in: its parts and training."""
+"""Contract of all families, including a copied one: loading and training."""
 
 import subprocess
 import sys
@@ -41,7 +41,7 @@ def test_parts_are_frozen_and_float32_unless_asked(case: Case, family: Family) -
             assert not parts[name].training
 
 
-def test_parts_that_are_not_wanted_are_not_loaded(case: Case, family: Family) -> None:
+def test_omitted_parts_are_not_loaded(case: Case, family: Family) -> None:
     parts = case.load(tuned={family.denoiser: None})
     assert family.denoiser not in parts.components
     tokens = family.tokenize(parts, PROMPTS)
@@ -49,17 +49,17 @@ def test_parts_that_are_not_wanted_are_not_loaded(case: Case, family: Family) ->
     assert family.objective(parts)
 
 
-def test_plain_facts_fit_the_parts(family: Family, frozen: Parts) -> None:
+def test_attributes_match_the_parts(family: Family, frozen: Parts) -> None:
     assert set(family.tokenizers) <= set(family.text_encoders)
     assert set(family.lora_targets) == {family.denoiser, *family.tokenizers}
     for encoder, tokenizer in family.tokenizers.items():
         words = frozen[encoder].get_input_embeddings().weight.shape[0]
         assert len(frozen[tokenizer]) == words
-    for component, ends in family.lora_targets.items():
+    for component, suffixes in family.lora_targets.items():
         layers = [
             name for name, m in frozen[component].named_modules() if isinstance(m, torch.nn.Linear)
         ]
-        assert all(any(name.endswith(f".{end}") for name in layers) for end in ends)
+        assert all(any(name.endswith(f".{suffix}") for name in layers) for suffix in suffixes)
 
 
 def test_latents_follow_the_pixels(family: Family, frozen: Parts) -> None:
@@ -83,8 +83,8 @@ class Batch(NamedTuple):
     noise: Tensor
     times: Tensor
 
-    def rows(self, *chosen: int) -> "Batch":
-        index = list(chosen)
+    def rows(self, *indices: int) -> "Batch":
+        index = list(indices)
         tokens = {name: value[index] for name, value in self.tokens.items()}
         return Batch(tokens, *(value[index] for value in self[1:]))
 
@@ -105,12 +105,12 @@ def _losses(family: Family, parts: Parts, batch: Batch, encoded: Tensors | None 
     encoded = encoded or family.encode_prompts(parts, batch.tokens)
     noisy = add_noise(objective, batch.latents, batch.noise, batch.times)
     timesteps = objective.timesteps_of(batch.times)
-    answer = family.predict(parts, noisy, timesteps, {**encoded, "sizes": batch.sizes})
+    prediction = family.predict(parts, noisy, timesteps, {**encoded, "sizes": batch.sizes})
     wanted = target(objective, batch.latents, batch.noise, batch.times)
-    return example_losses(Loss(), objective, answer, wanted, batch.times)
+    return example_losses(Loss(), objective, prediction, wanted, batch.times)
 
 
-def test_one_loss_per_example_whatever_stands_beside_it(family: Family, frozen: Parts) -> None:
+def test_an_examples_loss_does_not_depend_on_the_others(family: Family, frozen: Parts) -> None:
     batch = _batch(family, frozen)
     with torch.no_grad():
         together = _losses(family, frozen, batch)
@@ -121,8 +121,8 @@ def test_one_loss_per_example_whatever_stands_beside_it(family: Family, frozen: 
     assert_close(together, alone)
 
 
-def _moved(parts: Parts) -> dict[str, set[str]]:
-    """Component -> names of its weights that have a gradient other than zero."""
+def _with_gradients(parts: Parts) -> dict[str, set[str]]:
+    """Component -> names of its weights with a nonzero gradient."""
     models = {n: p for n, p in parts.components.items() if isinstance(p, torch.nn.Module)}
     found = {
         name: {n for n, w in model.named_parameters() if w.grad is not None and w.grad.any()}
@@ -131,25 +131,25 @@ def _moved(parts: Parts) -> dict[str, set[str]]:
     return {name: weights for name, weights in found.items() if weights}
 
 
-def test_only_what_is_asked_gets_gradients(case: Case, family: Family) -> None:
+def test_only_trainable_components_get_gradients(case: Case, family: Family) -> None:
     for component in (family.denoiser, *family.tokenizers):
         parts = case.load()
         parts[component].requires_grad_(True)
         _losses(family, parts, _batch(family, parts)).sum().backward()
-        assert _moved(parts).keys() == {component}
+        assert _with_gradients(parts).keys() == {component}
 
 
-def test_adapters_alone_get_gradients(case: Case, family: Family) -> None:
+def test_only_adapters_get_gradients(case: Case, family: Family) -> None:
     from peft import LoraConfig, inject_adapter_in_model
 
     parts = case.load()
-    for component, ends in family.lora_targets.items():
-        settings = LoraConfig(r=2, target_modules=list(ends), init_lora_weights=False)
+    for component, suffixes in family.lora_targets.items():
+        settings = LoraConfig(r=2, target_modules=list(suffixes), init_lora_weights=False)
         inject_adapter_in_model(settings, parts[component])
     _losses(family, parts, _batch(family, parts)).sum().backward()
-    moved = _moved(parts)
-    assert moved.keys() == family.lora_targets.keys()
-    assert all("lora_" in name for weights in moved.values() for name in weights)
+    found = _with_gradients(parts)
+    assert found.keys() == family.lora_targets.keys()
+    assert all("lora_" in name for weights in found.values() for name in weights)
 
 
 def test_a_few_steps_lower_the_loss(case: Case, family: Family) -> None:
@@ -158,14 +158,14 @@ def test_a_few_steps_lower_the_loss(case: Case, family: Family) -> None:
     encoded = family.encode_prompts(parts, batch.tokens)
     denoiser = parts[family.denoiser].requires_grad_(True)
     optimizer = torch.optim.AdamW(denoiser.parameters(), lr=1e-3)
-    seen = []
+    losses = []
     for _ in range(8):
         loss = _losses(family, parts, batch, encoded).mean()
         optimizer.zero_grad()
         loss.backward()
         optimizer.step()
-        seen.append(loss.item())
-    assert seen[-1] < 0.98 * seen[0]
+        losses.append(loss.item())
+    assert losses[-1] < 0.98 * losses[0]
 
 
 def test_unknown_family() -> None:
@@ -173,7 +173,7 @@ def test_unknown_family() -> None:
         load_family("nonsense")
 
 
-def test_plain_facts_do_not_wait_for_the_model_libraries() -> None:
+def test_attributes_do_not_import_the_model_libraries() -> None:
     script = f"""
 import sys
 from dreambooth_core.diffusion.families import load_family
@@ -188,7 +188,7 @@ print(sorted({{"torch", "diffusers", "transformers", "peft"}} & sys.modules.keys
 
 
 def test_a_copied_file_is_found(copied: Path) -> None:
-    """Every other test here has held it to the contract as well."""
+    """The copy is also a case of all other tests of this module."""
     assert plugins.names(families.__name__) == sorted([*NAMES, COPY])
     assert COPY in {name for name, _ in CASES}
     assert type(load_family(COPY)) is not type(load_family(ORIGINAL))

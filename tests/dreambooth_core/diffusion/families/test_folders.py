@@ -1,4 +1,4 @@
-"""What each family reads: all of what was saved, and nothing that is not whole or not safe."""
+"""Loading each family's folders: saved weights load completely, invalid folders are refused."""
 
 import json
 import shutil
@@ -21,43 +21,43 @@ ROOT = Path(__file__).parents[4]
 
 
 @pytest.fixture(scope="module")
-def redrawn(
+def sampled(
     request: pytest.FixtureRequest, build: Callable[..., Case], copied: Path
 ) -> dict[str, dict[str, Any]]:
-    """Tuned models drawn here, and in one other process that has only their folders."""
-    asking = [item for item in request.session.items if "redrawn" in item.fixturenames]
-    told = {item.callspec.id: _tuned(build(*item.callspec.params["case"])) for item in asking}
+    """Image digests of tuned models in this process, and in a process that loads their folders."""
+    requesting = [item for item in request.session.items if "sampled" in item.fixturenames]
+    jobs = {item.callspec.id: _tuned(build(*item.callspec.params["case"])) for item in requesting}
     done = subprocess.run(
         [sys.executable, "-m", redraw.__name__, str(copied), str(torch.get_num_threads())],
-        input=json.dumps(told),
+        input=json.dumps(jobs),
         cwd=ROOT,
         capture_output=True,
         text=True,
     )
     assert done.returncode == 0, done.stderr
     found = json.loads(done.stdout.splitlines()[-1])
-    return {label: {**told[label], **found[label]} for label in told}
+    return {label: {**jobs[label], **found[label]} for label in jobs}
 
 
 def _tuned(case: Case) -> dict[str, Any]:
-    """Where the case's model and its changed components are, and what either draws here."""
+    """Folders of the case's base and changed components, and image digests before and after."""
     family, parts = load_family(case.name), case.load()
-    untouched = redraw.drawn(family, parts)
-    places = {}
+    untouched = redraw.image_digest(family, parts)
+    folders = {}
     for component in (family.denoiser, *family.tokenizers):
-        _shake(parts[component])
-        places[component] = str(case.base.parent / component)
-        parts[component].save_pretrained(places[component], safe_serialization=True)
+        _perturb(parts[component])
+        folders[component] = str(case.base.parent / component)
+        parts[component].save_pretrained(folders[component], safe_serialization=True)
     return {
         "family": case.name,
         "base": str(case.base),
-        "tuned": places,
+        "tuned": folders,
         "untouched": untouched,
-        "here": redraw.drawn(family, parts),
+        "tuned_image": redraw.image_digest(family, parts),
     }
 
 
-def _shake(model: torch.nn.Module) -> None:
+def _perturb(model: torch.nn.Module) -> None:
     draw = torch.Generator().manual_seed(2)
     with torch.no_grad():
         for weight in model.parameters():
@@ -65,10 +65,10 @@ def _shake(model: torch.nn.Module) -> None:
 
 
 def test_a_fresh_process_draws_the_same_image(
-    request: pytest.FixtureRequest, case: Case, redrawn: dict[str, dict[str, Any]]
+    request: pytest.FixtureRequest, case: Case, sampled: dict[str, dict[str, Any]]
 ) -> None:
-    found = redrawn[request.node.callspec.id]
-    assert found["there"] == found["here"] != found["untouched"]
+    found = sampled[request.node.callspec.id]
+    assert found["reloaded"] == found["tuned_image"] != found["untouched"]
     assert not found["missing"]
     assert not found["unexpected"]
 
@@ -116,7 +116,7 @@ def test_pickles_are_not_read(case: Case, family: Family, frozen: Parts, tmp_pat
 
 
 def test_every_component_of_the_folder_is_known(case: Case, family: Family) -> None:
-    """None that the pipeline needs is left to be guessed."""
+    """The family names the class of each component of the pipeline."""
     classes = model_index(case.base)
-    there = {name for name, kind in classes.items() if kind} - {"pipeline"}
-    assert there <= case.load().components.keys()
+    components = {name for name, kind in classes.items() if kind} - {"pipeline"}
+    assert components <= case.load().components.keys()

@@ -1,4 +1,4 @@
-"""The families that read with a Qwen, where there are shapes but no numbers."""
+"""Families with a Qwen text encoder, on tensors without data."""
 
 import importlib
 from pathlib import Path
@@ -11,7 +11,7 @@ from dreambooth_core.diffusion.families import _qwen, load_family
 from tests.dreambooth_core.diffusion.families import flows
 
 
-def test_lengths_are_counted_or_the_longest() -> None:
+def test_lengths_of_masks_with_and_without_data() -> None:
     mask = torch.tensor([[True, True, False], [True, False, False]])
     assert _qwen.lengths(mask) == [2, 1]
     assert _qwen.lengths(mask.to("meta")) == [3, 3]
@@ -20,8 +20,8 @@ def test_lengths_are_counted_or_the_longest() -> None:
 
 
 @pytest.mark.parametrize("name", ["flux2", "qwen_image", "z_image"])
-def test_prompts_have_the_same_shape_without_numbers(name: str, tmp_path: Path) -> None:
-    """So a plan of the memory can be made from the configs alone."""
+def test_encoded_prompts_have_the_same_shape_without_data(name: str, tmp_path: Path) -> None:
+    """The memory plan needs only configs."""
     family = load_family(name)
     builder = importlib.import_module(f"tests.tiny_bases.{family.pipeline_class}")
     base = builder.build(tmp_path / "base")

@@ -1,4 +1,4 @@
-"""What only a Ray cluster can refuse, or be without."""
+"""Errors of the Ray engine."""
 
 import subprocess
 import sys
@@ -23,13 +23,13 @@ except ConfigError as error:
 """
 
 
-def test_without_ray_the_sentence_says_what_to_install() -> None:
+def test_without_ray_the_error_names_the_package() -> None:
     done = subprocess.run([sys.executable, "-c", WITHOUT], capture_output=True, text=True)
     assert "pip install 'dreambooth-factory[ray]'" in done.stdout, done.stderr
 
 
 @pytest.mark.servers
-def test_without_a_cluster_the_sentence_says_where_none_is(
+def test_without_a_cluster_the_error_names_the_address(
     ray_cluster: object, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setenv("RAY_ADDRESS", "127.0.0.1:1")
@@ -38,7 +38,7 @@ def test_without_a_cluster_the_sentence_says_where_none_is(
 
 
 @pytest.mark.servers
-def test_room_that_does_not_come_is_not_waited_for_without_end(ray_cluster: object) -> None:
+def test_missing_resources_are_an_error_after_the_timeout(ray_cluster: object) -> None:
     compute = Compute(engine="ray", gpu=True, startup_timeout_minutes=0.05)
     with pytest.raises(StageFailed, match="no machine with 1 CPU and 1 GPU within"):
         load_engine("ray").run(compute, note, ["{}"], print)
