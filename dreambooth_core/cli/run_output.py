@@ -177,7 +177,7 @@ def show_bench(bench: dreambench.Bench, path: Path, as_json: bool) -> None:
 
 
 def _plan(config: Config, checked: list[dataset.Validation]) -> dict[str, str]:
-    from dreambooth_core.diffusion.sampling import base_digest
+    from dreambooth_core.diffusion.base_model import base_digest
 
     train, rules, batch = config.train, config.evaluation, config.sample
     family = families.load_family(config.model.family)
@@ -186,7 +186,7 @@ def _plan(config: Config, checked: list[dataset.Validation]) -> dict[str, str]:
     accepted = sum(len(found.accepted) for found in checked)
     findings = sum(len(found.findings) for found in checked)
     drawn = len(rules.kinds) * rules.seeds + rules.class_images
-    base = base_digest(config)[:12]
+    base = base_digest(config.model)[:12]
     priors = {
         "images": f"{config.prior.num_class_images} class images of base {base}",
         "prediction": f"no class images: the prior is what base {base} answers",

@@ -30,7 +30,6 @@ __all__ = [
     "Request",
     "SampleOrigin",
     "SamplingSettings",
-    "base_digest",
     "each_image",
     "encode_png",
     "generate",
@@ -227,11 +226,6 @@ def sample_set(
     return image_set(store, f"{prefix}/sets", images, SampleSet)
 
 
-def base_digest(config: Config) -> str:
-    """SHA-256 over the base's files (see `base_model`)."""
-    return base_model.base_digest(config.model)
-
-
 def images_prefix(
     config: Config, weights: Weights | WeightMix | None, size: tuple[int, int] | None = None
 ) -> str:
@@ -249,7 +243,7 @@ def sample_origin(
     side = config.model.resolution
     return SampleOrigin(
         family=config.model.family,
-        base=base_digest(config),
+        base=base_model.base_digest(config.model),
         weights=tuple((one.weights.digest, one.strength) for one in mix_of(weights)),
         sampler=config.sampler,
         size=size or (side, side),

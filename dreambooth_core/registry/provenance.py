@@ -4,7 +4,7 @@ from dataclasses import dataclass
 from typing import TypeVar
 
 from dreambooth_core.config import Config
-from dreambooth_core.diffusion.sampling import base_digest
+from dreambooth_core.diffusion.base_model import base_digest
 from dreambooth_core.errors import ConfigError, StorageError
 from dreambooth_core.registry.aliases import AliasLog
 from dreambooth_core.storage.blobs import get_record, put_record
@@ -82,7 +82,7 @@ def provenance_of(config: Config, store: Store, found: RunInputs) -> Provenance:
         instance_digest=instance.digest,
         classes=_key(store, classes.uri) if classes else None,
         classes_digest=classes.digest if classes else None,
-        base_digest=base_digest(config),
+        base_digest=base_digest(config.model),
         weights=key,
         weights_digest=weights.digest,
         scores=_key(store, scores.uri),

@@ -22,7 +22,7 @@ def write(source: TrainedModel, out: Path) -> list[Path]:
     if not (source.weights / textual_inversion.FILE).is_file():
         return []
     rows, _ = safetensors_files.read(source.weights / textual_inversion.FILE)
-    words, first, written = _modelspec.words(source), 0, []
+    words, first, written = _modelspec.trigger_words(source), 0, []
     texts = _modelspec.texts(source, base_of(source.base), "diffusers", "textual-inversion")
     for identifier, tokens in textual_inversion.exported_tokens(source.weights).items():
         word = words[identifier]

@@ -46,9 +46,9 @@ def fused(layers: Sequence[Layer], config: Mapping[str, Any]) -> tuple[Layer, ..
             continue
         block, name = _block(layer.module)
         plain, fusions = (_DOUBLE, _DOUBLE_FUSED) if "double" in block else (_SINGLE, _SINGLE_FUSED)
-        whole = next((key for key, names in fusions.items() if name in names), None)
-        if whole:
-            groups.setdefault((f"{block}.{whole}", fusions[whole]), {})[name] = layer
+        fused_name = next((key for key, names in fusions.items() if name in names), None)
+        if fused_name:
+            groups.setdefault((f"{block}.{fused_name}", fusions[fused_name]), {})[name] = layer
         elif name in plain:
             found.append(replace(layer, module=f"{block}.{plain[name]}"))
         else:

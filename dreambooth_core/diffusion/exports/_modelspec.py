@@ -37,7 +37,7 @@ def write(path: Path, tensors: Mapping[str, "Tensor"], texts: Mapping[str, str])
     return path
 
 
-def words(source: TrainedModel) -> dict[str, str]:
+def trigger_words(source: TrainedModel) -> dict[str, str]:
     """Identifier -> trigger word, which is also the name of its embedding file.
 
     Empty without new tokens. Raises `ConfigError` for an identifier that is not a valid file name.
@@ -68,7 +68,7 @@ def texts(
 
     info = source.info
     trigger = textual_inversion.insert_tokens(
-        {old: (new,) for old, new in words(source).items()}, info.trigger
+        {old: (new,) for old, new in trigger_words(source).items()}, info.trigger
     )
     origin = f"{info.base} at {info.revision}" if info.revision else info.base
     known = {

@@ -17,17 +17,15 @@ class LoraDiffusers:
         from dreambooth_core.diffusion.adapters import LORA_FILE
 
         tensors, metadata = safetensors_files.read(source.weights / LORA_FILE)
-        named = {_with_full_name(key): tensor for key, tensor in tensors.items()}
+        named = {}
+        for key, tensor in tensors.items():
+            component, layer = key.split(".", 1)
+            named[f"{component}.{_lora.full_name(layer)}"] = tensor
         texts = _modelspec.texts(source, base_of(source.base), "diffusers", "lora")
         folder = out / source.info.title
         _modelspec.write(folder / LORA_FILE, named, {**metadata, **texts})
         _embedding.write(source, folder)
         return [folder]
-
-
-def _with_full_name(key: str) -> str:
-    component, layer = key.split(".", 1)
-    return f"{component}.{_lora.full_name(layer)}"
 
 
 EXPORT = LoraDiffusers()

@@ -11,7 +11,7 @@ from pathlib import Path
 
 from dreambooth_core.config import Config
 from dreambooth_core.diffusion.adapters import drop_origin
-from dreambooth_core.diffusion.sampling import base_digest
+from dreambooth_core.diffusion.base_model import base_digest
 from dreambooth_core.digests import digest_json, digest_of_file
 from dreambooth_core.errors import ConfigError, StageFailed
 from dreambooth_core.runtime.processes import last_lines, supervised
@@ -87,10 +87,10 @@ def train_by_script(peer: Peer, store: Store, training: ScriptTraining) -> Weigh
     config = training.config
     inputs = {
         "made_by": peer.made_by(),
-        "base": base_digest(config),
-        "instance": training.instance.digest,
-        "classes": training.classes.digest if training.classes else None,
-        "arguments": _arguments(training, Path()),
+        "base": base_digest(config.model),
+        "instance": order.instance.digest,
+        "classes": order.classes.digest if order.classes else None,
+        "arguments": _arguments(order, Path()),
     }
 
     def make(key: str) -> Weights:

@@ -19,8 +19,9 @@ from PIL import Image
 
 from dreambooth_core.config import Config, Paths, Storage
 from dreambooth_core.config.compute import WORK
+from dreambooth_core.diffusion.base_model import base_digest
 from dreambooth_core.diffusion.parallel_sampling import sampling_settings
-from dreambooth_core.diffusion.sampling import base_digest, make_images
+from dreambooth_core.diffusion.sampling import make_images
 from dreambooth_core.digests import digest_json
 from dreambooth_core.errors import ConfigError, ModelError, StorageError
 from dreambooth_core.registry import mlflow_model, register
@@ -62,7 +63,7 @@ def config(tiny_base: Path, tmp_path: Path, file_store, monkeypatch) -> Config:
 def lora(config: Config, tiny_base: Path, tmp_path: Path, file_store) -> ServedModelPointer:
     source = trained("stable_diffusion", tiny_base, "lora", tmp_path / "weights")
     weights = stored(file_store, source)
-    return ServedModelPointer(config=config, weights=weights, base_digest=base_digest(config))
+    return ServedModelPointer(config=config, weights=weights, base_digest=base_digest(config.model))
 
 
 def test_it_serves_what_a_run_draws(lora: ServedModelPointer, config: Config, file_store) -> None:
