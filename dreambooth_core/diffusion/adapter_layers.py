@@ -20,10 +20,10 @@ from torch import Tensor, nn
 from dreambooth_core.config import Adapter, Method
 from dreambooth_core.errors import ConfigError, ModelError, one_line
 
-Setting = Mapping[str, Any]
-"""JSON-ready peft config of an adapter: the keys of `SETTING`."""
+PeftSetting = Mapping[str, Any]
+"""JSON-ready peft config of an adapter: the keys of `STORED_KEYS`."""
 
-SETTING = (
+STORED_KEYS = (
     "peft_type",
     "r",
     "lora_alpha",
@@ -80,7 +80,7 @@ def layer_ranks(adapter: Adapter, layers: Sequence[str]) -> dict[str, int]:
     return ranks
 
 
-def add(component: nn.Module, setting: Setting, seed: int) -> None:
+def add(component: nn.Module, setting: PeftSetting, seed: int) -> None:
     """Freeze the component and add a new adapter whose change is 0.
 
     Its first factor is drawn from `seed`, on the CPU; its weights are float32 for any dtype of the
@@ -96,8 +96,8 @@ def add(component: nn.Module, setting: Setting, seed: int) -> None:
 
 def peft_setting(
     method: Method, adapter: Adapter, suffixes: Sequence[str], ranks: Mapping[str, int]
-) -> Setting:
-    """Setting of an adapter on layers with these suffixes; `ranks`: layer -> rank, if not default."""
+) -> PeftSetting:
+    """PeftSetting of an adapter on layers with these suffixes; `ranks`: layer -> rank, if not default."""
     scale = adapter.alpha / adapter.rank
     patterns = {f"^{re.escape(layer)}": rank for layer, rank in sorted(ranks.items())}
     setting = {
@@ -112,7 +112,7 @@ def peft_setting(
     return {"peft_type": "LORA", "lora_alpha": adapter.alpha, "use_dora": dora, **setting}
 
 
-def adapter_state(component: nn.Module) -> tuple[dict[str, Tensor], Setting]:
+def adapter_state(component: nn.Module) -> tuple[dict[str, Tensor], PeftSetting]:
     """The adapter's weights by peft's names, on the CPU, and its setting.
 
     DoRA magnitudes get their parameter's full name: transformers 5 silently drops peft's short
@@ -124,12 +124,12 @@ def adapter_state(component: nn.Module) -> tuple[dict[str, Tensor], Setting]:
     }
     setting: dict[str, Any] = component.peft_config["default"].to_dict()  # type: ignore[union-attr, index]
     setting["target_modules"] = sorted(setting["target_modules"])
-    kept = {key: setting[key] for key in SETTING if key in setting}
+    kept = {key: setting[key] for key in STORED_KEYS if key in setting}
     return {name: weight.detach().cpu() for name, weight in state.items()}, kept
 
 
 def merge(
-    component: nn.Module, setting: Setting, state: Mapping[str, Tensor], strength: float = 1.0
+    component: nn.Module, setting: PeftSetting, state: Mapping[str, Tensor], strength: float = 1.0
 ) -> None:
     """Add an adapter's change, times `strength`, to the component's weights; no layer remains.
 

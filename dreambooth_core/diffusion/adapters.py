@@ -16,7 +16,7 @@ from torch.nn import Module, Parameter
 
 from dreambooth_core.config import ADAPTERS, INVERSIONS, Config
 from dreambooth_core.diffusion import adapter_layers, safetensors_files, textual_inversion
-from dreambooth_core.diffusion.adapter_layers import Setting
+from dreambooth_core.diffusion.adapter_layers import PeftSetting
 from dreambooth_core.diffusion.families import Family, Parts, check, trained_encoders
 from dreambooth_core.diffusion.textual_inversion import is_new_token
 from dreambooth_core.errors import ModelError
@@ -38,7 +38,7 @@ __all__ = [
 
 LORA_FILE = "pytorch_lora_weights.safetensors"
 LOKR_ENDING = "_lokr.safetensors"
-SETTINGS = "lora_adapter_metadata"
+METADATA_KEY = "lora_adapter_metadata"
 """Metadata key of an adapter's setting in a safetensors file, as diffusers writes it: JSON."""
 
 _LOADED_FROM = {"_name_or_path", "name_or_path"}
@@ -189,13 +189,13 @@ def _save_lora(family: Family, components: Mapping[str, Module], folder: Path) -
 def _save_lokr(_family: Family, components: Mapping[str, Module], folder: Path) -> None:
     for name, component in components.items():
         state, setting = adapter_layers.adapter_state(component)
-        texts = {SETTINGS: json.dumps(setting, sort_keys=True)}
+        texts = {METADATA_KEY: json.dumps(setting, sort_keys=True)}
         safetensors_files.write(folder / f"{name}{LOKR_ENDING}", state, texts)
 
 
-def _saved_adapters(folder: Path) -> dict[str, tuple[Setting, dict[str, Tensor]]]:
+def _saved_adapters(folder: Path) -> dict[str, tuple[PeftSetting, dict[str, Tensor]]]:
     """Component -> setting and weights of its adapter, from all adapter files in a folder."""
-    found: dict[str, tuple[Setting, dict[str, Tensor]]] = {}
+    found: dict[str, tuple[PeftSetting, dict[str, Tensor]]] = {}
     for path in sorted(folder.glob("*.safetensors")):
         if path.name == LORA_FILE:
             state, settings = _read(path)
@@ -207,10 +207,10 @@ def _saved_adapters(folder: Path) -> dict[str, tuple[Setting, dict[str, Tensor]]
     return found
 
 
-def _read(path: Path) -> tuple[dict[str, Tensor], Setting]:
+def _read(path: Path) -> tuple[dict[str, Tensor], PeftSetting]:
     state, texts = safetensors_files.read(path)
     try:
-        setting: Setting = json.loads(texts[SETTINGS])
+        setting: PeftSetting = json.loads(texts[METADATA_KEY])
     except (KeyError, ValueError) as error:
         raise ModelError(
             f"{path} has no valid adapter setting in its metadata; export the weights again"

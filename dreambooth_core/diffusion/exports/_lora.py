@@ -36,12 +36,12 @@ class Layer:
 def read(folder: Path) -> tuple[Layer, ...]:
     """The layers of a folder of weights, sorted by component and name; raises `ModelError`."""
     from dreambooth_core.diffusion import safetensors_files
-    from dreambooth_core.diffusion.adapters import LORA_FILE, SETTINGS
+    from dreambooth_core.diffusion.adapters import LORA_FILE, METADATA_KEY
 
     path = folder / LORA_FILE
     tensors, texts = safetensors_files.read(path)
     try:
-        return tuple(_layers(tensors, json.loads(texts[SETTINGS])))
+        return tuple(_layers(tensors, json.loads(texts[METADATA_KEY])))
     except (KeyError, ValueError) as error:
         raise ModelError(
             f"{path} is not an adapter of this project ({error!r}): export the weights again"
