@@ -97,7 +97,7 @@ def add(component: nn.Module, setting: PeftSetting, seed: int) -> None:
 def peft_setting(
     method: Method, adapter: Adapter, suffixes: Sequence[str], ranks: Mapping[str, int]
 ) -> PeftSetting:
-    """PeftSetting of an adapter on layers with these suffixes; `ranks`: layer -> rank, if not default."""
+    """Setting of an adapter on layers with these suffixes; `ranks`: layer -> rank, if not default."""
     scale = adapter.alpha / adapter.rank
     patterns = {f"^{re.escape(layer)}": rank for layer, rank in sorted(ranks.items())}
     setting = {
