@@ -140,7 +140,7 @@ def test_what_cannot_mix_is_refused_before_anything_is_drawn(shop: Ordered):
 
 def test_a_noise_scheduler_that_does_not_fit_is_refused_before_anything_is_drawn(shop: Ordered):
     order = shop.order(noise_schedulers=[None, "FlowMatchEulerDiscreteScheduler"])
-    with pytest.raises(ConfigError, match="FlowMatchEulerDiscreteScheduler cannot draw"):
+    with pytest.raises(ConfigError, match="FlowMatchEulerDiscreteScheduler cannot sample"):
         shop.plan(order)
     assert not list(shop.store.keys("images/"))
 

@@ -134,8 +134,8 @@ def test_two_workers_store_the_same_bytes_as_one_process(
 def test_killing_one_of_three_workers_loses_no_stored_image(
     tiny_config: Config, tmp_path: Path
 ) -> None:
-    alone = _config(tiny_config, tmp_path / "alone", 1, images=12)
-    shared = _config(tiny_config, tmp_path / "shared", 3, images=12)
+    alone = _config(tiny_config, tmp_path / "alone", 1, num_class_images=12)
+    shared = _config(tiny_config, tmp_path / "shared", 3, num_class_images=12)
     store = open_store(shared.storage)
     killer, seen = _killing(store, lambda: worker_processes()[0].kill())
     killer.start()
@@ -175,8 +175,8 @@ def _scores(config: Config) -> str:
 def test_a_ray_cluster_that_loses_a_machine_loses_no_stored_image(
     make: Callable[[Config], object], tiny_config: Config, tmp_path: Path
 ) -> None:
-    alone = _config(tiny_config, tmp_path / "alone", 1, images=24)
-    shared = _config(tiny_config, tmp_path / "shared", 2, images=24)
+    alone = _config(tiny_config, tmp_path / "alone", 1, num_class_images=24)
+    shared = _config(tiny_config, tmp_path / "shared", 2, num_class_images=24)
     ray = Compute(engine="ray", workers=2, gpu=False)
     shared = shared.model_copy(update={"compute": ray})
     store = open_store(shared.storage)
