@@ -99,9 +99,7 @@ def test_a_config_that_makes_no_model_is_refused(config: Config) -> None:
 
 def test_a_base_of_another_family_is_refused(config: Config) -> None:
     model = config.model.model_copy(update={"family": "sdxl"})
-    with pytest.raises(
-        ModelError, match=r"not a StableDiffusionXLPipeline; set model\.family"
-    ):
+    with pytest.raises(ModelError, match=r"not a StableDiffusionXLPipeline; set model\.family"):
         preflight.check(config.model_copy(update={"model": model}))
 
 
