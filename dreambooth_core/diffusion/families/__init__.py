@@ -305,7 +305,6 @@ def load_parts(
     except DreamBoothError:
         raise
     except Exception as error:  # both libraries raise many exception classes for a bad config
-        reason = one_line(error) or type(error).__name__
         raise ModelError(
             f"{folder} cannot be loaded as a {pipeline_class} ({one_line(error, 400)}); "
             "it must be complete, with safetensors weights"
