@@ -88,9 +88,9 @@ def train_by_script(peer: Peer, store: Store, training: ScriptTraining) -> Weigh
     inputs = {
         "made_by": peer.made_by(),
         "base": base_digest(config.model),
-        "instance": order.instance.digest,
-        "classes": order.classes.digest if order.classes else None,
-        "arguments": _arguments(order, Path()),
+        "instance": training.instance.digest,
+        "classes": training.classes.digest if training.classes else None,
+        "arguments": _arguments(training, Path()),
     }
 
     def make(key: str) -> Weights:
