@@ -19,7 +19,7 @@ from tests.registered_by_hand import log_of, verdict, version_by_hand
 @pytest.fixture
 def book(tracked_config, file_store):
     """The gate lets version 1 pass, which a person is to promote, and refuses version 2."""
-    gate = tracked_config.gate.model_copy(update={"automatic": False})
+    gate = tracked_config.gate.model_copy(update={"auto_promote": False})
     config = tracked_config.model_copy(update={"gate": gate})
     client = tracking.open_client(config)
     for number, outcome in (("1", "promote"), ("2", "keep")):
