@@ -1,4 +1,4 @@
-"""A store in; the same without what nothing needs."""
+"""Flow `janitor`: garbage collection in the store."""
 
 from prefect import flow
 
@@ -10,8 +10,8 @@ from tasks.garbage_collection import publish_swept, sweep_store
 
 @flow(name="janitor", persist_result=False)
 def janitor_flow(cleaning: Cleaning = Cleaning()) -> SweepResult:  # noqa: B008 - frozen
-    """Count what is old and cannot be reached, and delete it if that is wished."""
+    """Count old unreachable objects; with `delete`, remove them."""
     with local_services(cleaning.config):
-        swept = sweep_store(cleaning)
-        publish_swept(swept)
-        return swept
+        result = sweep_store(cleaning)
+        publish_swept(result)
+        return result

@@ -1,4 +1,4 @@
-"""The newest photos and base in; nothing at all, or a version that waits for a person's word."""
+"""Flow `retrain`: train again if photos or base have changed; a person promotes."""
 
 from typing import cast
 
@@ -12,23 +12,23 @@ from dreambooth_core.servers.local import local_services
 from dreambooth_core.tracking import mlflow as tracking
 from flows.train import train_flow
 from tasks.data import collect_instance_images
-from tasks.registry import find_twin, renew_inputs
-from tasks.stage import passed_on
+from tasks.registry import find_same_inputs, use_newest_inputs
+from tasks.stage import subflow_result
 
 
 @flow(name="retrain", persist_result=False)
 def retrain_flow(retraining: Retraining) -> Summary | None:
-    """Train what changed since it was registered last; who promotes it is a person.
+    """Train with the newest photos and base; a person promotes the version.
 
-    Started by a clock or by new photos, it ends at once as `Unchanged` when there is nothing new.
+    Ends as `Unchanged` when a registered version was trained from equal inputs.
     """
     with local_services(retraining.config):
         tracking.reach(retraining.config)
-        config = renew_inputs(retraining)
-        intake, _ = collect_instance_images(config)
-        twin = find_twin(config, intake.images)
-        if twin is None:
-            return passed_on(train_flow(config, return_state=True))
-        said = f"{twin} was trained from the same inputs"
-        unchanged: State[None] = Completed(name="Unchanged", message=said, data=None)
+        config = use_newest_inputs(retraining)
+        photos, _ = collect_instance_images(config)
+        existing = find_same_inputs(config, photos.images)
+        if existing is None:
+            return subflow_result(train_flow(config, return_state=True))
+        message = f"{existing} was trained from the same inputs"
+        unchanged: State[None] = Completed(name="Unchanged", message=message, data=None)
         return cast(None, unchanged)

@@ -1,4 +1,4 @@
-"""A person's word on a version: the question that a flow waits with, and the answer to it."""
+"""Approval of a version by a person: the form that a flow waits for, and its answer."""
 
 from itertools import count
 from typing import Annotated, Literal
@@ -17,20 +17,18 @@ from dreambooth_core.config.credentials import without_password
 from dreambooth_core.deadlines import SERVER_SECONDS, within
 from dreambooth_core.errors import ConfigError, StageFailed
 from dreambooth_core.registry.listing import VersionDetails
-from tasks.artifacts import comparison_table
+from dreambooth_core.reports.markdown import comparison_table
 
 DAY = 86_400
 """Seconds."""
 
 
 class Approval(RunInput):
-    """The form. The browser asks for a name; whether a reason is needed, the flow says."""
+    """Form of an approval. The form requires a name; the flow checks whether a reason is required."""
 
     decision: Annotated[
         Literal["approve", "reject"],
-        Field(
-            description="Approve puts the version into service.", json_schema_extra={"position": 0}
-        ),
+        Field(description="Approve makes the version champion.", json_schema_extra={"position": 0}),
     ]
     by: Annotated[
         str,
@@ -39,49 +37,49 @@ class Approval(RunInput):
     reason: Annotated[
         str,
         Field(
-            description="Why; needed to reject, and to approve what the gate did not let pass.",
+            description="Required to reject, and to approve a version that the gate did not pass.",
             json_schema_extra={"position": 2},
         ),
     ] = ""
 
 
-def asked(dossier: VersionDetails, days: int) -> Approval:
-    """What a person says of the version; the flow's process ends meanwhile, if it can come back.
+def wait_for_approval(details: VersionDetails, days: int) -> Approval:
+    """A person's decision on the version; the form is shown again while a name or reason is missing.
 
-    A flow that a worker runs is suspended: no process waits, and the flow begins again from its top
-    when it is answered. Asked again when a name or a reason is missing.
+    A deployed flow is suspended: its process ends, and the flow restarts from its top once the form
+    is answered.
     """
     run = FlowRunContext.get()
     deployed = run is not None and run.flow_run is not None and run.flow_run.deployment_id
     wait = suspend_flow_run if deployed else pause_flow_run
     missing = ""
     for number in count(1):
-        form = Approval.with_initial_data(description=_question(dossier, missing))
+        form = Approval.with_initial_data(description=_description(details, missing))
         answer: Approval = wait(wait_for_input=form, timeout=days * DAY, key=f"approval-{number}")
-        missing = lacking(dossier, answer)
+        missing = missing_input(details, answer)
         if not missing:
             break
     return answer
 
 
-def lacking(dossier: VersionDetails, answer: Approval) -> str:
-    """What an answer cannot do without; empty when it has it."""
+def missing_input(details: VersionDetails, answer: Approval) -> str:
+    """What is missing in an answer, as a sentence; empty if it is complete."""
     if not answer.by.strip():
-        return "Say who decides: the name stands in the version's log."
+        return "Give a name for the version's log."
     if answer.reason.strip():
         return ""
     if answer.decision == "reject":
-        return "To reject it, give a reason: it stands in the version's log."
-    if dossier.verdict is None or dossier.verdict.outcome != "promote":
-        return "The gate did not let it pass: to approve it all the same, give a reason."
+        return "Give a reason for the rejection, for the version's log."
+    if details.verdict is None or details.verdict.outcome != "promote":
+        return "Give a reason: the gate did not pass this version."
     return ""
 
 
 def answer_run(run: str, answer: Approval) -> str:
-    """Let the flow run of this id or name go on with the answer; its name.
+    """Resume the paused flow run of this id or name with the answer; the run's name.
 
-    Raises `ConfigError` when no server is configured, and when no such run waits; `StageFailed` when
-    the server gives no good answer within `SERVER_SECONDS`.
+    Raises `ConfigError` when no server is configured or no such run waits; `StageFailed` when the
+    server gives no valid answer within `SERVER_SECONDS`.
     """
     url = get_current_settings().api.url
     if not url:
@@ -91,17 +89,17 @@ def answer_run(run: str, answer: Approval) -> str:
         )
     shown = without_password(url)
     try:
-        return within(SERVER_SECONDS, lambda: _answered(run, answer), f"asking Prefect at {shown}")
+        return within(SERVER_SECONDS, lambda: _resume(run, answer), f"asking Prefect at {shown}")
     except (HTTPError, TimeoutError, ValueError) as error:
-        raise StageFailed(f"Prefect at {shown} {_no_good(error)}") from error
+        raise StageFailed(f"Prefect at {shown} {_explanation(error)}") from error
 
 
-def _no_good(error: Exception) -> str:
-    """What an error of Prefect's client comes to, and what to do."""
+def _explanation(error: Exception) -> str:
+    """Cause and remedy of an error of Prefect's client."""
     if isinstance(error, TimeoutError | TimeoutException):
         return (
-            f"did not answer within {SERVER_SECONDS:.0f} s: check PREFECT_API_URL and that the server "
-            "works, and see there whether the run still waits"
+            f"did not answer within {SERVER_SECONDS:.0f} s: check PREFECT_API_URL and the server, "
+            "and whether the run is still paused"
         )
     code = error.response.status_code if isinstance(error, HTTPStatusError) else None
     if code in (401, 403):
@@ -110,18 +108,16 @@ def _no_good(error: Exception) -> str:
         reason = type(error).__name__
         return f"does not answer ({reason}): check PREFECT_API_URL and that the server runs"
     reason = f"HTTP {code}" if code else type(error).__name__
-    return (
-        f"does not answer as Prefect does ({reason}): check PREFECT_API_URL, and the server's log"
-    )
+    return f"gives no valid answer ({reason}): check PREFECT_API_URL, and the server's log"
 
 
-def _answered(run: str, answer: Approval) -> str:
+def _resume(run: str, answer: Approval) -> str:
     with get_client(sync_client=True) as client:
         found = client.read_flow_runs(flow_run_filter=_named(run))
     waiting = [one for one in found if one.state and one.state.is_paused()]
     if len(waiting) != 1:
-        states = ", ".join(f"{one.name} is {one.state_name}" for one in found) or "there is none"
-        raise ConfigError(f"not one flow run {run} waits for an answer: {states}")
+        states = ", ".join(f"{one.name} is {one.state_name}" for one in found) or "no such run"
+        raise ConfigError(f"expected one paused flow run {run}: {states}")
     resume_flow_run(waiting[0].id, run_input=answer.model_dump())
     return waiting[0].name
 
@@ -133,24 +129,24 @@ def _named(run: str) -> FlowRunFilter:
         return FlowRunFilter(name=FlowRunFilterName(any_=[run]))
 
 
-def _question(dossier: VersionDetails, missing: str) -> str:
-    """Numbers and links, in markdown."""
-    verdict = dossier.verdict
-    said = verdict.sentence if verdict else "The gate was never asked about it."
-    rival = f"{dossier.version.name}/{dossier.champion}" if dossier.champion else "no version"
+def _description(details: VersionDetails, missing: str) -> str:
+    """Verdict, comparison and report link in Markdown."""
+    verdict = details.verdict
+    sentence = verdict.sentence if verdict else "The gate has no verdict on it."
+    champion = f"{details.version.name}/{details.champion}" if details.champion else "none"
     lines = [
-        f"## Put {dossier.name} into service?",
+        f"## Promote {details.name} to champion?",
         f"**{missing}**\n" if missing else "",
-        f"{said} In service now: {rival}.\n",
-        # above the table, which is longer than what the form shows at once
-        f"Gallery and report: {_linked(dossier.report)}\n",
+        f"{sentence} Current champion: {champion}.\n",
+        # before the table, which exceeds the form's visible area
+        f"Gallery and report: {_link(details.report)}\n",
         comparison_table(verdict) if verdict else "",
     ]
     return "\n".join(line for line in lines if line)
 
 
-def _linked(report: str | None) -> str:
-    """Only an address is one to click: a page in a store is for those who may read it."""
+def _link(report: str | None) -> str:
+    """Markdown link of an http address; a store's URI as code, since a browser cannot open it."""
     if report is None:
         return "not written"
     return f"[open it in MLflow]({report})" if report.startswith("http") else f"`{report}`"

@@ -1,11 +1,11 @@
-"""What the factory tells Prefect's server, for automations and triggers to act on.
+"""Prefect events, for automations and triggers.
 
-    dreambooth.dataset.published     of dreambooth.dataset.<name>: a dataset has a new version
-    dreambooth.model.candidate       of dreambooth.model.<name>: the gate let one pass, a person decides
-    dreambooth.model.promoted        of dreambooth.model.<name>: another version is in service
-    dreambooth.model.rejected        of dreambooth.model.<name>: a person has refused a candidate
+    dreambooth.dataset.published     dreambooth.dataset.<name>: a new version of a dataset
+    dreambooth.model.candidate       dreambooth.model.<name>: a version passed the gate, a person decides
+    dreambooth.model.promoted        dreambooth.model.<name>: another version is champion
+    dreambooth.model.rejected        dreambooth.model.<name>: a person rejected a version
 
-An event is news, never the truth: whoever hears of it looks in the store.
+The store is authoritative; an event is only a notification.
 """
 
 from typing import TYPE_CHECKING
@@ -28,7 +28,7 @@ MODEL_REJECTED = "dreambooth.model.rejected"
 
 
 def dataset_published(pushed: "PushResult") -> Event:
-    """A new version of a photo set; its payload names what a config calls it."""
+    """A new version of a photo set; `reference` in its payload is the value for `subject.images`."""
     payload = {
         "name": pushed.name,
         "reference": pushed.reference,
@@ -41,7 +41,7 @@ def dataset_published(pushed: "PushResult") -> Event:
 
 
 def model_event(event: str, name: str, version: str, sentence: str) -> Event:
-    """News of a registered model's version, and why."""
+    """An event about a version of a registered model, with the reason as a sentence."""
     payload = {
         "name": name,
         "version": version,
@@ -52,18 +52,18 @@ def model_event(event: str, name: str, version: str, sentence: str) -> Event:
     return Event(event=event, resource=resource, payload=payload)
 
 
-def tell_outcome(version: ModelVersion, verdict: Verdict) -> bool:
-    """What a run has come to: promoted, or a candidate for a person; nothing when it was refused."""
+def emit_outcome(version: ModelVersion, verdict: Verdict) -> bool:
+    """Event of a run's version: promoted, or candidate; none when the gate refused it."""
     if verdict.outcome != "promote":
         return False
-    news = MODEL_PROMOTED if CHAMPION in version.aliases else MODEL_CANDIDATE
-    return tell(model_event(news, version.name, version.version, verdict.sentence))
+    event = MODEL_PROMOTED if CHAMPION in version.aliases else MODEL_CANDIDATE
+    return emit(model_event(event, version.name, version.version, verdict.sentence))
 
 
-def tell(event: Event) -> bool:
-    """Hand the event to Prefect's server, at once; whether there is one and it took it.
+def emit(event: Event) -> bool:
+    """Post the event to Prefect's server; False without a server, or when it does not accept it.
 
-    Not by `emit_event`, which leaves it to a thread that a short command does not wait for.
+    `emit_event` of Prefect posts in a thread, for which a short command does not wait.
     """
     if not get_current_settings().api.url:
         return False
@@ -71,7 +71,9 @@ def tell(event: Event) -> bool:
         with get_client(sync_client=True) as client:
             document = event.model_dump(mode="json")
             client.request("POST", "/events", json=[document]).raise_for_status()
-    except Exception as error:  # what is done does not fail for its news
-        say(f"Prefect was not told of {event.event} ({type(error).__name__}): check its server")
+    except Exception as error:  # the work is done and must not fail because of its event
+        say(
+            f"the event {event.event} was not sent ({type(error).__name__}): check Prefect's server"
+        )
         return False
     return True

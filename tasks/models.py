@@ -1,4 +1,4 @@
-"""Weights: trained, measured, registered, sampled from."""
+"""Tasks of a model: train, evaluate, register, gate, promote, sample."""
 
 from dreambooth_core.config import Config
 from dreambooth_core.storage.records import (
@@ -10,27 +10,27 @@ from dreambooth_core.storage.records import (
     Weights,
 )
 from dreambooth_core.storage.stores import open_store
-from tasks.stage import progress_shown, stage
+from tasks.stage import progress_artifact, stage
 
 
 @stage("train", gpu=True)
 def train_model(config: Config, instance: ImageSet) -> tuple[Weights, bool]:
-    """Train in a process of its own; goes on from the last checkpoint. Raises `Preempted`.
+    """Train in a child process, resumed from the last checkpoint; raises `Preempted`.
 
-    The class images lie in the store, where they are looked for by what decides them.
+    The class images are read from the store, under keys of their inputs.
     """
     from dreambooth_core.training import stage as fit
 
-    with progress_shown("train") as progress:
+    with progress_artifact("train") as progress:
         return fit.train(config, open_store(config.storage), instance, progress)
 
 
 @stage("evaluate", gpu=True)
 def evaluate_samples(config: Config, instance: ImageSet, weights: Weights) -> tuple[Scores, bool]:
-    """Measure the tuned model and the untouched base on the same seeds."""
+    """Score the trained model and the untouched base with the same prompts and seeds."""
     from dreambooth_core.evaluation import evaluate
 
-    with progress_shown("evaluate") as progress:
+    with progress_artifact("evaluate") as progress:
         return evaluate.evaluate(config, open_store(config.storage), instance, weights, progress)
 
 
@@ -53,13 +53,13 @@ def register_version(
 def judge_candidate(
     config: Config, instance: ImageSet, weights: Weights, scores: Scores
 ) -> tuple[Verdict, bool]:
-    """Decide whether the candidate is better than the champion, or without one than the base."""
+    """Compare the candidate with the champion, or with the base if there is no champion."""
     from dreambooth_core.evaluation import gate
     from dreambooth_core.registry import promotion
 
     store = open_store(config.storage)
     rival = promotion.rival_of(config, store, weights)
-    with progress_shown("gate") as progress:
+    with progress_artifact("gate") as progress:
         return gate.judge(config, store, instance, weights, scores, rival, progress)
 
 
@@ -67,16 +67,16 @@ def judge_candidate(
 def promote_version(
     config: Config, version: ModelVersion, verdict: Verdict
 ) -> tuple[ModelVersion, bool]:
-    """Move the alias `champion` when the gate says so and the config lets it."""
+    """Record the verdict; set the alias `champion` if verdict and `gate.auto_promote` allow it."""
     from dreambooth_core.registry import promotion
 
-    return promotion.settle(config, open_store(config.storage), version, verdict)
+    return promotion.apply_verdict(config, open_store(config.storage), version, verdict)
 
 
 @stage("sample", gpu=True)
 def generate_samples(config: Config, weights: Weights) -> tuple[SampleSet, bool]:
-    """Draw the run's last batch of images."""
+    """Draw the sample images of the run."""
     from dreambooth_core.diffusion import parallel_sampling
 
-    with progress_shown("sample") as progress:
+    with progress_artifact("sample") as progress:
         return parallel_sampling.sample(config, open_store(config.storage), weights, progress)

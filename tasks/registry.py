@@ -1,4 +1,4 @@
-"""Registered versions: found, opened, put into service or refused."""
+"""Tasks of registered versions: find, read, promote, reject, retrain."""
 
 from dreambooth_core.config import Config
 from dreambooth_core.config.flow_parameters import Registry, Retraining
@@ -12,40 +12,40 @@ from tasks.stage import stage
 
 
 @stage("renew inputs")
-def renew_inputs(retraining: Retraining) -> Config:
-    """The newest dataset version and base revision, written down."""
+def use_newest_inputs(retraining: Retraining) -> Config:
+    """The config with the newest dataset version and base revision, both pinned."""
     from dreambooth_core.registry import retraining as core
 
-    return core.renewed(retraining, open_store(retraining.config.storage))
+    return core.with_newest_inputs(retraining, open_store(retraining.config.storage))
 
 
-@stage("find twin")
-def find_twin(config: Config, instance: ImageSet) -> str | None:
-    """NAME/version that was trained from just these inputs."""
+@stage("find same inputs")
+def find_same_inputs(config: Config, instance: ImageSet) -> str | None:
+    """NAME/version that was trained from equal inputs; None without one."""
     from dreambooth_core.registry import retraining as core
 
     return core.registered_as(config, open_store(config.storage), instance)
 
 
 @stage("find version")
-def find_version(model: str, place: Registry) -> RegisteredModel:
-    """The version behind NAME, NAME@alias or NAME/version; raises `ConfigError`."""
+def find_version(model: str, registry: Registry) -> RegisteredModel:
+    """The version called NAME, NAME@alias or NAME/version; raises `ConfigError`."""
     from dreambooth_core.registry import register
 
-    return register.find_version(place.config, place.work, model)
+    return register.find_version(registry.config, registry.work, model)
 
 
 @stage("open version")
 def open_version(found: RegisteredModel) -> VersionDetails:
-    """All that a decision about it needs."""
+    """The version with its records, verdict and the current champion."""
     from dreambooth_core.registry.listing import version_details
 
     return version_details(found, open_store(found.config.storage))
 
 
-def assessed_by(dossier: VersionDetails, seeds: int | None) -> Config:
-    """The version's config, by which nothing is promoted; `seeds` images per prompt, if it is given."""
-    config = dossier.config
+def assessment_config(details: VersionDetails, seeds: int | None) -> Config:
+    """The version's config with automatic promotion off, and `seeds` images per prompt if given."""
+    config = details.config
     gate = config.gate.model_copy(update={"auto_promote": False})
     rules = config.evaluation
     if seeds is not None:
@@ -53,19 +53,19 @@ def assessed_by(dossier: VersionDetails, seeds: int | None) -> Config:
     return config.model_copy(update={"gate": gate, "evaluation": rules})
 
 
-@stage("put into service")
-def put_into_service(dossier: VersionDetails, answer: Approval) -> AliasState:
-    """In the name of who approved; raises `ConfigError` as `dreambooth promote` does."""
+@stage("promote approved")
+def promote_approved(details: VersionDetails, answer: Approval) -> AliasState:
+    """Promote the version in the approver's name; raises `ConfigError` as `dreambooth promote`."""
     from dreambooth_core.registry.promotion import PromotionRequest, promote
 
-    wish = PromotionRequest(dossier.version.version, answer.by, answer.reason)
-    return promote(dossier.config, open_store(dossier.config.storage), wish)
+    request = PromotionRequest(details.version.version, answer.by, answer.reason)
+    return promote(details.config, open_store(details.config.storage), request)
 
 
-@stage("refuse")
-def refuse(dossier: VersionDetails, answer: Approval) -> AliasState:
-    """In the name of who rejected."""
+@stage("reject")
+def reject_version(details: VersionDetails, answer: Approval) -> AliasState:
+    """Log the rejection in the person's name."""
     from dreambooth_core.registry.promotion import PromotionRequest, reject
 
-    wish = PromotionRequest(dossier.version.version, answer.by, answer.reason)
-    return reject(dossier.config, open_store(dossier.config.storage), wish)
+    request = PromotionRequest(details.version.version, answer.by, answer.reason)
+    return reject(details.config, open_store(details.config.storage), request)

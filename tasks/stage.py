@@ -1,4 +1,4 @@
-"""How a stage is promised to Prefect: what is tried again, and what a person sees meanwhile."""
+"""Prefect tasks of stages: retries, GPU concurrency limit, progress artifact."""
 
 import time
 from collections.abc import Callable, Iterator
@@ -26,74 +26,74 @@ P = ParamSpec("P")
 R = TypeVar("R")
 
 ARTIFACT_SECONDS = 2.0
-"""Time between two updates of a progress artifact."""
+"""Least time between two updates of a progress artifact."""
 PAUSES = (1, 5, 15, 30)
-"""Seconds before each retry of a stage: a Prefect server that was killed is back after 20."""
+"""Seconds before each retry; a killed Prefect server is restarted within 20."""
 LEASE_SECONDS = 60.0
-"""After which a place on a GPU is free again that a killed run has held; the least Prefect takes."""
+"""Time after which a killed run's slot of the GPU limit is free; Prefect's minimum."""
 
 GPU = "gpu"
-"""Name of the global concurrency limit that keeps a GPU from being booked twice."""
+"""Name of the global concurrency limit, with one slot per GPU."""
 
 
 def stage(name: str, *, gpu: bool = False) -> Callable[[Callable[P, R]], Callable[P, R]]:
-    """A Prefect task, called directly and never submitted: SIGTERM reaches only the main thread.
+    """Decorator for a Prefect task, to be called directly: SIGTERM reaches only the main thread.
 
-    Prefect neither caches nor keeps its result: `stage_cache.once` knows what is there.
-    Tried again only when store or server had a hiccup. With `gpu`, it waits for its turn (see `booked`).
-    It goes on when the worker that started its run is gone.
+    Prefect does not cache or persist its result: `stage_cache` does. It is retried only after a
+    transient error of store or server. With `gpu`, it waits for a slot (see `gpu_slot`). It survives
+    the end of the worker that started it.
     """
-    promised = task(
+    as_task = task(
         name=name,
         retries=len(PAUSES),
         retry_delay_seconds=[*PAUSES],
-        retry_condition_fn=_tries_again,
+        retry_condition_fn=_should_retry,
         cache_policy=NO_CACHE,
         persist_result=False,
     )
 
-    def promise(act: Callable[P, R]) -> Callable[P, R]:
-        return promised(_outliving(_in_turn(act) if gpu else act))
+    def decorate(act: Callable[P, R]) -> Callable[P, R]:
+        return as_task(_surviving(_with_gpu_slot(act) if gpu else act))
 
-    return promise
+    return decorate
 
 
-def _outliving(act: Callable[P, R]) -> Callable[P, R]:
+def _surviving(act: Callable[P, R]) -> Callable[P, R]:
     @wraps(act)
-    def going_on(*args: P.args, **kwargs: P.kwargs) -> R:
+    def call(*args: P.args, **kwargs: P.kwargs) -> R:
         survive_closed_output()
         return act(*args, **kwargs)
 
-    return going_on
+    return call
 
 
-def _in_turn(act: Callable[P, R]) -> Callable[P, R]:
+def _with_gpu_slot(act: Callable[P, R]) -> Callable[P, R]:
     @wraps(act)
-    def waiting(*args: P.args, **kwargs: P.kwargs) -> R:
-        with booked():
+    def call(*args: P.args, **kwargs: P.kwargs) -> R:
+        with gpu_slot():
             return act(*args, **kwargs)
 
-    return waiting
+    return call
 
 
-def passed_on(state: State[R]) -> R:
-    """How a flow within a flow ended, for the outer one to return: the same name, words and result.
+def subflow_result(state: State[R]) -> R:
+    """End state of a subflow for the outer flow to return: same name, message and result.
 
-    Prefect takes the inner one's own state for one of many, and calls the outer one Completed.
-    Raises what the inner one raised.
+    A subflow's own state, returned as it is, would be replaced by the state Completed. Raises what
+    the subflow raised.
     """
     result = state.result()
     fresh: State[R] = Completed(name=state.name, message=state.message, data=result)
-    # whoever calls the outer flow gets the state's data
+    # Prefect gives the caller of the outer flow the state's data
     return cast(R, fresh)
 
 
 @contextmanager
-def booked() -> Iterator[None]:
-    """Hold one place of the limit `gpu`, where the server has one; without it, nobody waits.
+def gpu_slot() -> Iterator[None]:
+    """Hold one slot of the limit `gpu`; no wait if the server has no such limit.
 
-    `prefect gcl create gpu --limit 1` makes it, for as many GPUs as the workers share. The server
-    of a single run has none. A lease that cannot be renewed for a moment does not end a training.
+    `prefect gcl create gpu --limit N` creates it, with N the number of GPUs that the workers share.
+    The server of a single run has none. A failed renewal of the lease does not end a training.
     """
     if not _has_limit():
         yield
@@ -117,45 +117,44 @@ def _has_limit() -> bool:
     return True
 
 
-def is_hiccup(_task: Any, _run: Any, state: Any) -> bool:
-    """Whether the failure came from a store, or a Prefect server, that may answer in a moment."""
+def is_transient(_task: Any, _run: Any, state: Any) -> bool:
+    """Whether a task failed because a store or a Prefect server was temporarily unreachable."""
     error = state.result(raise_on_failure=False)
     if isinstance(error, ConcurrencySlotAcquisitionError):
         error = error.__cause__
-    hiccup = isinstance(error, StorageError | TransportError)
-    return hiccup and not isinstance(error, NotFound)
+    return isinstance(error, StorageError | TransportError) and not isinstance(error, NotFound)
 
 
-def _tries_again(task: Any, run: Any, state: Any) -> bool:
-    again = is_hiccup(task, run, state)
-    if again:
+def _should_retry(task: Any, run: Any, state: Any) -> bool:
+    retry = is_transient(task, run, state)
+    if retry:
         telemetry.send("dreambooth_retries_total", 1)
-    return again
+    return retry
 
 
 @contextmanager
-def progress_shown(name: str) -> Iterator[Progress]:
-    """A `Progress` for the terminal and for a progress artifact in Prefect."""
+def progress_artifact(name: str) -> Iterator[Progress]:
+    """A `Progress` that updates the terminal and a progress artifact in Prefect."""
     with progress_bar(name) as on_terminal:
         artifact: Any = None
-        told_at = 0.0
+        published_at = 0.0
 
-        def told(done: int, total: int, label: str) -> None:
-            nonlocal artifact, told_at
+        def report(done: int, total: int, label: str) -> None:
+            nonlocal artifact, published_at
             on_terminal(done, total, label)
             now = time.monotonic()
-            if now - told_at < ARTIFACT_SECONDS and done < total:
+            if now - published_at < ARTIFACT_SECONDS and done < total:
                 return
-            told_at = now
+            published_at = now
             artifact = _publish(
                 artifact, name, 100 * done / max(total, 1), f"{label} {done}/{total}"
             )
 
-        yield told
+        yield report
 
 
 def _publish(artifact: Any, name: str, percent: float, description: str) -> Any:
-    """Prefect's busy sqlite file is no reason to lose a training run."""
+    """An error of Prefect's server is logged and does not fail the run."""
     try:
         if artifact is None:
             key = f"{name}-progress"

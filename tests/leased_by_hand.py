@@ -1,4 +1,4 @@
-"""Leases without a heart: what tests of makers share."""
+"""Leases without a heartbeat, for tests."""
 
 import os
 from pathlib import Path
@@ -9,7 +9,7 @@ from dreambooth_core.storage.stores import Store
 
 
 def held(store: Store, place: str, folder: Path) -> HeldLease:
-    """The lease for somebody who works in this folder; taken over at once for the next one there."""
+    """The lease of a process with this work folder; a second call takes it over at once."""
     folder.mkdir(parents=True, exist_ok=True)
     lock = os.open(folder / "lock", os.O_RDWR | os.O_CREAT, 0o600)
     try:

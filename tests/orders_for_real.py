@@ -1,4 +1,4 @@
-"""Orders from tiny models: adapters moved by hand, stored as trainings leave them."""
+"""Sampling jobs of tiny models, whose adapters are set at random and stored as after a training."""
 
 from pathlib import Path
 from typing import Any
@@ -7,8 +7,7 @@ import torch
 from PIL import Image as Pillow
 
 from dreambooth_core.batch_sampling.job import SamplingJob
-from dreambooth_core.batch_sampling.models import ModelReference, model_mixes
-from dreambooth_core.batch_sampling.shards import JobPlan, plan
+from dreambooth_core.batch_sampling.shards import JobPlan, plan_job
 from dreambooth_core.config import Config
 from dreambooth_core.diffusion import adapters
 from dreambooth_core.diffusion.families import load_family
@@ -16,20 +15,20 @@ from dreambooth_core.diffusion.sampling import encode_png
 from dreambooth_core.digests import digest_json
 from dreambooth_core.registry import register as registry
 from dreambooth_core.storage.blobs import get_record, image_set, put_blob, put_record
-from dreambooth_core.storage.records import Image, SampleSet, Scores, Weights
+from dreambooth_core.storage.records import Image, ModelReference, SampleSet, Scores, Weights
 from dreambooth_core.storage.stores import open_store
 
 
-class Ordered:
-    """A store with models, by the names that orders call them."""
+class SampledModels:
+    """A store with models, by their names in sampling jobs."""
 
     def __init__(self, config: Config) -> None:
         self.config = config
         self.store = open_store(config.storage)
-        self.members: dict[str, ModelReference] = {}
+        self.models: dict[str, ModelReference] = {}
 
     def add(self, name: str, method: str = "lora", **subject: Any) -> ModelReference:
-        """A model of its own; its weights follow from its name."""
+        """A model that is not registered in MLflow; its weights derive from its name."""
         config = Config.model_validate(
             {
                 **self.config.model_dump(),
@@ -41,15 +40,15 @@ class Ordered:
         weights = self._trained(config)
         key = f"models/{name}/{weights.digest}.json"
         put_record(self.store, key, weights)
-        member = ModelReference(name=f"{name}/1", config=config, version="1", weights_record=key)
-        self.members[name] = member
-        return member
+        model = ModelReference(name=f"{name}/1", config=config, version="1", weights_record=key)
+        self.models[name] = model
+        return model
 
     def register(self, name: str) -> Weights:
-        """A version in MLflow, of weights that are really stored and scores that nobody measured."""
-        member = self.add(name)
-        assert member.weights_record is not None
-        weights = get_record(self.store, member.weights_record, Weights)
+        """A version in MLflow, with stored weights and made-up scores."""
+        model = self.add(name)
+        assert model.weights_record is not None
+        weights = get_record(self.store, model.weights_record, Weights)
         assert weights is not None
         blob = put_blob(self.store, encode_png(Pillow.new("RGB", (8, 8)), "a", 1))
         photos = image_set(self.store, "datasets/x", [Image(name="0.png", blob=blob, size=(8, 8))])
@@ -64,18 +63,14 @@ class Ordered:
             class_samples=drawn,
             base_class_samples=drawn,
         )
-        registry.register(member.config, self.store, photos, None, weights, scores)
+        registry.register(model.config, self.store, photos, None, weights, scores)
         return weights
 
-    def order(self, **document: Any) -> SamplingJob:
+    def job(self, **document: Any) -> SamplingJob:
         return SamplingJob.model_validate({"name": "x", "models": "dog", "prompts": "a"} | document)
 
-    def plan(self, order: SamplingJob) -> JobPlan:
-        words = {part for group in order.groups for mix in group.models for part in mix.split()}
-        members = {
-            word: self.members[word] for word in (w.split(":")[0] for w in words) if word != "+"
-        }
-        return plan(order, model_mixes(order, members, self.store))
+    def plan(self, job: SamplingJob) -> JobPlan:
+        return plan_job(job, {name: self.models[name] for name in job.models}, self.store)
 
     def _trained(self, config: Config) -> Weights:
         family, base = load_family(config.model.family), Path(config.model.base)

@@ -1,4 +1,4 @@
-"""A whole Prefect server on loopback, with the services that triggers and schedules live by."""
+"""A Prefect server on loopback with all services, for triggers and schedules."""
 
 import os
 import subprocess
@@ -17,7 +17,7 @@ ROOT = Path(__file__).parent.parent
 
 @contextmanager
 def prefect_server(home: Path) -> Iterator[str]:
-    """Its API's URL, which is in the environment and in Prefect's settings meanwhile."""
+    """Yield the API's URL, which is also set in the environment and in Prefect's settings."""
     from prefect.settings import PREFECT_API_URL, temporary_settings
 
     def command(port: int) -> list[str]:
@@ -44,7 +44,7 @@ def prefect_server(home: Path) -> Iterator[str]:
 
 
 def in_a_process(*words: str) -> str:
-    """What `prefect ...` prints, run in the repository's root as a worker or a person would."""
+    """Output of `prefect ...`, run as a child process in the repository's root."""
     env = {**os.environ, "PYTHONPATH": str(ROOT)}
     done = subprocess.run(
         [sys.executable, "-m", "prefect", *words],
@@ -68,14 +68,14 @@ def artifacts() -> dict[str, dict[str, Any]]:
 
 
 def events(name: str, seconds: float = 60) -> list[dict[str, Any]]:
-    """The events of this name that the server keeps, the oldest first; waits for the first one."""
+    """The server's events of this name, oldest first; waits for the first one."""
     from prefect.client.orchestration import get_client
 
-    asked = {"filter": {"event": {"name": [name]}}}
+    query = {"filter": {"event": {"name": [name]}}}
     deadline = time.monotonic() + seconds
     while True:
         with get_client(sync_client=True) as client:
-            found = client.request("POST", "/events/filter", json=asked).json()["events"]
+            found = client.request("POST", "/events/filter", json=query).json()["events"]
         if found or time.monotonic() > deadline:
             return sorted(found, key=lambda event: event["occurred"])
         time.sleep(0.5)

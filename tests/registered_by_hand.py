@@ -1,4 +1,4 @@
-"""Records of models that nobody trained, for what registering and promoting is tested by."""
+"""Made-up records of models, for tests of registration and promotion."""
 
 import secrets
 
@@ -27,20 +27,20 @@ from dreambooth_core.storage.stores import Store
 from dreambooth_core.tracking import mlflow as tracking
 
 
-def drawn(store: Store, kind: type[ImageSet], seed: int) -> ImageSet:
-    """Two images of noise for one prompt."""
+def noise_images(store: Store, kind: type[ImageSet], seed: int) -> ImageSet:
+    """Two stored images of noise for one prompt."""
     draw = np.random.default_rng(seed)
     images = []
     for index in range(2):
-        picture = Image.fromarray(draw.integers(0, 255, (8, 8, 3), dtype=np.uint8))
-        blob = put_blob(store, encode_png(picture, "p", index))
+        image = Image.fromarray(draw.integers(0, 255, (8, 8, 3), dtype=np.uint8))
+        blob = put_blob(store, encode_png(image, "p", index))
         images.append(records.Image(name=f"{index}.png", blob=blob, prompt="p", seed=index))
     return image_set(store, "sets", images, kind)
 
 
-def ancestry(store: Store, mark: str = "a", value: float = 0.75) -> RunInputs:
-    """All records of one training, in the store; `mark` is a hex digit that its digests repeat."""
-    samples = [drawn(store, SampleSet, seed) for seed in range(4)]
+def stored_inputs(store: Store, mark: str = "a", value: float = 0.75) -> RunInputs:
+    """All records of one training, stored; its digests repeat the hex digit `mark`."""
+    samples = [noise_images(store, SampleSet, seed) for seed in range(4)]
     blob = put_blob(store, f"weights {mark}".encode())
     weights = Weights(
         uri=f"{store.uri}/runs/{mark}/result.json",
@@ -68,7 +68,9 @@ def ancestry(store: Store, mark: str = "a", value: float = 0.75) -> RunInputs:
         base_class_samples=samples[3],
     )
     put_record(store, f"scores/{mark}/result.json", scores)
-    return RunInputs(drawn(store, ImageSet, 8), drawn(store, ImageSet, 9), weights, scores)
+    return RunInputs(
+        noise_images(store, ImageSet, 8), noise_images(store, ImageSet, 9), weights, scores
+    )
 
 
 def _row(prompt: str, seed: int, value: float) -> ImageScores:
@@ -85,13 +87,13 @@ def _row(prompt: str, seed: int, value: float) -> ImageScores:
 
 
 def version_by_hand(client, config: Config, store: Store, mark: str) -> ModelVersion:
-    """A version in MLflow and in the store without its run's contents: quick to make."""
-    found = ancestry(store, mark)
-    book = register.open_book(client, config, store)
+    """A version in MLflow and the store, whose run has no contents."""
+    inputs = stored_inputs(store, mark)
+    log = register.open_alias_log(client, config, store)
     run = client.create_run(tracking.experiment_of(client, config)).info.run_id
     number = str(client.create_model_version(config.name, f"file:///{mark}", run).version)
-    origin = provenance.provenance_of(config, store, found)
-    provenance.put_provenance(book, origin.model_copy(update={"version": number, "run_id": run}))
+    made = provenance.provenance_of(config, store, inputs)
+    provenance.put_provenance(log, made.model_copy(update={"version": number, "run_id": run}))
     return ModelVersion(name=config.name, version=number, aliases=(), run_id=run)
 
 
@@ -102,19 +104,19 @@ def verdict(
     rule: str = "superiority",
     candidate: Scores | None = None,
 ) -> Verdict:
-    """What the gate might have said of a version."""
+    """A verdict on a version with made-up scores."""
     passed = "passed" if outcome == "promote" else "failed"
     sentence = f"version {version}: {outcome} | against {against}"
-    nothing = SampleSet(uri="x", digest="x", images=())
+    no_images = SampleSet(uri="x", digest="x", images=())
     scores = Scores(
         uri="file:///s",
         digest="b" * 64,
         metrics={"clip_i": 0.5},
         base_metrics={"clip_i": 0.25},
-        samples=nothing,
-        base_samples=nothing,
-        class_samples=nothing,
-        base_class_samples=nothing,
+        samples=no_images,
+        base_samples=no_images,
+        class_samples=no_images,
+        base_class_samples=no_images,
     )
     return Verdict(
         uri=f"file:///verdicts/{version}",
@@ -130,6 +132,6 @@ def verdict(
     )
 
 
-def log_of(book: AliasLog) -> list[tuple[str, str, str]]:
-    """Action, version and who, the first change first."""
-    return [(change.action, change.version, change.by) for change in book.history()]
+def log_of(log: AliasLog) -> list[tuple[str, str, str]]:
+    """Action, version and user of all changes, oldest first."""
+    return [(change.action, change.version, change.by) for change in log.history()]

@@ -71,8 +71,8 @@ def test_events_start_their_deployments(server):
         MODEL_CANDIDATE,
         MODEL_PROMOTED,
         dataset_published,
+        emit,
         model_event,
-        tell,
     )
 
     publication = Publication(number=1, digest="a" * 64, photos=4, when="now", by="ann")
@@ -90,11 +90,11 @@ def test_events_start_their_deployments(server):
     while len({run["deployment_id"] for run in runs}) < 3 and time.monotonic() < deadline:
         # the server loads new triggers with a delay
         if not sent or time.monotonic() - sent[-1] > 20:
-            assert tell(dataset_published(PushResult(name="small-world-robot", **pushed)))
-            assert tell(dataset_published(PushResult(name="another", **pushed)))
-            assert tell(model_event(MODEL_CANDIDATE, "robot", "3", "it is better"))
-            assert tell(model_event(MODEL_PROMOTED, "robot", "3", "ann likes it"))
-            assert tell(model_event(MODEL_PROMOTED, "small-world-robot", "2", "ann likes it"))
+            assert emit(dataset_published(PushResult(name="small-world-robot", **pushed)))
+            assert emit(dataset_published(PushResult(name="another", **pushed)))
+            assert emit(model_event(MODEL_CANDIDATE, "robot", "3", "it is better"))
+            assert emit(model_event(MODEL_PROMOTED, "robot", "3", "ann likes it"))
+            assert emit(model_event(MODEL_PROMOTED, "small-world-robot", "2", "ann likes it"))
             sent.append(time.monotonic())
         time.sleep(1)
         found = asked("/flow_runs/filter")
@@ -105,7 +105,7 @@ def test_events_start_their_deployments(server):
     assert started["on-candidate"]["promotion"] == {"model": "robot/3"}
     config = started["on-new-dataset"]["retraining"]["config"]
     assert config["subject"]["images"] == "dataset://small-world-robot@latest"
-    (group,) = started["on-promotion"]["order"]["groups"]
+    (group,) = started["on-promotion"]["job"]["groups"]
     assert group["models"] == ["small-world-robot@champion"]
     # events of other datasets and models start nothing
     assert max(Counter(run["deployment_id"] for run in runs).values()) <= len(sent)

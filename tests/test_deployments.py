@@ -1,4 +1,4 @@
-"""`prefect deploy` falls back to a placeholder when a flow file fails: here each one is loaded."""
+"""`prefect deploy` falls back to a placeholder when a flow file fails: each one is loaded here."""
 
 import sys
 from pathlib import Path
@@ -21,14 +21,14 @@ DEPLOYMENTS = yaml.safe_load((ROOT / "prefect.yaml").read_text(encoding="utf-8")
 
 DOCUMENTS = {
     "config": Config,
-    "order": SamplingJob,
+    "job": SamplingJob,
     "retraining": Retraining,
     "promotion": Promotion,
     "assessment": Assessment,
     "sweep": Sweep,
     "cleaning": Cleaning,
 }
-PARAMETERS = {*DOCUMENTS, "work", "place", "shard"}
+PARAMETERS = {*DOCUMENTS, "work", "shard"}
 
 
 @pytest.mark.parametrize("deployment", DEPLOYMENTS, ids=lambda deployment: deployment["name"])
@@ -44,12 +44,12 @@ class TestDeployment:
         assert flow.fn.__name__.endswith("_flow")
         assert set(deployment["parameters"]) <= set(flow.parameters.properties) <= PARAMETERS
 
-    def test_its_documents_are_what_the_flow_takes(self, deployment):
+    def test_its_documents_are_valid_parameters_of_the_flow(self, deployment):
         for name, document in deployment["parameters"].items():
             assert DOCUMENTS[name].model_validate(document)
 
-    def test_a_server_takes_its_parameters(self, deployment, monkeypatch):
-        """The server knows the schema alone, and none of what a model does before it validates."""
+    def test_its_parameters_pass_the_schema_check_of_a_server(self, deployment, monkeypatch):
+        """A server validates against the JSON schema only, without the models' validators."""
         from prefect.flows import load_flow_from_entrypoint
         from prefect.utilities.schema_tools import validate
 
@@ -71,5 +71,5 @@ class TestDeployment:
 
 def test_every_flow_file_is_deployed():
     deployed = {deployment["entrypoint"].split(":")[0] for deployment in DEPLOYMENTS}
-    there = {f"flows/{path.name}" for path in (ROOT / "flows").glob("*.py")} - {"flows/__init__.py"}
-    assert deployed == there
+    files = {f"flows/{path.name}" for path in (ROOT / "flows").glob("*.py")} - {"flows/__init__.py"}
+    assert deployed == files

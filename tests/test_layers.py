@@ -25,10 +25,6 @@ LEVELS = [
 ]
 """From lowest to highest: packages and modules of `dreambooth_core`, `tasks` and `flows`."""
 LEVEL = {name: level for level, line in enumerate(LEVELS) for name in line.split()}
-BACK: dict[tuple[str, str], str] = {
-    ("batch_sampling", "registry"): "find_member and photos_of get resolved models from the caller",
-}
-"""Imports of the same or a higher level -> the change that removes them."""
 COMMANDS = {
     "dreambooth_core.cli.training": {"flows"},
     "dreambooth_core.cli.approvals": {"tasks"},
@@ -54,21 +50,11 @@ def libraries(path: Path) -> set[str]:
 def test_imports_are_of_lower_levels(name: str) -> None:
     known, own = modules(), package_of(name)
     others = {package_of(target) for target in imports(known[name]) & known.keys()} - {own}
-    wrong = {target for target in others if LEVEL[target] >= LEVEL[own]}
-    assert wrong <= {target for source, target in BACK if source == own}
+    assert not {target for target in others if LEVEL[target] >= LEVEL[own]}
 
 
 def test_the_table_has_all_packages() -> None:
     assert LEVEL.keys() == {package_of(name) for name in modules()}
-
-
-def test_every_listed_exception_is_needed() -> None:
-    found = {
-        (package_of(name), package_of(target))
-        for name, path in modules().items()
-        for target in imports(path) & modules().keys()
-    }
-    assert found >= BACK.keys()
 
 
 @pytest.mark.parametrize("path", files("dreambooth_core"), ids=name_of)

@@ -252,7 +252,7 @@ def read_approval(tab: browser.Tab, place: StackLayout) -> str:
     """Check the numbers of the gate in the form; the link to the report, visible without scrolling."""
     tab.until(f"{APPROVAL}?.innerText.includes('Put {NAME}/1 into service?')")
     with opened(place) as one:
-        verdict = promotion.verdict_of(one.book, "1")
+        verdict = promotion.verdict_of(one.log, "1")
     assert verdict is not None
     assert verdict.sentence in tab.ask(f"{APPROVAL}.innerText")
     assert verdict.comparisons
@@ -283,7 +283,7 @@ def reject(tab: browser.Tab, place: StackLayout, run: str) -> None:
 def opened(place: StackLayout) -> Iterator[listing.OpenedVersion]:
     """The registered version."""
     work = place.project / ".dreambooth"
-    with services.client_environment(place), listing.opened(None, work, f"{NAME}/1") as one:
+    with services.client_environment(place), listing.opened_version(None, work, f"{NAME}/1") as one:
         yield one
 
 
@@ -325,8 +325,8 @@ def test_a_promotion_is_rejected_in_the_browser(tab: browser.Tab, place: StackLa
     report = read_approval(tab, place)
     reject(tab, place, run)
     with opened(place) as one:
-        last, standing = one.book.history()[-1], one.book.standing
+        last, state = one.log.history()[-1], one.log.state
     assert (last.action, last.version, last.by, last.reason) == ("reject", "1", "ann", REASON)
-    assert standing.champion is None
+    assert state.champion is None
     tab.open(report, 1400, 1000)
     tab.until("document.querySelector('iframe') !== null", 120)

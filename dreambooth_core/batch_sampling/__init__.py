@@ -1,1 +1,1 @@
-"""Orders of images: out of trained models, in shards, into galleries."""
+"""Sampling jobs: many images of trained models, drawn in shards, published as galleries."""

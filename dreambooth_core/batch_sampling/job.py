@@ -1,4 +1,4 @@
-"""Orders of images: prompts x seeds x models x settings, from YAML or CSV.
+"""Sampling jobs: prompts x seeds x models x settings, from YAML or CSV.
 
     name: postcards
     models: Texts
@@ -6,8 +6,8 @@
     seeds: 4
     guidance: [3, 5]
 
-A CSV has a group of images per row, with the same words for columns and `|` between several values;
-a bar at the end makes one seed a list: `seeds` of 7 are seven images, of `7|` the image of seed 7.
+A CSV has one group per row, the keys of a group as columns, and `|` between several values. In
+`seeds`, 7 means seven images and `7|` the image of seed 7.
 """
 
 import re
@@ -28,11 +28,11 @@ from dreambooth_core.config.results import Steps
 from dreambooth_core.errors import ConfigError
 from dreambooth_core.randomness import seed_for
 
-STRONGEST = 2.0
+MAX_STRENGTH = 2.0
 
 
 def _listed(value: Any) -> Any:
-    """One value where several may stand."""
+    """A single value as a tuple of one."""
     return value if isinstance(value, list | tuple) else (value,)
 
 
@@ -45,30 +45,30 @@ Texts = Annotated[tuple[str, ...], *_SEVERAL]
 
 
 class WeightedModel(NamedTuple):
-    """One of the models that are put into a base together."""
+    """One model of a mix."""
 
     model: str
-    """NAME, NAME@alias or NAME/version, or the config of a finished training."""
+    """NAME, NAME@alias, NAME/version or CONFIG.yaml."""
     strength: float = 1.0
-    """Times the adapter's change, in [0, 2]."""
+    """Factor of the adapter's change to the weights, in [0, 2]."""
 
 
 class JobGroup(Section):
-    """Images of all combinations of some values; what is null is taken from the model's own config."""
+    """Images of all combinations of the listed values; null is the value of the model's own config."""
 
     models: Texts
-    """NAME (its candidate), NAME@alias, NAME/version or CONFIG.yaml; `A:0.8 + B:0.5` puts several
-    adapters into one base, in this order and of these strengths."""
+    """NAME (its candidate), NAME@alias, NAME/version or CONFIG.yaml; `A:0.8 + B:0.5` loads
+    several adapters into one base, in this order and at these strengths."""
     prompts: Texts
-    """Templates: `{subject}`, `{identifier}` and `{class}` are those of the (first) model."""
+    """Templates: `{subject}`, `{identifier}` and `{class}` are filled from the (first) model's config."""
     seeds: Positive | Annotated[tuple[Seed, ...], Field(min_length=1)] = 4
-    """Images per prompt, by seeds that follow from the order's; or these very seeds, as a list."""
+    """Images per prompt, whose seeds derive from the job's seed; or a list of seeds."""
     guidance: Annotated[tuple[_Guidance | None, ...], *_SEVERAL] = (None,)
     """Guidance scales."""
     steps: Annotated[tuple[Steps | None, ...], *_SEVERAL] = (None,)
     """Inference steps."""
     noise_schedulers: Annotated[tuple[_SchedulerName | None, ...], *_SEVERAL] = (None,)
-    """Noise schedulers of diffusers by their classes' names."""
+    """Class names of diffusers' noise schedulers."""
     negative_prompts: Annotated[tuple[str | None, ...], *_SEVERAL] = (None,)
 
     @field_validator("models")
@@ -87,44 +87,44 @@ class JobGroup(Section):
 
     @property
     def count(self) -> int:
-        """Images, those that stand twice counted twice."""
+        """Number of images, duplicates included."""
         seeds = self.seeds if isinstance(self.seeds, int) else len(self.seeds)
         number = seeds * len(self.models) * len(self.prompts) * len(self.guidance)
         return number * len(self.steps) * len(self.noise_schedulers) * len(self.negative_prompts)
 
 
 class ImageChecks(Section):
-    """What is looked for in the images; nothing is deleted, the manifest and the gallery say it."""
+    """Checks of the drawn images: flags in manifest and gallery; no image is deleted."""
 
     near_duplicates: Literal["dhash", "clip"] | None = "dhash"
-    """By 64 brightness edges of each image, or by CLIP's embeddings; null: not at all."""
+    """Compare 64-bit difference hashes, or CLIP embeddings; null: no check."""
     dhash_distance: Annotated[int, Field(ge=0, le=64)] = 4
-    """Of 64 edges, those that may differ between near-duplicates."""
+    """Largest Hamming distance of two near-duplicates, of 64 bits."""
     clip_cosine: Fraction = 0.97
-    """Embeddings of near-duplicates have at least this cosine."""
+    """Smallest cosine of two near-duplicates' embeddings."""
     safety_checker: str | None = None
-    """Folder or Hub id of diffusers' StableDiffusionSafetyChecker; without one nothing is judged."""
+    """Folder or Hub id of diffusers' StableDiffusionSafetyChecker; null: no check."""
     safety_revision: str | None = None
-    """Commit of its Hub repository."""
+    """Commit of the safety checker's Hub repository."""
 
 
 class SamplingJob(Section):
-    """A whole order; the words of a group may stand beside `groups`, for all groups that lack them."""
+    """A sampling job; keys of a group given beside `groups` are defaults of all groups."""
 
     name: Annotated[str, Field(pattern=NAME)]
-    """Of its folder, its gallery and its manifest."""
+    """Name of its folder in the store and title of its gallery."""
     groups: Annotated[tuple[JobGroup, ...], Field(min_length=1)]
     seed: Annotated[int, Field(ge=0, lt=2**31)] = 0
-    """The images' seeds follow from it, as a run's samples' do from the run's seed."""
+    """The images' seeds derive from it, as those of a run's samples from the run's seed."""
     size: tuple[_Side, _Side] | None = None
     """Height and width in pixels; the models' training resolution when left out."""
     batch_size: Positive | None = None
-    """Images per forward; the model's own when left out. It decides the last bit of an image."""
+    """Images per forward; that of the model's config when left out. Another one changes rounding."""
     limit: Positive = 1000
-    """An order of more images is refused: raise it when you mean them."""
+    """Most images of the job; more are refused."""
     flags: ImageChecks = ImageChecks()
     scores: bool = False
-    """Measure each image with the encoders of its model's `evaluation`: CLIP-T, and against the photos."""
+    """Measure prompt fidelity (CLIP-T) and subject fidelity with the encoders of the model's `evaluation`."""
     compute: Compute = Compute()
 
     @model_validator(mode="before")
@@ -150,11 +150,22 @@ class SamplingJob(Section):
 
     @property
     def count(self) -> int:
+        """Number of images, duplicates included."""
         return sum(group.count for group in self.groups)
+
+    @property
+    def mixes(self) -> list[str]:
+        """The different entries of all groups' `models`, sorted."""
+        return sorted({mix for group in self.groups for mix in group.models})
+
+    @property
+    def models(self) -> list[str]:
+        """The different model names in `mixes`, sorted."""
+        return sorted({part.model for mix in self.mixes for part in parse_mix(mix)})
 
 
 class ImageSpec(NamedTuple):
-    """One image of an order; None leaves the choice to the model's config."""
+    """One image of a job; None is the value of the model's config."""
 
     model: str
     template: str
@@ -165,57 +176,58 @@ class ImageSpec(NamedTuple):
     negative_prompt: str | None
 
 
-def image_specs(order: SamplingJob) -> tuple[ImageSpec, ...]:
-    """All images of an order, each once; the seeds of one setting follow each other."""
-    return tuple(dict.fromkeys(wish for group in order.groups for wish in _of(group, order.seed)))
+def image_specs(job: SamplingJob) -> tuple[ImageSpec, ...]:
+    """All images of a job, each once; the seeds of one setting are adjacent."""
+    specs = (spec for group in job.groups for spec in _group_specs(group, job.seed))
+    return tuple(dict.fromkeys(specs))
 
 
 def read_job(path: Path) -> SamplingJob:
-    """The order in a YAML or CSV file; raises `ConfigError` with one clause per wrong field.
+    """The job in a YAML or CSV file; its `name` defaults to the file's.
 
-    Without a `name` it has the file's.
+    Raises `ConfigError` with one clause per wrong field.
     """
     rows = _rows(path) if path.suffix == ".csv" else {}
-    document = {"groups": [*rows.values()]} if rows else read_yaml(path, "order")
+    document = {"groups": [*rows.values()]} if rows else read_yaml(path, "sampling job")
     try:
-        return SamplingJob.model_validate({"name": as_name(path.stem) or "order", **document})
+        return SamplingJob.model_validate({"name": as_name(path.stem) or "job", **document})
     except ConfigError as error:
         raise ConfigError(f"{path}: {error}") from None
     except ValidationError as error:
-        said = wrong_fields(error, SamplingJob)
-        for place, number in enumerate(rows):
-            said = said.replace(f"groups.{place}.", f"row {number}: ")
-        raise ConfigError(f"{path}: {said}") from error
+        message = wrong_fields(error, SamplingJob)
+        for index, number in enumerate(rows):
+            message = message.replace(f"groups.{index}.", f"row {number}: ")
+        raise ConfigError(f"{path}: {message}") from error
 
 
 def parse_mix(mix: str) -> tuple[WeightedModel, ...]:
     """`A:0.8 + B` -> A with strength 0.8, then B with 1; raises `ValueError`."""
-    return tuple(_ingredient(part.strip(), mix) for part in mix.split(" + "))
+    return tuple(_weighted_model(text.strip(), mix) for text in mix.split(" + "))
 
 
-def _of(group: JobGroup, order_seed: int) -> Iterator[ImageSpec]:
+def _group_specs(group: JobGroup, job_seed: int) -> Iterator[ImageSpec]:
     seeds = group.seeds
     if isinstance(seeds, int):
-        seeds = tuple(map(partial(seed_for, order_seed, "sample"), range(seeds)))
+        seeds = tuple(map(partial(seed_for, job_seed, "sample"), range(seeds)))
     settings = product(group.guidance, group.steps, group.noise_schedulers, group.negative_prompts)
     for model, template, setting, seed in product(group.models, group.prompts, settings, seeds):
         yield ImageSpec(model, template, seed, *setting)
 
 
-def _ingredient(text: str, mix: str) -> WeightedModel:
+def _weighted_model(text: str, mix: str) -> WeightedModel:
     model, separator, strength = text.rpartition(":")
     if not separator:
         model, strength = text, "1"
     if not model.strip() or not re.fullmatch(r"\d+(\.\d+)?", strength.strip()):
         raise ValueError(f"model {mix!r} must be like NAME@champion, or NAME:0.8 + OTHER/2:0.5")
-    if float(strength) > STRONGEST:
-        raise ValueError(f"the strength {strength} in {mix!r} must be at most {STRONGEST:g}")
+    if float(strength) > MAX_STRENGTH:
+        raise ValueError(f"the strength {strength} in {mix!r} must be at most {MAX_STRENGTH:g}")
     return WeightedModel(model.strip(), float(strength))
 
 
 def _rows(path: Path) -> dict[int, dict[str, Any]]:
-    """Number of a row, from 1 -> its group; rows without any text are passed over."""
-    header, lines = read_csv(path, "order")
+    """Row number, from 1 -> its group; empty rows are skipped."""
+    header, lines = read_csv(path, "sampling job")
     columns = [column.strip() for column in header]
     wrong = (
         n for at, n in enumerate(columns) if n not in JobGroup.model_fields or n in columns[:at]
@@ -223,22 +235,24 @@ def _rows(path: Path) -> dict[int, dict[str, Any]]:
     if (name := next(wrong, None)) is not None:
         known = ", ".join(JobGroup.model_fields)
         raise ConfigError(
-            f"{path} has a column {name[:60]!r} that is unknown or stands twice: its first line is of "
-            f"{known}, between commas; what is for the whole order, such as limit, a YAML file says"
+            f"{path} has a column {name[:60]!r} that is unknown or given twice: separate columns by "
+            f"commas and use {known}; keys of the whole job, such as limit, need a YAML file"
         )
     rows = enumerate((cells for cells in lines if cells), start=1)
     groups = {number: _group(columns, cells, f"{path}, row {number}") for number, cells in rows}
     found = {number: group for number, group in groups.items() if group}
     if not found:
         raise ConfigError(
-            f"{path} has no rows: its first line names the columns, each other a group"
+            f"{path} has no rows: the first line names the columns, each further line is a group"
         )
     return found
 
 
 def _group(columns: list[str], cells: list[str], where: str) -> dict[str, Any]:
     if len(cells) != len(columns):
-        raise ConfigError(f"{where} has not as many cells as there are columns: quote its commas")
+        raise ConfigError(
+            f"{where} does not have one cell per column: put cells with commas in quotes"
+        )
     return {
         column: _cell(column, text)
         for column, text in zip(columns, cells, strict=True)

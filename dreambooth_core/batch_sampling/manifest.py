@@ -1,6 +1,6 @@
-"""An order's finished images with all that is known of them: flags, scores, and its manifest.
+"""Finished images of a job: checked, scored, and listed in manifests.
 
-A manifest has a line per image: `pandas.read_json("manifest.jsonl", lines=True)`.
+A manifest has one row per image: `pandas.read_json("manifest.jsonl", lines=True)`.
 """
 
 import io
@@ -12,153 +12,147 @@ from typing import Any
 import numpy as np
 
 from dreambooth_core.batch_sampling import image_checks
-from dreambooth_core.batch_sampling.job import ImageChecks, SamplingJob
-from dreambooth_core.batch_sampling.models import ModelReference, photos_of
+from dreambooth_core.batch_sampling.job import ImageChecks
+from dreambooth_core.batch_sampling.models import instance_images
 from dreambooth_core.batch_sampling.shards import JobPlan, PlannedImage
 from dreambooth_core.config import Config, Detector
-from dreambooth_core.metrics import Eye
+from dreambooth_core.metrics import Eye, Sight
 from dreambooth_core.storage.blobs import blob_key
-from dreambooth_core.storage.records import Blob, Image, Record
+from dreambooth_core.storage.records import Blob, Image, ModelReference, Record
 from dreambooth_core.storage.stores import Store
 from dreambooth_core.vision.embeddings import Embeddings
 
 
 class CheckedImage(Record):
-    """A finished picture and what was found in it."""
+    """A finished image with its flags and scores."""
 
-    picture: PlannedImage
+    planned: PlannedImage
     image: Blob
     duplicate_of: int | None = None
-    """Index of the first picture that it nearly repeats."""
+    """Index of the first earlier image that it nearly repeats."""
     unsafe: bool | None = None
-    """What the safety checker says; None without one."""
+    """The safety checker's flag; None without a checker."""
     scores: dict[str, float]
-    """`prompt_fidelity`: CLIP-T with the prompt without the identifier; `subject_fidelity`: the mean
-    cosine with the photos, of the identity encoder."""
+    """`prompt_fidelity`: CLIP-T with the prompt without the identifier; `subject_fidelity`: mean
+    cosine with the photos' embeddings, by the identity encoder. Both in [-1, 1]."""
 
 
 def check_images(
-    order: SamplingJob,
-    planned: JobPlan,
-    members: Mapping[str, ModelReference],
-    store: Store,
-    pictures: Sequence[PlannedImage],
+    plan: JobPlan, store: Store, images: Sequence[PlannedImage]
 ) -> tuple[CheckedImage, ...]:
-    """The finished pictures, flagged and measured as the order says.
+    """The finished images, flagged and scored as the job asks.
 
-    What an encoder sees is kept by image: a longer order looks at new images only. Raises
-    `ModelError` when an encoder or the safety checker is missing.
+    Embeddings are cached by image: a longer job embeds new images only. Raises `ModelError` when an
+    encoder or the safety checker is missing.
     """
-    shots = [
-        CheckedImage(picture=picture, image=picture.image, scores={})
-        for picture in pictures
-        if picture.image is not None
+    job = plan.job
+    drawn = [
+        CheckedImage(planned=image, image=image.image, scores={})
+        for image in images
+        if image.image is not None
     ]
-    if not shots:
+    if not drawn:
         return ()
-    first = planned.mixtures[shots[0].picture.model].config
-    repeats = _repeats(order.flags, first, store, shots)
-    judged = _judged(order.flags, store, shots)
-    scores = _scores(planned, members, store, shots) if order.scores else [{} for _ in shots]
-    found = zip(shots, repeats, judged, scores, strict=True)
+    config = plan.mixes[drawn[0].planned.model].config
+    repeats = _repeats(job.flags, config, store, drawn)
+    unsafe = _unsafe(job.flags, store, drawn)
+    scores = _scores(plan, store, drawn) if job.scores else [{} for _ in drawn]
     return tuple(
-        shot.model_copy(
+        image.model_copy(
             update={
-                "duplicate_of": None if repeat is None else shots[repeat].picture.index,
-                "unsafe": bad,
-                "scores": measured,
+                "duplicate_of": None if repeat is None else drawn[repeat].planned.index,
+                "unsafe": flag,
+                "scores": values,
             }
         )
-        for shot, repeat, bad, measured in found
+        for image, repeat, flag, values in zip(drawn, repeats, unsafe, scores, strict=True)
     )
 
 
-def manifests(store: Store, shots: Sequence[CheckedImage]) -> dict[str, bytes]:
-    """File name -> the manifest in that form; Parquet where pyarrow is installed."""
-    rows = [manifest_row(store, shot) for shot in shots]
+def manifests(store: Store, images: Sequence[CheckedImage]) -> dict[str, bytes]:
+    """File name -> manifest: JSON lines, and Parquet where pyarrow is installed."""
+    rows = [manifest_row(store, image) for image in images]
     files = {"manifest.jsonl": json_lines(rows)}
     if rows and find_spec("pyarrow"):
         files["manifest.parquet"] = parquet(rows)
     return files
 
 
-def manifest_row(store: Store, shot: CheckedImage) -> dict[str, Any]:
-    """One image's line of the manifest."""
-    picture = shot.picture
-    height, width = picture.size
+def manifest_row(store: Store, checked: CheckedImage) -> dict[str, Any]:
+    """One image's row of the manifest."""
+    image = checked.planned
+    height, width = image.size
     return {
-        "index": picture.index,
-        "uri": f"{store.uri}/{blob_key(shot.image)}",
-        "sha256": shot.image.sha256,
-        "bytes": shot.image.size,
-        "model": picture.model,
-        "prompt": picture.prompt,
-        "template": picture.template,
-        "seed": picture.seed,
-        **picture.sampler.model_dump(),
+        "index": image.index,
+        "uri": f"{store.uri}/{blob_key(checked.image)}",
+        "sha256": checked.image.sha256,
+        "bytes": checked.image.size,
+        "model": image.model,
+        "prompt": image.prompt,
+        "template": image.template,
+        "seed": image.seed,
+        **image.sampler.model_dump(),
         "height": height,
         "width": width,
-        "family": picture.family,
-        "base": picture.base,
-        "weights": [put.model_dump() for put in picture.weights],
-        "duplicate_of": shot.duplicate_of,
-        "unsafe": shot.unsafe,
-        "prompt_fidelity": shot.scores.get("prompt_fidelity"),
-        "subject_fidelity": shot.scores.get("subject_fidelity"),
+        "family": image.family,
+        "base": image.base,
+        "weights": [weights.model_dump() for weights in image.weights],
+        "duplicate_of": checked.duplicate_of,
+        "unsafe": checked.unsafe,
+        "prompt_fidelity": checked.scores.get("prompt_fidelity"),
+        "subject_fidelity": checked.scores.get("subject_fidelity"),
     }
 
 
 def json_lines(rows: Sequence[Mapping[str, Any]]) -> bytes:
-    """A JSON object per line; the same rows are the same bytes."""
+    """One JSON object per line; equal rows give equal bytes."""
     return "".join(f"{json.dumps(row, ensure_ascii=False)}\n" for row in rows).encode()
 
 
 def parquet(rows: Sequence[Mapping[str, Any]]) -> bytes:
-    """The same table as Parquet, with types of columns that do not hang on their values."""
+    """The rows as Parquet; the columns' types are fixed, whatever values they hold."""
     import pyarrow  # type: ignore[import-untyped]
     from pyarrow.parquet import write_table  # type: ignore[import-untyped]
 
-    put = pyarrow.struct(
+    weights = pyarrow.struct(
         [("name", pyarrow.string()), ("digest", pyarrow.string()), ("strength", pyarrow.float64())]
     )
-    of_words = ("uri", "sha256", "model", "prompt", "template", "negative_prompt")
-    words = dict.fromkeys((*of_words, "noise_scheduler", "family", "base"), pyarrow.string())
-    counts = ("index", "bytes", "seed", "inference_steps", "batch_size", "height", "width")
-    numbers = dict.fromkeys((*counts, "duplicate_of"), pyarrow.int64())
-    scores = ("guidance_scale", "prompt_fidelity", "subject_fidelity")
-    kinds = {
-        **words,
-        **numbers,
-        **dict.fromkeys(scores, pyarrow.float64()),
-        "weights": pyarrow.list_(put),
+    texts = ("uri", "sha256", "model", "prompt", "template", "negative_prompt", "noise_scheduler")
+    integers = ("index", "bytes", "seed", "inference_steps", "batch_size", "height", "width")
+    floats = ("guidance_scale", "prompt_fidelity", "subject_fidelity")
+    types = {
+        **dict.fromkeys((*texts, "family", "base"), pyarrow.string()),
+        **dict.fromkeys((*integers, "duplicate_of"), pyarrow.int64()),
+        **dict.fromkeys(floats, pyarrow.float64()),
+        "weights": pyarrow.list_(weights),
         "unsafe": pyarrow.bool_(),
     }
-    schema = pyarrow.schema([(name, kinds[name]) for name in rows[0]])
+    schema = pyarrow.schema([(name, types[name]) for name in rows[0]])
     file = io.BytesIO()
     write_table(pyarrow.Table.from_pylist(list(rows), schema=schema), file)
     return file.getvalue()
 
 
-def as_image(shot: CheckedImage) -> Image:
-    """The shot as a member of an image set."""
-    picture = shot.picture
+def as_image(checked: CheckedImage) -> Image:
+    """The checked image as an `Image` of an image set."""
+    image = checked.planned
     return Image(
-        name=f"{picture.index:06d}.png",
-        blob=shot.image,
-        prompt=picture.prompt,
-        seed=picture.seed,
-        size=picture.size,
+        name=f"{image.index:06d}.png",
+        blob=checked.image,
+        prompt=image.prompt,
+        seed=image.seed,
+        size=image.size,
     )
 
 
 def _repeats(
-    rules: ImageChecks, config: Config, store: Store, shots: Sequence[CheckedImage]
+    rules: ImageChecks, config: Config, store: Store, checked: Sequence[CheckedImage]
 ) -> Sequence[int | None]:
     from dreambooth_core.metrics.embeddings import StoredImages
 
     if rules.near_duplicates is None:
-        return [None] * len(shots)
-    images = tuple(map(as_image, shots))
+        return [None] * len(checked)
+    images = tuple(map(as_image, checked))
     if rules.near_duplicates == "clip":
         return image_checks.repeats_by_cosine(
             embed_images(config, store, images, "clip"), rules.clip_cosine
@@ -167,66 +161,61 @@ def _repeats(
     return image_checks.repeats_by_hash(hashes, rules.dhash_distance)
 
 
-def _judged(
-    rules: ImageChecks, store: Store, shots: Sequence[CheckedImage]
+def _unsafe(
+    rules: ImageChecks, store: Store, checked: Sequence[CheckedImage]
 ) -> Sequence[bool | None]:
     from dreambooth_core.metrics.embeddings import StoredImages
 
     if rules.safety_checker is None:
-        return [None] * len(shots)
-    pictures = StoredImages(store, tuple(map(as_image, shots)))
-    return image_checks.unsafe(pictures, rules.safety_checker, rules.safety_revision)
+        return [None] * len(checked)
+    images = StoredImages(store, tuple(map(as_image, checked)))
+    return image_checks.unsafe(images, rules.safety_checker, rules.safety_revision)
 
 
-def _scores(
-    planned: JobPlan,
-    members: Mapping[str, ModelReference],
-    store: Store,
-    shots: Sequence[CheckedImage],
-) -> list[dict[str, float]]:
-    """By each model's own encoders; a mixture's subject is its first model's."""
-    by_name = {member.name: member for member in members.values()}
-    found: dict[int, dict[str, float]] = {}
-    for name in dict.fromkeys(shot.picture.model for shot in shots):
-        theirs = [shot for shot in shots if shot.picture.model == name]
-        member = by_name[planned.mixtures[name].members[0]]
-        found |= zip(
-            (shot.picture.index for shot in theirs), _measured(member, store, theirs), strict=True
-        )
-    return [found[shot.picture.index] for shot in shots]
+def _scores(plan: JobPlan, store: Store, checked: Sequence[CheckedImage]) -> list[dict[str, float]]:
+    """By the encoders of each model's config; the subject of a mix is its first model's."""
+    scores: dict[int, dict[str, float]] = {}
+    for name in dict.fromkeys(one.planned.model for one in checked):
+        images = [one for one in checked if one.planned.model == name]
+        values = _model_scores(plan.mixes[name].models[0], store, images)
+        scores |= zip((one.planned.index for one in images), values, strict=True)
+    return [scores[one.planned.index] for one in checked]
 
 
-def _measured(
-    member: ModelReference, store: Store, shots: Sequence[CheckedImage]
+def _model_scores(
+    model: ModelReference, store: Store, checked: Sequence[CheckedImage]
 ) -> list[dict[str, float]]:
     from dreambooth_core.config.inputs import plain
     from dreambooth_core.metrics.embeddings import ImageEmbedder
 
-    config = member.config
-    texts = [plain(config.subject, shot.picture.template) for shot in shots]
-    images = tuple(map(as_image, shots))
-    read = ImageEmbedder(config, store).read(texts)
-    scores = {"prompt_fidelity": (embed_images(config, store, images, "clip") * read).sum(axis=1)}
-    photos = photos_of(store, member)
+    config = model.config
+    texts = [plain(config.subject, one.planned.template) for one in checked]
+    images = tuple(map(as_image, checked))
+    prompts = ImageEmbedder(config, store).read(texts)
+    scores = {
+        "prompt_fidelity": (embed_images(config, store, images, "clip") * prompts).sum(axis=1)
+    }
+    photos = instance_images(store, model)
     if photos is not None:
         main = [image for image in photos.images if image.subject == 0]
-        known = embed_images(config, store, main, "identity")
+        references = embed_images(config, store, main, "identity")
         scores["subject_fidelity"] = (
-            embed_images(config, store, images, "identity") @ known.T
+            embed_images(config, store, images, "identity") @ references.T
         ).mean(1)
     return [
-        {name: round(float(values[place]), 6) for name, values in scores.items()}
-        for place in range(len(shots))
+        {name: round(float(values[index]), 6) for name, values in scores.items()}
+        for index in range(len(checked))
     ]
 
 
-def embed_images(config: Config, store: Store, images: Sequence[Image], eye: Eye) -> Embeddings:
-    """(images, d) rows of unit length, by an encoder of a config's evaluation; the finder is left out."""
+def embed_images(config: Config, store: Store, images: Sequence[Image], encoder: Eye) -> Embeddings:
+    """(images, d) unit-length rows of the whole images, by an encoder of the config's evaluation."""
     from dreambooth_core.metrics.embeddings import ImageEmbedder
 
     rules = config.evaluation.model_copy(update={"detector": Detector()})
-    viewer = ImageEmbedder(config.model_copy(update={"evaluation": rules}), store)
-    rows = viewer.see(images, config.subject.class_noun, [(eye, "whole")]).by((eye, "whole"))
+    embedder = ImageEmbedder(config.model_copy(update={"evaluation": rules}), store)
+    key: Sight = (encoder, "whole")
+    rows = embedder.see(images, config.subject.class_noun, [key]).by(key)
     if rows is None:
-        raise ValueError("an encoder sees every whole picture")
+        raise ValueError(f"the encoder {encoder} gave no embeddings of whole images")
     return rows

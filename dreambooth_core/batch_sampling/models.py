@@ -1,167 +1,110 @@
-"""The models that an order names: found in the registry or by a config, and what each puts into a base."""
+"""The models of a sampling job: checked, and combined into the mixes that it names."""
 
 from collections import Counter
-from collections.abc import Iterable, Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from pathlib import Path
 
-from dreambooth_core.batch_sampling import job
-from dreambooth_core.batch_sampling.job import SamplingJob, WeightedModel
-from dreambooth_core.config import INVERSIONS, Config, load_config
+from dreambooth_core.batch_sampling.job import SamplingJob, WeightedModel, parse_mix
+from dreambooth_core.config import INVERSIONS, Config
 from dreambooth_core.data.ingest import ingest
 from dreambooth_core.diffusion.base_model import base_digest
 from dreambooth_core.diffusion.pipelines import WeightedAdapter, WeightMix
 from dreambooth_core.errors import ConfigError
-from dreambooth_core.registry.provenance import read_provenance
-from dreambooth_core.registry.register import book_of, find_version
 from dreambooth_core.storage.blobs import get_record
-from dreambooth_core.storage.records import ImageSet, Record, Weights
+from dreambooth_core.storage.records import ImageSet, ModelReference, Weights
 from dreambooth_core.storage.stores import Store
 from dreambooth_core.training.standalone import weights_of
 
 
-class ModelReference(Record):
-    """A model that an order names, before anything of it is fetched."""
-
-    name: str
-    """NAME/version, or the name in a config; of another one of that name, with its file's."""
-    config: Config
-    version: str | None = None
-    """None for a training that was not registered."""
-    weights_record: str | None = None
-    """Key of a registered version's `Weights` in the store."""
-
-
 @dataclass(frozen=True)
 class ModelMix:
-    """What one of an order's words for models stands for."""
+    """One or more models, loaded into one base."""
 
     name: str
-    """`dog/3:0.8 + hat/2`, with the versions that were found."""
-    config: Config
-    """Of the first model: its base, sampler, size and subject."""
-    blend: WeightMix
-    members: tuple[str, ...]
-    """Names of the blend's models, in its order."""
+    """`dog/3:0.8 + hat/2`, with resolved versions."""
+    models: tuple[ModelReference, ...]
+    weights: WeightMix
+    """Weights and strength of each model, in the same order."""
 
-
-def find_members(order: SamplingJob, place: Config | None, work: Path) -> dict[str, ModelReference]:
-    """Word -> the model behind it, for all that an order names; `place` says where MLflow is.
-
-    Raises `ConfigError` for a model that is not there, and for models in several stores.
-    """
-    mixes = {model for group in order.groups for model in group.models}
-    words = sorted({part.model for mix in mixes for part in job.parse_mix(mix)})
-    members = _told_apart({word: find_model(word, place, work) for word in words})
-    homes = {(m.config.storage.uri, m.config.storage.endpoint): m.name for m in members.values()}
-    if len(homes) > 1:
-        raise ConfigError(
-            f"{' and '.join(homes.values())} lie in different stores: make an order for each store"
-        )
-    return members
-
-
-def _told_apart(members: Mapping[str, ModelReference]) -> dict[str, ModelReference]:
-    """Images are known by their models' names: two configs of one name get their files' too."""
-    times = Counter(member.name for member in members.values() if member.version is None)
-    return {
-        word: member.model_copy(update={"name": f"{member.name} ({word})"})
-        if member.version is None and times[member.name] > 1
-        else member
-        for word, member in members.items()
-    }
+    @property
+    def config(self) -> Config:
+        """Config of the first model: base, sampler, size and subject of the mix."""
+        return self.models[0].config
 
 
 def model_mixes(
-    order: SamplingJob, members: Mapping[str, ModelReference], store: Store
+    job: SamplingJob, models: Mapping[str, ModelReference], store: Store
 ) -> dict[str, ModelMix]:
-    """Each of an order's words for models -> its mixture; raises `ConfigError` for what cannot mix."""
-    mixes = sorted({model for group in order.groups for model in group.models})
-    weights = {word: weights_of_model(store, member) for word, member in members.items()}
-    return {mix: _mixture(mix, members, weights) for mix in mixes}
+    """Each entry of the job's `models` -> its mix; `models` resolves the names in it.
+
+    Raises `ConfigError` for models that cannot be mixed and for weights missing in the store.
+    """
+    weights = {name: weights_of_model(store, model) for name, model in models.items()}
+    return {mix: _model_mix(mix, models, weights) for mix in job.mixes}
 
 
-def photos_of(store: Store, member: ModelReference) -> ImageSet | None:
-    """The instance images that a model learned from; None when nobody knows them any more."""
-    if member.version is None:
-        return ingest(member.config, store)[0].images
-    book = book_of(member.config, store)
-    return (
-        get_record(store, read_provenance(book, member.version).instance, ImageSet)
-        if book
-        else None
-    )
+def instance_images(store: Store, model: ModelReference) -> ImageSet | None:
+    """Photos that a model was trained on; None when the store does not have a version's photos."""
+    if model.version is None:
+        return ingest(model.config, store)[0].images
+    if model.instance_uri is None:
+        return None
+    return get_record(store, model.instance_uri.removeprefix(f"{store.uri}/"), ImageSet)
 
 
-def find_model(word: str, place: Config | None, work: Path) -> ModelReference:
-    """The model behind NAME, NAME@alias, NAME/version or CONFIG.yaml; raises `ConfigError`."""
-    if Path(word).suffix in (".yaml", ".yml"):
-        config = load_config(Path(word))
-        return ModelReference(name=config.name, config=config)
-    found = find_version(place, work, word)
-    return ModelReference(
-        name=f"{found.name}/{found.version}",
-        config=found.config,
-        version=found.version,
-        weights_record=found.weights_record,
-    )
+def weights_of_model(store: Store, model: ModelReference) -> Weights:
+    """The trained weights; raises `ConfigError` when they are not in the store."""
+    if model.weights_record is None:
+        return weights_of(model.config)
+    weights = get_record(store, model.weights_record, Weights)
+    if weights is None:
+        raise ConfigError(f"the weights of {model.name} are no longer in {store.uri}: train again")
+    return weights
 
 
-def weights_of_model(store: Store, member: ModelReference) -> Weights:
-    """What was trained; raises `ConfigError` when it is not in the store."""
-    if member.weights_record is None:
-        return weights_of(member.config)
-    found = get_record(store, member.weights_record, Weights)
-    if found is None:
-        raise ConfigError(f"the weights of {member.name} are no longer in {store.uri}: train again")
-    return found
-
-
-def _mixture(
-    mix: str, members: Mapping[str, ModelReference], weights: Mapping[str, Weights]
+def _model_mix(
+    mix: str, models: Mapping[str, ModelReference], weights: Mapping[str, Weights]
 ) -> ModelMix:
-    parts = job.parse_mix(mix)
-    _check_mix(mix, parts, members, weights)
+    parts = parse_mix(mix)
+    _check_mix(mix, parts, models, weights)
     return ModelMix(
-        name=" + ".join(_said(part, members[part.model].name) for part in parts),
-        config=members[parts[0].model].config,
-        blend=tuple(WeightedAdapter(weights[part.model], part.strength) for part in parts),
-        members=tuple(members[part.model].name for part in parts),
+        name=" + ".join(_part_name(part, models[part.model].name) for part in parts),
+        models=tuple(models[part.model] for part in parts),
+        weights=tuple(WeightedAdapter(weights[part.model], part.strength) for part in parts),
     )
 
 
 def _check_mix(
     mix: str,
-    parts: Iterable[WeightedModel],
-    members: Mapping[str, ModelReference],
+    parts: Sequence[WeightedModel],
+    models: Mapping[str, ModelReference],
     weights: Mapping[str, Weights],
 ) -> None:
-    parts = tuple(parts)
     if len(parts) == 1 and parts[0].strength == 1:
         return
-    whole = [part.model for part in parts if weights[part.model].method == "full"]
-    if whole:
+    full = [part.model for part in parts if weights[part.model].method == "full"]
+    if full:
         raise ConfigError(
-            f"{whole[0]} in {mix!r} is a full training, which has no strength and mixes with "
-            "nothing: use adapters, or it alone"
+            f"{full[0]} in {mix!r} is a full training, which has no strength and cannot be mixed: "
+            "use adapters, or this model alone"
         )
-    bases = {base_digest(members[part.model].config.model) for part in parts}
-    families = {members[part.model].config.model.family for part in parts}
+    bases = {base_digest(models[part.model].config.model) for part in parts}
+    families = {models[part.model].config.model.family for part in parts}
     if len(bases) > 1 or len(families) > 1:
         raise ConfigError(f"the models in {mix!r} were trained on different bases: they cannot mix")
-    brought = Counter(
+    tokens = Counter(
         subject.identifier.strip("<>")
         for part in parts
         if weights[part.model].method in INVERSIONS
-        for subject in members[part.model].config.subjects
+        for subject in models[part.model].config.subjects
     )
-    twice = next((word for word, count in brought.items() if count > 1), None)
+    twice = next((token for token, count in tokens.items() if count > 1), None)
     if twice is not None:
         raise ConfigError(
-            f"two models in {mix!r} bring new tokens for {twice!r}: they cannot mix; train one of "
+            f"two models in {mix!r} add new tokens for {twice!r}: they cannot mix; train one of "
             "them under another subject.identifier"
         )
 
 
-def _said(part: WeightedModel, name: str) -> str:
+def _part_name(part: WeightedModel, name: str) -> str:
     return name if part.strength == 1 else f"{name}:{part.strength}".removesuffix(".0")

@@ -1,29 +1,26 @@
-"""Generated images by words: CLIP's view of each beside its view of the text (Radford et al. 2021).
+"""Search of generated images by text: cosine of CLIP's embeddings (Radford et al. 2021).
 
-What is searched are the image sets and the orders' manifests of a store; what CLIP saw of an image
-is kept (see `embeddings`), so that only new images are looked at.
+The store's image sets and the manifests of its sampling jobs are searched. Embeddings are cached
+(see `embeddings`): only new images are embedded.
 """
 
 import json
-import re
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from itertools import chain
-from pathlib import Path
 
-from dreambooth_core.batch_sampling.models import ModelReference, find_model, weights_of_model
+from dreambooth_core.batch_sampling.models import weights_of_model
 from dreambooth_core.config import Config
-from dreambooth_core.config.base import NAME
 from dreambooth_core.diffusion.sampling import ORIGIN_FILE, SampleOrigin
 from dreambooth_core.errors import ConfigError
 from dreambooth_core.reports import data_url
 from dreambooth_core.reports.gallery import GalleryImage, gallery
 from dreambooth_core.servers.local import local_services
 from dreambooth_core.storage.blobs import blob_key, get_blob, get_record
-from dreambooth_core.storage.records import Blob, Image, ImageSet, Record
+from dreambooth_core.storage.records import BASE, Blob, Image, ImageSet, ModelReference, Record
 from dreambooth_core.storage.stores import Store, open_store
 
-BASE = "base"
-"""What the untouched base's images are called, and asked for."""
+Runs = Mapping[str, ModelReference | None]
+"""Name -> model; None for `base` and for the name of a sampling job."""
 
 
 class SearchableImage(Record):
@@ -34,9 +31,9 @@ class SearchableImage(Record):
     seed: int
     model: str
     weights: tuple[str, ...]
-    """Digests of what was put into the base."""
-    order: str | None = None
-    """Name of the order that it belongs to, if it was ordered."""
+    """Digests of the weights loaded into the base; () for the base."""
+    job: str | None = None
+    """Name of its sampling job; None for images of runs and evaluations."""
     size: tuple[int, int]
     """Height and width in pixels."""
 
@@ -50,61 +47,59 @@ class SearchHit(Record):
     prompt: str
     seed: int
     model: str
-    order: str | None
+    job: str | None
     image: Blob
     size: tuple[int, int]
 
 
 class SearchQuery(Record):
-    """What is searched for, and where."""
+    """A text and the number of images wanted."""
 
     text: str
-    runs: tuple[str, ...] = ()
-    """Models (NAME, NAME@alias, NAME/version, CONFIG.yaml, `base`) and names of orders; () is all."""
     top: int = 20
-    """At most so many images."""
 
 
 def search(
-    config: Config | None, work: Path, question: SearchQuery
+    config: Config | None, runs: Runs, query: SearchQuery
 ) -> tuple[tuple[SearchHit, ...], Config]:
-    """The images that fit the text best, best first, and the config whose CLIP and store were used.
+    """The images that match the text best, best first, and the config whose CLIP and store were used.
 
-    That is `config`, or else the config of the first run that is a model. Raises `ConfigError` when
-    there is neither, and `ModelError` when its CLIP is missing.
+    Only images of `runs` are searched, or all when it is empty. The config is `config`, or that of
+    the first model of `runs`. Raises `ConfigError` when there is neither, and when nothing can be
+    searched; `ModelError` when CLIP is missing.
     """
-    members = _members(config, work, question.runs)
-    home = config or next((m.config for m in members.values() if m is not None), None)
-    if home is None:
+    used = config or next((model.config for model in runs.values() if model is not None), None)
+    if used is None:
         raise ConfigError(
             "search needs a store and a CLIP: name a registered model among --runs, or give --config"
         )
-    with local_services(home):
-        store = open_store(home.storage)
-        wanted = _wanted(store, members)
-        images = drawn_images(store, lambda one: wanted is None or _is_of(one, wanted))
+    with local_services(used):
+        store = open_store(used.storage)
+        wanted = _wanted(store, runs)
+        images = generated_images(store, lambda image: wanted is None or _matches(image, wanted))
         if not images:
-            raise ConfigError(f"no generated images of {_said(question)} in {store.uri}")
-        return _ranked(home, store, question, images), home
+            names = ", ".join(runs) or "any run"
+            raise ConfigError(f"no generated images of {names} in {store.uri}")
+        return _ranked(used, store, query, images), used
 
 
-def drawn_images(
+def generated_images(
     store: Store, wanted: Callable[[SearchableImage], bool]
 ) -> tuple[SearchableImage, ...]:
-    """The wanted images of a store, each once: as an order's if it is in one, which knows the names."""
+    """The wanted images of a store, each once; a job's entry, which has model names, comes first."""
     found: dict[str, SearchableImage] = {}
-    for drawn in filter(wanted, chain(_of_orders(store), _of_sets(store))):
-        found.setdefault(drawn.image.sha256, drawn)
+    for image in filter(wanted, chain(_job_images(store), _set_images(store))):
+        found.setdefault(image.image.sha256, image)
     return tuple(found.values())
 
 
-def page(config: Config, question: SearchQuery, hits: Sequence[SearchHit]) -> str:
-    """A gallery of what was found."""
+def page(config: Config, query: SearchQuery, hits: Sequence[SearchHit]) -> str:
+    """Gallery of the hits as HTML."""
     with local_services(config):
         store = open_store(config.storage)
-        exhibits = [
+        images = [
             GalleryImage(
-                index=place,
+                index=index,
                 thumb=data_url(get_blob(store, hit.image)),
                 prompt=hit.prompt,
                 model=hit.model,
@@ -113,122 +108,100 @@ def page(config: Config, question: SearchQuery, hits: Sequence[SearchHit]) -> st
                 width=hit.size[1],
                 similarity=hit.score,
             )
-            for place, hit in enumerate(hits)
+            for index, hit in enumerate(hits)
         ]
-    return gallery(f"“{question.text}”", f"The {len(hits)} images that fit best.", exhibits)
+    return gallery(f"“{query.text}”", f"The {len(hits)} images that fit best.", images)
 
 
-def _members(
-    config: Config | None, work: Path, runs: Sequence[str]
-) -> dict[str, ModelReference | None]:
-    """Word -> its model; None for the base and for what can only be the name of an order."""
-    found: dict[str, ModelReference | None] = {}
-    for word in runs:
-        try:
-            found[word] = None if word == BASE else find_model(word, config, work)
-        except ConfigError:
-            if not re.fullmatch(NAME, word):  # no order is called so
-                raise
-            found[word] = None
-    return found
+def _wanted(store: Store, runs: Runs) -> tuple[set[str], set[str]] | None:
+    """Digests of weights ("" for the base) and names of jobs to search; None for all.
 
-
-def _wanted(
-    store: Store, members: Mapping[str, ModelReference | None]
-) -> tuple[set[str], set[str]] | None:
-    """Digests of weights ("" for none) and names of orders that are asked for; None for everything.
-
-    Raises `ConfigError` for a word that is neither.
+    Raises `ConfigError` for a name that is neither a model nor a job in the store.
     """
-    if not members:
+    if not runs:
         return None
-    digests, orders = set(), set()
-    for word, member in members.items():
-        if member is not None:
-            digests.add(weights_of_model(store, member).digest)
-        elif word == BASE:
+    digests, jobs = set(), set()
+    for name, model in runs.items():
+        if model is not None:
+            digests.add(weights_of_model(store, model).digest)
+        elif name == BASE:
             digests.add("")
-        elif next(iter(store.keys(f"orders/{word}/")), None) is not None:
-            orders.add(word)
+        elif next(iter(store.keys(f"jobs/{name}/")), None) is not None:
+            jobs.add(name)
         else:
-            raise ConfigError(f"{word} is no registered model, config or order in {store.uri}")
-    return digests, orders
+            raise ConfigError(
+                f"{name} is no registered model, config or sampling job in {store.uri}"
+            )
+    return digests, jobs
 
 
-def _is_of(drawn: SearchableImage, wanted: tuple[set[str], set[str]]) -> bool:
-    digests, orders = wanted
-    return drawn.order in orders or not digests.isdisjoint(drawn.weights or ("",))
+def _matches(image: SearchableImage, wanted: tuple[set[str], set[str]]) -> bool:
+    digests, jobs = wanted
+    return image.job in jobs or not digests.isdisjoint(image.weights or ("",))
 
 
-def _of_orders(store: Store) -> Iterator[SearchableImage]:
-    for key in store.keys("orders/"):
+def _job_images(store: Store) -> Iterator[SearchableImage]:
+    for key in store.keys("jobs/"):
         if key.endswith("/manifest.jsonl"):
-            # of bytes, since a prompt may hold what ends a line of text
+            # split bytes: `str.splitlines` also splits at U+2028, which a prompt may contain
             for row in map(json.loads, store.get(key).splitlines()):
                 yield SearchableImage(
                     image=Blob(sha256=row["sha256"], size=row["bytes"]),
                     prompt=row["prompt"],
                     seed=row["seed"],
                     model=row["model"],
-                    weights=tuple(put["digest"] for put in row["weights"]),
-                    order=key.split("/")[1],
+                    weights=tuple(weights["digest"] for weights in row["weights"]),
+                    job=key.split("/")[1],
                     size=(row["height"], row["width"]),
                 )
 
 
-def _of_sets(store: Store) -> Iterator[SearchableImage]:
-    """Of runs and evaluations; a set's model is what its prefix says that it was drawn by."""
-    by: dict[str, SampleOrigin | None] = {}
+def _set_images(store: Store) -> Iterator[SearchableImage]:
+    """Images of runs and evaluations; the record at a set's prefix names the weights."""
+    origins: dict[str, SampleOrigin | None] = {}
     for key in store.keys("images/"):
         prefix, _, rest = key.partition("/sets/")
         if not rest:
             continue
-        if prefix not in by:
-            by[prefix] = get_record(store, f"{prefix}/{ORIGIN_FILE}", SampleOrigin)
-        maker, made = by[prefix], get_record(store, key, ImageSet)
-        if maker is not None and made is not None:
-            yield from (_drawn(image, maker) for image in made.images)
+        if prefix not in origins:
+            origins[prefix] = get_record(store, f"{prefix}/{ORIGIN_FILE}", SampleOrigin)
+        origin, images = origins[prefix], get_record(store, key, ImageSet)
+        if origin is not None and images is not None:
+            yield from (_searchable(image, origin) for image in images.images)
 
 
-def _drawn(image: Image, maker: SampleOrigin) -> SearchableImage:
-    weights = tuple(digest for digest, _ in maker.weights)
+def _searchable(image: Image, origin: SampleOrigin) -> SearchableImage:
+    weights = tuple(digest for digest, _ in origin.weights)
     return SearchableImage(
         image=image.blob,
         prompt=image.prompt,
         seed=image.seed or 0,
         model=" + ".join(digest[:12] for digest in weights) or BASE,
         weights=weights,
-        size=maker.size,
+        size=origin.size,
     )
 
 
 def _ranked(
-    config: Config, store: Store, question: SearchQuery, drawn: Sequence[SearchableImage]
+    config: Config, store: Store, query: SearchQuery, images: Sequence[SearchableImage]
 ) -> tuple[SearchHit, ...]:
-    """Ties go by content, so that the answer is always the same."""
+    """Best first; ties are broken by digest, so that the result is deterministic."""
     from dreambooth_core.batch_sampling.manifest import embed_images
     from dreambooth_core.metrics.embeddings import ImageEmbedder
 
-    images = [Image(name=f"{one.image.sha256}.png", blob=one.image, size=one.size) for one in drawn]
+    shown = [Image(name=f"{one.image.sha256}.png", blob=one.image, size=one.size) for one in images]
     scores = (
-        embed_images(config, store, images, "clip")
-        @ ImageEmbedder(config, store).read([question.text])[0]
+        embed_images(config, store, shown, "clip")
+        @ ImageEmbedder(config, store).read([query.text])[0]
     )
-    best = sorted(zip(scores.tolist(), drawn, strict=True), key=_order)[: question.top]
+    ranked = sorted(
+        zip(scores.tolist(), images, strict=True), key=lambda hit: (-hit[0], hit[1].image.sha256)
+    )
     return tuple(
         SearchHit(
             score=round(score, 6),
-            uri=f"{store.uri}/{blob_key(one.image)}",
-            **one.model_dump(exclude={"weights"}),
+            uri=f"{store.uri}/{blob_key(image.image)}",
+            **image.model_dump(exclude={"weights"}),
         )
-        for score, one in best
+        for score, image in ranked[: query.top]
     )
-
-
-def _order(found: tuple[float, SearchableImage]) -> tuple[float, str]:
-    score, drawn = found
-    return -score, drawn.image.sha256
-
-
-def _said(question: SearchQuery) -> str:
-    return ", ".join(question.runs) or "any run"

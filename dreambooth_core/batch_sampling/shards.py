@@ -1,22 +1,22 @@
-"""An order's images: planned, shared among workers, drawn and committed one by one.
+"""Images of a sampling job: planned, split into shards, drawn and committed one by one.
 
-images/<key>/<request>.json            the image of a model, sampler and size (see `sampling`)
-orders/<name>/<key>/pictures/<n>.json  the order's sidecar of it: everything that made it
+    images/<key>/<request>.json         an image of one model, sampler and size (see `sampling`)
+    jobs/<name>/<key>/images/<n>.json   the job's sidecar of the n-th image: everything that made it
 
-Whoever finds a picture's sidecar passes it by; so any worker can take any shard, in any order and
-again, and whoever is killed loses the pictures of one forward.
+Idempotent: images with a sidecar are skipped; shards may run anywhere, in any order, repeatedly; a
+killed worker loses at most one batch.
 """
 
 import re
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from functools import cache, cached_property, partial
 from itertools import groupby
 
 from dreambooth_core.batch_sampling.job import ImageSpec, SamplingJob, image_specs
-from dreambooth_core.batch_sampling.models import ModelMix
-from dreambooth_core.config import Compute, Config, Sampler
+from dreambooth_core.batch_sampling.models import ModelMix, model_mixes
+from dreambooth_core.config import Config, Sampler, Storage
 from dreambooth_core.console import Progress
 from dreambooth_core.diffusion import noise_schedulers
 from dreambooth_core.diffusion.base_model import base_digest, base_folder
@@ -38,25 +38,26 @@ from dreambooth_core.diffusion.sampling import (
 from dreambooth_core.digests import digest_json
 from dreambooth_core.errors import ConfigError
 from dreambooth_core.storage.blobs import get_record, put_record
-from dreambooth_core.storage.records import Blob, Record
+from dreambooth_core.storage.records import Blob, ModelReference, Record, ShardResult
 from dreambooth_core.storage.stores import Store
 
 
 class AppliedWeights(Record):
-    """Trained weights, as they were put into the base."""
+    """Trained weights and the strength at which they are loaded into the base."""
 
     name: str
-    """NAME/version, or the name in the config of a training that was not registered."""
+    """NAME/version; for a training that is not registered, the name in its config."""
     digest: str
     strength: float
 
 
 class PlannedImage(Record):
-    """Everything that made an image of an order."""
+    """An image of a job with everything that makes it."""
 
     index: int
-    """Its place in the order."""
+    """Position in the job, from 0."""
     model: str
+    """Name of the mix."""
     template: str
     prompt: str
     seed: int
@@ -67,60 +68,49 @@ class PlannedImage(Record):
     base: str
     """Digest of the base's files."""
     weights: tuple[AppliedWeights, ...]
-    images: str
+    images_prefix: str
     """Prefix in the store of all images by this model, sampler and size."""
     image: Blob | None = None
-    """None while it is only planned."""
-
-
-class ShardResult(Record):
-    """What a worker did for its shard of an order."""
-
-    made: int
-    """Images that had to be drawn."""
-    found: int
-    """Images that were there."""
-    missing: int
-    """Images of the whole order that other shards have yet to draw."""
-    seconds: float
-    images_per_second: float
-    """Of those that were drawn, loading included; 0 when none were."""
+    """None until it is drawn."""
 
 
 @dataclass(frozen=True)
 class JobPlan:
-    """An order whose models are known."""
+    """All images of a job and the models that draw them."""
 
-    name: str
-    pictures: tuple[PlannedImage, ...]
-    mixtures: Mapping[str, ModelMix]
-    """Name of a mixture -> itself."""
-    compute: Compute = field(default_factory=Compute)
-    """Who draws it."""
+    job: SamplingJob
+    images: tuple[PlannedImage, ...]
+    mixes: Mapping[str, ModelMix]
+    """Name of a mix -> the mix."""
+
+    @property
+    def storage(self) -> Storage:
+        """Store of the models, to which the job's images are written."""
+        return next(iter(self.mixes.values())).config.storage
 
     @cached_property
     def prefix(self) -> str:
-        """Where the order's own files lie in the store; another champion is another place."""
-        plain = [picture.model_dump(mode="json", exclude={"model"}) for picture in self.pictures]
-        return f"orders/{self.name}/{digest_json(plain)[:32]}"
+        """Prefix of the job's files in the store; it depends on the weights' digests."""
+        images = [image.model_dump(mode="json", exclude={"model"}) for image in self.images]
+        return f"jobs/{self.job.name}/{digest_json(images)[:32]}"
 
-    def sidecar(self, picture: PlannedImage) -> str:
-        """Key of a picture's sidecar."""
-        return f"{self.prefix}/pictures/{picture.index:06d}.json"
+    def sidecar(self, image: PlannedImage) -> str:
+        """Key of an image's sidecar."""
+        return f"{self.prefix}/images/{image.index:06d}.json"
 
 
-def plan(order: SamplingJob, mixtures: Mapping[str, ModelMix]) -> JobPlan:
-    """Every picture of an order, before anything is drawn.
+def plan_job(job: SamplingJob, models: Mapping[str, ModelReference], store: Store) -> JobPlan:
+    """Every image of a job, before any is drawn; `models` resolves the names in it.
 
-    Raises `ConfigError` for a size, a guidance or a noise scheduler that a model does not take.
+    Raises `ConfigError` for models that cannot be mixed, and for a size, a guidance or a noise
+    scheduler that a model does not support.
     """
-    wanted = image_specs(order)
-    _check_noise_schedulers(wanted, mixtures)
-    pictures = tuple(
-        _planned(index, wish, order, mixtures[wish.model]) for index, wish in enumerate(wanted)
+    mixes, specs = model_mixes(job, models, store), image_specs(job)
+    _check_noise_schedulers(specs, mixes)
+    images = tuple(
+        _planned_image(index, spec, job, mixes[spec.model]) for index, spec in enumerate(specs)
     )
-    named = {mixture.name: mixture for mixture in mixtures.values()}
-    return JobPlan(order.name, pictures, named, order.compute)
+    return JobPlan(job, images, {mix.name: mix for mix in mixes.values()})
 
 
 def shard_of(text: str) -> tuple[int, int]:
@@ -134,78 +124,78 @@ def shard_of(text: str) -> tuple[int, int]:
 
 def draw(
     store: Store,
-    planned: JobPlan,
+    plan: JobPlan,
     shard: tuple[int, int] = (1, 1),
     progress: Progress | None = None,
 ) -> ShardResult:
-    """Draw what is missing of every N-th picture from the K-th on, for a shard (K, N)."""
+    """Draw the missing images of shard (K, N): every N-th image from the K-th."""
     began, (number, count) = time.monotonic(), shard
-    there = set(store.keys(f"{planned.prefix}/pictures/"))
-    mine = planned.pictures[number - 1 :: count]
-    wanted = [picture for picture in mine if planned.sidecar(picture) not in there]
+    committed = set(store.keys(f"{plan.prefix}/images/"))
+    images = plan.images[number - 1 :: count]
+    missing = [image for image in images if plan.sidecar(image) not in committed]
     made = 0
-    pace = ProgressRate(len(mine), len(mine) - len(wanted), progress)
-    for picture, drawn in _drawn(store, planned, wanted, pace):
-        put_record(store, planned.sidecar(picture), picture)
-        made += drawn
-        pace.committed(drawn)
+    rate = ProgressRate(len(images), len(images) - len(missing), progress)
+    for image, is_new in _drawn_images(store, plan, missing, rate):
+        put_record(store, plan.sidecar(image), image)
+        made += is_new
+        rate.committed(is_new)
     seconds = time.monotonic() - began
     return ShardResult(
         made=made,
-        found=len(mine) - made,
-        missing=len(planned.pictures) - len(set(store.keys(f"{planned.prefix}/pictures/"))),
+        found=len(images) - made,
+        missing=len(plan.images) - len(set(store.keys(f"{plan.prefix}/images/"))),
         seconds=seconds,
         images_per_second=made / seconds if made else 0.0,
     )
 
 
-def finished(store: Store, planned: JobPlan) -> tuple[PlannedImage, ...]:
-    """The pictures that are there, of all shards, in the order's order."""
-    found = (get_record(store, planned.sidecar(item), PlannedImage) for item in planned.pictures)
-    return tuple(picture for picture in found if picture is not None)
+def finished(store: Store, plan: JobPlan) -> tuple[PlannedImage, ...]:
+    """The committed images of all shards, in the plan's order."""
+    found = (get_record(store, plan.sidecar(image), PlannedImage) for image in plan.images)
+    return tuple(image for image in found if image is not None)
 
 
 @dataclass
 class ProgressRate:
-    """Tells how far a shard is, how fast it draws, and how long the rest will take."""
+    """Progress of a shard, with images per second and the remaining time."""
 
     total: int
     found: int
-    """Pictures that were there."""
+    """Images that did not have to be drawn."""
     progress: Progress | None
     clock: Callable[[], float] = time.monotonic
     _committed: int = 0
     _drawn: int = 0
-    """By forwards that are over, whose pictures need not be committed yet."""
+    """Images of finished forwards, committed or not."""
     _seconds: float = 0.0
-    """That these took, loading included."""
+    """Time until the last finished forward, loading included."""
 
     def __post_init__(self) -> None:
         self._began = self.clock()
 
     def forward(self, count: int) -> None:
-        """So many images more have come out of forwards, here or in other processes."""
+        """Count images of a finished forward, of this or another process."""
         self._drawn += count
         self._seconds = self.clock() - self._began
-        self._tell()
+        self._report()
 
-    def committed(self, drawn: bool) -> None:
-        """A picture more is committed, which was drawn or found."""
-        self._committed += drawn
-        self.found += not drawn
-        self._tell()
+    def committed(self, is_new: bool) -> None:
+        """Count one committed image; `is_new` if it had to be drawn."""
+        self._committed += is_new
+        self.found += not is_new
+        self._report()
 
-    def _tell(self) -> None:
+    def _report(self) -> None:
         if self.progress is None:
             return
-        done, words = self.found + max(self._drawn, self._committed), "images"
+        done, label = self.found + max(self._drawn, self._committed), "images"
         if self._drawn and self._seconds > 0:
             rate = self._drawn / self._seconds
-            words += f", {rate:.2f} images/s, {_spoken((self.total - done) / rate)} left"
-        self.progress(done, self.total, words)
+            label += f", {rate:.2f} images/s, {_duration((self.total - done) / rate)} left"
+        self.progress(done, self.total, label)
 
 
-def _spoken(seconds: float) -> str:
+def _duration(seconds: float) -> str:
     minutes, rest = divmod(round(seconds), 60)
     hours, minutes = divmod(minutes, 60)
     if hours:
@@ -213,100 +203,101 @@ def _spoken(seconds: float) -> str:
     return f"{minutes} min {rest} s" if minutes else f"{rest} s"
 
 
-def _check_noise_schedulers(wanted: Sequence[ImageSpec], mixtures: Mapping[str, ModelMix]) -> None:
-    asked = {(wish.noise_scheduler, wish.model) for wish in wanted if wish.noise_scheduler}
-    for name, model in sorted(asked):
-        config = mixtures[model].config.model
+def _check_noise_schedulers(specs: Sequence[ImageSpec], mixes: Mapping[str, ModelMix]) -> None:
+    named = {(spec.noise_scheduler, spec.model) for spec in specs if spec.noise_scheduler}
+    for name, mix in sorted(named):
+        config = mixes[mix].config.model
         family, folder = load_family(config.family), base_folder(config)
         own = family.load(folder, only(folder))["scheduler"]
         noise_schedulers.load_scheduler(name, own, family.flow)
 
 
-def _planned(index: int, wish: ImageSpec, order: SamplingJob, mixture: ModelMix) -> PlannedImage:
-    config = _settings(wish, order, mixture.config)
+def _planned_image(index: int, spec: ImageSpec, job: SamplingJob, mix: ModelMix) -> PlannedImage:
+    config = _with_settings(spec, job, mix.config)
     family = load_family(config.model.family)
     side = config.model.resolution
-    height, width = order.size or (side, side)
+    height, width = job.size or (side, side)
     if height % family.pixel_multiple or width % family.pixel_multiple:
         raise ConfigError(
             f"size {height} x {width} must be multiples of {family.pixel_multiple} "
             f"for {config.model.family}"
         )
-    family.guidance(config.sampler)
+    family.guidance(config.sampler)  # raises for a scale that the family does not support
     return PlannedImage(
         index=index,
-        model=mixture.name,
-        template=wish.template,
-        prompt=config.subject.fill(wish.template),
-        seed=wish.seed,
+        model=mix.name,
+        template=spec.template,
+        prompt=config.subject.fill(spec.template),
+        seed=spec.seed,
         sampler=config.sampler,
         size=(height, width),
         family=config.model.family,
         base=base_digest(config.model),
         weights=tuple(
-            AppliedWeights(name=name, digest=share.weights.digest, strength=share.strength)
-            for name, share in zip(mixture.members, mixture.blend, strict=True)
+            AppliedWeights(name=model.name, digest=one.weights.digest, strength=one.strength)
+            for model, one in zip(mix.models, mix.weights, strict=True)
         ),
-        images=images_prefix(config, mixture.blend, (height, width)),
+        images_prefix=images_prefix(config, mix.weights, (height, width)),
     )
 
 
-def _settings(wish: ImageSpec, order: SamplingJob, config: Config) -> Config:
-    asked = {
-        "guidance_scale": wish.guidance,
-        "inference_steps": wish.steps,
-        "noise_scheduler": wish.noise_scheduler,
-        "negative_prompt": wish.negative_prompt,
-        "batch_size": order.batch_size,
+def _with_settings(spec: ImageSpec, job: SamplingJob, config: Config) -> Config:
+    settings = {
+        "guidance_scale": spec.guidance,
+        "inference_steps": spec.steps,
+        "noise_scheduler": spec.noise_scheduler,
+        "negative_prompt": spec.negative_prompt,
+        "batch_size": job.batch_size,
     }
-    given = {name: value for name, value in asked.items() if value is not None}
+    given = {name: value for name, value in settings.items() if value is not None}
     return config.model_copy(update={"sampler": config.sampler.model_copy(update=given)})
 
 
-def _drawn(
-    store: Store, planned: JobPlan, wanted: Sequence[PlannedImage], pace: ProgressRate
+def _drawn_images(
+    store: Store, plan: JobPlan, missing: Sequence[PlannedImage], rate: ProgressRate
 ) -> Iterator[tuple[PlannedImage, bool]]:
-    """Pictures with their images, and whether these had to be drawn; each model is loaded once."""
-    for name, of_model in groupby(sorted(wanted, key=_model), key=lambda picture: picture.model):
-        mixture = planned.mixtures[name]
-        model = cache(partial(load_model, mixture.config, store, mixture.blend))
-        for prefix, alike in groupby(of_model, key=lambda picture: picture.images):
-            pictures = list(alike)
-            asked = {"sampler": pictures[0].sampler, "compute": planned.compute}
-            config = mixture.config.model_copy(update=asked)
-            load = partial(_painter, config, model)
-            by = sample_origin(config, mixture.blend, pictures[0].size)
-            crew = image_pool(config, mixture.blend, by.size, prefix)
-            drawing = SamplingSettings(load, config.sampler, by.size, by, crew)
-            yield from _alike(store, prefix, drawing, pictures, pace)
+    """Images with their blobs, and whether each had to be drawn; each model is loaded once."""
+    by_mix = sorted(missing, key=lambda image: (image.model, image.images_prefix))
+    for name, of_mix in groupby(by_mix, key=lambda image: image.model):
+        mix = plan.mixes[name]
+        model = cache(partial(load_model, mix.config, store, mix.weights))
+        for prefix, group in groupby(of_mix, key=lambda image: image.images_prefix):
+            images = list(group)
+            update = {"sampler": images[0].sampler, "compute": plan.job.compute}
+            config = mix.config.model_copy(update=update)
+            origin = sample_origin(config, mix.weights, images[0].size)
+            settings = SamplingSettings(
+                partial(_load_pipeline, config, model),
+                config.sampler,
+                origin.size,
+                origin,
+                image_pool(config, mix.weights, origin.size, prefix),
+            )
+            yield from _group_images(store, prefix, settings, images, rate)
 
 
-def _painter(config: Config, model: Callable[[], LoadedModel]) -> LoadedPipeline:
+def _load_pipeline(config: Config, model: Callable[[], LoadedModel]) -> LoadedPipeline:
     return pipeline_for(config, model())
 
 
-def _alike(
+def _group_images(
     store: Store,
     prefix: str,
-    drawing: SamplingSettings,
-    pictures: Sequence[PlannedImage],
-    pace: ProgressRate,
+    settings: SamplingSettings,
+    images: Sequence[PlannedImage],
+    rate: ProgressRate,
 ) -> Iterator[tuple[PlannedImage, bool]]:
-    """Pictures by one model, sampler and size."""
-    reached = 0
+    """Images of one model, sampler and size."""
+    reported = 0
 
-    def told(done: int, _: int, __: str) -> None:
-        nonlocal reached
-        pace.forward(done - reached)
-        reached = done
+    def progress(done: int, _: int, __: str) -> None:
+        nonlocal reported
+        rate.forward(done - reported)
+        reported = done
 
-    asked: dict[Request, list[PlannedImage]] = {}
-    for picture in pictures:
-        asked.setdefault((picture.prompt, picture.seed), []).append(picture)
-    for request, image, made in each_image(store, prefix, drawing, list(asked), told):
-        for place, picture in enumerate(asked[request]):
-            yield picture.model_copy(update={"image": image.blob}), made and place == 0
-
-
-def _model(picture: PlannedImage) -> tuple[str, str]:
-    return picture.model, picture.images
+    by_request: dict[Request, list[PlannedImage]] = {}
+    for image in images:
+        by_request.setdefault((image.prompt, image.seed), []).append(image)
+    for request, drawn, made in each_image(store, prefix, settings, list(by_request), progress):
+        for position, image in enumerate(by_request[request]):
+            yield image.model_copy(update={"image": drawn.blob}), made and position == 0

@@ -1,40 +1,37 @@
-"""A sampling job from its file to its published images, in this process."""
+"""A sampling job without Prefect: planned, drawn and published in this process."""
 
+from collections.abc import Mapping
 from pathlib import Path
 
 from dreambooth_core import console
 from dreambooth_core.batch_sampling import shards
 from dreambooth_core.batch_sampling.job import SamplingJob
-from dreambooth_core.batch_sampling.models import find_members
-from dreambooth_core.batch_sampling.publish import PublishedJob, announced, plan_job, publish
-from dreambooth_core.batch_sampling.shards import ShardResult
-from dreambooth_core.config import Config
+from dreambooth_core.batch_sampling.publish import announcement, publish
 from dreambooth_core.servers.local import local_services
-from dreambooth_core.storage.records import Record
+from dreambooth_core.storage.records import ModelReference, PublishedJob, Record, ShardResult
 from dreambooth_core.storage.stores import open_store
 
 
 class JobResult(Record):
-    """How an order, or a worker's shard of it, went."""
+    """Outcome of a sampling job, or of one shard of it."""
 
-    tally: ShardResult
+    shard: ShardResult
     published: PublishedJob | None
     """None while images of other shards are missing."""
 
 
 def run_job(
-    config: Config | None, work: Path, order: SamplingJob, shard: tuple[int, int], out: Path
+    job: SamplingJob, models: Mapping[str, ModelReference], shard: tuple[int, int], out: Path
 ) -> JobResult:
-    """Draw what is missing of a shard of the order; publish the order once nothing is missing.
+    """Draw the missing images of a shard; publish the job into `out` once none is missing.
 
-    `config` says where MLflow is, as in `find_version`. Raises `ConfigError` before anything is
-    drawn for models or settings that do not go together.
+    `models` resolves the names in the job. Raises `ConfigError`, before anything is drawn, for
+    models or settings that do not go together.
     """
-    members = find_members(order, config, work)
-    home = next(iter(members.values())).config
-    with local_services(home), console.progress_bar("sample") as progress:
-        store = open_store(home.storage)
-        plan = plan_job(order, members, store)
-        console.say(announced(plan, shard))
-        tally = shards.draw(store, plan, shard, progress)
-        return JobResult(tally=tally, published=publish(order, plan, members, store, out))
+    config = next(iter(models.values())).config
+    with local_services(config), console.progress_bar("sample") as progress:
+        store = open_store(config.storage)
+        plan = shards.plan_job(job, models, store)
+        console.say(announcement(plan, shard))
+        result = shards.draw(store, plan, shard, progress)
+        return JobResult(shard=result, published=publish(plan, store, out))

@@ -95,6 +95,6 @@ def _place(config: Path | None, work: Path) -> "Config":
 
 def _tell(pushed: "PushResult") -> bool:
     """Whether Prefect's server took the news; a version is published whether or not it did."""
-    from tasks.events import dataset_published, tell
+    from tasks.events import dataset_published, emit
 
-    return tell(dataset_published(pushed))
+    return emit(dataset_published(pushed))

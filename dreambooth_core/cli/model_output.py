@@ -35,12 +35,12 @@ def show_models(models: Sequence[ListedVersion], as_json: bool) -> None:
     print_table("", ("model", "aliases", "gate", *columns, "registered"), rows)
 
 
-def show_standing(name: str, standing: AliasState, as_json: bool) -> None:
+def show_aliases(name: str, state: AliasState, as_json: bool) -> None:
     """Who stands for a model after its aliases were moved."""
     if as_json:
-        print_json({"name": name, "aliases": standing.aliases})
+        print_json({"name": name, "aliases": state.aliases})
         return
-    for alias, version in standing.aliases.items():
+    for alias, version in state.aliases.items():
         print(f"{name}@{alias} is version {version}")
 
 
@@ -109,7 +109,9 @@ def _lineage_rows(lineage: Lineage) -> list[list[str]]:
     if verdict:
         rows.append(["gate", _short(verdict.digest), f"{verdict.outcome}: {verdict.sentence}"])
     for change in lineage.changes:
-        aliases = " ".join(f"@{alias}" for alias in change.standing.of(lineage.model.split("/")[1]))
+        aliases = " ".join(
+            f"@{alias}" for alias in change.state.aliases_of(lineage.model.split("/")[1])
+        )
         said = f"{change.when} {change.action} by {change.by}: {aliases or 'no alias'}"
         rows.append(["aliases", "", f"{said} {change.reason}".strip()])
     return rows

@@ -80,7 +80,7 @@ def list_models(
     from dreambooth_core.registry import listing
 
     settings, place = _where(config, work)
-    model_output.show_models(listing.listed(settings, place), as_json)
+    model_output.show_models(listing.list_versions(settings, place), as_json)
 
 
 @app.command()
@@ -103,13 +103,13 @@ def promote(
     from dreambooth_core.storage import records
 
     settings, place = _where(config, work)
-    with listing.opened(settings, place, model) as one:
-        found, before = one.found, one.book.standing
+    with listing.opened_version(settings, place, model) as one:
+        found, before = one.found, one.log.state
         _confirm(f"Make {found.name}/{found.version} the {to.value}?", yes)
-        wish = promotion.PromotionRequest(found.version, by or records.current_user(), reason)
-        standing = promotion.promote(found.config, one.store, wish)
-    _tell(found.name, before, standing, f"{wish.by} put {found.name}/{found.version} into service")
-    model_output.show_standing(found.name, standing, as_json)
+        request = promotion.PromotionRequest(found.version, by or records.current_user(), reason)
+        state = promotion.promote(found.config, one.store, request)
+    _tell(found.name, before, state, f"{request.by} put {found.name}/{found.version} into service")
+    model_output.show_aliases(found.name, state, as_json)
 
 
 @app.command()
@@ -132,14 +132,14 @@ def rollback(
 
     settings, place = _where(config, work)
     wanted = model if "/" in model or "@" in model else f"{model}@champion"
-    with listing.opened(settings, place, wanted) as one:
-        found, before = one.found, one.book.standing
+    with listing.opened_version(settings, place, wanted) as one:
+        found, before = one.found, one.log.state
         _confirm(f"Take {found.name}/{found.version} out of service?", yes)
-        wish = promotion.PromotionRequest(found.version, by or records.current_user(), reason)
-        standing = promotion.rollback(found.config, one.store, wish)
-    said = f"{wish.by} took {found.name}/{found.version} out of service"
-    _tell(found.name, before, standing, said)
-    model_output.show_standing(found.name, standing, as_json)
+        request = promotion.PromotionRequest(found.version, by or records.current_user(), reason)
+        state = promotion.rollback(found.config, one.store, request)
+    said = f"{request.by} took {found.name}/{found.version} out of service"
+    _tell(found.name, before, state, said)
+    model_output.show_aliases(found.name, state, as_json)
 
 
 @app.command()
@@ -155,8 +155,8 @@ def lineage(
     from dreambooth_core.registry.lineage import lineage_of
 
     settings, place = _where(config, work)
-    with listing.opened(settings, place, model) as one:
-        traced = lineage_of(one.store, one.book, one.found.version)
+    with listing.opened_version(settings, place, model) as one:
+        traced = lineage_of(one.store, one.log, one.found.version)
     model_output.show_lineage(traced, as_json)
 
 
@@ -181,15 +181,16 @@ def diff(
 
     settings, place = _where(config, work)
     with (
-        listing.opened(settings, place, left) as one,
-        listing.opened(settings, place, right) as other,
+        listing.opened_version(settings, place, left) as one,
+        listing.opened_version(settings, place, right) as other,
     ):
         sides = [
-            differences.side_of(each.store, each.book, each.found.version) for each in (one, other)
+            differences.version_side(each.store, each.log, each.found.version)
+            for each in (one, other)
         ]
-        found = differences.difference(*sides)
+        found = differences.version_diff(*sides)
         if out is not None:
-            differences.write_gallery(out, *sides)
+            differences.write_diff_page(out, *sides)
     model_output.show_difference(found, as_json)
 
 
@@ -207,7 +208,7 @@ def serve(
     from dreambooth_core.tracking import mlflow as tracking
 
     settings, place = _where(config, work)
-    with listing.opened(settings, place, model) as one:
+    with listing.opened_version(settings, place, model) as one:
         found = one.found
         uri = tracking.tracking_uri(found.config)
         # MLflow looks its own programs up by name, which nobody's shell need know
@@ -243,7 +244,7 @@ def _confirm(question: str, yes: bool) -> None:
 
 def _tell(name: str, before: "AliasState", now: "AliasState", sentence: str) -> None:
     """Prefect's server hears of another version in service, for what waits for it; if there is a server."""
-    from tasks.events import MODEL_PROMOTED, model_event, tell
+    from tasks.events import MODEL_PROMOTED, emit, model_event
 
     if now.champion is not None and now.champion != before.champion:
-        tell(model_event(MODEL_PROMOTED, name, now.champion, sentence))
+        emit(model_event(MODEL_PROMOTED, name, now.champion, sentence))

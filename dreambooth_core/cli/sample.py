@@ -1,5 +1,6 @@
-"""Commands that draw and find images: `sample`, `search`."""
+"""Commands `sample` and `search`: draw images, and find generated images by text."""
 
+import json
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
@@ -15,8 +16,8 @@ if TYPE_CHECKING:
 
 app = typer.Typer()
 
-ORDERS = (".yaml", ".yml", ".csv")
-Place = Annotated[Path | None, typer.Option(help="Config that says where MLflow is.")]
+JOB_SUFFIXES = (".yaml", ".yml", ".csv")
+MLflowConfig = Annotated[Path | None, typer.Option(help="Config that names the MLflow server.")]
 
 
 @app.command()
@@ -24,47 +25,47 @@ def sample(
     what: Annotated[
         str,
         typer.Argument(
-            metavar="MODEL|ORDER",
-            help="NAME (its candidate), NAME@alias or NAME/version; or an order in YAML or CSV.",
+            metavar="MODEL|JOB",
+            help="NAME (its candidate), NAME@alias or NAME/version; or a sampling job in YAML or CSV.",
         ),
     ],
     prompt: Annotated[
         list[str] | None,
-        typer.Option(help="For a MODEL: template; {subject} is what was learned. Repeatable."),
+        typer.Option(
+            help="For a MODEL: prompt template; {subject} is identifier and class noun. Repeatable."
+        ),
     ] = None,
     seeds: Annotated[
         int | None, typer.Option(min=1, help="For a MODEL: images per prompt; 4 when left out.")
     ] = None,
     shard: Annotated[
         str | None,
-        typer.Option(metavar="K/N", help="For an ORDER: every N-th image from the K-th."),
+        typer.Option(metavar="K/N", help="For a JOB: draw every N-th image from the K-th."),
     ] = None,
     out: Annotated[
-        Path | None, typer.Option(help="Folder for the images; samples, or samples/ORDER.")
+        Path | None, typer.Option(help="Folder for the images; samples, or samples/JOB.")
     ] = None,
     work: Work = Path(".dreambooth"),
-    config: Place = None,
+    config: MLflowConfig = None,
     as_json: AsJson = False,
 ) -> None:
-    """Draw images from a registered model, or a whole order of them; prints the paths.
+    """Draw images with a registered model, or all images of a sampling job; prints the paths.
 
-    An order asks for prompts x seeds x models x settings, and becomes images, a gallery, a contact
-    sheet and a manifest. A second run makes only what is missing; shards may run anywhere, at once.
+    A job lists prompts x seeds x models x settings, and gives images, a gallery, a contact sheet and
+    a manifest. A second run draws only missing images; shards may run on several machines at once.
     """
-    is_order = Path(what).suffix in ORDERS
-    _check_sample(what, is_order, prompt, seeds, shard)
+    is_job = Path(what).suffix in JOB_SUFFIXES
+    _check_sample(what, is_job, prompt, seeds, shard)
     settings = _settings(config)
-    place = settings.paths.work if settings else work
-    if is_order:
+    folder = settings.paths.work if settings else work
+    if is_job:
         with interruptible():
-            _order(settings, place, Path(what), shard or "1/1", out, as_json)
+            _run_job(settings, folder, Path(what), shard or "1/1", out, as_json)
         return
-    import json
-
     from dreambooth_core.registry import outputs
 
-    wish = outputs.SampleRequest(tuple(prompt or ()), seeds or 4, out or Path("samples"))
-    paths = outputs.sample_model(settings, place, what, wish)
+    request = outputs.SampleRequest(tuple(prompt or ()), seeds or 4, out or Path("samples"))
+    paths = outputs.sample_model(settings, folder, what, request)
     if as_json:
         print(json.dumps([str(path) for path in paths]))
         return
@@ -74,38 +75,37 @@ def sample(
 
 @app.command()
 def search(
-    text: Annotated[str, typer.Argument(help="What is to be seen: on the beach.")],
+    text: Annotated[str, typer.Argument(help="What the image shows: on the beach.")],
     runs: Annotated[
         list[str] | None,
         typer.Option(
             help="Only images of NAME, NAME@alias, NAME/version, CONFIG.yaml, `base` or the name "
-            "of an order; repeatable. All images of the store when left out."
+            "of a sampling job; repeatable. All images of the store when left out."
         ),
     ] = None,
-    top: Annotated[int, typer.Option(min=1, help="At most so many images.")] = 20,
+    top: Annotated[int, typer.Option(min=1, help="Most images to find.")] = 20,
     html: Annotated[
         Path | None, typer.Option(help="Write a gallery of them to this file.", dir_okay=False)
     ] = None,
     work: Work = Path(".dreambooth"),
     config: Annotated[
         Path | None,
-        typer.Option(help="Config whose store is searched and whose evaluation.clip looks."),
+        typer.Option(help="Config whose store is searched, with its evaluation.clip."),
     ] = None,
     as_json: AsJson = False,
 ) -> None:
-    """Find generated images by words; prints the score, the place and the prompt of each."""
-    import json
-
+    """Find generated images by text; prints score, URI and prompt of each."""
     from dreambooth_core.batch_sampling import search as searching
+    from dreambooth_core.registry.resolve import find_runs
     from dreambooth_core.storage.stores import written_beside
 
     settings = _settings(config)
-    place = settings.paths.work if settings else work
-    question = searching.SearchQuery(text=text, runs=tuple(runs or ()), top=top)
-    hits, home = searching.search(settings, place, question)
+    models = find_runs(runs or (), settings, settings.paths.work if settings else work)
+    query = searching.SearchQuery(text=text, top=top)
+    hits, used = searching.search(settings, models, query)
     if html is not None:
         with written_beside(html) as temporary:
-            temporary.write_text(searching.page(home, question, hits), encoding="utf-8")
+            temporary.write_text(searching.page(used, query, hits), encoding="utf-8")
     if as_json:
         print(json.dumps([hit.model_dump(mode="json") for hit in hits], indent=2))
         return
@@ -114,45 +114,46 @@ def search(
 
 
 def _check_sample(
-    what: str, is_order: bool, prompt: list[str] | None, seeds: int | None, shard: str | None
+    what: str, is_job: bool, prompt: list[str] | None, seeds: int | None, shard: str | None
 ) -> None:
-    if is_order and (prompt or seeds):
+    if is_job and (prompt or seeds):
         raise ConfigError(
-            f"{what} is an order, which says its prompts and seeds itself: leave them out"
+            f"{what} is a sampling job with its own prompts and seeds: leave out --prompt and --seeds"
         )
-    if not is_order and not prompt:
+    if not is_job and not prompt:
         raise ConfigError(
-            f"{what} is taken for a registered model: give --prompt, or name an order in "
-            f"{', '.join(ORDERS)}"
+            f"{what} is taken for a registered model: give --prompt, or name a sampling job in "
+            f"{', '.join(JOB_SUFFIXES)}"
         )
-    if not is_order and shard:
-        raise ConfigError("--shard is for orders: write the prompts into a YAML or CSV file")
+    if not is_job and shard:
+        raise ConfigError("--shard is for sampling jobs: write the prompts into a YAML or CSV file")
 
 
-def _order(
+def _run_job(
     settings: "Config | None", work: Path, path: Path, shard: str, out: Path | None, as_json: bool
 ) -> None:
-    from dreambooth_core.batch_sampling import standalone
     from dreambooth_core.batch_sampling.job import read_job
     from dreambooth_core.batch_sampling.shards import shard_of
+    from dreambooth_core.batch_sampling.standalone import run_job
+    from dreambooth_core.registry.resolve import find_models
 
-    order, part = read_job(path), shard_of(shard)
-    folder = out or Path("samples") / order.name
-    done = standalone.run_job(settings, work, order, part, folder)
+    job, part = read_job(path), shard_of(shard)
+    folder = out or Path("samples") / job.name
+    result = run_job(job, find_models(job.models, settings, work), part, folder)
     if as_json:
-        print(done.model_dump_json(indent=2))
+        print(result.model_dump_json(indent=2))
     else:
-        _tell(done, folder)
+        _print_result(result, folder)
 
 
-def _tell(done: "JobResult", folder: Path) -> None:
+def _print_result(result: "JobResult", folder: Path) -> None:
     from dreambooth_core.console import say
 
-    tally, published = done.tally, done.published
-    pace = f", {tally.images_per_second:.2f} images/s" if tally.made else ""
-    say(f"{tally.made} images drawn, {tally.found} found in {tally.seconds:.1f} s{pace}")
+    shard, published = result.shard, result.published
+    rate = f", {shard.images_per_second:.2f} images/s" if shard.made else ""
+    say(f"{shard.made} images drawn, {shard.found} found in {shard.seconds:.1f} s{rate}")
     if published is None:
-        say(f"{tally.missing} images are left to other shards; the last one makes the gallery")
+        say(f"{shard.missing} images are left to other shards; the last one makes the gallery")
         return
     if published.near_duplicates:
         say(f"{published.near_duplicates} of {published.count} images nearly repeat another one")

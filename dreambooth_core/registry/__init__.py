@@ -1,1 +1,1 @@
-"""Registered model versions: what each comes from, is called and is served by, and who is in service."""
+"""Registered model versions: registration, aliases, promotion, lineage, cards, serving."""

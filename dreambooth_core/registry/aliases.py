@@ -1,18 +1,20 @@
-"""Which version of a model has which alias: a log in the store, which MLflow follows.
+"""Aliases of model versions: an append-only log in the store, to which MLflow is synchronized.
 
-models/<name>/<registry>/
-    aliases/000001.json     the first change: who, when, what, why, and the standing after it
-    followed                number of the last change that MLflow was told of
+    models/<name>/<registry>/
+        aliases/000001.json     the first change: action, version, user, time, reason, state after it
+        synced                  number of the last change that was written to MLflow
 
-MLflow moves an alias without looking at what it was; the log is written by create-once puts, so
-that of two at once, on whatever machines, one comes after the other and knows of it. Whoever is
-killed between the log and MLflow leaves a log that is ahead, and the next to look tells MLflow.
+MLflow sets an alias without comparing it with the previous value. The log is written by create-once
+puts: of two concurrent changes on any machines, the second sees the first. After a crash between
+log and MLflow, the next reader synchronizes MLflow.
 """
 
 import json
 from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any, Literal
+
+from pydantic import AliasChoices, Field
 
 from dreambooth_core import console
 from dreambooth_core.errors import NotFound, StorageError
@@ -25,12 +27,12 @@ CANDIDATE, CHAMPION, PREVIOUS = "candidate", "champion", "previous"
 
 
 class AliasState(Record):
-    """Who stands for a model."""
+    """Versions of a model that have an alias."""
 
     candidate: str | None = None
-    """The version registered last."""
+    """The version that was registered last."""
     champions: tuple[str, ...] = ()
-    """Versions in the order in which they went into service, without those that were taken back."""
+    """Versions in the order of their promotions, without those that were rolled back."""
 
     @property
     def champion(self) -> str | None:
@@ -39,7 +41,7 @@ class AliasState(Record):
 
     @property
     def previous(self) -> str | None:
-        """The version that was in service before, and is again after a rollback."""
+        """The champion before the current one, which a rollback restores."""
         return self.champions[-2] if len(self.champions) > 1 else None
 
     @property
@@ -48,8 +50,8 @@ class AliasState(Record):
         named = {CANDIDATE: self.candidate, CHAMPION: self.champion, PREVIOUS: self.previous}
         return {alias: version for alias, version in named.items() if version is not None}
 
-    def of(self, version: str) -> tuple[str, ...]:
-        """The aliases of one version."""
+    def aliases_of(self, version: str) -> tuple[str, ...]:
+        """Aliases of one version."""
         return tuple(alias for alias, one in self.aliases.items() if one == version)
 
 
@@ -63,15 +65,15 @@ class AliasChange(Record):
     """1 for the first."""
     action: Action
     version: str
-    """The version that the change is about; for a rollback, the one taken back."""
+    """The changed version; for a rollback, the version that is no longer champion."""
     by: str
     when: str
     """UTC, ISO 8601, to the second."""
     reason: str = ""
     verdict: str = ""
-    """Digest of the verdict that it rests on."""
-    standing: AliasState = AliasState()
-    """After it."""
+    """Digest of the verdict that allowed it."""
+    state: AliasState = Field(AliasState(), validation_alias=AliasChoices("state", "standing"))
+    """After the change. `standing` is its key in logs of earlier versions."""
 
 
 @dataclass(frozen=True)
@@ -81,108 +83,105 @@ class AliasLog:
     store: Store
     name: str
     registry: str
-    """Names the registered model for good: another one of the same name has another log."""
+    """Unique id of the registered model: a later model of the same name has its own log."""
 
     @property
-    def place(self) -> str:
-        """Where all that belongs to the registered model lies in the store."""
+    def prefix(self) -> str:
+        """Prefix in the store of everything about the registered model."""
         return f"models/{self.name}/{self.registry}"
 
     def history(self) -> tuple[AliasChange, ...]:
-        """All changes, the first one first."""
-        keys = self.store.keys(f"{self.place}/aliases/")
+        """All changes, oldest first."""
+        keys = self.store.keys(f"{self.prefix}/aliases/")
         return tuple(_change(self.store, key) for key in keys)
 
     def latest(self) -> AliasChange | None:
-        """The last change; None for a model that was never registered."""
-        key = max(self.store.keys(f"{self.place}/aliases/"), default=None)
+        """The last change; None in an empty log."""
+        key = max(self.store.keys(f"{self.prefix}/aliases/"), default=None)
         return None if key is None else _change(self.store, key)
 
     @property
-    def standing(self) -> AliasState:
-        """Who stands for the model now."""
+    def state(self) -> AliasState:
+        """State after the last change."""
         last = self.latest()
-        return last.standing if last else AliasState()
+        return last.state if last else AliasState()
 
-    def enter(self, propose: Callable[[AliasState], AliasChange | None]) -> AliasState:
-        """Add the change that `propose` makes of the standing, unless it makes none.
+    def append(self, propose: Callable[[AliasState], AliasChange | None]) -> AliasState:
+        """Append the change that `propose` returns for the current state, if any; the new state.
 
-        It is asked again when another one came first, so it always sees what it changes.
+        `propose` is called again when another process appended first.
         """
         while True:
             last = self.latest()
-            standing = last.standing if last else AliasState()
-            change = propose(standing)
+            state = last.state if last else AliasState()
+            change = propose(state)
             if change is None:
-                return standing
+                return state
             number = last.number + 1 if last else 1
-            entry = change.model_copy(
-                update={"number": number, "standing": after(standing, change)}
-            )
-            if put_record(self.store, f"{self.place}/aliases/{number:06d}.json", entry):
-                return entry.standing
+            entry = change.model_copy(update={"number": number, "standing": after(state, change)})
+            if put_record(self.store, f"{self.prefix}/aliases/{number:06d}.json", entry):
+                return entry.state
 
-    def is_followed(self) -> bool:
-        """Whether MLflow was told of the last change; costs no look at MLflow."""
+    def is_synced(self) -> bool:
+        """Whether the last change was written to MLflow; MLflow is not queried."""
         last = self.latest()
-        return last is None or _followed(self) >= last.number
+        return last is None or _synced(self) >= last.number
 
-    def follow(self, client: Any) -> AliasState:
-        """Give the versions in MLflow the aliases that the log says.
-
-        Looks at the log again afterwards: somebody may have gone on while we were telling.
-        """
+    def sync(self, client: Any) -> AliasState:
+        """Set the aliases in MLflow to the log's state; repeated if the log grew meanwhile."""
         while True:
             last = self.latest()
             if last is None:
                 return AliasState()
-            _tell(client, self.name, last.standing)
+            _set_aliases(client, self.name, last.state)
             again = self.latest()
             if again is not None and again.number == last.number:
-                self.store.put(f"{self.place}/followed", json.dumps(last.number).encode())
-                return last.standing
+                self.store.put(f"{self.prefix}/synced", json.dumps(last.number).encode())
+                return last.state
 
 
-def after(standing: AliasState, change: AliasChange) -> AliasState:
-    """The standing that a change leads to; what is in service twice in a row is so once."""
-    champions = standing.champions
+def after(state: AliasState, change: AliasChange) -> AliasState:
+    """State after a change; promoting the champion again changes nothing."""
+    champions = state.champions
     if change.action == "reject":
-        return standing
+        return state
     if change.action == "register":
-        return standing.model_copy(update={"candidate": change.version})
+        return state.model_copy(update={"candidate": change.version})
     if change.action == "rollback":
-        return standing.model_copy(update={"champions": champions[:-1]})
-    if change.version != standing.champion:
+        return state.model_copy(update={"champions": champions[:-1]})
+    if change.version != state.champion:
         champions = (*champions, change.version)
-    return standing.model_copy(update={"champions": champions})
+    return state.model_copy(update={"champions": champions})
 
 
-def _tell(client: Any, name: str, standing: AliasState) -> None:
-    """A version that somebody has deleted bears no alias: nor does another one in its place."""
+def _set_aliases(client: Any, name: str, state: AliasState) -> None:
+    """Set the aliases in MLflow; the alias of a version that was deleted in MLflow is removed."""
     found = client.get_registered_model(name).aliases
-    told = {alias: str(version) for alias, version in found.items()}
-    for alias, version in standing.aliases.items():
-        if told.get(alias) == version:
+    current = {alias: str(version) for alias, version in found.items()}
+    for alias, version in state.aliases.items():
+        if current.get(alias) == version:
             continue
         if has_version(client, name, version):
             client.set_registered_model_alias(name, alias, version)
             continue
         console.say(f"{name}@{alias} is version {version}, which was deleted in MLflow")
-        if alias in told:
+        if alias in current:
             client.delete_registered_model_alias(name, alias)
-    if standing.champion and standing.previous is None and PREVIOUS in told:
+    if state.champion and state.previous is None and PREVIOUS in current:
         client.delete_registered_model_alias(name, PREVIOUS)
 
 
 def _change(store: Store, key: str) -> AliasChange:
     found = get_record(store, key, AliasChange)
     if found is None:
-        raise StorageError(f"{key} has gone from {store.uri}: the log of aliases is never deleted")
+        raise StorageError(
+            f"{key} is missing in {store.uri}: restore it, the log of aliases is append-only"
+        )
     return found
 
 
-def _followed(book: AliasLog) -> int:
+def _synced(log: AliasLog) -> int:
     try:
-        return int(json.loads(book.store.get(f"{book.place}/followed")))
+        return int(json.loads(log.store.get(f"{log.prefix}/synced")))
     except NotFound:
         return 0

@@ -1,4 +1,4 @@
-"""Two model versions side by side: what went in, what came out, image beside image."""
+"""Comparison of two model versions: config, data, photos, metrics and images side by side."""
 
 import base64
 from collections.abc import Mapping, Sequence
@@ -28,77 +28,79 @@ from dreambooth_core.storage.stores import Store, written_beside
 from dreambooth_core.tracking.mlflow import flat
 
 PIXELS = 320
-"""Longer side above which an image of the gallery is embedded smaller."""
+"""Longest side of an image on the page; larger images are downscaled."""
 LEVEL = 0.95
+"""Of the comparisons' confidence intervals."""
 Both = tuple[str | None, str | None]
-"""The left one's and the right one's; None where it has none."""
+"""Values of the left and the right version; None for a missing value."""
 
 
 @dataclass(frozen=True)
 class VersionSide:
-    """One of the two."""
+    """One of two compared versions."""
 
     name: str
     """NAME/version."""
     config: Config
-    found: RunInputs
+    inputs: RunInputs
     store: Store
 
 
 class VersionDiff(Record):
-    """What two versions do not have in common, and how they compare."""
+    """Differences of two versions, and the comparison of their metrics."""
 
     left: str
     right: str
     config: dict[str, Both]
     """Key of the config -> its values, where they differ."""
     data: dict[str, Both]
-    """What went in and came out -> digests, where they differ."""
+    """Image set, weights or scores -> digests, where they differ."""
     photos: dict[str, Both]
     """Photo -> its digests, where they differ."""
     metrics: dict[str, tuple[float | None, float | None]]
     comparisons: tuple[Comparison, ...]
-    """The right one against the left one, image by image; only when one plan has measured both."""
+    """The right version against the left one, image by image; () unless one plan measured both."""
     why_not: str
-    """Why there are no comparisons; empty when there are."""
+    """Why there are no comparisons; empty otherwise."""
 
 
 @dataclass(frozen=True)
 class ImagePair:
-    """The same prompt and the same seed."""
+    """Two images of the same prompt and seed."""
 
     prompt: str
     seed: int
     left: str
-    """A data URL."""
+    """Data URL."""
     right: str
 
 
-def side_of(store: Store, book: AliasLog, version: str) -> VersionSide:
-    """Raises `ConfigError` for a version that says nothing of where it comes from."""
-    origin = read_provenance(book, version)
-    return VersionSide(f"{book.name}/{version}", origin.config, run_inputs(store, origin), store)
+def version_side(store: Store, log: AliasLog, version: str) -> VersionSide:
+    """Raises `ConfigError` for a version without provenance."""
+    provenance = read_provenance(log, version)
+    inputs = run_inputs(store, provenance)
+    return VersionSide(f"{log.name}/{version}", provenance.config, inputs, store)
 
 
-def difference(left: VersionSide, right: VersionSide) -> VersionDiff:
-    """All but the pictures."""
-    ours, theirs = left.found.scores, right.found.scores
+def version_diff(left: VersionSide, right: VersionSide) -> VersionDiff:
+    """All differences but the images."""
+    ours, theirs = left.inputs.scores, right.inputs.scores
     why_not = _why_not(ours, theirs)
     names = sorted(ours.metrics.keys() | theirs.metrics.keys())
     return VersionDiff(
         left=left.name,
         right=right.name,
         config=_differing(_settings(left.config), _settings(right.config)),
-        data=_differing(_digests(left.found), _digests(right.found)),
-        photos=_differing(_photos(left.found.instance), _photos(right.found.instance)),
+        data=_differing(_digests(left.inputs), _digests(right.inputs)),
+        photos=_differing(_photos(left.inputs.instance), _photos(right.inputs.instance)),
         metrics={name: (ours.metrics.get(name), theirs.metrics.get(name)) for name in names},
         comparisons=() if why_not else _comparisons(_rows(left), _rows(right)),
         why_not=why_not,
     )
 
 
-def pairs(left: VersionSide, right: VersionSide) -> list[ImagePair]:
-    """The evaluation's images that both have of a prompt and a seed, in the left one's order."""
+def image_pairs(left: VersionSide, right: VersionSide) -> list[ImagePair]:
+    """Evaluation images of prompts and seeds that both versions have, in the left one's order."""
     ours, theirs = _images(left), _images(right)
     return [
         ImagePair(prompt, seed, _url(left.store, ours[key]), _url(right.store, theirs[key]))
@@ -108,13 +110,12 @@ def pairs(left: VersionSide, right: VersionSide) -> list[ImagePair]:
     ]
 
 
-def write_gallery(out: Path, left: VersionSide, right: VersionSide) -> Path:
-    """One page with everything inside it; it appears at `out` when it is complete."""
-    shown = pairs(left, right)
+def write_diff_page(out: Path, left: VersionSide, right: VersionSide) -> Path:
+    """Write a self-contained HTML page, atomically."""
     prompts: dict[str, list[ImagePair]] = {}
-    for pair in shown:
+    for pair in image_pairs(left, right):
         prompts.setdefault(pair.prompt, []).append(pair)
-    page = _template().render(difference=difference(left, right), prompts=prompts, level=LEVEL)
+    page = _template().render(difference=version_diff(left, right), prompts=prompts, level=LEVEL)
     with written_beside(out) as temporary:
         temporary.write_text(page, encoding="utf-8")
     return out
@@ -122,9 +123,9 @@ def write_gallery(out: Path, left: VersionSide, right: VersionSide) -> Path:
 
 def _why_not(ours: Scores, theirs: Scores) -> str:
     if ours.table is None or theirs.table is None:
-        return "the scores of single images were not kept"
+        return "the scores of single images are not stored"
     if ours.plan != theirs.plan or not ours.plan:
-        return "they were measured by different plans: other prompts, seeds, photos or encoders"
+        return "their evaluation plans differ: other prompts, seeds, photos or encoders"
     return ""
 
 
@@ -142,12 +143,12 @@ def _settings(config: Config) -> dict[str, str]:
     return flat(config.model_dump(mode="json", exclude=PRIVATE))
 
 
-def _digests(found: RunInputs) -> dict[str, str]:
+def _digests(inputs: RunInputs) -> dict[str, str]:
     named = {
-        "instance images": found.instance,
-        "class images": found.classes,
-        "weights": found.weights,
-        "scores": found.scores,
+        "instance images": inputs.instance,
+        "class images": inputs.classes,
+        "weights": inputs.weights,
+        "scores": inputs.scores,
     }
     return {name: made.digest for name, made in named.items() if made is not None}
 
@@ -163,13 +164,13 @@ def _differing(ours: Mapping[str, str], theirs: Mapping[str, str]) -> dict[str, 
 
 
 def _rows(side: VersionSide) -> tuple[ImageScores, ...]:
-    blob = side.found.scores.table
+    blob = side.inputs.scores.table
     return () if blob is None else ScoreTable.model_validate_json(get_blob(side.store, blob)).rows
 
 
 def _images(side: VersionSide) -> dict[tuple[str, int], Image]:
-    """By the prompt's template, where it is known: two subjects may have other names."""
-    samples = side.found.scores.samples.images
+    """By prompt template and seed: the filled prompts of two subjects may differ."""
+    samples = side.inputs.scores.samples.images
     templates = {row.image: row.prompt for row in _rows(side)}
     return {
         (templates.get(image.blob.sha256, image.prompt), image.seed): image
@@ -187,9 +188,11 @@ def _url(store: Store, image: Image) -> str:
 def _template() -> Any:
     from jinja2 import Environment, FileSystemLoader, StrictUndefined
 
-    here = FileSystemLoader(Path(__file__).parent)
     environment = Environment(
-        loader=here, autoescape=True, undefined=StrictUndefined, trim_blocks=True
+        loader=FileSystemLoader(Path(__file__).parent),
+        autoescape=True,
+        undefined=StrictUndefined,
+        trim_blocks=True,
     )
     environment.filters["number"] = lambda value: "" if value is None else f"{value:.3f}"
     return environment.get_template("difference.html.j2")

@@ -1,4 +1,4 @@
-"""From the photos to the alias: everything that a model version comes from, by digests."""
+"""Lineage of a model version, from the photos to the aliases, by digests."""
 
 from dreambooth_core.config import Method
 from dreambooth_core.registry.aliases import AliasChange, AliasLog
@@ -17,14 +17,14 @@ from dreambooth_core.storage.stores import Store
 
 
 class LineageImage(Record):
-    """One image of a set."""
+    """Name and digest of an image of a set."""
 
     name: str
     sha256: str
 
 
 class LineageImages(Record):
-    """An image set."""
+    """Digests of an image set."""
 
     uri: str
     digest: str
@@ -32,7 +32,7 @@ class LineageImages(Record):
 
 
 class LineageBase(Record):
-    """The base model."""
+    """Name, revision, digest and licence of the base model."""
 
     name: str
     revision: str | None
@@ -41,24 +41,24 @@ class LineageBase(Record):
 
 
 class LineageTraining(Record):
-    """How the weights came about."""
+    """Training of the weights."""
 
     key: str
     code: str
-    """Version and commit of the code that trained; empty where an older one did."""
+    """Version and commit of the training code; empty for trainings by older code."""
     method: Method
     steps: int
     chosen_step: int
     resumed_from: int
     checkpoints: tuple[LineageCheckpoint, ...]
     weights: str
-    """Digest."""
+    """Digest of the weights."""
     files: dict[str, str]
     """File of the weights -> SHA-256."""
 
 
 class LineageScores(Record):
-    """How good it is."""
+    """Scores of the evaluation."""
 
     digest: str
     plan: str
@@ -66,31 +66,31 @@ class LineageScores(Record):
 
 
 class LineageDecision(Record):
-    """What the gate said."""
+    """Verdict of the gate."""
 
     digest: str
     outcome: str
     against: str
     sentence: str
     noise: dict[str, float]
-    """Metric -> by how much the champion differed from itself, which no guard's margin was below."""
+    """Metric -> the champion's difference from itself with other seeds: lower bound of guards' margins."""
 
 
 class Lineage(Record):
-    """All of it, in the order in which it came to be."""
+    """Everything that a version was made from, and what was decided about it."""
 
     model: str
     """NAME/version."""
     aliases: tuple[str, ...]
     instance: LineageImages
     subjects: tuple[Permission, ...]
-    """All that were learned, the main one first."""
+    """Provenance and consent of all subjects, the main one first."""
     classes: LineageImages | None
     base: LineageBase
     config: str
-    """Digest of the config, without what is this machine's own."""
+    """Digest of the config without `PRIVATE`."""
     code: str
-    """Version and commit of the code that registered it."""
+    """Version and commit of the registering code."""
     training: LineageTraining
     scores: LineageScores
     registered: str
@@ -100,28 +100,28 @@ class Lineage(Record):
     model_id: str
     verdict: LineageDecision | None
     changes: tuple[AliasChange, ...]
-    """Of aliases, and refusals: those about this version, or that took an alias from it."""
+    """Changes and rejections of this version, and changes that took an alias from it."""
 
 
-def lineage_of(store: Store, book: AliasLog, version: str) -> Lineage:
-    """Raises `ConfigError` for a version that says nothing of it, `StorageError` for lost records."""
-    origin = read_provenance(book, version)
-    found, config = run_inputs(store, origin), origin.config
-    weights, scores = found.weights, found.scores
+def lineage_of(store: Store, log: AliasLog, version: str) -> Lineage:
+    """Raises `ConfigError` for a version without provenance, `StorageError` for missing records."""
+    provenance = read_provenance(log, version)
+    inputs, config = run_inputs(store, provenance), provenance.config
+    weights, scores = inputs.weights, inputs.scores
     return Lineage(
-        model=f"{book.name}/{version}",
-        aliases=book.standing.of(version),
-        instance=_images(found.instance),
+        model=f"{log.name}/{version}",
+        aliases=log.state.aliases_of(version),
+        instance=_images(inputs.instance),
         subjects=permissions_of(config),
-        classes=_images(found.classes) if found.classes else None,
+        classes=_images(inputs.classes) if inputs.classes else None,
         base=LineageBase(
             name=config.model.base,
             revision=config.model.revision,
-            digest=origin.base_digest,
+            digest=provenance.base_digest,
             licence=config.model.licence,
         ),
         config=config_digest(config),
-        code=origin.code,
+        code=provenance.code,
         training=LineageTraining(
             key=weights.key,
             code=weights.code,
@@ -134,35 +134,36 @@ def lineage_of(store: Store, book: AliasLog, version: str) -> Lineage:
             files={name: blob.sha256 for name, blob in weights.files.items()},
         ),
         scores=LineageScores(digest=scores.digest, plan=scores.plan, metrics=scores.metrics),
-        registered=origin.when,
-        by=origin.by,
-        run_id=origin.run_id,
-        model_id=origin.model_id,
-        verdict=_decision(verdict_of(book, version)),
-        changes=_changes(book, version),
+        registered=provenance.when,
+        by=provenance.by,
+        run_id=provenance.run_id,
+        model_id=provenance.model_id,
+        verdict=_decision(verdict_of(log, version)),
+        changes=_changes(log, version),
     )
 
 
-def _images(found: ImageSet) -> LineageImages:
+def _images(images: ImageSet) -> LineageImages:
     photos = tuple(
-        LineageImage(name=image.name, sha256=image.blob.sha256) for image in found.images
+        LineageImage(name=image.name, sha256=image.blob.sha256) for image in images.images
     )
-    return LineageImages(uri=found.uri, digest=found.digest, images=photos)
+    return LineageImages(uri=images.uri, digest=images.digest, images=photos)
 
 
 def _decision(verdict: Verdict | None) -> LineageDecision | None:
     if verdict is None:
         return None
-    said = {name: getattr(verdict, name) for name in LineageDecision.model_fields}
-    return LineageDecision(**said)
+    return LineageDecision(
+        **{name: getattr(verdict, name) for name in LineageDecision.model_fields}
+    )
 
 
-def _changes(book: AliasLog, version: str) -> tuple[AliasChange, ...]:
-    """Those about the version, and those after which it has other aliases than before."""
+def _changes(log: AliasLog, version: str) -> tuple[AliasChange, ...]:
+    """Changes of the version, and changes after which its aliases differ."""
     changes, before = [], tuple[str, ...]()
-    for change in book.history():
-        now = change.standing.of(version)
-        if now != before or change.version == version:
+    for change in log.history():
+        aliases = change.state.aliases_of(version)
+        if aliases != before or change.version == version:
             changes.append(change)
-        before = now
+        before = aliases
     return tuple(changes)

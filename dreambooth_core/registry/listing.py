@@ -1,4 +1,4 @@
-"""Registered versions as they are looked at: one with all its records, or all in a list."""
+"""Registered versions: one with all its records, or a list of all."""
 
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
@@ -14,10 +14,10 @@ from dreambooth_core.registry.aliases import AliasLog
 from dreambooth_core.registry.provenance import read_provenance, run_inputs
 from dreambooth_core.registry.register import (
     RegisteredModel,
-    book_of,
+    alias_log_of,
     find_version,
-    followed,
-    tracking_place,
+    synced_state,
+    tracking_config,
 )
 from dreambooth_core.reports.summary import Summary
 from dreambooth_core.servers.local import local_services
@@ -28,7 +28,7 @@ from dreambooth_core.tracking.mlflow import report_address
 
 
 class VersionDetails(Record):
-    """A version with the records that it rests on, as things stand."""
+    """A version with its records and current aliases."""
 
     config: Config
     version: ModelVersion
@@ -36,11 +36,11 @@ class VersionDetails(Record):
     weights: Weights
     scores: Scores
     verdict: Verdict | None
-    """The gate's last word; None when it was not asked."""
+    """The gate's last verdict; None without one."""
     champion: str | None
-    """The version in service."""
+    """The champion's version; None without one."""
     report: str | None
-    """Where its run's page is: an address for a browser, or its URI in the store; None without one."""
+    """HTML report of its run: an http address, or a URI in the store; None without one."""
 
     @property
     def name(self) -> str:
@@ -50,22 +50,22 @@ class VersionDetails(Record):
 
 @dataclass(frozen=True)
 class OpenedVersion:
-    """A version with the store and the log that know it."""
+    """A version with its store and alias log."""
 
     found: RegisteredModel
     store: Store
-    book: AliasLog
+    log: AliasLog
 
 
 class ListedVersion(Record):
-    """A version as a table shows it."""
+    """A row of the table of versions."""
 
     name: str
     version: str
     aliases: tuple[str, ...]
     method: str
     verdict: str
-    """promote, keep or inconclusive; empty when the gate was not asked."""
+    """promote, keep or inconclusive; empty without a verdict."""
     sentence: str
     metrics: dict[str, float]
     when: str
@@ -74,37 +74,37 @@ class ListedVersion(Record):
 
 
 @contextmanager
-def opened(config: Config | None, work: Path, wanted: str) -> Iterator[OpenedVersion]:
-    """The version behind NAME, NAME@alias or NAME/version, while its store can be reached.
+def opened_version(config: Config | None, work: Path, wanted: str) -> Iterator[OpenedVersion]:
+    """The version called NAME, NAME@alias or NAME/version, while its local services run.
 
-    An alias is what the log says, and so is MLflow's afterwards. Raises as `find_version` does.
+    Aliases are resolved by the log, and MLflow is synchronized with it. Raises as `find_version`.
     """
     found = find_version(config, work, wanted)
     with local_services(found.config):
         store = open_store(found.config.storage)
-        book = book_of(found.config, store)
-        if book is None:  # deleted since it was found
+        log = alias_log_of(found.config, store)
+        if log is None:  # deleted since it was found
             raise ConfigError(f"{wanted} is no longer registered")
-        if not book.is_followed():
-            book.follow(tracking.open_client(found.config))
+        if not log.is_synced():
+            log.sync(tracking.open_client(found.config))
             found = find_version(config, work, wanted)
-        yield OpenedVersion(found, store, book)
+        yield OpenedVersion(found, store, log)
 
 
-def listed(config: Config | None, work: Path) -> list[ListedVersion]:
-    """All versions of all models, as MLflow knows them; the newest of each model first."""
-    client = tracking.open_client(tracking_place(config, work))
+def list_versions(config: Config | None, work: Path) -> list[ListedVersion]:
+    """All versions of all models in MLflow, by name, the newest version first."""
+    client = tracking.open_client(tracking_config(config, work))
     rows = []
-    for model in _all(client.search_registered_models):
+    for model in _all_pages(client.search_registered_models):
         aliases = {alias: str(version) for alias, version in model.aliases.items()}
-        quote = '"' if "'" in model.name else "'"  # others may call their models anything
+        quote = '"' if "'" in model.name else "'"  # models of other programs may have any name
         of = partial(client.search_model_versions, f"name = {quote}{model.name}{quote}")
-        rows += [_listed(one, aliases) for one in _all(of)]
+        rows += [_listed(one, aliases) for one in _all_pages(of)]
     return sorted(rows, key=lambda row: (row.name, -int(row.version)))
 
 
-def _all(search: Callable[..., Any]) -> Iterator[Any]:
-    """Every page of a search in MLflow."""
+def _all_pages(search: Callable[..., Any]) -> Iterator[Any]:
+    """Items of all pages of a search in MLflow."""
     token = None
     while True:
         page = search(page_token=token)
@@ -115,7 +115,7 @@ def _all(search: Callable[..., Any]) -> Iterator[Any]:
 
 
 def _listed(version: Any, aliases: dict[str, str]) -> ListedVersion:
-    tags, mark = version.tags, "dreambooth.metric."
+    tags, prefix = version.tags, "dreambooth.metric."
     created = datetime.fromtimestamp(version.creation_timestamp / 1000, UTC)
     return ListedVersion(
         name=version.name,
@@ -125,9 +125,9 @@ def _listed(version: Any, aliases: dict[str, str]) -> ListedVersion:
         verdict=tags.get("dreambooth.verdict", ""),
         sentence=tags.get("dreambooth.verdict_sentence", ""),
         metrics={
-            name.removeprefix(mark): float(value)
+            name.removeprefix(prefix): float(value)
             for name, value in tags.items()
-            if name.startswith(mark)
+            if name.startswith(prefix)
         },
         when=created.isoformat(timespec="seconds"),
         run_id=version.run_id or "",
@@ -135,34 +135,34 @@ def _listed(version: Any, aliases: dict[str, str]) -> ListedVersion:
 
 
 def version_details(found: RegisteredModel, store: Store) -> VersionDetails:
-    """Raises `ConfigError` for a version that says nothing of itself, `StorageError` for lost records."""
+    """Raises `ConfigError` for a version without provenance, `StorageError` for missing records."""
     from dreambooth_core.registry.promotion import verdict_of
 
-    book = book_of(found.config, store)
-    if book is None:
-        raise ConfigError(f"there is no registered model {found.name}: run its config first")
-    standing = followed(found.config, book)
-    origin = read_provenance(book, found.version)
-    ancestry = run_inputs(store, origin)
+    log = alias_log_of(found.config, store)
+    if log is None:
+        raise ConfigError(f"no registered model {found.name}: run its config first")
+    state = synced_state(found.config, log)
+    provenance = read_provenance(log, found.version)
+    inputs = run_inputs(store, provenance)
     return VersionDetails(
         config=found.config,
         version=ModelVersion(
             name=found.name,
             version=found.version,
-            aliases=standing.of(found.version),
-            run_id=origin.run_id,
+            aliases=state.aliases_of(found.version),
+            run_id=provenance.run_id,
         ),
-        instance=ancestry.instance,
-        weights=ancestry.weights,
-        scores=ancestry.scores,
-        verdict=verdict_of(book, found.version),
-        champion=standing.champion,
-        report=_report(store, found, origin.run_id),
+        instance=inputs.instance,
+        weights=inputs.weights,
+        scores=inputs.scores,
+        verdict=verdict_of(log, found.version),
+        champion=state.champion,
+        report=_report(store, found, provenance.run_id),
     )
 
 
 def _report(store: Store, found: RegisteredModel, run: str) -> str | None:
-    """The page of the last run that ended in this version."""
+    """HTML report of the last run that registered this version."""
     for key in reversed(list(store.keys(f"reports/{found.name}-"))):
         if not key.endswith("/summary.json"):
             continue

@@ -1,8 +1,8 @@
-"""A trained model as one of MLflow's own: what `mlflow models serve` and `load_model` take.
+"""A trained model in MLflow's format, for `mlflow models serve` and `load_model`.
 
-Each has the flavour `python_function`, whose code is `served.py`: seeded, and the pixels that a run
-draws. A LoRA has the flavour `diffusers` as well, whose format holds the adapter itself, by diffusers'
-names. All other weights stay in our store; the pointer says by digests which they are.
+Every model has the flavour `python_function` with the code of `pyfunc_model.py`, which draws the same
+pixels as a run. A LoRA also has the flavour `diffusers`, which contains the adapter with diffusers'
+tensor names. Other weights stay in the store; the pointer has their digests.
 """
 
 import tempfile
@@ -20,16 +20,15 @@ from dreambooth_core.storage.records import Weights
 from dreambooth_core.storage.stores import Store
 
 NEEDS = ("dreambooth-factory", "torch", "diffusers", "transformers", "peft", "accelerate")
-"""Packages that a server needs, at the versions that are here; left to itself, MLflow would load the
-model to find them out."""
+"""Packages of a server, pinned to the installed versions; MLflow would load the model to infer them."""
 ADAPTER = "adapter_weights"
-"""Folder of the flavour `diffusers`."""
+"""Folder of the adapter in the flavour `diffusers`."""
 
 
 def log_model(client: Any, run: str, config: Config, store: Store, weights: Weights) -> str:
-    """Log the model as one that the run has made; its id in MLflow, `m-...`.
+    """Log the model as an output of the run; its id in MLflow, `m-...`.
 
-    The one that is complete already is found again; what was cut off stays behind as pending.
+    A complete logged model is reused; an interrupted one remains pending.
     """
     from mlflow.entities import LoggedModelOutput
 
@@ -58,36 +57,38 @@ def log_model(client: Any, run: str, config: Config, store: Store, weights: Weig
 def save_model(
     folder: Path, config: Config, store: Store, weights: Weights, ids: tuple[str, str]
 ) -> Path:
-    """Write the model in MLflow's format into `folder/model`; `ids` are its run's and its own."""
+    """Write the model to `folder/model`; `ids` are the ids of its run and of the logged model."""
     from mlflow import pyfunc
     from mlflow.models import Model
 
-    place, pointer = folder / "model", folder / "pointer.json"
-    found = ServedModelPointer(
+    model_folder, pointer = folder / "model", folder / "pointer.json"
+    served = ServedModelPointer(
         config=config, weights=weights, base_digest=base_digest(config.model)
     )
-    pointer.write_text(pointer_json(found), encoding="utf-8")
+    pointer.write_text(pointer_json(served), encoding="utf-8")
     model = Model(run_id=ids[0], model_id=ids[1])
-    with warnings.catch_warnings():  # it would rather have an example, for which it draws
+    with (
+        warnings.catch_warnings()
+    ):  # MLflow asks for an input example, for which it would draw an image
         warnings.simplefilter("ignore")
         pyfunc.save_model(
-            path=place,
+            path=model_folder,
             python_model=str(Path(__file__).with_name("pyfunc_model.py")),
             artifacts={"pointer": str(pointer)},
             signature=signature(config.sampler),
             pip_requirements=[f"{name}=={version(name)}" for name in NEEDS],
-            metadata={"weights": weights.digest, "base_digest": found.base_digest},
+            metadata={"weights": weights.digest, "base_digest": served.base_digest},
             mlflow_model=model,
         )
     if weights.method == "lora":
         local = fetch_weights(config.paths, store, weights)
-        _add_adapter(model, place, exports.source_of(config, weights, local))
-    model.save(str(place / "MLmodel"))
-    return place
+        _add_adapter(model, model_folder, exports.source_of(config, weights, local))
+    model.save(str(model_folder / "MLmodel"))
+    return model_folder
 
 
 def signature(sampler: Sampler) -> Any:
-    """Prompts in, PNGs out; seed, steps, guidance and negative prompt as parameters."""
+    """Input: prompts; output: PNGs; parameters: seed, steps, guidance, negative prompt."""
     from mlflow.models import ModelSignature
     from mlflow.types import ColSpec, DataType, ParamSchema, ParamSpec, Schema
 
@@ -105,13 +106,13 @@ def signature(sampler: Sampler) -> Any:
     )
 
 
-def _add_adapter(model: Any, place: Path, source: exports.TrainedModel) -> None:
-    """The flavour `diffusers`, as `mlflow.diffusers.save_model` writes it, but for the base.
+def _add_adapter(model: Any, folder: Path, source: exports.TrainedModel) -> None:
+    """Add the flavour `diffusers` with the layout of `mlflow.diffusers.save_model`.
 
-    That one would import peft, and pin the base at the Hub's latest commit instead of ours.
+    That function would import peft, and pin the base to the Hub's latest commit instead of ours.
     """
-    (adapter,) = exports.export("lora_diffusers", source, place)
-    adapter.replace(place / ADAPTER)
+    (adapter,) = exports.export("lora_diffusers", source, folder)
+    adapter.replace(folder / ADAPTER)
     info = source.info
     local = Path(info.base).is_dir()
     model.add_flavor(

@@ -1,7 +1,6 @@
-"""What completes the run of a registered model in MLflow: scores, inputs, images, the model itself.
+"""The MLflow run of a registered model: params, scores, datasets, contact sheets, logged model.
 
-MLflow points to what the store holds; its images are contact sheets for people, at a slider over
-the steps: the untouched base stands at step 0.
+MLflow holds references into the store. Contact sheets are logged by step; step 0 is the base.
 """
 
 import json
@@ -27,42 +26,42 @@ from dreambooth_core.tracking.mlflow import (
 )
 
 DIGEST = 36
-"""Characters that MLflow takes of a data set's digest; the whole one is its tag."""
+"""Characters of a dataset's digest in MLflow; the whole digest is a tag."""
 
 
 @dataclass(frozen=True)
-class DatasetInput:
-    """A data set that a run has used."""
+class RunDataset:
+    """A dataset that a run used."""
 
     name: str
     uri: str
     digest: str
     """64 hex digits."""
     profile: Mapping[str, int]
-    """What it consists of: `{"images": 4}`."""
+    """Counts: `{"images": 4}`."""
 
 
 @dataclass(frozen=True)
 class RunEntry:
-    """What a run says."""
+    """Contents of a registered model's run."""
 
     key: str
-    """The same key finds the same run again."""
+    """Identifies the run: the same key gives the same run."""
     tags: Mapping[str, str]
     weights: Weights
     scores: Scores
-    inputs: tuple[DatasetInput, ...]
+    inputs: tuple[RunDataset, ...]
     grids: Callable[[], Iterable[ImageGrid]]
-    """Asked for when they are needed, since they must be drawn."""
+    """Makes the contact sheets, for a new run only."""
     model: Callable[[str], str]
-    """Logs the model for the run with this id; the logged model's id."""
+    """Run id -> logs the model for that run -> id of the logged model."""
 
 
 def log_run(client: Any, config: Config, entry: RunEntry) -> tuple[str, str]:
-    """Complete the run of a trained model, or find the one with this key; its id and the model's.
+    """Complete the run of a trained model, or find the run with this key; ids of run and model.
 
-    It is the training's own run, unless that one is of another registration already (another name,
-    other scores): then it is a new one. What was cut off is completed.
+    The training's own run is used, or a new one if that run has been registered under another name
+    or with other scores. An interrupted call is completed.
     """
     experiment = experiment_of(client, config)
     for found in runs_with(client, experiment, KEY, entry.key):
@@ -108,11 +107,11 @@ def _log_scores(client: Any, run: str, model: str, entry: RunEntry) -> None:
 
 
 def _ends(name: str, values: Mapping[str, float | None]) -> dict[str, float]:
-    """One end of the scores' intervals, where there is one."""
+    """Bounds of the scores' intervals, without missing ones."""
     return {f"{name}.{metric}": value for metric, value in values.items() if value is not None}
 
 
-def _log_inputs(client: Any, run: str, inputs: Iterable[DatasetInput]) -> None:
+def _log_inputs(client: Any, run: str, inputs: Iterable[RunDataset]) -> None:
     from mlflow.entities import Dataset, DatasetInput, InputTag
 
     found = [
@@ -132,6 +131,6 @@ def _log_inputs(client: Any, run: str, inputs: Iterable[DatasetInput]) -> None:
 
 
 def _source_type(uri: str) -> str:
-    """MLflow's word for who can fetch it."""
+    """MLflow's name of the URI's source type."""
     scheme = uri.split("://", 1)[0]
     return {"file": "local"}.get(scheme, scheme)

@@ -1,4 +1,4 @@
-"""Model cards: what a person must know of a version before using it, in Markdown."""
+"""Model cards in Markdown: data, licence, consent, scores, known failures, how to load a version."""
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
@@ -19,24 +19,24 @@ from dreambooth_core.storage.stores import Store
 from dreambooth_core.tracking.mlflow import has_run
 
 WORST = 3
-"""Images shown that score lowest."""
+"""Number of lowest-scoring images listed per metric."""
 PROMPTS = ("prompt_fidelity",)
-"""Of these, and of what gates decide by, the first one that was measured says which images fail."""
+"""Prompt metrics, the first measured one of which ranks images; `PRIMARY` are those of identity."""
 COMFY = {
     "lora_comfy": "models/loras/",
     "lora_kohya": "models/loras/",
     "embedding": "models/embeddings/",
     "single_file": "models/checkpoints/",
 }
-"""Exports that ComfyUI reads -> its folder for them."""
+"""Export format that ComfyUI reads -> ComfyUI's folder for it."""
 FILE = "model_card.md"
-SAID = 4000
-"""Characters of a verdict in a version's description, of which MLflow's tables hold 5000."""
+MAX_SENTENCE = 4000
+"""Characters of a verdict in a version's description, which MLflow limits to 5000."""
 
 
 @dataclass(frozen=True)
 class FailedImage:
-    """An image that came out badly."""
+    """An image with a low score."""
 
     prompt: str
     seed: int
@@ -46,63 +46,59 @@ class FailedImage:
 
 @dataclass(frozen=True)
 class CardInputs:
-    """All that a card tells of."""
+    """Records that a card is made from."""
 
-    origin: Provenance
-    found: RunInputs
+    provenance: Provenance
+    inputs: RunInputs
     verdict: Verdict | None = None
 
     @property
     def scores(self) -> Scores:
-        """Of the gate's last round, if there was one."""
-        return self.verdict.candidate if self.verdict else self.found.scores
+        """Scores of the gate's last round, else of the evaluation."""
+        return self.verdict.candidate if self.verdict else self.inputs.scores
 
 
-def publish(client: Any, book: AliasLog, told: CardInputs) -> str:
-    """Write the version's card into the store, to its run, and link it in its description.
-
-    The card of before gives way; its URI.
-    """
-    origin, verdict = told.origin, told.verdict
-    text = render(book.store, told)
-    key = _place(book, origin.version)
-    book.store.put(key, text.encode())
-    if has_run(client, origin.run_id):
-        client.log_text(origin.run_id, text, FILE)
-    uri = f"{book.store.uri}/{key}"
-    said = verdict.sentence[:SAID] if verdict else "The gate was not asked yet."
-    client.update_model_version(
-        book.name, origin.version, f"{said}\n\nModel card: `{FILE}` of the run, stored at `{uri}`"
-    )
+def publish(client: Any, log: AliasLog, card: CardInputs) -> str:
+    """Write the card to the store and the MLflow run, link it in the version's description; its URI."""
+    provenance, verdict = card.provenance, card.verdict
+    text = render(log.store, card)
+    key = _key(log, provenance.version)
+    log.store.put(key, text.encode())
+    if has_run(client, provenance.run_id):
+        client.log_text(provenance.run_id, text, FILE)
+    uri = f"{log.store.uri}/{key}"
+    sentence = verdict.sentence[:MAX_SENTENCE] if verdict else "No verdict of the gate yet."
+    text = f"{sentence}\n\nModel card: `{FILE}` of the run, stored at `{uri}`"
+    client.update_model_version(log.name, provenance.version, text)
     return uri
 
 
-def read_card(book: AliasLog, version: str) -> str:
-    """A version's card as it was written last; raises `NotFound`."""
-    return book.store.get(_place(book, version)).decode()
+def read_card(log: AliasLog, version: str) -> str:
+    """The stored card of a version; raises `NotFound`."""
+    return log.store.get(_key(log, version)).decode()
 
 
-def render(store: Store, told: CardInputs) -> str:
+def render(store: Store, card: CardInputs) -> str:
     """The card as Markdown."""
-    config, found, rows = told.origin.config, told.found, _rows(store, told.scores)
+    config, rows = card.provenance.config, _rows(store, card.scores)
     return str(
         _template().render(
-            origin=told.origin,
+            provenance=card.provenance,
             config=config,
-            found=found,
-            verdict=told.verdict,
-            warnings=told.scores.warnings,
-            metrics=_metrics(told.scores),
+            inputs=card.inputs,
+            verdict=card.verdict,
+            warnings=card.scores.warnings,
+            metrics=_metrics(card.scores),
             failures=_failures(config, rows),
             copies=sum(row.resembles is not None for row in rows),
             prompt=prompt_literal(config),
-            comfy=_comfy(config, found),
+            comfy=_comfy(config, card.inputs),
         )
     )
 
 
-def _place(book: AliasLog, version: str) -> str:
-    return f"{book.place}/cards/{version}.md"
+def _key(log: AliasLog, version: str) -> str:
+    return f"{log.prefix}/cards/{version}.md"
 
 
 def _metrics(scores: Scores) -> list[Mapping[str, Any]]:
@@ -126,14 +122,14 @@ def _rows(store: Store, scores: Scores) -> tuple[ImageScores, ...]:
 
 
 def _failures(config: Config, rows: Sequence[ImageScores]) -> list[FailedImage]:
-    """The images with the lowest identity, then those with the lowest prompt fidelity."""
+    """Images with the lowest identity score, then those with the lowest prompt fidelity."""
     known, failures = catalogue(), []
     for names in (PRIMARY, PROMPTS):
         name = next((name for name in names if any(name in row.scores for row in rows)), None)
         if name is None:
             continue
-        asked = [row for row in rows if row.kind != "class" and name in row.scores]
-        worst = sorted(asked, key=lambda row: (row.scores[name], row.prompt, row.seed))[:WORST]
+        scored = [row for row in rows if row.kind != "class" and name in row.scores]
+        worst = sorted(scored, key=lambda row: (row.scores[name], row.prompt, row.seed))[:WORST]
         title = known[name].title if name in known else name
         failures += [
             FailedImage(config.subject.fill(row.prompt), row.seed, title, row.scores[name])
@@ -142,9 +138,9 @@ def _failures(config: Config, rows: Sequence[ImageScores]) -> list[FailedImage]:
     return failures
 
 
-def _comfy(config: Config, found: RunInputs) -> list[tuple[str, str]]:
-    """Export -> ComfyUI's folder for it, of those that can hold such a model."""
-    possible = exports.possible(config.model.family, found.weights.method)
+def _comfy(config: Config, inputs: RunInputs) -> list[tuple[str, str]]:
+    """Export formats that support the model, with ComfyUI's folders."""
+    possible = exports.possible(config.model.family, inputs.weights.method)
     return [(name, folder) for name, folder in COMFY.items() if name in possible]
 
 

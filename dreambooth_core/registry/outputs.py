@@ -1,4 +1,4 @@
-"""Out of trained models: images, orders of many images, or files for other programs, into a folder."""
+"""Outputs of trained models in a folder: images, and exports for other programs."""
 
 from collections.abc import Iterator
 from dataclasses import dataclass
@@ -20,30 +20,29 @@ from dreambooth_core.training.standalone import weights_of
 
 @dataclass(frozen=True)
 class SampleRequest:
-    """What is asked of the model."""
+    """Prompts and seeds to draw."""
 
     prompts: tuple[str, ...]
-    """Templates; `{subject}`, `{identifier}` and `{class}` are those of the training."""
+    """Templates; `{subject}`, `{identifier}` and `{class}` are filled from the model's config."""
     seeds: int
-    """Images per prompt; the same seeds as a run's with the same config."""
+    """Images per prompt, with the seeds of a run with the same config."""
     out: Path
 
 
 def sample_model(
-    config: Config | None, work: Path, model: str, wish: SampleRequest
+    config: Config | None, work: Path, model: str, request: SampleRequest
 ) -> Iterator[Path]:
-    """Write `<name>-v<version>-<index>-<digest>.png` into `wish.out` and give each path.
+    """Write `<name>-v<version>-<index>-<digest>.png` to `request.out` and yield each path.
 
-    By the image's digest what was asked for before stays beside it.
-    Prompt, seed and digest stand in each image's metadata. Raises `ConfigError` for a model or a
-    template that is unknown.
+    The image's digest in its name keeps earlier images. PNG metadata has prompt, seed and weights'
+    digest. Raises `ConfigError` for an unknown model or template variable.
     """
     found = find_version(config, work, model)
     trained = found.config.model_copy(
-        update={"sample": Sample(prompts=wish.prompts, seeds=wish.seeds)}
+        update={"sample": Sample(prompts=request.prompts, seeds=request.seeds)}
     )
-    for template in wish.prompts:
-        _check(trained, template)
+    for template in request.prompts:
+        _check_template(trained, template)
     with local_services(trained), console.progress_bar("sample") as progress:
         store = open_store(trained.storage)
         weights = get_record(store, found.weights_record, Weights)
@@ -52,7 +51,7 @@ def sample_model(
         made, _ = sample(trained, store, weights, progress)
         stem = f"{found.name}-v{found.version}"
         for image in made.images:
-            path = wish.out / f"{stem}-{image.name[:-4]}-{image.blob.sha256[:8]}.png"
+            path = request.out / f"{stem}-{image.name[:-4]}-{image.blob.sha256[:8]}.png"
             fetch_blob(store, image.blob, path)
             yield path
 
@@ -60,10 +59,9 @@ def sample_model(
 def export_model(
     model: str, form: str, out: Path, work: Path, overrides: tuple[str, ...]
 ) -> list[Path]:
-    """Write a registered model, or what training a config has left, in a format of `exports/`.
+    """Write a registered model, or the trained model of a config, in a format of `exports/`.
 
-    Raises `ConfigError` for a model that is unknown or was not trained, and for a format that
-    cannot hold it.
+    Raises `ConfigError` for an unknown or untrained model, and for a format that does not support it.
     """
     is_config = Path(model).suffix in (".yaml", ".yml")
     found = None if is_config else find_version(None, work, model)
@@ -77,7 +75,7 @@ def export_model(
         return exports.export(form, exports.source_of(config, weights, folder), out)
 
 
-def _check(config: Config, template: str) -> None:
+def _check_template(config: Config, template: str) -> None:
     try:
         config.subject.fill(template)
     except ValueError as error:

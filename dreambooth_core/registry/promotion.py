@@ -1,7 +1,7 @@
-"""Who goes into service: by the gate's word, or by a named person's against it.
+"""Promotion, rollback and rejection of model versions, by the gate or by a named person.
 
-A verdict is about two versions. Once another one is in service it says nothing any more, and so it
-moves no alias; nor does it put back what a person has taken back.
+A verdict compares a version with one rival: it moves no alias once another version is champion, nor
+after a person has rolled the version back or rejected it.
 """
 
 from dataclasses import dataclass
@@ -13,7 +13,7 @@ from dreambooth_core.evaluation.gate import ScoredModel, override, overruled
 from dreambooth_core.registry import model_card
 from dreambooth_core.registry.aliases import AliasChange, AliasLog, AliasState
 from dreambooth_core.registry.provenance import Provenance, RunInputs, read_provenance, run_inputs
-from dreambooth_core.registry.register import book_of, check_stored, followed
+from dreambooth_core.registry.register import alias_log_of, check_stored, synced_state
 from dreambooth_core.storage.blobs import get_record
 from dreambooth_core.storage.records import ModelVersion, Verdict, Weights, utc_now
 from dreambooth_core.storage.stores import Store
@@ -21,12 +21,12 @@ from dreambooth_core.tracking import mlflow as tracking
 from dreambooth_core.tracking.mlflow import has_run, has_version
 
 GATE = "the gate"
-"""Who promotes when no person does."""
+"""Name in the log for promotions by the gate."""
 
 
 @dataclass(frozen=True)
 class PromotionRequest:
-    """What a person wants of a model's version; raises `ConfigError` for a blank name."""
+    """A person's request to promote, roll back or reject a version; `ConfigError` for a blank name."""
 
     version: str
     by: str
@@ -34,179 +34,191 @@ class PromotionRequest:
 
     def __post_init__(self) -> None:
         if not self.by.strip():
-            raise ConfigError(f"who moves version {self.version} stands in its log: give a name")
+            raise ConfigError(
+                f"version {self.version} needs the name of a person for its log: give a name"
+            )
 
 
 def champion_of(config: Config, store: Store) -> ScoredModel | None:
-    """The version of `config.name` that is in service; None when none is."""
-    book = book_of(config, store)
-    if book is None:
+    """The champion of `config.name`; None without one."""
+    log = alias_log_of(config, store)
+    if log is None:
         return None
-    return _contender(config, book, followed(config, book).champion)
+    return _scored_model(config, log, synced_state(config, log).champion)
 
 
 def champion_inputs(config: Config, store: Store) -> RunInputs | None:
-    """What that version was made of; None when none is in service."""
-    book = book_of(config, store)
-    version = followed(config, book).champion if book else None
-    return run_inputs(store, read_provenance(book, version)) if book and version else None
+    """Records that the champion was made from; None without a champion."""
+    log = alias_log_of(config, store)
+    version = synced_state(config, log).champion if log else None
+    return run_inputs(store, read_provenance(log, version)) if log and version else None
 
 
 def rival_of(config: Config, store: Store, weights: Weights) -> ScoredModel | None:
-    """The version that these weights have to beat; None when it is the base.
+    """The version that these weights are compared with; None for the base.
 
-    The champion; but for the champion's own weights, when their run is run again, the one that
-    they replaced: the same verdict is found then.
+    It is the champion. For the champion's own weights it is the previous champion, so that a repeated
+    run finds the same verdict.
     """
-    book = book_of(config, store)
-    if book is None:
+    log = alias_log_of(config, store)
+    if log is None:
         return None
-    return _contender(config, book, _rival(book, followed(config, book), weights.digest))
+    return _scored_model(config, log, _rival(log, synced_state(config, log), weights.digest))
 
 
-def settle(
+def apply_verdict(
     config: Config, store: Store, version: ModelVersion, verdict: Verdict
 ) -> tuple[ModelVersion, bool]:
-    """Let the version say what the gate said, and put it into service if it said so.
+    """Record the gate's verdict on a version, and promote the version if the verdict allows it.
 
-    With `gate.auto_promote` off, a person does that. The version comes back with its aliases, and
-    whether all of it was done before.
+    With `gate.auto_promote` off, only a person promotes. Gives the version with its aliases, and
+    whether nothing had to be done.
     """
-    book = _book(config, store)
-    told = verdict_of(book, version.version)
-    known = told is not None and told.digest == verdict.digest
+    log = _log(config, store)
+    recorded = verdict_of(log, version.version)
+    known = recorded is not None and recorded.digest == verdict.digest
     if not known:
-        _tell(config, book, version.version, verdict)
-        # last: what is kept counts as told
-        store.put(_verdict_key(book, version.version), verdict.model_dump_json().encode())
-    before = book.standing
+        _publish_verdict(config, log, version.version, verdict)
+        # last: a stored verdict counts as published
+        store.put(_verdict_key(log, version.version), verdict.model_dump_json().encode())
+    before = log.state
     if verdict.outcome == "promote" and config.gate.auto_promote:
-        _promote_by_gate(book, version.version, verdict)
-    standing = followed(config, book)
-    aliases = standing.of(version.version)
-    return version.model_copy(update={"aliases": aliases}), known and standing == before
+        _promote_by_gate(log, version.version, verdict)
+    state = synced_state(config, log)
+    aliases = state.aliases_of(version.version)
+    return version.model_copy(update={"aliases": aliases}), known and state == before
 
 
-def promote(config: Config, store: Store, wish: PromotionRequest) -> AliasState:
-    """Put a version into service; one that is there already stays.
+def promote(config: Config, store: Store, request: PromotionRequest) -> AliasState:
+    """Make a version champion; no change if it is.
 
-    Raises `ConfigError` when the gate does not stand behind it and no reason is given, and, reason
-    or not, when nothing is known of its images; `StorageError` when its weights are gone.
+    Raises `ConfigError` when the gate's verdict does not allow it and no reason is given, and, with
+    or without a reason, when the gate has no verdict; `StorageError` when its weights are missing.
     """
-    book = _book(config, store)
-    origin, verdict = read_provenance(book, wish.version), verdict_of(book, wish.version)
-    check_stored(store, run_inputs(store, origin).weights)
+    log = _log(config, store)
+    provenance, verdict = read_provenance(log, request.version), verdict_of(log, request.version)
+    check_stored(store, run_inputs(store, provenance).weights)
 
-    def propose(standing: AliasState) -> AliasChange | None:
-        if standing.champion == wish.version:
+    def propose(state: AliasState) -> AliasChange | None:
+        if state.champion == request.version:
             return None
-        doubt = _doubt(book, standing, origin, verdict)
+        objection = _objection(log, state, provenance, verdict)
         if verdict is None:
             raise ConfigError(
-                f"{book.name}/{wish.version} is not promoted: {doubt}, so nothing is known of its "
-                "images; run its config again, or the deployment `assess`"
+                f"{log.name}/{request.version} is not promoted: {objection}, so its images were never "
+                "measured; run its config again, or the deployment `assess`"
             )
-        if doubt and not wish.reason.strip():
+        if objection and not request.reason.strip():
             raise ConfigError(
-                f"{book.name}/{wish.version} is not promoted: {doubt}; give --reason to do it "
-                "all the same, in your name"
+                f"{log.name}/{request.version} is not promoted: {objection}; give --reason to promote "
+                "it in your name"
             )
-        word = override(store, verdict, wish.by, wish.reason) if doubt else verdict
+        decision = override(store, verdict, request.by, request.reason) if objection else verdict
         return AliasChange(
-            action="override" if doubt else "promote",
-            version=wish.version,
-            by=wish.by,
+            action="override" if objection else "promote",
+            version=request.version,
+            by=request.by,
             when=utc_now(),
-            reason=wish.reason,
-            verdict=word.digest,
+            reason=request.reason,
+            verdict=decision.digest,
         )
 
-    book.enter(propose)
-    _tell_word(config, book, wish.version, verdict)
-    return followed(config, book)
+    log.append(propose)
+    _publish_override(config, log, request.version, verdict)
+    return synced_state(config, log)
 
 
-def rollback(config: Config, store: Store, wish: PromotionRequest) -> AliasState:
-    """Take the champion `wish.version` out of service: the one before it is champion again.
+def rollback(config: Config, store: Store, request: PromotionRequest) -> AliasState:
+    """Undo the promotion of the champion `request.version`: the previous champion is restored.
 
-    Nothing happens when just that has been done. Raises `ConfigError` when the version is not in
-    service, or there was none before it, or that one was deleted in MLflow; `StorageError` when its
-    weights are gone.
+    No change when that was the last change. Raises `ConfigError` when the version is not champion,
+    has no predecessor, or the predecessor was deleted in MLflow; `StorageError` when the
+    predecessor's weights are missing.
     """
-    book, client = _book(config, store), tracking.open_client(config)
+    log, client = _log(config, store), tracking.open_client(config)
 
-    def propose(standing: AliasState) -> AliasChange | None:
-        if standing.champion != wish.version:
-            last = _last_move(book, wish.version)
+    def propose(state: AliasState) -> AliasChange | None:
+        if state.champion != request.version:
+            last = _last_decision(log, request.version)
             if last and last.action == "rollback":
                 return None
             raise ConfigError(
-                f"{book.name}/{wish.version} is not the champion: nothing to take back"
+                f"{log.name}/{request.version} is not the champion: there is nothing to roll back"
             )
-        if standing.previous is None:
+        if state.previous is None:
             raise ConfigError(
-                f"{book.name}/{wish.version} is the first champion: there is none to go back to"
+                f"{log.name}/{request.version} is the first champion: there is none to roll back to"
             )
-        if not has_version(client, book.name, standing.previous):
+        if not has_version(client, log.name, state.previous):
             raise ConfigError(
-                f"{book.name}/{standing.previous}, which would be champion again, was deleted in "
-                "MLflow: promote another version instead"
+                f"{log.name}/{state.previous}, the previous champion, was deleted in MLflow: "
+                "promote another version instead"
             )
-        before = run_inputs(store, read_provenance(book, standing.previous))
+        before = run_inputs(store, read_provenance(log, state.previous))
         check_stored(store, before.weights)
         return AliasChange(
-            action="rollback", version=wish.version, by=wish.by, when=utc_now(), reason=wish.reason
+            action="rollback",
+            version=request.version,
+            by=request.by,
+            when=utc_now(),
+            reason=request.reason,
         )
 
-    book.enter(propose)
-    return followed(config, book)
+    log.append(propose)
+    return synced_state(config, log)
 
 
-def reject(config: Config, store: Store, wish: PromotionRequest) -> AliasState:
-    """Write down that a person refuses a version: the gate alone puts it into service no more.
+def reject(config: Config, store: Store, request: PromotionRequest) -> AliasState:
+    """Log a person's rejection of a version: the gate alone no longer promotes it.
 
-    Raises `ConfigError` without a reason, and for the version that is in service.
+    Raises `ConfigError` without a reason, and for the champion.
     """
-    if not wish.reason.strip():
-        raise ConfigError(f"why {config.name}/{wish.version} is rejected stands in its log: say it")
-    book = _book(config, store)
-    read_provenance(book, wish.version)
+    if not request.reason.strip():
+        raise ConfigError(
+            f"a rejection of {config.name}/{request.version} needs a reason for its log: give a reason"
+        )
+    log = _log(config, store)
+    read_provenance(log, request.version)
 
-    def propose(standing: AliasState) -> AliasChange | None:
-        if standing.champion == wish.version:
+    def propose(state: AliasState) -> AliasChange | None:
+        if state.champion == request.version:
             raise ConfigError(
-                f"{book.name}/{wish.version} is the champion: `dreambooth rollback` takes it back"
+                f"{log.name}/{request.version} is the champion: use `dreambooth rollback`"
             )
-        last = _last_move(book, wish.version)
-        if last and (last.action, last.reason) == ("reject", wish.reason):
+        last = _last_decision(log, request.version)
+        if last and (last.action, last.reason) == ("reject", request.reason):
             return None
         return AliasChange(
-            action="reject", version=wish.version, by=wish.by, when=utc_now(), reason=wish.reason
+            action="reject",
+            version=request.version,
+            by=request.by,
+            when=utc_now(),
+            reason=request.reason,
         )
 
-    book.enter(propose)
-    return followed(config, book)
+    log.append(propose)
+    return synced_state(config, log)
 
 
 def alias_state(config: Config, store: Store) -> AliasState:
-    """Who stands for the model, with MLflow put right if it says otherwise."""
-    return _book(config, store).follow(tracking.open_client(config))
+    """Aliases of the model by the log, after MLflow was synchronized with it."""
+    return _log(config, store).sync(tracking.open_client(config))
 
 
-def verdict_of(book: AliasLog, version: str) -> Verdict | None:
-    """The gate's own last word about a version; None when it was not asked."""
-    return get_record(book.store, _verdict_key(book, version), Verdict)
+def verdict_of(log: AliasLog, version: str) -> Verdict | None:
+    """The gate's last verdict on a version; None without one."""
+    return get_record(log.store, _verdict_key(log, version), Verdict)
 
 
-def _promote_by_gate(book: AliasLog, version: str, verdict: Verdict) -> None:
-    origin = read_provenance(book, version)
+def _promote_by_gate(log: AliasLog, version: str, verdict: Verdict) -> None:
+    provenance = read_provenance(log, version)
 
-    def propose(standing: AliasState) -> AliasChange | None:
-        if standing.champion == version:
+    def propose(state: AliasState) -> AliasChange | None:
+        if state.champion == version:
             return None
-        doubt = _doubt(book, standing, origin, verdict) or _taken_back(book, version)
-        if doubt:
-            console.say(f"{book.name}/{version} is not promoted: {doubt}")
+        objection = _objection(log, state, provenance, verdict) or _withdrawn(log, version)
+        if objection:
+            console.say(f"{log.name}/{version} is not promoted: {objection}")
             return None
         return AliasChange(
             action="promote",
@@ -217,80 +229,84 @@ def _promote_by_gate(book: AliasLog, version: str, verdict: Verdict) -> None:
             verdict=verdict.digest,
         )
 
-    book.enter(propose)
+    log.append(propose)
 
 
-def _doubt(
-    book: AliasLog, standing: AliasState, origin: Provenance, verdict: Verdict | None
+def _objection(
+    log: AliasLog, state: AliasState, provenance: Provenance, verdict: Verdict | None
 ) -> str:
-    """Why the gate does not stand behind a promotion; empty when it does."""
+    """Why the gate's verdict does not allow a promotion; empty if it does."""
     if verdict is None:
-        return "the gate was never asked about it"
+        return "the gate has no verdict on it"
     if verdict.outcome != "promote":
-        return f"the gate said {verdict.outcome}: {verdict.sentence.rstrip('.')}"
-    rival = _rival(book, standing, origin.weights_digest)
-    now_against = "base" if rival is None else f"{book.name}/{rival}"
-    if verdict.against != now_against:
+        return f"the gate's verdict is {verdict.outcome}: {verdict.sentence.rstrip('.')}"
+    rival = _rival(log, state, provenance.weights_digest)
+    rival_name = "base" if rival is None else f"{log.name}/{rival}"
+    if verdict.against != rival_name:
         return (
-            f"the gate compared it with {verdict.against}, but it would replace {now_against}: "
+            f"the gate compared it with {verdict.against}, but it would replace {rival_name}: "
             "run its config again"
         )
     return ""
 
 
-def _taken_back(book: AliasLog, version: str) -> str:
-    """Empty, or who took the version out of service, or refused it, since it was promoted last."""
-    last = _last_move(book, version)
+def _withdrawn(log: AliasLog, version: str) -> str:
+    """Who rolled the version back or rejected it since its last promotion; empty if no one did."""
+    last = _last_decision(log, version)
     if last and last.action in ("rollback", "reject"):
-        did = "took it back" if last.action == "rollback" else "rejected it"
-        return f"{last.by} {did}: a person must promote it"
+        action = "rolled it back" if last.action == "rollback" else "rejected it"
+        return f"{last.by} {action}: a person must promote it"
     return ""
 
 
-def _last_move(book: AliasLog, version: str) -> AliasChange | None:
-    """The last change about a version, its registration aside."""
-    about = [change for change in book.history() if change.version == version]
-    moves = [change for change in about if change.action != "register"]
-    return moves[-1] if moves else None
+def _last_decision(log: AliasLog, version: str) -> AliasChange | None:
+    """The last change of a version other than its registration."""
+    decisions = [
+        change
+        for change in log.history()
+        if change.version == version and change.action != "register"
+    ]
+    return decisions[-1] if decisions else None
 
 
-def _rival(book: AliasLog, standing: AliasState, weights: str) -> str | None:
-    champion = standing.champion
-    if champion is not None and read_provenance(book, champion).weights_digest == weights:
-        return standing.previous
+def _rival(log: AliasLog, state: AliasState, weights: str) -> str | None:
+    champion = state.champion
+    if champion is not None and read_provenance(log, champion).weights_digest == weights:
+        return state.previous
     return champion
 
 
-def _contender(config: Config, book: AliasLog, version: str | None) -> ScoredModel | None:
+def _scored_model(config: Config, log: AliasLog, version: str | None) -> ScoredModel | None:
     if version is None:
         return None
-    origin = read_provenance(book, version)
-    places = {name: getattr(config, name) for name in ("paths", "tracking", "storage")}
+    provenance = read_provenance(log, version)
+    local = {name: getattr(config, name) for name in ("paths", "tracking", "storage")}
     return ScoredModel(
-        name=f"{book.name}/{version}",
-        config=origin.config.model_copy(update=places),
-        weights=run_inputs(book.store, origin).weights,
+        name=f"{log.name}/{version}",
+        config=provenance.config.model_copy(update=local),
+        weights=run_inputs(log.store, provenance).weights,
     )
 
 
-def _tell_word(config: Config, book: AliasLog, version: str, verdict: Verdict | None) -> None:
-    """Let the version say that a person overruled the gate, if that is its log's last word.
+def _publish_override(config: Config, log: AliasLog, version: str, verdict: Verdict | None) -> None:
+    """Publish a person's override of the verdict, if it is the version's last decision in the log.
 
-    After the log, so that nothing is said that did not happen; and whenever somebody promotes it again,
-    so that it is said in the end, whoever was killed in between.
+    Called after the log was written, and on each repeated promotion, so that a crash in between is
+    repaired.
     """
-    last = _last_move(book, version)
+    last = _last_decision(log, version)
     if verdict is None or last is None or last.action != "override":
         return
-    # the gate may have been asked again since, of which the person said nothing
+    # a later verdict of the gate is not the one that was overridden
     if overruled(verdict, last.by, last.reason).digest == last.verdict:
-        _tell(config, book, version, override(book.store, verdict, last.by, last.reason))
+        overridden = override(log.store, verdict, last.by, last.reason)
+        _publish_verdict(config, log, version, overridden)
 
 
-def _tell(config: Config, book: AliasLog, version: str, verdict: Verdict) -> None:
-    """Say it in MLflow, to the version and to its run, and on the card."""
+def _publish_verdict(config: Config, log: AliasLog, version: str, verdict: Verdict) -> None:
+    """Write the verdict to the version's and its run's tags in MLflow, and to the model card."""
     client = tracking.open_client(config)
-    origin = read_provenance(book, version)
+    provenance = read_provenance(log, version)
     tags = {
         "dreambooth.verdict": verdict.outcome,
         "dreambooth.verdict_sentence": verdict.sentence,
@@ -298,27 +314,27 @@ def _tell(config: Config, book: AliasLog, version: str, verdict: Verdict) -> Non
         "dreambooth.verdict_digest": verdict.digest,
         "dreambooth.verdict_record": verdict.uri,
     }
-    run = has_run(client, origin.run_id)
+    run = has_run(client, provenance.run_id)
     for name, value in tags.items():
-        client.set_model_version_tag(book.name, version, name, value)
+        client.set_model_version_tag(log.name, version, name, value)
         if run:
-            client.set_tag(origin.run_id, name, value)
-    # the champion's own: how far it is from itself, which no rival is held to
-    champion = verdict.against.removeprefix(f"{book.name}/")
-    if verdict.noise and has_version(client, book.name, champion):
+            client.set_tag(provenance.run_id, name, value)
+    # the champion's difference from itself with other seeds is a property of the champion
+    champion = verdict.against.removeprefix(f"{log.name}/")
+    if verdict.noise and has_version(client, log.name, champion):
         for metric, width in verdict.noise.items():
             name = f"dreambooth.noise.{metric}"
-            client.set_model_version_tag(book.name, champion, name, f"{width:.6f}")
-    told = model_card.CardInputs(origin, run_inputs(book.store, origin), verdict)
-    model_card.publish(client, book, told)
+            client.set_model_version_tag(log.name, champion, name, f"{width:.6f}")
+    card = model_card.CardInputs(provenance, run_inputs(log.store, provenance), verdict)
+    model_card.publish(client, log, card)
 
 
-def _verdict_key(book: AliasLog, version: str) -> str:
-    return f"{book.place}/verdicts/{version}.json"
+def _verdict_key(log: AliasLog, version: str) -> str:
+    return f"{log.prefix}/verdicts/{version}.json"
 
 
-def _book(config: Config, store: Store) -> AliasLog:
-    book = book_of(config, store)
-    if book is None:
-        raise ConfigError(f"there is no registered model {config.name}: run its config first")
-    return book
+def _log(config: Config, store: Store) -> AliasLog:
+    log = alias_log_of(config, store)
+    if log is None:
+        raise ConfigError(f"no registered model {config.name}: run its config first")
+    return log

@@ -1,4 +1,4 @@
-"""What a model version comes from: the record of it in the store, from the photos to the scores."""
+"""Provenance of a model version: its record in the store, with keys and digests of all inputs."""
 
 from dataclasses import dataclass
 from typing import TypeVar
@@ -24,21 +24,21 @@ R = TypeVar("R", bound=Record)
 
 
 class Provenance(Record):
-    """What a version comes from."""
+    """Inputs of a version, by key and digest, and when, by whom and with which code it was made."""
 
     name: str
     version: str = ""
     run_id: str = ""
-    """The MLflow run."""
+    """Id of the MLflow run."""
     model_id: str = ""
-    """The logged model in MLflow."""
+    """Id of the logged model in MLflow."""
     config: Config
-    """As it was trained and measured, without `PRIVATE`."""
+    """Config of training and evaluation, without `PRIVATE`."""
     instance: str
-    """Key in the store of the instance images' manifest."""
+    """Key of the instance images' manifest in the store."""
     instance_digest: str
     classes: str | None
-    """The same of the class images, if there are any."""
+    """Key of the class images' manifest; None without class images."""
     classes_digest: str | None
     base_digest: str
     weights: str
@@ -48,7 +48,7 @@ class Provenance(Record):
     """Key of the `Scores`."""
     scores_digest: str
     code: str
-    """Version and commit of the code that registered it, `-dirty` where it differed from the commit."""
+    """Version and commit of the registering code, with `-dirty` for uncommitted changes."""
     when: str
     """UTC, ISO 8601."""
     by: str
@@ -56,7 +56,7 @@ class Provenance(Record):
 
 @dataclass(frozen=True)
 class RunInputs:
-    """The records that a version comes from."""
+    """Records that a version was made from."""
 
     instance: ImageSet
     classes: ImageSet | None
@@ -65,14 +65,19 @@ class RunInputs:
 
     @property
     def sets(self) -> dict[str, ImageSet]:
-        """Name -> image set, those that there are."""
+        """Name -> image set, without missing ones."""
         named = {"instance_images": self.instance, "class_images": self.classes}
         return {name: made for name, made in named.items() if made is not None}
 
 
-def provenance_of(config: Config, store: Store, found: RunInputs) -> Provenance:
-    """Of a version that is not registered yet; the weights' record is written to its place."""
-    instance, classes, weights, scores = found.instance, found.classes, found.weights, found.scores
+def provenance_of(config: Config, store: Store, inputs: RunInputs) -> Provenance:
+    """Provenance of a version to be registered; writes the weights' record to the store."""
+    instance, classes, weights, scores = (
+        inputs.instance,
+        inputs.classes,
+        inputs.weights,
+        inputs.scores,
+    )
     key = f"models/{config.name}/{weights.digest}.json"
     put_record(store, key, weights)
     return Provenance(
@@ -93,29 +98,29 @@ def provenance_of(config: Config, store: Store, found: RunInputs) -> Provenance:
     )
 
 
-def put_provenance(book: AliasLog, origin: Provenance) -> None:
-    """Keep it under the version's number, once."""
-    put_record(book.store, f"{book.place}/versions/{origin.version}.json", origin)
+def put_provenance(log: AliasLog, provenance: Provenance) -> None:
+    """Store it once, under the version's number."""
+    put_record(log.store, f"{log.prefix}/versions/{provenance.version}.json", provenance)
 
 
-def read_provenance(book: AliasLog, version: str) -> Provenance:
-    """Raises `ConfigError` for a version that has none, as older code registered them."""
-    found = get_record(book.store, f"{book.place}/versions/{version}.json", Provenance)
+def read_provenance(log: AliasLog, version: str) -> Provenance:
+    """Raises `ConfigError` for a version without a stored provenance, registered by older code."""
+    found = get_record(log.store, f"{log.prefix}/versions/{version}.json", Provenance)
     if found is None:
         raise ConfigError(
-            f"{book.store.uri} does not say what {book.name}/{version} comes from: run its config "
-            "once more to register it again"
+            f"{log.store.uri} has no provenance of {log.name}/{version}: run its config again to "
+            "register it again"
         )
     return found
 
 
-def run_inputs(store: Store, origin: Provenance) -> RunInputs:
-    """The records themselves; raises `StorageError` when the store lacks one."""
+def run_inputs(store: Store, provenance: Provenance) -> RunInputs:
+    """The version's records; raises `StorageError` when one is missing in the store."""
     return RunInputs(
-        instance=_read(store, origin.instance, ImageSet),
-        classes=_read(store, origin.classes, ImageSet) if origin.classes else None,
-        weights=_read(store, origin.weights, Weights),
-        scores=_read(store, origin.scores, Scores),
+        instance=_read(store, provenance.instance, ImageSet),
+        classes=_read(store, provenance.classes, ImageSet) if provenance.classes else None,
+        weights=_read(store, provenance.weights, Weights),
+        scores=_read(store, provenance.scores, Scores),
     )
 
 

@@ -1,6 +1,6 @@
-"""What MLflow runs to serve a model: it keeps a copy of this file with every logged model.
+"""MLflow pyfunc of a served model; MLflow copies this file into every logged model.
 
-`predict` gives a PNG per prompt; see `mlflow_model.signature` for its parameters.
+`predict` gives one PNG per prompt; see `mlflow_model.signature` for its parameters.
 """
 
 from pathlib import Path
@@ -14,10 +14,10 @@ from dreambooth_core.registry.serving import ServedModel, ServedModelPointer
 
 
 class DreamBoothModel(PythonModel):  # type: ignore[misc]  # mlflow's classes are read as Any
-    """Prompts and a seed in, images out."""
+    """Pyfunc model: prompts and a seed to images."""
 
     def load_context(self, context: PythonModelContext) -> None:
-        """Fetch and verify what the pointer points to."""
+        """Fetch and verify the weights and the base named by the pointer."""
         text = Path(context.artifacts["pointer"]).read_text(encoding="utf-8")
         self._served = ServedModel(ServedModelPointer.model_validate_json(text))
 
@@ -27,7 +27,7 @@ class DreamBoothModel(PythonModel):  # type: ignore[misc]  # mlflow's classes ar
         model_input: pd.DataFrame,
         params: dict[str, Any] | None = None,
     ) -> pd.DataFrame:
-        """A column `prompt` in, a column `image` of PNGs out."""
+        """Input: column `prompt`; output: column `image`, PNG bytes."""
         settings = dict(params or {})
         seed = int(settings.pop("seed", 0))
         prompts = [str(prompt) for prompt in model_input["prompt"]]

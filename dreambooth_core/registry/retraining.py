@@ -1,11 +1,11 @@
-"""Whether there is anything new to learn from, for runs that a clock or new photos start."""
+"""Retraining: newest inputs, and the check for a version trained from equal inputs."""
 
 from dreambooth_core.config import Config
 from dreambooth_core.config.flow_parameters import Retraining
 from dreambooth_core.data.references import pinned
 from dreambooth_core.diffusion import base_model
 from dreambooth_core.registry.provenance import Provenance
-from dreambooth_core.registry.register import book_of
+from dreambooth_core.registry.register import alias_log_of
 from dreambooth_core.storage.blobs import get_record
 from dreambooth_core.storage.records import ImageSet
 from dreambooth_core.storage.stores import Store
@@ -14,10 +14,10 @@ from dreambooth_core.tracking.mlflow import has_version
 from dreambooth_core.training import stage
 
 
-def renewed(retraining: Retraining, store: Store) -> Config:
-    """The config with the newest photos and base, which only proposes its version for promotion.
+def with_newest_inputs(retraining: Retraining, store: Store) -> Config:
+    """The config with the newest photos and base, and with automatic promotion off.
 
-    Raises `ConfigError` for a dataset that is not there, `ModelError` when the Hub does not answer.
+    Raises `ConfigError` for a missing dataset, `ModelError` when the Hub is not reachable.
     """
     config = pinned(retraining.config, store)
     gate = config.gate.model_copy(update={"auto_promote": False})
@@ -28,19 +28,19 @@ def renewed(retraining: Retraining, store: Store) -> Config:
 
 
 def registered_as(config: Config, store: Store, instance: ImageSet) -> str | None:
-    """NAME/version whose training had all the same inputs; None when there is none.
+    """NAME/version that was trained from equal inputs; None without one.
 
-    Asked by the training's key: other metrics, prompts or places are nothing new to learn.
+    Inputs are compared by the training key, which ignores metrics, sample prompts and paths.
     """
     weights = stage.find(config, store, instance)
-    book = weights and book_of(config, store)
-    if not weights or not book:
+    log = weights and alias_log_of(config, store)
+    if not weights or not log:
         return None
     client = tracking.open_client(config)
-    for key in reversed(list(store.keys(f"{book.place}/versions/"))):
-        origin = get_record(store, key, Provenance)
-        if origin is None or origin.weights_digest != weights.digest:
+    for key in reversed(list(store.keys(f"{log.prefix}/versions/"))):
+        provenance = get_record(store, key, Provenance)
+        if provenance is None or provenance.weights_digest != weights.digest:
             continue
-        if has_version(client, book.name, origin.version):
-            return f"{book.name}/{origin.version}"
+        if has_version(client, log.name, provenance.version):
+            return f"{log.name}/{provenance.version}"
     return None

@@ -1,8 +1,8 @@
-"""A registered model as a server has it: a pointer with digests in, images out.
+"""A served model: loaded by a pointer with digests, draws images of requests.
 
-The pointer is all of ours that MLflow keeps. Weights are fetched from our store by their digests and
-verified; the base is compared with the one that was trained on. This module keeps its place and its
-names: every logged model holds a copy of `versions/served.py`, which imports them.
+MLflow keeps the pointer only. Weights are fetched from the store and verified by their digests; the
+base is compared with the base of the training. The module's path and names are fixed: every logged
+model contains a copy of `pyfunc_model.py`, which imports them.
 """
 
 import os
@@ -32,67 +32,66 @@ SETTINGS = {
     "guidance": "guidance_scale",
     "negative_prompt": "negative_prompt",
 }
-"""Parameters of a request -> keys of the config's sampler."""
+"""Parameter of a request -> key of the config's sampler."""
 
 
 class ServedModelPointer(Record):
-    """What it takes to draw with a registered model."""
+    """Everything needed to load a registered model."""
 
     config: Config
-    """As it was trained by; where local state lies is the server's own."""
+    """Config of the training; paths of local state are the server's."""
     weights: Weights
     base_digest: str
-    """Of the base that it was trained on."""
+    """Digest of the base that was trained on."""
 
 
 def pointer_json(pointer: ServedModelPointer) -> str:
-    """As it is kept with the logged model: without the local folder, and without learning curves."""
+    """JSON for the logged model: without local paths, credentials and learning curves."""
     weights = pointer.weights.model_dump(mode="json", exclude_defaults=True)
     for curve in ("losses", "validations", "rates", "speeds", "stalls"):
         weights.pop(curve, None)
-    shown = pointer.model_copy(update={"weights": Weights.model_validate(weights)})
-    return shown.model_dump_json(exclude={"config": PRIVATE})
+    public = pointer.model_copy(update={"weights": Weights.model_validate(weights)})
+    return public.model_dump_json(exclude={"config": PRIVATE})
 
 
 class ServedModel:
-    """A model that is loaded once and draws one request at a time."""
+    """A loaded model; requests are drawn one at a time."""
 
     def __init__(self, pointer: ServedModelPointer) -> None:
-        """Raises `ModelError` for another base, `StorageError` for weights that are not true."""
+        """Raises `ModelError` for another base, `StorageError` for damaged weights."""
         work = Path(os.environ.get(WORK, Paths().work))
         self._config = pointer.config.model_copy(update={"paths": Paths(work=work)})
         found = base_digest(self._config.model)
         if found != pointer.base_digest:
             raise ModelError(
                 f"the base {self._config.model.base} is not the one that was trained on: its digest "
-                f"is {found[:16]}... and not {pointer.base_digest[:16]}...; bring back that base"
+                f"is {found[:16]}... instead of {pointer.base_digest[:16]}...; restore that base"
             )
         with ExitStack() as services:
             services.enter_context(local_services(self._config))
             store = open_store(self._config.storage)
-            self._painter = load_pipeline(self._config, store, pointer.weights)
+            self._pipeline = load_pipeline(self._config, store, pointer.weights)
         self._family = load_family(self._config.model.family)
         self._lock = Lock()
 
     def draw(self, prompts: Sequence[str], seed: int, settings: Mapping[str, Any]) -> list[bytes]:
-        """A PNG per prompt, all with this seed; the same request always gives the same bytes.
+        """One PNG per prompt, all with this seed; deterministic, and equal to a run's images.
 
-        Prompts may hold `{subject}`, `{identifier}` and `{class}`; `settings` has keys of
-        `SETTINGS`. They are the images that a run draws with such a sampler. Raises `ConfigError`
-        for a prompt or a setting that cannot be.
+        Prompts may contain `{subject}`, `{identifier}` and `{class}`; `settings` has keys of
+        `SETTINGS`. Raises `ConfigError` for an invalid prompt or setting.
         """
         config = self._config
-        asked = {SETTINGS[name]: value for name, value in settings.items()}
+        given = {SETTINGS[name]: value for name, value in settings.items()}
         requests = [(self._filled(prompt), seed) for prompt in prompts]
         try:
-            sampler = Sampler.model_validate({**config.sampler.model_dump(), **asked})
+            sampler = Sampler.model_validate({**config.sampler.model_dump(), **given})
         except ValidationError as error:
             raise ConfigError(wrong_fields(error)) from error
-        painter = replace(self._painter, guidance=self._family.guidance(sampler))
+        pipeline = replace(self._pipeline, guidance=self._family.guidance(sampler))
         side = config.model.resolution
-        drawing = SamplingSettings(lambda: painter, sampler, (side, side))
-        with self._lock:  # a pipeline's noise scheduler counts its steps
-            images = list(generate(painter, drawing, requests, None))
+        sampling = SamplingSettings(lambda: pipeline, sampler, (side, side))
+        with self._lock:  # a pipeline's noise scheduler is stateful
+            images = list(generate(pipeline, sampling, requests, None))
         return [
             encode_png(image, *request) for image, request in zip(images, requests, strict=True)
         ]

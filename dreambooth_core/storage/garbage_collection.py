@@ -19,9 +19,10 @@ from dreambooth_core.errors import ConfigError, NotFound
 from dreambooth_core.storage.records import Record
 from dreambooth_core.storage.stores import ListedObject, Store
 
-_SHARED = ("blobs", "datasets", "images", "noise", "orders", "report", "runs", "samples")
+_SHARED = ("blobs", "datasets", "images", "jobs", "noise", "report", "runs", "samples")
+_OLD = ("orders",)  # sampling jobs of earlier versions
 _EVALUATION = ("scores", "validate", "verdicts")
-SWEPT = frozenset((*_SHARED, *_EVALUATION))
+SWEPT = frozenset((*_SHARED, *_EVALUATION, *_OLD))
 """First segments of keys that may be deleted; all other objects are kept."""
 NO_REFERENCES = frozenset(("costs", "reports"))
 """First segments of keys whose records are no references."""
@@ -29,7 +30,7 @@ DAY = 86_400.0
 """Seconds; the shortest grace."""
 
 _DIGITS = re.compile(r"(?<![0-9a-f])[0-9a-f]{64}(?![0-9a-f])")
-_UNIT = re.compile(r"(blobs/sha256/../../|orders/[^/]+/|[^/]+/)?[^/]+")
+_UNIT = re.compile(r"(blobs/sha256/../../|(?:jobs|orders)/[^/]+/|[^/]+/)?[^/]+")
 
 
 class SweepResult(Record):

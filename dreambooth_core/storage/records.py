@@ -13,6 +13,10 @@ PRIVATE: Any = {"paths": True, "tracking": {"uri"}, "compute": True}
 """Config keys left out of registered versions: folders of this machine, and URIs with passwords."""
 
 
+BASE = "base"
+"""Name of the untouched base among model names."""
+
+
 class Record(BaseModel):
     """Base of all records."""
 
@@ -260,6 +264,81 @@ class ModelVersion(Record):
     aliases: tuple[str, ...]
     run_id: str
     """The MLflow run that logged it."""
+
+
+class ModelReference(Record):
+    """A model resolved from its name: a registered version, or the training of a config."""
+
+    name: str
+    """NAME/version; for a config, its name, with the file's path where two configs share a name."""
+    config: Config
+    version: str | None = None
+    """None for a training that is not registered."""
+    weights_record: str | None = None
+    """Key of a version's `Weights` in the store."""
+    instance_uri: str | None = None
+    """URI of a version's instance images in the store."""
+
+
+class CostEstimate(Record):
+    """Inputs, reusable results and expected cost of a run, before it starts."""
+
+    photos: int
+    instance: str
+    """Digest of the instance images."""
+    base: str
+    """Digest of the base."""
+    class_images: int
+    stored_class_images: int
+    trained: str | None
+    """Digest of the weights of an earlier training with the same inputs."""
+    evaluated_images: int
+    """Images of the trained model, and as many of the base, in the first round."""
+    priors_seconds: float | None
+    """For the missing class images, at the speed of the champion's run; None if unknown."""
+    training_seconds: float | None
+    """Cost of the earlier training, else at the champion's speed; None if unknown."""
+    evaluation_seconds: float | None
+    """At the speed of the champion's evaluation; None if unknown."""
+
+
+class TrialScore(Record):
+    """Score and cost of a sweep's trial, by the development seeds."""
+
+    settings: dict[str, Any]
+    """Key of the config, such as `train.steps` -> value."""
+    subject_fidelity: float
+    """The gate's primary metric; an image without the subject counts 0."""
+    prompt_fidelity: float
+    base_prompt_fidelity: float
+    seconds: float
+    """Duration of the training."""
+
+
+class ShardResult(Record):
+    """Outcome of one shard of a sampling job."""
+
+    made: int
+    """Images drawn."""
+    found: int
+    """Images drawn before."""
+    missing: int
+    """Images of the whole job, of other shards, that are not drawn yet."""
+    seconds: float
+    images_per_second: float
+    """Of the images drawn, loading included; 0 when none were."""
+
+
+class PublishedJob(Record):
+    """A finished sampling job and its files."""
+
+    job: str
+    count: int
+    """Images."""
+    near_duplicates: int
+    unsafe: int
+    files: dict[str, str]
+    """File name -> URI: gallery, contact sheet and manifests."""
 
 
 class Document(Record):

@@ -17,7 +17,14 @@ from dreambooth_core.errors import ConfigError
 from dreambooth_core.metrics import catalogue
 from dreambooth_core.metrics.statistics import estimate
 from dreambooth_core.randomness import permutation
-from dreambooth_core.storage.records import ImageScores, Record, Scores, ValidationResult, Weights
+from dreambooth_core.storage.records import (
+    ImageScores,
+    Record,
+    Scores,
+    TrialScore,
+    ValidationResult,
+    Weights,
+)
 from dreambooth_core.training.best_step import best_step
 
 
@@ -27,18 +34,6 @@ class SweepTrial(Record):
     settings: dict[str, Any]
     """Key of the config, such as `train.steps` -> value."""
     config: Config
-
-
-class TrialScore(Record):
-    """What a trial is worth, by the development seeds."""
-
-    settings: dict[str, Any]
-    subject_fidelity: float
-    """The gate's primary metric; an image in which the subject was not found counts 0."""
-    prompt_fidelity: float
-    base_prompt_fidelity: float
-    seconds: float
-    """Of training, as it went when it was trained."""
 
 
 def trials_of(sweep: Sweep) -> tuple[SweepTrial, ...]:

@@ -8,7 +8,7 @@ from dreambooth_core.config import Config
 from dreambooth_core.digests import digest_of
 from dreambooth_core.errors import DreamBoothError, NotFound
 from dreambooth_core.registry.aliases import CANDIDATE
-from dreambooth_core.registry.register import book_of, check_stored
+from dreambooth_core.registry.register import alias_log_of, check_stored
 from dreambooth_core.storage import checkpoint_manifests
 from dreambooth_core.storage.blobs import Blob, get_blob, get_record
 from dreambooth_core.storage.records import Weights
@@ -91,10 +91,10 @@ def contradictions(config: Config, store: Store) -> list[str]:
     if versions != ["1"]:
         return [f"{config.name} has the versions {versions} instead of one"]
     wrong = []
-    book = book_of(config, store)
+    log = alias_log_of(config, store)
     aliases = client.get_registered_model(config.name).aliases
-    if book is None or book.standing.aliases != aliases or aliases.get(CANDIDATE) != "1":
-        wrong.append(f"aliases in MLflow: {aliases}, in the log: {book and book.standing.aliases}")
+    if log is None or log.state.aliases != aliases or aliases.get(CANDIDATE) != "1":
+        wrong.append(f"MLflow says {aliases}, the log {log and log.state.aliases}")
     runs = client.search_runs([tracking.experiment_of(client, config)])
     trainings = Counter(run.data.tags.get(tracking.TRAINING) for run in runs)
     unfinished = [run.info.run_id for run in runs if run.info.status != "FINISHED"]

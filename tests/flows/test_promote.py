@@ -17,22 +17,22 @@ from tests.registered_by_hand import log_of, verdict, version_by_hand
 
 
 @pytest.fixture
-def book(tracked_config, file_store):
+def log(tracked_config, file_store):
     """The gate lets version 1 pass, which a person is to promote, and refuses version 2."""
     gate = tracked_config.gate.model_copy(update={"auto_promote": False})
     config = tracked_config.model_copy(update={"gate": gate})
     client = tracking.open_client(config)
     for number, outcome in (("1", "promote"), ("2", "keep")):
         version = version_by_hand(client, config, file_store, "ab"[int(number) - 1])
-        origin = read_provenance(register.open_book(client, config, file_store), number)
+        origin = read_provenance(register.open_alias_log(client, config, file_store), number)
         tags = {
             "dreambooth.config": config.model_dump_json(exclude={"paths"}),
             "dreambooth.weights_record": origin.weights,
         }
         for name, value in tags.items():
             client.set_model_version_tag("tiny", number, name, value)
-        promotion.settle(config, file_store, version, verdict(number, outcome, "base"))
-    return register.open_book(client, config, file_store)
+        promotion.apply_verdict(config, file_store, version, verdict(number, outcome, "base"))
+    return register.open_alias_log(client, config, file_store)
 
 
 def waiting(run_id=None):
@@ -49,7 +49,7 @@ def waiting(run_id=None):
     raise AssertionError("no flow run waits")
 
 
-def test_an_approval_puts_the_version_into_service(server, book, tracked_config):
+def test_an_approval_puts_the_version_into_service(server, log, tracked_config):
     from flows.promote import promote_flow
     from tasks.approval import Approval, answer_run
 
@@ -60,21 +60,21 @@ def test_an_approval_puts_the_version_into_service(server, book, tracked_config)
     # in a bare thread Prefect knows nothing of this server
     person = threading.Thread(target=copy_context().run, args=(answer,))
     person.start()
-    asked = Promotion(model="tiny/1", registry=Registry(work=tracked_config.paths.work))
-    state = promote_flow(asked, return_state=True)
+    promotion = Promotion(model="tiny/1", registry=Registry(work=tracked_config.paths.work))
+    state = promote_flow(promotion, return_state=True)
     person.join()
     assert state.is_completed(), state.message
-    assert book.standing.champion == "1"
-    assert log_of(book) == [("promote", "1", "ann")]
+    assert log.state.champion == "1"
+    assert log_of(log) == [("promote", "1", "ann")]
     (event,) = events("dreambooth.model.promoted")
     assert event["resource"]["prefect.resource.id"] == "dreambooth.model.tiny"
     assert event["payload"]["model"] == "tiny/1"
     # a champion is not asked about again
-    again = promote_flow(asked, return_state=True)
+    again = promote_flow(promotion, return_state=True)
     assert (again.name, again.message) == ("Unchanged", "tiny/1 is champion")
 
 
-def test_a_command_tells_of_a_new_champion_once(server, book, tracked_config):
+def test_a_command_tells_of_a_new_champion_once(server, log, tracked_config):
     from dreambooth_core.cli.models import app
 
     def typed(*words: str) -> None:
@@ -97,7 +97,7 @@ def test_a_command_tells_of_a_new_champion_once(server, book, tracked_config):
 
 @pytest.mark.servers
 @pytest.mark.timeout(1200)
-def test_a_suspended_run_comes_back_for_its_answer(server, book, tracked_config, monkeypatch):
+def test_a_suspended_run_comes_back_for_its_answer(server, log, tracked_config, monkeypatch):
     from prefect.client.orchestration import get_client
     from prefect.client.schemas.actions import WorkPoolCreate
     from prefect.deployments import run_deployment
@@ -106,8 +106,8 @@ def test_a_suspended_run_comes_back_for_its_answer(server, book, tracked_config,
     from flows.promote import promote_flow
 
     monkeypatch.chdir(ROOT)
-    asked = Promotion(model="tiny/2", registry=Registry(work=tracked_config.paths.work))
-    parameters = {"promotion": asked.model_dump(mode="json")}
+    promotion = Promotion(model="tiny/2", registry=Registry(work=tracked_config.paths.work))
+    parameters = {"promotion": promotion.model_dump(mode="json")}
     with get_client(sync_client=True) as client:
         client.create_work_pool(WorkPoolCreate(name="by-hand", type="process"))
     # in the folder itself, as by prefect.yaml: without a pool Prefect copies it first, with all of .venv
@@ -123,7 +123,7 @@ def test_a_suspended_run_comes_back_for_its_answer(server, book, tracked_config,
         question = client.request("GET", path).text
     assert "Put tiny/2 into service?" in question
     assert "version 2: keep | against base" in question
-    assert book.standing.champion is None
+    assert log.state.champion is None
 
     # what the gate refused needs a reason, and the flow asks for it
     done = CliRunner().invoke(app, ["approve", run.name, "--by", "ann"])
@@ -136,9 +136,9 @@ def test_a_suspended_run_comes_back_for_its_answer(server, book, tracked_config,
     with get_client(sync_client=True) as client:
         state = client.read_flow_run(run.id).state
     assert (state.name, state.message) == ("Rejected", "ann rejected tiny/2: too yellow")
-    assert log_of(book) == [("reject", "2", "ann")]
-    assert book.latest().reason == "too yellow"
-    assert book.standing.champion is None
+    assert log_of(log) == [("reject", "2", "ann")]
+    assert log.latest().reason == "too yellow"
+    assert log.state.champion is None
     (event,) = events("dreambooth.model.rejected")
     assert event["payload"]["sentence"] == state.message
     refused = CliRunner().invoke(app, ["approve", run.name])

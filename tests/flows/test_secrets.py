@@ -138,14 +138,14 @@ def pages_about(config: Config, folder: Path) -> dict[str, bytes]:
 
     (report,) = (config.paths.work / "reports").glob("*/report.html")
     compared = compare_runs(report.parent, report.parent, folder / "compared.html")
-    with listing.opened(config, config.paths.work, config.name) as one:
-        side = diff.side_of(one.store, one.book, one.found.version)
-        gallery = diff.write_gallery(folder / "difference.html", side, side)
-        dossier = listing.version_details(one.found, one.store)
+    with listing.opened_version(config, config.paths.work, config.name) as one:
+        side = diff.version_side(one.store, one.log, one.found.version)
+        gallery = diff.write_diff_page(folder / "difference.html", side, side)
+        details = listing.version_details(one.found, one.store)
     texts = {
-        "diff as JSON": diff.difference(side, side).model_dump_json(),
-        "dossier": dossier.model_dump_json(),
-        "approval": _question(dossier, ""),
+        "diff as JSON": diff.version_diff(side, side).model_dump_json(),
+        "dossier": details.model_dump_json(),
+        "approval": _question(details, ""),
     }
     files = {path.name: path.read_bytes() for path in (compared, gallery)}
     return {**files, **{name: text.encode() for name, text in texts.items()}}

@@ -13,7 +13,7 @@ from tasks.stage import GPU, stage
 
 TASKS = Path(__file__).parents[2] / "tasks"
 BEYOND_A_RUN = {"measure trial", "draw"}
-"""Stages on a GPU of sweeps and orders."""
+"""Stages on a GPU of sweeps and sampling jobs."""
 
 
 def overlapping(limit: int) -> bool:

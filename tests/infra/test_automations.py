@@ -33,8 +33,8 @@ from tasks.events import (
     MODEL_PROMOTED,
     MODEL_REJECTED,
     dataset_published,
+    emit,
     model_event,
-    tell,
 )
 from tests.prefect_for_real import prefect_server
 
@@ -211,18 +211,18 @@ def test_notifications_of_events_and_the_reminder_of_a_candidate_are_sent(
         return body
 
     pushed = push(file_store, tiny_config.subject.images, "cat", 32)
-    tell(dataset_published(pushed))
+    emit(dataset_published(pushed))
     digest = pushed.publication.digest
     assert next_body(f"{pushed.reference} is published") == f"4 photos, digest {digest}"
 
-    tell(model_event(MODEL_PROMOTED, "cat", "7", "identity is up by .1"))
+    emit(model_event(MODEL_PROMOTED, "cat", "7", "identity is up by .1"))
     assert next_body("cat/7 is in service") == "identity is up by .1"
 
     # of the three candidates, the last one gets no decision
     for name in ("dog", "fox", "owl"):
-        tell(model_event(MODEL_CANDIDATE, name, "1", "it passed the gate"))
-    tell(model_event(MODEL_REJECTED, "dog", "1", "its ears are wrong"))
-    tell(model_event(MODEL_PROMOTED, "fox", "1", "a person agreed"))
+        emit(model_event(MODEL_CANDIDATE, name, "1", "it passed the gate"))
+    emit(model_event(MODEL_REJECTED, "dog", "1", "its ears are wrong"))
+    emit(model_event(MODEL_PROMOTED, "fox", "1", "a person agreed"))
     assert next_body("fox/1 is in service") == "a person agreed"
     assert next_body("A candidate waits for a decision").startswith("dreambooth.model.owl has had")
 

@@ -5,7 +5,7 @@ import pytest
 from prefect.concurrency.asyncio import ConcurrencySlotAcquisitionError
 
 from dreambooth_core.errors import DatasetRefused, NotFound, StageFailed, StorageError
-from tasks.stage import is_hiccup, progress_shown, stage
+from tasks.stage import is_transient, progress_artifact, stage
 from tests.watched import hearing
 
 
@@ -22,7 +22,7 @@ from tests.watched import hearing
 def test_only_a_hiccup_of_the_store_is_tried_again(error, again):
     from prefect.states import Failed
 
-    assert is_hiccup(None, None, Failed(data=error)) is again
+    assert is_transient(None, None, Failed(data=error)) is again
 
 
 @pytest.mark.parametrize(("cause", "again"), [(httpx.ConnectError("refused"), True), (None, False)])
@@ -31,8 +31,8 @@ def test_so_is_a_place_that_a_server_away_cannot_give(cause, again):
 
     error = ConcurrencySlotAcquisitionError("no place")
     error.__cause__ = cause
-    assert is_hiccup(None, None, Failed(data=error)) is again
-    assert is_hiccup(None, None, Failed(data=httpx.ReadError("gone")))
+    assert is_transient(None, None, Failed(data=error)) is again
+    assert is_transient(None, None, Failed(data=httpx.ReadError("gone")))
 
 
 def test_a_stage_in_a_flow_is_retried_reports_progress_and_keeps_its_error():
@@ -47,7 +47,7 @@ def test_a_stage_in_a_flow_is_retried_reports_progress_and_keeps_its_error():
         calls["hiccup"] += 1
         if calls["hiccup"] == 1:
             raise StorageError("busy")
-        with progress_shown("hiccup") as progress:
+        with progress_artifact("hiccup") as progress:
             for done in range(50):
                 progress(done + 1, 50, "steps")
         return 1, False

@@ -1,4 +1,4 @@
-"""Orders: what they ask for, and what is wrong with them, in one sentence."""
+"""Sampling jobs: the images they list, and one sentence per mistake."""
 
 import json
 from pathlib import Path
@@ -17,44 +17,44 @@ from dreambooth_core.errors import ConfigError
 from dreambooth_core.randomness import seed_for
 
 
-def _order(**document: Any) -> SamplingJob:
+def _job(**document: Any) -> SamplingJob:
     return SamplingJob.model_validate(
         {"name": "x", "models": "dog", "prompts": "a {subject}"} | document
     )
 
 
 def test_all_combinations_each_once():
-    order = _order(
+    job = _job(
         models=["dog", "cat"],
         prompts=["a", "b"],
         seeds=[7, 8],
         guidance=[3, None],
         noise_schedulers=["DDIMScheduler"],
     )
-    found = image_specs(order)
-    assert order.count == len(found) == len(set(found)) == 16
-    assert {wish.guidance for wish in found} == {3.0, None}
-    assert {wish.noise_scheduler for wish in found} == {"DDIMScheduler"}
-    assert [wish.seed for wish in found[:4]] == [7, 8, 7, 8]
+    found = image_specs(job)
+    assert job.count == len(found) == len(set(found)) == 16
+    assert {spec.guidance for spec in found} == {3.0, None}
+    assert {spec.noise_scheduler for spec in found} == {"DDIMScheduler"}
+    assert [spec.seed for spec in found[:4]] == [7, 8, 7, 8]
 
 
-def test_a_number_of_seeds_is_those_of_a_run():
+def test_a_number_of_seeds_gives_the_seeds_of_a_run():
     wanted = [seed_for(5, "sample", index) for index in range(3)]
-    assert [wish.seed for wish in image_specs(_order(seeds=3, seed=5))] == wanted
-    assert [wish.seed for wish in image_specs(_order(seeds=[3]))] == [3]
+    assert [spec.seed for spec in image_specs(_job(seeds=3, seed=5))] == wanted
+    assert [spec.seed for spec in image_specs(_job(seeds=[3]))] == [3]
 
 
-def test_groups_share_what_stands_beside_them():
-    order = _order(seeds=1, groups=[{"prompts": "one"}, {"prompts": ["two", "three"], "seeds": 2}])
-    assert [wish.template for wish in image_specs(order)] == ["one", "two", "two", "three", "three"]
-    assert {wish.model for wish in image_specs(order)} == {"dog"}
+def test_keys_beside_groups_are_their_defaults():
+    job = _job(seeds=1, groups=[{"prompts": "one"}, {"prompts": ["two", "three"], "seeds": 2}])
+    assert [spec.template for spec in image_specs(job)] == ["one", "two", "two", "three", "three"]
+    assert {spec.model for spec in image_specs(job)} == {"dog"}
 
 
-def test_what_stands_twice_is_drawn_once():
-    assert len(image_specs(_order(groups=[{"seeds": 2}, {"seeds": 3}]))) == 3
+def test_duplicates_are_drawn_once():
+    assert len(image_specs(_job(groups=[{"seeds": 2}, {"seeds": 3}]))) == 3
 
 
-def test_yaml_and_csv_say_the_same(tmp_path: Path):
+def test_yaml_and_csv_give_equal_jobs(tmp_path: Path):
     (tmp_path / "sea side.yaml").write_text(
         "models: [dog@champion, 'dog:0.5 + hat/2']\n"
         "groups:\n"
@@ -72,7 +72,7 @@ def test_yaml_and_csv_say_the_same(tmp_path: Path):
     assert from_csv.count == 10
 
 
-def test_mixtures():
+def test_mixes_are_parsed():
     assert parse_mix("dog") == (WeightedModel("dog", 1.0),)
     assert parse_mix("dog@champion:0.8 + hat/2") == (
         WeightedModel("dog@champion", 0.8),
@@ -103,10 +103,12 @@ def test_mixtures():
         ({"prompts": "{subject:>30}"}, "has {subject:>30}, but may only hold"),
     ],
 )
-def test_what_is_wrong_is_said(tmp_path: Path, document: dict[str, Any], sentence: str):
+def test_a_mistake_is_refused_in_one_sentence(
+    tmp_path: Path, document: dict[str, Any], sentence: str
+):
     import yaml
 
-    path = tmp_path / "order.yaml"
+    path = tmp_path / "job.yaml"
     path.write_text(yaml.safe_dump({"models": "dog", "prompts": "a dog"} | document))
     with pytest.raises(ConfigError) as caught:
         read_job(path)
@@ -118,31 +120,31 @@ def test_what_is_wrong_is_said(tmp_path: Path, document: dict[str, Any], sentenc
     ("text", "sentence"),
     [
         ("models,prompts\n", "has no rows"),
-        ("models,prompts\ndog,a,b\n", "row 1 has not as many cells as there are columns"),
-        ("models,prompts\ndog\n", "row 1 has not as many cells"),
+        ("models,prompts\ndog,a,b\n", "row 1 does not have one cell per column"),
+        ("models,prompts\ndog\n", "row 1 does not have one cell per column"),
         ("models,prompts,seeds\ndog,a,many\n", "row 1: seeds"),
         ("models,prompts,seeds\ndog,a,1\n,,\ndog,a,many\n", "row 3: seeds"),
-        ("models,prompts,prompts\ndog,a,b\n", "a column 'prompts' that is unknown or stands twice"),
+        ("models,prompts,prompts\ndog,a,b\n", "a column 'prompts' that is unknown or given twice"),
         ("Models,Prompts\ndog,a\n", "a column 'Models' that is unknown"),
         ("models;prompts\ndog;a\n", "a column 'models;prompts' that is unknown"),
     ],
 )
-def test_what_is_wrong_with_a_csv_is_said(tmp_path: Path, text: str, sentence: str):
-    path = tmp_path / "order.csv"
+def test_a_mistake_in_a_csv_is_refused(tmp_path: Path, text: str, sentence: str):
+    path = tmp_path / "job.csv"
     path.write_text(text)
     with pytest.raises(ConfigError, match=sentence):
         read_job(path)
 
 
-def test_rows_without_text_are_what_spreadsheets_leave(tmp_path: Path):
-    path = tmp_path / "order.csv"
+def test_rows_without_text_are_skipped(tmp_path: Path):
+    path = tmp_path / "job.csv"
     path.write_text("models,prompts\ndog,a\n,\n , \n")
     assert len(read_job(path).groups) == 1
 
 
-def test_a_character_in_two_halves_is_one(tmp_path: Path):
-    """As JSON writes what is beyond 16 bits, which is YAML too."""
-    path = tmp_path / "order.yaml"
+def test_a_surrogate_pair_is_one_character(tmp_path: Path):
+    """JSON escapes a character beyond 16 bits as two surrogates, and JSON is YAML."""
+    path = tmp_path / "job.yaml"
     path.write_text(json.dumps({"models": "dog", "prompts": "a \N{DOG FACE}"}))
     assert read_job(path).groups[0].prompts == ("a \N{DOG FACE}",)
     path.write_text('{"models": "dog", "prompts": "a \\ud83d"}')
@@ -150,7 +152,7 @@ def test_a_character_in_two_halves_is_one(tmp_path: Path):
         read_job(path)
 
 
-def test_a_file_that_is_not_there(tmp_path: Path):
+def test_a_missing_file_is_refused(tmp_path: Path):
     for end in ("yaml", "csv"):
-        with pytest.raises(ConfigError, match="no order at"):
+        with pytest.raises(ConfigError, match="no sampling job at"):
             read_job(tmp_path / f"nowhere.{end}")

@@ -13,13 +13,13 @@ from dreambooth_core.storage import records
 from dreambooth_core.storage.blobs import put_blob
 from dreambooth_core.storage.records import Weights
 from dreambooth_core.tracking import mlflow as tracking
-from tests.registered_by_hand import ancestry, verdict, version_by_hand
+from tests.registered_by_hand import stored_inputs, verdict, version_by_hand
 
 
 def registered(client, config, store, mark: str):
     """A version that the commands can find."""
     version = version_by_hand(client, config, store, mark)
-    origin = read_provenance(register.open_book(client, config, store), version.version)
+    origin = read_provenance(register.open_alias_log(client, config, store), version.version)
     tags = {
         "dreambooth.config": config.model_dump_json(exclude={"paths"}),
         "dreambooth.weights_record": origin.weights,
@@ -39,9 +39,9 @@ def work(tracked_config, file_store):
     train = tracked_config.train.model_copy(update={"steps": 9})
     other = tracked_config.model_copy(update={"subject": subject, "train": train})
     second = registered(client, other, file_store, "b")
-    promotion.settle(tracked_config, file_store, first, verdict("1", "promote", "base"))
-    said = verdict("2", "keep", "tiny/1", candidate=ancestry(file_store, "b").scores)
-    promotion.settle(other, file_store, second, said)
+    promotion.apply_verdict(tracked_config, file_store, first, verdict("1", "promote", "base"))
+    said = verdict("2", "keep", "tiny/1", candidate=stored_inputs(file_store, "b").scores)
+    promotion.apply_verdict(other, file_store, second, said)
     return tracked_config.paths.work
 
 
@@ -96,16 +96,16 @@ def test_a_person_promotes_and_takes_back(work) -> None:
 
 def test_an_alias_means_what_the_log_says(work, tracked_config, file_store) -> None:
     client = tracking.open_client(tracked_config)
-    book = register.open_book(client, tracked_config, file_store)
-    last = book.latest()
+    log = register.open_alias_log(client, tracked_config, file_store)
+    last = log.latest()
     assert last is not None
     change = last.model_copy(update={"version": "2", "action": "override"})
-    book.enter(lambda _: change)  # and MLflow was not told
+    log.append(lambda _: change)  # and MLflow was not told
     assert told(work, "lineage", "tiny@champion")["model"] == "tiny/2"
 
 
 def test_a_lineage_goes_from_the_photos_to_the_aliases(work, file_store) -> None:
-    found = ancestry(file_store, "a")
+    found = stored_inputs(file_store, "a")
     traced = told(work, "lineage", "tiny@champion")
     assert [photo["sha256"] for photo in traced["instance"]["images"]] == [
         image.blob.sha256 for image in found.instance.images
@@ -172,7 +172,7 @@ def test_a_difference_names_what_is_not_the_same(work, tmp_path) -> None:
 
 def test_versions_of_other_plans_are_not_compared_image_by_image(work, file_store) -> None:
     key = "scores/b/result.json"
-    scores = ancestry(file_store, "b").scores.model_copy(update={"plan": "0" * 64})
+    scores = stored_inputs(file_store, "b").scores.model_copy(update={"plan": "0" * 64})
     file_store.put(key, scores.model_dump_json().encode())
     found = told(work, "diff", "tiny/1", "tiny/2")
     assert found["comparisons"] == []
@@ -181,8 +181,8 @@ def test_versions_of_other_plans_are_not_compared_image_by_image(work, file_stor
 
 def test_a_card_says_what_one_must_know(work, tracked_config, file_store) -> None:
     client = tracking.open_client(tracked_config)
-    book = register.open_book(client, tracked_config, file_store)
-    card = file_store.get(f"{book.place}/cards/2.md").decode()
+    log = register.open_alias_log(client, tracked_config, file_store)
+    card = file_store.get(f"{log.prefix}/cards/2.md").decode()
     assert "# tiny, version 2" in card
     assert "keep \\| against tiny/1" in card, "no bar breaks a table"
     assert "mine \\| all mine" in card
@@ -193,13 +193,13 @@ def test_a_card_says_what_one_must_know(work, tracked_config, file_store) -> Non
     assert "--format single_file --out ComfyUI/models/checkpoints/" in card
     assert "load_lora_weights" not in card
     described = client.get_model_version("tiny", "2").description
-    assert f"{book.place}/cards/2.md" in described
+    assert f"{log.prefix}/cards/2.md" in described
     run = client.get_model_version("tiny", "2").run_id
     assert "model_card.md" in [artifact.path for artifact in client.list_artifacts(run)]
 
 
 def test_a_card_tells_whose_every_subject_is(tracked_config, file_store) -> None:
-    found = ancestry(file_store)
+    found = stored_inputs(file_store)
     origin = provenance.provenance_of(with_another_subject(tracked_config), file_store, found)
     learned = model_card.render(file_store, model_card.CardInputs(origin, found)).split(
         "## What it learned"
@@ -214,8 +214,8 @@ def test_a_card_tells_whose_every_subject_is(tracked_config, file_store) -> None
 
 def test_a_card_of_a_lora_says_how_to_put_it_over_the_base(work, tracked_config, file_store):
     client = tracking.open_client(tracked_config)
-    book = register.open_book(client, tracked_config, file_store)
-    origin = read_provenance(book, "1")
+    log = register.open_alias_log(client, tracked_config, file_store)
+    origin = read_provenance(log, "1")
     found = run_inputs(file_store, origin)
     blob = put_blob(file_store, b"x")
     weights = Weights(uri="u", digest="c" * 64, method="lora", files={"a": blob}, steps=3)

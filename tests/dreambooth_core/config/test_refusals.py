@@ -81,7 +81,7 @@ def test_a_wrong_field_is_said_in_plain_words(document: dict[str, Any], words: s
     assert words in refusal({"name": "x", "subject": SUBJECT, **document})
 
 
-def test_orders_and_sweeps_propose_keys_of_their_own() -> None:
+def test_jobs_and_sweeps_propose_keys_of_their_own() -> None:
     for schema, document, words in [
         (
             SamplingJob,

@@ -21,7 +21,7 @@ from dreambooth_core.storage.records import Blob, Image, ImageSet
 from dreambooth_core.storage.stores import Store, open_store
 from dreambooth_core.training.class_images import ensure_class_images
 from tests.moved_weights import weights_of
-from tests.orders_for_real import Ordered
+from tests.orders_for_real import SampledModels
 from tests.pieces_of_work import worker_processes
 from tests.ray_for_real import cluster, own_network
 
@@ -151,13 +151,13 @@ def _digest_of_class_images(config: Config) -> str:
 
 
 def _job_images(config: Config) -> tuple[PlannedImage, ...]:
-    """Images of two prompts and twelve seeds, by an adapter that is only in the store."""
-    shop = Ordered(config)
-    shop.add("dog")
-    options = {"prompts": ["a {subject}", "a {class}"], "seeds": 12}
-    planned = shop.plan(shop.order(**options, compute=config.compute.model_dump()))
-    assert draw(shop.store, planned).made == 24
-    return finished(shop.store, planned)
+    """Two prompts with twelve seeds, by an adapter whose weights are in the store alone."""
+    models = SampledModels(config)
+    models.add("dog")
+    asked = {"prompts": ["a {subject}", "a {class}"], "seeds": 12}
+    planned = models.plan(models.job(**asked, compute=config.compute.model_dump()))
+    assert draw(models.store, planned).made == 24
+    return finished(models.store, planned)
 
 
 def _scores(config: Config) -> str:
@@ -172,7 +172,7 @@ def _scores(config: Config) -> str:
 
 @pytest.mark.servers
 @pytest.mark.parametrize("make", [_digest_of_class_images, _job_images, _scores])
-def test_a_ray_cluster_that_loses_a_machine_loses_no_stored_image(
+def test_a_ray_cluster_loses_a_machine_and_nothing_that_was_stored(
     make: Callable[[Config], object], tiny_config: Config, tmp_path: Path
 ) -> None:
     alone = _config(tiny_config, tmp_path / "alone", 1, num_class_images=24)
@@ -192,22 +192,22 @@ def test_a_ray_cluster_that_loses_a_machine_loses_no_stored_image(
 
 
 @pytest.mark.slow
-def test_a_sampling_job_uses_its_own_workers(tiny_config: Config) -> None:
-    shop = Ordered(tiny_config)
-    shop.add("dog")
-    options = {"prompts": ["a {subject}", "a {class}"], "seeds": 3, "guidance": [2, 4]}
-    alone = shop.plan(shop.order(**options))
-    assert draw(shop.store, alone).made == 12
-    expected = finished(shop.store, alone)
-    for key in [*shop.store.keys("orders/"), *shop.store.keys("images/")]:
-        shop.store.delete(key)
-    shared = shop.plan(shop.order(**options, compute={"workers": 2}))
+def test_a_job_is_drawn_by_its_own_workers(tiny_config: Config) -> None:
+    models = SampledModels(tiny_config)
+    models.add("dog")
+    asked = {"prompts": ["a {subject}", "a {class}"], "seeds": 3, "guidance": [2, 4]}
+    alone = models.plan(models.job(**asked))
+    assert draw(models.store, alone).made == 12
+    expected = finished(models.store, alone)
+    for key in [*models.store.keys("jobs/"), *models.store.keys("images/")]:
+        models.store.delete(key)
+    shared = models.plan(models.job(**asked, compute={"workers": 2}))
     assert shared.prefix == alone.prefix
-    assert draw(shop.store, shared).made == 12
-    assert finished(shop.store, shared) == expected
+    assert draw(models.store, shared).made == 12
+    assert finished(models.store, shared) == expected
     for picture in expected:
         assert picture.image is not None
-        get_blob(shop.store, picture.image)  # checks its digest
+        get_blob(models.store, picture.image)  # checks its digest
 
 
 @pytest.mark.slow

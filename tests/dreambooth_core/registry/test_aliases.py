@@ -15,10 +15,10 @@ def change(action: str, version: str) -> AliasChange:
 
 
 def stand(*changes: AliasChange) -> AliasState:
-    standing = AliasState()
+    state = AliasState()
     for each in changes:
-        standing = after(standing, each)
-    return standing
+        state = after(state, each)
+    return state
 
 
 def test_a_promotion_keeps_the_one_before_and_a_rollback_goes_back_to_it() -> None:
@@ -29,13 +29,13 @@ def test_a_promotion_keeps_the_one_before_and_a_rollback_goes_back_to_it() -> No
     assert again == stand(*steps)
     assert stand(*steps, change("rollback", "2")).aliases == {"candidate": "3", "champion": "1"}
     assert stand(*steps, change("promote", "1")).aliases["previous"] == "2"
-    assert stand(*steps).of("2") == ("champion",)
+    assert stand(*steps).aliases_of("2") == ("champion",)
 
 
 def promote_many(uri: str, who: int) -> None:
-    book = AliasLog(open_store(Storage(uri=uri, endpoint=None)), "dog", "r")
+    log = AliasLog(open_store(Storage(uri=uri, endpoint=None)), "dog", "r")
     for step in range(8):
-        book.enter(lambda _, version=f"{who}{step}": change("promote", version))
+        log.append(lambda _, version=f"{who}{step}": change("promote", version))
 
 
 def test_processes_that_promote_at_once_come_one_after_the_other(file_store) -> None:
@@ -50,38 +50,38 @@ def test_processes_that_promote_at_once_come_one_after_the_other(file_store) -> 
         assert worker.exitcode == 0
     history = AliasLog(file_store, "dog", "r").history()
     assert [entry.number for entry in history] == list(range(1, 33))
-    standing = AliasState()
+    state = AliasState()
     for entry in history:
-        standing = after(standing, entry)
-        assert entry.standing == standing, "each knew of the one before"
-    assert len(set(standing.champions)) == 32
+        state = after(state, entry)
+        assert entry.state == state, "each knew of the one before"
+    assert len(set(state.champions)) == 32
 
 
 def test_what_proposes_sees_the_standing_that_it_changes(file_store) -> None:
-    book, seen = AliasLog(file_store, "dog", "r"), []
+    log, seen = AliasLog(file_store, "dog", "r"), []
 
-    def propose(standing: AliasState) -> AliasChange | None:
-        seen.append(standing.champion)
+    def propose(state: AliasState) -> AliasChange | None:
+        seen.append(state.champion)
         if len(seen) == 1:  # somebody is quicker
-            book.enter(lambda _: change("promote", "7"))
+            log.append(lambda _: change("promote", "7"))
             return change("promote", "1")
-        return None if standing.champion == "7" else change("promote", "1")
+        return None if state.champion == "7" else change("promote", "1")
 
-    assert book.enter(propose).champion == "7"
+    assert log.append(propose).champion == "7"
     assert seen == [None, "7"]
-    assert [entry.version for entry in book.history()] == ["7"]
+    assert [entry.version for entry in log.history()] == ["7"]
 
 
 def test_an_entry_is_never_written_over(file_store) -> None:
-    book = AliasLog(file_store, "dog", "r")
-    book.enter(lambda _: change("promote", "1"))
-    (key,) = file_store.keys(f"{book.place}/aliases/")
+    log = AliasLog(file_store, "dog", "r")
+    log.append(lambda _: change("promote", "1"))
+    (key,) = file_store.keys(f"{log.prefix}/aliases/")
     assert not file_store.put_if(key, b"{}", None)
-    assert book.standing.champion == "1"
+    assert log.state.champion == "1"
 
 
 @pytest.mark.parametrize("name", ["dog", "a.b-c_d"])
 def test_books_of_other_names_and_registries_do_not_meet(file_store, name: str) -> None:
-    AliasLog(file_store, name, "r").enter(lambda _: change("promote", "1"))
-    assert AliasLog(file_store, name, "s").standing == AliasState()
+    AliasLog(file_store, name, "r").append(lambda _: change("promote", "1"))
+    assert AliasLog(file_store, name, "s").state == AliasState()
     assert AliasLog(file_store, "x", "r").latest() is None

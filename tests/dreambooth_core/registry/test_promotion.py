@@ -19,7 +19,7 @@ from dreambooth_core.storage.blobs import blob_key, get_record
 from dreambooth_core.storage.records import Weights, utc_now
 from dreambooth_core.storage.stores import Store
 from dreambooth_core.tracking import mlflow as tracking
-from tests.registered_by_hand import ancestry, log_of, verdict, version_by_hand
+from tests.registered_by_hand import log_of, stored_inputs, verdict, version_by_hand
 
 
 @pytest.fixture
@@ -41,14 +41,14 @@ def aliases(client) -> dict[str, str]:
 def judged(config: Config, store: Store, versions) -> None:
     """The gate refuses them all, so that people may promote them."""
     for one in versions:
-        promotion.settle(config, store, one, verdict(one.version, "keep", "base"))
+        promotion.apply_verdict(config, store, one, verdict(one.version, "keep", "base"))
 
 
 def test_the_gates_word_puts_a_version_into_service(client, tracked_config, file_store, versions):
     first, second, _ = versions
     assert promotion.champion_of(tracked_config, file_store) is None
     said = verdict("1", "promote", "base")
-    settled, reused = promotion.settle(tracked_config, file_store, first, said)
+    settled, reused = promotion.apply_verdict(tracked_config, file_store, first, said)
     assert (settled.aliases, reused) == (("champion",), False)
     assert aliases(client) == {"champion": "1"}
     champion = promotion.champion_of(tracked_config, file_store)
@@ -62,25 +62,25 @@ def test_the_gates_word_puts_a_version_into_service(client, tracked_config, file
     # the same again changes nothing, and MLflow is not even opened
     (tracked_config.paths.work / "mlflow.db").rename(tracked_config.paths.work / "away.db")
     (tracked_config.paths.work / "mlflow.db").touch()
-    assert promotion.settle(tracked_config, file_store, first, said) == (settled, True)
+    assert promotion.apply_verdict(tracked_config, file_store, first, said) == (settled, True)
     (tracked_config.paths.work / "away.db").rename(tracked_config.paths.work / "mlflow.db")
 
     rival = verdict("2", "promote", "tiny/1").model_copy(update={"noise": {"clip_i": 0.0125}})
-    promotion.settle(tracked_config, file_store, second, rival)
+    promotion.apply_verdict(tracked_config, file_store, second, rival)
     assert aliases(client) == {"champion": "2", "previous": "1"}
     noise = "dreambooth.noise.clip_i"
     tags = [client.get_model_version("tiny", version).tags for version in "12"]
     assert [one.get(noise) for one in tags] == ["0.012500", None]
-    book = register.open_book(client, tracked_config, file_store)
-    assert log_of(book) == [("promote", "1", GATE), ("promote", "2", GATE)]
-    assert book.history()[0].verdict == said.digest
+    log = register.open_alias_log(client, tracked_config, file_store)
+    assert log_of(log) == [("promote", "1", GATE), ("promote", "2", GATE)]
+    assert log.history()[0].verdict == said.digest
 
 
 def test_a_refused_version_waits_for_a_person_with_a_reason(
     client, tracked_config, file_store, versions
 ):
     said = verdict("1", "keep", "base")
-    settled, _ = promotion.settle(tracked_config, file_store, versions[0], said)
+    settled, _ = promotion.apply_verdict(tracked_config, file_store, versions[0], said)
     assert settled.aliases == ()
     with pytest.raises(ConfigError, match="keep") as refused:
         promotion.promote(tracked_config, file_store, PromotionRequest("1", "ann"))
@@ -89,19 +89,19 @@ def test_a_refused_version_waits_for_a_person_with_a_reason(
         tracked_config, file_store, PromotionRequest("1", "ann", "the client likes it")
     )
     assert aliases(client) == {"champion": "1"}
-    book = register.open_book(client, tracked_config, file_store)
-    assert log_of(book) == [("override", "1", "ann")]
-    assert book.history()[0].reason == "the client likes it"
+    log = register.open_alias_log(client, tracked_config, file_store)
+    assert log_of(log) == [("override", "1", "ann")]
+    assert log.history()[0].reason == "the client likes it"
     tags = client.get_model_version("tiny", "1").tags
-    assert tags["dreambooth.verdict_digest"] == book.history()[0].verdict != said.digest
+    assert tags["dreambooth.verdict_digest"] == log.history()[0].verdict != said.digest
     assert "ann promotes it: the client likes it" in tags["dreambooth.verdict_sentence"]
     # its run, run again, has the gate say the same as before: that changes nothing
-    settled, reused = promotion.settle(tracked_config, file_store, versions[0], said)
+    settled, reused = promotion.apply_verdict(tracked_config, file_store, versions[0], said)
     assert (settled.aliases, reused) == (("champion",), True)
     assert client.get_model_version("tiny", "1").tags == tags
     # again, and nothing is added
     promotion.promote(tracked_config, file_store, PromotionRequest("1", "bob"))
-    assert len(book.history()) == 1
+    assert len(log.history()) == 1
 
 
 def test_what_the_gate_never_saw_no_reason_promotes(tracked_config, file_store, versions):
@@ -121,13 +121,13 @@ def test_a_persons_word_is_made_good_if_it_was_not_told(
 ):
     """Killed between the log and MLflow, which the next to promote it puts right."""
     said = verdict("1", "keep", "base")
-    promotion.settle(tracked_config, file_store, versions[0], said)
+    promotion.apply_verdict(tracked_config, file_store, versions[0], said)
     word = override(file_store, said, "ann", "the client likes it")
     entry = AliasChange(
         action="override", version="1", by="ann", when=utc_now(), reason="the client likes it"
     )
-    book = register.open_book(client, tracked_config, file_store)
-    book.enter(lambda _: entry.model_copy(update={"verdict": word.digest}))
+    log = register.open_alias_log(client, tracked_config, file_store)
+    log.append(lambda _: entry.model_copy(update={"verdict": word.digest}))
     assert client.get_model_version("tiny", "1").tags["dreambooth.verdict"] == "keep"
     promotion.promote(tracked_config, file_store, PromotionRequest("1", "bob"))
     tags = client.get_model_version("tiny", "1").tags
@@ -135,7 +135,7 @@ def test_a_persons_word_is_made_good_if_it_was_not_told(
     assert "ann promotes it" in tags["dreambooth.verdict_sentence"]
     # judged again since, of which ann has said nothing
     again = verdict("1", "keep", "tiny/0")
-    promotion.settle(tracked_config, file_store, versions[0], again)
+    promotion.apply_verdict(tracked_config, file_store, versions[0], again)
     promotion.promote(tracked_config, file_store, PromotionRequest("1", "bob"))
     tags = client.get_model_version("tiny", "1").tags
     assert tags["dreambooth.verdict_digest"] == again.digest
@@ -143,7 +143,7 @@ def test_a_persons_word_is_made_good_if_it_was_not_told(
 
 def test_no_reason_promotes_what_is_not_what_it_should_be(tracked_config, file_store, versions):
     said = verdict("1", "keep", "base", rule="integrity")
-    promotion.settle(tracked_config, file_store, versions[0], said)
+    promotion.apply_verdict(tracked_config, file_store, versions[0], said)
     with pytest.raises(ConfigError, match="nothing is known of"):
         promotion.promote(tracked_config, file_store, PromotionRequest("1", "ann", "please"))
 
@@ -152,10 +152,12 @@ def test_a_verdict_about_another_champion_promotes_nobody(
     client, tracked_config, file_store, versions, capsys
 ):
     first, second, third = versions
-    promotion.settle(tracked_config, file_store, first, verdict("1", "promote", "base"))
+    promotion.apply_verdict(tracked_config, file_store, first, verdict("1", "promote", "base"))
     # both were judged against version 1; the second one is quicker
-    promotion.settle(tracked_config, file_store, second, verdict("2", "promote", "tiny/1"))
-    late, _ = promotion.settle(tracked_config, file_store, third, verdict("3", "promote", "tiny/1"))
+    promotion.apply_verdict(tracked_config, file_store, second, verdict("2", "promote", "tiny/1"))
+    late, _ = promotion.apply_verdict(
+        tracked_config, file_store, third, verdict("3", "promote", "tiny/1")
+    )
     assert late.aliases == ()
     assert aliases(client) == {"champion": "2", "previous": "1"}
     assert "run its config again" in capsys.readouterr().err
@@ -168,21 +170,21 @@ def test_without_automatic_a_person_promotes_what_the_gate_let_pass(
 ):
     gate = tracked_config.gate.model_copy(update={"auto_promote": False})
     config = tracked_config.model_copy(update={"gate": gate})
-    promotion.settle(config, file_store, versions[0], verdict("1", "promote", "base"))
+    promotion.apply_verdict(config, file_store, versions[0], verdict("1", "promote", "base"))
     assert aliases(client) == {}
     promotion.promote(config, file_store, PromotionRequest("1", "ann"))
     assert aliases(client) == {"champion": "1"}
-    book = register.open_book(client, config, file_store)
-    assert log_of(book) == [("promote", "1", "ann")]
+    log = register.open_alias_log(client, config, file_store)
+    assert log_of(log) == [("promote", "1", "ann")]
 
 
 def test_a_rollback_goes_back_and_is_not_undone_by_the_gate(
     client, tracked_config, file_store, versions, capsys
 ):
     first, second, _ = versions
-    promotion.settle(tracked_config, file_store, first, verdict("1", "promote", "base"))
+    promotion.apply_verdict(tracked_config, file_store, first, verdict("1", "promote", "base"))
     said = verdict("2", "promote", "tiny/1")
-    promotion.settle(tracked_config, file_store, second, said)
+    promotion.apply_verdict(tracked_config, file_store, second, said)
     promotion.rollback(tracked_config, file_store, PromotionRequest("2", "ann", "wrong ears"))
     assert aliases(client) == {"champion": "1"}
     # a second click does not go further back
@@ -192,7 +194,7 @@ def test_a_rollback_goes_back_and_is_not_undone_by_the_gate(
         promotion.rollback(tracked_config, file_store, PromotionRequest("1", "ann"))
     with pytest.raises(ConfigError, match="not the champion"):
         promotion.rollback(tracked_config, file_store, PromotionRequest("3", "ann"))
-    settled, _ = promotion.settle(tracked_config, file_store, second, said)
+    settled, _ = promotion.apply_verdict(tracked_config, file_store, second, said)
     assert settled.aliases == ()
     assert "ann took it back" in capsys.readouterr().err
     promotion.promote(tracked_config, file_store, PromotionRequest("2", "ann"))
@@ -219,7 +221,7 @@ def test_no_rollback_to_what_has_lost_its_weights(tracked_config, file_store, ve
     judged(tracked_config, file_store, versions)
     for version in "12":
         promotion.promote(tracked_config, file_store, PromotionRequest(version, "ann", "why not"))
-    (blob,) = ancestry(file_store, "a").weights.files.values()
+    (blob,) = stored_inputs(file_store, "a").weights.files.values()
     file_store.delete(blob_key(blob))
     with pytest.raises(StorageError, match="no version goes without its weights"):
         promotion.rollback(tracked_config, file_store, PromotionRequest("2", "ann"))
@@ -229,10 +231,12 @@ def test_no_rollback_to_what_has_lost_its_weights(tracked_config, file_store, ve
 def test_whoever_is_killed_before_mlflow_was_told_is_made_good(
     client, tracked_config, file_store, versions
 ):
-    promotion.settle(tracked_config, file_store, versions[0], verdict("1", "promote", "base"))
-    book = register.open_book(client, tracked_config, file_store)
+    promotion.apply_verdict(
+        tracked_config, file_store, versions[0], verdict("1", "promote", "base")
+    )
+    log = register.open_alias_log(client, tracked_config, file_store)
     # the log is written, and then nothing
-    book.enter(lambda _: AliasChange(action="promote", version="2", by="ann", when=utc_now()))
+    log.append(lambda _: AliasChange(action="promote", version="2", by="ann", when=utc_now()))
     assert aliases(client) == {"champion": "1"}
     champion = promotion.champion_of(tracked_config, file_store)
     assert champion is not None
@@ -254,27 +258,27 @@ def test_whoever_is_killed_while_promoting_is_made_good(
     client, tracked_config, file_store, versions
 ):
     judged(tracked_config, file_store, versions)
-    book = register.open_book(client, tracked_config, file_store)
+    log = register.open_alias_log(client, tracked_config, file_store)
     dice = random.Random(0)
     kinds = multiprocessing.get_context("forkserver")
     kinds.set_forkserver_preload(["mlflow.tracking", "dreambooth_core.registry.promotion"])
     cut_short = 0
     for _ in range(12):
-        length = len(book.history())
+        length = len(log.history())
         process = kinds.Process(target=promote_for_ever, args=(tracked_config, file_store))
         process.start()
-        while len(book.history()) == length:
+        while len(log.history()) == length:
             assert process.is_alive()
             time.sleep(0.01)
         time.sleep(dice.uniform(0, 0.3))
         process.kill()
         process.join(10)
-        cut_short += not book.is_followed()
-        history = book.history()
+        cut_short += not log.is_synced()
+        history = log.history()
         assert [entry.number for entry in history] == list(range(1, len(history) + 1))
-        standing = promotion.alias_state(tracked_config, file_store)
-        assert standing == history[-1].standing
-        assert aliases(client) == standing.aliases
+        state = promotion.alias_state(tracked_config, file_store)
+        assert state == history[-1].state
+        assert aliases(client) == state.aliases
     assert cut_short, "none was killed between the log and MLflow"
 
 
@@ -293,8 +297,8 @@ def test_promotions_at_once_leave_mlflow_where_the_log_ends(
         thread.start()
     for thread in threads:
         thread.join(60)
-    book = register.open_book(client, tracked_config, file_store)
-    history = book.history()
+    log = register.open_alias_log(client, tracked_config, file_store)
+    history = log.history()
     assert sorted(entry.version for entry in history) == ["1", "2", "3"]
     assert aliases(client) == {"champion": history[-1].version, "previous": history[-2].version}
 
@@ -303,21 +307,21 @@ def test_the_champions_own_run_is_held_against_the_one_it_replaced(
     tracked_config, file_store, versions
 ):
     first, second, _ = versions
-    ours, theirs = ancestry(file_store, "a").weights, ancestry(file_store, "b").weights
+    ours, theirs = stored_inputs(file_store, "a").weights, stored_inputs(file_store, "b").weights
     assert promotion.rival_of(tracked_config, file_store, ours) is None
-    promotion.settle(tracked_config, file_store, first, verdict("1", "promote", "base"))
+    promotion.apply_verdict(tracked_config, file_store, first, verdict("1", "promote", "base"))
     assert promotion.rival_of(tracked_config, file_store, ours) is None, "it has beaten the base"
     rival = promotion.rival_of(tracked_config, file_store, theirs)
     assert rival is not None
     assert rival.name == "tiny/1"
-    promotion.settle(tracked_config, file_store, second, verdict("2", "promote", "tiny/1"))
+    promotion.apply_verdict(tracked_config, file_store, second, verdict("2", "promote", "tiny/1"))
     again = promotion.rival_of(tracked_config, file_store, theirs)
     assert again is not None
     assert again.name == "tiny/1"
 
 
 def test_nothing_goes_into_service_without_its_weights(tracked_config, file_store, versions):
-    origin = read_provenance(register.book_of(tracked_config, file_store), "1")
+    origin = read_provenance(register.alias_log_of(tracked_config, file_store), "1")
     weights = get_record(file_store, origin.weights, Weights)
     assert weights is not None
     file_store.delete(blob_key(weights.files["unet/weights.safetensors"]))
@@ -328,7 +332,9 @@ def test_nothing_goes_into_service_without_its_weights(tracked_config, file_stor
 def test_another_address_of_the_same_server_finds_the_same_log(
     client, tracked_config, file_store, versions
 ):
-    promotion.settle(tracked_config, file_store, versions[0], verdict("1", "promote", "base"))
+    promotion.apply_verdict(
+        tracked_config, file_store, versions[0], verdict("1", "promote", "base")
+    )
     database = tracked_config.paths.work / "mlflow.db"
     rules = tracked_config.tracking.model_copy(update={"uri": f"sqlite:////{database}"})
     other = tracked_config.model_copy(update={"tracking": rules})
@@ -344,9 +350,11 @@ def test_what_a_person_rejected_the_gate_does_not_promote(
         promotion.reject(tracked_config, file_store, PromotionRequest("1", "ann"))
     promotion.reject(tracked_config, file_store, PromotionRequest("1", "ann", "too yellow"))
     promotion.reject(tracked_config, file_store, PromotionRequest("1", "ann", "too yellow"))
-    book = register.open_book(client, tracked_config, file_store)
-    assert log_of(book) == [("reject", "1", "ann")]
-    promotion.settle(tracked_config, file_store, versions[0], verdict("1", "promote", "base"))
+    log = register.open_alias_log(client, tracked_config, file_store)
+    assert log_of(log) == [("reject", "1", "ann")]
+    promotion.apply_verdict(
+        tracked_config, file_store, versions[0], verdict("1", "promote", "base")
+    )
     assert "ann rejected it: a person must promote it" in capsys.readouterr().err
     assert aliases(client) == {}
     promotion.promote(tracked_config, file_store, PromotionRequest("1", "bob"))

@@ -31,7 +31,7 @@ from dreambooth_core.runtime.processes import supervised
 from dreambooth_core.storage.blobs import blob_key, get_blob, put_blob
 from dreambooth_core.storage.records import Weights
 from tests.dreambooth_core.diffusion.exports.trained import config_of, trained
-from tests.registered_by_hand import ancestry
+from tests.registered_by_hand import stored_inputs
 
 PROMPT = "a photo of sks robot"
 
@@ -178,7 +178,7 @@ def test_a_served_model_answers_with_an_image(
     config = tmp_path / "config.yaml"
     config.write_text(yaml.safe_dump(tracked_config.model_dump(mode="json")))
     source = trained("stable_diffusion", tiny_base, "full", tmp_path / "weights")
-    found = ancestry(file_store)
+    found = stored_inputs(file_store)
     weights = stored(file_store, source)
     made = RunInputs(found.instance, found.classes, weights, found.scores)
     records = (made.instance, made.classes, made.weights, made.scores)

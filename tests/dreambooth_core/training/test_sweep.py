@@ -14,7 +14,7 @@ from dreambooth_core.training.sweep import (
     trials_of,
     winner,
 )
-from tests.registered_by_hand import ancestry
+from tests.registered_by_hand import stored_inputs
 
 CONFIG = {"name": "robot", "subject": {"images": "photos", "class_noun": "robot"}}
 
@@ -84,7 +84,7 @@ def test_the_front_is_what_no_other_beats():
 
 def test_a_trial_that_lost_its_subject_is_measured_as_the_others_are(file_store):
     """Not by what is left to be measured of it, whole pictures, which says more of everybody."""
-    found = ancestry(file_store)
+    found = stored_inputs(file_store)
     trial = SweepTrial(settings={}, config=Config.model_validate(CONFIG))
     reference = {"identity": 1.0, "subject_fidelity": 0.9}
 

@@ -43,7 +43,7 @@ def config(tmp_path_factory: pytest.TempPathFactory) -> Config:
 
 def found(config: Config, text: str, top: int) -> Sequence[tuple[str, str]]:
     """Noun and background of the hits, best first; an image's seed is its index."""
-    hits, _ = search(config, config.paths.work, SearchQuery(text=text, top=top))
+    hits, _ = search(config, {}, SearchQuery(text=text, top=top))
     pairs = [(noun, background) for noun in NOUNS for background in SCENES]
     return [pairs[hit.seed] for hit in hits]
 
