@@ -396,7 +396,7 @@ def test_up_refuses_foreign_pages_and_users(up: Servers, tmp_path: Path) -> None
     # a command in that folder finds the server and the login
     command = [sys.executable, "-m", "dreambooth_core.cli", "approve", "missing"]
     done = subprocess.run(command, env=environment(), cwd=up.work.parent, capture_output=True)
-    assert b"not one flow run missing waits" in done.stderr
+    assert b"expected one paused flow run missing" in done.stderr
     # websockets
     assert socket_status(up.prefect, {}) == 403
     assert socket_status(up.prefect, {"Sec-WebSocket-Protocol": "prefect"}) == 101

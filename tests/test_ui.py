@@ -250,7 +250,7 @@ def start_promotion(place: StackLayout) -> str:
 
 def read_approval(tab: browser.Tab, place: StackLayout) -> str:
     """Check the numbers of the gate in the form; the link to the report, visible without scrolling."""
-    tab.until(f"{APPROVAL}?.innerText.includes('Put {NAME}/1 into service?')")
+    tab.until(f"{APPROVAL}?.innerText.includes('Promote {NAME}/1 to champion?')")
     with opened(place) as one:
         verdict = promotion.verdict_of(one.log, "1")
     assert verdict is not None

@@ -118,7 +118,7 @@ class AliasLog:
             if change is None:
                 return state
             number = last.number + 1 if last else 1
-            entry = change.model_copy(update={"number": number, "standing": after(state, change)})
+            entry = change.model_copy(update={"number": number, "state": after(state, change)})
             if put_record(self.store, f"{self.prefix}/aliases/{number:06d}.json", entry):
                 return entry.state
 

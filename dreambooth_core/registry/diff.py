@@ -10,7 +10,7 @@ from typing import Any
 from dreambooth_core.config import Config
 from dreambooth_core.data.contact_sheets import thumbnail
 from dreambooth_core.metrics import catalogue
-from dreambooth_core.metrics.statistics import compare, shared_metrics
+from dreambooth_core.metrics.statistics import compare, rows_of, shared_metrics
 from dreambooth_core.registry.aliases import AliasLog
 from dreambooth_core.registry.provenance import RunInputs, read_provenance, run_inputs
 from dreambooth_core.storage.blobs import get_blob
@@ -22,7 +22,6 @@ from dreambooth_core.storage.records import (
     ImageSet,
     Record,
     Scores,
-    ScoreTable,
 )
 from dreambooth_core.storage.stores import Store, written_beside
 from dreambooth_core.tracking.mlflow import flat
@@ -94,7 +93,9 @@ def version_diff(left: VersionSide, right: VersionSide) -> VersionDiff:
         data=_differing(_digests(left.inputs), _digests(right.inputs)),
         photos=_differing(_photos(left.inputs.instance), _photos(right.inputs.instance)),
         metrics={name: (ours.metrics.get(name), theirs.metrics.get(name)) for name in names},
-        comparisons=() if why_not else _comparisons(_rows(left), _rows(right)),
+        comparisons=()
+        if why_not
+        else _comparisons(rows_of(left.store, ours), rows_of(right.store, theirs)),
         why_not=why_not,
     )
 
@@ -163,18 +164,13 @@ def _differing(ours: Mapping[str, str], theirs: Mapping[str, str]) -> dict[str, 
     return {name: pair for name, pair in both.items() if pair[0] != pair[1]}
 
 
-def _rows(side: VersionSide) -> tuple[ImageScores, ...]:
-    blob = side.inputs.scores.table
-    return () if blob is None else ScoreTable.model_validate_json(get_blob(side.store, blob)).rows
-
-
 def _images(side: VersionSide) -> dict[tuple[str, int], Image]:
     """By prompt template and seed: the filled prompts of two subjects may differ."""
-    samples = side.inputs.scores.samples.images
-    templates = {row.image: row.prompt for row in _rows(side)}
+    scores = side.inputs.scores
+    templates = {row.image: row.prompt for row in rows_of(side.store, scores)}
     return {
         (templates.get(image.blob.sha256, image.prompt), image.seed): image
-        for image in samples
+        for image in scores.samples.images
         if image.seed is not None
     }
 

@@ -10,11 +10,11 @@ from dreambooth_core.config import Config
 from dreambooth_core.config.results import PRIMARY
 from dreambooth_core.diffusion import exports
 from dreambooth_core.metrics import catalogue
+from dreambooth_core.metrics.statistics import rows_of
 from dreambooth_core.registry.aliases import AliasLog
 from dreambooth_core.registry.provenance import Provenance, RunInputs
 from dreambooth_core.reports.facts import prompt_literal
-from dreambooth_core.storage.blobs import get_blob
-from dreambooth_core.storage.records import ImageScores, Scores, ScoreTable, Verdict
+from dreambooth_core.storage.records import ImageScores, Scores, Verdict
 from dreambooth_core.storage.stores import Store
 from dreambooth_core.tracking.mlflow import has_run
 
@@ -80,7 +80,7 @@ def read_card(log: AliasLog, version: str) -> str:
 
 def render(store: Store, card: CardInputs) -> str:
     """The card as Markdown."""
-    config, rows = card.provenance.config, _rows(store, card.scores)
+    config, rows = card.provenance.config, rows_of(store, card.scores)
     return str(
         _template().render(
             provenance=card.provenance,
@@ -113,12 +113,6 @@ def _metrics(scores: Scores) -> list[Mapping[str, Any]]:
         }
         for name, value in scores.metrics.items()
     ]
-
-
-def _rows(store: Store, scores: Scores) -> tuple[ImageScores, ...]:
-    if scores.table is None:
-        return ()
-    return ScoreTable.model_validate_json(get_blob(store, scores.table)).rows
 
 
 def _failures(config: Config, rows: Sequence[ImageScores]) -> list[FailedImage]:

@@ -171,7 +171,7 @@ def _lookup(client: Any, wanted: str) -> Any:
         known = [model.name for model in client.search_registered_models(max_results=20)]
         raise ConfigError(
             f"no registered model {wanted}: use NAME, NAME@alias or NAME/version; "
-            f"there is: {', '.join(known) or 'none'}"
+            f"known models: {', '.join(known) or 'none'}"
         ) from error
 
 

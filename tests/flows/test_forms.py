@@ -1,4 +1,4 @@
-"""The forms that Prefect shows: fields in order, drop-downs, bounds, and little that must be filled in."""
+"""Forms of flow parameters in Prefect: order of fields, drop-downs, bounds, required fields."""
 
 import logging
 from typing import Any
@@ -35,7 +35,7 @@ def in_order(schema: dict[str, Any]) -> list[str]:
     return sorted(fields, key=lambda name: fields[name]["position"])
 
 
-def test_the_form_of_a_training_begins_with_the_two_fields_that_must_be_filled_in():
+def test_the_form_of_a_training_begins_with_its_two_required_fields():
     config = group(train_flow, "Config")
     assert config["required"] == ["subject"]
     order = in_order(config)
@@ -77,7 +77,7 @@ def test_the_other_forms_are_short(flow, name, required, order):
 
 
 @pytest.mark.parametrize("flow", FLOWS, ids=lambda flow: flow.name)
-def test_every_group_says_what_it_is_and_has_all_its_positions(flow):
+def test_every_group_has_a_description_and_all_positions(flow):
     for name, schema in flow.parameters.definitions.items():
         assert schema.get("description"), name
         positions = sorted(field["position"] for field in schema.get("properties", {}).values())
@@ -89,8 +89,10 @@ def test_every_group_says_what_it_is_and_has_all_its_positions(flow):
     [{"uri": "http://me:hunter2@host"}, {"token": "hunter2"}, {"uri": "https://host/?t=hunter2"}],
     ids=str,
 )
-def test_prefect_does_not_log_it(caplog: pytest.LogCaptureFixture, tracking: Any) -> None:
-    """Prefect writes all parameters into its log where pydantic refuses one of them."""
+def test_prefect_does_not_log_refused_credentials(
+    caplog: pytest.LogCaptureFixture, tracking: Any
+) -> None:
+    """Prefect logs all parameters when pydantic refuses one of them."""
     caplog.set_level(logging.DEBUG)
     with pytest.raises(ConfigError) as caught:
         train_flow.validate_parameters(
@@ -110,7 +112,7 @@ def test_prefect_does_not_log_it(caplog: pytest.LogCaptureFixture, tracking: Any
     ],
 )
 def test_prefect_refuses_credentials_by_the_schema(section: str, field: str, address: str) -> None:
-    """By the check that its server makes before a flow run with parameters is stored."""
+    """By the schema check of the server, before a flow run is stored."""
     config = {"subject": {"images": "photos", "class_noun": "dog"}}
     schema = train_flow.parameters.model_dump_for_openapi()
     validate({"config": config}, schema, raise_on_error=True, preprocess=True)

@@ -1,4 +1,4 @@
-"""A person's word on a version: asked by a flow that ends meanwhile, answered by a command."""
+"""Approval of a version: a flow waits, suspended, until a command gives the answer."""
 
 import threading
 import time
@@ -18,7 +18,7 @@ from tests.registered_by_hand import log_of, verdict, version_by_hand
 
 @pytest.fixture
 def log(tracked_config, file_store):
-    """The gate lets version 1 pass, which a person is to promote, and refuses version 2."""
+    """Log of a model whose version 1 passed the gate, awaiting approval, and whose version 2 failed."""
     gate = tracked_config.gate.model_copy(update={"auto_promote": False})
     config = tracked_config.model_copy(update={"gate": gate})
     client = tracking.open_client(config)
@@ -36,7 +36,7 @@ def log(tracked_config, file_store):
 
 
 def waiting(run_id=None):
-    """The flow run that waits, once one does."""
+    """The paused flow run, once there is one."""
     from prefect.client.orchestration import get_client
 
     deadline = time.monotonic() + 120
@@ -49,15 +49,15 @@ def waiting(run_id=None):
     raise AssertionError("no flow run waits")
 
 
-def test_an_approval_puts_the_version_into_service(server, log, tracked_config):
+def test_an_approval_promotes_the_version(server, log, tracked_config):
     from flows.promote import promote_flow
     from tasks.approval import Approval, answer_run
 
     def answer() -> None:
-        for name in (" ", "ann"):  # nobody is asked again
+        for name in (" ", "ann"):  # a blank name: the form is shown again
             answer_run(waiting().name, Approval(decision="approve", by=name))
 
-    # in a bare thread Prefect knows nothing of this server
+    # a thread needs a copy of the context, which has this server
     person = threading.Thread(target=copy_context().run, args=(answer,))
     person.start()
     promotion = Promotion(model="tiny/1", registry=Registry(work=tracked_config.paths.work))
@@ -69,12 +69,12 @@ def test_an_approval_puts_the_version_into_service(server, log, tracked_config):
     (event,) = events("dreambooth.model.promoted")
     assert event["resource"]["prefect.resource.id"] == "dreambooth.model.tiny"
     assert event["payload"]["model"] == "tiny/1"
-    # a champion is not asked about again
+    # no approval is asked for the champion
     again = promote_flow(promotion, return_state=True)
     assert (again.name, again.message) == ("Unchanged", "tiny/1 is champion")
 
 
-def test_a_command_tells_of_a_new_champion_once(server, log, tracked_config):
+def test_a_command_emits_one_event_per_new_champion(server, log, tracked_config):
     from dreambooth_core.cli.models import app
 
     def typed(*words: str) -> None:
@@ -88,16 +88,16 @@ def test_a_command_tells_of_a_new_champion_once(server, log, tracked_config):
     typed("promote", "tiny/2", "--reason", "the client likes it")
     typed("rollback", "tiny/2", "--reason", "he does not")
     deadline = time.monotonic() + 60
-    while len(told := events("dreambooth.model.promoted")[before:]) < 3:
+    while len(received := events("dreambooth.model.promoted")[before:]) < 3:
         assert time.monotonic() < deadline
         time.sleep(0.5)
-    assert [event["payload"]["model"] for event in told] == ["tiny/1", "tiny/2", "tiny/1"]
-    assert told[-1]["payload"]["sentence"] == "ann took tiny/2 out of service"
+    assert [event["payload"]["model"] for event in received] == ["tiny/1", "tiny/2", "tiny/1"]
+    assert received[-1]["payload"]["sentence"] == "ann took tiny/2 out of service"
 
 
 @pytest.mark.servers
 @pytest.mark.timeout(1200)
-def test_a_suspended_run_comes_back_for_its_answer(server, log, tracked_config, monkeypatch):
+def test_a_suspended_run_resumes_with_its_answer(server, log, tracked_config, monkeypatch):
     from prefect.client.orchestration import get_client
     from prefect.client.schemas.actions import WorkPoolCreate
     from prefect.deployments import run_deployment
@@ -121,7 +121,7 @@ def test_a_suspended_run_comes_back_for_its_answer(server, log, tracked_config, 
         keyset = run.state.state_details.run_input_keyset
         path = f"/flow_runs/{run.id}/input/{keyset['description']}"
         question = client.request("GET", path).text
-    assert "Put tiny/2 into service?" in question
+    assert "Promote tiny/2 to champion?" in question
     assert "version 2: keep | against base" in question
     assert log.state.champion is None
 

@@ -1,4 +1,4 @@
-"""Retraining by photos that were pushed: once, not again, and once more when they change."""
+"""Retraining: only when the pushed photos have changed."""
 
 import json
 
@@ -10,7 +10,7 @@ from tests.prefect_for_real import artifacts
 
 
 @pytest.mark.servers
-def test_what_has_not_changed_is_not_trained_again(server, tracked_config, file_store):
+def test_unchanged_inputs_are_not_trained_again(server, tracked_config, file_store):
     from flows.assess import assess_flow
     from flows.retrain import retrain_flow
 
@@ -20,7 +20,7 @@ def test_what_has_not_changed_is_not_trained_again(server, tracked_config, file_
     first = push(file_store, photos, "robot", 32)
 
     state = retrain_flow(retraining, return_state=True)
-    # random weights learn nothing in a few steps: the gate keeps what is there
+    # random weights learn nothing in a few steps: the gate refuses the version
     assert state.name == "GateRejected", state.message
     summary = state.result()
     assert summary.model.version == "1"
@@ -60,7 +60,7 @@ def test_what_has_not_changed_is_not_trained_again(server, tracked_config, file_
 
 
 @pytest.mark.servers
-def test_photos_that_are_refused_are_shown_with_the_reasons(server, tracked_config):
+def test_findings_of_refused_photos_are_published(server, tracked_config):
     from flows.train import train_flow
 
     for path in tracked_config.subject.images.iterdir():

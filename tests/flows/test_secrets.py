@@ -1,4 +1,4 @@
-"""A run among secrets: no key, password or metadata of a photo may be in anything that it leaves behind."""
+"""No key, password or photo metadata is in any output of a run."""
 
 import io
 import os
@@ -33,17 +33,17 @@ PLANTED = (
     *("PREFECT_API_AUTH_STRING", "PREFECT_API_KEY", "AWS_SESSION_TOKEN", "RAY_AUTH_TOKEN"),
     *("PGPASSWORD", "DATABASE_PASSWORD"),
 )
-"""Variables of the environment, each with a secret of its own."""
+"""Environment variables, each with a different secret."""
 OF_S3 = "AWS_SECRET_ACCESS_KEY"
 OF_PHOTOS = ("maker", "GPS area", "serial number", "XMP", "comment")
 PNG, JPEG, GZIP = b"\x89PNG", b"\xff\xd8\xff", b"\x1f\x8b\x08"
 KEYS = "s3.json"
-"""The file with the keys of the local S3 server, for its owner alone."""
+"""The file with the keys of the local S3 server, readable by its owner only."""
 
 
 @pytest.fixture
 def planted(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> dict[str, str]:
-    """What it is -> secret: of variables, of a proxy's address, of files beside the config and at home."""
+    """Name -> secret: environment variables, a proxy URL, files beside the config and at home."""
     names = (*PLANTED, "proxy", ".env", ".netrc", "AWS profile")
     made = {name: secrets.token_hex(20) for name in names}
     for name in PLANTED:
@@ -59,8 +59,8 @@ def planted(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> dict[str, str]:
 
 
 @pytest.fixture
-def told(tiny_config: Config) -> dict[str, str]:
-    """What the photos' metadata tell, in EXIF, XMP and a text of PNG: kind -> words."""
+def metadata(tiny_config: Config) -> dict[str, str]:
+    """Kind of metadata (EXIF, XMP, PNG text) -> words in the photos."""
     made = {kind: secrets.token_hex(12) for kind in OF_PHOTOS}
     for path in sorted(tiny_config.subject.folder.iterdir()):
         with Image.open(path) as photo:
@@ -79,7 +79,7 @@ def told(tiny_config: Config) -> dict[str, str]:
 
 @pytest.fixture
 def config(tiny_config: Config) -> Iterator[tuple[Config, ChatServer]]:
-    """A run that needs a key for its store, a local server under its work folder, and one for its judge."""
+    """Config of a run with a local S3 store and a judge, both with keys."""
     with serving(lambda *_: Reply('{"rationale": "seen", "score": 3}')) as server:
         asked = tiny_config.model_dump(mode="json")
         asked["evaluation"]["judge"] = {"url": server.url, "model": "eyes", "key": "JUDGE_KEY"}
@@ -88,13 +88,13 @@ def config(tiny_config: Config) -> Iterator[tuple[Config, ChatServer]]:
 
 
 def texts_of_tables(path: Path) -> bytes:
-    """All of a database as SQL; in its file, a long value may lie in several pieces."""
+    """A database as SQL; its file may split a long value."""
     with closing(sqlite3.connect(f"file:{path}?mode=ro", uri=True)) as database:
         return "\n".join(database.iterdump()).encode()
 
 
 def texts_of_image(data: bytes) -> bytes:
-    """An image's metadata, which PNG may compress."""
+    """An image's metadata, decompressed."""
     with Image.open(io.BytesIO(data)) as image:
         exif = image.getexif()
         parts = [dict(exif), dict(exif.get_ifd(IFD.GPSInfo)), dict(exif.get_ifd(IFD.Exif))]
@@ -114,14 +114,14 @@ def unzipped(data: bytes) -> bytes:
 
 
 def opened(data: bytes) -> bytes:
-    """A file's bytes, and what they say in another way."""
+    """A file's bytes, and their decoded forms."""
     if data.startswith((PNG, JPEG)):
         return data + texts_of_image(data)
     return data + unzipped(data)
 
 
 def objects(config: Config) -> dict[str, bytes]:
-    """All of the run's bucket, MLflow's artifacts too, which are no keys of our store."""
+    """All objects of the run's bucket, with MLflow's artifacts."""
     bucket = config.storage.uri.split("/")[2]
     client = s3.client(s3.endpoint_url(config.storage))
     pages = client.get_paginator("list_objects_v2").paginate(Bucket=bucket)
@@ -133,7 +133,7 @@ def objects(config: Config) -> dict[str, bytes]:
 
 
 def pages_about(config: Config, folder: Path) -> dict[str, bytes]:
-    """Pages made of a finished run: compared and set against itself, and the question to its approver."""
+    """Pages of a finished run: comparison and diff with itself, and the approval form."""
     from tasks.approval import _question
 
     (report,) = (config.paths.work / "reports").glob("*/report.html")
@@ -152,7 +152,7 @@ def pages_about(config: Config, folder: Path) -> dict[str, bytes]:
 
 
 def left_behind(config: Config) -> dict[str, bytes]:
-    """All files of the work folder, also the S3 server's volumes, and the databases' tables."""
+    """All files of the work folder, the S3 server's volumes and the databases' tables."""
     files = [path for path in config.paths.work.rglob("*") if path.is_file() and path.name != KEYS]
     written = {str(path): opened(path.read_bytes()) for path in files}
     tables = {f"{path} as SQL": texts_of_tables(path) for path in files if path.suffix == ".db"}
@@ -160,7 +160,7 @@ def left_behind(config: Config) -> dict[str, bytes]:
 
 
 def login_of_the_server(run: int) -> str:
-    """What the Prefect server below a run asks for."""
+    """Credentials of the Prefect server of a run."""
     deadline = time.monotonic() + 120
     while time.monotonic() < deadline:
         for process in psutil.Process(run).children(recursive=True):
@@ -173,17 +173,17 @@ def login_of_the_server(run: int) -> str:
 
 @pytest.mark.slow
 @pytest.mark.timeout(1200)
-def test_no_secret_is_in_anything_that_a_run_leaves_behind(
+def test_no_secret_is_in_any_output_of_a_run(
     config: tuple[Config, ChatServer],
     planted: dict[str, str],
-    told: dict[str, str],
+    metadata: dict[str, str],
     tmp_path: Path,
 ) -> None:
     run, judge = config
     path = tmp_path / "config.yaml"
     path.write_text(yaml.safe_dump(run.model_dump(mode="json")))
     with local_services(run):
-        words = {**planted, **told, OF_S3: os.environ[OF_S3]}
+        words = {**planted, **metadata, OF_S3: os.environ[OF_S3]}
         command = [sys.executable, "-m", "dreambooth_core.cli", "run", str(path)]
         pipes = {"stdout": subprocess.PIPE, "stderr": subprocess.STDOUT}
         with subprocess.Popen(command, **pipes, cwd=tmp_path) as process:

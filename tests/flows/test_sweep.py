@@ -1,4 +1,4 @@
-"""A grid of trainings, of which the best is registered; then the janitor, who takes the others."""
+"""A sweep registers its best trial, and garbage collection removes the other trials."""
 
 import os
 import time
@@ -17,14 +17,14 @@ STEPS = (4, 6)
 
 
 def trained(store: Store) -> dict[int, Weights]:
-    """Steps -> weights, of all trainings whose result is there."""
+    """Steps -> weights of all finished trainings."""
     keys = [key for key in store.keys("runs/") if key.endswith("/result.json")]
     found = [Weights.model_validate_json(store.get(key)) for key in keys]
     return {weights.steps: weights for weights in found}
 
 
 def seeds_by_set(store: Store) -> dict[str, list[set[int | None]]]:
-    """Seed set -> the seeds of each evaluation by it."""
+    """Seed set -> seeds of each evaluation."""
     found: dict[str, list[set[int | None]]] = {"dev": [], "confirm": []}
     for key in store.keys("scores/"):
         if key.endswith("/result.json"):
@@ -34,14 +34,14 @@ def seeds_by_set(store: Store) -> dict[str, list[set[int | None]]]:
 
 
 def age(folder: Path, days: float) -> None:
-    """As if nobody had come here for so long."""
+    """Set all files' timestamps so many days back."""
     then = time.time() - days * DAY
     for path in folder.rglob("*"):
         os.utime(path, (then, then))
 
 
 @pytest.mark.servers
-def test_the_best_of_a_grid_is_registered_and_all_that_the_janitor_leaves(
+def test_the_best_trial_is_registered_and_kept_by_garbage_collection(
     server: str, tracked_config: Config, file_store: Store
 ) -> None:
     from flows.janitor import janitor_flow
@@ -52,11 +52,11 @@ def test_the_best_of_a_grid_is_registered_and_all_that_the_janitor_leaves(
     summary = sweep_flow(sweep, return_state=True).result()
     assert summary.model.version == "1"
     seeds = seeds_by_set(file_store)
-    assert len(seeds["dev"]) == len(STEPS)  # a trial each: nothing is chosen by the gate's seeds
+    assert len(seeds["dev"]) == len(STEPS)  # one evaluation per trial, none with the gate's seeds
     assert not set.union(*seeds["dev"]) & set.union(*seeds["confirm"])
-    both = trained(file_store)
-    assert both.keys() == set(STEPS)
-    (best,) = (steps for steps in STEPS if both[steps].digest == summary.digests["weights"])
+    weights = trained(file_store)
+    assert weights.keys() == set(STEPS)
+    (best,) = (steps for steps in STEPS if weights[steps].digest == summary.digests["weights"])
     rows = artifacts()["sweep"]["data"].splitlines()
     shown = {steps: row for steps in STEPS for row in rows if row.startswith(f"| {steps} |")}
     chosen = {steps: row.endswith("| yes |") for steps, row in shown.items()}
@@ -64,7 +64,7 @@ def test_the_best_of_a_grid_is_registered_and_all_that_the_janitor_leaves(
 
     work = tracked_config.paths.work
     cleaning = Cleaning(storage=tracked_config.storage, work=work)
-    assert janitor_flow(cleaning).objects == 0  # all of it is young
+    assert janitor_flow(cleaning).objects == 0  # all objects are new
     age(Path(tracked_config.storage.uri.removeprefix("file://")), days=cleaning.days + 1)
     before = {*file_store.keys("")}
     found = janitor_flow(cleaning)
@@ -84,5 +84,5 @@ def test_the_best_of_a_grid_is_registered_and_all_that_the_janitor_leaves(
     )
     again = train_flow(config, return_state=True).result()
     made = {name for name, stage in again.stages.items() if stage.status != "reused"}
-    assert made <= {"validate", "sample", "report"}  # no version needs what they had left
+    assert made <= {"validate", "sample", "report"}  # results that the version does not need
     assert again.digests == summary.digests

@@ -1,4 +1,4 @@
-"""The whole walk with a tiny model, as a user starts it: a process, its exit code, its summary."""
+"""`dreambooth run` with a tiny model in a child process: exit codes, summaries, resumption."""
 
 import io
 import json
@@ -29,7 +29,7 @@ from tests.watched import ROOT, Exporter, exporting
 
 DASHBOARD = ROOT / "infra/metrics/dreambooth.json"
 METRICS = {"subject_fidelity", "clip_i", "prompt_fidelity", "prior_drift"}
-"""Always there; others hang on what the config brings: a finder, choices, a judge."""
+"""Always present; others depend on the config: a detector, validation, a judge."""
 
 
 @pytest.fixture
@@ -49,14 +49,14 @@ def ran(*words) -> subprocess.CompletedProcess[str]:
 
 @pytest.fixture
 def exporter(tmp_path, monkeypatch) -> Iterator[Exporter]:
-    with exporting(tmp_path) as there:
-        for name, value in there.environment.items():
+    with exporting(tmp_path) as running:
+        for name, value in running.environment.items():
             monkeypatch.setenv(name, value)
-        yield there
+        yield running
 
 
 def dashboard_shows(exporter: Exporter, config: Config, ended: Counter[str]) -> None:
-    """What Grafana's dashboard asks for, once every stage has ended in these ways."""
+    """Metrics of Grafana's dashboard, once every stage has ended with these statuses."""
     shown = exporter.samples()
     asked = set(re.findall(r"\bdreambooth_\w+", DASHBOARD.read_text()))
     assert asked <= shown.keys(), asked - shown.keys()
@@ -83,12 +83,12 @@ def dashboard_shows(exporter: Exporter, config: Config, ended: Counter[str]) -> 
     assert "invalid metric" not in exporter.log.read_text()
 
 
-def report_of(told: dict) -> Path:
-    return Path(told["artifacts"]["report"].removeprefix("file://"))
+def report_of(output: dict) -> Path:
+    return Path(output["artifacts"]["report"].removeprefix("file://"))
 
 
 def left_over(work: Path) -> list[str]:
-    """Command lines of living processes that speak of this work folder."""
+    """Command lines of running processes that contain this work folder."""
     found = []
     for entry in Path("/proc").glob("[0-9]*"):
         try:
@@ -104,22 +104,22 @@ def test_from_photos_to_a_registered_model_and_back(config_file, tiny_config, tm
     work = tiny_config.paths.work
     first = ran("run", config_file, "--json")
     assert first.returncode == 0, first.stderr
-    told = json.loads(first.stdout)
-    assert told["status"] == "done"
-    assert {name: stage["status"] for name, stage in told["stages"].items()} == dict.fromkeys(
+    output = json.loads(first.stdout)
+    assert output["status"] == "done"
+    assert {name: stage["status"] for name, stage in output["stages"].items()} == dict.fromkeys(
         STAGES, "done"
     )
-    assert set(told["metrics"]) == set(told["base_metrics"]) >= METRICS
-    assert told["model"] == {"name": "tiny", "version": "1", "aliases": ["candidate"]}
+    assert set(output["metrics"]) == set(output["base_metrics"]) >= METRICS
+    assert output["model"] == {"name": "tiny", "version": "1", "aliases": ["candidate"]}
     # random weights learn nothing in three steps: the run is done, and its model is not promoted
-    assert told["gate"]["outcome"] == "keep"
-    assert told["gate"]["against"] == "base"
-    assert told["gate"]["sentence"] in report_of(told).read_text()
-    assert all(len(digest) == 64 for digest in told["digests"].values())
+    assert output["gate"]["outcome"] == "keep"
+    assert output["gate"]["against"] == "base"
+    assert output["gate"]["sentence"] in report_of(output).read_text()
+    assert all(len(digest) == 64 for digest in output["digests"].values())
     assert "Traceback" not in first.stderr
-    report = report_of(told)
+    report = report_of(output)
     assert report.read_text().startswith("<!doctype html>")
-    assert json.loads((report.parent / "summary.json").read_text()) == told
+    assert json.loads((report.parent / "summary.json").read_text()) == output
     assert not left_over(work)
     dashboard_shows(exporter, tiny_config, Counter(done=1))
 
@@ -131,7 +131,7 @@ def test_from_photos_to_a_registered_model_and_back(config_file, tiny_config, tm
     assert again.returncode == 0, again.stderr
     assert "Reused  every stage" in again.stdout
     later = Summary.model_validate_json((report.parent / "summary.json").read_bytes())
-    assert later.run_id == told["run_id"]
+    assert later.run_id == output["run_id"]
     assert {stage.status for stage in later.stages.values()} == {"reused"}
     dashboard_shows(exporter, tiny_config, Counter(done=1, reused=1))
 
@@ -144,21 +144,21 @@ def test_from_photos_to_a_registered_model_and_back(config_file, tiny_config, tm
         assert set(image.text) >= {"prompt", "seed", "pixels_sha256"}
 
 
-def test_refused_photos_stop_the_run_with_three(config_file, tiny_config):
+def test_refused_photos_end_the_run_with_exit_code_3(config_file, tiny_config):
     for path in tiny_config.subject.images.iterdir():
         path.write_bytes(b"no image")
     done = ran("run", config_file, "--json")
     assert done.returncode == 3
-    told = json.loads(done.stdout)
-    assert told["status"] == "failed"
-    assert told["stages"]["validate"]["status"] == "failed"
+    output = json.loads(done.stdout)
+    assert output["status"] == "failed"
+    assert output["stages"]["validate"]["status"] == "failed"
     assert "Traceback" not in done.stderr
     assert done.stderr.splitlines()[-1].startswith("Error: ")
     assert not left_over(tiny_config.paths.work)
 
 
 def stopped(words: tuple, work: Path, number: int) -> dict:
-    """The summary of a run that got a signal when its training had saved something new."""
+    """Summary of a run that received a signal after its training had saved a new checkpoint."""
     saved = "runs/*/checkpoints/*/manifest.json"
     before = {*work.glob(saved)}
     process = subprocess.Popen(
@@ -183,18 +183,20 @@ def stopped(words: tuple, work: Path, number: int) -> dict:
 
 
 @pytest.mark.slow
-def test_a_stopped_run_goes_on_by_the_same_command(config_file, tiny_config):
+def test_a_stopped_run_is_resumed_by_the_same_command(config_file, tiny_config):
     words = ("run", config_file, "--json", "--set", "train.steps=90")
     for number, priors in ((signal.SIGINT, "done"), (signal.SIGTERM, "reused")):
-        told = stopped(words, tiny_config.paths.work, number)
-        assert told["status"] == "preempted"
-        assert told["stages"]["priors"]["status"] == priors
-        assert told["stages"]["train"]["status"] == "failed"
+        output = stopped(words, tiny_config.paths.work, number)
+        assert output["status"] == "preempted"
+        assert output["stages"]["priors"]["status"] == priors
+        assert output["stages"]["train"]["status"] == "failed"
 
     done = ran(*words)
     assert done.returncode == 0, done.stderr
-    told = json.loads(done.stdout)
-    assert told["stages"]["validate"]["status"] == told["stages"]["priors"]["status"] == "reused"
-    assert told["stages"]["train"]["status"] == "done"
-    weights = json.loads(Path(told["artifacts"]["weights"].removeprefix("file://")).read_text())
+    output = json.loads(done.stdout)
+    assert (
+        output["stages"]["validate"]["status"] == output["stages"]["priors"]["status"] == "reused"
+    )
+    assert output["stages"]["train"]["status"] == "done"
+    weights = json.loads(Path(output["artifacts"]["weights"].removeprefix("file://")).read_text())
     assert weights["resumed_from"] > 0

@@ -1,4 +1,4 @@
-"""A whole run on a real Ray cluster whose machines die one after the other: what one machine makes."""
+"""A run on a Ray cluster whose machines are killed one by one gives the results of one machine."""
 
 import json
 import subprocess
@@ -28,7 +28,7 @@ RAY = {"engine": "ray", "workers": 2, "nodes": 2, "gpu": False, "startup_timeout
 
 
 class Started:
-    """`dreambooth run` in a process of its own, with a store and a work folder of its own."""
+    """`dreambooth run` in a child process, with its own store and work folder."""
 
     def __init__(self, config: Config, place: Path, compute: dict[str, Any]) -> None:
         place.mkdir()
@@ -40,23 +40,23 @@ class Started:
         self.store: Store = open_store(Config.model_validate(document).storage)
         (place / "config.yaml").write_text(yaml.safe_dump(document))
         words = ("-m", "dreambooth_core.cli", "run", str(place / "config.yaml"), "--json")
-        self._said, self._log = place / "said", place / "log"
-        with self._said.open("wb") as said, self._log.open("wb") as log:
-            self._process = subprocess.Popen([sys.executable, *words], stdout=said, stderr=log)
+        self._stdout, self._log = place / "stdout", place / "log"
+        with self._stdout.open("wb") as stdout, self._log.open("wb") as log:
+            self._process = subprocess.Popen([sys.executable, *words], stdout=stdout, stderr=log)
 
     def until(self, condition: Callable[[], bool]) -> None:
         while not condition():
             assert self._process.poll() is None, self._log.read_text()
             time.sleep(0.005)
 
-    def told(self) -> dict[str, Any]:
-        """What it says when it has ended as it should."""
+    def summary(self) -> dict[str, Any]:
+        """Its summary, once it has ended successfully."""
         assert self._process.wait() == 0, self._log.read_text()
-        document: dict[str, Any] = json.loads(self._said.read_text())
+        document: dict[str, Any] = json.loads(self._stdout.read_text())
         return document
 
     def images(self) -> list[str]:
-        """Keys of the records of what was drawn, without sets, whose URIs name the store, and leases."""
+        """Keys of the image records, without sets, whose URIs contain the store, and leases."""
         kept = (key for key in self.store.keys("images/") if "/sets/" not in key)
         return [key for key in kept if not key.endswith("/lease.json")]
 
@@ -66,12 +66,12 @@ class Started:
 
 @pytest.mark.servers
 @pytest.mark.timeout(1800)
-def test_a_machine_dies_in_every_stage_that_is_shared(
+def test_a_machine_is_killed_in_every_distributed_stage(
     tiny_config: Config, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setenv("OMP_NUM_THREADS", "1")
     alone = Started(tiny_config, tmp_path / "alone", {})
-    expected = alone.told()
+    expected = alone.summary()
     with own_network(), cluster(tmp_path / "cluster", machines=2) as machines:
         run = Started(tiny_config, tmp_path / "shared", RAY)
 
@@ -98,9 +98,9 @@ def test_a_machine_dies_in_every_stage_that_is_shared(
         until_images(3)
         assert len(run.images()) < measured + SAMPLES
         lose_one_of_two()
-        told = run.told()
+        summary = run.summary()
     for name in ("digests", "metrics", "gate"):
-        assert told[name] == expected[name]
+        assert summary[name] == expected[name]
     drawn = run.images()
     assert drawn == alone.images()
     assert [run.store.get(key) for key in drawn] == [alone.store.get(key) for key in drawn]

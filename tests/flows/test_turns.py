@@ -1,4 +1,4 @@
-"""Stages on a GPU take turns on a real server's limit, and every stage that needs one does."""
+"""GPU stages wait for a slot of the server's limit `gpu`, and every GPU stage declares it."""
 
 import ast
 import threading
@@ -13,11 +13,11 @@ from tasks.stage import GPU, stage
 
 TASKS = Path(__file__).parents[2] / "tasks"
 BEYOND_A_RUN = {"measure trial", "draw"}
-"""Stages on a GPU of sweeps and sampling jobs."""
+"""GPU stages of sweeps and sampling jobs."""
 
 
 def overlapping(limit: int) -> bool:
-    """Whether two flows are in their GPU stages at once, where the server has so many places."""
+    """Whether two flows run GPU stages at the same time, with so many slots."""
     from prefect import flow
     from prefect.client.orchestration import get_client
     from prefect.client.schemas.actions import GlobalConcurrencyLimitUpdate
@@ -46,7 +46,7 @@ def overlapping(limit: int) -> bool:
 
 
 @pytest.mark.servers
-def test_one_gpu_is_not_booked_twice(server: str) -> None:
+def test_one_slot_is_held_by_one_stage_at_a_time(server: str) -> None:
     from prefect.client.orchestration import get_client
     from prefect.client.schemas.actions import GlobalConcurrencyLimitCreate
 
@@ -56,12 +56,14 @@ def test_one_gpu_is_not_booked_twice(server: str) -> None:
     assert overlapping(limit=2)
 
 
-def test_every_stage_that_holds_a_gpu_books_it() -> None:
-    booked, free = set(), set()
+def test_every_gpu_stage_holds_a_slot() -> None:
+    with_slot, without = set(), set()
     for path in TASKS.glob("*.py"):
         for call in ast.walk(ast.parse(path.read_text(encoding="utf-8"))):
             if isinstance(call, ast.Call) and getattr(call.func, "id", "") == "stage":
                 name = ast.literal_eval(call.args[0])
-                (booked if any(word.arg == "gpu" for word in call.keywords) else free).add(name)
-    assert booked == ON_GPU | BEYOND_A_RUN
-    assert not booked & free
+                (with_slot if any(word.arg == "gpu" for word in call.keywords) else without).add(
+                    name
+                )
+    assert with_slot == ON_GPU | BEYOND_A_RUN
+    assert not with_slot & without

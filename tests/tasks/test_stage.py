@@ -1,4 +1,4 @@
-"""What Prefect is promised, on a real temporary server."""
+"""Tasks of stages on a temporary Prefect server: retries, progress, errors."""
 
 import httpx
 import pytest
@@ -10,7 +10,7 @@ from tests.watched import hearing
 
 
 @pytest.mark.parametrize(
-    ("error", "again"),
+    ("error", "retried"),
     [
         (StorageError("busy"), True),
         (NotFound("gone"), False),
@@ -19,19 +19,21 @@ from tests.watched import hearing
         (RuntimeError("bug"), False),
     ],
 )
-def test_only_a_hiccup_of_the_store_is_tried_again(error, again):
+def test_only_a_transient_store_error_is_retried(error, retried):
     from prefect.states import Failed
 
-    assert is_transient(None, None, Failed(data=error)) is again
+    assert is_transient(None, None, Failed(data=error)) is retried
 
 
-@pytest.mark.parametrize(("cause", "again"), [(httpx.ConnectError("refused"), True), (None, False)])
-def test_so_is_a_place_that_a_server_away_cannot_give(cause, again):
+@pytest.mark.parametrize(
+    ("cause", "retried"), [(httpx.ConnectError("refused"), True), (None, False)]
+)
+def test_a_slot_that_an_unreachable_server_cannot_give_is_retried(cause, retried):
     from prefect.states import Failed
 
-    error = ConcurrencySlotAcquisitionError("no place")
+    error = ConcurrencySlotAcquisitionError("no slot")
     error.__cause__ = cause
-    assert is_transient(None, None, Failed(data=error)) is again
+    assert is_transient(None, None, Failed(data=error)) is retried
     assert is_transient(None, None, Failed(data=httpx.ReadError("gone")))
 
 
@@ -40,14 +42,14 @@ def test_a_stage_in_a_flow_is_retried_reports_progress_and_keeps_its_error():
     from prefect.artifacts import Artifact
     from prefect.testing.utilities import prefect_test_harness
 
-    calls = {"hiccup": 0, "bad": 0}
+    calls = {"flaky": 0, "bad": 0}
 
-    @stage("hiccup")
-    def hiccup() -> tuple[int, bool]:
-        calls["hiccup"] += 1
-        if calls["hiccup"] == 1:
+    @stage("flaky")
+    def flaky() -> tuple[int, bool]:
+        calls["flaky"] += 1
+        if calls["flaky"] == 1:
             raise StorageError("busy")
-        with progress_artifact("hiccup") as progress:
+        with progress_artifact("flaky") as progress:
             for done in range(50):
                 progress(done + 1, 50, "steps")
         return 1, False
@@ -59,14 +61,14 @@ def test_a_stage_in_a_flow_is_retried_reports_progress_and_keeps_its_error():
 
     @flow
     def both_flow() -> None:
-        hiccup()
+        flaky()
         bad()
 
     with hearing() as ear, prefect_test_harness(server_startup_timeout=120):
         with pytest.raises(DatasetRefused, match="bad photos"):
             both_flow()
-        artifact = Artifact.get("hiccup-progress")
+        artifact = Artifact.get("flaky-progress")
         assert ear.recv(1000) == b"dreambooth_retries_total:1|c"
-    assert calls == {"hiccup": 2, "bad": 1}
+    assert calls == {"flaky": 2, "bad": 1}
     assert float(artifact.data) == 100
     assert artifact.type == "progress"

@@ -58,11 +58,11 @@ def checker(tmp_path: Path) -> Path:
     from transformers import CLIPConfig, CLIPImageProcessorPil
 
     small = {"hidden_size": 16, "intermediate_size": 32, "num_hidden_layers": 1}
-    seen = {**small, "num_attention_heads": 2, "image_size": 32, "patch_size": 8}
+    vision = {**small, "num_attention_heads": 2, "image_size": 32, "patch_size": 8}
     with torch.random.fork_rng():
         torch.manual_seed(0)
         model = StableDiffusionSafetyChecker(
-            CLIPConfig(vision_config=seen, text_config=small, projection_dim=8)
+            CLIPConfig(vision_config=vision, text_config=small, projection_dim=8)
         ).eval()
     processor = CLIPImageProcessorPil(
         size={"shortest_edge": 32}, crop_size={"height": 32, "width": 32}

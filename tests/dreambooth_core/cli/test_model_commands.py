@@ -223,7 +223,7 @@ def test_a_card_of_a_lora_says_how_to_put_it_over_the_base(work, tracked_config,
         origin, type(found)(found.instance, None, weights, found.scores)
     )
     card = model_card.render(file_store, told_of)
-    assert "The gate was not asked" in card
+    assert "No verdict of the gate" in card
     assert 'pipeline.load_lora_weights("adapters/tiny")' in card
     assert "--format lora_kohya --out ComfyUI/models/loras/" in card
     assert "class images" not in card.split("## How good")[0]

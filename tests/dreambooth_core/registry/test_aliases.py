@@ -1,5 +1,6 @@
-"""The log of aliases: whoever writes it, from wherever, the changes stand in one order."""
+"""The log of aliases: concurrent changes of several processes are totally ordered."""
 
+import json
 import multiprocessing
 
 import pytest
@@ -14,34 +15,39 @@ def change(action: str, version: str) -> AliasChange:
     return AliasChange(action=action, version=version, by="ann", when=utc_now())
 
 
-def stand(*changes: AliasChange) -> AliasState:
+def state_after(*changes: AliasChange) -> AliasState:
     state = AliasState()
     for each in changes:
         state = after(state, each)
     return state
 
 
-def test_a_promotion_keeps_the_one_before_and_a_rollback_goes_back_to_it() -> None:
+def test_a_rollback_restores_the_previous_champion() -> None:
     steps = [change("register", "3"), change("promote", "1"), change("override", "2")]
-    assert stand(*steps).aliases == {"candidate": "3", "champion": "2", "previous": "1"}
-    assert stand(*steps, change("promote", "2")) == stand(*steps), "twice is once"
-    again = stand(*steps, change("promote", "3"), change("rollback", "3"))
-    assert again == stand(*steps)
-    assert stand(*steps, change("rollback", "2")).aliases == {"candidate": "3", "champion": "1"}
-    assert stand(*steps, change("promote", "1")).aliases["previous"] == "2"
-    assert stand(*steps).aliases_of("2") == ("champion",)
+    assert state_after(*steps).aliases == {"candidate": "3", "champion": "2", "previous": "1"}
+    assert state_after(*steps, change("promote", "2")) == state_after(*steps), (
+        "promoting the champion again changes nothing"
+    )
+    again = state_after(*steps, change("promote", "3"), change("rollback", "3"))
+    assert again == state_after(*steps)
+    assert state_after(*steps, change("rollback", "2")).aliases == {
+        "candidate": "3",
+        "champion": "1",
+    }
+    assert state_after(*steps, change("promote", "1")).aliases["previous"] == "2"
+    assert state_after(*steps).aliases_of("2") == ("champion",)
 
 
-def promote_many(uri: str, who: int) -> None:
+def promote_many(uri: str, user: int) -> None:
     log = AliasLog(open_store(Storage(uri=uri, endpoint=None)), "dog", "r")
     for step in range(8):
-        log.append(lambda _, version=f"{who}{step}": change("promote", version))
+        log.append(lambda _, version=f"{user}{step}": change("promote", version))
 
 
-def test_processes_that_promote_at_once_come_one_after_the_other(file_store) -> None:
+def test_concurrent_promotions_are_serialized(file_store) -> None:
     context = multiprocessing.get_context("fork")
     workers = [
-        context.Process(target=promote_many, args=(file_store.uri, who)) for who in range(1, 5)
+        context.Process(target=promote_many, args=(file_store.uri, user)) for user in range(1, 5)
     ]
     for worker in workers:
         worker.start()
@@ -53,26 +59,26 @@ def test_processes_that_promote_at_once_come_one_after_the_other(file_store) -> 
     state = AliasState()
     for entry in history:
         state = after(state, entry)
-        assert entry.state == state, "each knew of the one before"
+        assert entry.state == state, "each change follows from the one before"
     assert len(set(state.champions)) == 32
 
 
-def test_what_proposes_sees_the_standing_that_it_changes(file_store) -> None:
-    log, seen = AliasLog(file_store, "dog", "r"), []
+def test_a_proposal_is_repeated_when_another_change_comes_first(file_store) -> None:
+    log, states = AliasLog(file_store, "dog", "r"), []
 
     def propose(state: AliasState) -> AliasChange | None:
-        seen.append(state.champion)
-        if len(seen) == 1:  # somebody is quicker
+        states.append(state.champion)
+        if len(states) == 1:  # another process appends first
             log.append(lambda _: change("promote", "7"))
             return change("promote", "1")
         return None if state.champion == "7" else change("promote", "1")
 
     assert log.append(propose).champion == "7"
-    assert seen == [None, "7"]
+    assert states == [None, "7"]
     assert [entry.version for entry in log.history()] == ["7"]
 
 
-def test_an_entry_is_never_written_over(file_store) -> None:
+def test_an_entry_is_never_overwritten(file_store) -> None:
     log = AliasLog(file_store, "dog", "r")
     log.append(lambda _: change("promote", "1"))
     (key,) = file_store.keys(f"{log.prefix}/aliases/")
@@ -80,8 +86,21 @@ def test_an_entry_is_never_written_over(file_store) -> None:
     assert log.state.champion == "1"
 
 
+def test_a_log_of_an_earlier_version_is_read(file_store) -> None:
+    entry = change("promote", "1").model_copy(
+        update={"number": 1, "state": AliasState(champions=("1",))}
+    )
+    old = entry.model_dump()
+    old["standing"] = old.pop("state")
+    log = AliasLog(file_store, "dog", "r")
+    file_store.put(f"{log.prefix}/aliases/000001.json", json.dumps(old).encode())
+    assert log.state.champion == "1"
+    log.append(lambda _: change("promote", "2"))
+    assert log.state.previous == "1"
+
+
 @pytest.mark.parametrize("name", ["dog", "a.b-c_d"])
-def test_books_of_other_names_and_registries_do_not_meet(file_store, name: str) -> None:
+def test_logs_of_other_names_and_registries_are_separate(file_store, name: str) -> None:
     AliasLog(file_store, name, "r").append(lambda _: change("promote", "1"))
     assert AliasLog(file_store, name, "s").state == AliasState()
     assert AliasLog(file_store, "x", "r").latest() is None

@@ -1,36 +1,23 @@
-"""Tracking and registry on a real MLflow store in a file."""
+"""Registration with MLflow in a sqlite file."""
 
 import json
 import shutil
 
-import numpy as np
 import pytest
-from PIL import Image
 
 from dreambooth_core.config import Config
-from dreambooth_core.diffusion.sampling import encode_png
 from dreambooth_core.errors import ConfigError, StorageError
 from dreambooth_core.registry import register
-from dreambooth_core.storage import records
-from dreambooth_core.storage.blobs import blob_key, get_blob, get_record, image_set, put_blob
+from dreambooth_core.storage.blobs import blob_key, get_blob, get_record, put_blob
 from dreambooth_core.storage.records import Blob, ImageSet, SampleSet, Scores, Weights
 from dreambooth_core.tracking import mlflow as tracking
-
-
-def drawn(store, kind, seed: int):
-    draw = np.random.default_rng(seed)
-    images = []
-    for index in range(2):
-        picture = Image.fromarray(draw.integers(0, 255, (8, 8, 3), dtype=np.uint8))
-        blob = put_blob(store, encode_png(picture, "p", index))
-        images.append(records.Image(name=f"{index}.png", blob=blob, prompt="p", seed=index))
-    return image_set(store, "sets", images, kind)
+from tests.registered_by_hand import noise_images
 
 
 @pytest.fixture
 def made(file_store):
     """Instance images, class images, weights, scores."""
-    samples = [drawn(file_store, SampleSet, seed) for seed in range(4)]
+    samples = [noise_images(file_store, SampleSet, seed) for seed in range(4)]
     weights = Weights(
         uri=f"{file_store.uri}/runs/k",
         digest="a" * 64,
@@ -50,10 +37,15 @@ def made(file_store):
         class_samples=samples[2],
         base_class_samples=samples[3],
     )
-    return drawn(file_store, ImageSet, 8), drawn(file_store, ImageSet, 9), weights, scores
+    return (
+        noise_images(file_store, ImageSet, 8),
+        noise_images(file_store, ImageSet, 9),
+        weights,
+        scores,
+    )
 
 
-def test_a_version_carries_all_that_it_came_from(tracked_config, file_store, made):
+def test_a_version_has_the_digests_of_its_inputs(tracked_config, file_store, made):
     instance, classes, weights, scores = made
     version, reused = register.register(tracked_config, file_store, *made)
     assert not reused
@@ -74,7 +66,7 @@ def test_a_version_carries_all_that_it_came_from(tracked_config, file_store, mad
     assert trained.model_copy(update={"paths": tracked_config.paths}) == tracked_config
 
 
-def test_the_run_holds_numbers_losses_images_and_inputs(tracked_config, file_store, made):
+def test_the_run_has_metrics_losses_images_and_inputs(tracked_config, file_store, made):
     version, _ = register.register(tracked_config, file_store, *made)
     client = tracking.open_client(tracked_config)
     run = client.get_run(version.run_id)
@@ -87,13 +79,13 @@ def test_the_run_holds_numbers_losses_images_and_inputs(tracked_config, file_sto
     assert [(point.step, point.value) for point in history] == [(1, 0.5), (3, 0.4)]
     assert len(client.get_metric_history(version.run_id, "loss/class")) == 1
     inputs = {each.dataset.name: each.dataset.digest for each in run.inputs.dataset_inputs}
-    asked = inputs.pop("evaluation_prompts")
+    prompts_digest = inputs.pop("evaluation_prompts")
     assert inputs == {"instance_images": made[0].digest[:36], "class_images": made[1].digest[:36]}
     tags = [{tag.key: tag.value for tag in each.tags} for each in run.inputs.dataset_inputs]
-    whole = {tag["mlflow.data.context"]: tag["dreambooth.digest"] for tag in tags}
-    assert whole["instance_images"] == made[0].digest
-    prompts = json.loads(get_blob(file_store, Blob(sha256=whole["evaluation_prompts"], size=0)))
-    assert whole["evaluation_prompts"].startswith(asked)
+    digests = {tag["mlflow.data.context"]: tag["dreambooth.digest"] for tag in tags}
+    assert digests["instance_images"] == made[0].digest
+    prompts = json.loads(get_blob(file_store, Blob(sha256=digests["evaluation_prompts"], size=0)))
+    assert digests["evaluation_prompts"].startswith(prompts_digest)
     assert prompts["prompts"]["sks robot on the beach"] == "scene"
     sheets = {artifact.path for artifact in client.list_artifacts(version.run_id, "images")}
     names = {path.split("+timestamp")[0] for path in sheets}
@@ -108,10 +100,10 @@ def test_the_run_holds_numbers_losses_images_and_inputs(tracked_config, file_sto
     assert run.info.artifact_uri.startswith(f"{tracked_config.storage.uri}/mlflow/")
 
 
-def test_the_same_weights_and_scores_find_the_same_version(tracked_config, file_store, made):
+def test_equal_weights_and_scores_give_the_same_version(tracked_config, file_store, made):
     first, _ = register.register(tracked_config, file_store, *made)
     assert register.register(tracked_config, file_store, *made) == (first, True)
-    # even when the store forgot, or a kill came between MLflow and the store
+    # also when the store has no record, as after a crash between MLflow and the store
     for key in list(file_store.keys("register/")):
         file_store.delete(key)
     assert register.register(tracked_config, file_store, *made) == (first, False)
@@ -119,7 +111,7 @@ def test_the_same_weights_and_scores_find_the_same_version(tracked_config, file_
     assert len(client.search_model_versions("name = 'tiny'")) == 1
 
 
-def test_the_last_asked_for_is_the_candidate(tracked_config, file_store, made):
+def test_the_last_registered_version_is_the_candidate(tracked_config, file_store, made):
     instance, classes, weights, scores = made
     other = scores.model_copy(update={"digest": "c" * 64})
     register.register(tracked_config, file_store, *made)
@@ -131,8 +123,8 @@ def test_the_last_asked_for_is_the_candidate(tracked_config, file_store, made):
     assert str(client.get_model_version_by_alias("tiny", "candidate").version) == "1"
 
 
-def test_what_was_deleted_in_mlflow_is_registered_anew(tracked_config, file_store, made):
-    """Never is a version of that number taken for it, which may be another training's by then."""
+def test_a_version_deleted_in_mlflow_is_registered_anew(tracked_config, file_store, made):
+    """A later version of the same number, of another training, is not taken for it."""
     instance, classes, weights, scores = made
     others = weights.model_copy(update={"digest": "d" * 64})
     client = tracking.open_client(tracked_config)
@@ -174,7 +166,9 @@ def test_another_word_on_consent_is_another_version(tracked_config, file_store, 
     assert found.config.subject.consent == "Ann, in writing"
 
 
-def test_another_database_is_not_believed_to_hold_it(tracked_config, file_store, made, tmp_path):
+def test_a_version_is_registered_again_in_another_database(
+    tracked_config, file_store, made, tmp_path
+):
     register.register(tracked_config, file_store, *made)
     other = tracked_config.model_copy(
         update={"paths": tracked_config.paths.model_copy(update={"work": tmp_path / "other"})}
@@ -196,7 +190,7 @@ def test_no_version_is_registered_without_its_weights(tracked_config, file_store
     blob = put_blob(file_store, b"weights")
     whole = weights.model_copy(update={"files": {"unet/weights.safetensors": blob}})
     file_store.delete(blob_key(blob))
-    with pytest.raises(StorageError, match="no version goes without its weights"):
+    with pytest.raises(StorageError, match="without which no version can be used"):
         register.register(tracked_config, file_store, instance, classes, whole, scores)
     client = tracking.open_client(tracked_config)
     assert not client.search_registered_models()
@@ -205,7 +199,7 @@ def test_no_version_is_registered_without_its_weights(tracked_config, file_store
     assert len(client.search_model_versions("name = 'tiny'")) == 1
 
 
-def test_the_run_says_which_model_it_made(tracked_config, file_store, made):
+def test_the_run_has_its_logged_model(tracked_config, file_store, made):
     version, _ = register.register(tracked_config, file_store, *made)
     client = tracking.open_client(tracked_config)
     (model,) = client.get_run(version.run_id).outputs.model_outputs
@@ -235,11 +229,11 @@ def test_a_version_is_found_by_name_alias_and_number(tracked_config, file_store,
         assert found.config.paths.work == moved
         assert found.config.model == tracked_config.model
     for wanted in ("nobody", "tiny@champion", "tiny/7", "tiny/x"):
-        with pytest.raises(ConfigError, match="there is: tiny"):
+        with pytest.raises(ConfigError, match="known models: tiny"):
             register.find_version(None, moved, wanted)
 
 
-def test_no_registry_at_all(tmp_path):
+def test_a_missing_registry_is_refused(tmp_path):
     with pytest.raises(ConfigError, match="--work"):
         register.find_version(None, tmp_path, "tiny")
 

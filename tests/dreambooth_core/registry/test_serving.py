@@ -1,4 +1,4 @@
-"""A registered model answers: seeded, from verified weights, and through MLflow's own server."""
+"""Served models: deterministic images from verified weights, also through MLflow's server."""
 
 import base64
 import io
@@ -37,7 +37,7 @@ PROMPT = "a photo of sks robot"
 
 
 def stored(store, source) -> Weights:
-    """Weights as training leaves them in the store."""
+    """Weights stored as by a training."""
     paths = sorted(path for path in source.weights.rglob("*") if path.is_file())
     files = {path.relative_to(source.weights).as_posix(): put_blob(store, path) for path in paths}
     digest = digest_json({name: blob.sha256 for name, blob in files.items()})
@@ -66,24 +66,26 @@ def lora(config: Config, tiny_base: Path, tmp_path: Path, file_store) -> ServedM
     return ServedModelPointer(config=config, weights=weights, base_digest=base_digest(config.model))
 
 
-def test_it_serves_what_a_run_draws(lora: ServedModelPointer, config: Config, file_store) -> None:
+def test_a_served_model_draws_the_images_of_a_run(
+    lora: ServedModelPointer, config: Config, file_store
+) -> None:
     served = ServedModel(ServedModelPointer.model_validate_json(pointer_json(lora)))
     requests = [(PROMPT, 5), ("a photo of a robot", 5)]
     drawing = sampling_settings(config, file_store, lora.weights)
     images, _ = make_images(file_store, "drawn", drawing, requests)
     drawn = [get_blob(file_store, image.blob) for image in images]
-    asked = ["a photo of {subject}", "a photo of a {class}"]
-    assert served.draw(asked, 5, {}) == drawn
-    assert served.draw(asked[:1], 5, {"steps": 2}) == drawn[:1], "alone or not, twice or not"
+    prompts = ["a photo of {subject}", "a photo of a {class}"]
+    assert served.draw(prompts, 5, {}) == drawn
+    assert served.draw(prompts[:1], 5, {"steps": 2}) == drawn[:1], "for any batch, and repeatedly"
     for seed, settings in ((6, {}), (5, {"steps": 3}), (5, {"guidance": 2.0})):
-        assert served.draw(asked[:1], seed, settings) != drawn[:1]
+        assert served.draw(prompts[:1], seed, settings) != drawn[:1]
     with pytest.raises(ConfigError, match="inference_steps"):
-        served.draw(asked, 5, {"steps": 0})
+        served.draw(prompts, 5, {"steps": 0})
     with pytest.raises(ConfigError, match="may only hold"):
         served.draw(["{nobody}"], 5, {})
 
 
-def test_it_serves_nothing_but_what_was_registered(lora: ServedModelPointer, file_store) -> None:
+def test_another_base_and_damaged_weights_are_refused(lora: ServedModelPointer, file_store) -> None:
     with pytest.raises(ModelError, match="not the one that was trained on"):
         ServedModel(lora.model_copy(update={"base_digest": "0" * 64}))
     (blob,) = lora.weights.files.values()
@@ -92,51 +94,49 @@ def test_it_serves_nothing_but_what_was_registered(lora: ServedModelPointer, fil
         ServedModel(lora)
 
 
-def test_the_pointer_tells_no_place_and_no_password(lora: ServedModelPointer) -> None:
+def test_the_pointer_has_no_local_path_and_no_password(lora: ServedModelPointer) -> None:
     rules = lora.config.tracking.model_copy(update={"uri": "http://me:secret@host"})
-    told = pointer_json(
+    text = pointer_json(
         lora.model_copy(update={"config": lora.config.model_copy(update={"tracking": rules})})
     )
-    assert "secret" not in told
-    assert str(lora.config.paths.work) not in told
-    assert lora.weights.digest in told
+    assert "secret" not in text
+    assert str(lora.config.paths.work) not in text
+    assert lora.weights.digest in text
 
 
-def test_a_lora_is_a_model_of_mlflows_diffusers(
-    lora: ServedModelPointer, file_store, tmp_path
-) -> None:
+def test_a_lora_loads_with_mlflow_diffusers(lora: ServedModelPointer, file_store, tmp_path) -> None:
     import mlflow.diffusers
     import mlflow.pyfunc
     import pandas as pd
 
     ids = ("r" * 32, "m-1")
-    place = mlflow_model.save_model(tmp_path, lora.config, file_store, lora.weights, ids)
-    loaded = mlflow.diffusers.load_model(str(place))
+    folder = mlflow_model.save_model(tmp_path, lora.config, file_store, lora.weights, ids)
+    loaded = mlflow.diffusers.load_model(str(folder))
     assert (loaded.adapter_type, loaded.base_model) == ("lora", lora.config.model.base)
     pipeline = loaded.load_pipeline(device="cpu")
     assert set(pipeline.get_list_adapters()) == {"unet", "text_encoder"}
-    answer = mlflow.pyfunc.load_model(str(place)).predict(
+    answer = mlflow.pyfunc.load_model(str(folder)).predict(
         pd.DataFrame({"prompt": [PROMPT]}), params={"seed": 5}
     )
     assert list(answer["image"]) == ServedModel(lora).draw([PROMPT], 5, {})
 
 
-def test_other_weights_stay_in_the_store(tiny_base, config, file_store, tmp_path) -> None:
+def test_full_weights_stay_in_the_store(tiny_base, config, file_store, tmp_path) -> None:
     source = trained("stable_diffusion", tiny_base, "full", tmp_path / "weights")
     weights = stored(file_store, source)
-    place = mlflow_model.save_model(tmp_path, config, file_store, weights, ("r", "m"))
-    files = [path for path in place.rglob("*") if path.is_file()]
+    folder = mlflow_model.save_model(tmp_path, config, file_store, weights, ("r", "m"))
+    files = [path for path in folder.rglob("*") if path.is_file()]
     assert not [path for path in files if path.suffix == ".safetensors"]
     assert sum(path.stat().st_size for path in files) < 20_000
     pointer = ServedModelPointer.model_validate_json(
-        (place / "artifacts" / "pointer.json").read_text()
+        (folder / "artifacts" / "pointer.json").read_text()
     )
     assert pointer.weights.files == weights.files
 
 
 @contextmanager
 def served(model: str, config: Path, log: Path) -> Iterator[str]:
-    """`dreambooth serve`, ended with all that it started; gives its address for requests."""
+    """Run `dreambooth serve` and yield its invocations URL; its processes are ended afterwards."""
     with socket.socket() as free:
         free.bind(("127.0.0.1", 0))
         port = free.getsockname()[1]
@@ -145,15 +145,15 @@ def served(model: str, config: Path, log: Path) -> Iterator[str]:
     environment = {**os.environ, "OMP_NUM_THREADS": "1"}
     with supervised(command, env=environment, log=log, grace=2) as server:
         deadline = time.monotonic() + 240
-        while not answers(f"http://127.0.0.1:{port}/ping"):
+        while not is_serving(f"http://127.0.0.1:{port}/ping"):
             assert server.poll() is None, log.read_text()[-3000:]
             assert time.monotonic() < deadline, log.read_text()[-3000:]
             time.sleep(0.5)
         yield f"http://127.0.0.1:{port}/invocations"
-    assert not answers(f"http://127.0.0.1:{port}/ping")
+    assert not is_serving(f"http://127.0.0.1:{port}/ping")
 
 
-def answers(url: str) -> bool:
+def is_serving(url: str) -> bool:
     try:
         with urllib.request.urlopen(url, timeout=5) as answer:
             return answer.status == 200
@@ -161,7 +161,7 @@ def answers(url: str) -> bool:
         return False
 
 
-def ask(url: str, **params: object) -> bytes:
+def invoke(url: str, **params: object) -> bytes:
     body = {"dataframe_records": [{"prompt": "a photo of {subject}"}], "params": params}
     request = urllib.request.Request(
         url, json.dumps(body).encode(), {"Content-Type": "application/json"}
@@ -172,9 +172,7 @@ def ask(url: str, **params: object) -> bytes:
 
 
 @pytest.mark.slow
-def test_a_served_model_answers_with_an_image(
-    tracked_config, file_store, tiny_base, tmp_path
-) -> None:
+def test_a_served_model_returns_an_image(tracked_config, file_store, tiny_base, tmp_path) -> None:
     config = tmp_path / "config.yaml"
     config.write_text(yaml.safe_dump(tracked_config.model_dump(mode="json")))
     source = trained("stable_diffusion", tiny_base, "full", tmp_path / "weights")
@@ -185,13 +183,13 @@ def test_a_served_model_answers_with_an_image(
     version, _ = register.register(tracked_config, file_store, *records)
     assert version.version == "1"
     with served("tiny@candidate", config, tmp_path / "log") as url:
-        png = ask(url, seed=5, steps=2, guidance=3.0)
+        png = invoke(url, seed=5, steps=2, guidance=3.0)
         with Image.open(io.BytesIO(png)) as image:
             assert (image.format, image.size) == ("PNG", (32, 32))
             assert image.text["prompt"] == PROMPT
             assert image.text["seed"] == "5"
-        assert ask(url, seed=5, steps=2, guidance=3.0) == png
-        assert ask(url, seed=6, steps=2, guidance=3.0) != png
+        assert invoke(url, seed=5, steps=2, guidance=3.0) == png
+        assert invoke(url, seed=6, steps=2, guidance=3.0) != png
         with pytest.raises(urllib.error.HTTPError) as refused:
-            ask(url, steps="many")
+            invoke(url, steps="many")
         assert refused.value.code == 400
