@@ -60,7 +60,7 @@ def test_a_second_run_and_a_longer_job_draw_only_missing_images(models: SampledM
 
 def test_a_job_reuses_the_images_of_a_run(models: SampledModels):
     config = models.models["dog"].config
-    weights = models.plan(models.job()).mixtures["dog/1"].weights[0].weights
+    weights = models.plan(models.job()).mixes["dog/1"].weights[0].weights
     parallel_sampling.sample(config, models.store, weights)
     job = models.job(prompts=config.sample.prompts, seeds=config.sample.seeds, seed=config.seed)
     assert draw(models.store, models.plan(job)).made == 0

@@ -152,13 +152,13 @@ def test_files_are_regular_small_and_utf8(tmp_path: Path) -> None:
             read_text(path, "config")
     large.write_bytes(b"x" * (documents.TABLE_BYTES + 1))
     with pytest.raises(ConfigError, match="more than 4,194,304 bytes"):
-        read_csv(large, "order")
+        read_csv(large, "sampling job")
 
 
 def test_links_and_byte_order_marks_are_followed_and_taken(tmp_path: Path) -> None:
     (tmp_path / "file").write_bytes("\ufeffa,b\r\n1,2\r\n".encode())
     (tmp_path / "link").symlink_to("file")
-    assert read_csv(tmp_path / "link", "order") == (["a", "b"], [["1", "2"]])
+    assert read_csv(tmp_path / "link", "sampling job") == (["a", "b"], [["1", "2"]])
     (tmp_path / "loop").symlink_to("loop")
     with pytest.raises(ConfigError, match="symbolic links"):
         read_text(tmp_path / "loop", "config")
