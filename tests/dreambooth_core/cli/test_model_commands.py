@@ -176,7 +176,7 @@ def test_versions_of_other_plans_are_not_compared_image_by_image(work, file_stor
     file_store.put(key, scores.model_dump_json().encode())
     found = told(work, "diff", "tiny/1", "tiny/2")
     assert found["comparisons"] == []
-    assert "different plans" in found["why_not"]
+    assert "evaluation plans differ" in found["why_not"]
 
 
 def test_a_card_says_what_one_must_know(work, tracked_config, file_store) -> None:
@@ -202,14 +202,14 @@ def test_a_card_tells_whose_every_subject_is(tracked_config, file_store) -> None
     found = stored_inputs(file_store)
     origin = provenance.provenance_of(with_another_subject(tracked_config), file_store, found)
     learned = model_card.render(file_store, model_card.CardInputs(origin, found)).split(
-        "## What it learned"
+        "## Training data"
     )[1]
-    told_of = learned.split("## How good")[0].splitlines()
+    told_of = learned.split("## Scores")[0].splitlines()
     first = told_of.index("- Where the photos of `sks robot` come from: my desk")
-    assert "not said in the config" in told_of[first + 1]
+    assert "not given in the config" in told_of[first + 1]
     second = told_of[first + 2]
-    assert second.startswith("- Where the photos of `zwx mug` come from: not said")
-    assert told_of[first + 3] == "- Who agreed to them, and how: Ann \\| her mug"
+    assert second.startswith("- Provenance of the photos of `zwx mug`: not given")
+    assert told_of[first + 3] == "- Consent: Ann \\| her mug"
 
 
 def test_a_card_of_a_lora_says_how_to_put_it_over_the_base(work, tracked_config, file_store):
@@ -226,4 +226,4 @@ def test_a_card_of_a_lora_says_how_to_put_it_over_the_base(work, tracked_config,
     assert "No verdict of the gate" in card
     assert 'pipeline.load_lora_weights("adapters/tiny")' in card
     assert "--format lora_kohya --out ComfyUI/models/loras/" in card
-    assert "class images" not in card.split("## How good")[0]
+    assert "class images" not in card.split("## Scores")[0]
