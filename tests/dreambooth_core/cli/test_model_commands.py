@@ -205,7 +205,7 @@ def test_a_card_tells_whose_every_subject_is(tracked_config, file_store) -> None
         "## Training data"
     )[1]
     told_of = learned.split("## Scores")[0].splitlines()
-    first = told_of.index("- Where the photos of `sks robot` come from: my desk")
+    first = told_of.index("- Provenance of the photos of `sks robot`: my desk")
     assert "not given in the config" in told_of[first + 1]
     second = told_of[first + 2]
     assert second.startswith("- Provenance of the photos of `zwx mug`: not given")
