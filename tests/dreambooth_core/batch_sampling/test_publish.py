@@ -12,7 +12,7 @@ from PIL import Image as Pillow
 from dreambooth_core.batch_sampling import publish, search, shards
 from dreambooth_core.batch_sampling.job import SamplingJob
 from dreambooth_core.batch_sampling.manifest import check_images, manifests
-from dreambooth_core.diffusion.sampling import ORIGIN_FILE, sample_origin, encode_png
+from dreambooth_core.diffusion.sampling import ORIGIN_FILE, encode_png, sample_origin
 from dreambooth_core.errors import ConfigError
 from dreambooth_core.registry.resolve import find_runs
 from dreambooth_core.storage.blobs import get_blob, image_set, put_blob
