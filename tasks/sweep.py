@@ -11,10 +11,10 @@ from dreambooth_core.storage.records import ImageSet, TrialScore, Weights
 from dreambooth_core.storage.stores import open_store
 from dreambooth_core.training.sweep import (
     SweepTrial,
-    front,
-    point_of,
+    best_trial,
+    pareto_front,
+    trial_score,
     trials_of,
-    winner,
 )
 from tasks.stage import progress_artifact, stage
 
@@ -34,15 +34,15 @@ def measure_trial(trial: SweepTrial, instance: ImageSet, weights: Weights) -> Tr
     config, store = trial.config, open_store(trial.config.storage)
     with progress_artifact("evaluate") as progress:
         scores, _ = evaluate.evaluate(config, store, instance, weights, progress, seed_set="dev")
-    return point_of(trial, weights, scores, statistics.rows_of(store, scores))
+    return trial_score(trial, weights, scores, statistics.rows_of(store, scores))
 
 
 @stage("choose trial")
 def choose_trial(sweep: Sweep, scores: Sequence[TrialScore]) -> int:
     """Index of the trial that the gate judges."""
-    return winner(scores, sweep.config.validation)
+    return best_trial(scores, sweep.config.validation)
 
 
 def publish_sweep(scores: Sequence[TrialScore], best: int) -> None:
     """Markdown artifact `sweep`: all trials, the Pareto front and the chosen one."""
-    create_markdown_artifact(sweep_markdown(scores, front(scores), best), key="sweep")
+    create_markdown_artifact(sweep_markdown(scores, pareto_front(scores), best), key="sweep")

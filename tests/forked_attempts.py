@@ -1,6 +1,6 @@
-"""Attempts at training as processes that are forked, with all imports done: they start at once.
+"""Training attempts as forked processes, which start fast since all imports are done.
 
-What is forked is `process.main` itself; only the parent that watches over it is left out.
+Each runs `process.main`; the supervising parent is left out.
 """
 
 import multiprocessing
@@ -31,46 +31,46 @@ MODULES = [
 ]
 
 
-def until(moment: Callable[[], object]) -> None:
-    """Wait for it, looking all the time."""
+def wait_until(condition: Callable[[], object]) -> None:
+    """Poll a condition for at most `PATIENCE` seconds."""
     deadline = time.monotonic() + PATIENCE
-    while not moment():
+    while not condition():
         assert time.monotonic() < deadline
         time.sleep(0.0002)
 
 
-def starts(spec: TrainingSpec) -> bool:
+def has_started(spec: TrainingSpec) -> bool:
     return spec.folder.exists()
 
 
-def goes_on(spec: TrainingSpec) -> bool:
-    """Whether there is a true checkpoint of this attempt's own."""
+def has_saved(spec: TrainingSpec) -> bool:
+    """Whether this attempt has saved a valid checkpoint."""
     found = [path for path in spec.folder.glob("checkpoints/*") if path.name.isdigit()]
-    fresh = [path for path in found if int(path.name) > spec.resume_step]
-    return any(checkpoints.verify(path) for path in fresh)
+    own = [path for path in found if int(path.name) > spec.resume_step]
+    return any(checkpoints.verify(path) for path in own)
 
 
-def saves(spec: TrainingSpec) -> bool:
+def is_saving(spec: TrainingSpec) -> bool:
     """Whether a checkpoint is being written."""
     return any(spec.folder.glob("checkpoints/*.partial"))
 
 
-def exports(spec: TrainingSpec) -> bool:
+def has_exported(spec: TrainingSpec) -> bool:
     return (spec.folder / "weights").exists()
 
 
 class Attempts:
-    """Attempts at one run, each a process per rank; what they leave must be true."""
+    """Attempts of one run, each with a process per rank; verifies the checkpoints that they leave."""
 
     def __init__(self, run: Run) -> None:
         self.run = run
 
     @contextmanager
     def one(self) -> Iterator[tuple[TrainingSpec, Sequence[BaseProcess]]]:
-        """A living attempt, which the block may end, and which ends with it."""
+        """A running attempt, which the block may kill, and which is killed after it."""
         spec = self.run.prepared()
         file, count = str(spec.folder / "spec.json"), spec.config.train.num_processes
-        with stage._meeting(spec.folder / launcher.MEETING):
+        with stage._rendezvous(spec.folder / launcher.RENDEZVOUS):
             ranks = [_forks().Process(target=_main, args=(file, r, count)) for r in range(count)]
             for rank in ranks:
                 rank.start()
@@ -87,11 +87,14 @@ class Attempts:
             assert path.name.endswith(".partial") or checkpoints.verify(path), path
 
     def killed(
-        self, moment: Callable[[TrainingSpec], bool], wait: float = 0.0, which: slice = slice(None)
+        self,
+        condition: Callable[[TrainingSpec], bool],
+        wait: float = 0.0,
+        which: slice = slice(None),
     ) -> bool:
-        """Kill ranks so long after that moment; whether that came before their end."""
+        """Kill ranks `wait` seconds after the condition holds; returns whether they were still running."""
         with self.one() as (spec, ranks):
-            until(lambda: moment(spec) or not ranks[0].is_alive())
+            wait_until(lambda: condition(spec) or not ranks[0].is_alive())
             time.sleep(wait)
             for rank in ranks[which]:
                 rank.kill()
@@ -100,39 +103,39 @@ class Attempts:
         return codes != {0}
 
     def killed_inside_a_save(self) -> None:
-        """Stop the one rank again and again, until it stands still with a checkpoint half written."""
+        """Suspend the single rank repeatedly until a checkpoint is partially written; kill it then."""
         with self.one() as (spec, (rank,)):
             assert rank.pid is not None
             while True:
-                until(lambda: saves(spec))
+                wait_until(lambda: is_saving(spec))
                 os.kill(rank.pid, signal.SIGSTOP)
                 time.sleep(0.01)
-                if saves(spec):
+                if is_saving(spec):
                     break
                 os.kill(rank.pid, signal.SIGCONT)
             rank.kill()
         assert any(self.run.saved.glob("*.partial"))
 
-    def told(self, *signals: signal.Signals) -> int:
-        """Signal the last rank as soon as it goes on; where they stopped."""
+    def signalled(self, *signals: signal.Signals) -> int:
+        """Signal the last rank after its first checkpoint; returns the step of the preemption."""
         with self.one() as (spec, ranks):
             pid = ranks[-1].pid
             assert pid is not None
-            until(lambda: goes_on(spec))
+            wait_until(lambda: has_saved(spec))
             for number in signals:
                 os.kill(pid, number)
         assert [rank.exitcode for rank in ranks] == [Preempted.exit_code] + [0] * (len(ranks) - 1)
-        assert self.outcome().status == "preempted"
-        assert f"{signals[0].name} was received" in self.outcome().message
-        return self.outcome().step
+        assert self.result().status == "preempted"
+        assert f"{signals[0].name} was received" in self.result().message
+        return self.result().step
 
     def finished(self) -> Mapping[str, torch.Tensor]:
-        """Let an attempt go to the end; every tensor of its last checkpoint, losses among them."""
+        """Run an attempt to its end; returns all tensors of its last checkpoint, including losses."""
         with self.one() as (spec, ranks):
             pass
         codes = [rank.exitcode for rank in ranks]
-        assert codes == [0] * len(ranks), self.outcome().message
-        assert (self.outcome().status, self.outcome().attempt) == ("done", spec.attempt)
+        assert codes == [0] * len(ranks), self.result().message
+        assert (self.result().status, self.result().attempt) == ("done", spec.attempt)
         last = self.run.saved / f"{self.run.steps:08d}"
         groups = [path.stem for path in last.glob("*.safetensors")]
         assert {"parameters", "optimizer", "losses"} <= set(groups)
@@ -142,7 +145,7 @@ class Attempts:
             for name, value in checkpoints.load(last, group).items()
         }
 
-    def outcome(self) -> AttemptResult:
+    def result(self) -> AttemptResult:
         found = read_record(self.run.folder / "result.json", AttemptResult)
         assert found is not None
         return found
@@ -154,16 +157,16 @@ class Attempts:
         return {str(path.relative_to(folder)): path.read_bytes() for path in files}
 
 
-def differ(ours: Mapping[str, torch.Tensor], theirs: Mapping[str, torch.Tensor]) -> list[str]:
-    """Names of the tensors that are not the same bitwise, or not in both."""
-    both = ours.keys() & theirs.keys()
-    same = {name for name in both if torch.equal(ours[name], theirs[name])}
-    return sorted((ours.keys() | theirs.keys()) - same)
+def differences(first: Mapping[str, torch.Tensor], second: Mapping[str, torch.Tensor]) -> list[str]:
+    """Names of tensors that are not bitwise equal or not in both."""
+    both = first.keys() & second.keys()
+    same = {name for name in both if torch.equal(first[name], second[name])}
+    return sorted((first.keys() | second.keys()) - same)
 
 
 @cache
 def _forks() -> ForkServerContext:
-    """The process that imports once and forks then; it ends with this one."""
+    """The fork server, with all modules imported."""
     os.environ.setdefault("OMP_NUM_THREADS", "1")
     context = multiprocessing.get_context("forkserver")
     context.set_forkserver_preload(MODULES)
@@ -171,9 +174,14 @@ def _forks() -> ForkServerContext:
 
 
 def _main(spec: str, rank: int, count: int) -> None:
-    """In the environment that torchrun would give."""
+    """Run `process.main` in the environment that torchrun sets."""
     if count > 1:
-        words = {"RANK": rank, "LOCAL_RANK": rank, "WORLD_SIZE": count, "TORCHELASTIC_RUN_ID": "t"}
-        os.environ.update({name: str(word) for name, word in words.items()})
+        variables = {
+            "RANK": rank,
+            "LOCAL_RANK": rank,
+            "WORLD_SIZE": count,
+            "TORCHELASTIC_RUN_ID": "t",
+        }
+        os.environ.update({name: str(value) for name, value in variables.items()})
         os.environ["GLOO_SOCKET_IFNAME"] = launcher.LOOPBACK
     sys.exit(process.main([spec]))

@@ -1,4 +1,4 @@
-"""Full weights that nobody trained: a base's own, moved."""
+"""Full weights without training: a base's own, scaled."""
 
 from pathlib import Path
 
@@ -11,7 +11,7 @@ from dreambooth_core.storage.stores import Store
 
 
 def weights_of(base: Path, store: Store, shift: float) -> Weights:
-    """The base's denoiser with every weight moved a little."""
+    """The base's denoiser with every weight multiplied by 1 + shift."""
     tensors = load_file(base / "unet" / "diffusion_pytorch_model.safetensors")
     moved = save({name: tensor * (1 + shift) for name, tensor in tensors.items()})
     files = {

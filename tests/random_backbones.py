@@ -1,4 +1,4 @@
-"""The backbones that LPIPS reads, with random weights."""
+"""LPIPS backbones with random weights."""
 
 from pathlib import Path
 
@@ -32,7 +32,7 @@ SHAPES = {
 
 
 def build(name: str, folder: Path) -> Path:
-    """As torchvision lays it out, its classifier included, which is not read."""
+    """Write a backbone in torchvision's layout, with its unused classifier."""
     draw = torch.Generator().manual_seed(0)
     weights = {"classifier.1.weight": torch.zeros(2, 2)}
     for index, (out, into, side) in SHAPES[name].items():

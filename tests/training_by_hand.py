@@ -1,4 +1,4 @@
-"""A training in this process, without store and caches: what tests of the loop and the keeper share."""
+"""A training in this process, without store and caches, for tests of the loop and the callback."""
 
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
@@ -22,7 +22,7 @@ SIDE = (32, 32)
 
 
 def config_of(base: Path, **sections: Any) -> Config:
-    """Six steps of two examples of each kind on a tiny base."""
+    """Config of six steps of two examples of each kind on a tiny base."""
     document: dict[str, Any] = {
         "name": "test",
         "seed": 5,
@@ -39,8 +39,8 @@ def config_of(base: Path, **sections: Any) -> Config:
 
 
 @dataclass(frozen=True)
-class Drawn:
-    """Images that are nothing but numbers from a seed."""
+class RandomLatents:
+    """A `LatentSource` of random latents."""
 
     seed: int
     masked: bool = False
@@ -56,48 +56,48 @@ class Drawn:
         )
 
 
-def steps_of(config: Config, rank: int = 0, ranks: int = 1) -> MicroBatches:
-    """Three photos and four class images, or what the config's prior wants instead."""
+def batches_of(config: Config, rank: int = 0, ranks: int = 1) -> MicroBatches:
+    """Batches of three photos and, by the config's prior, four class images."""
     plan = BatchPlan(config.seed, config.train, config.loss, empty=2, rank=rank, ranks=ranks)
-    photos = InstanceData(Drawn(0, config.loss.masks), (0,) * 3, (SIDE,) * 3, (0,) * 3)
+    photos = InstanceData(RandomLatents(0, config.loss.masks), (0,) * 3, (SIDE,) * 3, (0,) * 3)
     if not config.prior.enabled:
         return MicroBatches(plan, photos, None)
     if config.prior_target == "prediction":
         return MicroBatches(plan, photos, ClassData((1,)))
-    return MicroBatches(plan, photos, ClassData((1,), Drawn(1), (1,) * 4, (SIDE,) * 4))
+    return MicroBatches(plan, photos, ClassData((1,), RandomLatents(1), (1,) * 4, (SIDE,) * 4))
 
 
 class Attempt:
-    """One process' worth of training, from the base or from a checkpoint, perhaps stopped early."""
+    """An attempt in this process, from the base or a checkpoint, optionally stopped early."""
 
     def __init__(self, config: Config, folder: Path, stop_after: int = 10**6) -> None:
         self.config, self.folder = config, folder
-        self.said: list[tuple[int, Mapping[str, float]]] = []
+        self.reports: list[tuple[int, Mapping[str, float]]] = []
         self.parts = FAMILY.load(Path(config.model.base)).without("vae")
         names = adapters.trained_components(FAMILY, config)
         trained = adapters.prepare(FAMILY, self.parts, config)
         self.module = module.DreamBooth(FAMILY, self.parts, trained, config)
-        self._read(encodes="text_encoder" in names)
+        self._set_prompts(encodes="text_encoder" in names)
         found = checkpoints.newest(folder)
         self.start = found[1].step if found else 0
-        taken = self._taken
-        self.keeper = TrainingCallback(
+        steps_taken = self._steps_taken
+        self.callback = TrainingCallback(
             Hooks(
-                stop=lambda: "enough" if taken() >= stop_after else "",
-                say=lambda step, figures: self.said.append((step, figures)),
+                stop_reason=lambda: "enough" if steps_taken() >= stop_after else "",
+                report=lambda step, figures: self.reports.append((step, figures)),
                 save=self._save,
                 resume=found[0] if found else None,
             )
         )
 
-    def run(self, data: Callable[[Config], MicroBatches] = steps_of) -> dict[str, torch.Tensor]:
-        """Train; everything that moved, and the losses of all steps."""
-        loop.fit(self.module, data(self.config), self.keeper, self.start)
-        with self.module.served():
+    def run(self, data: Callable[[Config], MicroBatches] = batches_of) -> dict[str, torch.Tensor]:
+        """Train; returns the trained weights and the losses of all steps."""
+        loop.fit(self.module, data(self.config), self.callback, self.start)
+        with self.module.inference_weights():
             weights = {k: w.detach().clone() for k, w in self.module.weights.items()}
         return {**weights, "losses": self.module.losses.clone()}
 
-    def _read(self, encodes: bool) -> None:
+    def _set_prompts(self, encodes: bool) -> None:
         tokens = (
             textual_inversion.tokens_of(self.config)
             if self.config.train.method in INVERSIONS
@@ -113,5 +113,5 @@ class Attempt:
     def _save(self, snapshot: checkpoints.Snapshot) -> None:
         checkpoints.save(self.folder, snapshot)
 
-    def _taken(self) -> int:
+    def _steps_taken(self) -> int:
         return int((self.module.losses.abs().sum(1) > 0).sum())

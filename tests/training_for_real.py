@@ -1,4 +1,4 @@
-"""Trainings through the real path, with store, caches and processes: what tests of ends share."""
+"""Trainings through the stage, with store, caches and processes, for tests of kills and stops."""
 
 import io
 import os
@@ -23,12 +23,12 @@ from dreambooth_core.training.class_images import class_images, ensure_class_ima
 from tests.leased_by_hand import held
 
 LISTEN = "0A"
-"""How the kernel's table of sockets says it."""
+"""State of a listening socket in /proc/net/tcp."""
 
 
 @dataclass
 class Run:
-    """One run's folder, in which every attempt goes on from the one before."""
+    """A run whose attempts resume from one another."""
 
     base: Path
     work: Path
@@ -36,7 +36,7 @@ class Run:
     train: dict[str, Any] = field(default_factory=dict)
     checkpoints: dict[str, Any] = field(default_factory=dict)
     storage: dict[str, Any] = field(default_factory=dict)
-    """Where the store is, when not in the folder."""
+    """Section `storage`; by default a store in the work folder."""
     compute: dict[str, Any] = field(default_factory=dict)
 
     @property
@@ -71,41 +71,41 @@ class Run:
         return self.folder / "checkpoints"
 
     def attempt(self, progress: Callable[[int, int, str], None] | None = None) -> Weights:
-        """Train to the end, or to where something happens."""
+        """Train until the end or an error."""
         store = open_store(self.config.storage)
         photos = _photos(store)
         ensure_class_images(self.config, store, photos)
         return stage.train(self.config, store, photos, progress)[0]
 
     def prepared(self) -> spec.TrainingSpec:
-        """What `attempt` works on, without a parent that watches it."""
+        """The spec of an attempt, without a supervising parent."""
         store, folder = open_store(self.config.storage), self.work / "runs" / "by_hand"
-        hold = held(store, "runs/by_hand", folder)
+        lease = held(store, "runs/by_hand", folder)
         photos = _photos(store)
         ensure_class_images(self.config, store, photos)
         planned = class_images(self.config, photos)
-        return stage._prepare(self.config, hold, folder.resolve(), photos, planned)
+        return stage._prepare(self.config, lease, folder.resolve(), photos, planned)
 
     def processes(self) -> list[int]:
-        """Everything alive that was started for this run: guards, launchers, ranks."""
-        return [pid for pid, words in _living() if any(self._is_ours(word) for word in words)]
+        """Ids of all running processes of this run: guards, launchers, ranks."""
+        return [pid for pid, words in _processes() if any(self._belongs(word) for word in words)]
 
     def ranks(self) -> list[int]:
-        """The processes that train, the first started first."""
+        """Ids of the training processes, in the order of their start."""
         module = b"dreambooth_core.training.process"
-        ours = set(self.processes())
-        return sorted(pid for pid, words in _living() if pid in ours and module in words[:4])
+        own = set(self.processes())
+        return sorted(pid for pid, words in _processes() if pid in own and module in words[:4])
 
     def kill(self, number: signal.Signals, which: slice = slice(None)) -> None:
-        """Send a signal to the ranks themselves, not to what started them."""
+        """Send a signal to the ranks, not to their launcher."""
         for pid in self.ranks()[which]:
             os.kill(pid, number)
 
-    def _is_ours(self, word: bytes) -> bool:
+    def _belongs(self, word: bytes) -> bool:
         return bytes(self.work.resolve()) in word
 
 
-def _living() -> list[tuple[int, list[bytes]]]:
+def _processes() -> list[tuple[int, list[bytes]]]:
     found = []
     for name in filter(str.isdigit, os.listdir("/proc")):
         try:
@@ -128,7 +128,7 @@ def _photos(store: Store) -> ImageSet:
 
 
 def listening(processes: Iterable[int]) -> list[str]:
-    """The addresses at which any of the processes awaits connections."""
+    """The addresses at which any of the processes listens."""
     open_files = set()
     for pid in processes:
         with suppress(OSError):
@@ -143,6 +143,6 @@ def listening(processes: Iterable[int]) -> list[str]:
 
 
 def _address(family: socket.AddressFamily, hexadecimal: str) -> str:
-    """The kernel writes 32-bit words, each in the machine's own order of bytes."""
+    """The address in /proc/net/tcp: 32-bit words in the machine's byte order."""
     words = [hexadecimal[at : at + 8] for at in range(0, len(hexadecimal), 8)]
     return socket.inet_ntop(family, b"".join(struct.pack("=I", int(word, 16)) for word in words))

@@ -1,4 +1,4 @@
-"""A real exporter, and what Prometheus would get from it."""
+"""A running metrics exporter, and its page as Prometheus parses it."""
 
 import os
 import socket
@@ -22,7 +22,7 @@ Labels = frozenset[tuple[str, str]]
 
 @dataclass
 class Exporter:
-    """Where one listens."""
+    """Ports and log of an exporter."""
 
     page: int
     port: int
@@ -30,27 +30,27 @@ class Exporter:
 
     @property
     def environment(self) -> dict[str, str]:
-        """For whoever is to tell it something."""
+        """Environment variables of a process that sends it samples."""
         return {telemetry.ADDRESS: f"127.0.0.1:{self.port}"}
 
     def samples(self) -> dict[str, dict[Labels, float]]:
-        """Name -> labels -> value, as Prometheus reads the page once all is heard that was told."""
-        last = f"asked-{time.monotonic_ns()}"
-        with socket.socket(socket.AF_INET, socket.SOCK_DGRAM) as mouth:
-            mouth.sendto(
-                telemetry.line("dreambooth_step", 1, {"model": last}), ("127.0.0.1", self.port)
+        """Name -> labels -> value of the page, after all samples sent before are received."""
+        marker = f"marker-{time.monotonic_ns()}"
+        with socket.socket(socket.AF_INET, socket.SOCK_DGRAM) as sender:
+            sender.sendto(
+                telemetry.line("dreambooth_step", 1, {"model": marker}), ("127.0.0.1", self.port)
             )
-        asked = frozenset({("model", last)})
+        wanted = frozenset({("model", marker)})
         deadline = time.monotonic() + 60
-        while asked not in (found := self._read()).get("dreambooth_step", {}):
+        while wanted not in (found := self._read()).get("dreambooth_step", {}):
             assert time.monotonic() < deadline
             time.sleep(0.05)
         steps = found.pop("dreambooth_step").items()
-        real = {labels: value for labels, value in steps if "asked-" not in str(labels)}
+        real = {labels: value for labels, value in steps if "marker-" not in str(labels)}
         return {**found, "dreambooth_step": real} if real else found
 
     def now(self, name: str, **labels: str) -> float | None:
-        """One sample's value on the page as it stands."""
+        """One sample's current value; None if it is not shown."""
         return self._read().get(name, {}).get(frozenset(labels.items()))
 
     def _read(self) -> dict[str, dict[Labels, float]]:
@@ -66,48 +66,48 @@ class Exporter:
         return found
 
     def value(self, name: str, **labels: str) -> float | None:
-        """One sample's value; None when it is not shown."""
+        """One sample's value after all samples sent before are received; None if it is not shown."""
         return self.samples().get(name, {}).get(frozenset(labels.items()))
 
 
 @contextmanager
-def hearing() -> Iterator[socket.socket]:
-    """What is told while the block runs; whoever waits longer than 10 s for it gets an error."""
+def receiving() -> Iterator[socket.socket]:
+    """A socket that receives samples sent within the block, with a timeout of 10 s."""
     with (
-        socket.socket(socket.AF_INET, socket.SOCK_DGRAM) as ear,
-        pytest.MonkeyPatch.context() as us,
+        socket.socket(socket.AF_INET, socket.SOCK_DGRAM) as receiver,
+        pytest.MonkeyPatch.context() as patch,
     ):
-        ear.bind(("127.0.0.1", 0))
-        ear.settimeout(10)
-        us.setenv(telemetry.ADDRESS, f"127.0.0.1:{ear.getsockname()[1]}")
-        yield ear
+        receiver.bind(("127.0.0.1", 0))
+        receiver.settimeout(10)
+        patch.setenv(telemetry.ADDRESS, f"127.0.0.1:{receiver.getsockname()[1]}")
+        yield receiver
 
 
 @contextmanager
 def exporting(folder: Path) -> Iterator[Exporter]:
-    """One that listens while the block runs."""
+    """An exporter that runs within the block."""
     page = free_port(1)
-    there = Exporter(page, page + 1, folder / "exporter.log")
-    words = ["--port", str(there.port), "--page", str(there.page), "--silence", "3600"]
-    with there.log.open("wb") as log:
+    exporter = Exporter(page, page + 1, folder / "exporter.log")
+    arguments = ["--port", str(exporter.port), "--page", str(exporter.page), "--silence", "3600"]
+    with exporter.log.open("wb") as log:
         process = subprocess.Popen(
-            [sys.executable, "-m", "dreambooth_core.servers.metrics_exporter", *words],
+            [sys.executable, "-m", "dreambooth_core.servers.metrics_exporter", *arguments],
             cwd=ROOT,
             env={**os.environ, "PYTHONPATH": str(ROOT)},
             stderr=log,
         )
     try:
-        _wait(process, there)
-        yield there
+        _wait(process, exporter)
+        yield exporter
     finally:
         process.terminate()
         process.wait(30)
 
 
-def _wait(process: "subprocess.Popen[bytes]", there: Exporter) -> None:
+def _wait(process: "subprocess.Popen[bytes]", exporter: Exporter) -> None:
     deadline = time.monotonic() + 120
     while process.poll() is None and time.monotonic() < deadline:
-        with suppress(OSError), socket.create_connection(("127.0.0.1", there.page), 5):
+        with suppress(OSError), socket.create_connection(("127.0.0.1", exporter.page), 5):
             return
         time.sleep(0.1)
-    raise AssertionError(there.log.read_text())
+    raise AssertionError(exporter.log.read_text())

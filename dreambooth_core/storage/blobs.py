@@ -38,6 +38,12 @@ def put_blob(store: Store, source: bytes | Path) -> Blob:
     return blob
 
 
+def put_folder(store: Store, folder: Path) -> dict[str, Blob]:
+    """Store all files below a folder: path relative to it -> blob."""
+    paths = sorted(path for path in folder.rglob("*") if path.is_file())
+    return {path.relative_to(folder).as_posix(): put_blob(store, path) for path in paths}
+
+
 def get_blob(store: Store, blob: Blob) -> bytes:
     """The content; raises `NotFound`, or `StorageError` if it does not match its digest."""
     data = store.get(blob_key(blob))

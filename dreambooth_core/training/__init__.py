@@ -1,1 +1,1 @@
-"""What a training is made of: its process, its data, and all that stands by its loop."""
+"""Training of one run: process, data, LightningModule, loop, callback, validation, checkpoints."""

@@ -1,14 +1,15 @@
-"""Which images a micro-batch shows, as a function of its number: nothing is remembered or counted.
+"""Photos and class images of a micro-batch, as a pure function of its number.
 
-Micro-batch m shows one group, the photos of one subject that train at one size:
+Micro-batch m takes one group, the photos of one subject that train at one size:
 
-    subject   an endless shuffled walk over the subjects, at m: exactly as often each
-    size      an endless shuffled walk over the subject's photos, at m // subjects: the photo's size,
-              so that sizes come up in proportion to their photos
-    photos    an endless shuffled walk over the group, from (its earlier draws) * batch size on
-    classes   a walk over the class images of the same size and class prompt, as far as all subjects
-              with that prompt have come: in order the first time, so that class images can be made
-              while training runs, shuffled from then on
+    subject   item m of an endless sequence of shuffled epochs over the subjects
+    size      size of photo m // subjects in such a sequence over the subject's photos, so that sizes
+              are drawn in proportion to their photos
+    photos    such a sequence over the group's photos, from (earlier micro-batches of the group) *
+              batch size on
+    classes   such a sequence over the class images of the same size and class prompt, shared by all
+              subjects with that prompt; the first epoch is in order, so that class images can be
+              made while training runs
 """
 
 from collections import Counter
@@ -22,7 +23,7 @@ from dreambooth_core.randomness import permutation, shuffled
 
 
 class MicroBatch(NamedTuple):
-    """What one micro-batch is made of."""
+    """The group of one micro-batch."""
 
     subject: int
     size: Size
@@ -32,74 +33,74 @@ class MicroBatch(NamedTuple):
 
 @dataclass(frozen=True)
 class BatchSampler:
-    """The walks over photos and class images of a run."""
+    """Random access to the sequences of photos and class images of a run."""
 
     seed: int
     batch_size: int
-    """Photos per micro-batch, of all ranks together."""
+    """Photos per micro-batch over all ranks."""
     subjects: Sequence[int]
-    """Photo -> subject; all of 0, 1 ... occur."""
+    """Photo -> subject, numbered from 0 without gaps."""
     sizes: Sequence[Size]
     """Photo -> size."""
     class_prompts: Sequence[int] = ()
-    """Subject -> number of its class prompt; some may share one."""
+    """Subject -> number of its class prompt, which subjects may share."""
     class_rows: Sequence[int] = ()
     """Class image -> number of its class prompt."""
     class_sizes: Sequence[Size] = ()
     """Class image -> size."""
 
     def group(self, micro: int) -> MicroBatch:
-        """The subject and the size of micro-batch `micro`."""
+        """The group of micro-batch `micro`."""
         position, _ = divmod(micro, len(self._photos))
         subject = shuffled(self.seed, "subject", micro, len(self._photos))
-        epoch, place = divmod(position, len(self._photos[subject]))
-        size = self._epoch_sizes(subject, epoch)[place]
+        epoch, offset = divmod(position, len(self._photos[subject]))
+        size = self._epoch_sizes(subject, epoch)[offset]
         return MicroBatch(subject, size, self._drawn(subject, size, position))
 
-    def photo(self, group: MicroBatch, place: int) -> int:
-        """The photo at a place of the micro-batch that `group` was asked for."""
-        members = self._members[group.subject, group.size]
+    def photo(self, group: MicroBatch, slot: int) -> int:
+        """The photo in a slot, 0 ... `batch_size` - 1, of the micro-batch of `group`."""
+        photos = self._groups[group.subject, group.size]
         stream = f"instance.order.{group.subject}.{group.size[0]}x{group.size[1]}"
-        position = group.drawn * self.batch_size + place
-        return members[shuffled(self.seed, stream, position, len(members))]
+        position = group.drawn * self.batch_size + slot
+        return photos[shuffled(self.seed, stream, position, len(photos))]
 
-    def class_image(self, micro: int, group: MicroBatch, place: int) -> int:
-        """The class image at a place of micro-batch `micro`, whose group is given."""
+    def class_image(self, micro: int, group: MicroBatch, slot: int) -> int:
+        """The class image in a slot of micro-batch `micro`, whose group is `group`."""
         prompt = self.class_prompts[group.subject]
-        members = self._class_members[prompt, group.size]
-        position = self._class_drawn(micro, prompt, group.size) * self.batch_size + place
-        if position < len(members):
-            return members[position]
+        images = self._class_groups[prompt, group.size]
+        position = self._class_drawn(micro, prompt, group.size) * self.batch_size + slot
+        if position < len(images):
+            return images[position]
         stream = f"class.order.{prompt}.{group.size[0]}x{group.size[1]}"
-        return members[shuffled(self.seed, stream, position, len(members))]
+        return images[shuffled(self.seed, stream, position, len(images))]
 
     def needed(self, micro: int) -> tuple[int, ...]:
-        """The class images that micro-batch `micro` shows, of all ranks; none without any."""
+        """The class images of micro-batch `micro`, of all ranks; empty without class images."""
         if not self.class_rows:
             return ()
         group = self.group(micro)
-        return tuple(self.class_image(micro, group, place) for place in range(self.batch_size))
+        return tuple(self.class_image(micro, group, slot) for slot in range(self.batch_size))
 
     def _class_drawn(self, micro: int, prompt: int, size: Size) -> int:
-        """Micro-batches before `micro` that showed class images of this prompt and size."""
-        round_, place = divmod(micro, len(self._photos))
-        earlier = permutation(self.seed, "subject", round_, len(self._photos))[:place]
+        """Number of micro-batches before `micro` with class images of this prompt and size."""
+        epoch, offset = divmod(micro, len(self._photos))
+        earlier = permutation(self.seed, "subject", epoch, len(self._photos))[:offset]
         return sum(
-            self._drawn(subject, size, round_ + (subject in earlier))
+            self._drawn(subject, size, epoch + (subject in earlier))
             for subject, own in enumerate(self.class_prompts)
             if own == prompt
         )
 
     def _drawn(self, subject: int, size: Size, position: int) -> int:
-        """How often the subject's first `position` micro-batches were of this size."""
-        epochs, place = divmod(position, len(self._photos[subject]))
-        whole = epochs * len(self._members.get((subject, size), ()))
-        return whole + self._epoch_sizes(subject, epochs)[:place].count(size)
+        """How many of the subject's first `position` micro-batches were of this size."""
+        epochs, offset = divmod(position, len(self._photos[subject]))
+        complete = epochs * len(self._groups.get((subject, size), ()))
+        return complete + self._epoch_sizes(subject, epochs)[:offset].count(size)
 
     def _epoch_sizes(self, subject: int, epoch: int) -> list[Size]:
         photos = self._photos[subject]
-        walk = permutation(self.seed, f"size.{subject}", epoch, len(photos))
-        return [self.sizes[photos[index]] for index in walk]
+        epoch_order = permutation(self.seed, f"size.{subject}", epoch, len(photos))
+        return [self.sizes[photos[index]] for index in epoch_order]
 
     @cached_property
     def _photos(self) -> list[list[int]]:
@@ -110,11 +111,11 @@ class BatchSampler:
         return found
 
     @cached_property
-    def _members(self) -> dict[tuple[int, Size], list[int]]:
+    def _groups(self) -> dict[tuple[int, Size], list[int]]:
         return _grouped(self.subjects, self.sizes)
 
     @cached_property
-    def _class_members(self) -> dict[tuple[int, Size], list[int]]:
+    def _class_groups(self) -> dict[tuple[int, Size], list[int]]:
         return _grouped(self.class_rows, self.class_sizes)
 
 

@@ -1,4 +1,4 @@
-"""Training data as a function of the micro-batch's number: nothing is remembered or restored."""
+"""Training batches as a pure function of the micro-batch's number: no state to save or restore."""
 
 from dataclasses import dataclass
 from typing import Any, NamedTuple, Protocol
@@ -18,12 +18,12 @@ Batch = dict[str, Any]
 
 
 class LatentSource(Protocol):
-    """Images by number."""
+    """Encoded images by index."""
 
     def get(self, index: int, view: int) -> View:
-        """View `view` of image `index`: `train.crops` upright ones, then as many mirrored ones.
+        """View `view` of image `index`: views 0 ... `train.crops` - 1 are upright, the next ones mirrored.
 
-        May wait until the image is there.
+        May block until the image is generated.
         """
         ...
 
@@ -38,15 +38,15 @@ class InstanceData:
     sizes: tuple[Size, ...]
     """Photo -> height and width in pixels at which it trains."""
     prompts: tuple[int, ...]
-    """Photo -> row in the table of prompts."""
+    """Photo -> row of the prompt table."""
 
 
 @dataclass(frozen=True)
 class ClassData:
-    """What keeps the class noun: class images, or without a source the base's own prediction."""
+    """Prior preservation: class images, or the base's prediction if `source` is None."""
 
     prompts: tuple[int, ...]
-    """Subject -> row of its class prompt in the table of prompts."""
+    """Subject -> row of its class prompt in the prompt table."""
     source: LatentSource | None = None
     rows: tuple[int, ...] = ()
     """Class image -> row of its class prompt."""
@@ -56,13 +56,13 @@ class ClassData:
 
 @dataclass(frozen=True)
 class BatchPlan:
-    """What decides a batch, beside the images."""
+    """All that determines a batch apart from the images."""
 
     seed: int
     train: Train
     loss: Loss
     empty: int | None = None
-    """Row of the empty prompt, for `train.caption_dropout`."""
+    """Row of the empty prompt in the prompt table, for `train.caption_dropout`."""
     rank: int = 0
     ranks: int = 1
 
@@ -71,21 +71,21 @@ class _Example(NamedTuple):
     kind: str
     """Stream of its random numbers: `instance` or `class`."""
     number: int
-    """Place among all examples of its kind."""
+    """Index among all examples of its kind in the training."""
     source: LatentSource
     image: int
     prompt: int
 
 
 class MicroBatches(torch.utils.data.Dataset[Batch]):
-    """Micro-batches by number, `step * accumulate + micro`; any can be had at any time.
+    """Micro-batches by number, `step * gradient_accumulation_steps + micro`, in any order.
 
-    Raises `ConfigError` when a subject's photos of some size have no class images of that size.
+    Raises `ConfigError` if photos train at a size without class images.
     """
 
     def __init__(self, plan: BatchPlan, photos: InstanceData, classes: ClassData | None) -> None:
         self.plan, self.photos, self.classes = plan, photos, classes
-        self.walks = BatchSampler(
+        self.sampler = BatchSampler(
             seed=plan.seed,
             batch_size=plan.train.batch_size,
             subjects=photos.subjects,
@@ -101,84 +101,85 @@ class MicroBatches(torch.utils.data.Dataset[Batch]):
         return self.plan.train.steps * self.plan.train.gradient_accumulation_steps
 
     def needed(self, micro: int) -> tuple[int, ...]:
-        """The class images that micro-batch `micro` shows on all ranks; none is asked for here."""
-        return self.walks.needed(micro)
+        """The class images of micro-batch `micro` on all ranks; loads none."""
+        return self.sampler.needed(micro)
 
     def __getitem__(self, micro: int) -> Batch:
-        """Instance examples, then as many class examples; this rank's share, all of one size.
+        """This rank's instance examples, then as many class examples, all of one size.
 
-        `step`, `micro` (place within the step), `latents`, `noise`: (batch, channels, h, w);
-        `times`: (batch,) in [0, 1); `is_class`, `prompt_of`: (batch,); `prompts`: rows of the table
-        of prompts that occur, to which `prompt_of` points; `sizes`: (batch, 6), see `View.numbers`;
-        `class_indices`: class images shown; with `loss.masks` also `mask`: (batch, 1, h, w).
+        `step`, `micro`: numbers of the step and of the micro-batch within it; `latents`, `noise`:
+        (batch, channels, h, w); `times`: (batch,) in [0, 1); `is_class`: (batch,) bool; `prompts`: the
+        distinct rows of the prompt table; `prompt_of`: (batch,) indices into `prompts`; `sizes`:
+        (batch, 6), see `View.numbers`; `class_indices`: the class images; with `loss.masks` also
+        `mask`: (batch, 1, h, w) in [0, 1].
         """
         examples = self._examples(micro)
-        drawn = [self._drawn(example) for example in examples]
+        tensors = [self._tensors(example) for example in examples]
         rows = torch.tensor([example.prompt for example in examples])
         prompts, prompt_of = torch.unique(rows, return_inverse=True)
-        made = self.classes is not None and self.classes.source is not None
-        step, place = divmod(micro, self.plan.train.gradient_accumulation_steps)
+        has_images = self.classes is not None and self.classes.source is not None
+        step, within = divmod(micro, self.plan.train.gradient_accumulation_steps)
         return {
             "step": step,
-            "micro": place,
-            **{name: torch.stack([one[name] for one in drawn]) for name in drawn[0]},
+            "micro": within,
+            **{name: torch.stack([one[name] for one in tensors]) for name in tensors[0]},
             "is_class": torch.tensor([example.kind == "class" for example in examples]),
             "prompts": prompts,
             "prompt_of": prompt_of,
             "class_indices": tuple(
-                example.image for example in examples if made and example.kind == "class"
+                example.image for example in examples if has_images and example.kind == "class"
             ),
         }
 
     def _examples(self, micro: int) -> list[_Example]:
-        """Which image with which prompt stands at each of this rank's places."""
-        train, group = self.plan.train, self.walks.group(micro)
+        """Image and prompt of each of this rank's slots."""
+        train, group = self.plan.train, self.sampler.group(micro)
         share = train.batch_size // self.plan.ranks
-        places = range(self.plan.rank * share, (self.plan.rank + 1) * share)
+        slots = range(self.plan.rank * share, (self.plan.rank + 1) * share)
         examples = []
-        for place in places:
-            number = micro * train.batch_size + place
-            photo = self.walks.photo(group, place)
-            prompt = self._shown(number, self.photos.prompts[photo])
+        for slot in slots:
+            number = micro * train.batch_size + slot
+            photo = self.sampler.photo(group, slot)
+            prompt = self._with_dropout(number, self.photos.prompts[photo])
             examples.append(_Example("instance", number, self.photos.source, photo, prompt))
         if self.classes is not None:
-            examples += [self._class_example(self.classes, micro, group, at) for at in places]
+            examples += [self._class_example(self.classes, micro, group, slot) for slot in slots]
         return examples
 
-    def _shown(self, number: int, prompt: int) -> int:
-        """The photo's prompt, or now and then the empty one."""
+    def _with_dropout(self, number: int, prompt: int) -> int:
+        """The prompt, or the empty one with probability `train.caption_dropout`."""
         rate, empty = self.plan.train.caption_dropout, self.plan.empty
         dropped = rate > 0 and uniform(self.plan.seed, "instance.dropout", number) < rate
         if not dropped:
             return prompt
         if empty is None:
-            raise ValueError("caption dropout needs the empty prompt's row in the table of prompts")
+            raise ValueError("caption dropout needs the empty prompt's row in the prompt table")
         return empty
 
     def _class_example(
-        self, classes: ClassData, micro: int, group: MicroBatch, place: int
+        self, classes: ClassData, micro: int, group: MicroBatch, slot: int
     ) -> _Example:
-        number = micro * self.plan.train.batch_size + place
+        number = micro * self.plan.train.batch_size + slot
         prompt = classes.prompts[group.subject]
         if classes.source is None:
-            photo = self.walks.photo(group, place)
+            photo = self.sampler.photo(group, slot)
             return _Example("class", number, self.photos.source, photo, prompt)
-        image = self.walks.class_image(micro, group, place)
+        image = self.sampler.class_image(micro, group, slot)
         return _Example("class", number, classes.source, image, prompt)
 
-    def _drawn(self, example: _Example) -> dict[str, Tensor]:
-        """The example's own tensors, without a batch axis."""
+    def _tensors(self, example: _Example) -> dict[str, Tensor]:
+        """The example's tensors, without a batch axis."""
         seed, train, loss = self.plan.seed, self.plan.train, self.plan.loss
         kind, number = example.kind, example.number
-        cut = integer(seed, f"{kind}.crop", number, train.crops)
+        crop = integer(seed, f"{kind}.crop", number, train.crops)
         mirrored = train.flip and integer(seed, f"{kind}.flip", number, 2) == 1
-        view = example.source.get(example.image, cut + train.crops * mirrored)
+        view = example.source.get(example.image, crop + train.crops * mirrored)
         shape = tuple(view.latents.mean.shape)
         noise = normal(seed, f"{kind}.noise", number, shape)
         if loss.offset_noise:
             offset = normal(seed, f"{kind}.offset", number, (shape[0], 1, 1))
             noise = noise + loss.offset_noise * offset
-        # a draw of its own shape, since a vector's length can decide the last bit
+        # one element at a time: the last bit can depend on a vector's length
         draw = torch.tensor([uniform(seed, f"{kind}.time", number)], dtype=torch.float64)
         found = {
             "latents": view.latents.draw(normal(seed, f"{kind}.latent", number, shape)),
@@ -187,16 +188,16 @@ class MicroBatches(torch.utils.data.Dataset[Batch]):
             "sizes": torch.tensor(view.numbers, dtype=torch.float32),
         }
         if loss.masks:
-            # what keeps the class noun looks at all of an image, also of a masked photo
+            # prior preservation counts the whole image, also of a masked photo
             mask = view.mask if kind == "instance" else None
             found["mask"] = torch.ones(1, *shape[1:]) if mask is None else mask
         return found
 
 
 def _check_class_images(photos: InstanceData, classes: ClassData) -> None:
-    there = set(zip(classes.rows, classes.sizes, strict=True))
+    available = set(zip(classes.rows, classes.sizes, strict=True))
     for subject, size in zip(photos.subjects, photos.sizes, strict=True):
-        if (classes.prompts[subject], size) not in there:
+        if (classes.prompts[subject], size) not in available:
             raise ConfigError(
                 f"photos of subject {subject} train at {size[0]} x {size[1]} pixels, where none of "
                 f"the {len(classes.rows)} class images is: set prior.num_class_images higher, or "

@@ -1,15 +1,15 @@
-"""Resumable state on disk and in the store: what has no true manifest does not exist.
+"""Checkpoint files: save, verify, list, load, prune, upload and download.
 
-A checkpoint is a folder named by its step:
+A checkpoint is a folder named by its step, and counts only with a valid manifest:
 
     00000100/
         <group>.safetensors     tensors by name: parameters, optimizer, average, losses
-        scalars.json            what is no tensor: optimizer, loss scaling, looks
+        scalars.json            optimizer, gradient scaler, learning curves
         manifest.json           step, run, code, and each file's size and SHA-256; written last
 
-Locally the folder is filled beside, flushed and renamed. In the store it is
-`<run>/checkpoints/<step>.<number>/`, of the number of its writer's lease, and counts once the lease
-names it; its files are not blobs, so that a checkpoint that is no longer kept can be deleted.
+Locally the folder is written as `<step>.partial`, flushed and renamed. In the store it is
+`<run>/checkpoints/<step>.<number>/` with the number of its writer's lease, and counts once the lease
+lists it; its files are not blobs, so that pruned checkpoints can be deleted.
 """
 
 import json
@@ -43,49 +43,46 @@ SCALARS = "scalars.json"
 
 @dataclass(frozen=True)
 class Snapshot:
-    """Everything that the next step hangs on, out of the training's way on the CPU."""
+    """Resumable state after a step; tensors on the CPU."""
 
     step: int
     groups: Mapping[str, Mapping[str, "Tensor"]]
-    """File name without its end -> tensor name -> tensor."""
+    """File name without suffix -> tensor name -> tensor."""
     scalars: Mapping[str, Any]
-    """What is no tensor, as JSON."""
+    """JSON document of everything but tensors."""
     best: int | None = None
-    """The best step so far, if that is looked at."""
+    """The best step so far, with validation."""
     over: bool = False
-    """Whether training ends here."""
+    """Whether the training ends at this step."""
 
 
 @dataclass(frozen=True)
 class Retention:
-    """Which checkpoints stay: the newest, every n-th, and the best."""
+    """Which checkpoints are kept: the newest, steps divisible by `every`, and the best."""
 
     newest: int
     every: int | None = None
 
     def kept(self, steps: Collection[int], best: int | None) -> set[int]:
         last = sorted(steps)[-self.newest :]
-        marked = [step for step in steps if self.every and step % self.every == 0]
-        return {*last, *marked, *(step for step in steps if step == best)}
+        periodic = [step for step in steps if self.every and step % self.every == 0]
+        return {*last, *periodic, *(step for step in steps if step == best)}
 
 
 def save(folder: Path, snapshot: Snapshot, run: str = "", code: str = "") -> Path:
-    """Write `folder/<step>`, complete or not at all; one that is there already is replaced.
-
-    Raises `StageFailed` when the disk does not take it.
-    """
+    """Write `folder/<step>` atomically, replacing an existing one; raises `StageFailed` on disk errors."""
     from safetensors.torch import save_file
 
     final = folder / f"{snapshot.step:08d}"
-    beside = folder / f"{snapshot.step:08d}.partial"
+    partial = folder / f"{snapshot.step:08d}.partial"
     try:
-        shutil.rmtree(beside, ignore_errors=True)
-        beside.mkdir(parents=True)
+        shutil.rmtree(partial, ignore_errors=True)
+        partial.mkdir(parents=True)
         for group, tensors in snapshot.groups.items():
-            save_file(dict(tensors), beside / f"{group}.safetensors")
-        (beside / SCALARS).write_text(json.dumps(snapshot.scalars, sort_keys=True), "utf-8")
+            save_file(dict(tensors), partial / f"{group}.safetensors")
+        (partial / SCALARS).write_text(json.dumps(snapshot.scalars, sort_keys=True), "utf-8")
         files = {}
-        for path in sorted(beside.iterdir()):
+        for path in sorted(partial.iterdir()):
             flushed(path)
             files[path.name] = Blob(sha256=digest_of_file(path), size=path.stat().st_size)
         manifest = Checkpoint(
@@ -96,11 +93,11 @@ def save(folder: Path, snapshot: Snapshot, run: str = "", code: str = "") -> Pat
             over=snapshot.over,
             files=files,
         )
-        (beside / MANIFEST).write_text(manifest.model_dump_json(indent=1), encoding="utf-8")
-        flushed(beside / MANIFEST)
-        flushed(beside)
+        (partial / MANIFEST).write_text(manifest.model_dump_json(indent=1), encoding="utf-8")
+        flushed(partial / MANIFEST)
+        flushed(partial)
         shutil.rmtree(final, ignore_errors=True)
-        beside.rename(final)
+        partial.rename(final)
         flushed(folder)
     except OSError as error:
         raise StageFailed(
@@ -110,7 +107,7 @@ def save(folder: Path, snapshot: Snapshot, run: str = "", code: str = "") -> Pat
 
 
 def verify(path: Path) -> Checkpoint | None:
-    """The manifest when every file is there and true, else None."""
+    """The manifest if every file has its size and digest, else None."""
     try:
         manifest = Checkpoint.model_validate_json((path / MANIFEST).read_text(encoding="utf-8"))
         for name, blob in manifest.files.items():
@@ -123,14 +120,14 @@ def verify(path: Path) -> Checkpoint | None:
 
 
 def newest(
-    folder: Path, warn: Callable[[str], None] = lambda sentence: None
+    folder: Path, warn: Callable[[str], None] = lambda message: None
 ) -> tuple[Path, Checkpoint] | None:
-    """The true checkpoint with the highest step; damaged ones are passed over with a warning."""
+    """The valid checkpoint with the highest step; damaged ones are skipped with a warning."""
     for path in reversed(_steps(folder)):
         manifest = verify(path)
         if manifest is not None:
             return path, manifest
-        warn(f"the checkpoint {path} is damaged and is passed over")
+        warn(f"the checkpoint {path} is damaged and skipped")
     return None
 
 
@@ -143,59 +140,59 @@ def load(path: Path, group: str) -> dict[str, "Tensor"]:
 
 
 def scalars(path: Path) -> dict[str, Any]:
-    """What of a verified checkpoint is no tensor."""
+    """The JSON document of a verified checkpoint."""
     found: dict[str, Any] = json.loads((path / SCALARS).read_text(encoding="utf-8"))
     return found
 
 
 def prune(folder: Path, retention: Retention, best: int | None) -> None:
-    """Delete what `retention` does not keep, and what a killed writer left behind."""
+    """Delete checkpoints that `retention` does not keep, and partial ones of a killed writer."""
     for path in folder.glob("*.partial"):
         shutil.rmtree(path, ignore_errors=True)
     paths = _steps(folder)
     kept = retention.kept([int(path.name) for path in paths], best)
     for path in paths:
         if int(path.name) not in kept:
-            # whoever is killed here leaves nothing that looks like a damaged checkpoint
+            # renamed first: a process killed here leaves a partial folder, not a damaged checkpoint
             shutil.rmtree(path.rename(path.with_suffix(".partial")), ignore_errors=True)
 
 
-def mirror(hold: HeldLease, folder: Path, retention: Retention) -> None:
-    """Bring what counts in the store up to date with the folder, the newest first.
+def mirror(lease: HeldLease, folder: Path, retention: Retention) -> None:
+    """Upload the folder's checkpoints, the newest first, and prune those in the store.
 
-    What `retention` does not keep, of both, counts no longer and is deleted there, like what was
-    left by whoever held the lease before. Raises `Superseded`.
+    Checkpoints that `retention` does not keep, and uncounted ones of earlier lease holders, are
+    deleted in the store. Raises `Superseded`.
     """
-    store, run, number = hold.store, hold.prefix, hold.lease().number
+    store, run, number = lease.store, lease.prefix, lease.lease().number
     stored, best = {_step(name): name for name in counted_checkpoints(store, run)}, None
     for path in reversed(_steps(folder)):
         manifest = verify(path)
         if manifest is None:
-            continue  # pruned or replaced meanwhile
+            continue  # pruned or replaced in the meantime
         best = manifest.best if best is None else best
         if int(path.name) not in stored:
             name = f"{path.name}.{number}"
             with suppress(FileNotFoundError):
                 _upload(store, f"{run}/{CHECKPOINTS}/{name}", path, manifest)
                 stored[manifest.step] = name
-                hold.update(checkpoints=tuple(sorted(stored.values())))
+                lease.update(checkpoints=tuple(sorted(stored.values())))
     kept = retention.kept(stored, best)
     names = sorted(name for step, name in stored.items() if step in kept)
-    hold.update(checkpoints=tuple(names))
-    _clear(store, f"{run}/{CHECKPOINTS}", names, number)
+    lease.update(checkpoints=tuple(names))
+    _delete_uncounted(store, f"{run}/{CHECKPOINTS}", names, number)
 
 
-def _upload(store: Store, place: str, path: Path, manifest: Checkpoint) -> None:
+def _upload(store: Store, prefix: str, path: Path, manifest: Checkpoint) -> None:
     for name in (*manifest.files, MANIFEST):
-        store.put_file(f"{place}/{name}", path / name)
+        store.put_file(f"{prefix}/{name}", path / name)
 
 
-def _clear(store: Store, place: str, names: Collection[str], number: int) -> None:
-    """Delete what does not count, the manifests first.
+def _delete_uncounted(store: Store, prefix: str, names: Collection[str], number: int) -> None:
+    """Delete checkpoints not in `names`, manifests first.
 
-    What a later holder may be writing stays: nobody can make anything of earlier ones count again.
+    Those of later lease holders, which may still be uploading, are kept.
     """
-    for key in sorted(store.keys(f"{place}/"), key=lambda key: not key.endswith(f"/{MANIFEST}")):
+    for key in sorted(store.keys(f"{prefix}/"), key=lambda key: not key.endswith(f"/{MANIFEST}")):
         name = key.split("/")[-2]
         if name not in names and int(name.partition(".")[2] or 0) <= number:
             store.delete(key)
@@ -204,43 +201,43 @@ def _clear(store: Store, place: str, names: Collection[str], number: int) -> Non
 def download(
     store: Store, run: str, folder: Path, above: int = 0
 ) -> tuple[Path, Checkpoint] | None:
-    """Bring the store's newest true checkpoint to `folder`; None without one beyond step `above`."""
+    """Download the store's newest valid checkpoint; None if there is none beyond step `above`."""
     for name in reversed(counted_checkpoints(store, run)):
         if _step(name) <= above:
             break
-        manifest = _brought(store, run, folder, name)
+        manifest = _download(store, run, folder, name)
         if manifest is not None:
             return folder / f"{manifest.step:08d}", manifest
     return None
 
 
 def fetch_step(store: Store, run: str, folder: Path, step: int) -> Path | None:
-    """The true checkpoint of one step, from the folder or else from the store; None without one."""
+    """The valid checkpoint of one step, from the folder, else from the store, else None."""
     path = folder / f"{step:08d}"
     stored = [name for name in counted_checkpoints(store, run) if _step(name) == step]
-    here = verify(path) or any(_brought(store, run, folder, name) for name in stored)
-    return path if here else None
+    found = verify(path) or any(_download(store, run, folder, name) for name in stored)
+    return path if found else None
 
 
-def _brought(store: Store, run: str, folder: Path, name: str) -> Checkpoint | None:
+def _download(store: Store, run: str, folder: Path, name: str) -> Checkpoint | None:
     final = folder / f"{_step(name):08d}"
-    beside = final.with_suffix(".partial")
-    shutil.rmtree(beside, ignore_errors=True)
-    beside.mkdir(parents=True)
+    partial = final.with_suffix(".partial")
+    shutil.rmtree(partial, ignore_errors=True)
+    partial.mkdir(parents=True)
     with suppress(NotFound):
         for key in store.keys(f"{run}/{CHECKPOINTS}/{name}/"):
-            store.get_file(key, beside / key.rsplit("/", 1)[-1])
-    manifest = verify(beside)
+            store.get_file(key, partial / key.rsplit("/", 1)[-1])
+    manifest = verify(partial)
     if manifest is None:
-        shutil.rmtree(beside, ignore_errors=True)
+        shutil.rmtree(partial, ignore_errors=True)
         return None
     shutil.rmtree(final, ignore_errors=True)
-    beside.rename(final)
+    partial.rename(final)
     return manifest
 
 
 class Writer:
-    """Writes snapshots behind the training, in order, none left out; at most one waits."""
+    """Writes every snapshot in order in a background thread; one at a time."""
 
     def __init__(self, write: Callable[[Snapshot], None]) -> None:
         self._write = write
@@ -248,12 +245,12 @@ class Writer:
         self._last: Future[None] | None = None
 
     def submit(self, snapshot: Snapshot) -> None:
-        """Hand over a snapshot, after the one before is on disk; raises what that one's writing did."""
+        """Start writing, after the previous snapshot is on disk; raises the previous one's error."""
         self.wait()
         self._last = self._pool.submit(self._write, snapshot)
 
     def wait(self) -> None:
-        """Until everything is on disk; raises `StageFailed` when the disk did not take it."""
+        """Wait until everything is on disk; raises `StageFailed` on disk errors."""
         if self._last is not None:
             last, self._last = self._last, None
             last.result()
@@ -266,5 +263,5 @@ def _steps(folder: Path) -> list[Path]:
 
 
 def _step(name: str) -> int:
-    """Of a checkpoint in the store."""
+    """Step in the name of a checkpoint in the store."""
     return int(name.partition(".")[0])

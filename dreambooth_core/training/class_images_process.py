@@ -1,6 +1,6 @@
-"""Makes a training's class images while it runs.
+"""Generates class images while the training runs (`prior.generate_in_background`).
 
-`python -m dreambooth_core.training.class_images_process SPEC.json` starts it.
+`python -m dreambooth_core.training.class_images_process SPEC.json`
 """
 
 import sys
@@ -12,7 +12,7 @@ from dreambooth_core.training.spec import TrainingSpec, read_record
 
 
 def main(arguments: list[str]) -> int:
-    """Make what is missing; 0 done, 2 without a spec, and 1 with a traceback when it breaks."""
+    """Generate missing images. Exit status: 0 done, 2 without a spec, 1 with a traceback."""
     spec = read_record(Path(arguments[0]), TrainingSpec) if len(arguments) == 1 else None
     if spec is None:
         print(

@@ -1,7 +1,7 @@
-"""Several processes that train one model: how they meet, wait for one another, and agree.
+"""The process group of several ranks: start, barriers, and a stop flag that all ranks share.
 
-On one machine they meet at a file and speak over the loopback interface: nothing listens to the
-network. On several they meet where torchrun says, and speak over the machines' own.
+On one machine the ranks rendezvous through a file and communicate over loopback only. On several,
+torchrun's store and the machines' own network interfaces are used.
 """
 
 import os
@@ -13,84 +13,74 @@ from pathlib import Path
 import torch
 import torch.distributed as distributed
 
-
-def own() -> int:
-    """Which of them this process is, as torchrun says: the first is 0, and so is one alone."""
-    return int(os.environ.get("RANK", 0))
+from dreambooth_core.training.launcher import rank, world_size
 
 
-def count() -> int:
-    """How many there are; 1 without torchrun."""
-    return int(os.environ.get("WORLD_SIZE", 1))
+def init(rendezvous: Path, minutes: float) -> None:
+    """Join the process group, through the file `rendezvous` on one machine; no-op for a single rank.
 
-
-def join(meeting: Path, minutes: float) -> None:
-    """Meet the others, at a file of this attempt's own where all are here; nothing where there are none.
-
-    An answer that takes longer than `minutes` raises from then on.
+    Collective operations that take longer than `minutes` raise from then on.
     """
-    if count() == 1:
+    if world_size() == 1:
         return
+    one_machine = int(os.environ.get("LOCAL_WORLD_SIZE", world_size())) == world_size()
     distributed.init_process_group(
-        # whatever is on the CPU, as the question whether to stop, does not wait for the GPU
+        # collectives of CPU tensors, as the stop flag, do not synchronise with the GPU
         "cpu:gloo,cuda:nccl" if torch.cuda.is_available() else "gloo",
-        init_method=f"file://{meeting}" if _all_here() else "env://",
-        rank=own(),
-        world_size=count(),
+        init_method=f"file://{rendezvous}" if one_machine else "env://",
+        rank=rank(),
+        world_size=world_size(),
         timeout=timedelta(minutes=minutes),
     )
 
 
-def _all_here() -> bool:
-    return int(os.environ.get("LOCAL_WORLD_SIZE", count())) == count()
+def shut_down() -> None:
+    """Destroy the process group after a barrier; not for a rank that failed, which would block.
 
-
-def leave() -> None:
-    """Part, all at about the same time; whoever fails leaves without it, as it would wait.
-
-    Whoever is first waits for the last: a connection that closes early can cost the others
-    what they were still reading from it.
+    Without the barrier a connection that closes early can cost other ranks unread data.
     """
-    if count() > 1:
-        with suppress(RuntimeError):  # one that died after its last step costs nobody the result
+    if world_size() > 1:
+        with suppress(
+            RuntimeError
+        ):  # a rank that died after its last step does not fail the others
             distributed.barrier()
         distributed.destroy_process_group()
 
 
 @contextmanager
-def first_ahead() -> Iterator[None]:
-    """The first rank runs the block before all others, which find what it left in the caches."""
-    if own() > 0:
+def rank_zero_first() -> Iterator[None]:
+    """Run the block on rank 0 before all other ranks, which then find the caches filled."""
+    if rank() > 0:
         distributed.barrier()
     yield
-    if own() == 0 and count() > 1:
+    if rank() == 0 and world_size() > 1:
         distributed.barrier()
 
 
 class FlagReduction:
-    """Asked by every rank at every step; the answer comes with the next step, so nobody waits."""
+    """Asynchronous logical OR over ranks; each call returns the result of the previous one."""
 
     def __init__(self) -> None:
-        self._asked: tuple[distributed.Work, torch.Tensor] | None = None
+        self._pending: tuple[distributed.Work, torch.Tensor] | None = None
 
-    def ask(self, ours: bool) -> bool:
-        """Whether any rank said yes the time before; of a process alone, what it says now."""
-        if count() == 1:
-            return ours
-        before, said = self._asked, torch.tensor(int(ours))
-        work = distributed.all_reduce(said, async_op=True)
+    def reduce(self, flag: bool) -> bool:
+        """Whether any rank's previous flag was set; for a single rank, `flag` itself."""
+        if world_size() == 1:
+            return flag
+        before, value = self._pending, torch.tensor(int(flag))
+        work = distributed.all_reduce(value, async_op=True)
         assert work is not None  # it is None for ranks outside of a group
-        self._asked = work, said
+        self._pending = work, value
         if before is None:
             return False
         before[0].wait()
         return bool(before[1])
 
 
-def first_word(ours: str) -> str:
-    """What the lowest rank with anything to say says; every rank must ask."""
-    if count() == 1:
-        return ours
-    said = [""] * count()
-    distributed.all_gather_object(said, ours)
-    return next(filter(None, said), "")
+def first_reason(own: str) -> str:
+    """The non-empty string of the lowest rank; all ranks must call it."""
+    if world_size() == 1:
+        return own
+    reasons = [""] * world_size()
+    distributed.all_gather_object(reasons, own)
+    return next(filter(None, reasons), "")

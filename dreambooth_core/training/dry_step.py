@@ -1,7 +1,7 @@
-"""A training step without numbers: every tensor is a shape, and the bytes of those alive are told.
+"""Memory of a training step, measured by running it with fake tensors (shapes without data).
 
-So the model's own code says what it keeps for the backward pass, not a formula about it. The
-operations are those of this machine's device, in the forward's number type.
+What is kept for the backward pass follows from the model's code instead of a formula. Operations
+are those of this machine's device, in the number type of the forward pass.
 """
 
 import weakref
@@ -28,14 +28,14 @@ from dreambooth_core.diffusion.objectives import (
 
 
 class LiveStorages(TorchDispatchMode):  # type: ignore[no-untyped-call]  # torch leaves it untyped
-    """Adds up the storages that operations make, for as long as they live; `known` ones aside."""
+    """Counts the bytes of live storages that operations allocate, except those of `known` tensors."""
 
     def __init__(self, known: Iterable[Tensor] = ()) -> None:
         super().__init__()  # type: ignore[no-untyped-call]
         self.bytes = self.peak = 0
         self._storages: set[int] = set()
         for tensor in known:
-            self._see(tensor.untyped_storage(), 0)
+            self._add(tensor.untyped_storage(), 0)
 
     def __torch_dispatch__(
         self,
@@ -44,28 +44,28 @@ class LiveStorages(TorchDispatchMode):  # type: ignore[no-untyped-call]  # torch
         args: tuple[Any, ...] = (),
         kwargs: Mapping[str, Any] | None = None,
     ) -> Any:
-        found = function(*args, **(kwargs or {}))
-        for value in tree_leaves(found):
+        result = function(*args, **(kwargs or {}))
+        for value in tree_leaves(result):
             if isinstance(value, Tensor):
                 storage = value.untyped_storage()
-                self._see(storage, storage.nbytes())
-        return found
+                self._add(storage, storage.nbytes())
+        return result
 
-    def _see(self, storage: torch.UntypedStorage, count: int) -> None:
+    def _add(self, storage: torch.UntypedStorage, count: int) -> None:
         if id(storage) in self._storages:
             return
         self._storages.add(id(storage))
         self.bytes += count
         self.peak = max(self.peak, self.bytes)
-        weakref.finalize(storage, self._gone, id(storage), count)
+        weakref.finalize(storage, self._freed, id(storage), count)
 
-    def _gone(self, storage: int, count: int) -> None:
+    def _freed(self, storage: int, count: int) -> None:
         self._storages.discard(storage)
         self.bytes -= count
 
 
 class RealIndices(TorchDispatchMode):  # type: ignore[no-untyped-call]
-    """Lets token ids, masks and lengths keep their numbers, since shapes hang on them."""
+    """Keeps token ids, masks and lengths as real tensors, since shapes depend on their values."""
 
     def __torch_dispatch__(
         self,
@@ -78,7 +78,7 @@ class RealIndices(TorchDispatchMode):  # type: ignore[no-untyped-call]
         given = [value for value in tree_leaves((args, named)) if isinstance(value, Tensor)]
         if any(isinstance(value, FakeTensor) for value in given):
             if function is torch.ops.aten.index.Tensor:
-                args = (args[0], [place for mask in args[1] for place in _places(mask)])
+                args = (args[0], [index for mask in args[1] for index in _indices(mask)])
             return function(*args, **named)
         found = None if given else function(*args, **named)
         if isinstance(found, Tensor) and found.is_floating_point():
@@ -87,8 +87,8 @@ class RealIndices(TorchDispatchMode):  # type: ignore[no-untyped-call]
             return function(*args, **named)
 
 
-def _places(mask: Tensor | None) -> tuple[Tensor | None, ...]:
-    """The places that a mask with numbers picks; any other index as it is."""
+def _indices(mask: Tensor | None) -> tuple[Tensor | None, ...]:
+    """The indices that a real boolean mask selects; any other index unchanged."""
     if not isinstance(mask, Tensor) or mask.dtype != torch.bool or isinstance(mask, FakeTensor):
         return (mask,)
     with unset_fake_temporarily():
@@ -97,27 +97,27 @@ def _places(mask: Tensor | None) -> tuple[Tensor | None, ...]:
 
 @dataclass(frozen=True)
 class StepMemory:
-    """Bytes of one process' step, beside its weights."""
+    """Bytes of one process's step, without its weights."""
 
     inputs: int
-    """The batch, and what the prompts have become where the text encoders are frozen."""
+    """The batch, and token ids or conditioning of the prompts."""
     peak: int
-    """Gradients and activations together at the worst moment."""
+    """Peak of gradients and activations together."""
 
 
 def measure_step(
     family: Family, parts: Parts, config: Config, forward: torch.dtype, device: torch.device
 ) -> StepMemory:
-    """Take the config's step with parts on the meta device, prepared for training.
+    """Run the config's step with components on the meta device that are prepared for training.
 
-    `forward` is the number type that it computes in. The parts are of no use afterwards.
+    `forward` is the number type of the forward pass. The components cannot be used afterwards.
     """
     components = [parts[name] for name in (family.denoiser, *family.text_encoders)]
     latents = _latent_shape(family, parts, config.model.resolution)
     with FakeTensorMode(allow_non_fake_inputs=True):
         for component in components:
             materialize(component, device)
-        weights = [weight for part in components for weight in part.parameters()]
+        weights = [weight for component in components for weight in component.parameters()]
         if config.optimizer.fused_backward:
             _free_gradients(weights)
         with RealIndices():  # type: ignore[no-untyped-call]
@@ -125,17 +125,17 @@ def measure_step(
             batch = {name: value.to(device) for name, value in _batch(config, latents).items()}
             prompts = step.prompts(device)
             inputs = [*batch.values(), *prompts.values()]
-            with LiveStorages([*inputs, *weights]) as living:
+            with LiveStorages([*inputs, *weights]) as live:
                 for _ in range(min(2, config.train.gradient_accumulation_steps)):
                     with _autocast(device, forward):
                         loss = step.loss(batch, prompts)
                     loss.backward()  # type: ignore[no-untyped-call]
                     del loss
-    return StepMemory(sum(value.nbytes for value in inputs), living.peak)
+    return StepMemory(sum(value.nbytes for value in inputs), live.peak)
 
 
 class _Step:
-    """The training step, as far as memory goes."""
+    """The operations of `DreamBooth.training_step`."""
 
     def __init__(self, family: Family, parts: Parts, config: Config) -> None:
         self.family, self.parts, self.config = family, parts, config
@@ -144,29 +144,29 @@ class _Step:
         self.encodes = any(weight.requires_grad for weight in text)
 
     def prompts(self, device: torch.device) -> Tensors:
-        """Instance and class prompt: token ids where text encoders move, else conditioning."""
+        """Instance and class prompt: token ids if text encoders train, else conditioning."""
         subject = self.config.subject
         texts = [subject.instance_prompt]
         if self.config.prior.enabled:
             texts.append(subject.class_prompt)
         tokens = self.family.tokenize(self.parts, [subject.fill(text) for text in texts])
-        placed = {name: ids.to(device) for name, ids in tokens.items()}
+        moved = {name: ids.to(device) for name, ids in tokens.items()}
         if self.encodes:
-            return placed
+            return moved
         with torch.no_grad():
-            return self.family.encode_prompts(self.parts, placed)
+            return self.family.encode_prompts(self.parts, moved)
 
     def loss(self, batch: Tensors, prompts: Tensors) -> Tensor:
         times, is_class = batch["times"], batch["is_class"]
-        answer = self.answer(batch, prompts, slice(None))
-        wanted = target(self.objective, batch["latents"], batch["noise"], times)
+        prediction = self.predict(batch, prompts, slice(None))
+        targets = target(self.objective, batch["latents"], batch["noise"], times)
         if self.config.prior_target == "prediction":
             with torch.no_grad(), adapters.disabled(self.family, self.parts):
-                self.answer(batch, prompts, is_class)
-        losses = example_losses(self.config.loss, self.objective, answer, wanted, times)
+                self.predict(batch, prompts, is_class)
+        losses = example_losses(self.config.loss, self.objective, prediction, targets, times)
         return prior_preservation(losses, is_class, self.config.prior.loss_weight)[0]
 
-    def answer(self, batch: Tensors, prompts: Tensors, rows: Any) -> Tensor:
+    def predict(self, batch: Tensors, prompts: Tensors, rows: Any) -> Tensor:
         if self.encodes:
             prompts = self.family.encode_prompts(self.parts, prompts)
         conditioning = {name: value[batch["prompt_of"][rows]] for name, value in prompts.items()}
@@ -178,18 +178,18 @@ class _Step:
 
 
 def materialize(component: nn.Module, device: torch.device) -> None:
-    """Give every tensor of a component on the meta device a place; shared ones stay shared."""
-    placed: dict[Tensor, Tensor] = {}
+    """Allocate every tensor of a component on the meta device on `device`; shared tensors stay shared."""
+    allocated: dict[Tensor, Tensor] = {}
     for module in component.modules():
         tensors = {**module._parameters, **module._buffers, **vars(module)}
         for name, value in tensors.items():
             if isinstance(value, Tensor):
-                if value not in placed:
-                    placed[value] = _placed(value, device)
-                setattr(module, name, placed[value])
+                if value not in allocated:
+                    allocated[value] = _allocate(value, device)
+                setattr(module, name, allocated[value])
 
 
-def _placed(value: Tensor, device: torch.device) -> Tensor:
+def _allocate(value: Tensor, device: torch.device) -> Tensor:
     empty = torch.empty_strided(value.size(), value.stride(), dtype=value.dtype, device=device)
     if isinstance(value, nn.Parameter):
         return nn.Parameter(empty, requires_grad=value.requires_grad)

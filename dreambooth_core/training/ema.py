@@ -1,7 +1,7 @@
-"""A running average of the weights, which often is the better model than the last step's.
+"""Exponential moving average (EMA) of the weights, with a decay that warms up.
 
-Polyak & Juditsky 1992; the exponential kind with a decay that warms up, as Ho et al. 2020
-(arXiv:2006.11239) sample from and TensorFlow's ExponentialMovingAverage describes.
+Polyak & Juditsky 1992; Ho et al. 2020 (arXiv:2006.11239); the warm-up is that of TensorFlow's
+ExponentialMovingAverage.
 """
 
 from collections.abc import Iterator, Mapping
@@ -16,29 +16,29 @@ from dreambooth_core.training import fsdp
 
 
 def decay_at(decay: float, step: int) -> float:
-    """What the average keeps of itself after a step from 0: min(decay, (1 + step) / (10 + step)).
+    """The decay after a step, counted from 0: min(decay, (1 + step) / (10 + step)).
 
-    So the start, which still is the base, fades: after ten steps it weighs less than a ten-thousandth.
+    After ten steps the initial weights contribute less than 1e-4.
     """
     return min(decay, (1 + step) / (10 + step))
 
 
 class ExponentialMovingAverage:
-    """Averages of float32 weights, by name, each in its weight's memory layout."""
+    """Averages of float32 weights by name, each in its weight's memory layout."""
 
     def __init__(self, decay: float, weights: Mapping[str, Tensor]) -> None:
         self.decay, self.weights = decay, dict(weights)
         self.averages = {name: weight.detach().clone() for name, weight in weights.items()}
 
     def update(self, step: int) -> None:
-        """Take in the weights after a step, counted from 0."""
+        """Update the averages after a step, counted from 0."""
         update = get_ema_multi_avg_fn(decay_at(self.decay, step))  # type: ignore[no-untyped-call]
         weights = [weight.detach() for weight in self.weights.values()]
         update(list(self.averages.values()), weights, None)
 
     @contextmanager
     def swapped(self) -> Iterator[None]:
-        """The averages in the place of the weights while it lasts, without a third copy."""
+        """Swap averages and weights within the block, without a third copy of all."""
         self._swap()
         try:
             yield
@@ -48,17 +48,17 @@ class ExponentialMovingAverage:
     @torch.no_grad()
     def _swap(self) -> None:
         for name, weight in self.weights.items():
-            kept = weight.clone()
+            before = weight.clone()
             weight.copy_(self.averages[name])
-            self.averages[name].copy_(kept)
+            self.averages[name].copy_(before)
 
     def state(self) -> dict[str, Tensor]:
-        """The averages by name, whole, contiguous and on the CPU."""
-        return {name: fsdp.whole(average) for name, average in self.averages.items()}
+        """The averages by name: full tensors, contiguous, on the CPU."""
+        return {name: fsdp.full_tensor(average) for name, average in self.averages.items()}
 
-    def put_back(self, tensors: Mapping[str, Tensor]) -> None:
-        """Go on from what `state` gave; raises `StageFailed` when it is of other weights."""
+    def load_state(self, tensors: Mapping[str, Tensor]) -> None:
+        """Load what `state` returned; raises `StageFailed` for averages of other weights."""
         if tensors.keys() != self.averages.keys():
             raise StageFailed("the saved averages are of other weights; delete the checkpoint")
         for name, average in self.averages.items():
-            average.copy_(fsdp.piece(tensors[name], average))
+            average.copy_(fsdp.local_shard(tensors[name], average))

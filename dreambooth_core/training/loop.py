@@ -9,29 +9,29 @@ from pytorch_lightning.strategies import DDPStrategy, ModelParallelStrategy, Str
 from dreambooth_core.config import Train
 from dreambooth_core.training.batches import MicroBatches
 from dreambooth_core.training.module import DreamBooth
-from dreambooth_core.training.precision import OF_LIGHTNING, resolved_precision
+from dreambooth_core.training.precision import LIGHTNING_PRECISION, resolved_precision
 
 if TYPE_CHECKING:
     from dreambooth_core.training.callback import TrainingCallback
 
 
 def _strategy(train: Train) -> "Strategy | str":
-    """How ranks share the work: copies of the model, or shards, which are there by now."""
+    """Single process, DDP, or FSDP2 of a model that is sharded already."""
     if train.num_processes == 1:
         return "auto"
     if train.strategy == "fsdp2":
         return ModelParallelStrategy()
     return DDPStrategy(
-        # beside what its name says it keeps the buckets of the first step, and with them the order
-        # of sums: a resumed training has no later ones
+        # keeps the gradient buckets of the first step, and so the order of summation: a resumed
+        # training would not rebuild them at the same step
         find_unused_parameters=True,
-        # all start from the same files and seeds; and quantized weights cannot be sent
+        # all ranks load the same files with the same seeds, and quantized weights cannot be broadcast
         init_sync=False,
     )
 
 
-def fit(module: DreamBooth, data: MicroBatches, keeper: "TrainingCallback", start: int) -> None:
-    """Take the steps from `start` to the end, or to where the keeper stops."""
+def fit(module: DreamBooth, data: MicroBatches, callback: "TrainingCallback", start: int) -> None:
+    """Train from step `start` to the last one, or until the callback stops it."""
     train = module.config.train
     loader = torch.utils.data.DataLoader(
         data,
@@ -45,8 +45,8 @@ def fit(module: DreamBooth, data: MicroBatches, keeper: "TrainingCallback", star
         strategy=_strategy(train),
         max_epochs=1,
         accumulate_grad_batches=train.gradient_accumulation_steps,
-        precision=OF_LIGHTNING[resolved_precision(train.precision)],
-        callbacks=[keeper],
+        precision=LIGHTNING_PRECISION[resolved_precision(train.precision)],
+        callbacks=[callback],
         logger=False,
         enable_checkpointing=False,
         enable_progress_bar=False,

@@ -1,4 +1,4 @@
-"""What a training process will hold on its device, told before the first step; and plans that fit."""
+"""Memory plan: what a training process will hold on its device, and smaller settings that fit."""
 
 from dataclasses import asdict, dataclass
 from pathlib import Path
@@ -17,7 +17,7 @@ Precision = Literal["fp32", "bf16", "fp16"]
 FORWARD = {"fp32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}
 
 HEADROOM = 1.1
-"""What a plan needs of its device, for fragments between tensors and the libraries' workspaces."""
+"""Factor of a plan on its device, for fragmentation and the libraries' workspaces."""
 
 
 @dataclass(frozen=True)
@@ -30,11 +30,11 @@ class MemoryRow:
 
 @dataclass(frozen=True)
 class MemoryPlan:
-    """What one process holds on its device at a step's worst moment."""
+    """Peak memory of one process on its device during a step."""
 
     rows: tuple[MemoryRow, ...]
     limit: int | None = None
-    """Bytes of the device; None where nothing is known of it."""
+    """Bytes of the device; None if unknown."""
 
     @property
     def total(self) -> int:
@@ -46,7 +46,7 @@ class MemoryPlan:
         return self.limit is None or self.total * HEADROOM <= self.limit
 
     def as_table(self) -> list[tuple[str, str]]:
-        """Name and size of every row, then of the total and of the device, for people."""
+        """Name and formatted size of every row, of the total and of the device."""
         rows = [(row.name, size(row.bytes)) for row in self.rows]
         device = [] if self.limit is None else [("device", size(self.limit))]
         return [*rows, ("total", size(self.total)), *device]
@@ -56,12 +56,12 @@ class MemoryPlan:
 
 
 def size(count: int) -> str:
-    """Bytes for people: `123 MiB`, `4.56 GiB`."""
+    """Bytes, formatted: `123 MiB`, `4.56 GiB`."""
     return f"{count / 2**20:.0f} MiB" if count < 2**30 else f"{count / 2**30:.2f} GiB"
 
 
 def device_limit(options: Memory) -> int | None:
-    """Bytes that training may hold: what the config says, else the GPU's memory, else None."""
+    """Bytes that training may use: `memory.limit_gib`, else the GPU's memory, else None."""
     if options.limit_gib is not None:
         return int(options.limit_gib * 2**30)
     if torch.cuda.is_available():
@@ -70,10 +70,10 @@ def device_limit(options: Memory) -> int | None:
 
 
 def plan(config: Config, base: Path, precision: Precision, limit: int | None = None) -> MemoryPlan:
-    """The memory plan of training from the base in a folder, of which only configs are read.
+    """The memory plan of training the base model in a folder, of which only configs are read.
 
-    `activations` is what the step needs beyond the gradients' room, which it may use until they
-    are there. Raises `ConfigError` and `ModelError` as training itself would.
+    `activations` is the step's peak less the size of the gradients, whose memory it may use before
+    they exist. Raises `ConfigError` and `ModelError` as training would.
     """
     from dreambooth_core.training.precision import frozen_numbers
 
@@ -81,12 +81,12 @@ def plan(config: Config, base: Path, precision: Precision, limit: int | None = N
     with torch.device("meta"):
         parts = family.load(base, None, frozen_numbers(config))
         trained = adapters.prepare(family, parts, config)
-    weights = [weight for part in trained.values() for weight in part.values()]
+    weights = [weight for group in trained.values() for weight in group.values()]
     held = _held(family, parts, config)
     if train.gradient_checkpointing:
         checkpoint_activations(parts, (family.denoiser,))
-    moving = sum(weight.nbytes for weight in weights)
-    gradients = 0 if config.optimizer.fused_backward else moving
+    trained_bytes = sum(weight.nbytes for weight in weights)
+    gradients = 0 if config.optimizer.fused_backward else trained_bytes
     state = sum(optimizers.state_bytes(config.optimizer.name, weight) for weight in weights)
     device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
     step = dry_step.measure_step(family, parts, config, FORWARD[precision], device)
@@ -95,11 +95,11 @@ def plan(config: Config, base: Path, precision: Precision, limit: int | None = N
         **{f"{name} weights": count for name, count in held.items()},
         "gradients": gradients,
         f"{config.optimizer.name} state": state,
-        "average of the weights": moving if train.ema is not None else 0,
+        "EMA weights": trained_bytes if train.ema is not None else 0,
     }
     found = {name: -(-count // shards) for name, count in sharded.items()}
     found |= {
-        "gradients on their way": gradients if train.num_processes > 1 and shards == 1 else 0,
+        "gradient buckets": gradients if train.num_processes > 1 and shards == 1 else 0,
         "batch and prompts": step.inputs,
         "activations": max(0, step.peak - gradients),
     }
@@ -109,20 +109,20 @@ def plan(config: Config, base: Path, precision: Precision, limit: int | None = N
 
 
 def _held(family: Family, parts: Parts, config: Config) -> dict[str, int]:
-    """Bytes of the components that are there while training; text encoders when any of them moves."""
+    """Bytes of the components in memory while training; text encoders only if one of them trains."""
     text = [weight for name in family.text_encoders for weight in parts[name].parameters()]
-    moves = any(weight.requires_grad for weight in text)
-    names = (family.denoiser, *(family.text_encoders if moves else ()))
+    trains_text = any(weight.requires_grad for weight in text)
+    names = (family.denoiser, *(family.text_encoders if trains_text else ()))
     held = {name: quantized_bytes(parts[name], "none") for name in names}
     held[family.denoiser] = quantized_bytes(parts[family.denoiser], config.model.quantize)
     return held
 
 
 def quantized_bytes(component: nn.Module, kind: Literal["none", "int8", "nf4"]) -> int:
-    """Bytes of a component's tensors, its frozen linear layers in fewer bits.
+    """Bytes of a component's tensors, its frozen linear layers quantized.
 
-    `int8` has a scale per row; `nf4` 8 bits per 64 weights, 32 for every 256 of those, and the
-    tables of both codes.
+    `int8` adds a scale per row; `nf4` an 8-bit scale per 64 weights, a 32-bit one per 256 of those, and
+    the tables of both codes.
     """
     tensors = [*component.parameters(), *component.buffers()]
     total = sum(tensor.nbytes for tensor in tensors)
@@ -139,21 +139,21 @@ def quantized_bytes(component: nn.Module, kind: Literal["none", "int8", "nf4"]) 
 
 
 def checkpoint_activations(parts: Parts, names: tuple[str, ...]) -> None:
-    """Let these components compute activations again in the backward pass; `ConfigError` if not."""
+    """Enable gradient checkpointing of components; raises `ConfigError` if one does not support it."""
     for name in names:
         try:
             parts[name].enable_gradient_checkpointing()
         except (ValueError, AttributeError) as error:
             raise ConfigError(
-                f"the {type(parts[name]).__name__} cannot compute its activations again: "
+                f"the {type(parts[name]).__name__} does not support gradient checkpointing: "
                 "set train.gradient_checkpointing: false"
             ) from error
 
 
 def next_smaller(config: Config) -> Config | None:
-    """The same training in less memory: activations computed again, then smaller forwards.
+    """The same training in less memory: gradient checkpointing, then smaller micro-batches.
 
-    The examples of a step stay the same, as does their order. None when nothing is left to try.
+    A step's examples and their order stay the same. None if nothing is left to reduce.
     """
     train = config.train
     if not train.gradient_checkpointing:
@@ -161,19 +161,16 @@ def next_smaller(config: Config) -> Config | None:
     share = train.batch_size // train.num_processes
     if share == 1 or config.optimizer.fused_backward:
         return None
-    parts = next(count for count in range(2, share + 1) if share % count == 0)
+    splits = next(count for count in range(2, share + 1) if share % count == 0)
     return _with(
         config,
-        batch_size=train.batch_size // parts,
-        gradient_accumulation_steps=train.gradient_accumulation_steps * parts,
+        batch_size=train.batch_size // splits,
+        gradient_accumulation_steps=train.gradient_accumulation_steps * splits,
     )
 
 
 def fit(config: Config, base: Path, precision: Precision, limit: int) -> Config:
-    """The first of the config and its smaller ones whose plan fits into `limit` bytes.
-
-    Raises `ConfigError` when none does.
-    """
+    """The config, or the first smaller one whose plan fits into `limit` bytes; `ConfigError` if none."""
     tried: Config | None = config
     while tried is not None:
         found = plan(tried, base, precision, limit)
@@ -181,7 +178,7 @@ def fit(config: Config, base: Path, precision: Precision, limit: int) -> Config:
             return tried
         tried = next_smaller(tried)
     raise ConfigError(
-        f"training needs {size(found.total)} at the least, with {HEADROOM - 1:.0%} to spare, but "
+        f"training needs at least {size(found.total)}, with {HEADROOM - 1:.0%} to spare, but "
         f"the device has {size(limit)}: use train.method lora, model.quantize, optimizer.name "
         "adamw8bit or a smaller model.resolution"
     )

@@ -1,8 +1,8 @@
-"""The training step: one concatenated forward, one loss per example, DreamBooth's sum."""
+"""LightningModule of DreamBooth, and the optimizer's parameter groups."""
 
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager, nullcontext
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import pytorch_lightning as lightning
 import torch
@@ -24,20 +24,20 @@ from dreambooth_core.training import optimizers
 from dreambooth_core.training.batches import Batch
 from dreambooth_core.training.ema import ExponentialMovingAverage
 
-if TYPE_CHECKING:
-    pass
-
 
 class DreamBooth(lightning.LightningModule):  # type: ignore[misc]  # Lightning is untyped here
-    """Noise in, one loss per example out, DreamBooth's sum of both kinds down."""
+    """DreamBooth (Ruiz et al. 2022, eq. 2): one forward over instance and class examples.
+
+    loss = mean(instance) + `prior.loss_weight` * mean(class)
+    """
 
     def __init__(self, family: Family, parts: Parts, trained: Trained, config: Config) -> None:
         super().__init__()
         self.family, self.parts, self.trained, self.config = family, parts, trained, config
-        # text encoders that stand still are there when others move, and must be on the device too
-        read = {name for name in family.text_encoders if name in parts.components}
+        # when any text encoder trains, frozen ones are loaded too and belong on the same device
+        loaded = {name for name in family.text_encoders if name in parts.components}
         self.components = torch.nn.ModuleDict(
-            {name: parts[name] for name in sorted({family.denoiser, *read, *trained})}
+            {name: parts[name] for name in sorted({family.denoiser, *loaded, *trained})}
         )
         self.objective: Objective = family.objective(parts)
         self.weights = {
@@ -45,22 +45,23 @@ class DreamBooth(lightning.LightningModule):  # type: ignore[misc]  # Lightning 
             for component, weights in trained.items()
             for name, weight in weights.items()
         }
-        """Everything that moves, by its name in a checkpoint."""
+        """Trainable parameters by their names in a checkpoint."""
         decay = config.train.ema
         self.average = ExponentialMovingAverage(decay, self.weights) if decay is not None else None
         self.table: Tensors = {}
+        """One row per prompt: token ids or conditioning."""
         self.encodes = False
-        """Whether the table holds token ids, which the moving text encoders read at every step."""
+        """Whether the table holds token ids, which the text encoders encode at every step."""
         self.step = 0
         self.losses = torch.zeros(config.train.steps, 2)
-        """Of each step, instance and class; no buffer, which ranks would take from the first one."""
+        """(steps, 2): instance and class loss; not a buffer, which DDP would broadcast from rank 0."""
         if config.train.gradient_checkpointing:
             from dreambooth_core.training.memory_plan import checkpoint_activations
 
             checkpoint_activations(parts, (family.denoiser,))
 
     def set_prompts(self, table: Tensors, encodes: bool) -> None:
-        """A row per prompt: token ids when `encodes`, else conditioning."""
+        """Set the table, one row per prompt: token ids if `encodes`, else conditioning."""
         self.table, self.encodes = table, encodes
 
     def on_fit_start(self) -> None:
@@ -68,10 +69,10 @@ class DreamBooth(lightning.LightningModule):  # type: ignore[misc]  # Lightning 
         self.table = {name: value.to(self.device) for name, value in self.table.items()}
 
     def training_step(self, batch: Batch, _index: int) -> Tensor:
-        """The total loss of a batch of `Steps`; both kinds go through one forward."""
-        loss, answer = self.config.loss, self.answer(batch)
-        wanted, mask = self._wanted(batch), batch.get("mask")
-        losses = example_losses(loss, self.objective, answer, wanted, batch["times"], mask)
+        """The loss of a micro-batch of `MicroBatches`."""
+        loss, prediction = self.config.loss, self.predict(batch)
+        targets, mask = self._targets(batch), batch.get("mask")
+        losses = example_losses(loss, self.objective, prediction, targets, batch["times"], mask)
         weight = self.config.prior.loss_weight
         total, instance, classes = prior_preservation(losses, batch["is_class"], weight)
         shares = (
@@ -81,8 +82,8 @@ class DreamBooth(lightning.LightningModule):  # type: ignore[misc]  # Lightning 
         self.losses[batch["step"]] += shares
         return total
 
-    def answer(self, batch: Batch, rows: Tensor | slice = slice(None)) -> Tensor:
-        """What the denoiser says to some examples of a batch."""
+    def predict(self, batch: Batch, rows: Tensor | slice = slice(None)) -> Tensor:
+        """Denoiser prediction, (rows, channels, h, w), for the selected rows of a batch."""
         prompts = {name: value[batch["prompts"]] for name, value in self.table.items()}
         if self.encodes:
             prompts = dict(self.family.encode_prompts(self.parts, prompts))
@@ -94,20 +95,20 @@ class DreamBooth(lightning.LightningModule):  # type: ignore[misc]  # Lightning 
         timesteps = self.objective.timesteps_of(times)
         return self.family.predict(self.parts, noisy, timesteps, conditioning)
 
-    def _wanted(self, batch: Batch) -> Tensor:
-        """The objective's target; for class examples perhaps what the frozen base answers."""
-        wanted = target(self.objective, batch["latents"], batch["noise"], batch["times"])
+    def _targets(self, batch: Batch) -> Tensor:
+        """Targets of a batch; for class examples the base's prediction with `prior.target: prediction`."""
+        targets = target(self.objective, batch["latents"], batch["noise"], batch["times"])
         if self.config.prior_target != "prediction":
-            return wanted
+            return targets
         rows = batch["is_class"]
         with torch.no_grad(), adapters.disabled(self.family, self.parts):
-            of_base = self.answer(batch, rows)
-        wanted = wanted.clone()
-        wanted[rows] = of_base.to(wanted.dtype)
-        return wanted
+            base = self.predict(batch, rows)
+        targets = targets.clone()
+        targets[rows] = base.to(targets.dtype)
+        return targets
 
     def configure_model(self) -> None:
-        """What Lightning asks for with shards; `fsdp.shard` has been here."""
+        """Required by Lightning's FSDP strategy; the model is sharded by `fsdp.shard` before."""
 
     def configure_optimizers(self) -> torch.optim.Optimizer:
         groups = learning_groups(self.family, self.trained, self.config)
@@ -115,20 +116,20 @@ class DreamBooth(lightning.LightningModule):  # type: ignore[misc]  # Lightning 
         return self.optimizer
 
     @property
-    def text_rests(self) -> bool:
-        """Whether text encoders and new tokens stay as they are at this step."""
+    def text_frozen(self) -> bool:
+        """Whether text encoders and new tokens are frozen from this step on (`train.text_encoder_until`)."""
         train = self.config.train
         return self.step >= train.text_encoder_until * train.steps
 
     @contextmanager
-    def served(self) -> Iterator[None]:
-        """Within it the weights are those that are served: averaged, where the options say so."""
+    def inference_weights(self) -> Iterator[None]:
+        """Within the block, hold the weights of inference: averaged if EMA or the optimizer averages."""
         average = nullcontext() if self.average is None else self.average.swapped()
-        with average, optimizers.served(self.optimizer):
+        with average, optimizers.inference_weights(self.optimizer):
             yield
 
     def on_train_batch_start(self, batch: Batch, _index: int) -> None:
-        """The learning rate is a function of the step, and so is any dropout a base may have."""
+        """Set the learning rate and the dropout seed, both functions of the step."""
         self.step = batch["step"]
         factor = optimizers.lr_factor(self.config.train, self.step)
         for group in self.optimizer.param_groups:
@@ -137,13 +138,13 @@ class DreamBooth(lightning.LightningModule):  # type: ignore[misc]  # Lightning 
         torch.manual_seed(seed_for(self.trainer.global_rank, "dropout", number))
 
     def on_before_optimizer_step(self, _optimizer: torch.optim.Optimizer) -> None:
-        """Leave text alone after its share; clip all gradients together, also of a fused optimizer.
+        """Drop gradients of frozen text weights; clip the norm of all gradients together.
 
-        Lightning refuses to clip for fused optimizers in mixed precision, which have been unscaled
-        by now.
+        Done here because Lightning refuses to clip for fused optimizers in mixed precision; gradients
+        are unscaled by now.
         """
         train = self.config.train
-        if self.text_rests:
+        if self.text_frozen:
             for group in self.optimizer.param_groups:
                 if group["is_text"]:
                     for weight in group["params"]:
@@ -160,7 +161,7 @@ class DreamBooth(lightning.LightningModule):  # type: ignore[misc]  # Lightning 
 
 
 def learning_groups(family: Family, trained: Trained, config: Config) -> list[dict[str, Any]]:
-    """The optimizer's groups: denoiser, each text encoder, new tokens; each with its own rate."""
+    """Parameter groups: denoiser, each text encoder, new tokens; each with its learning rate."""
     train = config.train
     text_rate = train.text_encoder_learning_rate or train.learning_rate
     groups = []

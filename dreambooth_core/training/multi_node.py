@@ -1,12 +1,10 @@
-"""An attempt whose ranks stand on several machines.
+"""An attempt on several machines: `python -m dreambooth_core.training.multi_node SPEC.json`.
 
-`python -m dreambooth_core.training.multi_node SPEC.json` starts it.
-
-A placement group of Ray's puts an actor on each of `compute.nodes` machines, and each actor runs its
-machine's part of one torchrun, in a work folder of its own. This process stands for the ranks: it
-hands on the order to stop, and leaves in the spec's folder what the first rank leaves in its own. Where
-a machine dies it ends all others' parts and says so; the parent starts the next attempt, from the
-last checkpoint in the store.
+A Ray placement group puts an actor on each of `compute.nodes` machines; each actor runs torchrun
+with its machine's ranks in a work folder of its own. This process forwards a stop request to them
+and copies rank 0's progress, curves and result to the spec's folder. If a machine dies, it ends the
+others and reports status `lost`; the stage then starts the next attempt from the last checkpoint in
+the store.
 """
 
 import shutil
@@ -24,12 +22,13 @@ from dreambooth_core.config.compute import Compute, paths_here
 from dreambooth_core.errors import DreamBoothError, StageFailed, one_line
 from dreambooth_core.runtime.engines.ray import cluster
 from dreambooth_core.runtime.processes import last_lines, supervised
-from dreambooth_core.storage.blobs import get_blob, put_blob
+from dreambooth_core.storage.blobs import get_blob, put_folder
 from dreambooth_core.storage.records import Blob
 from dreambooth_core.storage.stores import open_store, written_beside
 from dreambooth_core.training import checkpoints, launcher
 from dreambooth_core.training.spec import (
     GRACE_SECONDS,
+    PROGRESS_FILES,
     VALIDATION,
     AttemptResult,
     TrainingSpec,
@@ -37,43 +36,42 @@ from dreambooth_core.training.spec import (
     write_record,
 )
 
-LOOK_SECONDS = 0.2
+POLL_SECONDS = 0.2
 END_SECONDS = 60.0
-"""In which all machines end once one has: what has not is dead, or Ray finds out that it is."""
+"""Limit for all machines to end after the first has ended."""
 Files = Mapping[str, tuple[int, bytes]]
-"""Name of a file below the run's folder -> when it was written, in ns, and what it holds."""
+"""Path below the run's folder -> modification time in ns, and content."""
 
 
 class NodeTask(NamedTuple):
-    """A machine's part."""
+    """Arguments of one machine's torchrun."""
 
-    number: int
-    machines: int
+    node: int
+    nodes: int
     ranks: int
-    """Of this machine."""
+    """On this machine."""
     first: str
-    """ADDRESS:PORT of the first machine's torchrun."""
+    """ADDRESS:PORT of node 0's torchrun."""
 
 
 class NodeResult(NamedTuple):
-    """How a machine's part ended."""
+    """Result of one machine's torchrun."""
 
     status: int
-    said: str
-    """The end of its log."""
+    log_tail: str
     weights: dict[str, Blob]
-    """Of the first machine, when training is done: file -> blob in the store."""
+    """Path -> blob in the store; on node 0 after a completed training, else empty."""
 
 
 class NodeActor:
-    """The actor: what one machine does. Its three methods run side by side."""
+    """Ray actor of one machine; its methods run concurrently."""
 
     def __init__(self) -> None:
         self._folder: Path | None = None
         self._stop = threading.Event()
 
     def address(self) -> str:
-        """ADDRESS:PORT where this machine can be asked by the others."""
+        """This machine's address and a free port, as ADDRESS:PORT."""
         import ray
 
         own = ray.util.get_node_ip_address()
@@ -81,40 +79,40 @@ class NodeActor:
             free.bind((own, 0))
             return f"{own}:{free.getsockname()[1]}"
 
-    def train(self, document: str, post: NodeTask) -> NodeResult:
-        """This machine's part of the spec, to its end."""
+    def train(self, document: str, task: NodeTask) -> NodeResult:
+        """Run this machine's ranks of the spec to their end."""
         try:
-            spec = self._settled(TrainingSpec.model_validate_json(document))
-            return self._trained(spec, post)
+            spec = self._prepared(TrainingSpec.model_validate_json(document))
+            return self._run(spec, task)
         except DreamBoothError as error:
             return NodeResult(1, str(error), {})
 
-    def _trained(self, spec: TrainingSpec, post: NodeTask) -> NodeResult:
+    def _run(self, spec: TrainingSpec, task: NodeTask) -> NodeResult:
         own, log = self.address().rpartition(":")[0], spec.folder / "train.log"
         log.unlink(missing_ok=True)
-        where = (post.ranks, post.number, post.machines, post.first)
+        arguments = (task.ranks, task.node, task.nodes, task.first)
         with supervised(
-            launcher.command_on(spec.folder / "spec.json", *where),
-            env=launcher.environment_on(post.ranks, own),
+            launcher.node_command(spec.folder / "spec.json", *arguments),
+            env=launcher.node_environment(task.ranks, own),
             log=log,
             grace=GRACE_SECONDS,
         ) as ranks:
             while ranks.poll() is None:
-                if self._stop.wait(LOOK_SECONDS):
+                if self._stop.wait(POLL_SECONDS):
                     ranks.terminate()
                     self._stop.clear()
-        outcome = read_record(spec.folder / "result.json", AttemptResult)
-        done = post.number == 0 and outcome is not None and outcome.status == "done"
-        weights = _put(spec) if done else {}
+        result = read_record(spec.folder / "result.json", AttemptResult)
+        weights = {}
+        if task.node == 0 and result is not None and result.status == "done":
+            weights = put_folder(open_store(spec.config.storage), spec.folder / "weights")
         return NodeResult(ranks.returncode, last_lines(log), weights)
 
-    def told(self, known: Mapping[str, int]) -> Files:
-        """What has changed of that which the parent looks at, since `known`."""
+    def changed_files(self, known: Mapping[str, int]) -> Files:
+        """Progress, curves, result and contact sheets that differ from `known`, path -> time in ns."""
         if self._folder is None:
             return {}
-        names = ("progress.json", "course.json", "result.json")
         paths = [
-            *(self._folder / name for name in names),
+            *(self._folder / name for name in PROGRESS_FILES),
             *self._folder.glob(f"{VALIDATION}/*.png"),
         ]
         found = {}
@@ -126,143 +124,141 @@ class NodeActor:
         return found
 
     def stop(self) -> None:
-        """End in order: save, if all others do."""
+        """Send SIGTERM to the ranks, which then save a checkpoint and end."""
         self._stop.set()
 
-    def _settled(self, spec: TrainingSpec) -> TrainingSpec:
-        """The spec as it is here, with nothing of an earlier attempt beside it.
+    def _prepared(self, spec: TrainingSpec) -> TrainingSpec:
+        """The spec with this machine's paths, in a folder without an earlier attempt's files.
 
-        Raises `StageFailed` without the checkpoint to go on from.
+        Raises `StageFailed` if the checkpoint to resume from is missing.
         """
         paths = paths_here(spec.config.paths)
         folder = paths.work / "runs" / spec.folder.name
         folder.mkdir(parents=True, exist_ok=True)
-        for name in ("progress.json", "course.json", "result.json"):
+        for name in PROGRESS_FILES:
             (folder / name).unlink(missing_ok=True)
         resume, saved = None, folder / "checkpoints"
-        # what an earlier attempt has left here may be further than what all machines go on from
+        # local checkpoints may be newer than the one that all machines resume from
         shutil.rmtree(saved, ignore_errors=True)
         if spec.resume is not None:
             store = open_store(spec.config.storage)
             resume = checkpoints.fetch_step(store, spec.prefix, saved, spec.resume_step)
             if resume is None:
                 raise StageFailed(
-                    f"the checkpoint of step {spec.resume_step} has gone from {spec.prefix} of the "
+                    f"the checkpoint of step {spec.resume_step} is missing in {spec.prefix} of the "
                     "store: run again"
                 )
         config = spec.config.model_copy(update={"paths": paths})
-        here = spec.model_copy(update={"config": config, "folder": folder, "resume": resume})
-        write_record(folder / "spec.json", here)
+        local = spec.model_copy(update={"config": config, "folder": folder, "resume": resume})
+        write_record(folder / "spec.json", local)
         self._folder = folder
-        return here
+        return local
 
 
-class _Crew:
-    """All machines of an attempt, as this process sees them."""
+class _Nodes:
+    """The actors of an attempt and their pending results."""
 
-    def __init__(self, ray: Any, machines: list[Any], spec: TrainingSpec) -> None:
-        self._ray, self._machines, self._spec = ray, machines, spec
+    def __init__(self, ray: Any, actors: list[Any], spec: TrainingSpec) -> None:
+        self._ray, self._actors, self._spec = ray, actors, spec
         self._known: dict[str, int] = {}
         config = spec.config
-        first = ray.get(machines[0].address.remote())
+        first = ray.get(actors[0].address.remote())
         ranks, document = _ranks(spec), spec.model_dump_json()
-        self._working = {
-            machine.train.remote(
-                document, NodeTask(number, config.compute.nodes, ranks, first)
-            ): number
-            for number, machine in enumerate(machines)
+        self._pending = {
+            actor.train.remote(document, NodeTask(node, config.compute.nodes, ranks, first)): node
+            for node, actor in enumerate(actors)
         }
 
-    def look(self) -> dict[int, NodeResult]:
-        """Machines whose part has ended since; raises Ray's error where one is dead."""
-        ready, _ = self._ray.wait([*self._working], num_returns=1, timeout=LOOK_SECONDS)
-        return {self._working.pop(answer): self._ray.get(answer) for answer in ready}
+    def poll(self) -> dict[int, NodeResult]:
+        """Results of nodes that ended since the last call; raises Ray's error if one died."""
+        ready, _ = self._ray.wait([*self._pending], num_returns=1, timeout=POLL_SECONDS)
+        return {self._pending.pop(each): self._ray.get(each) for each in ready}
 
     @property
-    def works(self) -> bool:
-        return bool(self._working)
+    def running(self) -> bool:
+        return bool(self._pending)
 
     def stop(self) -> None:
-        for machine in self._machines:
-            machine.stop.remote()
+        for actor in self._actors:
+            actor.stop.remote()
 
-    def tell(self, *, result: bool = False) -> None:
-        """Leave in our folder what the first machine has left; the result when all else is there."""
-        found: Files = self._ray.get(self._machines[0].told.remote(self._known))
+    def copy_files(self, *, result: bool = False) -> None:
+        """Copy changed files of node 0 to the spec's folder; the result file only if `result`."""
+        found: Files = self._ray.get(self._actors[0].changed_files.remote(self._known))
         for name, (when, data) in found.items():
             if name != "result.json" or result:
-                with written_beside(self._spec.folder / name) as beside:
-                    beside.write_bytes(data)
+                with written_beside(self._spec.folder / name) as temporary:
+                    temporary.write_bytes(data)
                 self._known[name] = when
 
-    def end(self) -> None:
-        """Nobody works any more: those that are left end by order, or by force."""
+    def shut_down(self) -> None:
+        """Stop nodes that are still running, and wait; removing their placement group kills the rest."""
         with suppress(self._ray.exceptions.RayError):
             self.stop()
-            if self._working:
-                left = [*self._working]
+            if self._pending:
+                left = [*self._pending]
                 self._ray.wait(left, num_returns=len(left), timeout=GRACE_SECONDS + 5)
 
 
 def main(arguments: list[str]) -> int:
-    """Have the spec trained; what came of it stands in its result file, as after an attempt here."""
+    """Train the spec; the result file is the same as that of an attempt on one machine."""
     from dreambooth_core.training import multi_node
 
     spec = read_record(Path(arguments[0]), TrainingSpec) if len(arguments) == 1 else None
     if spec is None:
         print("usage: python -m dreambooth_core.training.multi_node SPEC.json", file=sys.stderr)
         return 2
-    # not this module's own: the machines know it by its name, which here is __main__
-    outcome = multi_node.lead(spec)
-    if outcome is not None:
-        write_record(spec.folder / "result.json", outcome)
+    # through the import: actors unpickle classes by module name, which in this process is __main__
+    result = multi_node.run(spec)
+    if result is not None:
+        write_record(spec.folder / "result.json", result)
     return 0
 
 
-def lead(spec: TrainingSpec) -> AttemptResult | None:
-    """Train on all machines; None when the ranks' own result is there, or there is none."""
-    asked = threading.Event()
-    signal.signal(signal.SIGTERM, lambda *_: asked.set())
+def run(spec: TrainingSpec) -> AttemptResult | None:
+    """Train on all machines; None if rank 0 wrote the result file, or no rank did."""
+    stop = threading.Event()
+    signal.signal(signal.SIGTERM, lambda *_: stop.set())
     try:
-        with cluster() as ray, _placed(ray, spec.config.compute, _ranks(spec), asked) as machines:
+        with cluster() as ray, _actors(ray, spec.config.compute, _ranks(spec), stop) as actors:
             try:
-                return _led(_Crew(ray, machines, spec), spec, asked)
+                return _wait(_Nodes(ray, actors, spec), spec, stop)
             except ray.exceptions.RayActorError as error:
-                print(f"a machine was lost: {one_line(error)}")
+                print(f"a machine died: {one_line(error)}")
                 return AttemptResult(attempt=spec.attempt, status="lost")
     except DreamBoothError as error:
         return AttemptResult(attempt=spec.attempt, status="failed", message=str(error))
 
 
-def _led(crew: _Crew, spec: TrainingSpec, asked: threading.Event) -> AttemptResult | None:
+def _wait(nodes: _Nodes, spec: TrainingSpec, stop: threading.Event) -> AttemptResult | None:
     ends: dict[int, NodeResult] = {}
-    told, since = False, 0.0
+    stopped, since = False, 0.0
     try:
-        while crew.works:
-            ends |= crew.look()
-            if not told and (asked.is_set() or (spec.folder / "stop").exists()):
-                crew.stop()
-                told = True
-            crew.tell()
+        while nodes.running:
+            ends |= nodes.poll()
+            if not stopped and (stop.is_set() or (spec.folder / "stop").exists()):
+                nodes.stop()
+                stopped = True
+            nodes.copy_files()
             since = since or (time.monotonic() if ends else 0.0)
             if since and time.monotonic() - since > END_SECONDS:
-                number, ended = min(ends.items())
+                node, ended = min(ends.items())
                 raise StageFailed(
-                    f"machine {number} has ended with status {ended.status}, and others have not "
-                    f"within {END_SECONDS:g} s; its log ends: {ended.said}"
+                    f"machine {node} ended with status {ended.status}, and others did not within "
+                    f"{END_SECONDS:g} s; its log ends: {ended.log_tail}"
                 )
     finally:
-        crew.end()
-    for number, ended in sorted(ends.items()):
-        print(f"machine {number} ended with status {ended.status}\n{ended.said}")
-    _bring(spec, ends[0].weights)
-    crew.tell(result=True)
+        nodes.shut_down()
+    for node, ended in sorted(ends.items()):
+        print(f"machine {node} ended with status {ended.status}\n{ended.log_tail}")
+    _download_weights(spec, ends[0].weights)
+    nodes.copy_files(result=True)
     return None
 
 
 @contextmanager
-def _placed(ray: Any, compute: Compute, ranks: int, asked: threading.Event) -> Iterator[list[Any]]:
-    """An actor on each machine; raises `StageFailed` when the cluster has no room for them in time."""
+def _actors(ray: Any, compute: Compute, ranks: int, stop: threading.Event) -> Iterator[list[Any]]:
+    """An actor on each machine; raises `StageFailed` if the cluster has no resources in time."""
     from ray.util.placement_group import placement_group, remove_placement_group
     from ray.util.scheduling_strategies import PlacementGroupSchedulingStrategy
 
@@ -270,8 +266,8 @@ def _placed(ray: Any, compute: Compute, ranks: int, asked: threading.Event) -> I
     group = placement_group([share] * compute.nodes, strategy="STRICT_SPREAD")
     try:
         deadline, ready = time.monotonic() + 60 * compute.startup_timeout_minutes, [group.ready()]
-        while not ray.wait(ready, timeout=LOOK_SECONDS)[0]:
-            if asked.is_set() or time.monotonic() > deadline:
+        while not ray.wait(ready, timeout=POLL_SECONDS)[0]:
+            if stop.is_set() or time.monotonic() > deadline:
                 needs = " and ".join(f"{need} {name}" for name, need in share.items())
                 raise StageFailed(
                     f"the Ray cluster had no {compute.nodes} machines with {needs} each within "
@@ -283,9 +279,9 @@ def _placed(ray: Any, compute: Compute, ranks: int, asked: threading.Event) -> I
         )
         yield [
             actor.options(
-                scheduling_strategy=PlacementGroupSchedulingStrategy(group, number)
+                scheduling_strategy=PlacementGroupSchedulingStrategy(group, node)
             ).remote()
-            for number in range(compute.nodes)
+            for node in range(compute.nodes)
         ]
     finally:
         with suppress(ray.exceptions.RayError):
@@ -296,17 +292,11 @@ def _ranks(spec: TrainingSpec) -> int:
     return spec.config.train.num_processes // spec.config.compute.nodes
 
 
-def _put(spec: TrainingSpec) -> dict[str, Blob]:
-    store, folder = open_store(spec.config.storage), spec.folder / "weights"
-    paths = sorted(path for path in folder.rglob("*") if path.is_file())
-    return {path.relative_to(folder).as_posix(): put_blob(store, path) for path in paths}
-
-
-def _bring(spec: TrainingSpec, weights: Mapping[str, Blob]) -> None:
+def _download_weights(spec: TrainingSpec, weights: Mapping[str, Blob]) -> None:
     store = open_store(spec.config.storage)
     for name, blob in weights.items():
-        with written_beside(spec.folder / "weights" / name) as beside:
-            beside.write_bytes(get_blob(store, blob))
+        with written_beside(spec.folder / "weights" / name) as temporary:
+            temporary.write_bytes(get_blob(store, blob))
 
 
 if __name__ == "__main__":

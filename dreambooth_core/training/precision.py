@@ -1,4 +1,4 @@
-"""Number types of the forward and of frozen weights."""
+"""Number types of the forward pass and of frozen weights."""
 
 from collections.abc import Mapping
 from typing import Literal
@@ -10,8 +10,7 @@ from dreambooth_core.errors import ConfigError
 
 Precision = Literal["fp32", "bf16", "fp16"]
 
-
-OF_LIGHTNING: Mapping[Precision, Literal["32-true", "bf16-mixed", "16-mixed"]] = {
+LIGHTNING_PRECISION: Mapping[Precision, Literal["32-true", "bf16-mixed", "16-mixed"]] = {
     "fp32": "32-true",
     "bf16": "bf16-mixed",
     "fp16": "16-mixed",
@@ -19,7 +18,9 @@ OF_LIGHTNING: Mapping[Precision, Literal["32-true", "bf16-mixed", "16-mixed"]] =
 
 
 def resolved_precision(wanted: Literal["auto", "fp32", "bf16", "fp16"]) -> Precision:
-    """The number type of the forward on this device; what trains is always float32.
+    """The number type of the forward pass on this device; trainable weights are always float32.
+
+    `auto` is bf16 on GPUs with native support, else fp32.
 
     Raises `ConfigError` for fp16 without a GPU.
     """
@@ -32,10 +33,7 @@ def resolved_precision(wanted: Literal["auto", "fp32", "bf16", "fp16"]) -> Preci
 
 
 def frozen_numbers(config: Config) -> torch.dtype:
-    """The number type of what does not train: the forward's own, since nothing is summed up in it.
-
-    Full training keeps float32 weights, and so does whatever has no GPU.
-    """
+    """The number type of frozen weights: the forward's; float32 in full training and without a GPU."""
     kinds = {"fp32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}
     if config.train.method == "full" or not torch.cuda.is_available():
         return torch.float32

@@ -1,4 +1,4 @@
-"""Why a training ends before its last step: it is asked to, its time is over, or it stalls."""
+"""Reasons to end a training before its last step: signal, stop file, time limit, stall."""
 
 import faulthandler
 import signal
@@ -7,16 +7,16 @@ from pathlib import Path
 from types import FrameType
 
 STALLED = "Timeout ("
-"""How the dump of the stacks begins that the watchdog leaves in the log."""
+"""First words of the stack dump that the watchdog writes to the log."""
 
 
 class Stop:
-    """Answers why to stop, or nothing; the handlers only raise a flag, however often they are called."""
+    """Returns the reason to stop, or an empty string; signal handlers only record the reason."""
 
     signals = (signal.SIGTERM, signal.SIGINT, signal.SIGUSR1)
 
     def __init__(self, file: Path, max_minutes: float | None) -> None:
-        """`file`: its existence is an order to stop, which obeying it removes."""
+        """`file` requests a stop by its existence; it is removed then."""
         self._file, self._reason = file, ""
         self._until = None if max_minutes is None else time.monotonic() + 60 * max_minutes
         self._minutes = max_minutes
@@ -25,25 +25,25 @@ class Stop:
     def __call__(self) -> str:
         if not self._reason and self._file.exists():
             self._file.unlink(missing_ok=True)
-            self._reason = f"the file {self._file} asked for it"
+            self._reason = f"the file {self._file} requested it"
         if not self._reason and self._until is not None and time.monotonic() > self._until:
             self._reason = f"checkpoints.max_minutes {self._minutes:g} are over"
         return self._reason
 
     def install(self) -> None:
-        """Take the signals, from Lightning too, whose own handler ends the process midway."""
+        """Install the signal handlers, replacing Lightning's, which would end the process mid-step."""
         for number in self.signals:
-            signal.signal(number, self._remember)
+            signal.signal(number, self._record)
 
-    def _remember(self, number: int, _frame: FrameType | None) -> None:
+    def _record(self, number: int, _frame: FrameType | None) -> None:
         self._reason = self._reason or f"{signal.Signals(number).name} was received"
 
 
 class Watchdog:
-    """Ends the process with all stacks in its log when nobody calls `beat` for so long.
+    """Ends the process, all stacks in its log, when `beat` was not called for `minutes`.
 
-    The interpreter's own watchdog thread does it, which needs neither its lock nor its help: a
-    process that hangs inside a library is ended as well.
+    `faulthandler` does it from a C thread without the interpreter lock, so that a process blocked
+    inside a library is ended as well.
     """
 
     def __init__(self, minutes: float) -> None:
@@ -51,6 +51,7 @@ class Watchdog:
         self.beat()
 
     def beat(self) -> None:
+        """Restart the timer."""
         now = time.monotonic()
         if now - self._armed > min(1.0, self._seconds / 10):
             self._armed = now

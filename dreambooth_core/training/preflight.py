@@ -1,4 +1,4 @@
-"""What is checked of a config before anything is spent: base, work folder, store and MLflow."""
+"""Checks of a config before a run: base model, work folder, store and MLflow."""
 
 import errno
 import os
@@ -12,10 +12,10 @@ from dreambooth_core.tracking import mlflow as tracking
 
 
 def check(config: Config) -> None:
-    """What this machine can tell in milliseconds; nothing is fetched or written.
+    """Checks that take milliseconds and neither download nor write.
 
-    Raises `ConfigError` for what is asked in vain and for a work folder that cannot be written, and
-    `ModelError` for a base's folder that is not what `model.family` loads.
+    Raises `ConfigError` for settings that the family does not support and for a work folder that
+    cannot be written, `ModelError` for a base folder that `model.family` does not load.
     """
     base_model.check_base(config.model)
     family = families.load_family(config.model.family)
@@ -26,9 +26,9 @@ def check(config: Config) -> None:
 
 
 def check_shapes(config: Config) -> None:
-    """Make the base's components from their configs, as shapes without weights; takes seconds.
+    """Instantiate the base's components on the meta device, without weights; takes seconds.
 
-    A Hub id is fetched for it. Raises `ModelError` for configs that make no model of the family.
+    A Hub id is downloaded first. Raises `ModelError` for configs that are no model of the family.
     """
     import torch
 
@@ -39,33 +39,35 @@ def check_shapes(config: Config) -> None:
 
 
 def check_servers(config: Config) -> None:
-    """That store and MLflow answer, each within `deadlines.SERVER_SECONDS`.
+    """Check that store and MLflow answer, each within `deadlines.SERVER_SECONDS`.
 
-    Raises what `stores.reach` and `tracking.reach` raise.
+    Raises the errors of `stores.reach` and `tracking.reach`.
     """
     stores.reach(config.storage)
     tracking.reach(config)
 
 
 def check_work(work: Path) -> None:
-    """Raises `ConfigError` for a folder that is none, or that can neither be made nor written."""
-    if not _may_be_a_path(work):
+    """Raises `ConfigError` for a path that is no folder, cannot be created or is read-only."""
+    if not _is_valid_path(work):
         raise ConfigError(
-            f"paths.work {str(work)[:60]!r} cannot be made: it is too long, or holds a NUL character; "
-            "name another"
+            f"paths.work {str(work)[:60]!r} cannot be created: it is too long, or contains a NUL character; "
+            "set another"
         )
-    place = next(path for path in (work, *work.absolute().parents) if os.path.lexists(path))
-    if not place.is_dir():
-        raise ConfigError(f"paths.work {work} cannot be made: {place} is no folder; name another")
-    if not os.access(place, os.W_OK | os.X_OK):
+    existing = next(path for path in (work, *work.absolute().parents) if os.path.lexists(path))
+    if not existing.is_dir():
         raise ConfigError(
-            f"paths.work {work} cannot be written: {place} is read-only for this user; name "
-            "another, or change its rights"
+            f"paths.work {work} cannot be created: {existing} is no folder; set another"
+        )
+    if not os.access(existing, os.W_OK | os.X_OK):
+        raise ConfigError(
+            f"paths.work {work} cannot be written: {existing} is read-only for this user; set "
+            "another, or change its permissions"
         )
 
 
-def _may_be_a_path(path: Path) -> bool:
-    """Whether the operating system takes the name, whether or not a file has it."""
+def _is_valid_path(path: Path) -> bool:
+    """Whether the operating system accepts the path, existing or not."""
     try:
         os.lstat(path)
     except OSError as error:

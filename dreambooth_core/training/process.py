@@ -1,6 +1,6 @@
-"""One attempt at training: `python -m dreambooth_core.training.process SPEC.json`, a process per rank.
+"""One rank of one training attempt: `python -m dreambooth_core.training.process SPEC.json`.
 
-Asked to stop (see `preemption`), it finishes the step, saves, and says so in the result file.
+When stopped (see `preemption`), it finishes the step, saves a checkpoint and writes the result file.
 """
 
 import logging
@@ -39,101 +39,102 @@ if TYPE_CHECKING:
     from dreambooth_core.training.inputs import TrainingContext, TrainingInputs
     from dreambooth_core.training.module import DreamBooth
 
-FULL = ("can't allocate memory", "could not create a primitive")
-"""How the CPU's allocator, and oneDNN, which gives no reasons, say that memory is full."""
+OUT_OF_MEMORY = ("can't allocate memory", "could not create a primitive")
+"""Errors of the CPU allocator, and of oneDNN, that mean that memory is full."""
 
 
 def main(arguments: list[str]) -> int:
-    """Train what the spec says; 0 done, 75 preempted, 1 failed. Rank 0 writes the result file.
+    """Train; exit status 0 done, 75 preempted, 1 failed. Rank 0 writes the result file.
 
-    The other ranks answer 0 when preempted, since torchrun ends all once one answers otherwise.
+    Other ranks exit with 0 when preempted, since torchrun ends all ranks after a non-zero status.
     """
     spec = read_record(Path(arguments[0]), TrainingSpec) if len(arguments) == 1 else None
     if spec is None:
         print("usage: python -m dreambooth_core.training.process SPEC.json", file=sys.stderr)
         return 2
-    # what it warns of, a faster kernel for the CPU, would be the last line of many a log
+    # its warning about a faster CPU kernel would be the last line of the log
     logging.getLogger("bitsandbytes").setLevel(logging.ERROR)
     rules = spec.config.checkpoints
     stop = Stop(spec.folder / "stop", rules.max_minutes)
     try:
-        outcome = _attempt(spec, stop, Watchdog(rules.stall_minutes))
+        result = _attempt(spec, stop, Watchdog(rules.stall_minutes))
     except DreamBoothError as error:
-        outcome = _failed(spec, str(error))
+        result = _failed(spec, str(error))
     except Exception as error:
         traceback.print_exc()
-        outcome = _failed(spec, _sentence(spec, error), out_of_memory=_is_out_of_memory(error))
-    if _rank() == 0:
-        write_record(spec.folder / "result.json", outcome)
-    codes = {"done": 0, "preempted": Preempted.exit_code if _rank() == 0 else 0}
-    return codes.get(outcome.status, 1)
+        result = _failed(spec, _message(spec, error), out_of_memory=_is_out_of_memory(error))
+    if launcher.rank() == 0:
+        write_record(spec.folder / "result.json", result)
+    codes = {"done": 0, "preempted": Preempted.exit_code if launcher.rank() == 0 else 0}
+    return codes.get(result.status, 1)
 
 
 def _attempt(spec: TrainingSpec, stop: Stop, watchdog: Watchdog) -> AttemptResult:
     from dreambooth_core.tracking.loggers import Loggers
-    from dreambooth_core.training import background, callback, checkpoints, distributed, validation
+    from dreambooth_core.training import background, checkpoints, distributed
+    from dreambooth_core.training.callback import Hooks, TrainingCallback
+    from dreambooth_core.training.validation import Validator
 
-    distributed.join(
-        spec.folder / launcher.MEETING / "ranks", spec.config.checkpoints.stall_minutes
-    )
-    place, module, supply = _prepared(spec, watchdog)
-    hold, folder = HeldLease(place.store, spec.prefix, spec.holder), spec.folder / "checkpoints"
     rules = spec.config.checkpoints
+    distributed.init(spec.folder / launcher.RENDEZVOUS / "ranks", rules.stall_minutes)
+    context, module, inputs = _prepared(spec, watchdog)
+    lease, folder = HeldLease(context.store, spec.prefix, spec.holder), spec.folder / "checkpoints"
     retention = checkpoints.Retention(rules.keep_last, rules.keep_every_n_steps)
-    behind = background.Background(
-        lambda: checkpoints.mirror(hold, folder, retention), "uploading checkpoints"
+    uploads = background.Background(
+        lambda: checkpoints.mirror(lease, folder, retention), "uploading checkpoints"
     )
 
     def write(snapshot: "Snapshot") -> None:
         checkpoints.save(folder, snapshot, run=folder.parent.name, code=spec.code)
         checkpoints.prune(folder, retention, snapshot.best)
-        behind.ask()
+        uploads.request()
 
-    loggers = Loggers(spec.config, spec.folder.name if _rank() == 0 else None)
+    loggers = Loggers(spec.config, spec.folder.name if launcher.rank() == 0 else None)
 
-    def show(course: LearningCurves) -> None:
-        write_record(spec.folder / "course.json", course)
-        loggers.log(course)
+    def show(curves: LearningCurves) -> None:
+        write_record(spec.folder / "curves.json", curves)
+        loggers.log(curves)
 
     writer = checkpoints.Writer(write)
-    looks = spec.config.validation.every_n_steps is not None
-    keeping = callback.TrainingCallback(
-        callback.Hooks(
-            stop=stop,
-            say=lambda step, figures: _say(spec, step, figures),
+    validator = None
+    if spec.config.validation.every_n_steps is not None:
+        save_sheet = partial(_save_sheet, spec.folder)
+        validator = Validator(
+            spec.config, context, inputs.validation_batches, spec.instance, save_sheet
+        )
+    callback = TrainingCallback(
+        Hooks(
+            stop_reason=stop,
+            report=lambda step, figures: _report(spec, step, figures),
             save=writer.submit,
-            settle=writer.wait,
+            wait_saved=writer.wait,
             show=show,
-            look=validation.Validator(
-                spec.config, place, supply.stable, spec.instance, partial(_keep, spec.folder)
-            )
-            if looks
-            else None,
+            validate=validator,
             beat=watchdog.beat,
             resume=spec.resume,
         )
     )
-    _run(spec, module, supply, keeping, stop)
-    distributed.leave()
+    _run(spec, module, inputs, callback, stop)
+    distributed.shut_down()
     writer.wait()
     watchdog.close()
-    outcome = _outcome(spec, module, supply, keeping)
-    if _rank() == 0:
-        show(outcome.course)
-        loggers.close(finished=outcome.status == "done")
-    if _rank() == 0 and outcome.status == "done":
-        _export(spec, place, module, outcome)
-    elif _rank() == 0:
-        # said before the upload ends, for which whoever stops us may not wait
-        write_record(spec.folder / "result.json", outcome)
-    behind.close()
-    return outcome
+    result = _result(spec, module, inputs, callback)
+    if launcher.rank() == 0:
+        show(result.curves)
+        loggers.close(finished=result.status == "done")
+    if launcher.rank() == 0 and result.status == "done":
+        _export(spec, context, module, result)
+    elif launcher.rank() == 0:
+        # written before the upload ends, for which a preempting process may not wait
+        write_record(spec.folder / "result.json", result)
+    uploads.close()
+    return result
 
 
 def _prepared(
     spec: TrainingSpec, watchdog: Watchdog
 ) -> tuple["TrainingContext", "DreamBooth", "TrainingInputs"]:
-    """Everything in memory that the steps need, and nothing more."""
+    """Load context, module and inputs; nothing else stays in memory."""
     import torch
 
     from dreambooth_core.diffusion import adapters, base_model
@@ -145,56 +146,59 @@ def _prepared(
     if torch.cuda.is_available():
         device = torch.device("cuda", int(os.environ.get("LOCAL_RANK", 0)))
     family, base = load_family(config.model.family), base_model.base_folder(config.model)
-    place = inputs.TrainingContext(base, open_store(config.storage), device, _rank(), watchdog.beat)
+    context = inputs.TrainingContext(
+        base, open_store(config.storage), device, launcher.rank(), watchdog.beat
+    )
     names = adapters.trained_components(family, config)
-    moving_text = any(name in family.text_encoders for name in names)
-    with distributed.first_ahead():
-        images = (spec.instance, spec.classes)
-        gathered = inputs.prepare_inputs(config, family, place, images, moving_text)
-    module = _loaded(spec, place, sharded=config.train.strategy == "fsdp2")
-    if gathered.conditioning is None:
-        module.set_prompts(family.tokenize(module.parts, gathered.prompts), encodes=True)
+    trains_text = any(name in family.text_encoders for name in names)
+    with distributed.rank_zero_first():
+        prepared = inputs.prepare_inputs(
+            config, family, context, spec.instance, spec.classes, trains_text
+        )
+    module = _loaded(spec, context, sharded=config.train.strategy == "fsdp2")
+    if prepared.conditioning is None:
+        module.set_prompts(family.tokenize(module.parts, prepared.prompts), encodes=True)
     else:
-        module.set_prompts(gathered.conditioning, encodes=False)
-    return place, module, gathered
+        module.set_prompts(prepared.conditioning, encodes=False)
+    return context, module, prepared
 
 
-def _loaded(spec: TrainingSpec, place: "TrainingContext", *, sharded: bool) -> "DreamBooth":
-    """The base with what moves, on the CPU; in shards on the device."""
+def _loaded(spec: TrainingSpec, context: "TrainingContext", *, sharded: bool) -> "DreamBooth":
+    """The base with its trainable weights, on the CPU; if sharded, on the device."""
     from dreambooth_core.diffusion import adapters
     from dreambooth_core.diffusion.families import channels_last, load_family, only
     from dreambooth_core.training import fsdp, precision, quantization
-    from dreambooth_core.training import module as training
+    from dreambooth_core.training.module import DreamBooth
 
-    config, base = spec.config, place.base
+    config, base = spec.config, context.base
     family = load_family(config.model.family)
-    moving = {*adapters.trained_components(family, config)}
-    text = family.text_encoders if moving & {*family.text_encoders} else ()
-    numbers = precision.frozen_numbers(config)
-    parts = family.load(base, only(base, family.denoiser, *text), numbers)
-    if not sharded:  # which have no layout but the plain one
+    names = {*adapters.trained_components(family, config)}
+    text = family.text_encoders if names & {*family.text_encoders} else ()
+    parts = family.load(base, only(base, family.denoiser, *text), precision.frozen_numbers(config))
+    if not sharded:  # shards are always in the default memory layout
         channels_last(parts[family.denoiser])
     if config.model.quantize != "none":
         parts = quantization.quantize(parts, family, config.model.quantize)
     trained = adapters.prepare(family, parts, config)
     if sharded:
-        trained = fsdp.shard(parts, trained, place.device)
-    return training.DreamBooth(family, parts, trained, config)
+        trained = fsdp.shard(parts, trained, context.device)
+    return DreamBooth(family, parts, trained, config)
 
 
 def _run(
     spec: TrainingSpec,
     module: "DreamBooth",
-    supply: "TrainingInputs",
-    keeping: "TrainingCallback",
+    inputs: "TrainingInputs",
+    callback: "TrainingCallback",
     stop: Stop,
 ) -> None:
-    """Take the steps that are left; signals wait until our handler stands over Lightning's."""
-    from dreambooth_core.training import callback, loop
+    """Train the remaining steps; signals are blocked until our handlers have replaced Lightning's."""
+    from dreambooth_core.training import loop
+    from dreambooth_core.training.callback import restore
 
     if spec.resume is not None and spec.resume_ends:
         module.configure_optimizers()
-        keeping.standing.go_on_from(callback.restore(spec.resume, module))
+        callback.state.curves = restore(spec.resume, module)
         return
     signal.pthread_sigmask(signal.SIG_BLOCK, stop.signals)
 
@@ -202,69 +206,74 @@ def _run(
         stop.install()
         signal.pthread_sigmask(signal.SIG_UNBLOCK, stop.signals)
 
-    keeping.orders.ready = ready
+    callback.hooks.ready = ready
     try:
-        loop.fit(module, supply.steps, keeping, spec.resume_step)
+        loop.fit(module, inputs.train_batches, callback, spec.resume_step)
     finally:
         ready()
 
 
-def _outcome(
-    spec: TrainingSpec, module: "DreamBooth", supply: "TrainingInputs", keeping: "TrainingCallback"
+def _result(
+    spec: TrainingSpec, module: "DreamBooth", inputs: "TrainingInputs", callback: "TrainingCallback"
 ) -> AttemptResult:
     from dreambooth_core.training.best_step import best_step
 
-    standing, total = keeping.standing, spec.config.train.steps
-    if standing.stopped_at is not None:
+    state, total = callback.state, spec.config.train.steps
+    if state.stopped_at is not None:
         return AttemptResult(
             attempt=spec.attempt,
             status="preempted",
-            step=standing.stopped_at,
-            message=standing.reason,
-            course=keeping.course(module, standing.stopped_at, ended=False),
+            step=state.stopped_at,
+            message=state.reason,
+            curves=callback.curves(module, state.stopped_at, ended=False),
         )
-    taken = standing.over_at or (spec.resume_step if spec.resume_ends else total)
-    best = best_step(standing.validations, spec.config.validation)
-    drawn = {index for micro in range(len(supply.steps)) for index in supply.steps.needed(micro)}
+    taken = state.early_stop or (spec.resume_step if spec.resume_ends else total)
+    best = best_step(state.curves.validations, spec.config.validation)
+    class_images = {
+        index
+        for micro in range(len(inputs.train_batches))
+        for index in inputs.train_batches.needed(micro)
+    }
     return AttemptResult(
         attempt=spec.attempt,
         status="done",
         step=taken,
         chosen_step=best.step if best else taken,
-        course=keeping.course(module, taken, ended=True),
-        class_images_used=len(drawn),
-        steps_per_second=standing.steps_per_second,
+        curves=callback.curves(module, taken, ended=True),
+        class_images_used=len(class_images),
+        steps_per_second=state.steps_per_second,
         peak_memory_bytes=peak_memory_bytes(),
     )
 
 
 def _export(
-    spec: TrainingSpec, place: "TrainingContext", module: "DreamBooth", outcome: AttemptResult
+    spec: TrainingSpec, context: "TrainingContext", module: "DreamBooth", result: AttemptResult
 ) -> None:
-    """Write the weights of the chosen step, as they are served."""
+    """Write the inference weights of the chosen step."""
     from dreambooth_core.diffusion import adapters
-    from dreambooth_core.training import callback, checkpoints
+    from dreambooth_core.training import checkpoints
+    from dreambooth_core.training.callback import restore
 
-    step, sharded = outcome.chosen_step, spec.config.train.strategy == "fsdp2"
+    step, sharded = result.chosen_step, spec.config.train.strategy == "fsdp2"
     if sharded:
-        module = _loaded(spec, place, sharded=False)
+        module = _loaded(spec, context, sharded=False)
         module.configure_optimizers()
-    if sharded or step != outcome.step:
+    if sharded or step != result.step:
         folder = spec.folder / "checkpoints"
-        chosen = checkpoints.fetch_step(place.store, spec.prefix, folder, step)
+        chosen = checkpoints.fetch_step(context.store, spec.prefix, folder, step)
         if chosen is None:
             raise StageFailed(
                 f"the checkpoint of the best step {step} is in neither {folder} nor {spec.prefix} "
                 "of the store: delete both, then run again"
             )
-        callback.restore(chosen, module)
-    with module.served():
-        arguments = (module.family, module.parts, spec.config, place.base)
+        restore(chosen, module)
+    with module.inference_weights():
+        arguments = (module.family, module.parts, spec.config, context.base)
         adapters.export(*arguments, spec.folder / "weights")
 
 
 def peak_memory_bytes() -> int:
-    """The most that the device held for us; without a GPU, the most that this process held."""
+    """Peak memory of this process on the GPU; without one, its peak resident memory."""
     import torch
 
     if torch.cuda.is_available():
@@ -273,26 +282,26 @@ def peak_memory_bytes() -> int:
     return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * unit
 
 
-def _keep(folder: Path, step: int, rows: "Sequence[Sequence[Image]]") -> None:
-    """A look's images as one sheet, where `live` finds it."""
+def _save_sheet(folder: Path, step: int, rows: "Sequence[Sequence[Image]]") -> None:
+    """Write a validation's images as one contact sheet, which `tracking.live` uploads."""
     with written_beside(folder / VALIDATION / f"{step:08d}.png") as temporary:
         temporary.write_bytes(sheet_of(rows))
 
 
-def _say(spec: TrainingSpec, step: int, figures: Mapping[str, float]) -> None:
+def _report(spec: TrainingSpec, step: int, figures: Mapping[str, float]) -> None:
     parts = [f"loss {figures['instance']:.4f}"]
     if spec.config.prior.enabled:
         parts.append(f"class {figures['class']:.4f}")
     parts.append(f"{figures['steps_per_second']:.1f} steps/s")
-    standing = AttemptProgress(step=step, total=spec.config.train.steps, label=", ".join(parts))
-    write_record(spec.folder / "progress.json", standing)
-    told = {
+    progress = AttemptProgress(step=step, total=spec.config.train.steps, label=", ".join(parts))
+    write_record(spec.folder / "progress.json", progress)
+    gauges = {
         "dreambooth_step": step,
         "dreambooth_loss": figures["instance"],
         "dreambooth_steps_per_second": figures["steps_per_second"],
         "dreambooth_memory_bytes": peak_memory_bytes(),
     }
-    for name, value in told.items():
+    for name, value in gauges.items():
         telemetry.send(name, value, model=spec.config.name)
 
 
@@ -302,23 +311,21 @@ def _failed(spec: TrainingSpec, message: str, out_of_memory: bool = False) -> At
 
 
 def _is_out_of_memory(error: Exception) -> bool:
-    """Whether it is the GPU's own error, or what is said of a full memory without one."""
-    told = str(error)
-    return type(error).__name__ == "OutOfMemoryError" or any(words in told for words in FULL)
+    """Whether it is torch's error of a full GPU, or one of `OUT_OF_MEMORY` on the CPU."""
+    message = str(error)
+    return type(error).__name__ == "OutOfMemoryError" or any(
+        part in message for part in OUT_OF_MEMORY
+    )
 
 
-def _sentence(spec: TrainingSpec, error: Exception) -> str:
+def _message(spec: TrainingSpec, error: Exception) -> str:
     log = spec.folder / "train.log"
     if _is_out_of_memory(error):
         return (
             "the device's memory is full; set memory.fit: auto, lower train.batch_size or use "
             f"train.method: lora ({log})"
         )
-    return f"training broke with {type(error).__name__}: {one_line(error)} ({log})"
-
-
-def _rank() -> int:
-    return int(os.environ.get("RANK", 0))
+    return f"training failed with {type(error).__name__}: {one_line(error)} ({log})"
 
 
 if __name__ == "__main__":

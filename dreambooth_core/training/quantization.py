@@ -1,10 +1,10 @@
-"""The frozen denoiser in fewer bits, so that an adapter trains in less memory.
+"""Quantization of the frozen denoiser, so that an adapter trains in less memory.
 
 `int8`: each row of a linear layer's weights as 8-bit integers and one scale, by torchao.
 `nf4`: blocks of 64 weights as 4-bit quantiles of the normal distribution, their scales in 8 bits
 (QLoRA, Dettmers et al. 2023, arXiv:2305.14314), by bitsandbytes. Activations, gradients, biases
-and all other layers keep their number type. The adapter learns on top of the rounded weights; it
-is served on the base's own.
+and all other layers keep their number type. The adapter trains on the quantized weights and is
+applied to the base's original ones in inference.
 """
 
 from collections.abc import Callable, Mapping
@@ -20,10 +20,9 @@ Kind = Literal["int8", "nf4"]
 
 
 def quantize(parts: Parts, family: Family, kind: Kind) -> Parts:
-    """Replace the linear layers of the denoiser, in place, before it gets an adapter.
+    """Replace the denoiser's linear layers, in place and on its device, before an adapter is added.
 
-    The device that the denoiser is on does the work. Raises `ConfigError` when the library is
-    missing, or cannot compute there.
+    Raises `ConfigError` if the library is missing or does not support the device.
     """
     denoiser = parts[family.denoiser]
     _try(kind, next(denoiser.parameters()))
@@ -34,13 +33,13 @@ def quantize(parts: Parts, family: Family, kind: Kind) -> Parts:
 
 
 def bytes_of(component: nn.Module) -> int:
-    """Bytes that a component's weights and buffers take, quantized ones with their scales."""
+    """Bytes of a component's weights and buffers, including the scales of quantized ones."""
     tensors = [*component.parameters(), *component.buffers()]
     return sum(inner.nbytes for tensor in tensors for inner in _stored(tensor))
 
 
 def _try(kind: Kind, like: torch.Tensor) -> None:
-    """Take one step through a small quantized layer of the same device and number type."""
+    """Run forward and backward of a small quantized layer of the same device and number type."""
     try:
         layer = nn.Linear(64, 64).to(like).requires_grad_(False)
         inputs = torch.ones(2, 64, device=like.device, dtype=like.dtype, requires_grad=True)
@@ -53,7 +52,7 @@ def _try(kind: Kind, like: torch.Tensor) -> None:
         ) from error
     except (RuntimeError, NotImplementedError, ValueError, AttributeError) as error:
         raise ConfigError(
-            f"model.quantize {kind} does not work here, for {like.dtype} on {like.device.type} by "
+            f"model.quantize {kind} does not work for {like.dtype} on {like.device.type} with "
             f"{LIBRARIES[kind]} ({one_line(error)}): use the other kind, or none"
         ) from error
 
@@ -79,14 +78,14 @@ def _nf4(layer: nn.Linear) -> nn.Linear:
     )
     quantized.weight = Params4bit(weight.data, quant_type="nf4", module=quantized)
     quantized.bias = bias
-    # some CPUs would pack the weights anew in a forward without gradients, which no backward reads
+    # some CPUs would repack the weights in a forward without gradients, which backward cannot read
     quantized.support_avx512bf16_for_cpu = False
-    rounded: nn.Linear = quantized.to(weight.device)
-    return rounded
+    moved: nn.Linear = quantized.to(weight.device)
+    return moved
 
 
 def _stored(tensor: torch.Tensor) -> list[torch.Tensor]:
-    """The plain tensors that a quantized one is made of."""
+    """The plain tensors that hold a quantized one."""
     if hasattr(tensor, "__tensor_flatten__"):
         names, _ = tensor.__tensor_flatten__()
         return [getattr(tensor, name) for name in names]

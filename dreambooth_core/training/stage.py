@@ -1,18 +1,18 @@
-"""Training as a stage: the parent starts one process per run and watches it; the child trains.
+"""The training stage: starts the training process, supervises it and stores the weights.
 
 runs/<key>/         below paths.work
-    spec.json           what the child is to do; no secrets, those stay in the environment
-    progress.json       how far it is
-    course.json         how it went so far; MLflow is told (see `live`)
-    result.json         how the attempt ended: done, preempted, failed or out of memory
-    validation/         a contact sheet of each validation; MLflow gets them as well
-    train.log           what it printed
-    priors.log          what the process printed that makes class images alongside
-    checkpoints/        see checkpoints.py; copied to the store under the same key
-    stop                made by a person: save, and end as preempted
-    meeting/            where several ranks find one another; gone when they are
-    weights/            the result, before it is stored
-    lock                held while any process works here (see leases.py)
+    spec.json           input of the training process; credentials stay in the environment
+    progress.json       steps done
+    curves.json         learning curves so far, uploaded to MLflow (see `tracking.live`)
+    result.json         result of the attempt: done, preempted, failed, out of memory or lost
+    validation/         a contact sheet of each validation, uploaded to MLflow
+    train.log           output of the training process
+    class_images.log    output of the process that generates class images in the background
+    checkpoints/        see checkpoints.py; uploaded to the store under the same key
+    stop                created by the user: save a checkpoint and end as preempted
+    rendezvous/         rendezvous files of several ranks, during an attempt
+    weights/            the exported weights, before they are stored
+    lock                locked while any process works here (see leases.py)
 """
 
 import re
@@ -34,7 +34,7 @@ from dreambooth_core.digests import digest_json
 from dreambooth_core.errors import Preempted, StageFailed
 from dreambooth_core.runtime.engines import TRIES
 from dreambooth_core.runtime.processes import last_lines, supervised
-from dreambooth_core.storage.blobs import get_record, put_blob
+from dreambooth_core.storage.blobs import get_record, put_folder
 from dreambooth_core.storage.code_version import code_digest, code_version
 from dreambooth_core.storage.leases import HeldLease
 from dreambooth_core.storage.records import ImageSet, LearningCurves, Weights
@@ -46,6 +46,7 @@ from dreambooth_core.training.class_images import ClassImage, class_images
 from dreambooth_core.training.preemption import STALLED
 from dreambooth_core.training.spec import (
     GRACE_SECONDS,
+    PROGRESS_FILES,
     VALIDATION,
     AttemptProgress,
     AttemptResult,
@@ -54,52 +55,52 @@ from dreambooth_core.training.spec import (
     write_record,
 )
 
-LOOK_SECONDS = 0.1
+POLL_SECONDS = 0.1
 
 
 def train(
     config: Config, store: Store, instance: ImageSet, progress: Progress | None = None
 ) -> tuple[Weights, bool]:
-    """Train, or take the weights that the same inputs gave before; and whether they were there.
+    """Train, or find the stored weights of the same inputs; and whether they were found.
 
-    Goes on from the newest true checkpoint, of the work folder or else of the store. The class
-    images must be in the store, or come with `prior.generate_in_background`. While another process
-    trains on the same inputs, its weights are waited for. Raises `Preempted` when the training was
-    asked to stop and has saved its state, `Superseded` when another process took it over, else
-    `StageFailed` with the log's last lines.
+    Resumes from the newest valid checkpoint of the work folder, else of the store. Class images must
+    be in the store, except with `prior.generate_in_background`. Waits while another process trains
+    on the same inputs, and returns its weights. Raises `Preempted` after a stop with a saved
+    checkpoint, `Superseded` if another process took the lease over, else `StageFailed` with the
+    log's last lines.
     """
     planned = class_images(config, instance)
 
-    def make(key: str, hold: HeldLease) -> Weights:
+    def make(key: str, lease: HeldLease) -> Weights:
         folder = (config.paths.work / "runs" / key).resolve()
 
-        def course() -> LearningCurves | None:
-            return read_record(folder / "course.json", LearningCurves)
+        def curves() -> LearningCurves | None:
+            return read_record(folder / "curves.json", LearningCurves)
 
-        with live.mlflow_logging(config, key, course, folder / VALIDATION):
+        with live.mlflow_logging(config, key, curves, folder / VALIDATION):
             settings, lost = planned_to_fit(config), 0
             while True:
-                spec = _prepare(settings, hold, folder, instance, planned)
-                outcome = _watch(spec, hold, progress)
-                if outcome.status == "out_of_memory":
-                    settings = _smaller(settings, outcome.message)
-                elif outcome.status == "lost":
-                    lost = _lost_again(lost)
+                spec = _prepare(settings, lease, folder, instance, planned)
+                result = _supervise(spec, lease, progress)
+                if result.status == "out_of_memory":
+                    settings = _smaller(settings, result.message)
+                elif result.status == "lost":
+                    lost = _count_lost(lost)
                 else:
-                    return _stored(store, spec, outcome)
+                    return _store_weights(store, spec, result)
 
     inputs = _inputs(config, instance, planned)
     return exclusive_stage(store, "runs", inputs, Weights, make, config.paths.work)
 
 
 def find(config: Config, store: Store, instance: ImageSet) -> Weights | None:
-    """The weights that these inputs gave before; None when they were not trained on."""
+    """The stored weights of these inputs; None if they were not trained."""
     inputs = _inputs(config, instance, class_images(config, instance))
     return get_record(store, f"runs/{stage_key('runs', inputs)}/result.json", Weights)
 
 
 def _inputs(config: Config, instance: ImageSet, planned: Sequence[ClassImage]) -> dict[str, object]:
-    """Everything that decides the weights; what only decides speed or safety is left out."""
+    """Everything that determines the weights; settings of speed and safety only are left out."""
     method = config.train.method
     return {
         "family": config.model.family,
@@ -120,17 +121,17 @@ def _inputs(config: Config, instance: ImageSet, planned: Sequence[ClassImage]) -
         + [[subject.class_noun, subject.fill(subject.class_prompt)] for subject in config.subjects],
         "train": config.train,
         "adapter": config.adapter if method in ADAPTERS else None,
-        "inversion": config.textual_inversion if method in INVERSIONS else None,
+        "textual_inversion": config.textual_inversion if method in INVERSIONS else None,
         "loss": config.loss,
         "optimizer": config.optimizer,
-        "choosing": _what_looks_decide(config),
+        "validation": _validation_inputs(config),
         "seed": config.seed,
     }
 
 
-def _what_looks_decide(config: Config) -> list[object] | None:
-    """What makes one step the best: for a look at images also how they are drawn and measured."""
-    eyes = config.evaluation
+def _validation_inputs(config: Config) -> list[object] | None:
+    """What determines the best step: with validation images also sampler and encoders."""
+    models = config.evaluation
     if config.validation.every_n_steps is None:
         return None
     rules = config.validation.model_dump(mode="json", exclude={"class_images"})
@@ -139,16 +140,16 @@ def _what_looks_decide(config: Config) -> list[object] | None:
     from dreambooth_core.vision.crops import detector_digest
     from dreambooth_core.vision.encoders import encoder_digest
 
-    clip = encoder_digest(eyes.clip, eyes.clip_revision)
-    identity = encoder_digest(eyes.identity, eyes.identity_revision)
-    seen = [clip, identity, eyes.preprocessing]
-    if (finder := detector_digest(eyes.detector)) is not None:
-        seen.append(finder)
-    return [rules, config.sampler, eyes.seed, seen, "within a standard error"]
+    clip = encoder_digest(models.clip, models.clip_revision)
+    identity = encoder_digest(models.identity, models.identity_revision)
+    encoders = [clip, identity, models.preprocessing]
+    if (detector := detector_digest(models.detector)) is not None:
+        encoders.append(detector)
+    return [rules, config.sampler, models.seed, encoders, "within a standard error"]
 
 
 def planned_to_fit(config: Config) -> Config:
-    """With `memory.fit: auto`, the first plan that fits the device, else the config as it is."""
+    """With `memory.fit: auto`, the first settings that fit the device, else the config unchanged."""
     if config.memory.fit != "auto":
         return config
     from dreambooth_core.training import memory_plan
@@ -162,7 +163,7 @@ def planned_to_fit(config: Config) -> Config:
 
 
 def _smaller(config: Config, message: str) -> Config:
-    """The next plan after the device's memory was full; raises `StageFailed` when there is none."""
+    """Smaller settings after the device was out of memory; raises `StageFailed` if there are none."""
     from dreambooth_core.training import memory_plan
 
     smaller = memory_plan.next_smaller(config) if config.memory.fit == "auto" else None
@@ -170,44 +171,46 @@ def _smaller(config: Config, message: str) -> Config:
         raise StageFailed(message)
     train = smaller.train
     console.say(
-        f"the device's memory was full: going on with batch {train.batch_size} x "
+        f"the device's memory was full: continuing with batch {train.batch_size} x "
         f"{train.gradient_accumulation_steps}, gradient checkpointing {train.gradient_checkpointing}"
     )
     return smaller
 
 
-def _lost_again(times: int) -> int:
-    """One more than so many; raises `StageFailed` for the last."""
+def _count_lost(times: int) -> int:
+    """`times` + 1; raises `StageFailed` at the limit of attempts."""
     if times + 1 == TRIES:
         raise StageFailed(
-            f"machines died in {TRIES} attempts at one training: look after the cluster; the same "
-            "command goes on from the last checkpoint in the store"
+            f"machines died in {TRIES} attempts at one training: check the cluster; the same command "
+            "resumes from the last checkpoint in the store"
         )
-    console.say("a machine was lost: going on from the last checkpoint in the store")
+    console.say("a machine died: resuming from the last checkpoint in the store")
     return times + 1
 
 
 def _prepare(
     config: Config,
-    hold: HeldLease,
+    lease: HeldLease,
     folder: Path,
     instance: ImageSet,
     planned: Sequence[ClassImage],
 ) -> TrainingSpec:
-    """Find the place to go on from and write the spec; nothing of an earlier attempt misleads."""
+    """Find the checkpoint to resume from, remove an earlier attempt's files and write the spec."""
     saved = folder / "checkpoints"
-    # other machines reach what is in the store, and nothing else
+    # several machines share only the store
     found = checkpoints.newest(saved, console.say) if config.compute.nodes == 1 else None
-    reached = found[1].step if found else 0
-    found = checkpoints.download(hold.store, hold.prefix, saved, above=reached) or found
+    local_step = found[1].step if found else 0
+    found = checkpoints.download(lease.store, lease.prefix, saved, above=local_step) or found
     code = code_digest()
     if found and found[1].code != code:
-        console.say(f"{found[0]} was written by other source: going on from it all the same")
+        console.say(
+            f"{found[0]} was written by another version of the code: resuming from it nevertheless"
+        )
     spec = TrainingSpec(
         config=config,
         folder=folder,
-        prefix=hold.prefix,
-        holder=hold.holder,
+        prefix=lease.prefix,
+        holder=lease.holder,
         attempt=uuid.uuid4().hex,
         code=code,
         instance=instance,
@@ -216,98 +219,98 @@ def _prepare(
         resume_step=found[1].step if found else 0,
         resume_ends=found is not None and (found[1].over or found[1].step >= config.train.steps),
     )
-    for name in ("progress.json", "course.json", "result.json"):
+    for name in PROGRESS_FILES:
         (folder / name).unlink(missing_ok=True)
     shutil.rmtree(folder / "weights", ignore_errors=True)
     write_record(folder / "spec.json", spec)
     return spec
 
 
-def _watch(spec: TrainingSpec, hold: HeldLease, progress: Progress | None) -> AttemptResult:
-    """Run the child to its end; what it says about itself counts, not its exit status."""
+def _supervise(spec: TrainingSpec, lease: HeldLease, progress: Progress | None) -> AttemptResult:
+    """Run the training process to its end; its result file counts, not its exit status."""
     log = spec.folder / "train.log"
     before = log.stat().st_size if log.exists() else 0
     with ExitStack() as children:
-        children.enter_context(_meeting(spec.folder / launcher.MEETING))
-        maker = children.enter_context(_class_images_alongside(spec))
+        children.enter_context(_rendezvous(spec.folder / launcher.RENDEZVOUS))
+        generator = children.enter_context(_class_images_in_background(spec))
         child = children.enter_context(
             supervised(
                 _command(spec),
                 env=launcher.environment(spec.config.train.num_processes),
                 log=log,
                 grace=GRACE_SECONDS,
-                keep_open=(hold.lock,),
+                keep_open=(lease.lock,),
             )
         )
         shown: AttemptProgress | None = None
         while child.poll() is None:
-            time.sleep(LOOK_SECONDS)
-            hold.check()
-            if maker is not None and maker.poll() not in (None, 0):
+            time.sleep(POLL_SECONDS)
+            lease.check()
+            if generator is not None and generator.poll() not in (None, 0):
                 raise StageFailed(
-                    "making class images alongside broke; its log ends: "
-                    f"{last_lines(spec.folder / 'priors.log')}"
+                    "generating class images in the background failed; its log ends: "
+                    f"{last_lines(spec.folder / 'class_images.log')}"
                 )
-            told = read_record(spec.folder / "progress.json", AttemptProgress)
-            if progress is not None and told is not None and told != shown:
-                progress(told.step, told.total, told.label)
-                shown = told
-    hold.lease()  # whoever slept through the training's end hears of a takeover before believing it
-    return _verdict(spec, child.returncode, log, before)
+            current = read_record(spec.folder / "progress.json", AttemptProgress)
+            if progress is not None and current is not None and current != shown:
+                progress(current.step, current.total, current.label)
+                shown = current
+    lease.lease()  # this process may have been suspended: check the lease before trusting the result
+    return _result(spec, child.returncode, log, before)
 
 
-def _verdict(spec: TrainingSpec, status: int, log: Path, before: int) -> AttemptResult:
-    """The outcome that the child left; raises for one that is no end of the training."""
-    outcome = read_record(spec.folder / "result.json", AttemptResult)
+def _result(spec: TrainingSpec, status: int, log: Path, before: int) -> AttemptResult:
+    """The result file; raises unless the attempt is done, out of memory or lost."""
+    result = read_record(spec.folder / "result.json", AttemptResult)
     printed = log.read_bytes()[before:].decode(errors="replace")
-    if outcome is None or outcome.attempt != spec.attempt:
+    if result is None or result.attempt != spec.attempt:
         if STALLED in printed:
             minutes = spec.config.checkpoints.stall_minutes
             raise StageFailed(
                 f"training stalled: no step for checkpoints.stall_minutes {minutes:g}; the stacks "
-                f"are in {log}; the same command goes on from the last checkpoint"
+                f"are in {log}; the same command resumes from the last checkpoint"
             )
-        raise StageFailed(_ended(spec, _signal_of(status, printed) or status, log))
-    if outcome.status == "failed":
-        # the first rank only knows that it lost its connection to the one that was killed
+        raise StageFailed(_exit_message(spec, _signal_of(status, printed) or status, log))
+    if result.status == "failed":
+        # rank 0 reports only the lost connection to the killed rank
         killed = _signal_of(status, printed) == -signal.SIGKILL
-        raise StageFailed(_ended(spec, -signal.SIGKILL, log) if killed else outcome.message)
-    if outcome.status == "preempted":
+        raise StageFailed(_exit_message(spec, -signal.SIGKILL, log) if killed else result.message)
+    if result.status == "preempted":
         raise Preempted(
-            f"training was stopped, as {outcome.message}, and is saved at step {outcome.step} of "
-            f"{spec.config.train.steps}; the same command goes on from there"
+            f"training was stopped, as {result.message}, and is saved at step {result.step} of "
+            f"{spec.config.train.steps}; the same command resumes from there"
         )
-    return outcome
+    return result
 
 
 def _signal_of(status: int, printed: str) -> int | None:
-    """The signal that ended the trainer or, as torchrun's report says, one of its ranks; negative."""
+    """The negative signal that ended the process or, by torchrun's report, one of its ranks; else None."""
     if status < 0:
         return status
     found = [int(code) for code in re.findall(r"exitcode\s*: (-\d+)", printed)]
     return min(found, key=lambda code: code != -signal.SIGKILL, default=None)
 
 
-def _ended(spec: TrainingSpec, status: int, log: Path) -> str:
-    """The sentence about a trainer that left no result; a negative status is the signal that ended it."""
-    told = read_record(spec.folder / "progress.json", AttemptProgress)
-    where = f"at step {told.step if told else spec.resume_step} of {spec.config.train.steps}"
+def _exit_message(spec: TrainingSpec, status: int, log: Path) -> str:
+    """Error message for a process without a result; a negative status is the signal that ended it."""
+    last = read_record(spec.folder / "progress.json", AttemptProgress)
+    where = f"at step {last.step if last else spec.resume_step} of {spec.config.train.steps}"
     if status != -signal.SIGKILL:
         how = f"by signal {-status}" if status < 0 else f"with status {status}"
         return (
-            f"the trainer ended {how} {where} and left no result; the same command goes on from the "
+            f"training ended {how} {where} without a result; the same command resumes from the "
             f"last checkpoint; its log {log} ends: {last_lines(log)}"
         )
     return (
-        f"the trainer was ended by signal 9 {where}, as the kernel does when memory is full (`dmesg` "
-        "tells): lower train.batch_size or model.resolution, set train.gradient_checkpointing, or end "
-        "other programs; the last checkpoint is kept, and the same command goes on from it"
+        f"training was ended by signal 9 {where}, as the kernel does when memory is full (see `dmesg`): "
+        "lower train.batch_size or model.resolution, set train.gradient_checkpointing, or end other "
+        "programs; the same command resumes from the last checkpoint"
     )
 
 
 @contextmanager
-def _meeting(folder: Path) -> Iterator[None]:
-    """An empty folder while the ranks live; one of an earlier attempt would mislead them."""
+def _rendezvous(folder: Path) -> Iterator[None]:
+    """An empty folder within the block; rendezvous files of an earlier attempt would block the ranks."""
     shutil.rmtree(folder, ignore_errors=True)
     folder.mkdir()
     try:
@@ -317,8 +320,8 @@ def _meeting(folder: Path) -> Iterator[None]:
 
 
 @contextmanager
-def _class_images_alongside(spec: TrainingSpec) -> Iterator["Popen[bytes] | None"]:
-    """A process that makes the class images, for as long as the block runs; None without."""
+def _class_images_in_background(spec: TrainingSpec) -> Iterator["Popen[bytes] | None"]:
+    """The process that generates class images, within the block; None unless configured."""
     if not spec.config.prior.generate_in_background:
         yield None
         return
@@ -328,11 +331,11 @@ def _class_images_alongside(spec: TrainingSpec) -> Iterator["Popen[bytes] | None
         "dreambooth_core.training.class_images_process",
         str(spec.folder / "spec.json"),
     ]
-    log = spec.folder / "priors.log"
+    log = spec.folder / "class_images.log"
     with supervised(
         command, env=launcher.environment(spec.config.train.num_processes), log=log
-    ) as maker:
-        yield maker
+    ) as generator:
+        yield generator
 
 
 def _command(spec: TrainingSpec) -> Sequence[str]:
@@ -342,11 +345,10 @@ def _command(spec: TrainingSpec) -> Sequence[str]:
     return launcher.command(file, spec.config.train.num_processes, spec.attempt)
 
 
-def _stored(store: Store, spec: TrainingSpec, outcome: AttemptResult) -> Weights:
-    """Put the weights' files into the store; the local copy becomes the one for sampling."""
+def _store_weights(store: Store, spec: TrainingSpec, result: AttemptResult) -> Weights:
+    """Upload the weights; the local copy moves to the folder that sampling reads."""
     folder = spec.folder / "weights"
-    paths = sorted(path for path in folder.rglob("*") if path.is_file())
-    files = {path.relative_to(folder).as_posix(): put_blob(store, path) for path in paths}
+    files = put_folder(store, folder)
     digest = digest_json({name: blob.sha256 for name, blob in files.items()})
     local = spec.config.paths.work / "models" / digest
     if not local.exists():
@@ -359,11 +361,11 @@ def _stored(store: Store, spec: TrainingSpec, outcome: AttemptResult) -> Weights
         code=code_version(),
         method=spec.config.train.method,
         files=files,
-        steps=outcome.step,
-        chosen_step=outcome.chosen_step,
+        steps=result.step,
+        chosen_step=result.chosen_step,
         resumed_from=spec.resume_step,
-        class_images_used=outcome.class_images_used,
-        steps_per_second=outcome.steps_per_second,
-        peak_memory_bytes=outcome.peak_memory_bytes,
-        **dict(outcome.course),
+        class_images_used=result.class_images_used,
+        steps_per_second=result.steps_per_second,
+        peak_memory_bytes=result.peak_memory_bytes,
+        **dict(result.curves),
     )

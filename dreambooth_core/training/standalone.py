@@ -1,4 +1,4 @@
-"""Photos, class images and training, without evaluation, registry or Prefect: `dreambooth train`."""
+"""`dreambooth train`: photos, class images and training, without evaluation, registry or Prefect."""
 
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
@@ -11,15 +11,15 @@ from dreambooth_core.errors import ConfigError
 from dreambooth_core.servers.local import local_services
 from dreambooth_core.storage.records import Record, Weights
 from dreambooth_core.storage.stores import open_store
-from dreambooth_core.training import class_images as priors
 from dreambooth_core.training import stage
+from dreambooth_core.training.class_images import ensure_class_images
 
 if TYPE_CHECKING:
     from dreambooth_core.training.memory_plan import MemoryPlan
 
 
 class Digests(Record):
-    """SHA-256 of what went in and what came out."""
+    """SHA-256 of inputs and weights."""
 
     instance_images: str
     class_images: str | None
@@ -27,20 +27,20 @@ class Digests(Record):
 
 
 class TrainingResult(Record):
-    """What `dreambooth train --json` ends with."""
+    """Result of `dreambooth train`, printed by `--json`."""
 
     steps: int
-    """Steps that were taken."""
+    """Steps trained."""
     chosen_step: int | None
-    """The step whose weights came out."""
+    """The step whose weights were exported."""
     loss: float
-    """Instance loss over the last steps."""
+    """Mean instance loss of the last window of steps."""
     class_loss: float | None
     digests: Digests
     weights: str
-    """URI of their record."""
+    """URI of the weights' record."""
     reused: bool
-    """Whether the same inputs had been trained on before."""
+    """Whether weights of the same inputs were found in the store."""
     resumed_from: int
     peak_memory_bytes: int
     steps_per_second: float
@@ -48,7 +48,7 @@ class TrainingResult(Record):
 
 
 def train_alone(config: Config) -> TrainingResult:
-    """Train, or find what was trained before; raises what the stages raise."""
+    """Train, or find the weights of the same inputs in the store; raises the errors of the stages."""
     families.check(families.load_family(config.model.family), config)
     with local_services(config):
         store = open_store(config.storage)
@@ -56,11 +56,11 @@ def train_alone(config: Config) -> TrainingResult:
         classes = None
         if not config.prior.generate_in_background:
             with console.progress_bar("priors") as progress:
-                classes = priors.ensure_class_images(config, store, instance, progress)[0]
+                classes = ensure_class_images(config, store, instance, progress)[0]
         with console.progress_bar("train") as progress:
             weights, reused = stage.train(config, store, instance, progress)
         if config.prior.generate_in_background:
-            classes = priors.ensure_class_images(config, store, instance)[0]
+            classes = ensure_class_images(config, store, instance)[0]
     _, loss, class_loss = weights.losses[-1]
     return TrainingResult(
         steps=weights.steps,
@@ -83,14 +83,14 @@ def train_alone(config: Config) -> TrainingResult:
 
 @dataclass(frozen=True)
 class TrainingPlan:
-    """What `dreambooth train --dry-run` shows: the config as it would be trained, and its memory."""
+    """Result of `dreambooth train --dry-run`: the config as it would be trained, and its memory plan."""
 
     config: Config
     memory: "MemoryPlan"
 
 
 def plan(config: Config) -> TrainingPlan:
-    """The memory plan of the training; raises `ConfigError` when none fits with `memory.fit: auto`."""
+    """The memory plan of the training; raises `ConfigError` if none fits with `memory.fit: auto`."""
     from dreambooth_core.diffusion import base_model
     from dreambooth_core.training import memory_plan
     from dreambooth_core.training.precision import resolved_precision
@@ -102,11 +102,11 @@ def plan(config: Config) -> TrainingPlan:
 
 
 def weights_of(config: Config) -> Weights:
-    """What training this config has left in the store; raises `ConfigError` when it was not trained."""
+    """The stored weights of this config; raises `ConfigError` if it was not trained."""
     store = open_store(config.storage)
     found = stage.find(config, store, ingest(config, store)[0].images)
     if found is None:
         raise ConfigError(
-            f"{config.name} was not trained with this config: dreambooth train it first"
+            f"{config.name} was not trained with this config: run dreambooth train first"
         )
     return found

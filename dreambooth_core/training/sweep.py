@@ -1,7 +1,7 @@
-"""Several trainings of one subject, and which of them is worth being judged.
+"""Hyperparameter sweep: trials of a grid, their scores, the Pareto front and the best trial.
 
-They are measured with the development seeds only; the one that is chosen meets the others like any
-candidate: trained is it already, and the gate draws it with seeds that nothing was chosen by.
+Trials are compared on the development seeds. The best one goes through the gate like any candidate,
+which uses the confirmation seeds.
 """
 
 from collections.abc import Mapping, Sequence
@@ -37,91 +37,93 @@ class SweepTrial(Record):
 
 
 def trials_of(sweep: Sweep) -> tuple[SweepTrial, ...]:
-    """The grid's points in its order, or as many of them as are wanted, drawn by the config's seed.
+    """The grid's points in order, or `sweep.trials` of them, sampled with the config's seed.
 
-    Raises `ConfigError` for a key that a config has not, and for values that do not go together.
+    Raises `ConfigError` for unknown keys and for incompatible values.
     """
     grid = list(product(*sweep.grid.values()))
     if sweep.trials is not None and sweep.trials < len(grid):
         drawn = permutation(sweep.config.seed, "sweep", 0, len(grid))[: sweep.trials]
-        grid = [grid[place] for place in sorted(drawn)]
+        grid = [grid[index] for index in sorted(drawn)]
     return tuple(_trial(sweep, dict(zip(sweep.grid, values, strict=True))) for values in grid)
 
 
-def point_of(
+def trial_score(
     trial: SweepTrial, weights: Weights, scores: Scores, rows: Sequence[ImageScores]
 ) -> TrialScore:
-    """By the metric that all trials have, also one in whose images the subject was lost: the photos'.
+    """Score of a trial by the first primary metric that the photos or the images have.
 
-    Raises `ConfigError` when none of the gate's primary metrics was measured.
+    Images in which the subject was not found count 0, so that all trials are comparable. Raises
+    `ConfigError` if no primary metric or no prompt fidelity was measured.
     """
     known = {*scores.metrics, *scores.reference}
     primary = next((name for name in trial.config.gate.primary if name in known), None)
     if primary is None or "prompt_fidelity" not in scores.metrics:
         raise ConfigError(
-            "a sweep compares gate.primary and prompt_fidelity: neither may be missing"
+            "a sweep compares a metric of gate.primary and prompt_fidelity, and one of them was not "
+            "measured: set gate.primary to metrics that evaluation measures"
         )
     return TrialScore(
         settings=trial.settings,
-        subject_fidelity=_with_lost_ones(primary, rows),
+        subject_fidelity=_mean_with_zeros(primary, rows),
         prompt_fidelity=scores.metrics["prompt_fidelity"],
         base_prompt_fidelity=scores.base_metrics["prompt_fidelity"],
         seconds=weights.seconds,
     )
 
 
-def front(points: Sequence[TrialScore]) -> tuple[int, ...]:
-    """Places of the points than which none is better in something and worse in nothing (Pareto)."""
-    worth = [(one.subject_fidelity, one.prompt_fidelity, -one.seconds) for one in points]
+def pareto_front(points: Sequence[TrialScore]) -> tuple[int, ...]:
+    """Indices of the points that no other point dominates (Pareto front)."""
+    values = [(one.subject_fidelity, one.prompt_fidelity, -one.seconds) for one in points]
     return tuple(
-        place
-        for place, ours in enumerate(worth)
+        index
+        for index, own in enumerate(values)
         if not any(
-            theirs != ours and all(a >= b for a, b in zip(theirs, ours, strict=True))
-            for theirs in worth
+            other != own and all(a >= b for a, b in zip(other, own, strict=True))
+            for other in values
         )
     )
 
 
-def winner(points: Sequence[TrialScore], rules: Validation) -> int:
-    """Place of the point to be judged, by the rule that also chooses among a training's steps."""
+def best_trial(points: Sequence[TrialScore], rules: Validation) -> int:
+    """Index of the best trial, by the rule of `best_step`."""
     base = ValidationResult(step=0, stable_loss=0, prompt_fidelity=points[0].base_prompt_fidelity)
-    looks = [
+    trials = [
         ValidationResult(
-            step=place,
+            step=number,
             stable_loss=0,
             subject_fidelity=one.subject_fidelity,
             prompt_fidelity=one.prompt_fidelity,
         )
-        for place, one in enumerate(points, 1)
+        for number, one in enumerate(points, 1)
     ]
-    best = best_step([base, *looks], rules)
+    best = best_step([base, *trials], rules)
     if best is None:
-        raise ConfigError("a sweep without a trial has no winner")
+        raise ConfigError("a sweep without trials has no best trial: extend sweep.grid")
     return best.step - 1
 
 
-def _with_lost_ones(metric: str, rows: Sequence[ImageScores]) -> float:
-    """Its mean over prompts, with 0 for images of which it knows nothing."""
+def _mean_with_zeros(metric: str, rows: Sequence[ImageScores]) -> float:
+    """Mean of a metric over prompts, with 0 for images without a value."""
     skipped = {"class", *catalogue()[metric].skips}
-    whole = [
+    filled = [
         row.model_copy(update={"scores": {metric: row.scores.get(metric, 0.0)}})
         for row in rows
         if row.kind not in skipped
     ]
-    return estimate(metric, whole).value
+    return estimate(metric, filled).value
 
 
 def _trial(sweep: Sweep, settings: Mapping[str, Any]) -> SweepTrial:
     document = sweep.config.model_dump(mode="json", exclude_unset=True)
     for dotted, value in settings.items():
         *parents, last = dotted.split(".")
-        place = document
+        section = document
         for name in parents:
-            place = place.setdefault(name, {})
-            if not isinstance(place, dict):
+            section = section.setdefault(name, {})
+            if not isinstance(section, dict):
                 raise ConfigError(f"sweep.grid: {dotted} names no option: {name} is a value")
-        place[last] = value
+        section[last] = value
     try:
         return SweepTrial(settings=dict(settings), config=Config.model_validate(document))
     except ValidationError as error:

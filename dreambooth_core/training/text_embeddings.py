@@ -1,4 +1,4 @@
-"""Prompts as frozen text encoders see them: encoded once, and kept."""
+"""Conditioning of prompts by frozen text encoders: encoded once, and cached."""
 
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import NamedTuple
@@ -10,31 +10,33 @@ from dreambooth_core.storage.tensor_cache import Entry, TensorCache, key_of
 
 
 class TextEncoder(NamedTuple):
-    """The frozen text encoders with their tokenizers, loaded only when something is missing."""
+    """The frozen text encoders and tokenizers, loaded only if a prompt is not cached."""
 
     digest: str
-    """Of the components' files."""
+    """SHA-256 of the components' files."""
     dtype: str
-    """Their numbers' type, as a word."""
+    """Name of their number type."""
     load: Callable[[], Callable[[str], Mapping[str, Tensor]]]
-    """Gives what encodes one prompt: named tensors with a first axis of 1."""
+    """Returns a function that encodes one prompt: named tensors with a first axis of 1."""
 
 
 class TextEmbeddings(NamedTuple):
-    """The denoiser's conditioning, a row per prompt, on the CPU."""
+    """The denoiser's conditioning, one row per prompt, on the CPU."""
 
     rows: Mapping[str, Tensor]
     made: int
+    """Prompts that were encoded now."""
     found: int
+    """Prompts that came from the cache."""
 
 
 def text_embeddings(
     prompts: Sequence[str], cache: TensorCache, encoder: TextEncoder
 ) -> TextEmbeddings:
-    """The embeddings of `prompts`, of which only missing ones are computed.
+    """The conditioning of `prompts`; only missing ones are computed.
 
-    One forward per prompt, so that its bits do not hang on the others in the table; a family pads
-    all prompts to one length.
+    One forward per prompt, so that its bits do not depend on the other prompts; a family pads all
+    prompts to one length.
     """
     keys = [
         key_of(prompt=prompt, encoder=encoder.digest, dtype=encoder.dtype) for prompt in prompts
@@ -42,9 +44,9 @@ def text_embeddings(
 
     def compute(missing: list[int]) -> Iterator[Entry]:
         encode = encoder.load()
-        for place in missing:
+        for index in missing:
             with torch.no_grad():
-                yield {name: value[0] for name, value in encode(prompts[place]).items()}
+                yield {name: value[0] for name, value in encode(prompts[index]).items()}
 
     fetched = cache.fetch(keys, compute)
     names = fetched.entries[0]

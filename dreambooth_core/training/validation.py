@@ -1,8 +1,7 @@
-"""Looks at the model while it trains: its loss on fixed draws, and a small grid, measured.
+"""Validation during training: loss on fixed noises and times, and metrics of a small image grid.
 
-A look hangs on the weights alone and leaves no trace in them, so that a training with looks takes
-the very steps of one without. What only a look needs, as autoencoder and frozen text encoders, is
-loaded for it and dropped after it.
+The result depends on the weights only and does not change them: training with validation takes the
+same steps as without. Autoencoder and frozen text encoders are loaded for it and freed afterwards.
 """
 
 from collections.abc import Callable, Iterator, Sequence
@@ -46,161 +45,152 @@ from dreambooth_core.vision.detectors import Detector, load_detector
 from dreambooth_core.vision.embeddings import Embeddings
 from dreambooth_core.vision.encoders import ImageEncoder
 
-Picture = Pillow.Image
-WHOLE: Sight = ("identity", "whole")
-ALONE: Sight = ("identity", "crop")
-ASKED: Sight = ("clip", "whole")
+IDENTITY_WHOLE: Sight = ("identity", "whole")
+IDENTITY_CROP: Sight = ("identity", "crop")
+CLIP_WHOLE: Sight = ("clip", "whole")
 
 
 @dataclass(frozen=True)
 class ValidationImages:
-    """What a look drew for one subject."""
+    """Images of one validation for one subject."""
 
-    grid: Sequence[Picture]
-    """Prompts x seeds, prompt by prompt."""
-    classes: Sequence[Picture]
-    """Of the class prompt."""
+    grid: Sequence[Pillow.Image]
+    """Prompts x seeds, ordered by prompt."""
+    classes: Sequence[Pillow.Image]
+    """Images of the class prompt."""
 
-    def rows(self, seeds: int) -> list[Sequence[Picture]]:
-        """A row per prompt, the class prompt's the last."""
+    def rows(self, seeds: int) -> list[Sequence[Pillow.Image]]:
+        """One row per prompt, the class prompt last."""
         rows = [self.grid[at : at + seeds] for at in range(0, len(self.grid), seeds)]
         return [*rows, self.classes] if self.classes else rows
 
 
 @dataclass
 class Validator:
-    """Looks, by the options of `best_step`; the grid and its encoders by those of the evaluation."""
+    """Validates by the options of `validation`; sampler and encoders are those of the evaluation."""
 
     config: Config
-    place: TrainingContext
-    stable: MicroBatches
-    """See `Supply.stable`."""
+    context: TrainingContext
+    batches: MicroBatches
+    """See `TrainingInputs.validation_batches`."""
     instance: ImageSet
-    show: Callable[[int, Sequence[Sequence[Picture]]], None] = lambda step, rows: None
-    """Given the step and what was drawn, as `ValidationImages.rows` has it."""
+    show: Callable[[int, Sequence[Sequence[Pillow.Image]]], None] = lambda step, rows: None
+    """Receives the step and the rows of `ValidationImages.rows`."""
     photos: list[dict[Sight, Embeddings]] = field(default_factory=list, init=False)
-    """Each subject's, as the identity encoder sees them; from the first look on."""
+    """Identity embeddings of each subject's photos, computed by the first validation."""
 
     def __call__(self, module: DreamBooth, step: int) -> ValidationResult:
-        """Raises `ModelError` when an encoder is missing."""
+        """Validate the model at a step; raises `ModelError` if an encoder is missing."""
         rules = self.config.validation
-        with _evaluating(module), module.served(), _forward(self.config, module.device):
-            loss = stable_loss(module, self.stable, self.place.beat)
-            drawn = self._draw(module) if rules.prompts else None
-        if drawn is None:
+        with _evaluating(module), module.inference_weights(), _forward(self.config, module.device):
+            loss = stable_loss(module, self.batches, self.context.beat)
+            images = self._generate(module) if rules.prompts else None
+        if images is None:
             return ValidationResult(step=step, stable_loss=loss)
-        self.show(step, [row for each in drawn for row in each.rows(rules.seeds)])
-        return ValidationResult(step=step, stable_loss=loss, **self._measured(drawn))
+        self.show(step, [row for each in images for row in each.rows(rules.seeds)])
+        return ValidationResult(step=step, stable_loss=loss, **self._metrics(images))
 
-    def _draw(self, module: DreamBooth) -> list["ValidationImages"]:
-        """Each subject's grid and class images, whose seeds are the same at every look."""
+    def _generate(self, module: DreamBooth) -> list[ValidationImages]:
+        """Grid and class images of each subject, with the same seeds at every validation."""
         config, side = self.config, self.config.model.resolution
-        painter = painter_of(module, self.place)
-        drawing = SamplingSettings(lambda: painter, config.sampler, (side, side))
+        pipeline = pipeline_of(module, self.context)
+        settings = SamplingSettings(lambda: pipeline, config.sampler, (side, side))
         found = []
         for subject in config.subjects:
-            grid, classes = (
-                validation_requests(config, subject),
-                class_image_requests(config, subject),
-            )
-            images = [*generate(painter, drawing, grid + classes, lambda *_: self.place.beat())]
+            grid = validation_requests(config, subject)
+            requests = grid + class_image_requests(config, subject)
+            images = [*generate(pipeline, settings, requests, lambda *_: self.context.beat())]
             found.append(ValidationImages(images[: len(grid)], images[len(grid) :]))
         return found
 
-    def _measured(self, drawn: Sequence["ValidationImages"]) -> dict[str, float | None]:
-        """What a `ValidationResult` says of the images, each the mean over the subjects."""
-        clip, rules = self._clip(), self.config.validation
+    def _metrics(self, images: Sequence[ValidationImages]) -> dict[str, float | None]:
+        """The image metrics of a `ValidationResult`, each the mean over the subjects."""
+        rules, models = self.config.validation, self.config.evaluation
+        clip = ImageEncoder(models.clip, models.clip_revision, models.preprocessing)
         texts = [
             clip.clip_texts([plain(subject, t) for t in rules.prompts for _ in range(rules.seeds)])
             for subject in self.config.subjects
         ]
-        seen = [clip.clip_images(each.grid) for each in drawn]
+        clip_images = [clip.clip_images(each.grid) for each in images]
         del clip
-        eyes = self._eyes()
-        self.photos = self.photos or self._see_photos(eyes)
+        identity = ImageEncoder(models.identity, models.identity_revision, models.preprocessing)
+        encoder = SubjectEncoder(identity, load_detector(models.detector))
+        self.photos = self.photos or self._photo_embeddings(encoder)
         evidence = [
             Evidence(
                 generated=ImageEmbeddings(
-                    {**eyes.see(each.grid, subject.class_noun), ASKED: seen[index]}
+                    {**encoder.embed(each.grid, subject.class_noun), CLIP_WHOLE: clip_images[index]}
                 ),
                 photos=ImageEmbeddings(self.photos[index]),
-                classes=ImageEmbeddings({WHOLE: eyes.whole(each.classes)} if each.classes else {}),
+                classes=ImageEmbeddings(
+                    {IDENTITY_WHOLE: encoder.embed_whole(each.classes)} if each.classes else {}
+                ),
                 text_rows=texts[index],
             )
-            for index, (each, subject) in enumerate(zip(drawn, self.config.subjects, strict=True))
+            for index, (each, subject) in enumerate(zip(images, self.config.subjects, strict=True))
         ]
 
         def values(metric: ModuleType) -> list[Values]:
             return [metric.measure(one) for one in evidence]
 
-        likeness = [subject_fidelity_of(one) for one in evidence]
+        fidelity = [subject_fidelity_of(one) for one in evidence]
         return {
-            "subject_fidelity": float(np.mean(likeness)),
-            "subject_error": standard_error(likeness),
+            "subject_fidelity": float(np.mean(fidelity)),
+            "subject_error": standard_error(fidelity),
             "prompt_fidelity": float(np.mean(values(prompt_fidelity))),
             "pres": float(np.mean(values(pres))) if rules.class_images else None,
         }
 
-    def _see_photos(self, eyes: "SubjectEncoder") -> list[dict[Sight, Embeddings]]:
+    def _photo_embeddings(self, encoder: "SubjectEncoder") -> list[dict[Sight, Embeddings]]:
         found = []
         for index, subject in enumerate(self.config.subjects):
-            photos = photos_of(self.place.store, self.instance, index)
-            masks = [photos.mask(place) for place in range(len(photos))]
-            found.append(eyes.see(photos, subject.class_noun, masks))
+            photos = photos_of(self.context.store, self.instance, index)
+            masks = [photos.mask(position) for position in range(len(photos))]
+            found.append(encoder.embed(photos, subject.class_noun, masks))
         return found
-
-    def _clip(self) -> ImageEncoder:
-        rules = self.config.evaluation
-        return ImageEncoder(rules.clip, rules.clip_revision, rules.preprocessing)
-
-    def _eyes(self) -> "SubjectEncoder":
-        rules = self.config.evaluation
-        identity = ImageEncoder(rules.identity, rules.identity_revision, rules.preprocessing)
-        return SubjectEncoder(identity, load_detector(rules.detector))
 
 
 @dataclass(frozen=True)
 class SubjectEncoder:
-    """The identity encoder, and who finds the subject for it."""
+    """Identity encoder, and the detector that crops the subject for it."""
 
     identity: ImageEncoder
-    finder: Detector | None
+    detector: Detector | None
 
-    def see(
+    def embed(
         self,
-        pictures: Sequence[Picture],
+        images: Sequence[Pillow.Image],
         noun: str,
-        masks: Sequence[Picture | None] | None = None,
+        masks: Sequence[Pillow.Image | None] | None = None,
     ) -> dict[Sight, Embeddings]:
-        """(pictures, d) each: whole, and with a finder the subject alone, nan where it is not seen."""
-        rows = {WHOLE: self.whole(pictures)}
-        if self.finder is not None:
-            rows[ALONE] = np.full_like(rows[WHOLE], np.nan)
-            found = enumerate(regions(self.finder, pictures, noun, masks))
-            cuts = {place: crop(pictures[place], spot) for place, spot in found if spot}
-            if cuts:
-                rows[ALONE][list(cuts)] = self.whole(list(cuts.values()))
+        """(images, d) each: of whole images and, with a detector, of crops; nan if no subject is found."""
+        rows = {IDENTITY_WHOLE: self.embed_whole(images)}
+        if self.detector is not None:
+            rows[IDENTITY_CROP] = np.full_like(rows[IDENTITY_WHOLE], np.nan)
+            found = enumerate(regions(self.detector, images, noun, masks))
+            crops = {index: crop(images[index], region) for index, region in found if region}
+            if crops:
+                rows[IDENTITY_CROP][list(crops)] = self.embed_whole(list(crops.values()))
         return rows
 
-    def whole(self, pictures: Sequence[Picture]) -> Embeddings:
-        """(pictures, d)"""
-        return self.identity.identity_images(pictures)
+    def embed_whole(self, images: Sequence[Pillow.Image]) -> Embeddings:
+        """(images, d)"""
+        return self.identity.identity_images(images)
 
 
 def subject_fidelity_of(evidence: Evidence) -> Values:
-    """Subject fidelity of each picture: of the subject alone, where it is found in a photo.
+    """Subject fidelity of each image, of crops if the subject is found in a photo, as in the gate.
 
-    A copied background counts as little here as in the gate; a picture without the subject is as unlike as
-    can be told, 0.
+    0 for an image in which the subject is not found.
     """
-    alone = subject_fidelity_crop.measure(evidence)
-    values = alone if alone is not None else subject_fidelity.measure(evidence)
-    assert values is not None  # photos are there, and seen as wholes
+    cropped = subject_fidelity_crop.measure(evidence)
+    values = cropped if cropped is not None else subject_fidelity.measure(evidence)
+    assert values is not None  # embeddings of whole photos always exist
     return np.nan_to_num(values)
 
 
 def standard_error(groups: Sequence[Values]) -> float | None:
-    """Of the mean over equally large groups, each of which has a mean of its own; None for single values."""
+    """Standard error of the mean of the groups' means, for groups of equal size; None for size 1."""
     if len(groups[0]) < 2:
         return None
     squares = [np.var(values, ddof=1) / len(values) for values in groups]
@@ -208,7 +198,7 @@ def standard_error(groups: Sequence[Values]) -> float | None:
 
 
 def validation_requests(config: Config, subject: Subject) -> list[Request]:
-    """A look's grid: prompts x seeds of the `dev` set, the same at every look and in every run."""
+    """The grid: prompts x seeds of the `dev` set, the same at every validation and in every run."""
     rules = config.validation
     return [
         (subject.fill(prompt), seed)
@@ -218,7 +208,7 @@ def validation_requests(config: Config, subject: Subject) -> list[Request]:
 
 
 def class_image_requests(config: Config, subject: Subject) -> list[Request]:
-    """A look's class images, the same at every look and in every run."""
+    """Requests of the class images, the same at every validation and in every run."""
     rules, prompt = config.validation, subject.class_prompt
     seeds = seeds_of(config, prompt, rules.class_images, "dev")
     return [(subject.fill(prompt), seed) for seed in seeds]
@@ -226,28 +216,30 @@ def class_image_requests(config: Config, subject: Subject) -> list[Request]:
 
 @torch.no_grad()
 def stable_loss(
-    module: DreamBooth, steps: MicroBatches, beat: Callable[[], None] = lambda: None
+    module: DreamBooth, batches: MicroBatches, beat: Callable[[], None] = lambda: None
 ) -> float:
-    """Mean loss over all batches of `steps`, of instance images alone."""
+    """Mean loss over `batches`, which hold instance images only."""
     loss, objective, losses = module.config.loss, module.objective, []
-    for number in range(len(steps)):
-        batch = _placed(steps[number], module.device)
-        wanted = target(objective, batch["latents"], batch["noise"], batch["times"])
-        answer, mask = module.answer(batch), batch.get("mask")
-        losses.append(example_losses(loss, objective, answer, wanted, batch["times"], mask))
+    for number in range(len(batches)):
+        batch = _moved(batches[number], module.device)
+        targets = target(objective, batch["latents"], batch["noise"], batch["times"])
+        prediction, mask = module.predict(batch), batch.get("mask")
+        losses.append(example_losses(loss, objective, prediction, targets, batch["times"], mask))
         beat()
     return float(torch.cat(losses).double().mean())
 
 
-def painter_of(module: DreamBooth, place: TrainingContext) -> LoadedPipeline:
-    """A pipeline around the very parts in training, adapters and new tokens included."""
-    family, config, here = module.family, module.config, module.parts
-    absent = [name for name in family.text_encoders if name not in here.components]
-    text = family.load(place.base, only(place.base, *absent), frozen_numbers(config))
-    autoencoder = family.load(place.base, only(place.base, family.autoencoder))[family.autoencoder]
+def pipeline_of(module: DreamBooth, context: TrainingContext) -> LoadedPipeline:
+    """A pipeline that shares the components in training, with adapters and new tokens."""
+    family, config, trained = module.family, module.config, module.parts
+    absent = [name for name in family.text_encoders if name not in trained.components]
+    text = family.load(context.base, only(context.base, *absent), frozen_numbers(config))
+    autoencoder = family.load(context.base, only(context.base, family.autoencoder))[
+        family.autoencoder
+    ]
     channels_last(autoencoder)
     _decode_in_float32(autoencoder)
-    parts = {**text.components, **here.components, family.autoencoder: autoencoder}
+    parts = {**text.components, **trained.components, family.autoencoder: autoencoder}
     for name in (family.autoencoder, *absent):
         if name in parts:
             parts[name].to(module.device)
@@ -260,35 +252,35 @@ def painter_of(module: DreamBooth, place: TrainingContext) -> LoadedPipeline:
 
 @contextmanager
 def _evaluating(module: DreamBooth) -> Iterator[None]:
-    """Without dropout while it lasts; every part is afterwards in the mode that it was in."""
-    modes = [(part, part.training) for part in module.modules()]
+    """Evaluation mode (no dropout) within the block; each module's own mode is restored afterwards."""
+    modes = [(each, each.training) for each in module.modules()]
     module.eval()
     try:
         yield
     finally:
-        for part, mode in modes:
-            part.training = mode
+        for each, mode in modes:
+            each.training = mode
 
 
 def _forward(config: Config, device: torch.device) -> AbstractContextManager[Any]:
-    """The number type in which the model computes while it trains."""
+    """Autocast to the number type of the training's forward pass."""
     kinds = {"bf16": torch.bfloat16, "fp16": torch.float16}
     kind = kinds.get(resolved_precision(config.train.precision))
     return nullcontext() if kind is None else torch.autocast(device.type, dtype=kind)
 
 
 def _decode_in_float32(autoencoder: Any) -> None:
-    """Whatever the number type around it: many an autoencoder overflows in fp16."""
+    """Decode in float32 also under autocast: many autoencoders overflow in fp16."""
     decode = autoencoder.decode
 
-    def exact(latents: torch.Tensor, *arguments: Any, **named: Any) -> Any:
+    def decode_in_float32(latents: torch.Tensor, *arguments: Any, **named: Any) -> Any:
         with torch.autocast(latents.device.type, enabled=False):
             return decode(latents.float(), *arguments, **named)
 
-    autoencoder.decode = exact
+    autoencoder.decode = decode_in_float32
 
 
-def _placed(batch: Batch, device: torch.device) -> Batch:
+def _moved(batch: Batch, device: torch.device) -> Batch:
     return {
         name: value.to(device) if isinstance(value, torch.Tensor) else value
         for name, value in batch.items()

@@ -9,12 +9,12 @@ import pytest
 from dreambooth_core import telemetry
 from dreambooth_core.reports import summary
 from dreambooth_core.storage import records
-from tests.watched import hearing
+from tests.watched import receiving
 
 
 @pytest.fixture
 def receiver() -> Iterator[socket.socket]:
-    with hearing() as receiver:
+    with receiving() as receiver:
         yield receiver
 
 

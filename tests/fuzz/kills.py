@@ -56,7 +56,7 @@ class KillCounts:
 
 def forked(folder: Path, base: Path, kills: int, seed: int) -> KillCounts:
     """Kill forked attempts of trainings, one training after the other."""
-    from tests.forked_attempts import Attempts, differ, starts
+    from tests.forked_attempts import Attempts, differences, has_started
     from tests.training_for_real import Run
 
     counts, draw, began = KillCounts("forked attempts"), random.Random(seed), time.monotonic()
@@ -70,7 +70,7 @@ def forked(folder: Path, base: Path, kills: int, seed: int) -> KillCounts:
     while counts.kills < kills:
         parts = Attempts(Run(base, folder / f"parts-{counts.ended}", STEPS, train, often))
         for _ in range(draw.randint(1, MOST_KILLS)):
-            if counts.kills < kills and parts.killed(starts, draw.uniform(0, length)):
+            if counts.kills < kills and parts.killed(has_started, draw.uniform(0, length)):
                 counts.count("trainer")
                 print(
                     f"{counts.kills} of {kills} kills of forked attempts",
@@ -79,7 +79,7 @@ def forked(folder: Path, base: Path, kills: int, seed: int) -> KillCounts:
                 )
         found = parts.finished()
         counts.ended += 1
-        counts.faults += [f"{name} differs" for name in differ(found, expected)]
+        counts.faults += [f"{name} differs" for name in differences(found, expected)]
         if parts.weights() != whole.weights():
             counts.faults.append("the exported weights differ")
         counts.faults += [f"unfinished {path}" for path in parts.run.saved.glob("*.partial")]

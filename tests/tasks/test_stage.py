@@ -6,7 +6,7 @@ from prefect.concurrency.asyncio import ConcurrencySlotAcquisitionError
 
 from dreambooth_core.errors import DatasetRefused, NotFound, StageFailed, StorageError
 from tasks.stage import is_transient, progress_artifact, stage
-from tests.watched import hearing
+from tests.watched import receiving
 
 
 @pytest.mark.parametrize(
@@ -64,7 +64,7 @@ def test_a_stage_in_a_flow_is_retried_reports_progress_and_keeps_its_error():
         flaky()
         bad()
 
-    with hearing() as ear, prefect_test_harness(server_startup_timeout=120):
+    with receiving() as ear, prefect_test_harness(server_startup_timeout=120):
         with pytest.raises(DatasetRefused, match="bad photos"):
             both_flow()
         artifact = Artifact.get("flaky-progress")

@@ -1,4 +1,4 @@
-"""Optimizers by name, the learning rate at a step, and the optimizer's exact state.
+"""Optimizers by name, learning rate schedules, and optimizer state for checkpoints.
 
 AdamW: Loshchilov & Hutter 2017, arXiv:1711.05101; its 8-bit state: Dettmers et al. 2021,
 arXiv:2110.02861. Adafactor: Shazeer & Stern 2018, arXiv:1804.04235. CAME: Luo et al. 2023,
@@ -22,10 +22,10 @@ from dreambooth_core.training.optimizers.combined import BackwardStepOptimizer, 
 from dreambooth_core.training.optimizers.state import load_state, state_of
 
 __all__ = [
+    "inference_weights",
     "load_state",
     "lr_factor",
     "make",
-    "served",
     "state_bytes",
     "state_of",
     "step_in_backward",
@@ -33,35 +33,34 @@ __all__ = [
 ]
 
 Group = Mapping[str, Any]
-"""`params`: parameters, `lr`: their full learning rate, `names`: their names, in the same order."""
+"""`params`: parameters; `lr`: peak learning rate; `names`: the parameters' names, in the same order."""
 
 RESTARTS = 3
-"""Descents of `cosine_with_restarts`; with one it would be `cosine`."""
+"""Cycles of `cosine_with_restarts`."""
 POWER = 2.0
-"""Exponent of `polynomial`; with one it would be `linear`."""
+"""Exponent of `polynomial`."""
 
 
 def make(options: Optimizer, groups: Sequence[Group]) -> torch.optim.Optimizer:
-    """The optimizer of the options over parameters that are on their device, in their layout.
+    """The optimizer of the options over parameters that are on their device, in their memory layout.
 
-    Its `param_groups` keep what else a group holds, and may be more than the groups given. With
-    `adamw8bit` the weights become contiguous here: bitsandbytes would make them so at its first
-    step, which a resumed training would take at another one. Raises `ConfigError` where the
-    optimizer cannot run.
+    Its `param_groups` keep all other entries of the groups, and may outnumber them. `adamw8bit`
+    makes weights contiguous here: bitsandbytes would at its first step, which differs for a resumed
+    training. Raises `ConfigError` if the optimizer cannot run on the device.
     """
     if options.fused_backward:
         return step_in_backward(options, groups)
     if options.name == "prodigy":
-        # it takes the learning rate of the first group for all, so each gets one of its own
+        # Prodigy applies the first group's learning rate to all groups: one optimizer per group
         return CombinedOptimizer([_one(options, [group]) for group in groups])
     return _one(options, groups)
 
 
 def step_in_backward(options: Optimizer, groups: Sequence[Group]) -> torch.optim.Optimizer:
-    """An optimizer per parameter that steps inside the backward pass and frees the gradient.
+    """One optimizer per parameter, which steps inside the backward pass and frees the gradient.
 
     Learning rates must be set before the backward pass; `step` only calls its closure. Raises
-    `ConfigError` as `make` does, and for Prodigy, which needs all gradients at once.
+    `ConfigError` like `make`, and for Prodigy, which needs all gradients together.
     """
     if options.name == "prodigy":
         raise ConfigError(
@@ -69,17 +68,17 @@ def step_in_backward(options: Optimizer, groups: Sequence[Group]) -> torch.optim
             "follows from all gradients together: set optimizer.fused_backward: false"
         )
     return BackwardStepOptimizer(
-        [_one(options, [single]) for group in groups for single in _singles(group)]
+        [_one(options, [single]) for group in groups for single in _single_weights(group)]
     )
 
 
-def _singles(group: Group) -> Iterator[dict[str, Any]]:
+def _single_weights(group: Group) -> Iterator[dict[str, Any]]:
     for weight, name in zip(group["params"], group["names"], strict=True):
         yield {**group, "params": [weight], "names": [name]}
 
 
 def _one(options: Optimizer, groups: Sequence[Group]) -> torch.optim.Optimizer:
-    copies = [dict(group) for group in groups]  # optimizers write into theirs
+    copies = [dict(group) for group in groups]  # optimizers modify their groups
     if options.name == "adamw":
         return torch.optim.AdamW(copies, weight_decay=options.weight_decay, fused=True)
     if options.name == "adamw8bit":
@@ -90,9 +89,9 @@ def _one(options: Optimizer, groups: Sequence[Group]) -> torch.optim.Optimizer:
 def _of_pytorch_optimizer(
     options: Optimizer, groups: list[dict[str, Any]]
 ) -> torch.optim.Optimizer:
-    """One parameter at a time, which needs no second copy of all gradients.
+    """Not `foreach`, which would need a second copy of all gradients.
 
-    Adafactor takes the learning rate as it is, as all others do, instead of finding its own.
+    Adafactor uses the learning rate as given, without its relative step size.
     """
     from pytorch_optimizer import CAME, AdaFactor, Prodigy, ScheduleFreeAdamW
 
@@ -126,12 +125,12 @@ def _adamw8bit(groups: list[dict[str, Any]], weight_decay: float) -> torch.optim
     for weight in (weight for group in groups for weight in group["params"]):
         weight.data = weight.data.contiguous()
     _try_8bit(AdamW8bit, groups[0]["params"][0].device)
-    made: torch.optim.Optimizer = AdamW8bit(groups, weight_decay=weight_decay)
-    return made
+    optimizer: torch.optim.Optimizer = AdamW8bit(groups, weight_decay=weight_decay)
+    return optimizer
 
 
 def _try_8bit(kind: Any, device: torch.device) -> None:
-    """Take a step with one weight, large enough to be held in 8 bits."""
+    """Take a step with one weight of 4096 elements, the least that gets 8-bit state."""
     weight = Parameter(torch.ones(4096, device=device))
     weight.grad = torch.ones_like(weight)
     try:
@@ -143,42 +142,42 @@ def _try_8bit(kind: Any, device: torch.device) -> None:
 
 
 def training_mode(optimizer: torch.optim.Optimizer, on: bool) -> None:
-    """Put the weights of `schedule_free` where they train, or where they serve; others: nothing.
+    """Switch the weights of `schedule_free` between training and inference; no-op for others.
 
-    Back and forth rounds twice; `served` does not.
+    A round trip rounds twice; `inference_weights` restores exactly.
     """
-    for part in _schedule_free(optimizer):
-        (part.train if on else part.eval)()
+    for member in _schedule_free(optimizer):
+        (member.train if on else member.eval)()
 
 
 @contextmanager
-def served(optimizer: torch.optim.Optimizer) -> Iterator[None]:
-    """The weights as they are served while it lasts, and bitwise as they were afterwards."""
-    parts = _schedule_free(optimizer)
+def inference_weights(optimizer: torch.optim.Optimizer) -> Iterator[None]:
+    """Within the block, the weights of inference; bitwise restored afterwards."""
+    members = _schedule_free(optimizer)
     weights = [
-        weight for part in parts for group in part.param_groups for weight in group["params"]
+        weight for member in members for group in member.param_groups for weight in group["params"]
     ]
-    kept = [weight.detach().clone() for weight in weights]
+    saved = [weight.detach().clone() for weight in weights]
     training_mode(optimizer, False)
     try:
         yield
     finally:
         training_mode(optimizer, True)
         with torch.no_grad():
-            for weight, before in zip(weights, kept, strict=True):
+            for weight, before in zip(weights, saved, strict=True):
                 weight.copy_(before)
 
 
 def _schedule_free(optimizer: torch.optim.Optimizer) -> list[Any]:
-    parts = optimizer.parts if isinstance(optimizer, CombinedOptimizer) else (optimizer,)
-    return [part for part in parts if "train_mode" in part.defaults]
+    members = optimizer.members if isinstance(optimizer, CombinedOptimizer) else (optimizer,)
+    return [member for member in members if "train_mode" in member.defaults]
 
 
 def lr_factor(train: Train, step: int) -> float:
-    """Share of the learning rate at a step from 0, in [0, 1].
+    """Factor of the learning rate at a step, counted from 0; in [0, 1].
 
-    Warm-up step s of w has (s + 1) / w, so that the first one moves already; then come
-    diffusers' schedules, the cosine with `RESTARTS`, the polynomial of `POWER`.
+    (s + 1) / w at warm-up step s of w, so that the first step is not zero; then diffusers'
+    schedules, with `RESTARTS` and `POWER`.
     """
     if step < train.lr_warmup_steps:
         return (step + 1) / train.lr_warmup_steps
@@ -189,21 +188,21 @@ def lr_factor(train: Train, step: int) -> float:
 def _schedule(name: str, warmup: int, steps: int) -> Callable[[int], float]:
     from diffusers.optimization import get_scheduler
 
-    idle = torch.optim.SGD([torch.zeros(1)], lr=1.0)
-    made = get_scheduler(
+    unused = torch.optim.SGD([torch.zeros(1)], lr=1.0)
+    scheduler = get_scheduler(
         name,
-        idle,
+        unused,
         num_warmup_steps=warmup,
         num_training_steps=steps,
         num_cycles=RESTARTS,
         power=POWER,
     )
-    factor: Callable[[int], float] = made.lr_lambdas[0]
+    factor: Callable[[int], float] = scheduler.lr_lambdas[0]
     return factor
 
 
 def state_bytes(name: str, weight: Tensor) -> int:
-    """Bytes that the optimizer of this name holds for a weight, which may have no data."""
+    """Bytes of state that the named optimizer holds for a weight, which may be on the meta device."""
     count, full = weight.numel(), weight.nbytes
     if name == "adamw":
         return 2 * full + 4

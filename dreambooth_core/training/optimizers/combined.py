@@ -1,4 +1,4 @@
-"""Several optimizers as one: for a step size of their own, or to step inside the backward pass."""
+"""Several optimizers in one: a step size for each, or steps inside the backward pass."""
 
 from collections.abc import Callable, Sequence
 from typing import Any
@@ -8,29 +8,29 @@ from torch import Tensor
 
 
 class CombinedOptimizer(torch.optim.Optimizer):
-    """Several optimizers that look like one: their groups in a row, and one state."""
+    """Several optimizers behind one interface, with concatenated groups and one shared state."""
 
-    def __init__(self, parts: Sequence[torch.optim.Optimizer]) -> None:
-        super().__init__([group for part in parts for group in part.param_groups], {})
-        self.parts = tuple(parts)
-        for part in parts:
-            part.state = self.state
+    def __init__(self, members: Sequence[torch.optim.Optimizer]) -> None:
+        super().__init__([group for member in members for group in member.param_groups], {})
+        self.members = tuple(members)
+        for member in members:
+            member.state = self.state
 
     def step(self, closure: Callable[[], Any] | None = None) -> Any:
         loss = _called(closure)
-        for part in self.parts:
-            part.step()
+        for member in self.members:
+            member.step()
         return loss
 
 
 class BackwardStepOptimizer(CombinedOptimizer):
-    """Has stepped when the backward pass ends: a parameter as soon as its gradient is complete."""
+    """Steps each parameter inside the backward pass, once its gradient is complete; frees the gradient."""
 
-    def __init__(self, parts: Sequence[torch.optim.Optimizer]) -> None:
-        super().__init__(parts)
-        for part in parts:
-            (weight,) = part.param_groups[0]["params"]
-            weight.register_post_accumulate_grad_hook(_stepper(part))
+    def __init__(self, members: Sequence[torch.optim.Optimizer]) -> None:
+        super().__init__(members)
+        for member in members:
+            (weight,) = member.param_groups[0]["params"]
+            weight.register_post_accumulate_grad_hook(_step_hook(member))
 
     def step(self, closure: Callable[[], Any] | None = None) -> Any:
         return _called(closure)
@@ -43,9 +43,9 @@ def _called(closure: Callable[[], Any] | None) -> Any:
         return closure()
 
 
-def _stepper(part: torch.optim.Optimizer) -> Callable[[Tensor], None]:
+def _step_hook(optimizer: torch.optim.Optimizer) -> Callable[[Tensor], None]:
     def step(weight: Tensor) -> None:
-        part.step()
+        optimizer.step()
         weight.grad = None
 
     return step

@@ -1,4 +1,4 @@
-"""The exact state of any of the optimizers, as named tensors and JSON's scalars."""
+"""Exact state of the optimizers, as named tensors and JSON scalars."""
 
 import math
 from collections import defaultdict
@@ -18,19 +18,19 @@ Scalars = Mapping[str, int | float | str]
 def state_of(
     optimizer: torch.optim.Optimizer, names: Mapping[Tensor, str]
 ) -> tuple[dict[str, Tensor], dict[str, int | float | str]]:
-    """Everything that the next step hangs on: tensors, contiguous on the CPU, and JSON's scalars.
+    """The full state: contiguous CPU tensors, and JSON scalars.
 
-    Keys are `<weight's name>/<entry>` and `groups/<index>/<entry>`; `kind` is the optimizer's.
+    Keys are `<weight name>/<entry>` and `groups/<index>/<entry>`; `kind` names the optimizer class.
     """
     tensors: dict[str, Tensor] = {}
     scalars: dict[str, int | float | str] = {"kind": _kind(optimizer)}
-    for place, entries in _entries(optimizer, names):
+    for prefix, entries in _entries(optimizer, names):
         for key, value in entries.items():
             if isinstance(value, Tensor):
-                tensors[f"{place}/{key}"] = fsdp.whole(value)
+                tensors[f"{prefix}/{key}"] = fsdp.full_tensor(value)
             elif isinstance(value, int | float) and math.isfinite(value):
-                # not Prodigy's growth_rate: it is endless, which JSON does not know
-                scalars[f"{place}/{key}"] = value
+                # not Prodigy's growth_rate, which is infinite: not valid JSON
+                scalars[f"{prefix}/{key}"] = value
     return tensors, scalars
 
 
@@ -40,15 +40,15 @@ def load_state(
     tensors: Mapping[str, Tensor],
     scalars: Scalars,
 ) -> None:
-    """Make the optimizer's state what `state_of` gave, so that the next step is the same bitwise.
+    """Load what `state_of` returned, so that the next step is bitwise the same.
 
-    A tensor of its weight's shape gets the weight's own memory layout: the order of sums hangs on
-    it. Raises `StageFailed` when the state is of another optimizer or of other weights.
+    A tensor of its weight's shape gets the weight's memory layout, which decides the order of
+    summation. Raises `StageFailed` for the state of another optimizer or of other weights.
     """
     found: dict[str, dict[str, Any]] = defaultdict(dict)
     for full, value in {**tensors, **scalars}.items():
-        place, _, key = full.rpartition("/")
-        found[place][key] = value
+        prefix, _, key = full.rpartition("/")
+        found[prefix][key] = value
     kind = found.pop("", {}).get("kind")
     groups = {f"groups/{index}": group for index, group in enumerate(optimizer.param_groups)}
     weights = {name: weight for weight, name in names.items()}
@@ -58,10 +58,10 @@ def load_state(
             f"{_kind(optimizer)}'s; delete the checkpoint and run again"
         )
     optimizer.state.clear()
-    for place, entries in found.items():
-        weight = weights[place] if place in weights else groups[place]["params"][0]
-        target = optimizer.state[weight] if place in weights else groups[place]
-        target.update({key: _placed(value, weight) for key, value in entries.items()})
+    for prefix, entries in found.items():
+        weight = weights[prefix] if prefix in weights else groups[prefix]["params"][0]
+        target = optimizer.state[weight] if prefix in weights else groups[prefix]
+        target.update({key: _moved(value, weight) for key, value in entries.items()})
 
 
 def _entries(
@@ -76,13 +76,13 @@ def _entries(
 def _kind(optimizer: torch.optim.Optimizer) -> str:
     if not isinstance(optimizer, CombinedOptimizer):
         return type(optimizer).__name__
-    return f"{type(optimizer).__name__} {type(optimizer.parts[0]).__name__}"
+    return f"{type(optimizer).__name__} {type(optimizer.members[0]).__name__}"
 
 
-def _placed(value: Any, weight: Tensor) -> Any:
+def _moved(value: Any, weight: Tensor) -> Any:
     if not isinstance(value, Tensor):
         return value
     if value.shape != weight.shape:
         return value.to(weight.device, copy=True)
     like = torch.empty_like(weight.detach(), dtype=value.dtype, memory_format=torch.preserve_format)
-    return like.copy_(fsdp.piece(value, weight))
+    return like.copy_(fsdp.local_shard(value, weight))

@@ -33,7 +33,7 @@ from dreambooth_core.storage.records import (
 )
 from dreambooth_core.storage.stores import open_store
 from dreambooth_core.training import stage
-from dreambooth_core.training.sweep import TrialScore, point_of, trials_of, winner
+from dreambooth_core.training.sweep import TrialScore, best_trial, trial_score, trials_of
 
 # on a busy machine the sweep's ten trainings alone take minutes
 pytestmark = [pytest.mark.slow, pytest.mark.timeout(1800)]
@@ -171,8 +171,8 @@ def swept(world) -> Swept:
     weights = tuple(world.trained(trial.config) for trial in trials)
     dev = tuple(world.measured(each, "dev") for each in weights)
     triples = zip(trials, weights, dev, strict=True)
-    points = [point_of(trial, each, found.scores, found.rows) for trial, each, found in triples]
-    return Swept(weights, dev, winner(points, world.config.validation))
+    points = [trial_score(trial, each, found.scores, found.rows) for trial, each, found in triples]
+    return Swept(weights, dev, best_trial(points, world.config.validation))
 
 
 def failures(verdict: Verdict) -> set[tuple[str, str]]:
@@ -275,7 +275,7 @@ def test_the_luckiest_of_ten_equals_passes_by_the_seeds_that_chose_it_and_by_no_
     chosen_by, others = [], []
     for _ in range(SWEEPS):
         (champion, *members), judged = dealt(dev, draws), dealt(confirm, draws)
-        best = winner([point_by(member) for member in members], world.config.validation)
+        best = best_trial([point_by(member) for member in members], world.config.validation)
         chosen_by.append(passes(as_confirmed(members[best]), as_confirmed(champion), rules))
         others.append(passes(judged[best + 1], judged[0], rules))
     assert sum(others) <= SWEEPS / 20 < sum(chosen_by)

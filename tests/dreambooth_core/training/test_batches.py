@@ -1,4 +1,4 @@
-"""Micro-batches: whole, the same in any order, shared by ranks, and nobody with another's words."""
+"""Tests of micro-batches: contents, random access, shares of ranks, prompts of their images."""
 
 import random
 from collections import Counter
@@ -18,18 +18,18 @@ from dreambooth_core.training.latents import View
 SIZES = ((64, 64), (64, 64), (48, 80), (64, 64), (48, 80))
 CLASS_SIZES = ((64, 64), (48, 80), (64, 64), (64, 64))
 CERTAIN = float("-inf")
-"""A log-variance without any spread: what is drawn is the mean."""
+"""Log-variance of zero variance: samples equal the mean."""
 
 
 class Marked:
-    """Images whose every value says which image and which view it is: index + view / 16."""
+    """Images whose every value is index + view / 16."""
 
     def __init__(self, sizes: tuple[tuple[int, int], ...], first: int = 0, masks: bool = True):
         self.sizes, self.first, self.masks = sizes, first, masks
-        self.asked: list[int] = []
+        self.loaded: list[int] = []
 
     def get(self, index: int, view: int) -> View:
-        self.asked.append(index)
+        self.loaded.append(index)
         height, width = self.sizes[index]
         mark = self.first + index + view / 16
         mean = torch.full((4, height // 8, width // 8), mark)
@@ -78,7 +78,7 @@ EVERYTHING = {
 }
 
 
-def test_what_a_micro_batch_is_made_of() -> None:
+def test_contents_of_a_micro_batch() -> None:
     data = _steps(gradient_accumulation_steps=3, loss={"masks": True})
     assert len(data) == 60
     batch = data[7]
@@ -97,17 +97,17 @@ def test_what_a_micro_batch_is_made_of() -> None:
     assert "mask" not in _steps()[7]
 
 
-def test_any_order_of_asking_gives_the_same_batches() -> None:
+def test_batches_do_not_depend_on_the_order_of_access() -> None:
     data = _steps(**EVERYTHING)
-    asked = list(range(12))
-    first = [data[micro] for micro in asked]
-    random.Random(1).shuffle(asked)
+    order = list(range(12))
+    first = [data[micro] for micro in order]
+    random.Random(1).shuffle(order)
     fresh = _steps(**EVERYTHING)
-    assert all(_same(fresh[micro], first[micro]) for micro in asked)
+    assert all(_same(fresh[micro], first[micro]) for micro in order)
     assert not torch.equal(first[0]["noise"][0, 0, 0, :4], first[1]["noise"][0, 0, 0, :4])
 
 
-def test_shares_of_the_ranks_make_up_the_whole() -> None:
+def test_shares_of_the_ranks_make_up_the_batch() -> None:
     whole = _steps(**EVERYTHING)
     shares = [_steps(**EVERYTHING, rank=rank, ranks=2) for rank in (0, 1)]
     for micro in range(8):
@@ -131,8 +131,8 @@ def test_the_prior_does_not_change_the_instance_draws(prior: str | None) -> None
         assert _rows(one)[:4] == _rows(other)[:4]
 
 
-def test_every_latent_carries_its_own_prompt_mask_and_numbers() -> None:
-    """Latents cached in one order and captions in another is the bug of seven training scripts."""
+def test_every_latent_has_its_own_prompt_mask_and_sizes() -> None:
+    """Latents and captions in different orders: a bug found in seven training scripts."""
     data = _steps(flip=True, crops=3, batch_size=3, loss={"masks": True})
     seen = Counter()
     for micro in range(100):
@@ -155,7 +155,7 @@ def test_every_latent_carries_its_own_prompt_mask_and_numbers() -> None:
     }
 
 
-def test_views_are_drawn_alike() -> None:
+def test_views_are_drawn_uniformly() -> None:
     data = _steps(None, flip=True, crops=2, batch_size=20)
     drawn = Counter(int(view) for micro in range(20) for view in data[micro]["sizes"][:, 3])
     assert set(drawn) == {0, 1, 2, 3}
@@ -163,25 +163,25 @@ def test_views_are_drawn_alike() -> None:
     assert all(abs(count - 100) < 43 for count in drawn.values())
 
 
-def test_class_images_are_used_equally_and_asked_for_in_order() -> None:
+def test_class_images_are_used_equally_and_first_in_order() -> None:
     data = _steps(batch_size=1)
     assert isinstance(data.classes, ClassData)
     shown = Counter(index for micro in range(20) for index in data[micro]["class_indices"])
-    # the sizes follow the photos: 12 turns for 3 square class images, 8 for the wide one
+    # the sizes follow the photos: 12 uses of 3 square class images, 8 of the wide one
     assert shown == {0: 4, 2: 4, 3: 4, 1: 8}
     squares = [index for micro in range(20) for index in data.needed(micro) if index != 1]
     assert squares[:3] == [0, 2, 3]
 
 
-def test_looking_ahead_asks_for_no_image() -> None:
+def test_needed_loads_no_image() -> None:
     data = _steps()
     assert [data.needed(micro) for micro in range(5)]
     assert isinstance(data.classes, ClassData)
-    assert data.classes.source.asked == []  # type: ignore[union-attr]
-    assert data.photos.source.asked == []  # type: ignore[attr-defined]
+    assert data.classes.source.loaded == []  # type: ignore[union-attr]
+    assert data.photos.source.loaded == []  # type: ignore[attr-defined]
 
 
-def test_prior_by_prediction_shows_photos_with_the_class_prompt() -> None:
+def test_prior_by_prediction_uses_photos_with_the_class_prompt() -> None:
     data = _steps("prediction", batch_size=2, loss={"masks": True})
     for micro in range(10):
         batch = data[micro]
@@ -194,7 +194,7 @@ def test_prior_by_prediction_shows_photos_with_the_class_prompt() -> None:
         assert not set(batch["times"][:2].tolist()) & set(batch["times"][2:].tolist())
 
 
-def test_captions_are_dropped_from_photos_alone_and_as_often_as_said() -> None:
+def test_caption_dropout_has_its_rate_and_spares_class_prompts() -> None:
     data = _steps(caption_dropout=0.25, empty=0, batch_size=40)
     rows = [_rows(data[micro]) for micro in range(10)]
     dropped = sum(row == 0 for found in rows for row in found[:40])
@@ -204,7 +204,7 @@ def test_captions_are_dropped_from_photos_alone_and_as_often_as_said() -> None:
     assert all(torch.equal(data[3][name], kept[name]) for name in ("latents", "noise", "times"))
 
 
-def test_dropout_without_a_row_for_the_empty_prompt_is_our_mistake() -> None:
+def test_dropout_without_a_row_for_the_empty_prompt_raises() -> None:
     with pytest.raises(ValueError, match="empty prompt"):
         _steps(caption_dropout=1)[0]
 
@@ -218,7 +218,7 @@ def test_offset_noise_is_one_number_per_channel() -> None:
     assert abs(first.std().item() - 0.5) < 0.1
 
 
-def test_times_follow_their_distribution() -> None:
+def test_times_have_their_distribution() -> None:
     plain = _steps(None, batch_size=300)[0]["times"].double()
     assert plain.min() >= 0
     assert plain.max() < 1
@@ -227,7 +227,7 @@ def test_times_follow_their_distribution() -> None:
     torch.testing.assert_close(shifted, 3 * plain / (1 + 2 * plain), atol=1e-6, rtol=0)
 
 
-def test_spread_is_drawn_anew_each_time() -> None:
+def test_latents_are_sampled_from_their_distribution() -> None:
     class Wide(Marked):
         def get(self, index: int, view: int) -> View:
             found = super().get(index, view)
@@ -240,7 +240,7 @@ def test_spread_is_drawn_anew_each_time() -> None:
     assert abs(drawn.std().item() - 2) < 0.05
 
 
-def test_a_size_without_class_images_is_told_at_once() -> None:
+def test_a_size_without_class_images_is_refused() -> None:
     photos = InstanceData(Marked(SIZES), (0,) * 5, SIZES, (0,) * 5)
     squares = ClassData((1,), Marked(CLASS_SIZES[:1], 100), (1,), CLASS_SIZES[:1])
     with pytest.raises(ConfigError, match="train at 48 x 80 pixels"):

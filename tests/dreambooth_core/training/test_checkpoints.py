@@ -1,4 +1,4 @@
-"""A checkpoint is there completely and truly, or not at all."""
+"""Tests of checkpoint files, their pruning, upload and download."""
 
 import os
 import threading
@@ -28,12 +28,12 @@ def _save(folder: Path, *steps: int, best: int | None = None) -> None:
 
 
 def _mirror(store: Store, folder: Path, keep: int) -> None:
-    hold = held(store, "runs/k", folder.with_suffix(".lease"))
-    checkpoints.mirror(hold, folder, checkpoints.Retention(keep))
-    hold.update(held=False)
+    lease = held(store, "runs/k", folder.with_suffix(".lease"))
+    checkpoints.mirror(lease, folder, checkpoints.Retention(keep))
+    lease.update(held=False)
 
 
-def test_comes_back_as_it_was(tmp_path: Path) -> None:
+def test_save_and_load_round_trip(tmp_path: Path) -> None:
     _save(tmp_path, 10)
     found = checkpoints.newest(tmp_path)
     assert found is not None
@@ -44,7 +44,7 @@ def test_comes_back_as_it_was(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize("damage", ["flip", "cut", "lose", "manifest", "half manifest"])
-def test_a_damaged_one_is_passed_over(tmp_path: Path, damage: str) -> None:
+def test_a_damaged_checkpoint_is_skipped(tmp_path: Path, damage: str) -> None:
     _save(tmp_path, 10, 20)
     file = tmp_path / "00000020" / "parameters.safetensors"
     manifest = tmp_path / "00000020" / "manifest.json"
@@ -59,18 +59,18 @@ def test_a_damaged_one_is_passed_over(tmp_path: Path, damage: str) -> None:
         manifest.unlink()
     else:
         manifest.write_bytes(manifest.read_bytes()[:40])
-    said: list[str] = []
-    found = checkpoints.newest(tmp_path, said.append)
+    warnings: list[str] = []
+    found = checkpoints.newest(tmp_path, warnings.append)
     assert found is not None
     assert found[1].step == 10
-    assert "00000020 is damaged" in said[0]
+    assert "00000020 is damaged" in warnings[0]
 
 
-def test_an_unfinished_one_does_not_exist_and_is_cleared(tmp_path: Path) -> None:
+def test_a_partial_checkpoint_is_ignored_and_pruned(tmp_path: Path) -> None:
     _save(tmp_path, 10)
     (tmp_path / "00000010").rename(tmp_path / "00000020.partial")
     assert checkpoints.newest(tmp_path) is None
-    assert checkpoints.newest(tmp_path / "nowhere") is None
+    assert checkpoints.newest(tmp_path / "missing") is None
     checkpoints.prune(tmp_path, checkpoints.Retention(1), None)
     assert list(tmp_path.iterdir()) == []
 
@@ -88,7 +88,7 @@ def test_prune_keeps_every_nth_and_the_best(tmp_path: Path) -> None:
     assert left == [20, 30, 40, 50]
 
 
-def test_store_holds_the_newest_and_gives_it_back(tmp_path: Path, file_store) -> None:
+def test_the_store_keeps_the_newest_and_returns_it(tmp_path: Path, file_store) -> None:
     for step in (10, 20, 30):
         _save(tmp_path / "here", step)
         _mirror(file_store, tmp_path / "here", keep=2)
@@ -104,7 +104,7 @@ def test_store_holds_the_newest_and_gives_it_back(tmp_path: Path, file_store) ->
     assert checkpoints.verify(tmp_path / "there" / "00000030") == found[1]
 
 
-def test_the_store_keeps_the_best_though_a_new_machine_has_it_not(
+def test_the_store_keeps_the_best_checkpoint_of_an_earlier_machine(
     tmp_path: Path, file_store
 ) -> None:
     _save(tmp_path / "here", 10)
@@ -115,7 +115,7 @@ def test_the_store_keeps_the_best_though_a_new_machine_has_it_not(
     assert {key.split("/")[3] for key in keys} == {"00000010.1", "00000030.2"}
 
 
-def test_download_passes_over_what_is_damaged_or_incomplete(tmp_path: Path, file_store) -> None:
+def test_download_skips_damaged_and_incomplete_checkpoints(tmp_path: Path, file_store) -> None:
     _save(tmp_path / "here", 10, 20, 30)
     _mirror(file_store, tmp_path / "here", keep=3)
     file_store.delete("runs/k/checkpoints/00000030.1/manifest.json")
@@ -127,7 +127,7 @@ def test_download_passes_over_what_is_damaged_or_incomplete(tmp_path: Path, file
     assert checkpoints.download(file_store, "runs/other", tmp_path / "no") is None
 
 
-def test_what_is_here_already_is_not_brought(tmp_path: Path, file_store) -> None:
+def test_download_skips_steps_that_are_local_already(tmp_path: Path, file_store) -> None:
     _save(tmp_path / "here", 10, 20)
     _mirror(file_store, tmp_path / "here", keep=2)
     assert checkpoints.download(file_store, "runs/k", tmp_path / "there", above=20) is None
@@ -137,7 +137,7 @@ def test_what_is_here_already_is_not_brought(tmp_path: Path, file_store) -> None
     assert found[1].step == 20
 
 
-def test_whoever_was_taken_over_makes_nothing_count_and_deletes_nothing(
+def test_a_superseded_holder_neither_counts_nor_deletes_checkpoints(
     tmp_path: Path, file_store
 ) -> None:
     first = held(file_store, "runs/k", tmp_path / "lease")
@@ -157,10 +157,8 @@ def test_whoever_was_taken_over_makes_nothing_count_and_deletes_nothing(
     assert there <= set(file_store.keys("runs/k/checkpoints/"))
 
 
-def test_one_that_is_taken_over_inside_an_upload_leaves_nothing_to_find(
-    tmp_path: Path, file_store
-) -> None:
-    """Its files lie under its own number: they neither count nor mix with its successor's."""
+def test_an_upload_interrupted_by_a_takeover_does_not_count(tmp_path: Path, file_store) -> None:
+    """Its files have its lease number: they neither count nor mix with its successor's."""
     first = held(file_store, "runs/k", tmp_path / "lease")
     _save(tmp_path / "first", 10)
 
@@ -176,7 +174,7 @@ def test_one_that_is_taken_over_inside_an_upload_leaves_nothing_to_find(
         checkpoints.mirror(slow, tmp_path / "first", checkpoints.Retention(1))
     assert file_store.exists("runs/k/checkpoints/00000010.1/manifest.json")
     assert checkpoint_manifests.counted_checkpoints(file_store, "runs/k") == ["00000010.2"]
-    # the next one tidies up
+    # the next holder deletes them
     third = held(file_store, "runs/k", tmp_path / "lease")
     checkpoints.mirror(third, tmp_path / "first", checkpoints.Retention(1))
     keys = list(file_store.keys("runs/k/checkpoints/"))
@@ -184,35 +182,35 @@ def test_one_that_is_taken_over_inside_an_upload_leaves_nothing_to_find(
     assert checkpoints.download(file_store, "runs/k", tmp_path / "there") is not None
 
 
-def test_a_late_clearing_spares_what_a_later_holder_is_writing(file_store) -> None:
+def test_late_deletion_spares_checkpoints_of_a_later_holder(file_store) -> None:
     for name in ("00000010.1", "00000020.1", "00000030.2", "00000040"):
         file_store.put(f"runs/k/checkpoints/{name}/scalars.json", b"{}")
-    checkpoints._clear(file_store, "runs/k/checkpoints", ["00000010.1"], 1)
+    checkpoints._delete_uncounted(file_store, "runs/k/checkpoints", ["00000010.1"], 1)
     keys = file_store.keys("runs/k/checkpoints/")
     assert [key.split("/")[3] for key in keys] == ["00000010.1", "00000030.2"]
 
 
-def test_background_does_what_waits_once_and_survives_errors(capsys) -> None:
-    begun, go, done = threading.Event(), threading.Event(), []
+def test_background_merges_requests_and_survives_errors(capsys) -> None:
+    started, release, runs = threading.Event(), threading.Event(), []
 
     def job() -> None:
-        done.append(1)
-        begun.set()
-        go.wait(10)
+        runs.append(1)
+        started.set()
+        release.wait(10)
         raise OSError("the network is down")
 
-    behind = background.Background(job, "uploading")
-    behind.ask()
-    assert begun.wait(10)
-    behind.ask()
-    behind.ask()
-    go.set()
-    behind.close()
-    assert len(done) == 2
+    uploads = background.Background(job, "uploading")
+    uploads.request()
+    assert started.wait(10)
+    uploads.request()
+    uploads.request()
+    release.set()
+    uploads.close()
+    assert len(runs) == 2
     assert "uploading failed: the network is down" in capsys.readouterr().out
 
 
-def test_writer_leaves_nothing_out_and_tells_what_broke() -> None:
+def test_writer_writes_every_snapshot_and_raises_errors() -> None:
     written: list[int] = []
 
     def write(snapshot: checkpoints.Snapshot) -> None:

@@ -1,4 +1,4 @@
-"""A whole training whose best step is not its last, through processes, store and trackers."""
+"""Tests of a complete training whose best step is not its last: processes, store and trackers."""
 
 import os
 import shutil
@@ -27,7 +27,7 @@ STEPS = 60
 
 
 def _config(config: Config, work: Path, database: Path) -> Config:
-    """A learning rate that grows until it does harm, and patience that ends it."""
+    """Config with a learning rate that grows until validation gets worse, and early stopping."""
     work.mkdir()
     shutil.copy(database, work / "mlflow.db")
     changes = {
@@ -59,9 +59,9 @@ def _train(config: Config, progress: Progress | None = None) -> Weights:
     return stage.train(config, store, photos, progress)[0]
 
 
-def _killed_when(there: Callable[[], bool], work: Path) -> Progress:
+def _killed_when(condition: Callable[[], bool], work: Path) -> Progress:
     def progress(_done: int, _total: int, _label: str) -> None:
-        if not there():
+        if not condition():
             return
         (spec,) = work.resolve().glob("runs/*/spec.json")
         for process in filter(str.isdigit, os.listdir("/proc")):
@@ -81,17 +81,17 @@ def _saved(store: Store) -> set[int]:
 
 
 @pytest.mark.slow
-def test_the_best_step_comes_out_also_on_another_machine(
+def test_the_best_step_is_exported_also_after_a_restart_elsewhere(
     tiny_config: Config, mlflow_tables: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setenv("OMP_NUM_THREADS", "1")
     whole = _train(_config(tiny_config, tmp_path / "whole", mlflow_tables))
     assert whole.chosen_step is not None
     best = whole.chosen_step
-    assert [look.step for look in whole.validations] == list(range(0, whole.steps + 1, 2))
+    assert [one.step for one in whole.validations] == list(range(0, whole.steps + 1, 2))
     assert whole.steps == best + 2 * 10 < STEPS
-    assert min(whole.validations[1:], key=lambda look: look.stable_loss).step == best
-    _holds_weights_of(best, whole, tmp_path / "whole")
+    assert min(whole.validations[1:], key=lambda one: one.stable_loss).step == best
+    _assert_weights_of(best, whole, tmp_path / "whole")
 
     config = _config(tiny_config, tmp_path / "parts", mlflow_tables)
     store = open_store(config.storage)
@@ -99,8 +99,10 @@ def test_the_best_step_comes_out_also_on_another_machine(
         _train(
             config, _killed_when(lambda: max(_saved(store), default=0) > best, tmp_path / "parts")
         )
-    assert best in _saved(store), "though only the newest is kept"
-    shutil.rmtree(tmp_path / "parts" / "runs")  # the machine is lost, the store is not
+    assert best in _saved(store), "the best is kept besides the newest"
+    shutil.rmtree(
+        tmp_path / "parts" / "runs"
+    )  # simulates the loss of the machine, not of the store
     shutil.rmtree(tmp_path / "parts" / "tensorboard")
     parts = _train(config)
     assert parts.resumed_from > best
@@ -111,14 +113,14 @@ def test_the_best_step_comes_out_also_on_another_machine(
         whole.rates,
     )
     assert (parts.digest, parts.files) == (whole.digest, whole.files)
-    _shown_once(config, parts)
+    _assert_points_once(config, parts)
 
 
 @pytest.mark.slow
-def test_a_finder_decides_which_step_comes_out(
+def test_a_detector_changes_the_best_step(
     tiny_config: Config, mlflow_tables: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """The same steps, looked at as wholes and by the subject alone."""
+    """The same training, validated on whole images and on crops of the subject."""
     monkeypatch.setenv("OMP_NUM_THREADS", "1")
     config = _config(tiny_config, tmp_path / "work", mlflow_tables)
     changes = {
@@ -133,22 +135,25 @@ def test_a_finder_decides_which_step_comes_out(
             "prompts": ["a photo of {subject} in a city"],
         },
     }
-    eyes = {"clip": WORLD / "encoders/clip", "identity": WORLD / "encoders/identity"}
+    encoders = {"clip": WORLD / "encoders/clip", "identity": WORLD / "encoders/identity"}
 
-    def trained(**finder: Any) -> Weights:
+    def trained(**detector: Any) -> Weights:
         document = {**config.model_dump(), **changes}
-        document["evaluation"] |= {**{name: str(path) for name, path in eyes.items()}, **finder}
+        document["evaluation"] |= {
+            **{name: str(path) for name, path in encoders.items()},
+            **detector,
+        }
         return _train(Config.model_validate(document))
 
     whole = trained()
-    alone = trained(detector={"kind": "segmenter", "model": str(WORLD / "finder")})
-    assert alone.losses == whole.losses
-    assert whole.chosen_step != alone.chosen_step
-    assert alone.chosen_step is not None
-    _holds_weights_of(alone.chosen_step, alone, tmp_path / "work")
+    cropped = trained(detector={"kind": "segmenter", "model": str(WORLD / "finder")})
+    assert cropped.losses == whole.losses
+    assert whole.chosen_step != cropped.chosen_step
+    assert cropped.chosen_step is not None
+    _assert_weights_of(cropped.chosen_step, cropped, tmp_path / "work")
 
 
-def _holds_weights_of(step: int, weights: Weights, work: Path) -> None:
+def _assert_weights_of(step: int, weights: Weights, work: Path) -> None:
     (checkpoint,) = work.glob(f"runs/*/checkpoints/{step:08d}/parameters.safetensors")
     exported = work / "models" / weights.digest / "unet" / "diffusion_pytorch_model.safetensors"
     found = {f"unet/{name}": value for name, value in load_file(exported).items()}
@@ -157,8 +162,8 @@ def _holds_weights_of(step: int, weights: Weights, work: Path) -> None:
     assert all(bool((found[name] == saved[name]).all()) for name in found)
 
 
-def _shown_once(config: Config, weights: Weights) -> None:
-    """MLflow and TensorBoard have the curves' points, each once."""
+def _assert_points_once(config: Config, weights: Weights) -> None:
+    """Check that MLflow and TensorBoard have every point of the curves once."""
     from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
     curves = curves_of(weights)

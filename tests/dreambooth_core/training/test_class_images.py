@@ -1,4 +1,4 @@
-"""Class images: shared among runs, of the photos' shapes, for every class noun."""
+"""Tests of class images: shared by runs, in the photos' sizes, for every class noun."""
 
 import os
 import subprocess
@@ -30,13 +30,16 @@ def _config(base: Path, work: Path, **changes: Any) -> Config:
 
 
 def _photos(store: Store, *sizes: tuple[int, int], subjects: tuple[int, ...] = ()) -> ImageSet:
-    """Photos whose contents nobody looks at."""
+    """Photos without content."""
     subjects = subjects or (0,) * len(sizes)
     members = [
         Image(
-            name=f"{place}.png", blob=Blob(sha256=f"{place:064d}", size=1), size=size, subject=who
+            name=f"{index}.png",
+            blob=Blob(sha256=f"{index:064d}", size=1),
+            size=size,
+            subject=subject,
         )
-        for place, (size, who) in enumerate(zip(sizes, subjects, strict=True))
+        for index, (size, subject) in enumerate(zip(sizes, subjects, strict=True))
     ]
     return image_set(store, "datasets/test", members)
 
@@ -56,27 +59,27 @@ def test_class_images_are_extended_and_shared(tiny_base: Path, tmp_path: Path) -
     assert {image.prompt for image in four.images} == {"a photo of a dog"}
 
 
-def test_of_two_at_once_one_draws_them(tiny_base: Path, tmp_path: Path) -> None:
+def test_of_two_processes_one_generates_them(tiny_base: Path, tmp_path: Path) -> None:
     storage = {"uri": f"file://{tmp_path / 'store'}", "endpoint": None}
-    configs = [_config(tiny_base, tmp_path / name, storage=storage) for name in ("here", "there")]
+    configs = [_config(tiny_base, tmp_path / name, storage=storage) for name in ("first", "second")]
     photos = _photos(open_store(configs[0].storage), (64, 64))
     start, found = threading.Barrier(2), []
 
-    def draw(config: Config) -> None:
+    def generate(config: Config) -> None:
         start.wait(30)
         found.append(ensure_class_images(config, open_store(config.storage), photos))
 
-    threads = [threading.Thread(target=draw, args=(config,)) for config in configs]
+    threads = [threading.Thread(target=generate, args=(config,)) for config in configs]
     for thread in threads:
         thread.start()
     for thread in threads:
         thread.join(300)
-    (first, drew), (second, took) = found
+    (first, first_reused), (second, second_reused) = found
     assert first == second
-    assert (drew, took) == (False, True)
+    assert (first_reused, second_reused) == (False, True)
 
 
-def test_there_are_none_where_none_are_asked_for(tiny_base: Path, tmp_path: Path) -> None:
+def test_there_are_none_unless_configured(tiny_base: Path, tmp_path: Path) -> None:
     off = _config(tiny_base, tmp_path, prior={"enabled": False})
     predicted = _config(
         tiny_base, tmp_path, prior={"target": "prediction"}, train={"method": "lora"}
@@ -87,7 +90,7 @@ def test_there_are_none_where_none_are_asked_for(tiny_base: Path, tmp_path: Path
         assert ensure_class_images(config, store, _photos(store, (64, 64))) == (None, True)
 
 
-def test_they_have_the_shapes_of_the_photos(tiny_base: Path, tmp_path: Path) -> None:
+def test_they_have_the_sizes_of_the_photos(tiny_base: Path, tmp_path: Path) -> None:
     buckets = {"buckets": True, "bucket_step": 8}
     config = _config(
         tiny_base, tmp_path, dataset=buckets, prior={"target": "images", "num_class_images": 3}
@@ -113,7 +116,7 @@ def test_each_class_noun_has_its_own(tiny_base: Path, tmp_path: Path) -> None:
     assert prompts == ["a photo of a dog"] * 2 + ["a photo of a cat"] * 2
 
 
-MAKER = """
+GENERATOR = """
 import sys
 from pathlib import Path
 from dreambooth_core.config import Config
@@ -126,9 +129,7 @@ ensure_class_images(config, open_store(config.storage), ImageSet.model_validate_
 """
 
 
-def test_killed_while_it_draws_it_goes_on_to_the_same_images(
-    tiny_base: Path, tmp_path: Path
-) -> None:
+def test_a_killed_process_resumes_to_the_same_images(tiny_base: Path, tmp_path: Path) -> None:
     options = {
         "prior": {"target": "images", "num_class_images": 12},
         "sampler": {"inference_steps": 4, "batch_size": 1},
@@ -137,29 +138,37 @@ def test_killed_while_it_draws_it_goes_on_to_the_same_images(
     store = open_store(config.storage)
     photos = _photos(store, (64, 64))
     (tmp_path / "config.json").write_text(config.model_dump_json())
-    command = [sys.executable, "-c", MAKER, str(tmp_path / "config.json"), photos.model_dump_json()]
+    command = [
+        sys.executable,
+        "-c",
+        GENERATOR,
+        str(tmp_path / "config.json"),
+        photos.model_dump_json(),
+    ]
     environment = {**os.environ, "PYTHONPATH": os.pathsep.join(sys.path)}
-    with subprocess.Popen(command, env=environment) as maker:
-        while not _drawn(config, photos, store):
-            assert maker.poll() is None
+    with subprocess.Popen(command, env=environment) as generator:
+        while not _generated(config, photos, store):
+            assert generator.poll() is None
             time.sleep(0.01)
-        maker.kill()
-    drawn = _drawn(config, photos, store)
-    assert 0 < len(drawn) < 12
+        generator.kill()
+    generated = _generated(config, photos, store)
+    assert 0 < len(generated) < 12
 
     images, reused = ensure_class_images(config, store, photos)
     assert not reused
-    assert drawn.items() <= _drawn(config, photos, store).items()  # none of them was made again
+    assert (
+        generated.items() <= _generated(config, photos, store).items()
+    )  # none was generated again
     undisturbed = _config(tiny_base, tmp_path / "undisturbed", **options)
-    calm, _ = ensure_class_images(undisturbed, open_store(undisturbed.storage), photos)
+    expected, _ = ensure_class_images(undisturbed, open_store(undisturbed.storage), photos)
     assert images is not None
-    assert calm is not None
-    assert images.digest == calm.digest
+    assert expected is not None
+    assert images.digest == expected.digest
     for image in images.images:
         get_blob(store, image.blob)
 
 
-def _drawn(config: Config, photos: ImageSet, store: Store) -> dict[str, float]:
-    """Key of each class image's record that is there -> when it was written."""
+def _generated(config: Config, photos: ImageSet, store: Store) -> dict[str, float]:
+    """Key of each stored class image's record -> time of writing."""
     planned = {image.key for image in class_images(config, photos)}
     return {found.key: found.written for found in store.listed("") if found.key in planned}

@@ -1,4 +1,4 @@
-"""The running average: its equation, its place in the model, its exact state."""
+"""Tests of the exponential moving average: equation, swapping, exact state."""
 
 import pytest
 import torch
@@ -20,7 +20,7 @@ def _move(weights: dict[str, Parameter], step: int) -> None:
             weight.copy_(torch.randn(weight.shape, generator=draws))
 
 
-def test_it_is_the_equation_over_all_steps() -> None:
+def test_averages_match_the_equation() -> None:
     weights = _weights()
     expected = {name: weight.detach().double() for name, weight in weights.items()}
     average = ExponentialMovingAverage(0.6, weights)
@@ -33,36 +33,36 @@ def test_it_is_the_equation_over_all_steps() -> None:
         torch.testing.assert_close(found.double(), expected[name].detach(), rtol=1e-5, atol=1e-6)
 
 
-def test_the_decay_warms_up_and_the_start_fades() -> None:
+def test_the_decay_warms_up() -> None:
     assert [decay_at(0.5, step) for step in (0, 8, 100)] == [0.1, 0.5, 0.5]
     assert decay_at(0.9999, 10**6) == 0.9999
-    left = 1.0
+    initial = 1.0
     for step in range(10):
-        left *= decay_at(0.9999, step)
-    assert left < 1e-4
+        initial *= decay_at(0.9999, step)
+    assert initial < 1e-4
 
 
-def test_it_stands_in_for_the_weights_and_leaves_no_trace() -> None:
+def test_swapping_is_undone_exactly() -> None:
     weights = _weights()
     average = ExponentialMovingAverage(0.9, weights)
     _move(weights, 0)
     average.update(0)
     before = {name: weight.detach().clone() for name, weight in weights.items()}
-    told = average.state()
+    saved = average.state()
     with average.swapped():
-        assert all(torch.equal(weights[name], told[name]) for name in weights)
+        assert all(torch.equal(weights[name], saved[name]) for name in weights)
     assert all(torch.equal(weights[name], before[name]) for name in weights)
-    assert all(torch.equal(average.state()[name], told[name]) for name in weights)
+    assert all(torch.equal(average.state()[name], saved[name]) for name in weights)
 
 
-def test_resumed_it_goes_on_bitwise() -> None:
+def test_a_resumed_average_is_bitwise_equal() -> None:
     weights = _weights()
     whole = ExponentialMovingAverage(0.9, weights)
     for step in range(4):
         _move(weights, step)
         whole.update(step)
     resumed = ExponentialMovingAverage(0.9, weights)
-    resumed.put_back(whole.state())
+    resumed.load_state(whole.state())
     for step in range(4, 8):
         _move(weights, step)
         whole.update(step)
@@ -76,4 +76,4 @@ def test_resumed_it_goes_on_bitwise() -> None:
 def test_averages_of_other_weights_are_refused() -> None:
     average = ExponentialMovingAverage(0.9, _weights())
     with pytest.raises(StageFailed, match="other weights"):
-        average.put_back({"unet/weight": torch.zeros(8, 4, 3, 3)})
+        average.load_state({"unet/weight": torch.zeros(8, 4, 3, 3)})

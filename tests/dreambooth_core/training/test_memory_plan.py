@@ -1,4 +1,4 @@
-"""The memory plan against what the allocator really gave out, and the plans that fit."""
+"""Tests of the memory plan against the allocators, and of plans that fit."""
 
 import json
 from collections.abc import Callable
@@ -37,7 +37,7 @@ def _config(resolution: int = 32, **sections: Any) -> Config:
 
 
 class Real:
-    """Two training steps with numbers, as plain as they can be."""
+    """Two training steps with real tensors, written independently."""
 
     def __init__(self, config: Config, base: Path, device: str, forward: torch.dtype) -> None:
         self.config, self.device, self.forward = config, device, forward
@@ -66,7 +66,7 @@ class Real:
 
     @property
     def held(self) -> int:
-        """Bytes that are there before the first step."""
+        """Bytes held before the first step."""
         inputs = [self.latents, self.noise, self.times, self.prompt_of, *self.prompts.values()]
         return sum(value.nbytes for value in [*self.weights, *inputs])
 
@@ -87,12 +87,12 @@ class Real:
         conditioning = {name: value[self.prompt_of] for name, value in rows.items()}
         noisy = add_noise(objective, self.latents, self.noise, self.times)
         timesteps = objective.timesteps_of(self.times)
-        answer = FAMILY.predict(self.parts, noisy, timesteps, conditioning)
-        return (answer.float() - self.noise).square().mean()
+        prediction = FAMILY.predict(self.parts, noisy, timesteps, conditioning)
+        return (prediction.float() - self.noise).square().mean()
 
 
 def _allocated_peak(work: Callable[[], None]) -> int:
-    """Most bytes that torch's CPU allocator had given out at once while it worked."""
+    """Peak bytes of torch's CPU allocator during `work`."""
     from torch.profiler import ProfilerActivity, profile
 
     with profile(activities=[ProfilerActivity.CPU], profile_memory=True) as profiler:
@@ -120,7 +120,7 @@ CASES: dict[str, dict[str, Any]] = {
 
 
 @pytest.mark.parametrize("case", CASES)
-def test_the_plan_is_what_the_allocator_gives_out(tiny_base: Path, case: str) -> None:
+def test_the_plan_matches_the_cpu_allocator(tiny_base: Path, case: str) -> None:
     config = _config(**CASES[case])
     real = Real(config, tiny_base, "cpu", torch.float32)
     measured = real.held + _allocated_peak(real)
@@ -131,7 +131,9 @@ def test_the_plan_is_what_the_allocator_gives_out(tiny_base: Path, case: str) ->
 @pytest.mark.parametrize(
     ("case", "precision"), [("full", "fp32"), ("lora, checkpointing", "fp32"), ("full", "bf16")]
 )
-def test_it_is_for_the_small_world_too(case: str, precision: memory_plan.Precision) -> None:
+def test_the_plan_matches_for_the_small_world_base(
+    case: str, precision: memory_plan.Precision
+) -> None:
     config = _config(64, **CASES[case])
     real = Real(config, SMALL_WORLD, "cpu", memory_plan.FORWARD[precision])
     measured = real.held + _allocated_peak(real)
@@ -142,7 +144,7 @@ def test_it_is_for_the_small_world_too(case: str, precision: memory_plan.Precisi
 
 @pytest.mark.gpu
 @pytest.mark.parametrize("case", CASES)
-def test_it_is_what_the_gpu_gives_out(case: str) -> None:
+def test_the_plan_matches_the_gpu_allocator(case: str) -> None:
     config = _config(64, **CASES[case])
     real = Real(config, SMALL_WORLD, "cuda", torch.float32)
     torch.cuda.reset_peak_memory_stats()
@@ -152,7 +154,7 @@ def test_it_is_what_the_gpu_gives_out(case: str) -> None:
 
 
 @pytest.mark.parametrize("name", OPTIMIZERS)
-def test_the_optimizers_state_is_foretold_for_a_whole_model(tiny_base: Path, name: str) -> None:
+def test_optimizer_state_bytes_match_for_a_whole_model(tiny_base: Path, name: str) -> None:
     parts = FAMILY.load(tiny_base)
     weights = [w for part in ("unet", "text_encoder") for w in parts[part].parameters()]
     names = [str(index) for index in range(len(weights))]
@@ -167,12 +169,12 @@ def test_the_optimizers_state_is_foretold_for_a_whole_model(tiny_base: Path, nam
         for value in state.values()
         if isinstance(value, torch.Tensor)
     }
-    told = sum(optimizers.state_bytes(name, weight) for weight in weights)
-    assert told == pytest.approx(sum(storages.values()), rel=0.01)
+    planned = sum(optimizers.state_bytes(name, weight) for weight in weights)
+    assert planned == pytest.approx(sum(storages.values()), rel=0.01)
 
 
 def _bare(base: Path, folder: Path) -> Path:
-    """The base without the files of its weights."""
+    """A copy of the base without its weights."""
     for path in base.rglob("*"):
         if path.is_file() and path.suffix != ".safetensors":
             (folder / path.relative_to(base)).parent.mkdir(parents=True, exist_ok=True)
@@ -180,14 +182,14 @@ def _bare(base: Path, folder: Path) -> Path:
     return folder
 
 
-def test_the_rows_are_what_the_config_asks_for(tiny_base: Path, tmp_path: Path) -> None:
+def test_the_rows_follow_the_config(tiny_base: Path, tmp_path: Path) -> None:
     """Without weights on disk: only configs are read."""
     options = {"text_encoder": False, "ema": 0.999, "num_processes": 2, "batch_size": 2}
     found = memory_plan.plan(_config(train=options), _bare(tiny_base, tmp_path), "fp32", 2**30)
     rows = {row.name: row.bytes for row in found.rows}
     count = sum(w.numel() for w in FAMILY.load(tiny_base)["unet"].parameters())
-    assert rows["unet weights"] == rows["gradients"] == rows["average of the weights"] == 4 * count
-    assert rows["gradients on their way"] == 4 * count
+    assert rows["unet weights"] == rows["gradients"] == rows["EMA weights"] == 4 * count
+    assert rows["gradient buckets"] == 4 * count
     assert rows["adamw state"] == pytest.approx(8 * count, rel=0.01)
     assert not {"text_encoder weights", "vae weights"} & rows.keys()
     assert found.total == sum(rows.values())
@@ -208,16 +210,16 @@ def test_every_family_is_planned_from_its_configs(name: str, tmp_path: Path) -> 
 
 
 @pytest.mark.parametrize("kind", ["int8", "nf4"])
-def test_a_quantized_denoiser_counts_what_it_takes(tiny_base: Path, kind: Any) -> None:
+def test_bytes_of_a_quantized_denoiser_match(tiny_base: Path, kind: Any) -> None:
     parts = FAMILY.load(tiny_base)
     plain = quantization.bytes_of(parts["unet"])
-    told = memory_plan.quantized_bytes(parts["unet"], kind)
+    planned = memory_plan.quantized_bytes(parts["unet"], kind)
     measured = quantization.bytes_of(quantization.quantize(parts, FAMILY, kind)["unet"])
     assert measured < plain
-    assert told == pytest.approx(measured, rel=0.01)
+    assert planned == pytest.approx(measured, rel=0.01)
 
 
-def test_smaller_and_smaller_until_nothing_is_left() -> None:
+def test_next_smaller_until_nothing_is_left_to_reduce() -> None:
     config: Config | None = _config(train={"batch_size": 12, "num_processes": 2})
     seen = []
     while config is not None:
@@ -229,7 +231,7 @@ def test_smaller_and_smaller_until_nothing_is_left() -> None:
     assert seen == [(False, 12, 1), (True, 12, 1), (True, 6, 2), (True, 2, 6)]
 
 
-def test_steps_in_the_backward_pass_cannot_be_accumulated() -> None:
+def test_fused_backward_is_not_split_into_micro_batches() -> None:
     options = {"batch_size": 2, "gradient_checkpointing": True, **NO_NORM}
     assert (
         memory_plan.next_smaller(_config(optimizer={"fused_backward": True}, train=options)) is None
@@ -244,13 +246,13 @@ def test_the_first_that_fits_is_taken(tiny_base: Path) -> None:
     assert memory_plan.fit(config, tiny_base, "fp32", needed - 1) == smaller
 
 
-def test_where_nothing_fits_the_sizes_and_the_remedies_are_told(tiny_base: Path) -> None:
+def test_if_nothing_fits_the_error_names_sizes_and_remedies(tiny_base: Path) -> None:
     config = _config(train={"method": "lora", "gradient_checkpointing": True})
-    with pytest.raises(ConfigError, match=r"needs \d+ MiB at the least.* has 1 MiB: use train"):
+    with pytest.raises(ConfigError, match=r"needs at least \d+ MiB.* has 1 MiB: use train"):
         memory_plan.fit(config, tiny_base, "fp32", 2**20)
 
 
-def test_a_plan_needs_room_to_spare() -> None:
+def test_a_plan_needs_headroom() -> None:
     rows = (MemoryRow("weights", 600), MemoryRow("activations", 400))
     assert MemoryPlan(rows, None).fits
     assert MemoryPlan(rows, 1101).fits

@@ -1,4 +1,4 @@
-"""Every method of every family, as `dreambooth families` lists them: train, write, put in again."""
+"""Tests of every method of every family: train, export, load."""
 
 from pathlib import Path
 from typing import Any
@@ -67,16 +67,16 @@ def _spelled(config: Config) -> list[str]:
     return [textual_inversion.insert_tokens(tokens, prompt) for prompt in PROMPTS]
 
 
-def _answer(config: Config, family: Family, parts: Parts, batch: dict[str, Any]) -> Tensor:
-    """What the parts say to the batch, whose prompts they encode themselves."""
+def _predict(config: Config, family: Family, parts: Parts, batch: dict[str, Any]) -> Tensor:
+    """Prediction for the batch, with prompts encoded by the components themselves."""
     module = training.DreamBooth(family, parts, {}, config)
     module.set_prompts(family.tokenize(parts, _spelled(config)), encodes=True)
     with torch.no_grad():
-        return module.answer(batch)
+        return module.predict(batch)
 
 
 @pytest.mark.parametrize(("name", "method"), CASES, ids=str)
-def test_a_step_is_taken_written_and_put_in_again(
+def test_trained_weights_survive_export_and_loading(
     name: str, method: str, bases: Any, tmp_path: Path
 ) -> None:
     family = load_family(name)
@@ -86,16 +86,16 @@ def test_a_step_is_taken_written_and_put_in_again(
     pixels = torch.rand(2, 3, SIDE, SIDE, generator=torch.Generator().manual_seed(0)) * 2 - 1
     with torch.no_grad():
         batch = _batch(family.encode_images(parts, pixels).mean)
-    before = _answer(config, family, parts, batch)
+    before = _predict(config, family, parts, batch)
     trained = adapters.prepare(family, parts, config)
     module = training.DreamBooth(family, parts, trained, config)
     module.set_prompts(family.tokenize(parts, _spelled(config)), encodes=True)
     optimizer = module.configure_optimizers()
-    for _ in range(2):  # the first step leaves an adapter's first factor without a gradient
+    for _ in range(2):  # an adapter's first factor has no gradient at the first step
         module.training_step(batch, 0).backward()
         optimizer.step()
         optimizer.zero_grad()
-    after = _answer(config, family, parts, batch)
+    after = _predict(config, family, parts, batch)
     assert not torch.allclose(after, before, atol=1e-4)
 
     adapters.export(family, parts, config, base, tmp_path)
@@ -103,4 +103,4 @@ def test_a_step_is_taken_written_and_put_in_again(
     again = family.load(base, tuned)
     if not tuned:
         again = adapters.apply(family, again, tmp_path)
-    torch.testing.assert_close(_answer(config, family, again, batch), after, rtol=1e-3, atol=1e-3)
+    torch.testing.assert_close(_predict(config, family, again, batch), after, rtol=1e-3, atol=1e-3)

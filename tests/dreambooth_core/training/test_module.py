@@ -1,4 +1,4 @@
-"""The loop: its exactness over interruptions with every option that has a state, and its answers."""
+"""Tests of the loop: exact resume with every stateful option, and the training step."""
 
 from dataclasses import replace
 from pathlib import Path
@@ -12,7 +12,7 @@ from dreambooth_core.errors import StageFailed
 from dreambooth_core.training import checkpoints
 from dreambooth_core.training.batches import MicroBatches
 from dreambooth_core.training.latents import View
-from tests.training_by_hand import FAMILY, Attempt, Drawn, config_of, steps_of
+from tests.training_by_hand import FAMILY, Attempt, RandomLatents, batches_of, config_of
 
 CASES: dict[str, dict[str, Any]] = {
     "full": {},
@@ -29,11 +29,11 @@ CASES: dict[str, dict[str, Any]] = {
     "accumulation": {"train": {"gradient_accumulation_steps": 3}},
     "average": {"train": {"ema": 0.9}},
     "prediction": {"train": {"method": "lora"}, "prior": {"target": "prediction"}},
-    "recomputed": {"train": {"gradient_checkpointing": True}},
+    "gradient checkpointing": {"train": {"gradient_checkpointing": True}},
     "prodigy": {"optimizer": {"name": "prodigy"}, "train": {"learning_rate": 1.0}},
     "schedule free": {"optimizer": {"name": "schedule_free"}, "train": {"lr_schedule": "constant"}},
     "fused": {"optimizer": {"fused_backward": True}, "train": {"max_grad_norm": None}},
-    "everything drawn": {
+    "all random options": {
         "train": {"method": "lora", "flip": True, "crops": 2, "caption_dropout": 0.3},
         "loss": {
             "kind": "huber",
@@ -54,13 +54,13 @@ def test_stopped_twice_and_resumed_is_bitwise_equal(
     whole = Attempt(config, tmp_path / "whole").run()
     first = Attempt(config, tmp_path / "parts", stop_after=2)
     first.run()
-    assert (first.keeper.standing.stopped_at, first.keeper.standing.reason) == (2, "enough")
+    assert (first.callback.state.stopped_at, first.callback.state.reason) == (2, "enough")
     second = Attempt(config, tmp_path / "parts", stop_after=3)
     second.run()
-    assert (second.start, second.keeper.standing.stopped_at) == (2, 3)
+    assert (second.start, second.callback.state.stopped_at) == (2, 3)
     third = Attempt(config, tmp_path / "parts")
     found = third.run()
-    assert third.keeper.standing.stopped_at is None
+    assert third.callback.state.stopped_at is None
     assert found.keys() == whole.keys()
     assert [name for name in whole if not torch.equal(whole[name], found[name])] == []
 
@@ -85,11 +85,11 @@ def test_every_trained_weight_moves_and_no_other(
         if not torch.equal(before[f"{part}/{name}"], weight)
     }
     assert moved <= trained
-    # some biases have no say: softmax does not see one that all keys share
+    # some biases have no effect: softmax is invariant to one shared by all keys
     assert all(name.endswith("bias") for name in trained - moved)
 
 
-def test_text_stays_as_it_is_after_its_share(tiny_base: Path, tmp_path: Path) -> None:
+def test_text_encoder_is_frozen_after_text_encoder_until(tiny_base: Path, tmp_path: Path) -> None:
     config = config_of(tiny_base, train={"text_encoder_until": 0.5})
     Attempt(config, tmp_path, stop_after=3).run()
     (after_half,) = [checkpoints.load(path, "parameters") for path in tmp_path.iterdir()]
@@ -99,7 +99,7 @@ def test_text_stays_as_it_is_after_its_share(tiny_base: Path, tmp_path: Path) ->
     assert all(name in same for name in end if name.startswith("text_encoder"))
 
 
-def test_accumulating_is_one_larger_batch(tiny_base: Path, tmp_path: Path) -> None:
+def test_gradient_accumulation_equals_a_larger_batch(tiny_base: Path, tmp_path: Path) -> None:
     one = {"steps": 2, "learning_rate": 1e-3}
     large = config_of(tiny_base, train={**one, "batch_size": 4})
     small = config_of(tiny_base, train={**one, "batch_size": 1, "gradient_accumulation_steps": 4})
@@ -107,25 +107,27 @@ def test_accumulating_is_one_larger_batch(tiny_base: Path, tmp_path: Path) -> No
     assert torch.allclose(ours, Attempt(large, tmp_path / "b").run()["losses"], rtol=1e-3)
 
 
-def test_recomputing_activations_changes_nothing(tiny_base: Path, tmp_path: Path) -> None:
-    kept = Attempt(config_of(tiny_base), tmp_path / "a").run()
+def test_gradient_checkpointing_changes_no_bit(tiny_base: Path, tmp_path: Path) -> None:
+    plain = Attempt(config_of(tiny_base), tmp_path / "a").run()
     config = config_of(tiny_base, train={"gradient_checkpointing": True})
     again = Attempt(config, tmp_path / "b").run()
-    assert [name for name in kept if not torch.equal(kept[name], again[name])] == []
+    assert [name for name in plain if not torch.equal(plain[name], again[name])] == []
 
 
-def test_prediction_asks_nothing_of_an_adapter_that_does_nothing(
+def test_prior_by_prediction_is_zero_for_an_untrained_adapter(
     tiny_base: Path, tmp_path: Path
 ) -> None:
-    """At the first step base and adapter agree, and later they come apart."""
+    """Base and adapter agree at the first step and diverge later."""
     config = config_of(tiny_base, train={"method": "lora"}, prior={"target": "prediction"})
     losses = Attempt(config, tmp_path).run()["losses"]
     assert losses[0, 1] < 1e-10
     assert losses[-1, 1] > 1e-6
 
 
-def test_prediction_holds_the_class_noun(tiny_base: Path, tmp_path: Path) -> None:
-    """The more it weighs, the nearer the adapter stays to the base where it must not change."""
+def test_prior_by_prediction_limits_the_drift_of_the_class_noun(
+    tiny_base: Path, tmp_path: Path
+) -> None:
+    """A higher weight keeps the class prediction closer to the base."""
     train = {"method": "lora", "steps": 30, "lr_schedule": "constant", "learning_rate": 3e-3}
 
     def drift(weight: float) -> float:
@@ -143,7 +145,7 @@ def test_loss_goes_down(tiny_base: Path, tmp_path: Path) -> None:
     assert losses[-6:].mean() < 0.8 * losses[:6].mean()
 
 
-def test_learning_rates_are_their_own(tiny_base: Path, tmp_path: Path) -> None:
+def test_each_group_has_its_learning_rate(tiny_base: Path, tmp_path: Path) -> None:
     config = config_of(
         tiny_base,
         train={"method": "pivotal", "text_encoder": True, "text_encoder_learning_rate": 1e-5},
@@ -154,28 +156,26 @@ def test_learning_rates_are_their_own(tiny_base: Path, tmp_path: Path) -> None:
     assert [group["is_text"] for group in groups] == [False, True, True]
 
 
-def test_a_loss_that_is_not_a_number_stops_and_is_not_saved(
-    tiny_base: Path, tmp_path: Path
-) -> None:
-    class Poison(Drawn):
+def test_a_nan_loss_stops_and_is_not_saved(tiny_base: Path, tmp_path: Path) -> None:
+    class NaNLatents(RandomLatents):
         def get(self, index: int, view: int) -> View:
             found = super().get(index, view)
             found.latents.mean.fill_(float("nan"))
             return found
 
-    def poisoned(config: Config) -> MicroBatches:
-        data = steps_of(config)
-        return MicroBatches(data.plan, replace(data.photos, source=Poison(0)), data.classes)
+    def nan_batches(config: Config) -> MicroBatches:
+        data = batches_of(config)
+        return MicroBatches(data.plan, replace(data.photos, source=NaNLatents(0)), data.classes)
 
     with pytest.raises(StageFailed, match="step 0"):
-        Attempt(config_of(tiny_base, train={"steps": 3}), tmp_path).run(poisoned)
+        Attempt(config_of(tiny_base, train={"steps": 3}), tmp_path).run(nan_batches)
     assert checkpoints.newest(tmp_path) is None
 
 
-def test_says_how_far_it_is(tiny_base: Path, tmp_path: Path) -> None:
+def test_progress_is_reported(tiny_base: Path, tmp_path: Path) -> None:
     attempt = Attempt(config_of(tiny_base, train={"steps": 3}), tmp_path)
     attempt.run()
-    assert attempt.said[-1][0] == 3
-    assert attempt.said[-1][1]["steps_per_second"] > 0
-    assert attempt.keeper.standing.stalls[-1][0] == 3
+    assert attempt.reports[-1][0] == 3
+    assert attempt.reports[-1][1]["steps_per_second"] > 0
+    assert attempt.callback.state.curves.stalls[-1][0] == 3
     assert FAMILY.denoiser in attempt.module.components

@@ -1,4 +1,4 @@
-"""A training over the machines of a real Ray cluster: the bytes of one machine's, whoever dies."""
+"""Tests of a training on the machines of a Ray cluster: the same bytes as on one machine."""
 
 from collections.abc import Callable
 from pathlib import Path
@@ -33,15 +33,15 @@ def _once(step: int, act: Callable[[], None]) -> Callable[[int, int, str], None]
 
 @pytest.mark.servers
 @pytest.mark.timeout(1500)
-def test_machines_train_what_one_does_and_outlive_one_another(
+def test_machines_match_one_machine_and_survive_the_loss_of_one(
     tiny_base: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setenv("OMP_NUM_THREADS", "1")
     whole = _run(tiny_base, tmp_path / "whole").attempt()
     with own_network(), cluster(tmp_path / "cluster", machines=2) as machines:
-        _is_undisturbed(_run(tiny_base, tmp_path / "even", **NODES), whole.digest)
-        _goes_on_after_an_order(_run(tiny_base, tmp_path / "stopped", **NODES), whole.digest)
-        _loses_a_machine(_run(tiny_base, tmp_path / "hurt", **NODES), machines, whole.digest)
+        _assert_same_weights(_run(tiny_base, tmp_path / "even", **NODES), whole.digest)
+        _stop_and_resume(_run(tiny_base, tmp_path / "stopped", **NODES), whole.digest)
+        _lose_a_machine(_run(tiny_base, tmp_path / "hurt", **NODES), machines, whole.digest)
         alone = {**NODES, "nodes": 4, "startup_timeout_minutes": 0.05}
         with pytest.raises(StageFailed, match="had no 4 machines with 1 CPU each within"):
             Run(
@@ -53,18 +53,18 @@ def test_machines_train_what_one_does_and_outlive_one_another(
             ).attempt()
 
 
-def _is_undisturbed(run: Run, expected: str) -> None:
-    seen: list[int] = []
-    made = run.attempt(lambda step, _total, _label: seen.append(step))
-    assert made.digest == expected
-    assert (made.steps, made.resumed_from) == (STEPS, 0)
-    assert made.losses
-    assert seen
+def _assert_same_weights(run: Run, expected: str) -> None:
+    reported: list[int] = []
+    weights = run.attempt(lambda step, _total, _label: reported.append(step))
+    assert weights.digest == expected
+    assert (weights.steps, weights.resumed_from) == (STEPS, 0)
+    assert weights.losses
+    assert reported
     assert run.processes() == []
 
 
-def _goes_on_after_an_order(run: Run, expected: str) -> None:
-    """As from Prefect: the process that stands for the ranks is told to end."""
+def _stop_and_resume(run: Run, expected: str) -> None:
+    """Stop through the stop file; the next attempt resumes."""
 
     def stop() -> None:
         (run.folder / "stop").touch()
@@ -74,27 +74,27 @@ def _goes_on_after_an_order(run: Run, expected: str) -> None:
     assert stopped.value.exit_code == 75
     assert run.processes() == []
     (run.folder / "stop").unlink(missing_ok=True)
-    made = run.attempt()
-    assert 0 < made.resumed_from < STEPS
-    assert made.digest == expected
+    weights = run.attempt()
+    assert 0 < weights.resumed_from < STEPS
+    assert weights.digest == expected
 
 
-def _loses_a_machine(run: Run, machines: Cluster, expected: str) -> None:
-    """Killed as by a power cut; another one comes, and is what the training waits for."""
+def _lose_a_machine(run: Run, machines: Cluster, expected: str) -> None:
+    """Kill a machine and add another one, with which the training resumes."""
 
     def lose() -> None:
         machines.machines[0].kill()
         machines.add()
 
-    made = run.attempt(_once(20, lose))
-    assert 0 < made.resumed_from < STEPS
-    assert made.digest == expected
+    weights = run.attempt(_once(20, lose))
+    assert 0 < weights.resumed_from < STEPS
+    assert weights.digest == expected
     assert run.processes() == []
 
 
-def test_ranks_are_shared_out_among_machines(tiny_config: Config) -> None:
-    def refused(sentence: str, **sections: Any) -> None:
-        with pytest.raises(ValueError, match=sentence):
+def test_ranks_must_divide_evenly_among_machines(tiny_config: Config) -> None:
+    def refused(message: str, **sections: Any) -> None:
+        with pytest.raises(ValueError, match=message):
             Config.model_validate({**tiny_config.model_dump(mode="json"), **sections})
 
     train = {**tiny_config.train.model_dump(mode="json"), "num_processes": 3, "batch_size": 6}

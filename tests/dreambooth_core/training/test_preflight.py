@@ -1,4 +1,4 @@
-"""What `run` and `train` refuse before anything is spent, and each `--dry-run` alike."""
+"""Tests of the checks before `run`, `train` and their `--dry-run`."""
 
 import json
 import os
@@ -16,7 +16,7 @@ from dreambooth_core.training import preflight
 
 @pytest.fixture
 def config(tiny_config: Config, tiny_base: Path, tmp_path: Path) -> Config:
-    """Its base is a copy, to be broken."""
+    """A config whose base is a copy that the test may damage."""
     base = shutil.copytree(tiny_base, tmp_path / "base")
     model = tiny_config.model.model_copy(update={"base": str(base)})
     return tiny_config.model_copy(update={"model": model})
@@ -41,7 +41,7 @@ def _weightless(base: Path, name: str) -> None:
         path.unlink()
 
 
-HARMS: dict[str, tuple[Callable[[Path], None], str]] = {
+DAMAGES: dict[str, tuple[Callable[[Path], None], str]] = {
     "no index": (lambda base: (base / "model_index.json").unlink(), "has no model_index.json"),
     "a list": (lambda base: _index(base, "[1]"), "holds a list, not a JSON object"),
     "no JSON": (lambda base: _index(base, "{"), "not readable JSON"),
@@ -76,17 +76,17 @@ def test_a_good_base_passes(config: Config) -> None:
     assert not config.paths.work.exists()
 
 
-@pytest.mark.parametrize("harm", HARMS)
-def test_a_broken_base_is_refused(config: Config, harm: str) -> None:
-    act, sentence = HARMS[harm]
+@pytest.mark.parametrize("damage", DAMAGES)
+def test_a_broken_base_is_refused(config: Config, damage: str) -> None:
+    act, message = DAMAGES[damage]
     act(Path(config.model.base))
-    with pytest.raises(ModelError, match=sentence) as caught:
+    with pytest.raises(ModelError, match=message) as caught:
         preflight.check(config)
     assert config.model.base in str(caught.value)
     assert len(str(caught.value)) < 500
 
 
-def test_a_config_that_makes_no_model_is_refused(config: Config) -> None:
+def test_a_component_config_of_no_model_is_refused(config: Config) -> None:
     preflight.check_shapes(config)
     for name, text in (
         ("unet", '{"block_out_channels": "x"}'),
@@ -103,17 +103,19 @@ def test_a_base_of_another_family_is_refused(config: Config) -> None:
         preflight.check(config.model_copy(update={"model": model}))
 
 
-def test_work_folders_that_cannot_be_written(tmp_path: Path) -> None:
+def test_work_folders_that_cannot_be_created(tmp_path: Path) -> None:
     (tmp_path / "file").write_bytes(b"")
     for work in (tmp_path / "file", tmp_path / "file" / "below"):
-        with pytest.raises(ConfigError, match=f"paths.work {work} cannot be made: .*is no folder"):
+        with pytest.raises(
+            ConfigError, match=f"paths.work {work} cannot be created: .*is no folder"
+        ):
             preflight.check_work(work)
     preflight.check_work(tmp_path / "new" / "below")
     assert not (tmp_path / "new").exists()
 
 
-@pytest.mark.skipif(os.geteuid() != 0, reason="needs a user that may become another one")
-def test_another_user_s_work_folder(tmp_path: Path) -> None:
+@pytest.mark.skipif(os.geteuid() != 0, reason="needs root to change the user")
+def test_a_read_only_work_folder(tmp_path: Path) -> None:
     (tmp_path / "locked").mkdir(mode=0o755)
     child = os.fork()
     if child == 0:

@@ -1,6 +1,6 @@
-"""The denoiser in 8 and in 4 bits: how much smaller, how far off, and that an adapter learns on it.
+"""Tests of the denoiser in 8 and 4 bits: bytes, error, and training of an adapter.
 
-The figures are of a denoiser small enough for a test; its linear layers are two fifths of it.
+Two fifths of the tiny denoiser are linear layers.
 """
 
 import sys
@@ -36,7 +36,7 @@ def _linear_bytes(parts: Parts) -> int:
     return sum(layer.weight.nbytes for layer in layers)
 
 
-def _answer(parts: Parts) -> torch.Tensor:
+def _predict(parts: Parts) -> torch.Tensor:
     numbers = parts["unet"].conv_in.weight.dtype
     noisy = torch.randn(1, 4, 16, 16, generator=torch.Generator().manual_seed(3)).to(numbers)
     conditioning = FAMILY.encode_prompts(parts, FAMILY.tokenize(parts, ["a photo of sks dog"]))
@@ -44,35 +44,37 @@ def _answer(parts: Parts) -> torch.Tensor:
 
 
 @pytest.mark.parametrize(("kind", "share", "error"), [("int8", 1 / 4, 0.01), ("nf4", 1 / 8, 0.1)])
-def test_smaller_and_near(tiny_base: Path, kind: Kind, share: float, error: float) -> None:
+def test_quantization_saves_bytes_at_a_small_error(
+    tiny_base: Path, kind: Kind, share: float, error: float
+) -> None:
     parts = FAMILY.load(tiny_base)
     before, of_linear = quantization.bytes_of(parts["unet"]), _linear_bytes(parts)
     with torch.no_grad():
-        exact = _answer(parts)
-        rounded = _answer(quantization.quantize(parts, FAMILY, kind))
+        exact = _predict(parts)
+        rounded = _predict(quantization.quantize(parts, FAMILY, kind))
     after = quantization.bytes_of(parts["unet"])
     left = (of_linear - (before - after)) / of_linear
-    assert share <= left < share + 0.1  # the rest are scales, which weigh most in small layers
+    assert share <= left < share + 0.1  # the rest are scales, a large share of small layers
     assert 0 < (rounded - exact).norm() / exact.norm() < error
 
 
 @pytest.mark.parametrize("kind", KINDS)
 @pytest.mark.parametrize("method", ["lora", "dora"])
 @pytest.mark.parametrize("numbers", [torch.float32, torch.bfloat16])
-def test_an_adapter_learns_on_it(
+def test_an_adapter_trains_on_quantized_weights(
     tiny_base: Path, kind: Kind, method: str, numbers: torch.dtype
 ) -> None:
     parts = quantization.quantize(FAMILY.load(tiny_base, None, numbers), FAMILY, kind)
     parts["unet"].to(memory_format=torch.channels_last)
     with torch.no_grad():
-        base = _answer(parts)
+        base = _predict(parts)
     trained = adapters.prepare(FAMILY, parts, _config(method))
     weights = list(trained["unet"].values())
     optimizer = torch.optim.AdamW(weights, lr=1e-2)
-    wanted = torch.ones_like(base)
+    targets = torch.ones_like(base)
     losses = []
     for _ in range(4):
-        loss = (_answer(parts) - wanted).square().mean()
+        loss = (_predict(parts) - targets).square().mean()
         optimizer.zero_grad()
         loss.backward()
         optimizer.step()
@@ -80,11 +82,11 @@ def test_an_adapter_learns_on_it(
     assert losses == sorted(losses, reverse=True)
     assert losses[-1] < 0.98 * losses[0]
     with torch.no_grad(), adapters.disabled(FAMILY, parts):
-        assert torch.equal(_answer(parts), base)
+        assert torch.equal(_predict(parts), base)
 
 
 @pytest.mark.parametrize("kind", KINDS)
-def test_its_adapter_is_served_on_the_bases_own_weights(
+def test_its_adapter_is_applied_to_the_original_weights(
     tiny_base: Path, tmp_path: Path, kind: Kind
 ) -> None:
     parts = quantization.quantize(FAMILY.load(tiny_base), FAMILY, kind)
@@ -96,10 +98,10 @@ def test_its_adapter_is_served_on_the_bases_own_weights(
         for name, weight in trained["unet"].items():
             weight += 0.05 * torch.randn(weight.shape, generator=draws)
             twins["unet"][name].copy_(weight)
-        wanted = _answer(plain)
+        targets = _predict(plain)
         adapters.export(FAMILY, parts, _config(), tiny_base, tmp_path)
-        served = _answer(adapters.apply(FAMILY, FAMILY.load(tiny_base), tmp_path))
-    torch.testing.assert_close(served, wanted, rtol=1e-5, atol=1e-5)
+        applied = _predict(adapters.apply(FAMILY, FAMILY.load(tiny_base), tmp_path))
+    torch.testing.assert_close(applied, targets, rtol=1e-5, atol=1e-5)
 
 
 @pytest.mark.parametrize(("kind", "library"), [("int8", "torchao"), ("nf4", "bitsandbytes")])
@@ -112,7 +114,7 @@ def test_a_missing_library_is_named(
         quantization.quantize(FAMILY.load(tiny_base), FAMILY, kind)
 
 
-def test_what_cannot_compute_is_said(tiny_base: Path) -> None:
+def test_an_unsupported_number_type_is_refused(tiny_base: Path) -> None:
     parts = FAMILY.load(tiny_base, None, torch.float64)
-    with pytest.raises(ConfigError, match=r"nf4 does not work here, for torch.float64 on cpu"):
+    with pytest.raises(ConfigError, match=r"nf4 does not work for torch.float64 on cpu"):
         quantization.quantize(parts, FAMILY, "nf4")

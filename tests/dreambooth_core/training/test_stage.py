@@ -1,4 +1,4 @@
-"""Training as a stage: its own process, killed at any moment, ends in the same bytes."""
+"""Tests of the training stage: its process is killed, stopped and resumed."""
 
 import io
 import os
@@ -22,8 +22,7 @@ from dreambooth_core.storage.blobs import blob_key, get_blob, image_set, put_blo
 from dreambooth_core.storage.code_version import code_version
 from dreambooth_core.storage.records import Image, ImageSet, Weights
 from dreambooth_core.storage.stores import Store, open_store
-from dreambooth_core.training import checkpoints, stage
-from dreambooth_core.training import process as attempt
+from dreambooth_core.training import checkpoints, process, stage
 from dreambooth_core.training.class_images import class_images, ensure_class_images
 from tests.leased_by_hand import held
 
@@ -33,13 +32,13 @@ TRACKING: dict[str, str] = {}
 
 @pytest.fixture(autouse=True)
 def _tables(mlflow_tables: Path, tmp_path: Path) -> None:
-    """A database whose tables are made already, which takes many seconds."""
+    """A copy of a database with MLflow's tables, whose creation takes many seconds."""
     TRACKING["uri"] = f"sqlite:///{shutil.copy(mlflow_tables, tmp_path / 'mlflow.db')}"
 
 
 def _config(base: Path, work: Path, **train: object) -> Config:
-    every, alongside = train.pop("every", 4), train.pop("alongside", False)
-    prior = {"target": "images", "num_class_images": 4, "generate_in_background": alongside}
+    every, background = train.pop("every", 4), train.pop("background", False)
+    prior = {"target": "images", "num_class_images": 4, "generate_in_background": background}
     prior |= {"enabled": train.pop("prior", True)}
     rules = {"every_n_steps": every, **train.pop("checkpoints", {})}  # type: ignore[dict-item]
     options = {"method": "full", "steps": STEPS, "learning_rate": 1e-3, **train}
@@ -80,29 +79,29 @@ def _train(config: Config, progress: Callable[[int, int, str], None] | None = No
 
 
 def _trainers(work: Path, module: bytes = b"dreambooth_core.training.process") -> list[str]:
-    """Ids of the training processes themselves, found by the spec file among their arguments."""
+    """Ids of the training processes, found by the spec file in their arguments."""
     found = []
     specs = [str(path).encode() for path in work.resolve().glob("runs/*/spec.json")]
-    for process in filter(str.isdigit, os.listdir("/proc")):
+    for pid in filter(str.isdigit, os.listdir("/proc")):
         try:
-            arguments = Path("/proc", process, "cmdline").read_bytes().split(b"\0")
+            arguments = Path("/proc", pid, "cmdline").read_bytes().split(b"\0")
         except OSError:
             continue
         if module in arguments[:4] and any(spec in arguments for spec in specs):
-            found.append(process)
+            found.append(pid)
     return found
 
 
 def _signal_child(work: Path, number: signal.Signals, *module: bytes) -> bool:
-    """Whether there was one to send it to."""
-    processes = _trainers(work, *module)
-    for process in processes:
-        os.kill(int(process), number)
-    return bool(processes)
+    """Send a signal to the training processes; returns whether there were any."""
+    pids = _trainers(work, *module)
+    for pid in pids:
+        os.kill(int(pid), number)
+    return bool(pids)
 
 
 def _signal_at(work: Path, step: int, *numbers: signal.Signals) -> Callable[[int, int, str], None]:
-    """A progress that sends the signals, one right after the other, when that step is reached."""
+    """A progress function that sends the signals, one after the other, at that step."""
     sent: list[int] = []
 
     def progress(done: int, total: int, label: str) -> None:
@@ -117,23 +116,23 @@ def _signal_at(work: Path, step: int, *numbers: signal.Signals) -> Callable[[int
 
 
 @pytest.mark.slow
-def test_killed_stopped_and_resumed_gives_the_same_bytes(
+def test_killed_preempted_and_resumed_gives_the_same_bytes(
     tiny_base: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setenv("OMP_NUM_THREADS", "1")
-    monkeypatch.setattr(stage, "LOOK_SECONDS", 0.02)
+    monkeypatch.setattr(stage, "POLL_SECONDS", 0.02)
     whole = _train(_config(tiny_base, tmp_path / "whole"))
-    # a different rhythm of checkpoints does not change the weights
+    # other checkpoint intervals do not change the weights
     config = _config(tiny_base, tmp_path / "parts", every=3)
     killed = r"was ended by signal 9 at step \d+ of \d+, as the kernel does when memory is full"
     with pytest.raises(StageFailed, match=killed) as caught:
         _train(config, _signal_at(tmp_path / "parts", 5, signal.SIGKILL))
-    assert "the last checkpoint is kept, and the same command goes on" in str(caught.value)
+    assert "the same command resumes from the last checkpoint" in str(caught.value)
     assert "kernels" not in next((tmp_path / "parts").glob("runs/*/train.log")).read_text()
-    with pytest.raises(Preempted, match=r"SIG(TERM|INT) was received.* the same command goes on"):
+    with pytest.raises(Preempted, match=r"SIG(TERM|INT) was received.* the same command resumes"):
         _train(config, _signal_at(tmp_path / "parts", 6, signal.SIGTERM, signal.SIGINT))
     (run,) = (tmp_path / "parts" / "runs").iterdir()
-    for path in run.iterdir():  # the machine is lost, the store is not
+    for path in run.iterdir():  # simulates the loss of the machine, not of the store
         if path.name == "checkpoints":
             path.rename(tmp_path / "lost")
     parts = _train(config)
@@ -146,7 +145,7 @@ def test_killed_stopped_and_resumed_gives_the_same_bytes(
     assert stage.train(config, store, _photos(store)) == (parts, True)
 
 
-def test_a_broken_base_is_said_by_the_child(tiny_base: Path, tmp_path: Path) -> None:
+def test_an_error_of_the_child_is_raised(tiny_base: Path, tmp_path: Path) -> None:
     base = tmp_path / "base"
     base.mkdir()
     for path in tiny_base.iterdir():
@@ -156,12 +155,12 @@ def test_a_broken_base_is_said_by_the_child(tiny_base: Path, tmp_path: Path) -> 
         _train(_config(base, tmp_path / "work"))
 
 
-def test_a_batch_must_be_shared_evenly(tiny_base: Path, tmp_path: Path) -> None:
+def test_batch_size_must_be_a_multiple_of_num_processes(tiny_base: Path, tmp_path: Path) -> None:
     with pytest.raises(ValidationError, match="multiple"):
         _config(tiny_base, tmp_path, batch_size=3, num_processes=2)
 
 
-def test_the_key_covers_what_decides_the_weights(tiny_base: Path, tmp_path: Path) -> None:
+def test_the_key_covers_what_determines_the_weights(tiny_base: Path, tmp_path: Path) -> None:
     store = open_store(_config(tiny_base, tmp_path).storage)
     photos = _photos(store)
 
@@ -170,22 +169,22 @@ def test_the_key_covers_what_decides_the_weights(tiny_base: Path, tmp_path: Path
         return stage._inputs(config, images, class_images(config, images))
 
     assert inputs() == inputs(every=9)
-    assert inputs() == inputs(alongside=True)
+    assert inputs() == inputs(background=True)
     for change in ({"steps": 5}, {"learning_rate": 1e-4}, {"method": "lora"}, {"flip": True}):
         assert inputs(**change) != inputs()
     assert inputs(_photos(store, seed=1)) != inputs()
     assert inputs(prior=False) != inputs()
 
 
-def test_what_the_method_chooses_is_the_same_left_out_and_said(
+def test_the_key_is_the_same_for_defaults_and_explicit_values(
     tiny_base: Path, tmp_path: Path
 ) -> None:
     config = _config(tiny_base, tmp_path)
     photos = _photos(open_store(config.storage))
 
     def inputs(**sections: object) -> object:
-        told = Config.model_validate({**config.model_dump(), **sections})
-        return stage._inputs(told, photos, class_images(told, photos))
+        given = Config.model_validate({**config.model_dump(), **sections})
+        return stage._inputs(given, photos, class_images(given, photos))
 
     lora, rated = {"method": "lora"}, {"method": "lora", "learning_rate": 1e-4}
     predicted = {"target": "prediction"}
@@ -193,25 +192,25 @@ def test_what_the_method_chooses_is_the_same_left_out_and_said(
     assert inputs(train=lora, prior={}) != inputs(train=lora, prior={"target": "images"})
 
 
-def test_the_key_covers_how_looks_choose_a_step(tiny_base: Path, tmp_path: Path) -> None:
+def test_the_key_covers_what_determines_the_best_step(tiny_base: Path, tmp_path: Path) -> None:
     config = _config(tiny_base, tmp_path)
     photos = _photos(open_store(config.storage))
 
     def inputs(every: int | None, **evaluation: object) -> object:
-        told = {
+        document = {
             **config.model_dump(),
             "validation": {"every_n_steps": every},
             "evaluation": evaluation,
         }
-        return stage._inputs(Config.model_validate(told), photos, ())
+        return stage._inputs(Config.model_validate(document), photos, ())
 
-    decides = (
+    changes = (
         {"seed": 5},
         {"preprocessing": "own"},
         {"clip": "someone/clip"},
         {"detector": {"kind": "segmenter", "model": "someone/finder", "revision": "a" * 40}},
     )
-    for change in decides:
+    for change in changes:
         assert inputs(2, **change) != inputs(2), change
         assert inputs(None, **change) == inputs(None), change
     assert inputs(2, class_images=3) == inputs(2)
@@ -221,28 +220,30 @@ def test_no_secret_reaches_the_spec(tiny_base: Path, tmp_path: Path) -> None:
     config = _config(tiny_base, tmp_path)
     store = open_store(config.storage)
     folder = tmp_path / "runs" / "key"
-    hold = held(store, "runs/key", folder)
+    lease = held(store, "runs/key", folder)
     os.environ["AWS_SECRET_ACCESS_KEY"] = "very-secret-value"
     try:
-        stage._prepare(config, hold, folder, _photos(store), ())
+        stage._prepare(config, lease, folder, _photos(store), ())
     finally:
         del os.environ["AWS_SECRET_ACCESS_KEY"]
     assert "very-secret-value" not in (folder / "spec.json").read_text()
     assert get_blob(store, _photos(store).images[0].blob)
 
 
-def test_class_images_made_alongside_give_the_same_bytes(tiny_base: Path, tmp_path: Path) -> None:
+def test_class_images_generated_in_background_give_the_same_bytes(
+    tiny_base: Path, tmp_path: Path
+) -> None:
     ahead = _train(_config(tiny_base, tmp_path / "ahead", steps=4))
-    late = _config(tiny_base, tmp_path / "late", steps=4, alongside=True)
+    late = _config(tiny_base, tmp_path / "late", steps=4, background=True)
     found = _train(late)
     assert (found.digest, found.losses) == (ahead.digest, ahead.losses)
     assert found.class_images_used == ahead.class_images_used == 4
 
 
-def test_what_makes_class_images_alongside_may_not_break_unnoticed(
+def test_a_failed_background_generation_of_class_images_is_raised(
     tiny_base: Path, tmp_path: Path
 ) -> None:
-    config = _config(tiny_base, tmp_path, steps=4, alongside=True)
+    config = _config(tiny_base, tmp_path, steps=4, background=True)
 
     def kill() -> None:
         while not _signal_child(
@@ -252,28 +253,30 @@ def test_what_makes_class_images_alongside_may_not_break_unnoticed(
 
     killer = threading.Thread(target=kill, daemon=True)
     killer.start()
-    with pytest.raises(StageFailed, match="alongside broke"):
+    with pytest.raises(StageFailed, match="in the background failed"):
         _train(config)
     killer.join(10)
 
 
-@pytest.mark.parametrize("order", ["file", "time", "SIGUSR1"])
-def test_other_orders_to_stop_say_why(tiny_base: Path, tmp_path: Path, order: str) -> None:
-    limit = {"max_minutes": 0.0001} if order == "time" else {}
+@pytest.mark.parametrize("request", ["file", "time", "SIGUSR1"])
+def test_other_stop_requests_are_reported_with_their_reason(
+    tiny_base: Path, tmp_path: Path, request: str
+) -> None:
+    limit = {"max_minutes": 0.0001} if request == "time" else {}
     config = _config(tiny_base, tmp_path, prior=False, checkpoints=limit)
 
-    told: list[int] = []
+    reported: list[int] = []
 
     def progress(done: int, total: int, label: str) -> None:
-        told.append(done)
+        reported.append(done)
         (run,) = (tmp_path / "runs").iterdir()
-        if order == "file" and len(told) == 1:
+        if request == "file" and len(reported) == 1:
             (run / "stop").touch()
-        elif order == "SIGUSR1":
+        elif request == "SIGUSR1":
             _signal_child(tmp_path, signal.SIGUSR1)
 
-    words = {"file": "stop asked", "time": "max_minutes", "SIGUSR1": "SIGUSR1"}
-    with pytest.raises(Preempted, match=words[order]):
+    words = {"file": "stop requested", "time": "max_minutes", "SIGUSR1": "SIGUSR1"}
+    with pytest.raises(Preempted, match=words[request]):
         _train(config, progress)
     (run,) = (tmp_path / "runs").iterdir()
     assert not (run / "stop").exists()
@@ -281,65 +284,65 @@ def test_other_orders_to_stop_say_why(tiny_base: Path, tmp_path: Path, order: st
 
 
 @pytest.mark.slow
-def test_a_training_that_hangs_is_ended_with_its_stacks(tiny_base: Path, tmp_path: Path) -> None:
+def test_a_stalled_training_is_ended_with_its_stacks(tiny_base: Path, tmp_path: Path) -> None:
     config = _config(tiny_base, tmp_path, prior=False, checkpoints={"stall_minutes": 0.3})
     store = open_store(config.storage)
     photos = _photos(store)
     photo = tmp_path / "store" / blob_key(photos.images[0].blob)
     photo.unlink()
-    os.mkfifo(photo)  # whoever reads it waits for ever
+    os.mkfifo(photo)  # reading it blocks forever
     with pytest.raises(StageFailed, match=r"stalled.*stall_minutes 0\.3"):
         stage.train(config, store, photos)
     (log,) = tmp_path.glob("runs/*/train.log")
-    # on a busy machine its imports alone may take as long: wherever it was, it says so
+    # on a busy machine it may still be importing: any stack will do
     assert "most recent call first" in log.read_text()
 
 
 @pytest.mark.slow
 @pytest.mark.skipif(not hasattr(resource, "prlimit"), reason="limits another process: Linux")
 @pytest.mark.parametrize(
-    ("said", "full"),
+    ("message", "expected"),
     [
         ("[enforce fail] DefaultCPUAllocator: can't allocate memory: you tried", True),
-        ("could not create a primitive", True),  # oneDNN's whole sentence
+        ("could not create a primitive", True),  # oneDNN's complete message
         ("mat1 and mat2 shapes cannot be multiplied", False),
     ],
 )
-def test_a_full_memory_is_told_from_other_errors(said: str, full: bool) -> None:
-    assert attempt._is_out_of_memory(RuntimeError(said)) is full
+def test_out_of_memory_errors_are_recognised(message: str, expected: bool) -> None:
+    assert process._is_out_of_memory(RuntimeError(message)) is expected
 
 
-def test_a_full_memory_is_answered_by_the_next_plan(
+def test_out_of_memory_continues_with_smaller_settings(
     tiny_base: Path, tmp_path: Path, capfd: pytest.CaptureFixture[str]
 ) -> None:
-    """The trainers get little more address space than one with a batch of 1 has used."""
+    """Limit the processes' address space to slightly more than a batch of 1 used."""
     used: list[int] = []
 
-    def look(_done: int, _total: int, _label: str) -> None:
-        for process in _trainers(tmp_path / "small"):
-            status = Path("/proc", process, "status").read_text()
+    def measure(_done: int, _total: int, _label: str) -> None:
+        for pid in _trainers(tmp_path / "small"):
+            status = Path("/proc", pid, "status").read_text()
             used.append(1024 * int(re.findall(r"VmPeak:\s+(\d+)", status)[0]))
 
-    _train(_config(tiny_base, tmp_path / "small", steps=2, prior=False), look)
+    _train(_config(tiny_base, tmp_path / "small", steps=2, prior=False), measure)
     limit = max(used) + 300 * 2**20
     ends, limited = threading.Event(), set[str]()
 
-    def squeeze() -> None:
+    def limit_memory() -> None:
         while not ends.wait(0.02):
-            for process in _trainers(tmp_path / "large"):
-                if process not in limited:
-                    resource.prlimit(int(process), resource.RLIMIT_AS, (limit, limit))
-                    limited.add(process)
+            for pid in _trainers(tmp_path / "large"):
+                if pid not in limited:
+                    resource.prlimit(int(pid), resource.RLIMIT_AS, (limit, limit))
+                    limited.add(pid)
 
     large = _config(tiny_base, tmp_path / "large", steps=1, prior=False, batch_size=512)
-    squeezing = threading.Thread(target=squeeze, daemon=True)
-    squeezing.start()
+    limiter = threading.Thread(target=limit_memory, daemon=True)
+    limiter.start()
     try:
         weights = _train(large.model_copy(update={"memory": Memory(fit="auto")}))
     finally:
         ends.set()
-        squeezing.join()
-    said = capfd.readouterr().err
-    assert "memory was full: going on with batch 512 x 1, gradient checkpointing True" in said
+        limiter.join()
+    printed = capfd.readouterr().err
+    assert "memory was full: continuing with batch 512 x 1, gradient checkpointing True" in printed
     assert len(limited) > 1
     assert weights.steps == 1

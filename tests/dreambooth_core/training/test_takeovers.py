@@ -1,4 +1,4 @@
-"""Several machines with one training: `dreambooth train` for real, stopped, killed and woken up."""
+"""Tests of `dreambooth train` on several machines that share a store: suspended, killed, resumed."""
 
 import fcntl
 import json
@@ -30,7 +30,7 @@ pytestmark = [
 ]
 
 SILENCE = 6.0
-"""Seconds until others take over; four beats, also on a busy machine."""
+"""Seconds without a heartbeat until others take over."""
 PATIENCE = 600.0
 STEPS = 40
 COMMAND = f"""
@@ -43,7 +43,7 @@ sys.exit(cli.main())
 
 
 class Machine:
-    """A process that trains in a work folder of its own; the store and MLflow are everybody's."""
+    """A process that trains in a work folder of its own, with a shared store and MLflow."""
 
     def __init__(self, config: Config, folder: Path) -> None:
         self.folder = folder
@@ -58,7 +58,7 @@ class Machine:
             )
 
     @property
-    def said(self) -> str:
+    def printed(self) -> str:
         return (self.folder / "err").read_text()
 
     @property
@@ -66,7 +66,7 @@ class Machine:
         return any(self.folder.glob("work/runs/*/train.log"))
 
     def signal(self, number: signal.Signals) -> None:
-        """To all of its processes: the parent, who guards the child, and the child."""
+        """Send a signal to all of its processes: parent, guard and child."""
         for name in filter(str.isdigit, os.listdir("/proc")):
             try:
                 words = Path("/proc", name, "cmdline").read_bytes()
@@ -76,7 +76,7 @@ class Machine:
                 continue
 
     def lose(self) -> None:
-        """No process may do anything about the death of another."""
+        """Kill all processes; suspended first, so that none reacts to the death of another."""
         self.signal(signal.SIGSTOP)
         self.signal(signal.SIGKILL)
 
@@ -84,13 +84,13 @@ class Machine:
         return self.process.wait(PATIENCE)
 
     def result(self) -> dict[str, Any]:
-        assert self.ended() == 0, self.said
+        assert self.ended() == 0, self.printed
         found: dict[str, Any] = json.loads((self.folder / "out").read_text())
         return found
 
 
 class Team:
-    """Machines, and what they share."""
+    """Machines, and their shared store."""
 
     def __init__(self, config: Config, folder: Path, stack: ExitStack) -> None:
         self.config, self._folder, self._stack = config, folder, stack
@@ -102,7 +102,7 @@ class Team:
         return machine
 
     def freeze(self, machine: Machine) -> None:
-        """Stop it, though not where it has the lock of a store that is a folder: all would wait."""
+        """Suspend it, though not while it holds the lock of a folder store, which would block all."""
         while True:
             machine.signal(signal.SIGSTOP)
             if self._is_unlocked():
@@ -133,21 +133,23 @@ class Team:
         return lease.number if lease else 0
 
     def statuses(self) -> list[str]:
-        """Of the runs in MLflow that belong to this store."""
+        """Statuses of the MLflow runs of this store."""
         client = MlflowClient(tracking_uri=self.config.tracking.uri)
         known = [
             (found.experiment_id, found.artifact_location) for found in client.search_experiments()
         ]
-        ours = [name for name, place in known if place.startswith(f"{self.store.uri}/")]
-        return [run.info.status for run in client.search_runs(ours)]
+        experiments = [
+            name for name, location in known if location.startswith(f"{self.store.uri}/")
+        ]
+        return [run.info.status for run in client.search_runs(experiments)]
 
 
-def until(moment: Callable[[], object], *alive: Machine) -> None:
+def until(condition: Callable[[], object], *alive: Machine) -> None:
     deadline = time.monotonic() + PATIENCE
-    while not moment():
+    while not condition():
         assert time.monotonic() < deadline
         for machine in alive:
-            assert machine.process.poll() is None, machine.said
+            assert machine.process.poll() is None, machine.printed
         time.sleep(0.02)
 
 
@@ -178,7 +180,7 @@ _UNDISTURBED: list[str] = []
 
 @pytest.fixture
 def undisturbed(config: Config, tmp_path: Path) -> str:
-    """Digest of the weights that nobody hindered; photos and base are the same for all tests."""
+    """Digest of the weights of an undisturbed training; photos and base are the same in all tests."""
     if not _UNDISTURBED:
         storage = Storage(uri=(tmp_path / "undisturbed-store").as_uri(), endpoint=None)
         alone = Machine(config.model_copy(update={"storage": storage}), tmp_path / "undisturbed")
@@ -186,25 +188,25 @@ def undisturbed(config: Config, tmp_path: Path) -> str:
     return _UNDISTURBED[0]
 
 
-def test_of_two_at_once_one_trains_and_the_other_takes_its_weights(
+def test_of_two_processes_one_trains_and_the_other_takes_its_weights(
     team: Team, undisturbed: str
 ) -> None:
     first = team.start("first")
     until(team.lease, first)
-    team.freeze(first)  # until the other one, which has yet to start, has seen it hold the lease
+    team.freeze(first)  # until the second machine, not started yet, has seen it hold the lease
     second = team.start("second")
-    until(lambda: "waiting for the result" in second.said, second)
+    until(lambda: "waiting for the result" in second.printed, second)
     first.signal(signal.SIGCONT)
-    assert f"is being computed by process {first.process.pid} on " in second.said
-    mine, theirs = first.result(), second.result()
-    assert mine["digests"]["weights"] == theirs["digests"]["weights"] == undisturbed
-    assert (mine["reused"], theirs["reused"]) == (False, True)
+    assert f"is being computed by process {first.process.pid} on " in second.printed
+    own, other = first.result(), second.result()
+    assert own["digests"]["weights"] == other["digests"]["weights"] == undisturbed
+    assert (own["reused"], other["reused"]) == (False, True)
     assert (first.trained, second.trained) == (True, False)
     assert team.number() == 1
     assert team.statuses() == ["FINISHED"]
 
 
-def test_what_a_lost_machine_has_begun_another_ends(team: Team, undisturbed: str) -> None:
+def test_another_machine_finishes_the_training_of_a_lost_one(team: Team, undisturbed: str) -> None:
     first = team.start("first")
     until(team.counts, first)
     first.lose()
@@ -217,7 +219,7 @@ def test_what_a_lost_machine_has_begun_another_ends(team: Team, undisturbed: str
     assert {name.partition(".")[2] for name in team.counts()} == {"2"}
 
 
-def test_who_slept_too_long_is_fenced_off(team: Team, undisturbed: str) -> None:
+def test_a_suspended_holder_is_superseded(team: Team, undisturbed: str) -> None:
     first = team.start("first")
     until(team.counts, first)
     team.freeze(first)
@@ -227,7 +229,7 @@ def test_who_slept_too_long_is_fenced_off(team: Team, undisturbed: str) -> None:
     team.freeze(second)
     first.signal(signal.SIGCONT)
     assert first.ended() == Superseded.exit_code
-    *_, last = first.said.splitlines()
+    *_, last = first.printed.splitlines()
     assert last.startswith("Error: the lease ")
     assert f"was taken over by process {second.process.pid} on " in last
     assert set(team.counts()) == before

@@ -1,4 +1,4 @@
-"""Prompts encoded once each, by frozen text encoders that a full cache never loads."""
+"""Tests of text embeddings: each prompt is encoded once, and a full cache loads no encoder."""
 
 from collections.abc import Mapping
 from pathlib import Path
@@ -16,30 +16,32 @@ FAMILY = load_family("stable_diffusion")
 PROMPTS = ("a photo of sks robot", "a photo of a robot", "")
 
 
-class Texts:
-    """The text encoder of a base, counting how often it is loaded and which prompts it reads."""
+class RecordingEncoder:
+    """The text encoder of a base, which records loads and encoded prompts."""
 
     def __init__(self, base: Path) -> None:
         self.base, self.loads = base, 0
-        self.read: list[str] = []
+        self.encoded: list[str] = []
 
     def load(self) -> Any:
         self.loads += 1
         parts = FAMILY.load(self.base)
 
         def encode(prompt: str) -> Mapping[str, Tensor]:
-            self.read.append(prompt)
+            self.encoded.append(prompt)
             return FAMILY.encode_prompts(parts, FAMILY.tokenize(parts, [prompt]))
 
         return encode
 
 
 @pytest.fixture
-def texts(tiny_base: Path) -> Texts:
-    return Texts(tiny_base)
+def texts(tiny_base: Path) -> RecordingEncoder:
+    return RecordingEncoder(tiny_base)
 
 
-def test_rows_are_the_prompts_in_order(texts: Texts, tiny_base: Path, tmp_path: Path) -> None:
+def test_rows_are_the_prompts_in_order(
+    texts: RecordingEncoder, tiny_base: Path, tmp_path: Path
+) -> None:
     encoder = TextEncoder("digest", "float32", texts.load)
     found = text_embeddings(PROMPTS, TensorCache("embeddings", tmp_path), encoder)
     assert (found.made, found.found, texts.loads) == (3, 0, 1)
@@ -51,7 +53,7 @@ def test_rows_are_the_prompts_in_order(texts: Texts, tiny_base: Path, tmp_path: 
         assert not rows.requires_grad
 
 
-def test_only_new_prompts_are_read(texts: Texts, tmp_path: Path) -> None:
+def test_only_new_prompts_are_encoded(texts: RecordingEncoder, tmp_path: Path) -> None:
     cache, encoder = (
         TensorCache("embeddings", tmp_path),
         TextEncoder("digest", "float32", texts.load),
@@ -63,6 +65,6 @@ def test_only_new_prompts_are_read(texts: Texts, tmp_path: Path) -> None:
         assert torch.equal(rows.flip(0), again.rows[name])
     more = text_embeddings((*PROMPTS, "sks robot on the beach"), cache, encoder)
     assert (more.made, more.found) == (1, 3)
-    assert texts.read[3:] == ["sks robot on the beach"]
+    assert texts.encoded[3:] == ["sks robot on the beach"]
     assert text_embeddings(PROMPTS, cache, encoder._replace(digest="other")).made == 3
     assert text_embeddings(PROMPTS, cache, encoder._replace(dtype="bfloat16")).made == 3

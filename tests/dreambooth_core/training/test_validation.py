@@ -1,4 +1,4 @@
-"""Looks at a model in training: what they see, and that they leave no trace."""
+"""Tests of validation: its results, and that it does not change the training."""
 
 from collections.abc import Callable, Sequence
 from dataclasses import replace
@@ -31,13 +31,13 @@ from dreambooth_core.training.validation import (
 from dreambooth_core.vision.crops import crop
 from dreambooth_core.vision.detectors import Region, load_detector
 from dreambooth_core.vision.encoders import ImageEncoder
-from tests.training_by_hand import FAMILY, SIDE, Attempt, Drawn, config_of
+from tests.training_by_hand import FAMILY, SIDE, Attempt, RandomLatents, config_of
 
-FINDER = Path(__file__).parents[3] / "examples/small_world/finder"
+DETECTOR = Path(__file__).parents[3] / "examples/small_world/finder"
 Make = Callable[..., tuple[Attempt, Validator]]
 
 
-def _pictures(seed: int) -> list[Pillow.Image]:
+def _images(seed: int) -> list[Pillow.Image]:
     draw = np.random.default_rng(seed)
     return [Pillow.fromarray(draw.integers(0, 256, (32, 32, 3), dtype=np.uint8)) for _ in range(2)]
 
@@ -46,21 +46,21 @@ def _photos(store: Store, subjects: int) -> ImageSet:
     members = [
         Image(
             name=f"{subject}-{index}.png",
-            blob=put_blob(store, encode_png(picture, "", 0)),
+            blob=put_blob(store, encode_png(image, "", 0)),
             subject=subject,
         )
         for subject in range(subjects)
-        for index, picture in enumerate(_pictures(subject))
+        for index, image in enumerate(_images(subject))
     ]
     return image_set(store, "photos", members)
 
 
-def _stable(config: Config) -> MicroBatches:
-    """Three photos, each with the same two noises and times at every look."""
+def _validation_batches(config: Config) -> MicroBatches:
+    """Three photos, each with the same two noises and times at every validation."""
     train = config.train.model_copy(
         update={"steps": 6, "batch_size": 1, "gradient_accumulation_steps": 1}
     )
-    photos = InstanceData(Drawn(0), (0,) * 3, (SIDE,) * 3, (0,) * 3)
+    photos = InstanceData(RandomLatents(0), (0,) * 3, (SIDE,) * 3, (0,) * 3)
     return MicroBatches(BatchPlan(9, train, config.loss), photos, None)
 
 
@@ -68,7 +68,7 @@ def _stable(config: Config) -> MicroBatches:
 def make(
     tiny_base: Path, tiny_encoders: tuple[Path, Path], tmp_path: Path, file_store: Store
 ) -> Make:
-    """An attempt at training and one who looks at it."""
+    """A factory of an attempt and its validator."""
     clip, identity = map(str, tiny_encoders)
     runs = count()
 
@@ -79,18 +79,18 @@ def make(
             "prompts": ["a photo of {subject}"],
             "class_images": 2,
         }
-        choosing = {**plain, **sections.pop("choosing", {})}
+        rules = {**plain, **sections.pop("validation", {})}
         config = config_of(
             tiny_base,
-            choosing=choosing,
+            validation=rules,
             sampler={"inference_steps": 2, "batch_size": 1},
             evaluation={"clip": clip, "identity": identity, **sections.pop("evaluation", {})},
             **sections,
         )
         attempt = Attempt(config, tmp_path / f"run-{next(runs)}")
-        place = TrainingContext(tiny_base, file_store, torch.device("cpu"))
+        context = TrainingContext(tiny_base, file_store, torch.device("cpu"))
         photos = _photos(file_store, len(config.subjects))
-        return attempt, Validator(config, place, _stable(config), photos)
+        return attempt, Validator(config, context, _validation_batches(config), photos)
 
     return made
 
@@ -108,22 +108,22 @@ CASES: dict[str, dict[str, Any]] = {
 
 
 @pytest.mark.parametrize("case", CASES)
-def test_a_training_with_looks_takes_the_steps_of_one_without(make: Make, case: str) -> None:
+def test_validation_does_not_change_the_training(make: Make, case: str) -> None:
     plain = make(**CASES[case])[0].run()
-    attempt, looker = make(**CASES[case])
-    attempt.keeper.orders.look = looker
+    attempt, validator = make(**CASES[case])
+    attempt.callback.hooks.validate = validator
     found = attempt.run()
     assert [name for name in plain if not torch.equal(plain[name], found[name])] == []
-    looks = attempt.keeper.standing.validations
-    assert [look.step for look in looks] == list(range(attempt.config.train.steps + 1))
-    assert len({look.stable_loss for look in looks}) == len(looks)
+    validations = attempt.callback.state.curves.validations
+    assert [one.step for one in validations] == list(range(attempt.config.train.steps + 1))
+    assert len({one.stable_loss for one in validations}) == len(validations)
 
 
-def test_a_look_leaves_everything_as_it_was(make: Make) -> None:
-    attempt, looker = make(train={"steps": 2, "ema": 0.9})
+def test_validation_leaves_the_module_unchanged(make: Make) -> None:
+    attempt, validator = make(train={"steps": 2, "ema": 0.9})
     attempt.run()
     module = attempt.module
-    first = looker(module, 2)
+    first = validator(module, 2)
     for part in module.components["unet"].train().modules():
         if isinstance(part, torch.nn.Dropout):
             part.p = 0.5
@@ -132,7 +132,7 @@ def test_a_look_leaves_everything_as_it_was(make: Make) -> None:
         return {
             "weights": {name: w.detach().clone() for name, w in module.weights.items()},
             "grads": {name: w.grad for name, w in module.weights.items()},
-            "moves": [w.requires_grad for w in module.parameters()],
+            "trainable": [w.requires_grad for w in module.parameters()],
             "modes": [part.training for part in module.modules()],
             "random": torch.get_rng_state(),
             "parts": dict.fromkeys(module.parts.components, 0),
@@ -141,190 +141,192 @@ def test_a_look_leaves_everything_as_it_was(make: Make) -> None:
     before = state()
     assert any(before["modes"])
     assert not all(before["modes"])
-    assert looker(module, 2) == first
+    assert validator(module, 2) == first
     torch.testing.assert_close(state(), before, rtol=0, atol=0)
 
 
-def test_the_stable_loss_is_the_papers_on_instance_images_alone(make: Make) -> None:
+def test_the_stable_loss_is_the_papers_on_instance_images_only(make: Make) -> None:
     attempt, _ = make(train={"text_encoder": False})
-    module, steps = attempt.module, _stable(attempt.config)
+    module, batches = attempt.module, _validation_batches(attempt.config)
     alpha = attempt.parts["scheduler"].alphas_cumprod
     losses = []
-    for number in range(len(steps)):
-        batch = steps[number]
+    for number in range(len(batches)):
+        batch = batches[number]
         level = int(batch["times"][0] * 1000)
         noisy = alpha[level] ** 0.5 * batch["latents"] + (1 - alpha[level]) ** 0.5 * batch["noise"]
         tokens = FAMILY.tokenize(attempt.parts, ["a photo of sks dog"])
         with torch.no_grad():
             text = FAMILY.encode_prompts(attempt.parts, tokens)["hidden_states"]
-            answer = attempt.parts["unet"](noisy, torch.tensor(level), text).sample
-        losses.append(((answer - batch["noise"]) ** 2).mean())
-    assert stable_loss(module, steps) == pytest.approx(float(torch.stack(losses).mean()), rel=1e-5)
+            prediction = attempt.parts["unet"](noisy, torch.tensor(level), text).sample
+        losses.append(((prediction - batch["noise"]) ** 2).mean())
+    assert stable_loss(module, batches) == pytest.approx(
+        float(torch.stack(losses).mean()), rel=1e-5
+    )
 
 
-def test_what_is_served_is_looked_at(make: Make) -> None:
-    attempt, looker = make(train={"steps": 3, "ema": 0.5}, validation={"prompts": ()})
+def test_validation_uses_the_inference_weights(make: Make) -> None:
+    attempt, validator = make(train={"steps": 3, "ema": 0.5}, validation={"prompts": ()})
     attempt.run()
-    with attempt.module.served():
-        served = stable_loss(attempt.module, looker.stable)
-    look = looker(attempt.module, 3)
-    assert look == ValidationResult(step=3, stable_loss=served)
-    assert served != stable_loss(attempt.module, looker.stable)
+    with attempt.module.inference_weights():
+        expected = stable_loss(attempt.module, validator.batches)
+    result = validator(attempt.module, 3)
+    assert result == ValidationResult(step=3, stable_loss=expected)
+    assert expected != stable_loss(attempt.module, validator.batches)
 
 
-def test_before_the_first_step_it_is_the_base_that_is_drawn_and_measured(make: Make) -> None:
+def test_validation_at_step_0_measures_the_base(make: Make) -> None:
     prompts = ["a photo of {subject}", "{subject} on the beach"]
-    attempt, looker = make(train={"method": "lora"}, validation={"prompts": prompts})
+    attempt, validator = make(train={"method": "lora"}, validation={"prompts": prompts})
     config = attempt.config
     attempt.module.configure_optimizers()
-    channels_last(attempt.parts["unet"])  # as it trains and samples
-    look = looker(attempt.module, 0)
+    channels_last(attempt.parts["unet"])  # the memory layout of training and sampling
+    result = validator(attempt.module, 0)
     requests = validation.validation_requests(config, config.subject)
-    drawing = sampling.SamplingSettings(list, config.sampler, SIDE)
-    painter = pipelines.pipeline_of(config, Path(config.model.base), None)
-    drawn = list(sampling.generate(painter, drawing, requests, None))
-    clip, eye = (
+    settings = sampling.SamplingSettings(list, config.sampler, SIDE)
+    pipeline = pipelines.pipeline_of(config, Path(config.model.base), None)
+    drawn = list(sampling.generate(pipeline, settings, requests, None))
+    clip, identity = (
         ImageEncoder(str(getattr(config.evaluation, n)), None) for n in ("clip", "identity")
     )
     texts = clip.clip_texts(["a photo of dog", "dog on the beach"])
     expected = (clip.clip_images(drawn) * texts).sum(axis=1).mean()
-    assert look.prompt_fidelity == pytest.approx(expected, abs=1e-9)
-    photos = eye.identity_images(_pictures(0))
-    pairs = eye.identity_images(drawn) @ photos.T
-    assert look.subject_fidelity == pytest.approx(pairs.mean(), abs=1e-9)
+    assert result.prompt_fidelity == pytest.approx(expected, abs=1e-9)
+    photos = identity.identity_images(_images(0))
+    pairs = identity.identity_images(drawn) @ photos.T
+    assert result.subject_fidelity == pytest.approx(pairs.mean(), abs=1e-9)
     classes = validation.class_image_requests(config, config.subject)
     assert [prompt for prompt, _ in classes] == ["a photo of a dog"] * 2
-    drawn = list(sampling.generate(painter, drawing, classes, None))
-    pairs = eye.identity_images(drawn) @ photos.T
-    assert look.pres == pytest.approx(pairs.mean(), abs=1e-9)
+    drawn = list(sampling.generate(pipeline, settings, classes, None))
+    pairs = identity.identity_images(drawn) @ photos.T
+    assert result.pres == pytest.approx(pairs.mean(), abs=1e-9)
 
 
-class Bright:
-    """A finder of what is bright."""
+class BrightnessDetector:
+    """A detector of bright pixels."""
 
     def find(self, images: Sequence[Pillow.Image], noun: str) -> list[Region | None]:
         return [Region.around(np.asarray(image.convert("L")) > 128) for image in images]
 
 
-def test_with_a_finder_a_copied_background_is_no_likeness(tiny_encoders: tuple[Path, Path]) -> None:
+def test_with_a_detector_a_copied_background_does_not_count(
+    tiny_encoders: tuple[Path, Path],
+) -> None:
     draw = np.random.default_rng(5)
-    here, there = (draw.integers(0, 100, (48, 48, 3), dtype=np.uint8) for _ in range(2))
+    background, other = (draw.integers(0, 100, (48, 48, 3), dtype=np.uint8) for _ in range(2))
     subject, impostor = (draw.integers(160, 256, (12, 12, 3), dtype=np.uint8) for _ in range(2))
 
-    def picture(ground: np.ndarray, patch: np.ndarray | None, at: int = 8) -> Pillow.Image:
+    def image(ground: np.ndarray, patch: np.ndarray | None, at: int = 8) -> Pillow.Image:
         pixels = ground.copy()
         if patch is not None:
             pixels[at : at + 12, at : at + 12] = patch
         return Pillow.fromarray(pixels)
 
-    grid = [picture(there, subject, 30), picture(here, impostor), picture(here, None)]
-    eye = ImageEncoder(str(tiny_encoders[1]), None)
+    grid = [image(other, subject, 30), image(background, impostor), image(background, None)]
+    identity = ImageEncoder(str(tiny_encoders[1]), None)
 
-    def likeness(finder: Bright | None, photo: Pillow.Image) -> np.ndarray:
-        eyes = SubjectEncoder(eye, finder)
-        generated, photos = eyes.see(grid, "thing"), eyes.see([photo], "thing")
+    def fidelity(detector: BrightnessDetector | None, photo: Pillow.Image) -> np.ndarray:
+        encoder = SubjectEncoder(identity, detector)
+        generated, photos = encoder.embed(grid, "thing"), encoder.embed([photo], "thing")
         return subject_fidelity_of(
             Evidence(ImageEmbeddings(generated), photos=ImageEmbeddings(photos))
         )
 
-    photo = picture(here, subject)
-    elsewhere, copied, _ = likeness(None, photo)
+    photo = image(background, subject)
+    elsewhere, copied, _ = fidelity(None, photo)
     assert copied > elsewhere
-    elsewhere, copied, absent = likeness(Bright(), photo)
+    elsewhere, copied, absent = fidelity(BrightnessDetector(), photo)
     assert elsewhere > copied > absent == 0
-    # in a photo where it is not found either, there is nothing to compare but the whole
-    nowhere = picture(here, None)
-    assert likeness(Bright(), nowhere).tolist() == likeness(None, nowhere).tolist()
+    # if no photo has the subject either, whole images are compared
+    empty = image(background, None)
+    assert fidelity(BrightnessDetector(), empty).tolist() == fidelity(None, empty).tolist()
 
 
-def test_a_look_cuts_photos_by_their_own_masks(make: Make, file_store: Store) -> None:
-    finder = {"kind": "segmenter", "model": str(FINDER)}
-    attempt, looker = make(evaluation={"detector": finder}, validation={"seeds": 4})
+def test_validation_crops_photos_by_their_own_masks(make: Make, file_store: Store) -> None:
+    detector = {"kind": "segmenter", "model": str(DETECTOR)}
+    attempt, validator = make(evaluation={"detector": detector}, validation={"seeds": 4})
     attempt.module.configure_optimizers()
-    photo, box = _pictures(0)[0], (4, 4, 12, 12)
+    photo, box = _images(0)[0], (4, 4, 12, 12)
     mask = Pillow.new("L", photo.size)
     mask.paste(255, box)
     blobs = [put_blob(file_store, encode_png(one, "", 0)) for one in (photo, mask)]
     instance = image_set(file_store, "cut", [Image(name="a.png", blob=blobs[0], mask=blobs[1])])
-    look = replace(looker, instance=instance)(attempt.module, 0)
+    result = replace(validator, instance=instance)(attempt.module, 0)
 
-    (drawn,) = looker._draw(attempt.module)
-    eyes = SubjectEncoder(
+    (drawn,) = validator._generate(attempt.module)
+    encoder = SubjectEncoder(
         ImageEncoder(str(attempt.config.evaluation.identity), None),
-        load_detector(Detector(**finder)),
+        load_detector(Detector(**detector)),
     )
-    alone = eyes.whole([crop(photo, Region(box))])
-    cosines = eyes.see(drawn.grid, "dog")["identity", "crop"] @ alone.T
-    assert look.subject_fidelity == pytest.approx(np.nan_to_num(cosines).mean(), abs=1e-9)
+    cropped = encoder.embed_whole([crop(photo, Region(box))])
+    cosines = encoder.embed(drawn.grid, "dog")["identity", "crop"] @ cropped.T
+    assert result.subject_fidelity == pytest.approx(np.nan_to_num(cosines).mean(), abs=1e-9)
 
 
-def test_each_subject_is_held_against_its_own_photos(make: Make) -> None:
+def test_each_subject_is_compared_with_its_own_photos(make: Make) -> None:
     other = {"images": "photos", "class_noun": "cat", "identifier": "zwx"}
-    attempt, looker = make(more_subjects=[other], train={"text_encoder": False})
+    attempt, validator = make(more_subjects=[other], train={"text_encoder": False})
     attempt.module.configure_optimizers()
-    first, second = looker._draw(attempt.module)
+    first, second = validator._generate(attempt.module)
     assert np.asarray(first.grid[0]).tobytes() != np.asarray(second.grid[0]).tobytes()
-    eye = ImageEncoder(str(attempt.config.evaluation.identity), None)
+    identity = ImageEncoder(str(attempt.config.evaluation.identity), None)
     own = [
-        (eye.identity_images(drawn) @ eye.identity_images(_pictures(subject)).T).mean()
+        (identity.identity_images(drawn) @ identity.identity_images(_images(subject)).T).mean()
         for subject, drawn in enumerate((first.grid, second.grid))
     ]
-    assert looker(attempt.module, 0).subject_fidelity == pytest.approx(np.mean(own), abs=1e-9)
+    assert validator(attempt.module, 0).subject_fidelity == pytest.approx(np.mean(own), abs=1e-9)
 
 
-def test_adapters_and_new_tokens_are_drawn_as_they_will_be_served(
-    make: Make, tmp_path: Path
-) -> None:
+def test_validation_images_match_those_of_the_exported_weights(make: Make, tmp_path: Path) -> None:
     options = {"method": "pivotal", "learning_rate": 0.05, "steps": 3, "lr_schedule": "constant"}
-    attempt, looker = make(train=options)
+    attempt, validator = make(train=options)
     config, base = attempt.config, Path(attempt.config.model.base)
     attempt.run()
-    with attempt.module.served():
-        (ours,) = looker._draw(attempt.module)
+    with attempt.module.inference_weights():
+        (ours,) = validator._generate(attempt.module)
         adapters.export(FAMILY, attempt.parts, config, base, tmp_path / "weights")
     requests = validation.validation_requests(config, config.subject)
-    drawing = sampling.SamplingSettings(list, config.sampler, SIDE)
+    settings = sampling.SamplingSettings(list, config.sampler, SIDE)
 
     def distance(folder: Path | None) -> float:
-        painter = pipelines.pipeline_of(config, base, folder)
-        theirs = list(sampling.generate(painter, drawing, requests, None))
-        return float(np.abs(np.float32(ours.grid[0]) - np.float32(theirs[0])).mean())
+        pipeline = pipelines.pipeline_of(config, base, folder)
+        images = list(sampling.generate(pipeline, settings, requests, None))
+        return float(np.abs(np.float32(ours.grid[0]) - np.float32(images[0])).mean())
 
     assert distance(tmp_path / "weights") < 1
     assert distance(None) > 5
 
 
-def test_a_look_shows_what_it_drew_in_a_row_per_prompt(make: Make) -> None:
+def test_validation_shows_a_row_of_images_per_prompt(make: Make) -> None:
     prompts = ["a photo of {subject}", "{subject} on the beach"]
-    attempt, looker = make(train={"steps": 1}, validation={"prompts": prompts, "seeds": 2})
+    attempt, validator = make(train={"steps": 1}, validation={"prompts": prompts, "seeds": 2})
     attempt.run()
     shown: list[tuple[int, list[int]]] = []
-    looker.show = lambda step, rows: shown.append((step, [len(row) for row in rows]))
-    looker(attempt.module, 1)
+    validator.show = lambda step, rows: shown.append((step, [len(row) for row in rows]))
+    validator(attempt.module, 1)
     assert shown == [(1, [2, 2, 2])]
 
 
-def test_a_grid_goes_without_class_images(make: Make) -> None:
-    attempt, looker = make(train={"steps": 1}, validation={"class_images": 0})
+def test_a_grid_without_class_images(make: Make) -> None:
+    attempt, validator = make(train={"steps": 1}, validation={"class_images": 0})
     attempt.run()
-    look = looker(attempt.module, 1)
-    assert look.subject_fidelity is not None
-    assert look.pres is None
+    result = validator(attempt.module, 1)
+    assert result.subject_fidelity is not None
+    assert result.pres is None
 
 
-def test_a_look_knows_how_sure_it_is() -> None:
+def test_standard_error_of_a_validation() -> None:
     one = np.array([0.2, 0.4, 0.6])  # variance 0.04
     assert validation.standard_error([one]) == pytest.approx((0.04 / 3) ** 0.5)
-    two = validation.standard_error([one, one + 10])  # apart, which is no uncertainty
+    two = validation.standard_error([one, one + 10])  # different means of groups are no uncertainty
     assert two == pytest.approx((0.04 / 3 / 2) ** 0.5)
     assert validation.standard_error([one[:1]]) is None
 
 
-def test_looks_are_drawn_by_seeds_that_the_gate_never_sees(make: Make) -> None:
-    _, look = make(validation={"seeds": 3})
-    config = look.config
+def test_validation_seeds_are_disjoint_from_the_gates(make: Make) -> None:
+    _, validator = make(validation={"seeds": 3})
+    config = validator.config
     subject = config.subject
-    asked = {
+    used = {
         (prompt, seed)
         for requests in (validation.validation_requests, validation.class_image_requests)
         for prompt, seed in requests(config, subject)
@@ -338,5 +340,5 @@ def test_looks_are_drawn_by_seeds_that_the_gate_never_sees(make: Make) -> None:
         }
         for seed_set in ("dev", "confirm")
     )
-    assert asked < dev
-    assert not asked & confirm
+    assert used < dev
+    assert not used & confirm

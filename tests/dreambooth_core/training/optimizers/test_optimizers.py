@@ -1,4 +1,4 @@
-"""Every optimizer by name: its steps, its exact state, its size."""
+"""Tests of every optimizer: steps, exact state, bytes of state."""
 
 import json
 import math
@@ -15,7 +15,7 @@ from dreambooth_core.errors import ConfigError, StageFailed
 from dreambooth_core.training import optimizers
 
 NAMES = get_args(Optimizer.model_fields["name"].annotation)
-KEEPS_ONE_PACE = [name for name in NAMES if name != "prodigy"]
+FUSABLE = [name for name in NAMES if name != "prodigy"]
 
 
 class Net(torch.nn.Module):
@@ -45,8 +45,8 @@ class Training:
         first, others = dict(list(self.names.items())[:2]), dict(list(self.names.items())[2:])
         rate = 1.0 if options["name"] == "prodigy" else 1e-2
         groups = [
-            {"params": list(part), "names": list(part.values()), "lr": lr, "full_lr": lr}
-            for part, lr in ((first, rate), (others, rate / 2))
+            {"params": list(group), "names": list(group.values()), "lr": lr, "full_lr": lr}
+            for group, lr in ((first, rate), (others, rate / 2))
         ]
         self.optimizer = optimizers.make(Optimizer(**options), groups)
 
@@ -64,15 +64,15 @@ class Training:
 
 
 def _resumed(before: Training, **options: Any) -> Training:
-    """What a fresh process makes of plain tensors and a JSON text."""
+    """A new training with the state of `before`, through plain tensors and JSON."""
     tensors, scalars = optimizers.state_of(before.optimizer, before.names)
     assert all(value.is_contiguous() for value in tensors.values())
     fresh = Training(**options)
     with torch.no_grad():
         for weight, value in zip(fresh.names, before.weights(), strict=True):
             weight.copy_(value)
-    told = json.loads(json.dumps(scalars, allow_nan=False))
-    optimizers.load_state(fresh.optimizer, fresh.names, tensors, told)
+    loaded = json.loads(json.dumps(scalars, allow_nan=False))
+    optimizers.load_state(fresh.optimizer, fresh.names, tensors, loaded)
     return fresh
 
 
@@ -89,25 +89,23 @@ def _trained(steps: range, **options: Any) -> Training:
 
 @pytest.mark.parametrize(
     ("name", "fused_backward"),
-    [*((name, False) for name in NAMES), *((name, True) for name in KEEPS_ONE_PACE)],
+    [*((name, False) for name in NAMES), *((name, True) for name in FUSABLE)],
 )
-def test_resumed_from_its_state_it_takes_bitwise_the_same_steps(
-    name: str, fused_backward: bool
-) -> None:
+def test_steps_resumed_from_its_state_are_bitwise_the_same(name: str, fused_backward: bool) -> None:
     options = {"name": name, "fused_backward": fused_backward}
     whole = _trained(range(8), **options)
     resumed = _resumed(_trained(range(3), **options), **options)
     for number in range(3, 8):
         resumed.step(number)
     assert _same(whole.weights(), resumed.weights())
-    ours, theirs = (optimizers.state_of(it.optimizer, it.names) for it in (whole, resumed))
-    assert ours[1] == theirs[1]
-    assert ours[0].keys() == theirs[0].keys()
-    assert all(torch.equal(ours[0][key], theirs[0][key]) for key in ours[0])
+    first, second = (optimizers.state_of(it.optimizer, it.names) for it in (whole, resumed))
+    assert first[1] == second[1]
+    assert first[0].keys() == second[0].keys()
+    assert all(torch.equal(first[0][key], second[0][key]) for key in first[0])
 
 
 @pytest.mark.parametrize("name", NAMES)
-def test_it_learns_and_keeps_every_layout(name: str) -> None:
+def test_it_trains_and_keeps_memory_layouts(name: str) -> None:
     before, after = Training(name=name), _trained(range(8), name=name)
     assert not any(torch.equal(a, b) for a, b in zip(before.names, after.names, strict=True))
     for weight in after.names:
@@ -122,37 +120,37 @@ def test_it_learns_and_keeps_every_layout(name: str) -> None:
                 assert value.stride() == again.optimizer.state[same][key].stride(), key
 
 
-@pytest.mark.parametrize("name", KEEPS_ONE_PACE)
-def test_stepping_in_the_backward_pass_changes_no_bit(name: str) -> None:
+@pytest.mark.parametrize("name", FUSABLE)
+def test_fused_backward_changes_no_bit(name: str) -> None:
     plain = _trained(range(5), name=name)
     inside = _trained(range(5), name=name, fused_backward=True)
     assert _same(plain.weights(), inside.weights())
     assert all(weight.grad is None for weight in inside.names)
 
 
-def test_prodigy_cannot_step_in_the_backward_pass() -> None:
+def test_prodigy_refuses_fused_backward() -> None:
     with pytest.raises(ConfigError, match="all gradients together"):
         Training(name="prodigy", fused_backward=True)
 
 
 def _gradient_peak(fused_backward: bool) -> tuple[int, int]:
-    """Most bytes of gradients alive at once in a backward pass, and those of all of them."""
+    """Peak bytes of gradients in a backward pass, and bytes of all gradients."""
     layers = torch.nn.Sequential(*(torch.nn.Linear(32, 32) for _ in range(6)))
     names = {weight: name for name, weight in layers.named_parameters()}
     group = {"params": list(names), "names": list(names.values()), "lr": 1e-3}
     seen: list[int] = []
 
-    def look(_weight: Tensor) -> None:
+    def record(_weight: Tensor) -> None:
         seen.append(sum(weight.grad.nbytes for weight in names if weight.grad is not None))
 
     for weight in names:
-        weight.register_post_accumulate_grad_hook(look)  # ours come first, and see it all
+        weight.register_post_accumulate_grad_hook(record)  # before the optimizer's hooks
     optimizers.make(Optimizer(fused_backward=fused_backward), [group])
     layers(torch.randn(2, 32)).sum().backward()
     return max(seen), sum(weight.nbytes for weight in names)
 
 
-def test_stepping_in_the_backward_pass_holds_one_gradient_at_a_time() -> None:
+def test_fused_backward_holds_one_gradient_at_a_time() -> None:
     peak, everything = _gradient_peak(fused_backward=False)
     assert peak == everything
     peak, _ = _gradient_peak(fused_backward=True)
@@ -160,7 +158,7 @@ def test_stepping_in_the_backward_pass_holds_one_gradient_at_a_time() -> None:
 
 
 def test_each_group_keeps_its_own_learning_rate() -> None:
-    """Also with Prodigy, whose library reads the first group's alone."""
+    """Also with Prodigy, whose library uses only the first group's."""
     for name in NAMES:
         training = Training(name=name, weight_decay=0.0)
         before = training.weights()
@@ -172,11 +170,11 @@ def test_each_group_keeps_its_own_learning_rate() -> None:
 
 
 @pytest.mark.parametrize("fused_backward", [False, True])
-def test_served_weights_are_the_averages_and_leave_no_trace(fused_backward: bool) -> None:
+def test_inference_weights_are_the_averages_and_are_restored(fused_backward: bool) -> None:
     options = {"name": "schedule_free", "fused_backward": fused_backward}
     training, plain = (_trained(range(4), **options) for _ in range(2))
     before = training.weights()
-    with optimizers.served(training.optimizer):
+    with optimizers.inference_weights(training.optimizer):
         inside = training.weights()
     assert not _same(before, inside)
     for weight, y, x in zip(training.names, before, inside, strict=True):
@@ -187,15 +185,15 @@ def test_served_weights_are_the_averages_and_leave_no_trace(fused_backward: bool
     assert _same(training.weights(), plain.weights())
 
 
-def test_only_schedule_free_serves_other_weights_than_it_trains() -> None:
-    for name in KEEPS_ONE_PACE:
+def test_only_schedule_free_has_separate_inference_weights() -> None:
+    for name in FUSABLE:
         training = _trained(range(2), name=name)
         before = training.weights()
         optimizers.training_mode(training.optimizer, False)
         assert _same(before, training.weights()) == (name != "schedule_free")
 
 
-def test_a_state_of_something_else_is_refused() -> None:
+def test_the_state_of_another_optimizer_is_refused() -> None:
     adamw, came = _trained(range(1), name="adamw"), _trained(range(1), name="came")
     tensors, scalars = optimizers.state_of(adamw.optimizer, adamw.names)
     with pytest.raises(StageFailed, match="AdamW over other weights than this CAME"):
@@ -206,7 +204,7 @@ def test_a_state_of_something_else_is_refused() -> None:
         optimizers.load_state(adamw.optimizer, adamw.names, tensors, scalars)
 
 
-def test_without_bitsandbytes_the_config_is_to_blame(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_missing_bitsandbytes_is_refused(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setitem(__import__("sys").modules, "bitsandbytes.optim", None)
     with pytest.raises(ConfigError, match="needs bitsandbytes"):
         Training(name="adamw8bit")
@@ -214,29 +212,29 @@ def test_without_bitsandbytes_the_config_is_to_blame(monkeypatch: pytest.MonkeyP
 
 def _held(optimizer: torch.optim.Optimizer, weight: Parameter) -> Iterator[int]:
     for key, value in optimizer.state[weight].items():
-        if isinstance(value, Tensor) and not key.startswith("qmap"):  # those are shared by all
+        if isinstance(value, Tensor) and not key.startswith("qmap"):  # shared by all weights
             yield value.untyped_storage().nbytes()
 
 
 @pytest.mark.parametrize("name", NAMES)
-def test_the_bytes_of_the_state_are_foretold(name: str) -> None:
+def test_state_bytes_match_the_optimizer_state(name: str) -> None:
     training = _trained(range(1), name=name)
     for weight in training.names:
-        told = optimizers.state_bytes(name, weight.to("meta"))
-        assert told == sum(_held(training.optimizer, weight)), training.names[weight]
+        expected = optimizers.state_bytes(name, weight.to("meta"))
+        assert expected == sum(_held(training.optimizer, weight)), training.names[weight]
 
 
 def _train(**options: Any) -> Train:
     return Train.model_validate({"steps": 10, **options})
 
 
-def test_the_warm_up_climbs_in_equal_steps_to_the_full_rate() -> None:
+def test_warm_up_is_linear_to_the_full_rate() -> None:
     for name in ("constant", "linear", "cosine", "cosine_with_restarts", "polynomial"):
         train = _train(lr_schedule=name, lr_warmup_steps=4)
         assert [optimizers.lr_factor(train, step) for step in range(5)] == [0.25, 0.5, 0.75, 1, 1]
 
 
-def test_the_schedules_are_their_equations() -> None:
+def test_schedules_match_their_equations() -> None:
     def factors(name: str) -> list[float]:
         train = _train(lr_schedule=name, lr_warmup_steps=1)
         return [optimizers.lr_factor(train, step) for step in range(1, 10)]
