@@ -88,31 +88,33 @@ class Run:
 
     def processes(self) -> list[int]:
         """Ids of all running processes of this run: guards, launchers, ranks."""
-        return [pid for pid, words in _processes() if any(self._belongs(word) for word in words)]
+        return [pid for pid, arguments in _processes() if any(map(self._belongs, arguments))]
 
     def ranks(self) -> list[int]:
         """Ids of the training processes, in the order of their start."""
         module = b"dreambooth_core.training.process"
         own = set(self.processes())
-        return sorted(pid for pid, words in _processes() if pid in own and module in words[:4])
+        return sorted(
+            pid for pid, arguments in _processes() if pid in own and module in arguments[:4]
+        )
 
     def kill(self, number: signal.Signals, which: slice = slice(None)) -> None:
         """Send a signal to the ranks, not to their launcher."""
         for pid in self.ranks()[which]:
             os.kill(pid, number)
 
-    def _belongs(self, word: bytes) -> bool:
-        return bytes(self.work.resolve()) in word
+    def _belongs(self, argument: bytes) -> bool:
+        return bytes(self.work.resolve()) in argument
 
 
 def _processes() -> list[tuple[int, list[bytes]]]:
     found = []
     for name in filter(str.isdigit, os.listdir("/proc")):
         try:
-            words = Path("/proc", name, "cmdline").read_bytes().split(b"\0")
+            arguments = Path("/proc", name, "cmdline").read_bytes().split(b"\0")
         except OSError:
             continue
-        found.append((int(name), words))
+        found.append((int(name), arguments))
     return found
 
 
@@ -136,9 +138,9 @@ def listening(processes: Iterable[int]) -> list[str]:
     found = []
     for table, family in (("tcp", socket.AF_INET), ("tcp6", socket.AF_INET6)):
         for line in Path(f"/proc/net/{table}").read_text().splitlines()[1:]:
-            words = line.split()
-            if words[3] == LISTEN and f"socket:[{words[9]}]" in open_files:
-                found.append(_address(family, words[1].split(":")[0]))
+            fields = line.split()
+            if fields[3] == LISTEN and f"socket:[{fields[9]}]" in open_files:
+                found.append(_address(family, fields[1].split(":")[0]))
     return found
 
 

@@ -90,49 +90,49 @@ def test_prune_keeps_every_nth_and_the_best(tmp_path: Path) -> None:
 
 def test_the_store_keeps_the_newest_and_returns_it(tmp_path: Path, file_store) -> None:
     for step in (10, 20, 30):
-        _save(tmp_path / "here", step)
-        _mirror(file_store, tmp_path / "here", keep=2)
+        _save(tmp_path / "local", step)
+        _mirror(file_store, tmp_path / "local", keep=2)
     assert checkpoint_manifests.counted_checkpoints(file_store, "runs/k") == [
         "00000020.2",
         "00000030.3",
     ]
     keys = list(file_store.keys("runs/k/checkpoints/"))
     assert {key.split("/")[3] for key in keys} == {"00000020.2", "00000030.3"}
-    found = checkpoints.download(file_store, "runs/k", tmp_path / "there")
+    found = checkpoints.download(file_store, "runs/k", tmp_path / "downloaded")
     assert found is not None
     assert found[1].step == 30
-    assert checkpoints.verify(tmp_path / "there" / "00000030") == found[1]
+    assert checkpoints.verify(tmp_path / "downloaded" / "00000030") == found[1]
 
 
 def test_the_store_keeps_the_best_checkpoint_of_an_earlier_machine(
     tmp_path: Path, file_store
 ) -> None:
-    _save(tmp_path / "here", 10)
-    _mirror(file_store, tmp_path / "here", keep=1)
-    _save(tmp_path / "there", 20, 30, best=10)
-    _mirror(file_store, tmp_path / "there", keep=1)
+    _save(tmp_path / "local", 10)
+    _mirror(file_store, tmp_path / "local", keep=1)
+    _save(tmp_path / "other", 20, 30, best=10)
+    _mirror(file_store, tmp_path / "other", keep=1)
     keys = list(file_store.keys("runs/k/checkpoints/"))
     assert {key.split("/")[3] for key in keys} == {"00000010.1", "00000030.2"}
 
 
 def test_download_skips_damaged_and_incomplete_checkpoints(tmp_path: Path, file_store) -> None:
-    _save(tmp_path / "here", 10, 20, 30)
-    _mirror(file_store, tmp_path / "here", keep=3)
+    _save(tmp_path / "local", 10, 20, 30)
+    _mirror(file_store, tmp_path / "local", keep=3)
     file_store.delete("runs/k/checkpoints/00000030.1/manifest.json")
     file_store.put("runs/k/checkpoints/00000020.1/losses.safetensors", b"rot")
-    found = checkpoints.download(file_store, "runs/k", tmp_path / "there")
+    found = checkpoints.download(file_store, "runs/k", tmp_path / "downloaded")
     assert found is not None
     assert found[1].step == 10
-    assert [path.name for path in (tmp_path / "there").iterdir()] == ["00000010"]
+    assert [path.name for path in (tmp_path / "downloaded").iterdir()] == ["00000010"]
     assert checkpoints.download(file_store, "runs/other", tmp_path / "no") is None
 
 
 def test_download_skips_steps_that_are_local_already(tmp_path: Path, file_store) -> None:
-    _save(tmp_path / "here", 10, 20)
-    _mirror(file_store, tmp_path / "here", keep=2)
-    assert checkpoints.download(file_store, "runs/k", tmp_path / "there", above=20) is None
-    assert not (tmp_path / "there").exists()
-    found = checkpoints.download(file_store, "runs/k", tmp_path / "there", above=10)
+    _save(tmp_path / "local", 10, 20)
+    _mirror(file_store, tmp_path / "local", keep=2)
+    assert checkpoints.download(file_store, "runs/k", tmp_path / "downloaded", above=20) is None
+    assert not (tmp_path / "downloaded").exists()
+    found = checkpoints.download(file_store, "runs/k", tmp_path / "downloaded", above=10)
     assert found is not None
     assert found[1].step == 20
 
@@ -147,14 +147,14 @@ def test_a_superseded_holder_neither_counts_nor_deletes_checkpoints(
     _save(tmp_path / "second", 20)
     checkpoints.mirror(second, tmp_path / "second", checkpoints.Retention(2))
     _save(tmp_path / "first", 20, 30)
-    there = set(file_store.keys("runs/k/checkpoints/"))
+    stored = set(file_store.keys("runs/k/checkpoints/"))
     with pytest.raises(Superseded, match=f"taken over by process {os.getpid()}"):
         checkpoints.mirror(first, tmp_path / "first", checkpoints.Retention(1))
     assert checkpoint_manifests.counted_checkpoints(file_store, "runs/k") == [
         "00000010.1",
         "00000020.2",
     ]
-    assert there <= set(file_store.keys("runs/k/checkpoints/"))
+    assert stored <= set(file_store.keys("runs/k/checkpoints/"))
 
 
 def test_an_upload_interrupted_by_a_takeover_does_not_count(tmp_path: Path, file_store) -> None:
@@ -179,7 +179,7 @@ def test_an_upload_interrupted_by_a_takeover_does_not_count(tmp_path: Path, file
     checkpoints.mirror(third, tmp_path / "first", checkpoints.Retention(1))
     keys = list(file_store.keys("runs/k/checkpoints/"))
     assert {key.split("/")[3] for key in keys} == {"00000010.2"}
-    assert checkpoints.download(file_store, "runs/k", tmp_path / "there") is not None
+    assert checkpoints.download(file_store, "runs/k", tmp_path / "downloaded") is not None
 
 
 def test_late_deletion_spares_checkpoints_of_a_later_holder(file_store) -> None:

@@ -66,10 +66,13 @@ def _killed_when(condition: Callable[[], bool], work: Path) -> Progress:
         (spec,) = work.resolve().glob("runs/*/spec.json")
         for process in filter(str.isdigit, os.listdir("/proc")):
             try:
-                words = Path("/proc", process, "cmdline").read_bytes().split(b"\0")
+                arguments = Path("/proc", process, "cmdline").read_bytes().split(b"\0")
             except OSError:
                 continue
-            if b"dreambooth_core.training.process" in words[:4] and str(spec).encode() in words:
+            if (
+                b"dreambooth_core.training.process" in arguments[:4]
+                and str(spec).encode() in arguments
+            ):
                 os.kill(int(process), signal.SIGKILL)
 
     return progress

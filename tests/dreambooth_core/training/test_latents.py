@@ -215,7 +215,7 @@ def _tensor_bytes() -> int:
 def test_the_autoencoder_is_freed_after_encoding(world: World) -> None:
     photos = [world.photo(0)]
     parts = FAMILY.load(world.base)
-    alive = weakref.ref(parts["vae"])
+    reference = weakref.ref(parts["vae"])
     weight = sum(value.nbytes for value in parts["vae"].state_dict().values())
     encoder = LatentEncoder(
         "x", "float32", lambda: lambda batch: FAMILY.encode_images(parts, batch)
@@ -224,6 +224,6 @@ def test_the_autoencoder_is_freed_after_encoding(world: World) -> None:
     found = cached_latents(world.store, photos, [SQUARE], _config(), cache, encoder)
     before = _tensor_bytes()
     parts = parts.without("vae")
-    assert alive() is None
+    assert reference() is None
     assert before - _tensor_bytes() == weight
     assert found.get(0, 0).latents.mean.isfinite().all()

@@ -103,8 +103,8 @@ def test_gradient_accumulation_equals_a_larger_batch(tiny_base: Path, tmp_path: 
     one = {"steps": 2, "learning_rate": 1e-3}
     large = config_of(tiny_base, train={**one, "batch_size": 4})
     small = config_of(tiny_base, train={**one, "batch_size": 1, "gradient_accumulation_steps": 4})
-    ours = Attempt(small, tmp_path / "a").run()["losses"]
-    assert torch.allclose(ours, Attempt(large, tmp_path / "b").run()["losses"], rtol=1e-3)
+    accumulated = Attempt(small, tmp_path / "a").run()["losses"]
+    assert torch.allclose(accumulated, Attempt(large, tmp_path / "b").run()["losses"], rtol=1e-3)
 
 
 def test_gradient_checkpointing_changes_no_bit(tiny_base: Path, tmp_path: Path) -> None:

@@ -258,11 +258,11 @@ def test_a_failed_background_generation_of_class_images_is_raised(
     killer.join(10)
 
 
-@pytest.mark.parametrize("request", ["file", "time", "SIGUSR1"])
+@pytest.mark.parametrize("trigger", ["file", "time", "SIGUSR1"])
 def test_other_stop_requests_are_reported_with_their_reason(
-    tiny_base: Path, tmp_path: Path, request: str
+    tiny_base: Path, tmp_path: Path, trigger: str
 ) -> None:
-    limit = {"max_minutes": 0.0001} if request == "time" else {}
+    limit = {"max_minutes": 0.0001} if trigger == "time" else {}
     config = _config(tiny_base, tmp_path, prior=False, checkpoints=limit)
 
     reported: list[int] = []
@@ -270,13 +270,13 @@ def test_other_stop_requests_are_reported_with_their_reason(
     def progress(done: int, total: int, label: str) -> None:
         reported.append(done)
         (run,) = (tmp_path / "runs").iterdir()
-        if request == "file" and len(reported) == 1:
+        if trigger == "file" and len(reported) == 1:
             (run / "stop").touch()
-        elif request == "SIGUSR1":
+        elif trigger == "SIGUSR1":
             _signal_child(tmp_path, signal.SIGUSR1)
 
-    words = {"file": "stop requested", "time": "max_minutes", "SIGUSR1": "SIGUSR1"}
-    with pytest.raises(Preempted, match=words[request]):
+    reasons = {"file": "stop requested", "time": "max_minutes", "SIGUSR1": "SIGUSR1"}
+    with pytest.raises(Preempted, match=reasons[trigger]):
         _train(config, progress)
     (run,) = (tmp_path / "runs").iterdir()
     assert not (run / "stop").exists()

@@ -58,7 +58,7 @@ def test_a_sampled_grid_is_reproducible():
 
 
 @pytest.mark.parametrize(
-    ("key", "value", "words"),
+    ("key", "value", "message"),
     [
         ("train.stepps", 1, "stepps"),
         ("train.steps", 0, "train.steps"),
@@ -66,8 +66,8 @@ def test_a_sampled_grid_is_reproducible():
         ("train.lr_warmup_steps", 5000, "lr_warmup_steps"),
     ],
 )
-def test_invalid_grid_keys_and_values_are_refused(key, value, words):
-    with pytest.raises(ConfigError, match=words):
+def test_invalid_grid_keys_and_values_are_refused(key, value, message):
+    with pytest.raises(ConfigError, match=message):
         trials_of(sweep({key: [value]}))
 
 

@@ -69,8 +69,8 @@ class Machine:
         """Send a signal to all of its processes: parent, guard and child."""
         for name in filter(str.isdigit, os.listdir("/proc")):
             try:
-                words = Path("/proc", name, "cmdline").read_bytes()
-                if f"{self.folder}/".encode() in words:
+                arguments = Path("/proc", name, "cmdline").read_bytes()
+                if f"{self.folder}/".encode() in arguments:
                     os.kill(int(name), number)
             except OSError:
                 continue

@@ -282,7 +282,7 @@ def test_validation_images_match_those_of_the_exported_weights(make: Make, tmp_p
     config, base = attempt.config, Path(attempt.config.model.base)
     attempt.run()
     with attempt.module.inference_weights():
-        (ours,) = validator._generate(attempt.module)
+        (generated,) = validator._generate(attempt.module)
         adapters.export(FAMILY, attempt.parts, config, base, tmp_path / "weights")
     requests = validation.validation_requests(config, config.subject)
     settings = sampling.SamplingSettings(list, config.sampler, SIDE)
@@ -290,7 +290,7 @@ def test_validation_images_match_those_of_the_exported_weights(make: Make, tmp_p
     def distance(folder: Path | None) -> float:
         pipeline = pipelines.pipeline_of(config, base, folder)
         images = list(sampling.generate(pipeline, settings, requests, None))
-        return float(np.abs(np.float32(ours.grid[0]) - np.float32(images[0])).mean())
+        return float(np.abs(np.float32(generated.grid[0]) - np.float32(images[0])).mean())
 
     assert distance(tmp_path / "weights") < 1
     assert distance(None) > 5
