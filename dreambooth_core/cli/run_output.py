@@ -140,7 +140,7 @@ def show_recipes(as_json: bool) -> None:
     for name in recipe_names():
         recipe = yaml.safe_load(recipe_file(name).read_text(encoding="utf-8"))
         inverts = recipe["train"]["method"] == "textual_inversion"
-        rate = recipe["inversion" if inverts else "train"]["learning_rate"]
+        rate = recipe["textual_inversion" if inverts else "train"]["learning_rate"]
         found[name] = {
             "family": recipe["model"]["family"],
             "method": recipe["train"]["method"],
