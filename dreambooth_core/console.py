@@ -16,6 +16,13 @@ QUIET_SECONDS = 10.0
 """Shortest time between two plain lines."""
 
 
+def labelled(progress: Progress | None, label: str) -> Progress | None:
+    """`progress` with `label` before each of its labels; None for None."""
+    if progress is None:
+        return None
+    return lambda done, total, what: progress(done, total, f"{label}: {what}" if what else label)
+
+
 @contextmanager
 def progress_bar(stage: str) -> Iterator[Progress]:
     """A progress callback that prints to stderr while the block runs."""

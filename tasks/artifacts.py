@@ -87,11 +87,11 @@ def publish_results(config: Config, summary: Summary, results: StageResults) -> 
 
 def gallery(store: Store, photos: ImageSet, samples: SampleSet) -> str:
     """Photos and samples as one contact sheet, as a data URL: Prefect's page cannot read the store."""
-    from dreambooth_core.data.contact_sheets import contact_sheet, data_url
+    from dreambooth_core.data.contact_sheets import WEBP_SIDE, contact_sheet, data_url
 
     # without captions: all photos in the first row
     first = [photo.model_copy(update={"prompt": ""}) for photo in photos.images]
-    return data_url(contact_sheet(store, [*first, *samples.images]))
+    return data_url(contact_sheet(store, [*first, *samples.images]), WEBP_SIDE, 150_000)
 
 
 def publish(create: Callable[..., Any], *content: Any, **named: Any) -> None:

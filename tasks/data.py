@@ -10,9 +10,9 @@ from tasks.stage import progress_artifact, stage
 @stage("pin datasets")
 def pin_datasets(config: Config) -> Config:
     """Replace `@latest` by the current dataset version, for the records of the run and its model."""
-    from dreambooth_core.data.references import pinned, refers
+    from dreambooth_core.data.references import pinned, uses_versions
 
-    return pinned(config, open_store(config.storage)) if refers(config) else config
+    return pinned(config, open_store(config.storage)) if uses_versions(config) else config
 
 
 @stage("validate")

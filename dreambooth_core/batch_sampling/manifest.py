@@ -16,7 +16,7 @@ from dreambooth_core.batch_sampling.job import ImageChecks
 from dreambooth_core.batch_sampling.models import instance_images
 from dreambooth_core.batch_sampling.shards import JobPlan, PlannedImage
 from dreambooth_core.config import Config, Detector
-from dreambooth_core.metrics import Eye, Sight
+from dreambooth_core.metrics import EmbeddingKey, EncoderName
 from dreambooth_core.storage.blobs import blob_key
 from dreambooth_core.storage.records import Blob, Image, ModelReference, Record
 from dreambooth_core.storage.stores import Store
@@ -191,7 +191,7 @@ def _model_scores(
     config = model.config
     texts = [plain(config.subject, one.planned.template) for one in checked]
     images = tuple(map(as_image, checked))
-    prompts = ImageEmbedder(config, store).read(texts)
+    prompts = ImageEmbedder(config, store).embed_texts(texts)
     scores = {
         "prompt_fidelity": (embed_images(config, store, images, "clip") * prompts).sum(axis=1)
     }
@@ -208,14 +208,16 @@ def _model_scores(
     ]
 
 
-def embed_images(config: Config, store: Store, images: Sequence[Image], encoder: Eye) -> Embeddings:
+def embed_images(
+    config: Config, store: Store, images: Sequence[Image], encoder: EncoderName
+) -> Embeddings:
     """(images, d) unit-length rows of the whole images, by an encoder of the config's evaluation."""
     from dreambooth_core.metrics.embeddings import ImageEmbedder
 
     rules = config.evaluation.model_copy(update={"detector": Detector()})
     embedder = ImageEmbedder(config.model_copy(update={"evaluation": rules}), store)
-    key: Sight = (encoder, "whole")
-    rows = embedder.see(images, config.subject.class_noun, [key]).by(key)
+    key: EmbeddingKey = (encoder, "whole")
+    rows = embedder.embed(images, config.subject.class_noun, [key]).get(key)
     if rows is None:
         raise ValueError(f"the encoder {encoder} gave no embeddings of whole images")
     return rows

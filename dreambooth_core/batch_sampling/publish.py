@@ -11,8 +11,7 @@ from pathlib import Path
 from dreambooth_core.batch_sampling import shards
 from dreambooth_core.batch_sampling.manifest import CheckedImage, as_image, check_images, manifests
 from dreambooth_core.batch_sampling.shards import JobPlan, PlannedImage
-from dreambooth_core.data.contact_sheets import contact_sheet
-from dreambooth_core.reports import data_url
+from dreambooth_core.data.contact_sheets import contact_sheet, data_url
 from dreambooth_core.reports.gallery import GalleryImage, gallery
 from dreambooth_core.storage.blobs import fetch_blob, get_blob
 from dreambooth_core.storage.records import PublishedJob

@@ -10,9 +10,9 @@ from itertools import chain
 
 from dreambooth_core.batch_sampling.models import weights_of_model
 from dreambooth_core.config import Config
+from dreambooth_core.data.contact_sheets import data_url
 from dreambooth_core.diffusion.sampling import ORIGIN_FILE, SampleOrigin
 from dreambooth_core.errors import ConfigError
-from dreambooth_core.reports import data_url
 from dreambooth_core.reports.gallery import GalleryImage, gallery
 from dreambooth_core.servers.local import local_services
 from dreambooth_core.storage.blobs import blob_key, get_blob, get_record
@@ -192,7 +192,7 @@ def _ranked(
     shown = [Image(name=f"{one.image.sha256}.png", blob=one.image, size=one.size) for one in images]
     scores = (
         embed_images(config, store, shown, "clip")
-        @ ImageEmbedder(config, store).read([query.text])[0]
+        @ ImageEmbedder(config, store).embed_texts([query.text])[0]
     )
     ranked = sorted(
         zip(scores.tolist(), images, strict=True), key=lambda hit: (-hit[0], hit[1].image.sha256)

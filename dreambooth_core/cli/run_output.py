@@ -10,7 +10,7 @@ from dreambooth_core.cli.bench import dreambench
 from dreambooth_core.cli.output import page, print_json, print_table
 from dreambooth_core.config import Config, recipe_file, recipe_names
 from dreambooth_core.data import dataset
-from dreambooth_core.data.references import brought, refers
+from dreambooth_core.data.references import uses_versions, with_folders
 from dreambooth_core.diffusion import families
 from dreambooth_core.errors import DatasetRefused
 from dreambooth_core.reports.summary import Summary
@@ -206,7 +206,7 @@ def _plan(config: Config, checked: list[dataset.Validation]) -> dict[str, str]:
 
 def at_hand(config: Config) -> Config:
     """The same for who has no store open; nothing is opened for a config of folders."""
-    if not refers(config):
+    if not uses_versions(config):
         return config
     with local_services(config):
-        return brought(config, open_store(config.storage))
+        return with_folders(config, open_store(config.storage))

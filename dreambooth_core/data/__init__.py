@@ -1,1 +1,1 @@
-"""A folder of photos as it is looked through: which they are, what stands beside them, what is wrong."""
+"""Photo sets: checks, captions, masks, normalised copies, versions, buckets and contact sheets."""

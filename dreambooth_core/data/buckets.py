@@ -1,6 +1,6 @@
-"""Sizes that photos of many shapes train at, and the part of a photo that is seen at its size.
+"""Aspect-ratio buckets: training sizes, and the crop of a photo for its size.
 
-A size is (height, width) in pixels everywhere.
+Sizes are (height, width) in pixels.
 """
 
 import math
@@ -16,27 +16,26 @@ Size = tuple[int, int]
 
 
 class Crop(NamedTuple):
-    """A photo scaled until it covers a size, and cut to it."""
+    """A crop of a scaled photo."""
 
     resized: Size
     """The whole photo's size after scaling."""
-    place: tuple[int, int]
-    """Top and left of the cut in the scaled photo, in its pixels."""
+    offset: tuple[int, int]
+    """Top and left of the crop in the scaled photo, in its pixels."""
     size: Size
-    """What remains."""
+    """The crop's size."""
 
 
 def sizes(resolution: int, step: int, max_ratio: float) -> tuple[Size, ...]:
-    """Sizes with sides that are multiples of `step`, never above resolution**2 pixels of area.
+    """Sizes of at most resolution**2 pixels whose sides are multiples of `step`, the square first.
 
-    For each height the widest such width, each size lying and standing, no side longer than
-    `max_ratio` times the other; the square first. Raises `ConfigError` when no side fits.
+    For each height the greatest width, in landscape and portrait, with an aspect ratio of at most
+    `max_ratio`. Raises `ConfigError` when no side fits.
     """
     edge = resolution // step * step
     if not edge:
         raise ConfigError(
-            f"dataset.bucket_step {step} leaves no size within model.resolution {resolution}: "
-            "lower it"
+            f"dataset.bucket_step {step} is above model.resolution {resolution}: lower it"
         )
     found = {(edge, edge)}
     for height in range(step, edge + 1, step):
@@ -47,7 +46,7 @@ def sizes(resolution: int, step: int, max_ratio: float) -> tuple[Size, ...]:
 
 
 def nearest(photo: Size, sizes: Sequence[Size]) -> Size:
-    """The size whose aspect ratio is nearest to the photo's, in log space; the larger of two."""
+    """The size with the nearest aspect ratio in log space; of equally near ones the larger."""
     aspect = _log_aspect(photo)
     return min(
         sizes,
@@ -56,7 +55,7 @@ def nearest(photo: Size, sizes: Sequence[Size]) -> Size:
 
 
 def assigned(photos: Sequence[Size], resolution: int, rules: config.Dataset) -> tuple[Size, ...]:
-    """The size that each photo trains at: the one square, or with `buckets` the nearest size."""
+    """Training size of each photo: the square, or the nearest size with `dataset.buckets`."""
     if not rules.buckets:
         return ((resolution, resolution),) * len(photos)
     known = sizes(resolution, rules.bucket_step, rules.bucket_ratio)
@@ -64,21 +63,21 @@ def assigned(photos: Sequence[Size], resolution: int, rules: config.Dataset) -> 
 
 
 def class_sizes(instance: Sequence[Size], count: int) -> tuple[Size, ...]:
-    """The size of class image 0, 1 ... count - 1: one of each first, then in proportion.
+    """Sizes of class images 0, 1 ... count - 1: one of each first, then in proportion to the photos.
 
-    A longer answer extends a shorter one. Raises `ConfigError` when there are fewer class images
-    than sizes, since each batch is of one size.
+    A longer result extends a shorter one. Raises `ConfigError` for fewer class images than sizes,
+    since each batch has one size.
     """
     share = Counter(instance)
     ranked = sorted(share, key=lambda size: (-share[size], size))
     if count < len(ranked):
         raise ConfigError(
-            f"prior.num_class_images {count} cannot cover the {len(ranked)} sizes that the photos train at: "
-            "set it higher, or dataset.buckets: false"
+            f"prior.num_class_images {count} is below the {len(ranked)} training sizes of the photos: "
+            "raise it, or set dataset.buckets: false"
         )
     given, found = Counter(ranked), list(ranked)
     while len(found) < count:
-        # the one that is furthest behind: integers, so that no rounding decides
+        # the most underrepresented size; in integers, without rounding
         behind = max(
             ranked, key=lambda size: share[size] * (len(found) + 1) - given[size] * len(instance)
         )
@@ -88,10 +87,10 @@ def class_sizes(instance: Sequence[Size], count: int) -> tuple[Size, ...]:
 
 
 def crop(photo: Size, size: Size, view: int, digest: str) -> Crop:
-    """Where view number `view` of a photo is cut: 0 in the middle, the others at random places.
+    """Crop number `view` of a photo: 0 centred, the others at random offsets.
 
-    `digest` is the photo's content: what is random follows from it and the view, not from the run,
-    so that every run finds the same cuts in the cache.
+    The random offsets follow from `digest`, the photo's, and `view`, not from the run's seed, so that
+    cached latents are shared by all runs.
     """
     scale = max(size[0] / photo[0], size[1] / photo[1])
     resized = (max(size[0], round(photo[0] * scale)), max(size[1], round(photo[1] * scale)))
@@ -104,9 +103,9 @@ def crop(photo: Size, size: Size, view: int, digest: str) -> Crop:
 
 
 def box(photo: Size, cut: Crop) -> tuple[float, float, float, float]:
-    """Left, top, right and bottom of the cut in the photo's own pixels."""
+    """Left, top, right and bottom of the crop in the unscaled photo's pixels."""
     down, across = photo[0] / cut.resized[0], photo[1] / cut.resized[1]
-    top, left = cut.place
+    top, left = cut.offset
     return (
         left * across,
         top * down,
@@ -115,13 +114,15 @@ def box(photo: Size, cut: Crop) -> tuple[float, float, float, float]:
     )
 
 
-def numbers(photo: Size, cut: Crop, mirrored: bool) -> tuple[int, int, int, int, int, int]:
-    """What SDXL is told (Podell et al. 2023, arXiv:2307.01952, section 2.2).
+def size_conditioning(
+    photo: Size, cut: Crop, mirrored: bool
+) -> tuple[int, int, int, int, int, int]:
+    """SDXL's size and crop conditioning (Podell et al. 2023, arXiv:2307.01952, section 2.2).
 
     Original height and width, crop top and left in the scaled photo's pixels, target height and
-    width; mirrored, as if the photo had been mirrored first.
+    width; for a mirrored crop as of the mirrored photo.
     """
-    top, left = cut.place
+    top, left = cut.offset
     if mirrored:
         left = cut.resized[1] - cut.size[1] - left
     return (*photo, top, left, *cut.size)

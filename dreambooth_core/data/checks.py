@@ -1,4 +1,4 @@
-"""Photos held against each other: copies, lookalikes, blur, and how many there are."""
+"""Checks of a photo set: duplicates, near duplicates, crops, blur, and the number of photos."""
 
 from collections.abc import Iterable, Sequence
 from pathlib import Path
@@ -15,41 +15,41 @@ if TYPE_CHECKING:
     from dreambooth_core.vision.similarity import Fingerprint
 
 BLUR_SIDE = 512
-"""Side at which sharpness is compared; less where a photo of the set is smaller."""
+"""Side in pixels at which sharpness is compared, or the smallest photo's shorter side."""
 SEARCHED = 30
-"""Photos up to which crops are searched at all scales, about 50 ms a pair; in a larger set at the
-same scale alone, about 5 ms a pair."""
+"""Largest set in which crops are searched at all scales, about 50 ms a pair; in larger sets at scale
+1 only, about 5 ms a pair."""
 
 
 class CheckedPhoto(NamedTuple):
-    """A photo that was read, as far as it is held against others."""
+    """A decoded photo's data for comparison with others."""
 
     path: Path
     name: str
     bytes_digest: str
     pixel_digest: str
-    print: "Fingerprint"
+    fingerprint: "Fingerprint"
     views: "Views"
     centre: "Pixels"
     """Grey central square, at most BLUR_SIDE wide."""
     mask: Path | None
-    """The file beside it."""
+    """The mask file."""
 
 
 def compared(
     photos: Sequence[CheckedPhoto], rules: config.Dataset
 ) -> tuple[list[CheckedPhoto], list[Finding]]:
-    """The photos without exact copies, and what is wrong with them as a set."""
+    """The photos without exact copies, and findings about the set."""
     findings: list[Finding] = []
-    left = _distinct(photos, findings)
-    findings += _lookalikes(left, rules)
-    findings += _blurred(left, rules)
-    findings += _counted(len(left), rules)
-    return left, findings
+    distinct = _distinct(photos, findings)
+    findings += _near_duplicates(distinct, rules)
+    findings += _blurred(distinct, rules)
+    findings += _counted(len(distinct), rules)
+    return distinct, findings
 
 
 def _distinct(photos: Iterable[CheckedPhoto], findings: list[Finding]) -> list[CheckedPhoto]:
-    """The photos without exact copies, the first by name staying."""
+    """The photos without exact copies, keeping the first by name."""
     first: dict[str, CheckedPhoto] = {}
     for photo in photos:
         same = first.setdefault(photo.pixel_digest, photo)
@@ -63,26 +63,26 @@ def _distinct(photos: Iterable[CheckedPhoto], findings: list[Finding]) -> list[C
     return list(first.values())
 
 
-def _lookalikes(photos: Sequence[CheckedPhoto], rules: config.Dataset) -> list[Finding]:
-    """Each photo's closest match among those before it, where that is too close."""
+def _near_duplicates(photos: Sequence[CheckedPhoto], rules: config.Dataset) -> list[Finding]:
+    """Photos too similar to an earlier one, as a whole or in part."""
     from dreambooth_core.vision.similarity import alike
 
     findings = []
     for index, photo in enumerate(photos[1:], 1):
-        matches = [(alike(other.print, photo.print), other) for other in photos[:index]]
+        matches = [(alike(other.fingerprint, photo.fingerprint), other) for other in photos[:index]]
         match, other = max(matches, key=lambda pair: pair[0].score)
         if match.score <= rules.near_duplicate:
-            findings += _cropped(photo, photos[:index], len(photos))
+            findings += _partial_copy(photo, photos[:index], len(photos))
             continue
-        measure = f"{match.score:.3f} alike with {other.name}"
+        measure = f"similarity {match.score:.3f} with {other.name}"
         findings.append(
             _copy(photo, _kind(match.mirrored, match.moved), measure, rules.near_duplicate)
         )
     return findings
 
 
-def _cropped(photo: CheckedPhoto, others: Sequence[CheckedPhoto], count: int) -> list[Finding]:
-    """The other of which it shows a part best, if any; `count` is that of the whole set."""
+def _partial_copy(photo: CheckedPhoto, others: Sequence[CheckedPhoto], count: int) -> list[Finding]:
+    """A finding if the photo shows part of another; `count` is the size of the whole set."""
     from dreambooth_core.vision.shifts import COPY, SCALES, shifted
 
     scales = len(SCALES) if count <= SEARCHED else 1
@@ -90,7 +90,7 @@ def _cropped(photo: CheckedPhoto, others: Sequence[CheckedPhoto], count: int) ->
     match, other = max(matches, key=lambda pair: pair[0].score)
     if match.score <= COPY:
         return []
-    measure = f"{match.score:.3f} alike with {other.name} in the {match.overlap:.0%} that both show"
+    measure = f"similarity {match.score:.3f} with {other.name} in an overlap of {match.overlap:.0%}"
     return [_copy(photo, _kind(match.mirrored, True), measure, COPY)]
 
 
@@ -106,7 +106,7 @@ def _kind(mirrored: bool, moved: bool) -> str:
 
 
 def _blurred(photos: Sequence[CheckedPhoto], rules: config.Dataset) -> list[Finding]:
-    """Photos far less sharp than the set's median; two have no median to speak of."""
+    """Photos far below the set's median sharpness; none in a set of one or two."""
     from dreambooth_core.vision.similarity import sharpness
 
     if len(photos) < 3:
@@ -120,7 +120,7 @@ def _blurred(photos: Sequence[CheckedPhoto], rules: config.Dataset) -> list[Find
             photo.path,
             "blur",
             f"sharpness {measure:.1f}",
-            f"at least {limit:.1f}, {rules.blur_ratio:g} of the set's median",
+            f"at least {limit:.1f} ({rules.blur_ratio:g} of the set's median)",
             "use a sharper photo",
         )
         for photo, measure in zip(photos, measures, strict=True)
@@ -136,7 +136,7 @@ def _counted(count: int, rules: config.Dataset) -> list[Finding]:
             too_many_or_few("soft", count, f"better {rules.few_images} or more", "add another view")
         ]
     if count > rules.many_images:
-        remedy = "keep the most different ones: a subject is bound best from a handful"
+        remedy = "keep the most different ones: few photos bind a subject best"
         return [too_many_or_few("soft", count, f"better {rules.many_images} or fewer", remedy)]
     return []
 

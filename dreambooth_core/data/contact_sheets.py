@@ -1,4 +1,4 @@
-"""Contact sheets: many images as one, a row per prompt."""
+"""Contact sheets (many images as one, a row per prompt), and images as `data:` URLs."""
 
 import base64
 import io
@@ -14,11 +14,17 @@ from dreambooth_core.storage.stores import Store
 SIDE = 128
 """Pixels of one cell."""
 ACROSS = 16
-"""Most cells of one row: what is longer goes on in the next one."""
+"""Cells per row; longer rows are wrapped."""
+EMBEDDED_SIDE = 256
+"""Default longer side of an embedded image, in pixels."""
+WEBP_SIDE = 16_383
+"""Largest side of a WebP image, in pixels."""
+QUALITY = 85
+"""WebP quality of reduced images."""
 
 
 def by_prompt(images: Sequence[records.Image]) -> dict[str, list[records.Image]]:
-    """Images under their prompts, both in the given order."""
+    """Images grouped by prompt, both in the given order."""
     rows: dict[str, list[records.Image]] = {}
     for image in images:
         rows.setdefault(image.prompt, []).append(image)
@@ -26,54 +32,47 @@ def by_prompt(images: Sequence[records.Image]) -> dict[str, list[records.Image]]
 
 
 def contact_sheet(store: Store, images: Sequence[records.Image]) -> bytes:
-    """One PNG: a row per prompt, or about a square when all prompts are the same."""
+    """PNG with a row per prompt, or roughly square for a single prompt."""
     prompts = list(by_prompt(images).values())
     across = math.ceil(math.sqrt(len(images))) if len(prompts) == 1 else ACROSS
     rows = [row[start : start + across] for row in prompts for start in range(0, len(row), across)]
-    # as cells, for all of them at their full size may not fit into memory
+    # reduced to cells one by one: all images at full size may not fit into memory
     return sheet_of(
         [[_cell(_opened(get_blob(store, image.blob))) for image in row] for row in rows]
     )
 
 
 def sheet_of(rows: Sequence[Sequence[Image.Image]]) -> bytes:
-    """One PNG of rows of pictures."""
+    """PNG with rows of images."""
     sheet = Image.new("RGB", (SIDE * max(map(len, rows), default=1), SIDE * max(len(rows), 1)))
     for down, row in enumerate(rows):
-        for across, picture in enumerate(row):
-            sheet.paste(_cell(picture.convert("RGB")), (across * SIDE, down * SIDE))
-    return _png(sheet)
+        for across, image in enumerate(row):
+            sheet.paste(_cell(image.convert("RGB")), (across * SIDE, down * SIDE))
+    buffer = io.BytesIO()
+    sheet.save(buffer, "PNG")
+    return buffer.getvalue()
 
 
-def data_url(png: bytes, most: int = 150_000) -> str:
-    """The picture as an address that holds it, for pages that fetch nothing; `most` bytes of it.
+def data_url(content: bytes, max_side: int = EMBEDDED_SIDE, max_bytes: int | None = None) -> str:
+    """An image file as a WebP `data:` URL of at most `max_side` pixels and `max_bytes` bytes.
 
-    What is larger is made smaller.
+    Lossless when the image fits `max_side` and `max_bytes` is None.
     """
-    with Image.open(io.BytesIO(png)) as opened:
-        picture = opened.convert("RGB")
-    while len(small := _webp(picture)) > most:
-        picture = picture.resize((max(1, picture.width * 3 // 4), max(1, picture.height * 3 // 4)))
-    return f"data:image/webp;base64,{base64.b64encode(small).decode()}"
+    image = _opened(content)
+    exact = max_bytes is None and max(image.size) <= max_side
+    image.thumbnail((max_side, max_side), Image.Resampling.LANCZOS)
+    while len(webp := _webp(image, exact)) > (max_bytes or math.inf):
+        image = image.resize((max(1, image.width * 3 // 4), max(1, image.height * 3 // 4)))
+    return f"data:image/webp;base64,{base64.b64encode(webp).decode()}"
 
 
-def thumbnail(png: bytes, side: int) -> bytes:
-    """At most `side` pixels high and wide, as PNG; small images stay as they are."""
-    with Image.open(io.BytesIO(png)) as image:
-        if max(image.size) <= side:
-            return png
-        small = image.convert("RGB")
-        small.thumbnail((side, side), Image.Resampling.LANCZOS)
-        return _png(small)
-
-
-def _opened(png: bytes) -> Image.Image:
-    with Image.open(io.BytesIO(png)) as image:
+def _opened(content: bytes) -> Image.Image:
+    with Image.open(io.BytesIO(content)) as image:
         return image.convert("RGB")
 
 
 def _cell(whole: Image.Image) -> Image.Image:
-    """The picture in a cell; a cell itself."""
+    """The image scaled to a cell, centred on white; a cell unchanged."""
     if whole.size == (SIDE, SIDE):
         return whole
     scale = SIDE / max(whole.size)
@@ -84,13 +83,7 @@ def _cell(whole: Image.Image) -> Image.Image:
     return cell
 
 
-def _png(image: Image.Image) -> bytes:
+def _webp(image: Image.Image, lossless: bool) -> bytes:
     buffer = io.BytesIO()
-    image.save(buffer, "PNG")
-    return buffer.getvalue()
-
-
-def _webp(image: Image.Image) -> bytes:
-    buffer = io.BytesIO()
-    image.save(buffer, "WEBP", quality=80)
+    image.save(buffer, "WEBP", lossless=lossless, quality=QUALITY)
     return buffer.getvalue()

@@ -1,6 +1,6 @@
-"""The photo set: what is wrong with it, for people and machines, and its normalised copy.
+"""Validation of photo folders, and storage of normalised copies.
 
-folder -> read (names, sizes, links) -> decode -> compare -> Validation     nothing is changed
+folder -> read (names, sizes, links) -> decode -> compare -> Validation     (read-only)
                                               \\-> collect -> blobs + ImageSet
 """
 
@@ -37,15 +37,15 @@ __all__ = ["Finding", "Validation", "collect", "findings_table", "validate"]
 T = TypeVar("T")
 R = TypeVar("R")
 Captions = Callable[[Path, Sequence[Path]], tuple[dict[Path, str], list[Finding]]]
-"""Folder, photos -> the captions that are to be kept, and what is wrong with any."""
+"""Folder, photos -> captions to store, and findings."""
 
 ASPECT = 2.0
-"""Longer side over shorter side from which the central square leaves most of the photo out."""
+"""Aspect ratio above which the central square omits most of the photo."""
 WORKERS = 2
-"""Photos decoded at once: Pillow works outside the interpreter lock, and each may take 100 MP."""
+"""Photos decoded in parallel: Pillow releases the GIL; each photo may take 100 MP of memory."""
 
 
-class _Found(NamedTuple):
+class _Survey(NamedTuple):
     validation: Validation
     photos: list[CheckedPhoto]
     captions: dict[Path, str]
@@ -54,11 +54,11 @@ class _Found(NamedTuple):
 def validate(
     folder: Path, rules: config.Dataset, resolution: int, subject: config.Subject | None = None
 ) -> Validation:
-    """Decode and compare every photo of `folder`; nothing in it is changed.
+    """Decode and compare every photo of `folder`, read-only.
 
-    `resolution` is the training side in pixels, the least side of a photo unless `rules.min_side`
-    says otherwise. Captions are looked at when their subject is known. Raises `ConfigError` when
-    there is no such folder.
+    `resolution` is the training side in pixels, and the least side of a photo without
+    `rules.min_side`. Captions are checked if `subject` is given. Raises `ConfigError` for a missing
+    folder.
     """
     return _survey(folder, rules, resolution, _captions_of(subject)).validation
 
@@ -66,8 +66,8 @@ def validate(
 def collect(store: "Store", config: config.Config) -> tuple[ImageSet, Validation]:
     """Validate all subjects' photos and store normalised copies: upright sRGB PNGs, no metadata.
 
-    Ordered by subject and content, so that renaming the files changes nothing. Raises `ConfigError`
-    for a missing folder, `DatasetRefused` with the hard findings, `ModelError` for a missing finder.
+    Sorted by subject and content, so that file names have no effect. Raises `ConfigError` for a
+    missing folder, `DatasetRefused` with the hard findings, `ModelError` for a missing detector.
     """
     from dreambooth_core.data import auto_masks
     from dreambooth_core.storage import blobs
@@ -80,55 +80,52 @@ def collect(store: "Store", config: config.Config) -> tuple[ImageSet, Validation
     validation = merged([found.validation for found in surveys])
     if validation.refused:
         raise DatasetRefused(refusal(validation), validation.findings)
-    members = [
-        member
+    copies = [
+        image
         for number, found in enumerate(surveys)
-        for member in _members(store, rules, number, found)
+        for image in _stored(store, rules, number, found)
     ]
     if rules.auto_masks:
-        members, remarks = auto_masks.marked(store, config, members)
+        copies, remarks = auto_masks.with_masks(store, config, copies)
         validation = validation.model_copy(update={"findings": (*validation.findings, *remarks)})
-    return blobs.image_set(store, "datasets", members), validation
+    return blobs.image_set(store, "datasets", copies), validation
 
 
 def store_photos(
     store: "Store", folder: Path, rules: config.Dataset, resolution: int
 ) -> tuple[list[Image], Validation]:
-    """The same of one folder without a subject: captions stay as they were written.
-
-    Raises as `collect` does.
-    """
-    found = _survey(folder, rules, resolution, _as_written)
+    """Like `collect` for one folder without a subject: captions keep their placeholders."""
+    found = _survey(folder, rules, resolution, _unfilled_captions)
     if found.validation.refused:
         raise DatasetRefused(refusal(found.validation), found.validation.findings)
-    return _members(store, rules, 0, found), found.validation
+    return _stored(store, rules, 0, found), found.validation
 
 
-def _members(store: "Store", rules: config.Dataset, number: int, found: _Found) -> list[Image]:
+def _stored(store: "Store", rules: config.Dataset, number: int, found: _Survey) -> list[Image]:
     return _in_threads(
-        partial(_member, store, rules, number, found.captions),
+        partial(_stored_photo, store, rules, number, found.captions),
         sorted(found.photos, key=lambda photo: photo.pixel_digest),
     )
 
 
-def _member(
+def _stored_photo(
     store: "Store",
     rules: config.Dataset,
     subject: int,
     captions: dict[Path, str],
     photo: CheckedPhoto,
 ) -> Image:
-    """The photo's normalised copy and its mask, stored."""
+    """Store the photo's normalised copy and its mask."""
     from dreambooth_core.data import images
     from dreambooth_core.storage import blobs
 
     decoded = images.decode(photo.path.read_bytes(), rules.max_pixels)
     image = decoded.image
     if images.pixel_digest(image) != photo.pixel_digest:
-        raise DatasetRefused(f"{photo.name} changed while it was read: run again")
+        raise DatasetRefused(f"{photo.name} changed while it was being read: run again")
     blob = blobs.put_blob(store, images.encode_png(image))
     sidecar = None if photo.mask is None else photo.mask.read_bytes()
-    mask = masks.of_photo(decoded, sidecar, rules.max_pixels)
+    mask = masks.mask_of(decoded, sidecar, rules.max_pixels)
     return Image(
         name=f"{blob.sha256[:16]}{f'-{subject}' if subject else ''}.png",
         blob=blob,
@@ -145,29 +142,31 @@ def _captions_of(subject: config.Subject | None) -> Captions | None:
     return partial(captions.beside, subject=subject)
 
 
-def _as_written(folder: Path, photos: Sequence[Path]) -> tuple[dict[Path, str], list[Finding]]:
+def _unfilled_captions(
+    folder: Path, photos: Sequence[Path]
+) -> tuple[dict[Path, str], list[Finding]]:
     texts, findings = captions.written(folder, photos)
     return {photo: text for photo, (_, text) in texts.items()}, findings
 
 
 def _survey(
     folder: Path, rules: config.Dataset, resolution: int, captions: Captions | None
-) -> _Found:
-    if not os.path.isdir(folder):  # where Path.is_dir raises for a name that is too long
+) -> _Survey:
+    if not os.path.isdir(folder):  # Path.is_dir raises for too long names
         what = "is not a folder" if os.path.exists(folder) else "does not exist"
         raise ConfigError(
-            f"the photo folder {folder} {what}: subject.images names a folder with "
+            f"the photo folder {folder} {what}: set subject.images to a folder with "
             f"{rules.min_images} or more photos"
         )
     findings: list[Finding] = []
-    paths, drawn = candidates(folder, findings)
+    paths, mask_files = candidates(folder, findings)
     if len(paths) > rules.max_images:
         findings.append(
             too_many_or_few("hard", len(paths), f"at most {rules.max_images}", "remove some")
         )
-        return _Found(_validation(folder, findings, []), [], {})
+        return _Survey(_validation(folder, findings, []), [], {})
     side = rules.min_side or resolution
-    read = _in_threads(lambda path: _read(path, drawn.get(path.stem), rules, side), paths)
+    read = _in_threads(lambda path: _read(path, mask_files.get(path.stem), rules, side), paths)
     photos = [photo for photo, _ in read if photo is not None]
     findings.extend(finding for _, found in read for finding in found)
     photos, remarks = compared(photos, rules)
@@ -176,7 +175,7 @@ def _survey(
     if captions is not None:
         given, remarks = captions(folder, paths)
         findings.extend(remarks)
-    return _Found(_validation(folder, findings, photos), photos, given)
+    return _Survey(_validation(folder, findings, photos), photos, given)
 
 
 def _validation(
@@ -194,26 +193,27 @@ def _validation(
 def _read(
     path: Path, mask: Path | None, rules: config.Dataset, min_side: int
 ) -> tuple[CheckedPhoto | None, list[Finding]]:
-    """Decode and measure one file and its mask, and say what is wrong with them alone."""
+    """Decode and measure one photo and its mask, with the findings about these two files."""
     from dreambooth_core.data import images
     from dreambooth_core.vision import shifts, similarity
 
-    at = path
+    file = path
     try:
         data = _bytes(path, rules.max_bytes)
         decoded = images.decode(data, rules.max_pixels, min_side)
-        at = mask or path
+        file = mask or path
         sidecar = None if mask is None else _bytes(mask, rules.max_bytes)
-        masks.of_photo(decoded, sidecar, rules.max_pixels)
-    except images.ImageRefused as no:
-        return None, [about("hard", at, no.check, no.measure, no.limit, no.remedy)]
+        masks.mask_of(decoded, sidecar, rules.max_pixels)
+    except images.ImageRefused as error:
+        finding = about("hard", file, error.check, error.measure, error.limit, error.remedy)
+        return None, [finding]
     image = decoded.image
     photo = CheckedPhoto(
         path=path,
         name=printable(path.name),
         bytes_digest=hashlib.sha256(data).hexdigest(),
         pixel_digest=images.pixel_digest(image),
-        print=similarity.fingerprint(image),
+        fingerprint=similarity.fingerprint(image),
         views=shifts.views(image),
         centre=images.square(image.convert("L"), min(BLUR_SIDE, *image.size)),
         mask=mask,
@@ -222,7 +222,7 @@ def _read(
 
 
 def _bytes(path: Path, max_bytes: int) -> bytes:
-    """The whole file, its size looked at first; raises `ImageRefused`."""
+    """The file's content; raises `ImageRefused` above `max_bytes`, before reading."""
     from dreambooth_core.data.images import ImageRefused
 
     try:
@@ -236,7 +236,7 @@ def _bytes(path: Path, max_bytes: int) -> bytes:
             "unreadable",
             f"cannot be read ({error.strerror})",
             "a readable file",
-            "look at its permissions, or remove it",
+            "check its permissions, or remove it",
         ) from error
     raise ImageRefused(
         "too large",
@@ -253,15 +253,15 @@ def _remarks(path: Path, photo: "images.Photo", rules: config.Dataset) -> list[F
     found, fitting = [], EXTENSIONS[photo.format]
     width, height = photo.image.size
     if path.suffix[1:].lower() not in fitting:
-        what = f"{photo.format} content under the name {path.suffix or 'of no extension'}"
+        what = f"{photo.format} content with {path.suffix or 'no'} extension"
         remedy = f"rename it to .{fitting[0]}"
         found.append(about("soft", path, "extension", what, f".{' .'.join(fitting)}", remedy))
     if photo.transparent:
-        what, remedy = "transparent pixels", "flatten it on a background of your choice"
-        found.append(about("soft", path, "transparency", what, "none: they become white", remedy))
+        what, remedy = "transparent pixels", "flatten it on a background; white is used otherwise"
+        found.append(about("soft", path, "transparency", what, "opaque pixels", remedy))
     aspect = rules.bucket_ratio if rules.buckets else ASPECT
     if max(width, height) > aspect * min(width, height):
-        limit, remedy = f"at most {aspect:g} : 1", "crop it around the subject: the centre is used"
+        limit, remedy = f"at most {aspect:g} : 1", "crop it around the subject; the centre is used"
         found.append(about("soft", path, "aspect", f"{width} x {height} pixels", limit, remedy))
     return found
 

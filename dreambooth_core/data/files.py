@@ -1,4 +1,4 @@
-"""Which files of a folder are photos, which stand beside one, and which are left aside."""
+"""Classification of a folder's files: photos, masks, sidecars, and ignored files."""
 
 import os
 from pathlib import Path
@@ -17,12 +17,13 @@ RAW = frozenset({"dng", "cr2", "cr3", "nef", "arw", "orf", "rw2", "raf", "pef", 
 
 
 def candidates(folder: Path, findings: list[Finding]) -> tuple[list[Path], dict[str, Path]]:
-    """The files that are photos or claim to be, by name, and masks by the stems of their photos.
+    """Photo files, sorted by name, and masks by their photos' stems.
 
-    Says what is left aside.
+    Appends findings about links out of the folder and about ignored files. Raises `ConfigError` for
+    a folder that cannot be listed.
     """
     root, photos = Path(os.path.realpath(folder)), []
-    drawn: dict[str, Path] = {}
+    mask_files: dict[str, Path] = {}
     try:
         entries = sorted(folder.iterdir(), key=lambda path: os.fsencode(path.name))
     except OSError as error:
@@ -38,24 +39,29 @@ def candidates(folder: Path, findings: list[Finding]) -> tuple[list[Path], dict[
                     "hard",
                     path,
                     "link",
-                    "a link that leaves the folder",
+                    "a link out of the folder",
                     "links inside the folder",
-                    "copy the file itself into the folder",
+                    "copy the file into the folder",
                 )
             )
         elif masks.is_mask(path):
-            drawn[masks.stem(path)] = path
+            mask_files[masks.stem(path)] = path
         elif _is_photo(path):
             photos.append(path)
         elif not _is_sidecar(path):
-            findings.append(_left_aside(path))
+            findings.append(_ignored(path))
     stems = {path.stem for path in photos}
-    findings.extend(_lonely(path) for stem, path in drawn.items() if stem not in stems)
-    return photos, drawn
+    what, limit = "a mask without its photo", "a photo of the same stem beside it"
+    findings.extend(
+        about("soft", path, "ignored", what, limit, "rename it, or remove it")
+        for stem, path in mask_files.items()
+        if stem not in stems
+    )
+    return photos, mask_files
 
 
 def _is_photo(path: Path) -> bool:
-    """By extension or, whatever its name, by its first bytes."""
+    """By extension or by its first bytes."""
     from dreambooth_core.data.images import EXTENSIONS, looks_like_image
 
     extension = path.suffix[1:].lower()
@@ -75,15 +81,10 @@ def _is_sidecar(path: Path) -> bool:
     return not path.is_dir() and bool(words & SIDECARS)
 
 
-def _lonely(mask: Path) -> Finding:
-    what, limit = "a mask without its photo", "a photo of the same stem beside it"
-    return about("soft", mask, "ignored", what, limit, "rename it, or remove it")
-
-
-def _left_aside(path: Path) -> Finding:
+def _ignored(path: Path) -> Finding:
     what, remedy = "not an image", "remove it from the folder"
     if path.is_dir():
-        what, remedy = "a folder inside the folder", "move its photos up if they belong to the set"
+        what, remedy = "a subfolder", "move its photos up if they belong to the set"
     elif path.suffix[1:].lower() in RAW:
         what, remedy = "a camera's raw file", "export it as JPEG or PNG"
     return about("soft", path, "ignored", what, "photos only", remedy)

@@ -1,4 +1,4 @@
-"""What a check of the photos says, to people and to machines."""
+"""Findings of the photo checks: records, merging, refusal message, table."""
 
 import hashlib
 from collections.abc import Sequence
@@ -12,34 +12,34 @@ if TYPE_CHECKING:
 
 Level = Literal["hard", "soft"]
 FOLDER = "."
-"""The file of a finding that is about the whole set."""
+"""`Finding.file` of a finding about the whole set."""
 NAMED = 5
-"""Hard findings that the sentence of a refusal spells out."""
+"""Hard findings listed in the message of a refusal."""
 
 
 class Finding(Record):
-    """One thing that a check found."""
+    """A problem found by a check."""
 
     level: Level
     """`hard` stops a run, `soft` warns."""
     file: str
-    """Name inside the folder; `.` is the set as a whole."""
+    """Name inside the folder; `.` for the whole set."""
     check: str
     measure: str
-    """What was found."""
+    """The found value."""
     limit: str
     remedy: str
 
 
 class Validation(Record):
-    """All findings about a folder, and the photos that remain."""
+    """All findings about a folder, and the accepted photos."""
 
     folder: str
     findings: tuple[Finding, ...]
     accepted: tuple[str, ...]
-    """Names of the photos that count, copies counted once."""
+    """Names of the accepted photos, without exact copies."""
     digest: str
-    """SHA-256 over the accepted photos' decoded pixels, whatever their names and formats."""
+    """SHA-256 over the accepted photos' decoded pixels, independent of names and formats."""
 
     @property
     def refused(self) -> bool:
@@ -59,17 +59,17 @@ def about(level: Level, path: Path, check: str, measure: str, limit: str, remedy
 
 
 def merged(validations: Sequence[Validation]) -> Validation:
-    """One validation of several folders, whose names then stand before their files'."""
+    """One validation of several folders, with `<folder>/` before their file names."""
     if len(validations) == 1:
         return validations[0]
     findings, accepted = [], []
     for found in validations:
-        place = Path(found.folder).name
+        folder = Path(found.folder).name
         findings += [
-            finding.model_copy(update={"file": f"{place}/{finding.file}"})
+            finding.model_copy(update={"file": f"{folder}/{finding.file}"})
             for finding in found.findings
         ]
-        accepted += [f"{place}/{name}" for name in found.accepted]
+        accepted += [f"{folder}/{name}" for name in found.accepted]
     digests = "".join(found.digest for found in validations)
     return Validation(
         folder=", ".join(found.folder for found in validations),
@@ -80,7 +80,7 @@ def merged(validations: Sequence[Validation]) -> Validation:
 
 
 def refusal(validation: Validation) -> str:
-    """The hard findings as the sentence of a `DatasetRefused`."""
+    """Message of a `DatasetRefused`: the first `NAMED` hard findings."""
     hard = [finding for finding in validation.findings if finding.level == "hard"]
     clauses = [
         f"{'the set' if f.file == FOLDER else f.file}: {f.measure} (limit: {f.limit}; {f.remedy})"
@@ -105,12 +105,12 @@ def findings_table(validation: Validation) -> "Table":
         cells = (finding.file, finding.check, finding.measure, finding.limit, finding.remedy)
         table.add_row(Text(finding.level, style), *(Text(cell) for cell in cells))
     if not validation.findings:
-        table.add_row("", "", Text("nothing to object to"), "", "", "")
+        table.add_row("", "", Text("no findings"), "", "", "")
     return table
 
 
 def printable(name: str) -> str:
-    """A file name that may stand in a terminal and in JSON: other characters become escapes."""
+    """A file name safe for terminals and JSON, with escapes for unprintable characters."""
     return "".join(
         char if char.isprintable() else char.encode("unicode_escape", "surrogatepass").decode()
         for char in name

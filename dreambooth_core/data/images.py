@@ -1,7 +1,6 @@
-"""Pixels in and out: decoding under limits, lossless copies without metadata, squares, tensors.
+"""Image decoding under limits, lossless encoding without metadata, square crops, tensors.
 
-A decoded photo is RGB in sRGB, upright, and knows nothing of where it was taken: EXIF, GPS
-positions, profiles and second frames end here.
+A decoded photo is upright RGB in sRGB, without EXIF, GPS positions, profiles and further frames.
 """
 
 import hashlib
@@ -31,16 +30,16 @@ EXTENSIONS: dict[str, tuple[str, ...]] = {
     "GIF": ("gif",),
     "JPEG2000": ("jp2", "j2k", "jpf", "jpx"),
 }
-"""The formats that are read, by Pillow's names, with the extensions that fit."""
+"""Accepted formats, by Pillow's names, with their extensions."""
 
 SINGLE = ("MPO", "HEIF")
-"""Containers whose further frames are depth or gain maps or bursts: the first one is the photo."""
+"""Containers whose first frame is the photo; further frames are depth or gain maps or bursts."""
 _HEIF_BRANDS = (b"heic", b"heix", b"hevc", b"hevx", b"heim", b"heis", b"mif1", b"msf1")
 _SIGNATURES = (b"\xff\xd8\xff", b"\x89PNG\r\n\x1a\n", b"GIF8", b"II*\0", b"MM\0*")
 
 
 class ImageRefused(DatasetRefused):
-    """A file that is no usable photo: which check failed, what was found, the limit, the remedy."""
+    """An unusable file: failed check, found value, limit, remedy."""
 
     def __init__(self, check: str, measure: str, limit: str, remedy: str) -> None:
         super().__init__(f"{measure}, the limit is: {limit}; {remedy}")
@@ -55,7 +54,7 @@ class Photo(NamedTuple):
     format: str
     """Pillow's name of the file's format."""
     alpha: Image | None
-    """Opacity as grey levels, where anything shone through; the image stands on white now."""
+    """Opacity as grey levels, None for an opaque photo; `image` is composed on white."""
 
     @property
     def transparent(self) -> bool:
@@ -80,7 +79,7 @@ def is_heif(head: bytes) -> bool:
 
 
 def decode(data: bytes, max_pixels: int, min_side: int = 1) -> Photo:
-    """Decode a photo's every byte; sizes are checked before a pixel is made.
+    """Decode a photo completely, after checking its declared size.
 
     Raises `ImageRefused`: not an image, no decoder, too many pixels, too small, animated, corrupt.
     """
@@ -91,22 +90,21 @@ def decode(data: bytes, max_pixels: int, min_side: int = 1) -> Photo:
                 "animated",
                 f"a {image.format} with several frames",
                 "one frame",
-                "export the frame you want as a PNG or JPEG",
+                "export one frame as PNG or JPEG",
             )
         try:
             _verify(data, str(image.format))
             image.load()
-            upright = _turn(image)
-            pixels, alpha = _to_srgb(upright)
+            pixels, alpha = _to_srgb(_upright(image))
         except ImageRefused:
             raise
-        except Exception as error:  # decoders raise whatever they like over damaged bytes
+        except Exception as error:  # decoders raise any exception for damaged bytes
             raise _corrupt(one_line(error, 160)) from error
         return Photo(pixels, str(image.format), alpha)
 
 
 def encode_png(image: Image) -> bytes:
-    """Grey or else RGB pixels as a PNG without any metadata; equal pixels give equal bytes."""
+    """PNG of grey or RGB pixels without metadata; equal pixels give equal bytes."""
     mode = "L" if image.mode == "L" else "RGB"
     bare = pil.frombytes(mode, image.size, image.convert(mode).tobytes())
     buffer = io.BytesIO()
@@ -125,7 +123,7 @@ def square(image: Image, side: int) -> Image:
     """The central square as wide as the shorter side, resized to `side` x `side` (Lanczos)."""
     edge = min(image.size)
     left, top = (image.width - edge) // 2, (image.height - edge) // 2
-    # resize's own `box` would look past the edge of the square
+    # resize's own `box` would sample pixels outside the square
     centre = image.crop((left, top, left + edge, top + edge))
     return centre if edge == side else centre.resize((side, side), pil.Resampling.LANCZOS)
 
@@ -139,7 +137,7 @@ def to_pixels(image: Image, side: int) -> "torch.Tensor":
 
 
 def heif_decoder() -> bool:
-    """Teach Pillow to read HEIC where the optional pillow-heif is installed; whether it is."""
+    """Register the optional pillow-heif with Pillow; False when it is not installed."""
     try:
         import pillow_heif
     except ImportError:
@@ -149,17 +147,17 @@ def heif_decoder() -> bool:
 
 
 def _opened(data: bytes) -> Image:
-    """Read the header only."""
+    """An opened image, with only its header read."""
     heif = is_heif(data[:16])
     if heif and not heif_decoder():
         raise ImageRefused(
             "decoder",
-            "a HEIC photo, and no decoder for it",
+            "a HEIC photo without a decoder",
             "an installed decoder",
             "pip install 'dreambooth-factory[heic]', or export the photo as JPEG",
         )
     known = ["HEIF"] if heif else [name for name in EXTENSIONS if name != "HEIF"]
-    pil.init()  # a format that this Pillow was built without must not be asked for
+    pil.init()  # formats that this Pillow was built without must not be passed
     try:
         return pil.open(io.BytesIO(data), formats=[name for name in known if name in pil.OPEN])
     except UnidentifiedImageError:
@@ -169,7 +167,7 @@ def _opened(data: bytes) -> Image:
             "not an image",
             f"its {len(data):,} bytes are in no image format" if data else "an empty file",
             "an image format such as JPEG, PNG, WebP or HEIC",
-            "remove it or save the photo anew",
+            "remove it or export the photo again",
         ) from None
     except (pil.DecompressionBombError, pil.DecompressionBombWarning):
         raise _too_large(
@@ -197,28 +195,28 @@ def _too_large(measure: str, limit: int) -> ImageRefused:
         "too large",
         measure,
         f"at most {limit:,} pixels",
-        "scale it down, or raise dataset.max_pixels if you trust it",
+        "scale it down, or raise dataset.max_pixels for a trusted file",
     )
 
 
 def _corrupt(reason: str) -> ImageRefused:
     return ImageRefused(
         "corrupt",
-        f"cannot be decoded to the end ({reason})",
-        "every byte decodes",
+        f"cannot be decoded completely ({reason})",
+        "a complete file",
         "copy it again from the camera or remove it",
     )
 
 
 def _verify(data: bytes, name: str) -> None:
-    """Checksums, which decoding alone does not look at."""
+    """Check a PNG's checksums, which decoding alone skips."""
     if name == "PNG":
         with pil.open(io.BytesIO(data), formats=["PNG"]) as image:
             image.verify()
 
 
-def _turn(image: Image) -> Image:
-    """Upright, as the camera's orientation tag says; a damaged tag means as it lies."""
+def _upright(image: Image) -> Image:
+    """The image rotated by its orientation tag; unchanged with a damaged tag."""
     try:
         return ImageOps.exif_transpose(image)
     except Exception:
@@ -226,7 +224,7 @@ def _turn(image: Image) -> Image:
 
 
 def _to_srgb(image: Image) -> tuple[Image, Image | None]:
-    """RGB in sRGB on white, and the opacity of an image that was transparent anywhere."""
+    """RGB in sRGB on white, and the opacity; None for an opaque image."""
     profile = image.info.get("icc_profile")
     if image.mode.startswith("I"):
         image = _from_sixteen_bits(image)
@@ -260,7 +258,7 @@ def _from_sixteen_bits(image: Image) -> Image:
 
 
 def _through_profile(image: Image, profile: bytes | None) -> Image:
-    """Colours as sRGB; a profile that is damaged or of another colour space is left aside."""
+    """Colours as sRGB; a damaged profile or one of another colour space is ignored."""
     if profile:
         try:
             source = ImageCms.ImageCmsProfile(io.BytesIO(profile))

@@ -1,4 +1,4 @@
-"""The first stage: photos checked and taken in, once for the same files under the same rules."""
+"""Stage `validate`: photos checked and stored, cached by files and rules."""
 
 from dreambooth_core.config import Config, Subject
 from dreambooth_core.data import dataset, references
@@ -10,45 +10,45 @@ from dreambooth_core.storage.stage_cache import cached_stage
 from dreambooth_core.storage.stores import Store
 
 CHECKS = 2
-"""Raised by hand when the same files would get other findings than before, and the same images."""
+"""Part of the stage's key; raise it when equal files get other findings with equal images."""
 
 
 class IngestedPhotos(Record):
-    """Instance images, and what was found while checking them."""
+    """Stored instance images, and the findings of their checks."""
 
     images: ImageSet
     validation: Validation
 
 
 def ingest(config: Config, store: Store) -> tuple[IngestedPhotos, bool]:
-    """The instance images of all subjects, and whether these very files had been taken in before.
+    """The instance images of all subjects, and whether the result was cached.
 
-    Raises `DatasetRefused` naming the hard findings; nothing is kept then. Raises `ConfigError`
-    for `loss.masks` without a mask and for a dataset version that is not there.
+    Raises `DatasetRefused` with the hard findings, before anything is stored. Raises `ConfigError`
+    for `loss.masks` without a mask and for a missing dataset version.
     """
     config = references.pinned(config, store)
 
     def make(_: str) -> IngestedPhotos:
-        images, validation = dataset.collect(store, references.brought(config, store))
+        images, validation = dataset.collect(store, references.with_folders(config, store))
         return IngestedPhotos(images=images, validation=validation)
 
-    taken, reused = cached_stage(store, "validate", _inputs(config), IngestedPhotos, make)
-    if config.loss.masks and not any(image.mask for image in taken.images.images):
+    ingested, reused = cached_stage(store, "validate", _inputs(config), IngestedPhotos, make)
+    if config.loss.masks and not any(image.mask for image in ingested.images.images):
         folders = ", ".join(str(subject.images) for subject in config.subjects)
         raise ConfigError(
-            f"loss.masks is on and no photo in {folders} has a mask: put <photo>.mask.png beside "
-            "one, white on the subject, set dataset.auto_masks: true, or loss.masks: false"
+            f"loss.masks is on and no photo in {folders} has a mask: add <photo>.mask.png, white on "
+            "the subject, or set dataset.auto_masks: true, or loss.masks: false"
         )
-    return taken, reused
+    return ingested, reused
 
 
 def _inputs(config: Config) -> dict[str, object]:
     from dreambooth_core.vision.crops import detector_digest
 
-    finds = config.dataset.auto_masks
+    detects = config.dataset.auto_masks
     return {
         "checks": CHECKS,
-        "finder": detector_digest(config.evaluation.detector) if finds else None,
+        "detector": detector_digest(config.evaluation.detector) if detects else None,
         "subjects": [_files(subject) for subject in config.subjects],
         "rules": config.dataset,
         "resolution": config.model.resolution,
@@ -56,13 +56,13 @@ def _inputs(config: Config) -> dict[str, object]:
 
 
 def _files(subject: Subject) -> dict[str, object]:
-    words = [subject.captions, subject.identifier, subject.class_noun]
+    captions = [subject.captions, subject.identifier, subject.class_noun]
     if subject.dataset:
-        return {"dataset": subject.dataset, "words": words}
+        return {"dataset": subject.dataset, "captions": captions}
     folder = subject.folder
     files = sorted(path for path in folder.iterdir() if path.is_file()) if folder.is_dir() else []
     return {
         "folder": folder,
         "files": [[path.name, digest_of_file(path)] for path in files],
-        "words": words,
+        "captions": captions,
     }

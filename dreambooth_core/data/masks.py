@@ -1,4 +1,4 @@
-"""Where the subject is in a photo: `<photo stem>.mask.png` beside it, or its own transparency."""
+"""Subject masks of photos: `<photo stem>.mask.png`, or the photo's own transparency."""
 
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -12,20 +12,20 @@ ENDING = ".mask.png"
 
 
 def is_mask(path: Path) -> bool:
-    """Whether a file claims by its name to be the mask of a photo."""
+    """Whether a file has a mask's name."""
     return path.name.lower().endswith(ENDING)
 
 
 def stem(path: Path) -> str:
-    """The stem of the photo that a mask belongs to."""
+    """The stem of a mask's photo."""
     return path.name[: -len(ENDING)]
 
 
-def of_photo(photo: "Photo", sidecar: bytes | None, max_pixels: int) -> "Image | None":
-    """The mask in the photo's upright size, grey, white on the subject; None when there is none.
+def mask_of(photo: "Photo", sidecar: bytes | None, max_pixels: int) -> "Image | None":
+    """The mask in the upright photo's size, grey levels, white on the subject; None without a mask.
 
-    A sidecar counts more than the photo's transparency; where it is transparent itself, its opacity
-    is the mask. Raises `ImageRefused`: what `decode` refuses, another aspect ratio, nothing marked.
+    A mask file takes precedence over the photo's transparency; of a transparent mask file the opacity
+    is used. Raises `ImageRefused` as `decode` does, for another aspect ratio, and for a black mask.
     """
     from PIL.Image import Resampling
 
@@ -47,8 +47,8 @@ def of_photo(photo: "Photo", sidecar: bytes | None, max_pixels: int) -> "Image |
     if mask.getextrema() == (0, 0):
         raise ImageRefused(
             "mask",
-            "a mask that is black all over",
-            "some white, where the subject is",
-            "draw it anew, or remove it",
+            "an entirely black mask",
+            "white pixels on the subject",
+            "draw it again, or remove it",
         )
     return mask if mask.size == whole.size else mask.resize(whole.size, Resampling.BILINEAR)

@@ -1,4 +1,4 @@
-"""Configs that take their photos from dataset versions: which version, and its files in a folder."""
+"""Dataset references (`dataset://NAME@VERSION`) in configs: pinned, and replaced by folders."""
 
 import secrets
 import shutil
@@ -15,18 +15,18 @@ from dreambooth_core.storage.records import ImageSet
 from dreambooth_core.storage.stores import Store
 
 FOLDER = "datasets"
-"""Below `paths.work`: the versions that were learned from here."""
+"""Folder of fetched versions below `paths.work`."""
 
 
-def refers(config: Config) -> bool:
+def uses_versions(config: Config) -> bool:
     """Whether any subject takes its photos from a dataset version."""
     return any(subject.dataset for subject in config.subjects)
 
 
 def pinned(config: Config, store: Store) -> Config:
-    """Every `@latest` and every shortened digest replaced by the whole digest that it means now.
+    """Every `@latest` and every shortened digest replaced by the full digest.
 
-    Raises `ConfigError` for a dataset or a version that is not there.
+    Raises `ConfigError` for a missing dataset or version.
     """
 
     def pin(subject: Subject, name: str, version: str) -> str:
@@ -35,10 +35,10 @@ def pinned(config: Config, store: Store) -> Config:
     return _replaced(config, pin)
 
 
-def brought(config: Config, store: Store) -> Config:
-    """Every dataset version replaced by a folder below `paths.work` that holds its photos.
+def with_folders(config: Config, store: Store) -> Config:
+    """Every dataset version replaced by a folder below `paths.work` with its photos.
 
-    Raises as `pinned` does, and `StorageError` for content that is lost or damaged.
+    Raises as `pinned` does, and `StorageError` for missing or damaged content.
     """
 
     def bring(subject: Subject, name: str, version: str) -> Path:
@@ -49,42 +49,43 @@ def brought(config: Config, store: Store) -> Config:
     return _replaced(config, bring)
 
 
-def _replaced(config: Config, by: Callable[[Subject, str, str], str | Path]) -> Config:
-    if not refers(config):
+def _replaced(config: Config, source: Callable[[Subject, str, str], str | Path]) -> Config:
+    """`images` of subjects with a dataset replaced by `source(subject, name, version)`."""
+    if not uses_versions(config):
         return config
 
     def replace(subject: Subject) -> Subject:
         if subject.dataset is None:
             return subject
         name, _, version = subject.dataset.removeprefix("dataset://").partition("@")
-        return subject.model_copy(update={"images": by(subject, name, version)})
+        return subject.model_copy(update={"images": source(subject, name, version)})
 
     more = tuple(map(replace, config.more_subjects))
     return config.model_copy(update={"subject": replace(config.subject), "more_subjects": more})
 
 
 def _filled(folder: Path, store: Store, version: ImageSet) -> Path:
-    """The folder with just the version's files; it appears complete, and is made anew if damaged."""
-    if _is_true(folder, version):
+    """The folder with exactly the version's files; replaced atomically if it differs."""
+    if _matches(folder, version):
         return folder
-    beside = folder.with_name(f"~{secrets.token_hex(8)}")
-    beside.mkdir(parents=True)
+    temporary = folder.with_name(f"~{secrets.token_hex(8)}")
+    temporary.mkdir(parents=True)
     try:
         for image in version.images:
-            path = fetch_blob(store, image.blob, beside / image.name)
+            path = fetch_blob(store, image.blob, temporary / image.name)
             if image.mask is not None:
                 fetch_blob(store, image.mask, path.with_name(f"{path.stem}{ENDING}"))
             if image.prompt:
                 path.with_suffix(".txt").write_text(image.prompt, encoding="utf-8")
         shutil.rmtree(folder, ignore_errors=True)
-        with suppress(OSError):  # another run was quicker, with the same files
-            beside.rename(folder)
+        with suppress(OSError):  # a concurrent run has created it with the same files
+            temporary.rename(folder)
     finally:
-        shutil.rmtree(beside, ignore_errors=True)
+        shutil.rmtree(temporary, ignore_errors=True)
     return folder
 
 
-def _is_true(folder: Path, version: ImageSet) -> bool:
+def _matches(folder: Path, version: ImageSet) -> bool:
     if not folder.is_dir():
         return False
     expected = {}

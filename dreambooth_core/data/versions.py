@@ -1,11 +1,10 @@
-"""Versions of photo sets: pushed once, never changed, with a pointer to the newest.
+"""Dataset versions: immutable photo sets in the store, with a pointer to the latest.
 
 datasets/<name>/
-    <digest>.json       the photos' normalised copies, masks and captions, as an `ImageSet`
-    LATEST.json         all publications, the newest last
+    <digest>.json       `ImageSet`: normalised photos, masks, captions with placeholders
+    LATEST.json         `DatasetPointer`: all publications, the latest last
 
-The pointer moves by compare-and-swap: of two that push at once, one comes after the other and
-knows of it. Captions are kept as they were written; a subject fills them when it learns from them.
+The pointer is updated by compare-and-swap, so that concurrent pushes are serialised.
 """
 
 import re
@@ -24,11 +23,11 @@ from dreambooth_core.storage.records import ImageSet, Record, current_user, utc_
 from dreambooth_core.storage.stores import Store
 
 TRIES = 20
-"""Races that a push may lose before it gives up."""
+"""Attempts of a push to update the pointer."""
 
 
 class Publication(Record):
-    """A version that became the newest one."""
+    """A version that was made the latest."""
 
     number: int
     """1 for the first."""
@@ -40,7 +39,7 @@ class Publication(Record):
 
 
 class DatasetPointer(Record):
-    """What `LATEST.json` holds."""
+    """Content of `LATEST.json`."""
 
     name: str
     history: Annotated[tuple[Publication, ...], Field(min_length=1)]
@@ -51,30 +50,30 @@ class DatasetPointer(Record):
 
 
 class PushResult(Record):
-    """What a push came to."""
+    """Result of a push."""
 
     name: str
     publication: Publication
     reference: str
-    """What a config calls it: `dataset://NAME@<digest>`."""
+    """Value of `subject.images`: `dataset://NAME@<digest>`."""
     uri: str
-    """The manifest's."""
+    """URI of the manifest."""
     new: bool
-    """Whether it was not the newest version before."""
+    """False when the version was the latest already."""
     validation: Validation
 
 
 def push(
     store: Store, folder: Path, name: str, resolution: int, rules: Dataset | None = None
 ) -> PushResult:
-    """Check the photos, store them, and make them the newest version, unless they are that already.
+    """Check and store the photos, and make them the latest version of dataset `name`.
 
-    Raises `ConfigError` for a name that is none and a folder that is not there, `DatasetRefused`
-    with the hard findings, and `StorageError` after losing race upon race.
+    Raises `ConfigError` for an invalid name and a missing folder, `DatasetRefused` with the hard
+    findings, and `StorageError` when `TRIES` concurrent pushes came first.
     """
     check_name(name)
-    members, validation = dataset.store_photos(store, folder, rules or Dataset(), resolution)
-    version = image_set(store, f"datasets/{name}", members)
+    photos, validation = dataset.store_photos(store, folder, rules or Dataset(), resolution)
+    version = image_set(store, f"datasets/{name}", photos)
     publication, new = _published(store, name, version)
     return PushResult(
         name=name,
@@ -87,43 +86,45 @@ def push(
 
 
 def pointer(store: Store, name: str) -> DatasetPointer:
-    """All publications of a dataset; raises `ConfigError` when there is none of that name."""
+    """All publications of a dataset; raises `ConfigError` for an unknown name."""
     found = _tagged(store, check_name(name))[0]
     if found is None:
-        there = ", ".join(names(store)) or "none"
         raise ConfigError(
-            f"there is no dataset {name} in {store.uri}, there is: {there}; "
-            f"`dreambooth dataset push DIR {name}` makes it"
+            f"{store.uri} has no dataset {name} (existing: {', '.join(names(store)) or 'none'}): "
+            f"create it by `dreambooth dataset push DIR {name}`"
         )
     return found
 
 
 def names(store: Store) -> list[str]:
-    """The datasets of a store."""
+    """Names of a store's datasets."""
     pointers = re.compile(rf"datasets/({DATASET_NAME})/LATEST\.json")
     found = map(pointers.fullmatch, store.keys("datasets/"))
     return [match.group(1) for match in found if match]
 
 
 def resolved(store: Store, name: str, version: str) -> str:
-    """The whole digest of `latest`, or of the digest that begins so; raises `ConfigError`."""
+    """The full digest of `latest` or of a digest's prefix.
+
+    Raises `ConfigError` for an unknown name and an unknown or ambiguous prefix.
+    """
     published = pointer(store, name)
     if version == "latest":
         return published.latest.digest
-    # a push that was killed before its pointer leaves a manifest that was never published
+    # by the pointer, since a killed push leaves an unpublished manifest
     known = dict.fromkeys(one.digest for one in published.history)
     found = [digest for digest in known if digest.startswith(version)]
     if len(found) != 1:
         what = "several versions begin" if found else "no version begins"
         raise ConfigError(
             f"{what} with {version} in the dataset {name}: `dreambooth dataset show {name}` "
-            "lists them"
+            "lists its versions"
         )
     return found[0]
 
 
 def read(store: Store, name: str, digest: str) -> ImageSet:
-    """The version itself; raises `StorageError` when its manifest is gone."""
+    """The version's images; raises `StorageError` for a missing manifest."""
     key = f"datasets/{check_name(name)}/{digest}.json"
     found = get_record(store, key, ImageSet)
     if found is None:
@@ -132,11 +133,11 @@ def read(store: Store, name: str, digest: str) -> ImageSet:
 
 
 def check_name(name: str) -> str:
-    """The name itself; raises `ConfigError` for one that is no dataset's."""
+    """`name` unchanged; raises `ConfigError` if it is invalid."""
     if not re.fullmatch(DATASET_NAME, name):
         raise ConfigError(
-            f"{name[:80]!r} is no dataset's name: use up to 64 letters, digits, _ and -, "
-            "a letter or digit first"
+            f"{name[:80]!r} is an invalid dataset name: use up to 64 letters, digits, _ and -, "
+            "starting with a letter or digit"
         )
     return name
 
@@ -155,27 +156,26 @@ def _published(store: Store, name: str, version: ImageSet) -> tuple[Publication,
             by=current_user(),
         )
         after = DatasetPointer(name=name, history=(*history, publication))
-        if store.put_if(_place(name), canonical(after), tag):
+        if store.put_if(_pointer_key(name), canonical(after), tag):
             return publication, True
     raise StorageError(
-        f"others push to the dataset {name} without end: the pointer moved {TRIES} times before "
-        "this version could be its newest; push again"
+        f"the pointer of dataset {name} was changed {TRIES} times by concurrent pushes: push again"
     )
 
 
 def _tagged(store: Store, name: str) -> tuple[DatasetPointer | None, str | None]:
-    """The pointer and its tag, both None when there is none."""
+    """The pointer and its tag, both None if missing."""
     try:
-        data, tag = store.get_tagged(_place(name))
+        data, tag = store.get_tagged(_pointer_key(name))
         return DatasetPointer.model_validate_json(data), tag
     except NotFound:
         return None, None
     except ValidationError as error:
         raise StorageError(
-            f"{_place(name)} in {store.uri} is no pointer to a dataset: it is damaged or from "
-            "another version; put back an older copy of it"
+            f"{_pointer_key(name)} in {store.uri} is not a valid dataset pointer, damaged or from "
+            "another version: restore an older copy of it"
         ) from error
 
 
-def _place(name: str) -> str:
+def _pointer_key(name: str) -> str:
     return f"datasets/{name}/LATEST.json"

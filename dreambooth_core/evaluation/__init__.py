@@ -1,1 +1,1 @@
-"""What scores are measured with, what they are worth, and what is decided by them."""
+"""Evaluation plan, scores, sanity checks, and the gate."""

@@ -1,4 +1,4 @@
-"""Scores: the tuned model and the untouched base on the same prompts and seeds, by every metric."""
+"""Scores: the tuned model and the base model on the same prompts and seeds, by every metric."""
 
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
@@ -7,7 +7,7 @@ from typing import NamedTuple
 import numpy as np
 
 from dreambooth_core.config import Config
-from dreambooth_core.console import Progress
+from dreambooth_core.console import Progress, labelled
 from dreambooth_core.diffusion.parallel_sampling import sampling_settings
 from dreambooth_core.diffusion.sampling import Request, images_prefix, sample_set
 from dreambooth_core.digests import digest_json
@@ -15,16 +15,16 @@ from dreambooth_core.evaluation.plan import EvaluationPlan, control_class, optio
 from dreambooth_core.evaluation.sanity_checks import sanity_check
 from dreambooth_core.metrics import (
     Choice,
+    EmbeddingKey,
     Evidence,
     ImageEmbeddings,
-    Sight,
     Values,
     catalogue,
     measure_all,
     measure_photos,
     range_of,
 )
-from dreambooth_core.metrics.embeddings import ImageEmbedder, _members
+from dreambooth_core.metrics.embeddings import ImageEmbedder, images_of_subject
 from dreambooth_core.metrics.measures import memorisation
 from dreambooth_core.metrics.statistics import estimate, of_base
 from dreambooth_core.storage.blobs import put_blob
@@ -42,29 +42,29 @@ from dreambooth_core.storage.records import (
 from dreambooth_core.storage.stage_cache import cached_stage
 from dreambooth_core.storage.stores import Store
 
-ALL_SIGHTS: tuple[Sight, ...] = (
+ALL_KEYS: tuple[EmbeddingKey, ...] = (
     ("identity", "whole"),
     ("clip", "whole"),
     ("identity", "crop"),
     ("clip", "crop"),
 )
-OF_CLASSES: tuple[Sight, ...] = (("identity", "whole"), ("identity", "crop"))
+CLASS_KEYS: tuple[EmbeddingKey, ...] = (("identity", "whole"), ("identity", "crop"))
 
-Hand = Callable[[Sequence[Request], str], SampleSet]
-"""Draws what is asked of one model, under a word for people."""
+Sampler = Callable[[Sequence[Request], str], SampleSet]
+"""Generates one model's images of some requests; the second argument is the progress label."""
 
 
 class EvaluatedImages(NamedTuple):
-    """What one model made by a plan."""
+    """Images of one model by a plan."""
 
     samples: SampleSet
     classes: SampleSet
-    strangers: SampleSet | None = None
-    """Of another class, for the self-check; the base's alone."""
+    controls: SampleSet | None = None
+    """Images of the control class, for the sanity checks; the base model only."""
 
     @property
     def digests(self) -> tuple[str, str]:
-        """Of what the scores are about."""
+        """Of the scored image sets."""
         return self.samples.digest, self.classes.digest
 
 
@@ -75,40 +75,49 @@ def evaluate(
     weights: Weights,
     progress: Progress | None = None,
     *,
-    by: Config | None = None,
+    plan_config: Config | None = None,
     seed_set: SeedSet = "confirm",
     round: int = 1,
 ) -> tuple[Scores, bool]:
-    """Scores of `weights` against `instance`, and whether they were there already.
+    """Scores of `weights` against `instance`, and whether they were stored already.
 
-    Each further round doubles the seeds per prompt and the class images; the first ones stay, and
-    are found again. The base's images do not depend on the weights: a second subject with the same
-    prompts finds them. `config` says how the weights draw and what they call their subject, `by`
-    all else: the plan, the base, the class and who looks. It is `config` itself when left out;
-    models that are to be compared are measured by one. Scores for which a judge
-    left something unanswered are made anew, with its answers to what is asked again. Raises
-    `ModelError` when an encoder or the finder is missing.
+    Each further round doubles the seeds per prompt and the class images, keeping the first ones;
+    stored images are reused, those of the base by every subject with the same prompts. `config` has
+    the weights' base, method and identifier; `plan_config` (default: `config`) the plan, the base of
+    comparison, the class, encoders and detector. Models that are compared share it. Scores with
+    failed judge requests are recomputed, and only those requests repeated. Raises `ModelError` when
+    an encoder or the detector is missing.
     """
-    by = by or config
-    config = drawn_like(config, by)
-    plan = plan_of(by, instance, seed_set, round)
+    plan_config = plan_config or config
+    config = with_sampling_of(config, plan_config)
+    plan = plan_of(plan_config, instance, seed_set, round)
+    control = control_class(plan_config)
     inputs = {
         "plan": plan.digest,
         "images": images_prefix(config, weights),
-        "base_images": images_prefix(by, None),
+        "base_images": images_prefix(plan_config, None),
         "requests": plan.requests(config.subject),
-        "base_requests": plan.base_requests(by.subject),
-        "classes": plan.class_requests(by.subject),
-        "nouns": [subject.class_noun for subject in by.subjects],
-        "stranger": control_class(by),
+        "base_requests": plan.base_requests(plan_config.subject),
+        "classes": plan.class_requests(plan_config.subject),
+        "nouns": [subject.class_noun for subject in plan_config.subjects],
+        "control_class": control,
     }
 
     def make(key: str) -> Scores:
-        tuned = _draw_tuned(_hand(config, store, weights, progress), plan, config, by)
-        base = _draw_base(_hand(by, store, None, progress), plan, by)
-        seen = _look(by, store, plan, instance, (tuned, base), progress)
+        classes = plan.class_requests(plan_config.subject)
+        sample = _sampler(config, store, weights, progress)
+        tuned = EvaluatedImages(
+            sample(plan.requests(config.subject), "prompts"), sample(classes, "class")
+        )
+        sample = _sampler(plan_config, store, None, progress)
+        base = EvaluatedImages(
+            sample(plan.base_requests(plan_config.subject), "prompts"),
+            sample(classes, "class"),
+            sample(plan.control_requests(control), "control class") if control else None,
+        )
+        evidence = _evidence(plan_config, store, plan, instance, (tuned, base), progress)
         return _scored(
-            store, f"{store.uri}/scores/{key}/result.json", plan, seed_set, (tuned, base), seen
+            store, f"{store.uri}/scores/{key}/result.json", plan, seed_set, (tuned, base), evidence
         )
 
     return cached_stage(store, "scores", inputs, Scores, make, lambda scores: not scores.unanswered)
@@ -119,12 +128,12 @@ def _scored(
     uri: str,
     plan: EvaluationPlan,
     seed_set: SeedSet,
-    drawn: tuple[EvaluatedImages, EvaluatedImages],
-    seen: tuple[Evidence, Evidence, tuple[str, ...]],
+    images: tuple[EvaluatedImages, EvaluatedImages],
+    evidence: tuple[Evidence, Evidence, tuple[str, ...]],
 ) -> Scores:
-    """What was seen of the tuned model's images and the base's, as numbers."""
-    (tuned, base), (ours, theirs, doubts) = drawn, seen
-    rows = _rows(plan, drawn, ours, theirs)
+    """Metrics, intervals and warnings of the tuned model's and the base's images."""
+    (tuned, base), (ours, theirs, warnings) = images, evidence
+    rows = _rows(plan, images, ours, theirs)
     estimates, reference = _estimates(rows), measure_photos(ours)
     values = {
         "plan": plan.digest,
@@ -135,7 +144,7 @@ def _scored(
         "reference": {name: float(np.nanmean(found)) for name, found in reference.items()},
         "estimates": estimates,
         "table": put_blob(store, ScoreTable(rows=rows).model_dump_json().encode()),
-        "warnings": doubts,
+        "warnings": warnings,
         "unanswered": _unanswered(rows),
     }
     return Scores(
@@ -149,179 +158,167 @@ def _scored(
     )
 
 
-def drawn_like(config: Config, by: Config) -> Config:
-    """The config by which a model's weights are drawn as those of `by` are, and in the same place.
+def with_sampling_of(config: Config, other: Config) -> Config:
+    """`config` with sampler, resolution, compute, storage, tracking and paths of `other`.
 
-    Base, method and what it calls its subject stay its own; sampler, size and places are those of `by`.
+    Base, method and subject stay: a model is sampled exactly as the one it is compared with.
     """
-    places = ("compute", "storage", "tracking", "paths")
-    size = {"resolution": by.model.resolution}
+    resolution = {"resolution": other.model.resolution}
+    sections = ("sampler", "compute", "storage", "tracking", "paths")
     return config.model_copy(
         update={
-            "model": config.model.model_copy(update=size),
-            **{name: getattr(by, name) for name in ("sampler", *places)},
+            "model": config.model.model_copy(update=resolution),
+            **{name: getattr(other, name) for name in sections},
         }
     )
 
 
-def _draw_tuned(hand: Hand, plan: EvaluationPlan, config: Config, by: Config) -> EvaluatedImages:
-    """Prompts with the weights' own name for the subject, and the class as `by` calls it."""
-    return EvaluatedImages(
-        hand(plan.requests(config.subject), "prompts"),
-        hand(plan.class_requests(by.subject), "class images"),
-    )
+def _sampler(
+    config: Config, store: Store, weights: Weights | None, progress: Progress | None
+) -> Sampler:
+    """The model is loaded once, and only if an image is missing."""
+    prefix = images_prefix(config, weights)
+    settings = sampling_settings(config, store, weights)
+    model = "tuned" if weights else "base"
+
+    def sample(requests: Sequence[Request], what: str) -> SampleSet:
+        return sample_set(store, prefix, settings, requests, labelled(progress, f"{model}, {what}"))
+
+    return sample
 
 
-def _draw_base(hand: Hand, plan: EvaluationPlan, by: Config) -> EvaluatedImages:
-    noun = control_class(by)
-    return EvaluatedImages(
-        hand(plan.base_requests(by.subject), "prompts"),
-        hand(plan.class_requests(by.subject), "class images"),
-        hand(plan.stranger_requests(noun), "another class") if noun else None,
-    )
-
-
-def _hand(config: Config, store: Store, weights: Weights | None, progress: Progress | None) -> Hand:
-    """Draws images of one model, which is loaded once, and only if one is missing."""
-    prefix, drawing = images_prefix(config, weights), sampling_settings(config, store, weights)
-    who = "tuned" if weights else "base"
-
-    def draw(requests: Sequence[Request], what: str) -> SampleSet:
-        told = _labelled(progress, f"{who}: {what}")
-        return sample_set(store, prefix, drawing, requests, told)
-
-    return draw
-
-
-def _look(
+def _evidence(
     config: Config,
     store: Store,
     plan: EvaluationPlan,
     instance: ImageSet,
-    drawn: tuple[EvaluatedImages, EvaluatedImages],
+    made: tuple[EvaluatedImages, EvaluatedImages],
     progress: Progress | None,
 ) -> tuple[Evidence, Evidence, tuple[str, ...]]:
-    """What the metrics see of the tuned model and of the base, and what is suspicious about it."""
-    viewer, noun = ImageEmbedder(config, store), config.subject.class_noun
-    told = _labelled(progress, "looking") or (lambda done, total, label: None)
-    sets: list[tuple[Sequence[Image], tuple[Sight, ...]]] = [
-        (drawn[0].samples.images, ALL_SIGHTS),
-        (drawn[0].classes.images, OF_CLASSES),
-        (drawn[1].samples.images, ALL_SIGHTS),
-        (drawn[1].classes.images, OF_CLASSES),
-        (_members(instance, 0), ALL_SIGHTS),
+    """Evidence of the tuned model and of the base, and the sanity checks' warnings."""
+    embedder, noun = ImageEmbedder(config, store), config.subject.class_noun
+    report = labelled(progress, "embeddings") or (lambda done, total, label: None)
+    sets: list[tuple[Sequence[Image], tuple[EmbeddingKey, ...]]] = [
+        (made[0].samples.images, ALL_KEYS),
+        (made[0].classes.images, CLASS_KEYS),
+        (made[1].samples.images, ALL_KEYS),
+        (made[1].classes.images, CLASS_KEYS),
+        (images_of_subject(instance, 0), ALL_KEYS),
     ]
-    seen: list[ImageEmbeddings] = []
-    for images, sights in sets:
-        told(len(seen), len(sets), "")
-        seen.append(viewer.see(images, noun, sights))
-    told(len(sets), len(sets), "")
+    embedded: list[ImageEmbeddings] = []
+    for images, keys in sets:
+        report(len(embedded), len(sets), "")
+        embedded.append(embedder.embed(images, noun, keys))
+    report(len(sets), len(sets), "")
     texts = plan.texts(config.subject)
     ours = Evidence(
-        generated=seen[0],
-        classes=seen[1],
-        base=seen[2],
-        base_classes=seen[3],
-        photos=seen[4],
+        generated=embedded[0],
+        classes=embedded[1],
+        base=embedded[2],
+        base_classes=embedded[3],
+        photos=embedded[4],
         prompts=plan.templates,
         kinds=plan.kinds,
         texts=texts,
-        text_rows=viewer.read(texts),
-        choices=_choices(config, viewer),
+        text_rows=embedder.embed_texts(texts),
+        choices=_choices(config, embedder),
         config=config,
         store=store,
     )
-    theirs = replace(ours, generated=seen[2], classes=seen[3])
-    others, kin = _others(viewer, instance, drawn[1].strangers)
-    return ours, theirs, sanity_check(ours, others, kin)
+    theirs = replace(ours, generated=embedded[2], classes=embedded[3])
+    other_classes, same_class = _controls(embedder, instance, made[1].controls)
+    return ours, theirs, sanity_check(ours, other_classes, same_class)
 
 
-def _others(
-    viewer: ImageEmbedder, instance: ImageSet, strangers: SampleSet | None
+def _controls(
+    embedder: ImageEmbedder, instance: ImageSet, generated: SampleSet | None
 ) -> tuple[Mapping[str, ImageEmbeddings], Mapping[str, ImageEmbeddings]]:
-    """What is not the main subject: of another class, drawn by the base or photographed; and of its own."""
-    main, *more = viewer.config.subjects
-    others, kin = dict[str, ImageEmbeddings](), dict[str, ImageEmbeddings]()
-    for place, subject in enumerate(more, 1):
-        seen = viewer.see(_members(instance, place), subject.class_noun, OF_CLASSES)
-        among = kin if subject.class_noun == main.class_noun else others
-        among[f"the photos of {subject.fill('{subject}')}"] = seen
-    if strangers is not None:
-        noun = control_class(viewer.config)
-        others[f"the base's {noun} images"] = viewer.see(strangers.images, noun, OF_CLASSES)
-    return others, kin
+    """Images of other classes (the further subjects' photos, the base's control class), by a phrase
+    for messages; and photos of further subjects of the main subject's class."""
+    main, *more = embedder.config.subjects
+    other_classes, same_class = dict[str, ImageEmbeddings](), dict[str, ImageEmbeddings]()
+    for index, subject in enumerate(more, 1):
+        photos = images_of_subject(instance, index)
+        group = same_class if subject.class_noun == main.class_noun else other_classes
+        name = f"the photos of {subject.fill('{subject}')}"
+        group[name] = embedder.embed(photos, subject.class_noun, CLASS_KEYS)
+    if generated is not None:
+        noun = control_class(embedder.config)
+        name = f"the base's {noun} images"
+        other_classes[name] = embedder.embed(generated.images, noun, CLASS_KEYS)
+    return other_classes, same_class
 
 
-def _choices(config: Config, viewer: ImageEmbedder) -> Mapping[str, tuple[Choice, ...]]:
-    asked = {prompt: tuple(options_of(config, prompt)) for prompt in config.evaluation.kinds}
+def _choices(config: Config, embedder: ImageEmbedder) -> Mapping[str, tuple[Choice, ...]]:
+    found = {prompt: tuple(options_of(config, prompt)) for prompt in config.evaluation.kinds}
     return {
-        prompt: tuple(Choice(viewer.read(texts), right) for texts, right in options)
-        for prompt, options in asked.items()
+        prompt: tuple(Choice(embedder.embed_texts(texts), right) for texts, right in options)
+        for prompt, options in found.items()
         if options
     }
 
 
 def _rows(
     plan: EvaluationPlan,
-    drawn: tuple[EvaluatedImages, EvaluatedImages],
+    images: tuple[EvaluatedImages, EvaluatedImages],
     ours: Evidence,
     theirs: Evidence,
 ) -> tuple[ImageScores, ...]:
     """Prompts x seeds, then class images."""
-    tuned, base = drawn
+    tuned, base = images
     found, of_base = measure_all(ours), measure_all(theirs)
     rows = [
         ImageScores(
-            prompt=plan.templates[place],
-            kind=plan.kinds[place],
+            prompt=plan.templates[index],
+            kind=plan.kinds[index],
             seed=seed,
-            image=tuned.samples.images[place].blob.sha256,
-            base_image=base.samples.images[place].blob.sha256,
-            scores=_said(found, "prompts", place),
-            base_scores=_said(of_base, "prompts", place),
-            resembles=_copied(ours, found, place),
+            image=tuned.samples.images[index].blob.sha256,
+            base_image=base.samples.images[index].blob.sha256,
+            scores=_scores_of(found, "prompts", index),
+            base_scores=_scores_of(of_base, "prompts", index),
+            resembles=_copied_photo(ours, found, index),
         )
-        for place, seed in enumerate(plan.seeds)
+        for index, seed in enumerate(plan.seeds)
     ]
     rows += [
         ImageScores(
             prompt=plan.class_template,
             kind="class",
             seed=seed,
-            image=tuned.classes.images[place].blob.sha256,
-            base_image=base.classes.images[place].blob.sha256,
-            scores=_said(found, "class", place),
-            base_scores=_said(of_base, "class", place),
+            image=tuned.classes.images[index].blob.sha256,
+            base_image=base.classes.images[index].blob.sha256,
+            scores=_scores_of(found, "class", index),
+            base_scores=_scores_of(of_base, "class", index),
         )
-        for place, seed in enumerate(plan.class_seeds)
+        for index, seed in enumerate(plan.class_seeds)
     ]
     return tuple(rows)
 
 
-def _copied(ours: Evidence, found: Mapping[str, Values], place: int) -> str | None:
-    """Digest of the photo that an image is a near copy of."""
+def _copied_photo(ours: Evidence, found: Mapping[str, Values], index: int) -> str | None:
+    """SHA-256 of the photo that an image is a near copy of; None for no copy."""
     values = found.get("memorisation")
-    if values is None or values[place] != 1:
+    if values is None or values[index] != 1:
         return None
-    return ours.photos.digests[memorisation.copied_photo(ours, place)]
+    return ours.photos.digests[memorisation.copied_photo(ours, index)]
 
 
-def _said(found: Mapping[str, Values], of: str, place: int) -> dict[str, float]:
-    """What the metrics of prompts, or of the class, say of one image."""
+def _scores_of(found: Mapping[str, Values], of: str, index: int) -> dict[str, float]:
+    """One image's values, of the metrics of prompts or of the class."""
     return {
-        name: float(values[place])
+        name: float(values[index])
         for name, values in found.items()
-        if catalogue()[name].of == of and not np.isnan(values[place])
+        if catalogue()[name].of == of and not np.isnan(values[index])
     }
 
 
 def _unanswered(rows: Sequence[ImageScores]) -> int:
-    """How many answers are missing of those who are asked (`Metric.asks`), of both models' images."""
+    """Missing values of remote metrics, over both models' images."""
     known = {name for row in rows for name in row.scores}
-    asked = [metric for name, metric in catalogue().items() if metric.asks and name in known]
+    remote = [metric for name, metric in catalogue().items() if metric.remote and name in known]
     return sum(
         metric.name not in found
-        for metric in asked
+        for metric in remote
         for row in rows
         if row.kind != "class" and row.kind not in metric.skips
         for found in (row.scores, row.base_scores)
@@ -331,9 +328,3 @@ def _unanswered(rows: Sequence[ImageScores]) -> int:
 def _estimates(rows: Sequence[ImageScores]) -> dict[str, Estimate]:
     names = sorted({name for row in rows for name in row.scores})
     return {name: estimate(name, rows, bounds=range_of(name)) for name in names}
-
-
-def _labelled(progress: Progress | None, label: str) -> Callable[[int, int, str], None] | None:
-    if progress is None:
-        return None
-    return lambda done, total, _: progress(done, total, label)

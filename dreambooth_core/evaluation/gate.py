@@ -1,4 +1,4 @@
-"""The gate as a stage: measures the champion as the candidate was measured, and decides."""
+"""The gate as a stage: evaluates the champion by the candidate's plan, and stores the verdict."""
 
 from collections import Counter
 from collections.abc import Iterable
@@ -6,10 +6,10 @@ from dataclasses import dataclass
 
 from dreambooth_core import telemetry
 from dreambooth_core.config import Config
-from dreambooth_core.console import Progress
+from dreambooth_core.console import Progress, labelled
 from dreambooth_core.diffusion.sampling import images_prefix
 from dreambooth_core.digests import digest_json
-from dreambooth_core.evaluation.evaluate import drawn_like, evaluate
+from dreambooth_core.evaluation.evaluate import evaluate, with_sampling_of
 from dreambooth_core.evaluation.gate_rules import GateDecision, decide, overridden
 from dreambooth_core.evaluation.integrity import GateCase, MeasuredModel
 from dreambooth_core.metrics import catalogue
@@ -28,46 +28,45 @@ from dreambooth_core.storage.stores import Store
 
 
 class ScoredModel(Record):
-    """A model version in service, with all that it takes to draw from it again."""
+    """A model version and everything needed to sample from it."""
 
     name: str
     """NAME/version in the registry."""
     config: Config
-    """What it was trained by."""
+    """The config of its training."""
     weights: Weights
 
 
 class SeedNoise(Record):
-    """How much a model differs from itself when it is drawn with other seeds."""
+    """Difference between two seed sets of one model."""
 
     level: float
-    """Of the two-sided intervals."""
+    """Level of the two-sided intervals."""
     half_widths: dict[str, float]
     """Metric -> half the width of the interval of the difference."""
 
 
 @dataclass(frozen=True)
 class GateContext:
-    """Where models are measured, by which photos, and by what."""
+    """Config, store and photos by which both models are evaluated."""
 
     candidate: Config
-    """Its plan, base and class are everyone's measure, whatever they were trained on."""
+    """Its plan, base and class apply to both models."""
     store: Store
     instance: ImageSet
     progress: Progress | None
 
     def measure(
-        self, who: ScoredModel, seed_set: SeedSet = "confirm", round: int = 1
+        self, model: ScoredModel, seed_set: SeedSet = "confirm", round: int = 1
     ) -> MeasuredModel:
-        where = "with other seeds" if seed_set == "dev" else f"round {round}"
-        told = _labelled(self.progress, f"{who.name}, {where}")
+        seeds = "with other seeds" if seed_set == "dev" else f"round {round}"
         scores, _ = evaluate(
-            who.config,
+            model.config,
             self.store,
             self.instance,
-            who.weights,
-            told,
-            by=self.candidate,
+            model.weights,
+            labelled(self.progress, f"{model.name}, {seeds}"),
+            plan_config=self.candidate,
             seed_set=seed_set,
             round=round,
         )
@@ -76,10 +75,10 @@ class GateContext:
     def measured(self, scores: Scores) -> MeasuredModel:
         return MeasuredModel(scores, rows_of(self.store, scores))
 
-    def identity(self, who: ScoredModel) -> list[str]:
-        """What decides a contender's images, beside the plan."""
-        drawn, subject = drawn_like(who.config, self.candidate), who.config.subject
-        return [images_prefix(drawn, who.weights), subject.identifier, subject.class_noun]
+    def identity(self, model: ScoredModel) -> list[str]:
+        """What decides a model's images, apart from the plan."""
+        sampled, subject = with_sampling_of(model.config, self.candidate), model.config.subject
+        return [images_prefix(sampled, model.weights), subject.identifier, subject.class_noun]
 
 
 def judge(
@@ -91,23 +90,23 @@ def judge(
     champion: ScoredModel | None,
     progress: Progress | None = None,
 ) -> tuple[Verdict, bool]:
-    """What the gate says of `weights`, measured as `scores`, and whether it had said so before.
+    """Verdict on `weights` with their `scores`, and whether it was stored already.
 
-    A round that leaves it open is followed by one with twice the seeds for both models, up to
-    `gate.rounds`; the images of the rounds before are found again. Raises what `evaluate` raises.
+    An inconclusive round is followed by one with twice the seeds for both models, up to
+    `gate.rounds`, reusing the images of earlier rounds. Raises what `evaluate` raises.
     """
     candidate = ScoredModel(name="candidate", config=config, weights=weights)
-    court = GateContext(config, store, instance, progress)
+    context = GateContext(config, store, instance, progress)
     inputs = {
         "rules": config.gate.model_dump(exclude={"auto_promote"}),
         "scores": scores.digest,
         "base": images_prefix(config, None),
-        "candidate": court.identity(candidate),
-        "champion": champion and [champion.name, *court.identity(champion)],
+        "candidate": context.identity(candidate),
+        "champion": champion and [champion.name, *context.identity(champion)],
     }
 
     def make(key: str) -> Verdict:
-        case, decision = _decided(court, candidate, scores, champion)
+        case, decision = _decided(context, candidate, scores, champion)
         telemetry.send("dreambooth_gate_decisions_total", 1, outcome=decision.outcome)
         verdict = Verdict(
             uri=_uri(store, key),
@@ -122,16 +121,13 @@ def judge(
             candidate=case.candidate.scores,
             champion=case.champion and case.champion.scores,
         )
-        return _stamped(verdict)
+        return _with_digest(verdict)
 
     return cached_stage(store, "verdicts", inputs, Verdict, make)
 
 
 def override(store: Store, verdict: Verdict, person: str, reason: str) -> Verdict:
-    """The verdict as a named person, who answers for it, overrules it: it promotes.
-
-    Raises `ConfigError` as `overridden` does.
-    """
+    """The stored verdict after a named person's decision to promote; raises as `overridden` does."""
     inputs = {"verdict": verdict.digest, "person": person, "reason": reason}
 
     def make(key: str) -> Verdict:
@@ -141,35 +137,35 @@ def override(store: Store, verdict: Verdict, person: str, reason: str) -> Verdic
 
 
 def overruled(verdict: Verdict, person: str, reason: str) -> Verdict:
-    """What `override` stores, before it has a place of its own."""
+    """The verdict that `override` stores, without its URI."""
     decision = overridden(verdict, person, reason)
-    told = {name: getattr(decision, name) for name in ("outcome", "sentence", "reasons")}
-    return _stamped(verdict.model_copy(update=told))
+    changes = {name: getattr(decision, name) for name in ("outcome", "sentence", "reasons")}
+    return _with_digest(verdict.model_copy(update=changes))
 
 
-def noise_of(court: GateContext, champion: ScoredModel) -> SeedNoise:
-    """The champion against itself on two seed sets that have nothing in common; measured once.
+def noise_of(context: GateContext, champion: ScoredModel) -> SeedNoise:
+    """The champion's difference from itself on two disjoint seed sets; cached.
 
-    Its images are paired by their place in the plan, which pairs nothing but prompts.
+    Images are paired by their index within the prompt.
     """
-    one = court.measure(champion)
-    level = 1 - 2 * court.candidate.gate.alpha
+    one = context.measure(champion)
+    level = 1 - 2 * context.candidate.gate.alpha
 
     def make(key: str) -> SeedNoise:
-        other = court.measure(champion, "dev")
+        other = context.measure(champion, "dev")
         return SeedNoise(level=level, half_widths=half_widths(one.rows, other.rows, level))
 
-    inputs = {"scores": one.scores.digest, "champion": court.identity(champion), "level": level}
-    return cached_stage(court.store, "noise", inputs, SeedNoise, make)[0]
+    inputs = {"scores": one.scores.digest, "champion": context.identity(champion), "level": level}
+    return cached_stage(context.store, "noise", inputs, SeedNoise, make)[0]
 
 
 def half_widths(
     one: Iterable[ImageScores], other: Iterable[ImageScores], level: float
 ) -> dict[str, float]:
     """Metric -> half the width of the interval of the difference between two seed sets of a model."""
-    here, there = _by_place(one), _by_place(other)
-    names = sorted(shared_metrics(here, there))
-    found = (compare(name, here, there, level) for name in names)
+    first, second = _numbered(one), _numbered(other)
+    names = sorted(shared_metrics(first, second))
+    found = (compare(name, first, second, level) for name in names)
     return {
         each.metric: (each.high - each.low) / 2
         for each in found
@@ -178,46 +174,40 @@ def half_widths(
 
 
 def _decided(
-    court: GateContext, candidate: ScoredModel, scores: Scores, rival: ScoredModel | None
+    context: GateContext, candidate: ScoredModel, scores: Scores, champion: ScoredModel | None
 ) -> tuple[GateCase, GateDecision]:
-    """The last round's case, and what was decided on it."""
+    """Case and decision of the last round."""
     rules = candidate.config.gate
     directions = {name: metric.higher_is_better for name, metric in catalogue().items()}
-    ours = court.measured(scores)
-    theirs = court.measure(rival) if rival else None
-    noise = noise_of(court, rival).half_widths if rival else {}
-    case = GateCase(ours, theirs, rival.name if rival else "base", noise=noise)
+    ours = context.measured(scores)
+    theirs = context.measure(champion) if champion else None
+    noise = noise_of(context, champion).half_widths if champion else {}
+    case = GateCase(ours, theirs, champion.name if champion else "base", noise=noise)
     decision = decide(case, rules, directions)
     while decision.outcome == "inconclusive":
         number = case.round + 1
-        ours = court.measure(candidate, round=number)
-        theirs = court.measure(rival, round=number) if rival else None
+        ours = context.measure(candidate, round=number)
+        theirs = context.measure(champion, round=number) if champion else None
         case = GateCase(ours, theirs, case.against, number, noise)
         decision = decide(case, rules, directions)
     return case, decision
 
 
-def _by_place(rows: Iterable[ImageScores]) -> tuple[ImageScores, ...]:
-    """With the number of the image within its prompt for a seed."""
-    seen: Counter[tuple[str, str]] = Counter()
+def _numbered(rows: Iterable[ImageScores]) -> tuple[ImageScores, ...]:
+    """The rows with the image's index within its prompt as seed."""
+    counts: Counter[tuple[str, str]] = Counter()
     found = []
     for row in rows:
-        found.append(row.model_copy(update={"seed": seen[row.kind, row.prompt]}))
-        seen[row.kind, row.prompt] += 1
+        found.append(row.model_copy(update={"seed": counts[row.kind, row.prompt]}))
+        counts[row.kind, row.prompt] += 1
     return tuple(found)
 
 
-def _labelled(progress: Progress | None, label: str) -> Progress | None:
-    if progress is None:
-        return None
-    return lambda done, total, what: progress(done, total, f"{label}: {what}")
-
-
-def _stamped(verdict: Verdict) -> Verdict:
-    """With its digest: what was decided and on which scores, wherever they are stored."""
-    said = verdict.model_dump(mode="json", exclude={"uri", "digest", "candidate", "champion"})
+def _with_digest(verdict: Verdict) -> Verdict:
+    """The digest covers the decision and both scores, and not where they are stored."""
+    decided = verdict.model_dump(mode="json", exclude={"uri", "digest", "candidate", "champion"})
     scores = [verdict.candidate.digest, verdict.champion and verdict.champion.digest]
-    return verdict.model_copy(update={"digest": digest_json([said, *scores])})
+    return verdict.model_copy(update={"digest": digest_json([decided, *scores])})
 
 
 def _uri(store: Store, key: str) -> str:

@@ -1,9 +1,9 @@
-"""The decision: whether a candidate goes into service, by a table of reasons; a pure function.
+"""Gate decision: whether a candidate replaces the champion; a pure function of scores and rules.
 
-The order is integrity, limits that hold for every model, guards in which it may not be worse than
-the champion, and the primary metric in which it must be better. A rule is passed or failed when a
-whole confidence interval lies on one side of its bound, and open otherwise; one failed rule keeps
-the champion, an open one asks for more seeds while there are rounds left.
+Rules, in order: integrity; absolute limits; non-inferiority margins against the champion;
+superiority in the primary metric. A rule is passed or failed when the whole confidence interval is
+on one side of its bound, and open otherwise. One failed rule keeps the champion; an open rule
+requires more seeds while rounds are left.
 """
 
 from collections.abc import Iterable, Iterator, Mapping
@@ -15,11 +15,11 @@ from dreambooth_core.errors import ConfigError
 from dreambooth_core.evaluation.integrity import (
     GateCase,
     coverage,
+    integrity_failures,
+    integrity_passed,
     metrics_of,
-    primary,
-    rival,
-    sound,
-    unsound,
+    primary_metric,
+    reference_rows,
 )
 from dreambooth_core.metrics import range_of
 from dreambooth_core.metrics.statistics import compare, estimate, shared_metrics
@@ -32,7 +32,7 @@ Directions = Mapping[str, bool]
 
 @dataclass(frozen=True)
 class GateDecision:
-    """What a verdict says, before it is stored."""
+    """Outcome, reasons and comparisons of a verdict."""
 
     outcome: Outcome
     sentence: str
@@ -41,17 +41,17 @@ class GateDecision:
 
 
 def decide(case: GateCase, rules: Gate, directions: Directions) -> GateDecision:
-    """Promote, keep the champion, or ask for more seeds; why, and by which comparisons."""
-    broken = tuple(unsound(case, rules))
-    if broken:
-        return GateDecision("keep", f"Not promoted: {broken[0].sentence}.", broken, ())
+    """Promote, keep the champion, or require more seeds, with reasons and comparisons."""
+    failures = tuple(integrity_failures(case, rules))
+    if failures:
+        return GateDecision("keep", f"Not promoted: {failures[0].sentence}.", failures, ())
     level = level_of(rules, case.round)
     comparisons = tuple(_comparisons(case, level, directions))
     reasons = (
-        sound(case, rules),
+        integrity_passed(case, rules),
         *_limits(case, rules, level, directions),
         *(_guards(case, rules, comparisons) if case.champion else ()),
-        *_losses(case, rules),
+        *_coverage_losses(case, rules),
         _superiority(case, rules, comparisons),
     )
     outcome = _outcome(reasons, last=case.round >= rules.rounds)
@@ -59,12 +59,12 @@ def decide(case: GateCase, rules: Gate, directions: Directions) -> GateDecision:
 
 
 def level_of(rules: Gate, round: int) -> float:
-    """Level of the two-sided intervals of a round, from 1.
+    """Level of the two-sided intervals of a round, counted from 1.
 
-    A round spends that share of `alpha` which its new images are of all images, at each end: the
+    Each round spends the share of `alpha` that its new images are of all images, at each end: the
     linear spending function of Lan & DeMets (1983, "Discrete Sequential Boundaries for Clinical
-    Trials"), its parts added up as if the rounds were strangers. They are not, so the error of all
-    rounds together is below `alpha`, whatever the prompts and seeds have in common.
+    Trials"), summed over rounds (Bonferroni). The rounds are correlated, so the total error is below
+    `alpha`.
     """
     images = [0, *(2.0**number for number in range(rules.rounds))]
     new = images[round] - images[round - 1]
@@ -72,25 +72,24 @@ def level_of(rules: Gate, round: int) -> float:
 
 
 def overridden(verdict: Verdict, person: str, reason: str) -> GateDecision:
-    """The verdict with the word of a named person, who answers for it; it promotes.
+    """A promotion by a named person, with the verdict's reasons and one more.
 
-    Raises `ConfigError` for a blank name or reason, and for a verdict that failed in its integrity:
-    nothing is known of such a candidate.
+    Raises `ConfigError` for a blank name or reason, and for a verdict with failed integrity.
     """
     if not person.strip() or not reason.strip():
-        raise ConfigError("who overrides the gate gives a name and a reason")
+        raise ConfigError("an override of the gate needs a name and a reason")
     if any(each.rule == "integrity" and each.outcome == "failed" for each in verdict.reasons):
         raise ConfigError(
-            f"the gate cannot be overridden for a candidate that nothing is known of: {verdict.sentence}"
+            f"the gate cannot be overridden for a candidate without valid scores: {verdict.sentence}"
         )
-    sentence = f"{person.strip()} promotes it: {reason.strip()}"
-    word = Reason(rule="override", metric="all", outcome="passed", sentence=sentence)
-    told = f"{sentence.rstrip('.')}; the gate had said: {verdict.sentence}"
-    return GateDecision("promote", told, (*verdict.reasons, word), verdict.comparisons)
+    promotion = f"{person.strip()} promotes it: {reason.strip()}"
+    override = Reason(rule="override", metric="all", outcome="passed", sentence=promotion)
+    sentence = f"{promotion.rstrip('.')}; the gate's decision was: {verdict.sentence}"
+    return GateDecision("promote", sentence, (*verdict.reasons, override), verdict.comparisons)
 
 
 def _comparisons(case: GateCase, level: float, directions: Directions) -> Iterator[Comparison]:
-    ours, theirs = case.candidate.rows, rival(case)
+    ours, theirs = case.candidate.rows, reference_rows(case)
     for metric in sorted(shared_metrics(ours, theirs) & directions.keys()):
         yield compare(metric, ours, theirs, level, directions[metric])
 
@@ -106,7 +105,7 @@ def _limits(case: GateCase, rules: Gate, level: float, directions: Directions) -
         side = "at least" if up else "at most"
         sentence = (
             f"{_words(metric)} is {found.value:.3f}{_ends(found.low, found.high)}, "
-            f"where {side} {limit:.3f} is asked{_unseen(metric, rows, found, level)}"
+            f"where {side} {limit:.3f} is required{_rare(metric, rows, found, level)}"
         )
         yield Reason(rule="absolute", metric=metric, outcome=outcome, sentence=sentence)
 
@@ -121,31 +120,33 @@ def _guards(case: GateCase, rules: Gate, comparisons: Iterable[Comparison]) -> I
         outcome = _against(allowed, found.low, found.high, found.higher_is_better)
         sentence = f"{_difference(found, case.against)}, where {allowed:+.3f} is allowed"
         if noise > margin:
-            sentence += ", since the champion differs from itself by as much"
+            sentence += ", the champion's own variation between seeds"
         yield Reason(rule="non-inferiority", metric=metric, outcome=outcome, sentence=sentence)
 
 
-def _losses(case: GateCase, rules: Gate) -> Iterator[Reason]:
-    """Whether the primary could be measured as often as of the rival; nothing when it always could."""
-    metric = primary(case, rules)
-    assert metric is not None  # or it were unsound
-    ours, theirs = case.candidate.rows, rival(case)
-    (found, asked), (of_rival, _) = (
+def _coverage_losses(case: GateCase, rules: Gate) -> Iterator[Reason]:
+    """Coverage of the primary metric against the reference's; no reason at full coverage."""
+    metric = primary_metric(case, rules)
+    assert metric is not None  # `integrity_failures` has excluded it
+    ours, theirs = case.candidate.rows, reference_rows(case)
+    (found, expected), (of_reference, _) = (
         coverage(metric, *both) for both in ((ours, theirs), (theirs, ours))
     )
-    if found == asked:
+    if found == expected:
         return
+    lost = of_reference - found
     yield Reason(
         rule="non-inferiority",
         metric=metric,
-        outcome="passed" if of_rival - found <= rules.max_coverage_loss * asked else "open",
-        sentence=f"{_words(metric)} is known of {found} of {asked} images, and of {of_rival} of "
-        f"{_name(case.against)}'s, where {rules.max_coverage_loss:.0%} fewer of all are allowed",
+        outcome="passed" if lost <= rules.max_coverage_loss * expected else "open",
+        sentence=f"{_words(metric)} is known for {found} of {expected} images, and for "
+        f"{of_reference} of {_name(case.against)}'s, where a loss of "
+        f"{rules.max_coverage_loss:.0%} is allowed",
     )
 
 
 def _superiority(case: GateCase, rules: Gate, comparisons: Iterable[Comparison]) -> Reason:
-    metric = primary(case, rules)
+    metric = primary_metric(case, rules)
     found = next(each for each in comparisons if each.metric == metric)
     outcome = _against(0.0, found.low, found.high, found.higher_is_better)
     sentence = _difference(found, case.against)
@@ -155,7 +156,7 @@ def _superiority(case: GateCase, rules: Gate, comparisons: Iterable[Comparison])
 def _against(
     bound: float, low: float | None, high: float | None, higher_is_better: bool
 ) -> Literal["passed", "failed", "open"]:
-    """On which side of the bound an interval lies; on it is on the wrong side."""
+    """Side of `bound` on which the interval is; a bound within or at the end counts against it."""
     if low is None or high is None:
         return "open"
     worst, best = (low - bound, high - bound) if higher_is_better else (bound - high, bound - low)
@@ -172,31 +173,31 @@ def _outcome(reasons: Iterable[Reason], last: bool) -> Outcome:
 
 
 def _sentence(outcome: Outcome, reasons: tuple[Reason, ...]) -> str:
-    """The decision with the numbers that decided it."""
+    """The decision with the numbers of the deciding rule."""
     if outcome == "promote":
         guarded = any(reason.rule == "non-inferiority" for reason in reasons)
-        passed = "every guard is passed" if guarded else "every limit is kept"
+        passed = "every guard is passed" if guarded else "every limit is met"
         return f"Promoted: {reasons[-1].sentence}, and {passed}."
     failed = [reason for reason in reasons if reason.outcome == "failed"]
     if failed:
         return f"Not promoted: {failed[0].sentence}."
     first = next(reason for reason in reasons if reason.outcome == "open")
     if outcome == "keep":
-        return f"Not promoted, as all seeds left it uncertain: {first.sentence}."
-    return f"Not certain yet: {first.sentence}."
+        return f"Not promoted, inconclusive after the last round: {first.sentence}."
+    return f"Inconclusive: {first.sentence}."
 
 
-def _unseen(metric: str, rows: Iterable[ImageScores], found: Estimate, level: float) -> str:
-    """What share can be in no image or in all of them by chance, where that is what was found.
+def _rare(metric: str, rows: Iterable[ImageScores], found: Estimate, level: float) -> str:
+    """For a share of 0 or 1: the exact bound of the true share (Clopper & Pearson 1934).
 
-    Such values have no spread, and so an interval without width, which is all that is decided by; this
-    is the exact bound (Clopper & Pearson 1934), of images taken for strangers.
+    Such values have no spread and hence an interval of zero width, by which the rule is decided.
+    The bound takes images as independent.
     """
     if range_of(metric) != (0, 1) or found.low != found.high or found.value not in (0, 1):
         return ""
     images = sum(metric in row.scores for row in rows)
-    hidden = 1 - ((1 - level) / 2) ** (1 / images)
-    return f"; {images} images cannot tell it from {abs(found.value - hidden):.3f}"
+    bound = 1 - ((1 - level) / 2) ** (1 / images)
+    return f"; {images} images cannot distinguish it from {abs(found.value - bound):.3f}"
 
 
 def _difference(found: Comparison, against: str) -> str:

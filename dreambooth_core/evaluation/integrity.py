@@ -1,4 +1,4 @@
-"""Whether measurements are something to decide by: one plan, every image there, all numbers finite."""
+"""Integrity rules of the gate: one plan, every image scored, all numbers finite, enough coverage."""
 
 import math
 from collections import Counter
@@ -6,61 +6,58 @@ from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 
 from dreambooth_core.config import Gate
-from dreambooth_core.metrics.statistics import of_base, place, shared_metrics
+from dreambooth_core.metrics.statistics import image_key, of_base, shared_metrics
 from dreambooth_core.storage.records import ImageScores, Reason, Scores
 
 
 @dataclass(frozen=True)
 class MeasuredModel:
-    """A model as the evaluation found it."""
+    """A model's scores with their rows."""
 
     scores: Scores
     rows: tuple[ImageScores, ...]
-    """Of the scores' table."""
+    """Rows of the scores' table."""
 
 
 @dataclass(frozen=True)
 class GateCase:
-    """What is decided on."""
+    """Input of a decision."""
 
     candidate: MeasuredModel
     champion: MeasuredModel | None = None
-    """None for a first model, whose rival is the base in its own rows."""
+    """None for a first model, which is compared with the base scores in its own rows."""
     against: str = "base"
     """The champion as NAME/version."""
     round: int = 1
     noise: Mapping[str, float] = field(default_factory=dict)
-    """Metric -> half the width of the interval of the champion's difference from itself, drawn with
-    other seeds."""
+    """Metric -> half the width of the interval of the champion's difference from itself, sampled
+    with other seeds."""
 
 
-def unsound(case: GateCase, rules: Gate) -> Iterator[Reason]:
-    """Why they are nothing to decide by; nothing when they are."""
+def integrity_failures(case: GateCase, rules: Gate) -> Iterator[Reason]:
+    """One failed reason per violated integrity rule."""
     scores, rows = case.candidate.scores, case.candidate.rows
     seeds = Counter((row.kind, row.prompt) for row in rows if row.kind != "class")
     expected = scores.samples.count + scores.class_samples.count
-    wrong = [
+    checks = [
         (
             scores.seed_set != "confirm",
-            "the candidate was measured with the seeds by which it may have been chosen (dev)",
+            "the candidate was measured with the seeds that may have selected it (dev)",
         ),
         (
-            len(rows) != expected or len(set(map(place, rows))) != expected,
+            len(rows) != expected or len(set(map(image_key, rows))) != expected,
             f"{len(rows)} images were scored where the plan has {expected}",
         ),
-        (
-            len(set(seeds.values())) > 1,
-            "not every prompt has the same number of images",
-        ),
+        (len(set(seeds.values())) > 1, "prompts have different numbers of images"),
         (
             len(seeds) < 2,
-            "of a single prompt nothing can be said with certainty: give evaluation.prompts more",
+            "a single prompt allows no confidence interval: add prompts to evaluation.prompts",
         ),
         (not _finite(rows), "a score of the candidate is not a finite number"),
-        *_unlike(case),
+        *_champion_checks(case),
     ]
-    yield from (_failed("all", sentence) for bad, sentence in wrong if bad)
-    first = primary(case, rules)
+    yield from (_failed("all", sentence) for bad, sentence in checks if bad)
+    first = primary_metric(case, rules)
     if first is None:
         yield _failed("all", f"none of {', '.join(rules.primary)} was measured")
         return
@@ -68,24 +65,24 @@ def unsound(case: GateCase, rules: Gate) -> Iterator[Reason]:
         name for name, bound in {**rules.limits, **rules.margins}.items() if bound is not None
     )
     for metric in dict.fromkeys((first, *guarded)):
-        found, asked = coverage(metric, rows)
-        if found < rules.min_coverage * asked:
+        found, expected = coverage(metric, rows)
+        if found < rules.min_coverage * expected:
             yield _failed(
                 metric,
-                f"{metric} has something to say of {found} of {asked} images only, where "
-                f"gate.min_coverage asks for {rules.min_coverage:.0%}",
+                f"{metric} has a value for {found} of {expected} images only, where "
+                f"gate.min_coverage requires {rules.min_coverage:.0%}",
             )
 
 
-def _unlike(case: GateCase) -> Iterator[tuple[bool, str]]:
-    """In what the champion's measurement is not the candidate's."""
+def _champion_checks(case: GateCase) -> Iterator[tuple[bool, str]]:
+    """(violated, sentence) of the rules on the champion's scores."""
     if case.champion is None:
         return
     ours, theirs = case.candidate, case.champion
-    same = set(map(place, ours.rows)) == set(map(place, theirs.rows))
+    same = set(map(image_key, ours.rows)) == set(map(image_key, theirs.rows))
     yield (
         ours.scores.plan != theirs.scores.plan or not same,
-        f"{case.against} was measured by another plan, with which nothing can be compared",
+        f"{case.against} was measured by another plan and cannot be compared",
     )
     yield not _finite(theirs.rows), f"a score of {case.against} is not a finite number"
 
@@ -93,43 +90,46 @@ def _unlike(case: GateCase) -> Iterator[tuple[bool, str]]:
 def coverage(
     metric: str, rows: Sequence[ImageScores], others: Sequence[ImageScores] = ()
 ) -> tuple[int, int]:
-    """How many images have the metric, and how many should.
+    """Number of images with the metric, and of images expected to have it.
 
-    It is asked of all images of each prompt of which it says anything, be it of the base or of others.
+    Expected are all images of each prompt with a value for any image, of the base and of `others`
+    included.
     """
     prompts = {
         (row.kind, row.prompt)
         for row in (*rows, *others)
         if metric in row.scores or metric in row.base_scores
     }
-    asked = [row for row in rows if (row.kind, row.prompt) in prompts]
-    return sum(metric in row.scores for row in asked), len(asked)
+    expected = [row for row in rows if (row.kind, row.prompt) in prompts]
+    return sum(metric in row.scores for row in expected), len(expected)
 
 
-def sound(case: GateCase, rules: Gate) -> Reason:
-    """That they are something to decide by, and of which rules they say nothing."""
+def integrity_passed(case: GateCase, rules: Gate) -> Reason:
+    """The passed integrity rule; names the guarded metrics that were not measured."""
     rows = case.candidate.rows
-    asked = {name for name, bound in {**rules.limits, **rules.margins}.items() if bound is not None}
-    missing = sorted(asked - metrics_of(rows))
+    guarded = {
+        name for name, bound in {**rules.limits, **rules.margins}.items() if bound is not None
+    }
+    missing = sorted(guarded - metrics_of(rows))
     sentence = f"all {len(rows)} images were measured by one plan"
     if missing:
-        sentence += f"; nothing is asked of {', '.join(missing)}, which nobody measured"
+        sentence += f"; {', '.join(missing)} not measured and therefore not checked"
     return Reason(rule="integrity", metric="all", outcome="passed", sentence=sentence)
 
 
-def rival(case: GateCase) -> tuple[ImageScores, ...]:
+def reference_rows(case: GateCase) -> tuple[ImageScores, ...]:
     """The rows to compare with: the champion's, or the base's."""
     return case.champion.rows if case.champion else of_base(case.candidate.rows)
 
 
-def primary(case: GateCase, rules: Gate) -> str | None:
-    """The metric in which the candidate must be better: the first that both have."""
-    both = shared_metrics(case.candidate.rows, rival(case))
+def primary_metric(case: GateCase, rules: Gate) -> str | None:
+    """The metric in which the candidate must be better: the first that both models have."""
+    both = shared_metrics(case.candidate.rows, reference_rows(case))
     return next((name for name in rules.primary if name in both), None)
 
 
 def metrics_of(rows: Iterable[ImageScores]) -> set[str]:
-    """Those that at least one image has."""
+    """Metrics of at least one image."""
     return {name for row in rows for name in row.scores}
 
 

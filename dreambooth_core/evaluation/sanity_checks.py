@@ -1,66 +1,78 @@
-"""Does the measuring itself make sense? What must come out in a known order, and did not."""
+"""Sanity checks of an evaluation: order of similarity to the photos, and detector coverage."""
 
 from collections.abc import Mapping
 from itertools import pairwise
 
 import numpy as np
 
-from dreambooth_core.metrics import Evidence, ImageEmbeddings, Sight, Values, among, mean_cosines
+from dreambooth_core.metrics import (
+    EmbeddingKey,
+    Evidence,
+    ImageEmbeddings,
+    Values,
+    among,
+    mean_cosines,
+)
 
-FOUND = 0.9
-"""Share of the pictures in which a finder is to find the subject."""
+MIN_FOUND = 0.9
+"""Share of images in which the detector must find the subject."""
 BASE = "the base's class images"
-Rung = tuple[str, float]
-"""Some pictures, and their mean cosine with the photos."""
+Similarity = tuple[str, float]
+"""A phrase for a set of images, and their mean cosine with the photos."""
 
 
 def sanity_check(
-    evidence: Evidence, others: Mapping[str, ImageEmbeddings], kin: Mapping[str, ImageEmbeddings]
+    evidence: Evidence,
+    other_classes: Mapping[str, ImageEmbeddings],
+    same_class: Mapping[str, ImageEmbeddings],
 ) -> tuple[str, ...]:
-    """Sentences about what cannot be right with encoder, finder, class noun or photos; maybe none.
+    """Warnings about encoder, detector, class noun or photos; empty when every check passes.
 
-    By the identity encoder, on crops where there are any: the photos must be more like each other
-    than the generated images are like them, and those more than the base's class images; `others`,
-    pictures of something else by what to call them, must be less like them than all of these; `kin`,
-    photos of others of the class, less than the photos and the generated images are, for what the base
-    draws of a class may be further away. That nothing is seen in them is said as well: then nobody
-    knows.
+    By the identity encoder, on crops if available, mean similarity to the photos must fall: photos
+    among themselves > generated images > the base's class images > `other_classes`; and generated
+    images > `same_class` (photos of other subjects of the class, which may be more similar than the
+    base's class images). Keys of both mappings are phrases for the warnings. Image sets without an
+    embedding are named as unchecked.
     """
-    crop: Sight = ("identity", "crop")
-    cropped = all(crop in seen.rows for seen in (evidence.photos, evidence.generated))
-    sight: Sight = crop if cropped else ("identity", "whole")
-    photos = evidence.photos.by(sight)
-    ladder = _ladder(evidence, sight)
-    subject = [rung for rung in ladder if rung[0] != BASE]
-    pairs, unseen = list(pairwise(ladder)), set[str]()
-    for pictures, above in ((others, ladder), (kin, subject)):
-        known = _known(
-            {name: mean_cosines(each.by(sight), photos) for name, each in pictures.items()}
-        )
-        lowest = min(above, key=lambda rung: rung[1], default=None)
+    crop: EmbeddingKey = ("identity", "crop")
+    cropped = all(crop in images.rows for images in (evidence.photos, evidence.generated))
+    key: EmbeddingKey = crop if cropped else ("identity", "whole")
+    photos = evidence.photos.get(key)
+    descending = _descending(evidence, key)
+    of_subject = [one for one in descending if one[0] != BASE]
+    pairs, unchecked = list(pairwise(descending)), set[str]()
+    for sets, above in ((other_classes, descending), (same_class, of_subject)):
+        known = _known({name: mean_cosines(each.get(key), photos) for name, each in sets.items()})
+        lowest = min(above, key=lambda one: one[1], default=None)
         if lowest is not None:
             pairs += [(lowest, one) for one in known]
-            unseen |= pictures.keys() - {name for name, _ in known}
-    wrong = [_sentence(upper, lower) for upper, lower in pairs if upper[1] <= lower[1]]
-    return (*_unfound(evidence), *map(_unchecked, sorted(unseen)), *wrong)
+            unchecked |= sets.keys() - {name for name, _ in known}
+    return (
+        *_low_detection(evidence),
+        *(
+            f"the detector found no subject in {name}: their similarity to the photos is unchecked"
+            for name in sorted(unchecked)
+        ),
+        *(_out_of_order(upper, lower) for upper, lower in pairs if upper[1] <= lower[1]),
+    )
 
 
-def _ladder(evidence: Evidence, sight: Sight) -> list[Rung]:
-    """What must fall from each to the next."""
-    photos = evidence.photos.by(sight)
-    generated = mean_cosines(evidence.generated.by(sight), photos)
+def _descending(evidence: Evidence, key: EmbeddingKey) -> list[Similarity]:
+    """Similarities that must fall from each to the next."""
+    photos = evidence.photos.get(key)
+    generated = mean_cosines(evidence.generated.get(key), photos)
     if generated is not None:
         generated = generated[[kind != "property" for kind in evidence.kinds]]
     return _known(
         {
             "the photos among themselves": None if photos is None else among(photos),
             "the generated images": generated,
-            BASE: mean_cosines(evidence.base_classes.by(sight), photos),
+            BASE: mean_cosines(evidence.base_classes.get(key), photos),
         }
     )
 
 
-def _known(values: Mapping[str, Values | None]) -> list[Rung]:
+def _known(values: Mapping[str, Values | None]) -> list[Similarity]:
     return [
         (name, float(np.nanmean(found)))
         for name, found in values.items()
@@ -68,31 +80,27 @@ def _known(values: Mapping[str, Values | None]) -> list[Rung]:
     ]
 
 
-def _sentence(upper: Rung, lower: Rung) -> str:
+def _out_of_order(upper: Similarity, lower: Similarity) -> str:
     return (
         f"{lower[0]} are as close to the photos ({lower[1]:.3f}) as {upper[0]} ({upper[1]:.3f}): "
-        "look at the encoder, the finder, the class noun and the photos before you trust the scores"
+        "check the encoder, the detector, the class noun and the photos before trusting the scores"
     )
 
 
-def _unchecked(name: str) -> str:
-    return f"nothing is seen in {name}: nobody knows whether they are less like the photos, as they must be"
-
-
-def _unfound(evidence: Evidence) -> list[str]:
-    """Where a finder has missed too many."""
+def _low_detection(evidence: Evidence) -> list[str]:
+    """Image sets in which the detector found the subject in less than `MIN_FOUND`."""
     sets = {
         "photos": evidence.photos,
         "generated images": evidence.generated,
         "base's images": evidence.base,
     }
     shares = {
-        name: sum(spot is not None for spot in seen.spots) / len(seen.spots)
-        for name, seen in sets.items()
-        if seen.spots
+        name: sum(region is not None for region in images.regions) / len(images.regions)
+        for name, images in sets.items()
+        if images.regions
     }
     return [
-        f"the finder sees the subject in {share:.0%} of the {name}: scores on crops leave the others out"
+        f"the detector found the subject in {share:.0%} of the {name}: scores on crops omit the rest"
         for name, share in shares.items()
-        if share < FOUND
+        if share < MIN_FOUND
     ]

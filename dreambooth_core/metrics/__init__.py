@@ -1,25 +1,25 @@
-"""Metrics: one file each, found by its name; all measure the same evidence, image by image.
+"""Metrics: evidence, the catalogue, and shared computations on embeddings.
 
-A new metric is one new file here with
+`measures/` has one metric per file, found by the file's name. A new metric is one new file with
 
     TITLE: str                       # two or three words for tables and axes
-    ABOUT: str                       # one line for people: what it says, and its range
+    ABOUT: str                       # one line: what is measured, and its range
     RANGE: tuple[float, float]       # least and greatest value of an image, and so of any mean
     HIGHER_IS_BETTER: bool
-    OF: "prompts" | "class"          # which images it measures: the prompts' or the class prompt's
-    OF_PHOTOS: bool                  # can each photo be measured against the others?
-    SKIPS: frozenset[Kind]           # kinds of prompts whose images it has nothing to say about
-    SEES: Sight | None               # the embeddings that it looks at; None: pixels, or own models
+    OF: "prompts" | "class"          # measured images: the prompts' or the class prompt's
+    OF_PHOTOS: bool                  # whether each photo can be measured against the others
+    SKIPS: frozenset[Kind]           # kinds of prompts whose images have no value
+    EMBEDDING: EmbeddingKey | None   # the embeddings it needs; None: pixels or a model of its own
 
     def measure(evidence: Evidence) -> Values | None
 
-and, where it brings a model of its own,
+and, for a metric with a model of its own,
 
-    def model(config: Config) -> str | None   # short name of that model's content; None: not there
-    ASKS: bool                       # may it leave an answer out that another day would bring?
+    def model(config: Config) -> str | None   # short digest of that model; None: not configured
+    REMOTE: bool                     # whether the model is served, so that requests may fail
 
-`Values` has one number per image of `OF`, in their order, nan where there is nothing to say of an
-image; None means that the evidence lacks what the metric needs. Nothing is averaged here.
+`Values` has one number per image of `OF`, in the images' order, nan for an image without a value;
+None means that the evidence lacks an input of the metric. Nothing is averaged here.
 """
 
 import math
@@ -42,71 +42,70 @@ if TYPE_CHECKING:
     from dreambooth_core.vision.detectors import Region
 
 Values = NDArray[np.float64]
-"""One number per image, nan where there is nothing to say."""
+"""One number per image, nan for an image without a value."""
 View = Literal["whole", "crop"]
-"""What of a picture is looked at: all, or the subject alone."""
-NARROWEST = 0.01
-"""Smallest difference to divide by: below it the encoder sees none."""
+"""What is embedded: the whole image, or the crop around the subject."""
+MIN_SPREAD = 0.01
+"""Least divisor of `scaled`: smaller differences of mean cosines are noise."""
 TIE = 1e-6
-"""Cosines closer than this are equal: encoders count in float32."""
+"""Cosines closer than this are equal: encoders compute in float32."""
 
-Eye = Literal["identity", "clip"]
-Sight = tuple[Eye, View]
-"""An encoder, and what it is shown."""
+EncoderName = Literal["identity", "clip"]
+EmbeddingKey = tuple[EncoderName, View]
 
 
 @dataclass(frozen=True)
 class ImageEmbeddings:
-    """What is known of some images, all in one order."""
+    """Embeddings, pixels, digests and subject regions of some images, all in one order."""
 
-    rows: Mapping[Sight, Embeddings] = field(default_factory=dict)
-    """The crops' are missing as a whole without a finder, and nan where it found no subject."""
-    pictures: Sequence["Image"] = ()
-    """RGB, decoded when asked for."""
+    rows: Mapping[EmbeddingKey, Embeddings] = field(default_factory=dict)
+    """Crops are absent without a detector; rows of nan where the subject was not found."""
+    images: Sequence["Image"] = ()
+    """RGB, decoded on access."""
     digests: tuple[str, ...] = ()
-    """SHA-256 of the pictures' files."""
-    spots: "tuple[Region | None, ...] | None" = None
-    """Where the subject is in each picture; None without a finder."""
+    """SHA-256 of the image files."""
+    regions: "tuple[Region | None, ...] | None" = None
+    """The subject's region in each image; None without a detector."""
 
-    def by(self, sight: Sight) -> Embeddings | None:
-        """(images, d), None when nobody looked in this way."""
-        return self.rows.get(sight)
+    def get(self, key: EmbeddingKey) -> Embeddings | None:
+        """(images, d); None when not computed."""
+        return self.rows.get(key)
 
 
 @dataclass(frozen=True)
 class Choice:
-    """Several texts of which a prompt's images should show one."""
+    """Alternative texts, one of which a prompt's images should show."""
 
     texts: Embeddings
     """(options, e) by CLIP's text tower."""
     right: int
-    """The one that the prompt asks for."""
+    """Index of the prompt's own text."""
 
 
 @dataclass(frozen=True)
 class Evidence:
-    """What one model made, and what it is held against."""
+    """Images of one model, and the photos, base images and texts they are measured against."""
 
     generated: ImageEmbeddings
     """Prompts x seeds, prompt by prompt."""
     photos: ImageEmbeddings
     """The subject's instance images."""
     base: ImageEmbeddings = ImageEmbeddings()
-    """What the untouched base makes of the same seeds and prompts without the identifier token."""
+    """The base model's images of the same seeds and prompts, without the identifier token."""
     classes: ImageEmbeddings = ImageEmbeddings()
     """Images of the class prompt, by this model."""
     base_classes: ImageEmbeddings = ImageEmbeddings()
-    """The same by the untouched base, same seeds."""
+    """Images of the class prompt by the base model, same seeds."""
     prompts: tuple[str, ...] = ()
     """Template of each generated image's prompt."""
     kinds: tuple[Kind, ...] = ()
-    """What each of them asks for."""
+    """Kind of each generated image's prompt."""
     texts: tuple[str, ...] = ()
-    """Each generated image's prompt as CLIP is to read it, without the identifier token."""
+    """Each generated image's prompt without the identifier token, as encoded by CLIP."""
     text_rows: Embeddings | None = None
     """(images, e) of these texts by CLIP's text tower."""
     choices: Mapping[str, tuple[Choice, ...]] = field(default_factory=dict)
-    """Prompt template -> what its images are asked."""
+    """Prompt template -> the alternatives of its phrases."""
     config: Config | None = None
     """For metrics with a model of their own, as `store`; None where only embeddings are measured."""
     store: "Store | None" = None
@@ -114,7 +113,7 @@ class Evidence:
 
 @dataclass(frozen=True)
 class Metric:
-    """A file of this package."""
+    """A metric file of `measures/`."""
 
     name: str
     title: str
@@ -124,32 +123,31 @@ class Metric:
     of: Literal["prompts", "class"]
     of_photos: bool
     skips: frozenset[Kind]
-    sees: Sight | None
+    embedding: EmbeddingKey | None
     measure: Callable[[Evidence], Values | None]
     model: Callable[[Config], str | None] | None
-    """Names the metric's own model, for those that have one."""
-    asks: bool
-    """Whether that model may leave an answer out that another day would bring."""
+    """Short digest of the metric's own model; absent for metrics without one."""
+    remote: bool
+    """Whether values may be missing after failed requests, which a later run repeats."""
 
 
 MEASURES = "dreambooth_core.metrics.measures"
-"""The package that holds one metric per file."""
 
 
 @cache
 def catalogue() -> Mapping[str, Metric]:
-    """Every metric of `measures/` by its name, sorted."""
+    """Every metric of `measures/` by name, sorted."""
     return {name: _metric(name) for name in plugins.names(MEASURES)}
 
 
 def range_of(name: str) -> tuple[float, float]:
-    """What no mean of the metric can leave; everything for one that is not here any more."""
+    """Range of the metric's values and means; unbounded for a metric that no longer exists."""
     metric = catalogue().get(name)
     return metric.range if metric else (-math.inf, math.inf)
 
 
 def measure_all(evidence: Evidence) -> dict[str, Values]:
-    """Name -> one value per image, of every metric that has anything to say.
+    """Metric name -> one value per image; metrics without any value are left out.
 
     Raises `ValueError` when a metric gives infinity or not one number per image.
     """
@@ -162,15 +160,18 @@ def measure_all(evidence: Evidence) -> dict[str, Values]:
 
 
 def measured(metric: Metric, evidence: Evidence) -> Values | None:
-    """One metric's values, nan for the kinds of prompts that it skips; None when nothing is left."""
-    answer = metric.measure(evidence)
-    if answer is None:
+    """One metric's values, nan for skipped kinds of prompts; None without any value."""
+    raw = metric.measure(evidence)
+    if raw is None:
         return None
-    values = np.array(answer, dtype=np.float64)
-    wanted = _images(metric, evidence)
-    if values.shape != (wanted,) or np.isinf(values).any():
+    values = np.array(raw, dtype=np.float64)
+    if metric.of == "prompts":
+        count = len(evidence.prompts)
+    else:
+        count = len(next(iter(evidence.classes.rows.values()), ()))
+    if values.shape != (count,) or np.isinf(values).any():
         raise ValueError(
-            f"metric {metric.name} must give a finite number or nan for each of {wanted} images"
+            f"metric {metric.name} must give a finite number or nan for each of {count} images"
         )
     if metric.of == "prompts":
         values[[kind in metric.skips for kind in evidence.kinds]] = np.nan
@@ -178,19 +179,19 @@ def measured(metric: Metric, evidence: Evidence) -> Values | None:
 
 
 def measure_photos(evidence: Evidence) -> dict[str, Values]:
-    """What the photos score among themselves: each against the others, one value per photo.
+    """Leave-one-out scores of the photos: each against the others, one value per photo.
 
-    Only metrics with `OF_PHOTOS`; empty for a single photo, which has no others.
+    Only metrics with `OF_PHOTOS`; empty for a single photo.
     """
-    photos = evidence.photos
-    count = len(next(iter(photos.rows.values()), ()))
+    count = len(next(iter(evidence.photos.rows.values()), ()))
     if count < 2:
         return {}
     held_out = [_leave_out(evidence, index) for index in range(count)]
     found = {}
     for name, metric in catalogue().items():
-        answers = [metric.measure(each) for each in held_out] if metric.of_photos else [None]
-        values = [float(answer[0]) for answer in answers if answer is not None]
+        if not metric.of_photos:
+            continue
+        values = [float(row[0]) for each in held_out if (row := metric.measure(each)) is not None]
         if len(values) == count and not np.isnan(values).all():
             found[name] = np.array(values)
     return found
@@ -199,8 +200,8 @@ def measure_photos(evidence: Evidence) -> dict[str, Values]:
 def mean_cosines(left: Embeddings | None, right: Embeddings | None) -> Values | None:
     """Mean cosine of each row of `left` with the rows of `right`, in [-1, 1].
 
-    Rows of nan on the right do not count; on the left they have no mean. None when either is, or
-    when nothing on the right counts.
+    Rows of nan on the right are ignored; on the left they give nan. None when either side is None
+    or no row on the right is finite.
     """
     if left is None or right is None:
         return None
@@ -209,37 +210,37 @@ def mean_cosines(left: Embeddings | None, right: Embeddings | None) -> Values | 
 
 
 def among(rows: Embeddings, groups: Sequence[str] | None = None) -> Values:
-    """Mean cosine of each row with the others of its group, nan for whoever is alone.
+    """Mean cosine of each row with the others of its group, nan for a group of one.
 
-    Without groups all rows are one. Rows of nan count as not there.
+    Without `groups` all rows are one group. Rows of nan are ignored.
     """
     names = np.array(groups if groups is not None else [""] * len(rows))
-    there = np.isfinite(rows).all(axis=1)
+    finite = np.isfinite(rows).all(axis=1)
     same: NDArray[np.bool_] = np.equal.outer(names, names)
-    others = same & np.logical_and.outer(there, there)
+    others = same & np.logical_and.outer(finite, finite)
     np.fill_diagonal(others, False)
     cosines = np.where(others, np.nan_to_num(rows) @ np.nan_to_num(rows).T, 0.0)
     count = others.sum(axis=1)
     return np.where(count > 0, cosines.sum(axis=1) / np.maximum(count, 1), np.nan)
 
 
-def scaled(values: Values | None, evidence: Evidence, sight: Sight) -> Values | None:
-    """Cosines with the photos, with the base's class images at 0 and the photos among themselves at 1.
+def scaled(values: Values | None, evidence: Evidence, key: EmbeddingKey) -> Values | None:
+    """Cosines with the photos, scaled: 0 at the base's class images, 1 at the photos' own mean.
 
-    None when one of these is not known; a single photo is 1 to itself.
+    None when one of these is missing; the mean of a single photo is 1.
     """
-    photos = evidence.photos.by(sight)
-    strangers = mean_cosines(evidence.base_classes.by(sight), photos)
-    if values is None or photos is None or strangers is None or np.isnan(strangers).all():
+    photos = evidence.photos.get(key)
+    of_class = mean_cosines(evidence.base_classes.get(key), photos)
+    if values is None or photos is None or of_class is None or np.isnan(of_class).all():
         return None
-    zero, others = float(np.nanmean(strangers)), among(photos)
+    zero, others = float(np.nanmean(of_class)), among(photos)
     one = 1.0 if np.isnan(others).all() else float(np.nanmean(others))
-    return np.asarray((values - zero) / max(one - zero, NARROWEST))
+    return np.asarray((values - zero) / max(one - zero, MIN_SPREAD))
 
 
-def nearest(nearness: Values) -> Values:
+def nearest(similarities: Values) -> Values:
     """1 for the highest of some numbers, 0 for the rest; k equally high ones have 1 / k each."""
-    best = np.asarray(nearness >= nearness.max() - TIE, dtype=np.float64)
+    best = np.asarray(similarities >= similarities.max() - TIE, dtype=np.float64)
     return np.asarray(best / best.sum())
 
 
@@ -254,22 +255,16 @@ def _metric(name: str) -> Metric:
         of=module.OF,
         of_photos=module.OF_PHOTOS,
         skips=module.SKIPS,
-        sees=module.SEES,
+        embedding=module.EMBEDDING,
         measure=module.measure,
         model=getattr(module, "model", None),
-        asks=getattr(module, "ASKS", False),
+        remote=getattr(module, "REMOTE", False),
     )
 
 
-def _images(metric: Metric, evidence: Evidence) -> int:
-    if metric.of == "prompts":
-        return len(evidence.prompts)
-    return len(next(iter(evidence.classes.rows.values()), ()))
-
-
 def _leave_out(evidence: Evidence, index: int) -> Evidence:
-    """Photo `index` in the place of the generated images, the others as the photos."""
+    """Photo `index` as the only generated image, the others as the photos."""
     rows = evidence.photos.rows
-    one = {sight: values[index : index + 1] for sight, values in rows.items()}
-    others = {sight: np.delete(values, index, axis=0) for sight, values in rows.items()}
+    one = {key: values[index : index + 1] for key, values in rows.items()}
+    others = {key: np.delete(values, index, axis=0) for key, values in rows.items()}
     return replace(evidence, generated=ImageEmbeddings(one), photos=ImageEmbeddings(others))

@@ -1,8 +1,4 @@
-"""Pictures as the metrics see them: through an encoder, as a whole or as a crop.
-
-What was seen is kept by picture, encoder and view: a second round, or another model beside the same
-base, looks only at what is new.
-"""
+"""Image and text embeddings of stored images, cached per image, encoder and view."""
 
 import io
 from collections.abc import Iterator, Sequence
@@ -15,7 +11,7 @@ import torch
 from PIL import Image as Pillow
 
 from dreambooth_core.config import Config
-from dreambooth_core.metrics import Eye, ImageEmbeddings, Sight, View
+from dreambooth_core.metrics import EmbeddingKey, EncoderName, ImageEmbeddings, View
 from dreambooth_core.storage.blobs import get_blob
 from dreambooth_core.storage.records import Blob, Image, ImageSet
 from dreambooth_core.storage.stores import Store
@@ -25,130 +21,133 @@ from dreambooth_core.vision.detectors import Detector, Region, load_detector
 from dreambooth_core.vision.embeddings import Embeddings
 from dreambooth_core.vision.encoders import ImageEncoder, encoder_digest
 
-NOWHERE = (0, 0, 0, 0)
-"""The box that is kept for a picture without its subject."""
+NO_BOX = (0, 0, 0, 0)
+"""The cached box of an image in which the subject was not found."""
 
 
 @dataclass(frozen=True)
 class StoredImages(Sequence[Pillow.Image]):
-    """Stored images as RGB, each decoded whenever it is asked for."""
+    """Stored images as RGB, decoded on each access."""
 
     store: Store
     images: tuple[Image, ...]
 
     @overload
-    def __getitem__(self, place: int) -> Pillow.Image: ...
+    def __getitem__(self, index: int) -> Pillow.Image: ...
 
     @overload
-    def __getitem__(self, place: slice) -> "StoredImages": ...
+    def __getitem__(self, index: slice) -> "StoredImages": ...
 
-    def __getitem__(self, place: "int | slice") -> "Pillow.Image | StoredImages":
-        if isinstance(place, slice):
-            return StoredImages(self.store, self.images[place])
-        return _opened(self.store, self.images[place].blob).convert("RGB")
+    def __getitem__(self, index: "int | slice") -> "Pillow.Image | StoredImages":
+        if isinstance(index, slice):
+            return StoredImages(self.store, self.images[index])
+        return _opened(self.store, self.images[index].blob).convert("RGB")
 
     def __len__(self) -> int:
         return len(self.images)
 
-    def mask(self, place: int) -> Pillow.Image | None:
-        """As grey, white on the subject; None for an image that came without."""
-        mask = self.images[place].mask
+    def mask(self, index: int) -> Pillow.Image | None:
+        """Grey levels, white on the subject; None for an image without a mask."""
+        mask = self.images[index].mask
         return None if mask is None else _opened(self.store, mask).convert("L")
 
 
 @dataclass(frozen=True)
 class ImageEmbedder:
-    """The encoders and the finder of an evaluation, each loaded only if something was never seen."""
+    """The encoders and the detector of an evaluation, loaded when the cache lacks an entry."""
 
     config: Config
     store: Store
 
-    def see(self, images: Sequence[Image], noun: str, sights: Sequence[Sight]) -> ImageEmbeddings:
-        """The images in the `sights` asked for; without a finder, only as wholes.
+    def embed(
+        self, images: Sequence[Image], noun: str, keys: Sequence[EmbeddingKey]
+    ) -> ImageEmbeddings:
+        """The images' embeddings for `keys`; without a detector, of whole images only.
 
-        `noun` says what the finder is to look for. Raises `ModelError` when an encoder or the finder
-        is missing.
+        `noun` is the detector's query. Raises `ModelError` when an encoder or the detector is missing.
         """
-        pictures = StoredImages(self.store, tuple(images))
-        found = None
+        stored, found = StoredImages(self.store, tuple(images)), None
         if self.config.evaluation.detector.kind is not None:
-            found = self._spots(pictures, noun)
+            found = self._regions(stored, noun)
         rows = {
-            sight: rows
-            for sight in sights
-            if (rows := self._rows(pictures, noun, found, sight)) is not None
+            key: rows for key in keys if (rows := self._rows(stored, noun, found, key)) is not None
         }
-        return ImageEmbeddings(rows, pictures, tuple(image.blob.sha256 for image in images), found)
+        return ImageEmbeddings(rows, stored, tuple(image.blob.sha256 for image in images), found)
 
-    def read(self, texts: Sequence[str]) -> Embeddings:
+    def embed_texts(self, texts: Sequence[str]) -> Embeddings:
         """(texts, e) by CLIP's text tower."""
         keys = [key_of(text=text, encoder=self._digests["clip"]) for text in texts]
 
         def compute(missing: list[int]) -> Iterator[Entry]:
-            rows = self._clip.clip_texts([texts[place] for place in missing])
+            rows = self._clip.clip_texts([texts[index] for index in missing])
             yield from ({"row": torch.from_numpy(row)} for row in rows)
 
         return _stacked(self._cache("texts").fetch(keys, compute).entries)
 
     def _rows(
         self,
-        pictures: StoredImages,
+        images: StoredImages,
         noun: str,
         found: tuple[Region | None, ...] | None,
-        sight: Sight,
+        key: EmbeddingKey,
     ) -> Embeddings | None:
-        """(images, d), nan where the subject is not found; None when that is everywhere."""
-        eye, view = sight
-        spotted = found or (None,) * len(pictures)
-        places = [n for n, spot in enumerate(spotted) if view == "whole" or spot is not None]
-        if not places:
+        """(images, d), nan where the subject is not found; None when it is found in no image."""
+        encoder, view = key
+        subjects = found or (None,) * len(images)
+        usable = [n for n, region in enumerate(subjects) if view == "whole" or region is not None]
+        if not usable:
             return None
-        keys = [self._key(pictures.images[place], noun, sight) for place in places]
+        cache_keys = [self._cache_key(images.images[n], noun, key) for n in usable]
 
         def compute(missing: list[int]) -> Iterator[Entry]:
-            shown = [_view(pictures[places[n]], spotted[places[n]], view) for n in missing]
-            yield from ({"row": torch.from_numpy(row)} for row in self._look(eye, shown))
+            views = [_view(images[usable[n]], subjects[usable[n]], view) for n in missing]
+            if encoder == "clip":
+                computed = self._clip.clip_images(views)
+            else:
+                computed = self._identity.identity_images(views)
+            yield from ({"row": torch.from_numpy(row)} for row in computed)
 
-        seen = _stacked(self._cache("sights").fetch(keys, compute).entries)
-        rows = np.full((len(pictures), seen.shape[1]), np.nan)
-        rows[places] = seen
+        embedded = _stacked(self._cache("embeddings").fetch(cache_keys, compute).entries)
+        rows = np.full((len(images), embedded.shape[1]), np.nan)
+        rows[usable] = embedded
         return rows
 
-    def _spots(self, pictures: StoredImages, noun: str) -> tuple[Region | None, ...]:
-        keys = [key_of(**self._sought(image, noun)) for image in pictures.images]
+    def _regions(self, images: StoredImages, noun: str) -> tuple[Region | None, ...]:
+        keys = [key_of(**self._region_inputs(image, noun)) for image in images.images]
 
         def compute(missing: list[int]) -> Iterator[Entry]:
-            masks = [pictures.mask(place) for place in missing]
-            shown = [pictures[place] for place in missing]
-            finder = self._finder if None in masks else None
-            yield from (_packed(spot) for spot in regions(finder, shown, noun, masks))
+            masks = [images.mask(index) for index in missing]
+            decoded = [images[index] for index in missing]
+            detector = self._detector if None in masks else None
+            yield from map(_packed, regions(detector, decoded, noun, masks))
 
-        entries = self._cache("spots").fetch(keys, compute).entries
-        return tuple(_unpacked(entry) for entry in entries)
+        return tuple(map(_unpacked, self._cache("regions").fetch(keys, compute).entries))
 
-    def _key(self, image: Image, noun: str, sight: Sight) -> str:
-        eye, view = sight
-        place = {"margin": MARGIN, **self._sought(image, noun)} if view != "whole" else {}
-        rule = self.config.evaluation.preprocessing
-        seen = {"image": image.blob.sha256, "view": view, "preprocessing": rule, **place}
-        return key_of(encoder=self._digests[eye], eye=eye, **seen)
+    def _cache_key(self, image: Image, noun: str, key: EmbeddingKey) -> str:
+        encoder, view = key
+        cropped = {"margin": MARGIN, **self._region_inputs(image, noun)} if view == "crop" else {}
+        return key_of(
+            **{"image": image.blob.sha256, **cropped},
+            view=view,
+            preprocessing=self.config.evaluation.preprocessing,
+            encoder=self._digests[encoder],
+            tower=encoder,
+        )
 
-    def _sought(self, image: Image, noun: str) -> dict[str, object]:
-        """All that decides where the subject is found."""
-        mask = image.mask.sha256 if image.mask else None
-        finder = self._finder_digest
-        return {"image": image.blob.sha256, "mask": mask, "finder": finder, "noun": noun}
-
-    def _look(self, eye: Eye, shown: Sequence[Pillow.Image]) -> Embeddings:
-        if eye == "clip":
-            return self._clip.clip_images(shown)
-        return self._identity.identity_images(shown)
+    def _region_inputs(self, image: Image, noun: str) -> dict[str, object]:
+        """Everything that decides the subject's region."""
+        return {
+            "image": image.blob.sha256,
+            "mask": image.mask.sha256 if image.mask else None,
+            "detector": self._detector_digest,
+            "noun": noun,
+        }
 
     def _cache(self, kind: str) -> TensorCache:
         return TensorCache(kind, self.config.paths.work / "caches", self.store)
 
     @cached_property
-    def _digests(self) -> dict[Eye, str]:
+    def _digests(self) -> dict[EncoderName, str]:
         rules = self.config.evaluation
         return {
             "clip": encoder_digest(rules.clip, rules.clip_revision),
@@ -156,7 +155,7 @@ class ImageEmbedder:
         }
 
     @cached_property
-    def _finder_digest(self) -> str | None:
+    def _detector_digest(self) -> str | None:
         return detector_digest(self.config.evaluation.detector)
 
     @cached_property
@@ -170,30 +169,28 @@ class ImageEmbedder:
         return ImageEncoder(rules.identity, rules.identity_revision, rules.preprocessing)
 
     @cached_property
-    def _finder(self) -> Detector | None:
+    def _detector(self) -> Detector | None:
         return load_detector(self.config.evaluation.detector)
 
 
-def _view(picture: Pillow.Image, spot: Region | None, view: View) -> Pillow.Image:
-    if spot is None or view == "whole":
-        return picture
-    return crop(picture, spot)
+def _view(image: Pillow.Image, region: Region | None, view: View) -> Pillow.Image:
+    return image if region is None or view == "whole" else crop(image, region)
 
 
-def _packed(spot: Region | None) -> Entry:
-    """A spot as tensors; a mask takes a bit per pixel."""
-    if spot is None:
-        return {"box": torch.tensor(NOWHERE)}
-    box = {"box": torch.tensor(spot.box)}
-    if spot.mask is None:
+def _packed(region: Region | None) -> Entry:
+    """A region as tensors; a mask takes one bit per pixel."""
+    if region is None:
+        return {"box": torch.tensor(NO_BOX)}
+    box = {"box": torch.tensor(region.box)}
+    if region.mask is None:
         return box
-    bits = torch.from_numpy(np.packbits(spot.mask))
-    return {**box, "mask": bits, "shape": torch.tensor(spot.mask.shape)}
+    bits = torch.from_numpy(np.packbits(region.mask))
+    return {**box, "mask": bits, "shape": torch.tensor(region.mask.shape)}
 
 
 def _unpacked(entry: Entry) -> Region | None:
     left, top, right, bottom = entry["box"].tolist()
-    if (left, top, right, bottom) == NOWHERE:
+    if (left, top, right, bottom) == NO_BOX:
         return None
     if "mask" not in entry:
         return Region((left, top, right, bottom))
@@ -210,10 +207,10 @@ def _stacked(entries: Sequence[Entry]) -> Embeddings:
     return np.stack([entry["row"].numpy() for entry in entries]).astype(np.float64)
 
 
-def photos_of(store: Store, instance: ImageSet, subject: int = 0) -> StoredImages:
-    """The photos of one subject; the config's main one is 0."""
-    return StoredImages(store, _members(instance, subject))
+def photos_of_subject(store: Store, instance: ImageSet, subject: int = 0) -> StoredImages:
+    """The photos of one subject, by its index in `Config.subjects`."""
+    return StoredImages(store, images_of_subject(instance, subject))
 
 
-def _members(instance: ImageSet, subject: int) -> tuple[Image, ...]:
+def images_of_subject(instance: ImageSet, subject: int) -> tuple[Image, ...]:
     return tuple(image for image in instance.images if image.subject == subject)

@@ -1,7 +1,7 @@
-"""What a mean over prompts and seeds is worth: intervals, paired comparisons, the smallest effect.
+"""Statistics of scores: confidence intervals, paired comparisons, smallest detectable effect.
 
-The seeds of a prompt are averaged and the prompts are the sample, since images of one prompt are
-alike; a class image, which shares its prompt with all others, is a unit of its own.
+The sampling unit is the prompt, with the mean of its seeds, since images of one prompt are
+correlated; each class image is a unit of its own.
 """
 
 import math
@@ -20,12 +20,12 @@ from dreambooth_core.storage.records import Comparison, Estimate, ImageScores, S
 from dreambooth_core.storage.stores import Store
 
 Values = NDArray[np.float64]
-Place = tuple[str, str, int]
-"""Kind, prompt and seed: which picture of a plan an image is."""
+ImageKey = tuple[str, str, int]
+"""Kind, prompt and seed: identifies an image of a plan."""
 
 RESAMPLES = 5000
 EXACT_SIGNS = 12
-"""Up to so many units all signs are flipped in all ways, 4,096 of them; beyond, `RESAMPLES` are drawn."""
+"""Up to this many units all 2^n sign patterns are used; beyond, `RESAMPLES` random ones."""
 POWER = 0.8
 
 
@@ -37,9 +37,9 @@ def estimate(
 ) -> Estimate:
     """Mean of `metric` over the units of `rows`, with its interval of `level` (see `interval`).
 
-    `bounds` are what no mean can leave: an interval ends there, which takes no coverage from it.
-    Rows without the metric are passed over. Raises `ValueError` when none has it, or when prompts
-    and class images both do: they are no common sample.
+    The interval is clipped to `bounds`, the metric's range, which does not reduce its coverage.
+    Rows without the metric are skipped. Raises `ValueError` when no row has it, or when both prompts
+    and class images have it.
     """
     values = _unit_means(_values(metric, rows))
     low, high = interval(values, level)
@@ -55,12 +55,12 @@ def compare(
     level: float,
     higher_is_better: bool = True,
 ) -> Comparison:
-    """`metric` of a challenger against a champion's, image by image of the same plan.
+    """`metric` of a challenger against a champion's, paired by image of the same plan.
 
-    A picture counts when both images have the metric. Raises `ValueError` for different plans, and
-    when no picture counts.
+    Pairs count when both images have the metric. Raises `ValueError` for different plans, and
+    without any pair.
     """
-    if {place(row) for row in challenger} != {place(row) for row in champion}:
+    if {image_key(row) for row in challenger} != {image_key(row) for row in champion}:
         raise ValueError("only images of the same prompts and seeds can be compared")
     ours, theirs = _values(metric, challenger), _values(metric, champion)
     both = sorted(ours.keys() & theirs.keys())
@@ -87,27 +87,26 @@ def compare(
 
 
 def of_base(rows: Iterable[ImageScores]) -> tuple[ImageScores, ...]:
-    """The untouched base's rows: `base_scores` in the place of `scores`."""
+    """The base model's rows: `base_scores` as `scores`."""
     return tuple(row.model_copy(update={"scores": row.base_scores}) for row in rows)
 
 
-def place(row: ImageScores) -> Place:
+def image_key(row: ImageScores) -> ImageKey:
     return row.kind, row.prompt, row.seed
 
 
 def shared_metrics(ours: Iterable[ImageScores], theirs: Iterable[ImageScores]) -> set[str]:
-    """What can be compared: the metrics that at least one picture has on both sides."""
-    found = {place(row): row.scores.keys() for row in theirs}
-    return {name for row in ours for name in row.scores.keys() & found.get(place(row), set())}
+    """Metrics that at least one image has on both sides."""
+    found = {image_key(row): row.scores.keys() for row in theirs}
+    return {name for row in ours for name in row.scores.keys() & found.get(image_key(row), set())}
 
 
 def interval(values: Values, level: float) -> tuple[float, float] | tuple[None, None]:
     """Ends of the mean's two-sided confidence interval of `level`; None for a single value.
 
-    The wider one, at each end, of two: the expanded percentile bootstrap (Hesterberg 2015, "What
-    Teachers Should Know About the Bootstrap", The American Statistician 69:371), which
-    follows the values' skewness, and Student's t, which knows that few values seldom show their
-    whole spread: a resample of five prompts never leaves what was seen.
+    At each end the wider of two: the expanded percentile bootstrap (Hesterberg 2015, "What Teachers
+    Should Know About the Bootstrap", The American Statistician 69:371), which follows the values'
+    skewness, and Student's t, since resamples of few values underestimate their spread.
     """
     from scipy.special import ndtr, stdtrit
 
@@ -122,35 +121,35 @@ def interval(values: Values, level: float) -> tuple[float, float] | tuple[None, 
 
 
 def sign_flip_p(values: Values) -> float:
-    """Two-sided p, in (0, 1], of a mean as far from 0 as this, were each sign a coin's toss.
+    """Two-sided p-value, in (0, 1], of the sign-flip permutation test of a mean of 0.
 
-    Exact for up to `EXACT_SIGNS` values; beyond, over drawn signs, with the values' own among them
+    Exact for up to `EXACT_SIGNS` values; beyond, over random signs, including the observed ones
     (Phipson & Smyth 2010, "Permutation P-values Should Never Be Zero").
     """
     sums = np.abs(_signs(len(values)) @ values)
-    # the same sum in another order may differ in its last bits
+    # tolerance: the order of a sum decides its last bits
     as_far = sums >= abs(values.sum()) - 1e-12 * np.abs(values).sum()
     return float(as_far.mean())
 
 
 def smallest_effect(values: Values, level: float) -> float | None:
-    """The true mean that values spread like these would show in four of five samples of their size.
+    """Smallest true mean detected with a power of 0.8 at this spread and sample size.
 
-    Shown is what Student's interval of `level` has on the far side of 0, so this is the shift of
-    the noncentral t distribution that has this power; None for a single value.
+    Detected: 0 is outside Student's interval of `level`; hence the shift of the noncentral t
+    distribution with that power. None for a single value.
     """
     count = len(values)
     if count < 2:
         return None
-    return float(_errors_to_see(count, level) * values.std(ddof=1) / np.sqrt(count))
+    return float(_detectable_errors(count, level) * values.std(ddof=1) / np.sqrt(count))
 
 
-def _values(metric: str, rows: Iterable[ImageScores]) -> dict[Place, float]:
-    return {place(row): row.scores[metric] for row in rows if metric in row.scores}
+def _values(metric: str, rows: Iterable[ImageScores]) -> dict[ImageKey, float]:
+    return {image_key(row): row.scores[metric] for row in rows if metric in row.scores}
 
 
-def _unit_means(values: Mapping[Place, float]) -> Values:
-    """One mean per unit, in the units' own order, whatever order the images came in."""
+def _unit_means(values: Mapping[ImageKey, float]) -> Values:
+    """One mean per unit, in the order of prompts, independent of the images' order."""
     if not values:
         raise ValueError("no image has the metric")
     units: defaultdict[tuple[Any, ...], list[float]] = defaultdict(list)
@@ -162,25 +161,25 @@ def _unit_means(values: Mapping[Place, float]) -> Values:
 
 
 @cache
-def _errors_to_see(count: int, level: float) -> float:
-    """How many standard errors a mean of `count` values must be away from 0 to be seen."""
+def _detectable_errors(count: int, level: float) -> float:
+    """Smallest detectable mean of `count` values, in standard errors."""
     from scipy.optimize import brentq
     from scipy.stats import nct, t
 
-    seen = t.ppf((1 + level) / 2, count - 1)
-    return float(brentq(lambda shift: nct.sf(seen, count - 1, shift) - POWER, 0, 10 * seen))
+    bound = t.ppf((1 + level) / 2, count - 1)
+    return float(brentq(lambda shift: nct.sf(bound, count - 1, shift) - POWER, 0, 10 * bound))
 
 
 @cache
 def _shares(count: int) -> Values:
-    """(resamples, count): how much of a resample's mean each value makes up."""
+    """(resamples, count): weight of each value in a resample's mean."""
     draws = np.random.default_rng(seed_for(0, "bootstrap", count))
     return draws.multinomial(count, [1 / count] * count, RESAMPLES) / count
 
 
 @cache
 def _signs(count: int) -> Values:
-    """(ways, count) of +1 and -1, the first row all +1."""
+    """(patterns, count) of +1 and -1, the first row all +1."""
     if count <= EXACT_SIGNS:
         return np.array(list(product((1.0, -1.0), repeat=count)))
     draws = np.random.default_rng(seed_for(0, "sign flips", count))
@@ -189,7 +188,7 @@ def _signs(count: int) -> Values:
 
 
 def rows_of(store: Store, scores: Scores) -> tuple[ImageScores, ...]:
-    """Every image's scores: prompts x seeds, then class images; none for scores without a table."""
+    """Every image's scores: prompts x seeds, then class images; empty for scores without a table."""
     if scores.table is None:
         return ()
     return ScoreTable.model_validate_json(get_blob(store, scores.table)).rows

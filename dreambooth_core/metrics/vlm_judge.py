@@ -1,4 +1,4 @@
-"""Asking a vision-language model about images: each question once, and no answer is a missing value."""
+"""Scores by a vision-language model: cached answers, nan for requests without a usable answer."""
 
 from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
@@ -24,40 +24,40 @@ if TYPE_CHECKING:
     from dreambooth_core.vision.language import VisionModel
 
 BEST = 4
-_ASIDE = {"key", "timeout", "attempts", "photos", "at_once"}
-"""Options that do not decide what is answered; the photos are in the question."""
+_NOT_IN_KEY = {"key", "timeout", "attempts", "photos", "at_once"}
+"""Options without influence on an answer; the photos are part of the question."""
 
 
 class JudgeAnswer(Record, extra="ignore"):
-    """What a judge says; the rationale comes first, so that the score follows from it."""
+    """A judge's answer; the rationale is generated before the score, which then depends on it."""
 
     rationale: str
-    """One or two sentences on what is seen."""
+    """One or two sentences on what the images show."""
     score: Annotated[int, Field(ge=0, le=BEST)]
 
 
 @dataclass(frozen=True)
 class JudgeQuestion:
-    """What is asked about one image."""
+    """A question about one image."""
 
     text: str
     shown: tuple[tuple[ImageEmbeddings, int], ...]
-    """Sets of pictures and a place in each, in the order in which they are shown."""
+    """Image sets with an index into each, in the order of the request."""
 
     @property
     def digests(self) -> list[str]:
-        """SHA-256 of the pictures' files."""
-        return [pictures.digests[place] for pictures, place in self.shown]
+        """SHA-256 of the image files."""
+        return [images.digests[index] for images, index in self.shown]
 
     def opened(self) -> "list[Image]":
-        return [pictures.pictures[place] for pictures, place in self.shown]
+        return [images.images[index] for images, index in self.shown]
 
 
 def scores(judge: Judge, store: Store, questions: Sequence[JudgeQuestion]) -> Values:
-    """A number in [0, 1] per question, nan without a usable answer; how many those are is said.
+    """A number in [0, 1] per question, nan without a usable answer; prints how many are missing.
 
-    Answers are kept in the store by pictures, question, schema and model; what failed is asked again
-    the next time. Raises `StageFailed` when not one is answered.
+    Answers are cached in the store by images, question, schema and model; failed requests are
+    repeated by the next call. Raises `StageFailed` when no question is answered.
     """
     from dreambooth_core.vision.language.openai_compatible import OpenAICompatible
 
@@ -71,8 +71,8 @@ def scores(judge: Judge, store: Store, questions: Sequence[JudgeQuestion]) -> Va
     missing = [answer for answer in found if isinstance(answer, Unanswered)]
     if missing and len(missing) == len(found):
         raise StageFailed(
-            f"{judge.model} answered none of {len(found)} questions, the first because: {missing[0]}; "
-            "check evaluation.judge, or leave it out"
+            f"{judge.model} answered none of {len(found)} questions, first error: {missing[0]}; "
+            "check evaluation.judge, or remove it"
         )
     if missing:
         console.say(f"{judge.model} left {len(missing)} of {len(found)} unanswered: {missing[0]}")
@@ -82,7 +82,7 @@ def scores(judge: Judge, store: Store, questions: Sequence[JudgeQuestion]) -> Va
 
 
 def name_of(judge: Judge, template: str) -> str:
-    """What a score of this judge is called: only those of one name can be compared."""
+    """Judge model and digest of settings and instruction; scores of equal names are comparable."""
     return f"{judge.model}-{digest_json([_deciding(judge), template])[:12]}"
 
 
@@ -108,4 +108,4 @@ def _asked(
 
 
 def _deciding(judge: Judge) -> dict[str, object]:
-    return judge.model_dump(exclude=_ASIDE)
+    return judge.model_dump(exclude=_NOT_IN_KEY)

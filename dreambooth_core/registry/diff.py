@@ -1,6 +1,5 @@
 """Comparison of two model versions: config, data, photos, metrics and images side by side."""
 
-import base64
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from functools import lru_cache
@@ -8,7 +7,7 @@ from pathlib import Path
 from typing import Any
 
 from dreambooth_core.config import Config
-from dreambooth_core.data.contact_sheets import thumbnail
+from dreambooth_core.data.contact_sheets import data_url
 from dreambooth_core.metrics import catalogue
 from dreambooth_core.metrics.statistics import compare, rows_of, shared_metrics
 from dreambooth_core.registry.aliases import AliasLog
@@ -176,8 +175,7 @@ def _images(side: VersionSide) -> dict[tuple[str, int], Image]:
 
 
 def _url(store: Store, image: Image) -> str:
-    png = thumbnail(get_blob(store, image.blob), PIXELS)
-    return "data:image/png;base64," + base64.b64encode(png).decode()
+    return data_url(get_blob(store, image.blob), PIXELS)
 
 
 @lru_cache(1)

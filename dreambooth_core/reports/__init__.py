@@ -6,7 +6,6 @@ are Vega-Lite specifications (see `charts`), drawn by Vega's own library, which 
 """
 
 import base64
-import io
 from functools import cache
 from pathlib import Path
 from typing import Any
@@ -14,10 +13,6 @@ from typing import Any
 from dreambooth_core.reports.charts import better
 
 HERE = Path(__file__).parent / "templates"
-SIDE = 256
-"""Pixels above which an image is embedded smaller."""
-QUALITY = 85
-"""Of what is embedded smaller; an image that fits keeps every pixel."""
 OUTCOMES = {
     "promote": "Promote",
     "keep": "Do not promote",
@@ -30,19 +25,6 @@ OUTCOMES = {
 def render(template: str, **values: Any) -> str:
     """The page of `template`, a file of `templates/`; raises `UndefinedError` for a missing value."""
     return str(_environment().get_template(template).render(**values))
-
-
-def data_url(picture: bytes) -> str:
-    """An image file as what an `img` may have as its source."""
-    from PIL import Image
-
-    with Image.open(io.BytesIO(picture)) as image:
-        shown = image.convert("RGB")
-    exact = max(shown.size) <= SIDE
-    shown.thumbnail((SIDE, SIDE), Image.Resampling.LANCZOS)
-    buffer = io.BytesIO()
-    shown.save(buffer, "WEBP", lossless=exact, quality=QUALITY)
-    return "data:image/webp;base64," + base64.b64encode(buffer.getvalue()).decode()
 
 
 @cache

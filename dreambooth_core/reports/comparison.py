@@ -13,8 +13,9 @@ from dreambooth_core import reports
 from dreambooth_core.config import Subject
 from dreambooth_core.config.documents import parse_json, read_text
 from dreambooth_core.config.inputs import check_template
+from dreambooth_core.data.contact_sheets import EMBEDDED_SIDE
 from dreambooth_core.errors import ConfigError
-from dreambooth_core.metrics.statistics import compare, place, shared_metrics
+from dreambooth_core.metrics.statistics import compare, image_key, shared_metrics
 from dreambooth_core.reports import charts
 from dreambooth_core.reports.facts import LEVEL, MetricLine, ReportFacts
 from dreambooth_core.reports.image_grids import PageImage, PromptGrid
@@ -96,7 +97,7 @@ def render(left: ReadReport, right: ReadReport) -> str:
         gains=charts.gain_chart([*found.values()], titles) if found else None,
         exhibits=_exhibits(left, right),
         settings=_settings(theirs.config, ours.config),
-        small=int(ours.config["model.resolution"]) <= reports.SIDE // 2,
+        small=int(ours.config["model.resolution"]) <= EMBEDDED_SIDE // 2,
     )
 
 
@@ -142,8 +143,8 @@ def _lines(a: ReportFacts, b: ReportFacts) -> list[tuple[MetricLine | None, Metr
 
 def _exhibits(left: ReadReport, right: ReadReport) -> list[PromptGrid]:
     """Prompt by prompt, what both pages show of the same seeds."""
-    theirs = {place(row): row for row in left.facts.rows}
-    pairs = [(theirs[place(row)], row) for row in right.facts.rows if place(row) in theirs]
+    theirs = {image_key(row): row for row in left.facts.rows}
+    pairs = [(theirs[image_key(row)], row) for row in right.facts.rows if image_key(row) in theirs]
     groups: defaultdict[tuple[str, str], list[dict[str, PageImage]]] = defaultdict(list)
     for a, b in pairs:
         shown = {

@@ -3,9 +3,8 @@
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
-from dreambooth_core.data.contact_sheets import by_prompt
+from dreambooth_core.data.contact_sheets import by_prompt, data_url
 from dreambooth_core.metrics import Metric
-from dreambooth_core.reports import data_url
 from dreambooth_core.reports.charts import Side
 from dreambooth_core.reports.facts import Rows, title_of, worst
 from dreambooth_core.storage import records

@@ -7,6 +7,7 @@ import yaml
 from dreambooth_core import reports
 from dreambooth_core.config import Config
 from dreambooth_core.config.credentials import without_password
+from dreambooth_core.data.contact_sheets import EMBEDDED_SIDE
 from dreambooth_core.diffusion.base_model import base_digest
 from dreambooth_core.diffusion.exports import possible
 from dreambooth_core.digests import digest_of
@@ -99,7 +100,7 @@ def render(config: Config, store: Store, results: StageResults, stages: dict[str
     return reports.render(
         "report.html.j2",
         charts=True,
-        small=config.model.resolution <= reports.SIDE // 2,
+        small=config.model.resolution <= EMBEDDED_SIDE // 2,
         config=config,
         results=results,
         scores=scores,

@@ -106,7 +106,9 @@ def cached_latents(
         if config.loss.masks and item.image.mask is not None:
             height, width = latents.mean.shape[1:]
             mask = mask_shares(read(item.image.mask), item.crop, item.mirrored, (height, width))
-        views[view] = View(latents, mask, buckets.numbers(item.photo, item.crop, item.mirrored))
+        views[view] = View(
+            latents, mask, buckets.size_conditioning(item.photo, item.crop, item.mirrored)
+        )
     return CachedLatents(views, fetched.made, fetched.found)
 
 
@@ -145,7 +147,7 @@ def _key(item: _CroppedImage, encoder: LatentEncoder) -> str:
     return key_of(
         image=item.image.blob.sha256,
         resized=item.crop.resized,
-        place=item.crop.place,
+        offset=item.crop.offset,
         size=item.crop.size,
         mirrored=item.mirrored,
         encoder=encoder.digest,

@@ -27,8 +27,8 @@ from dreambooth_core.diffusion.sampling import (
     generate,
     seeds_of,
 )
-from dreambooth_core.metrics import Evidence, ImageEmbeddings, Sight, Values
-from dreambooth_core.metrics.embeddings import photos_of
+from dreambooth_core.metrics import EmbeddingKey, Evidence, ImageEmbeddings, Values
+from dreambooth_core.metrics.embeddings import photos_of_subject
 from dreambooth_core.metrics.measures import (
     pres,
     prompt_fidelity,
@@ -45,9 +45,9 @@ from dreambooth_core.vision.detectors import Detector, load_detector
 from dreambooth_core.vision.embeddings import Embeddings
 from dreambooth_core.vision.encoders import ImageEncoder
 
-IDENTITY_WHOLE: Sight = ("identity", "whole")
-IDENTITY_CROP: Sight = ("identity", "crop")
-CLIP_WHOLE: Sight = ("clip", "whole")
+IDENTITY_WHOLE: EmbeddingKey = ("identity", "whole")
+IDENTITY_CROP: EmbeddingKey = ("identity", "crop")
+CLIP_WHOLE: EmbeddingKey = ("clip", "whole")
 
 
 @dataclass(frozen=True)
@@ -76,7 +76,7 @@ class Validator:
     instance: ImageSet
     show: Callable[[int, Sequence[Sequence[Pillow.Image]]], None] = lambda step, rows: None
     """Receives the step and the rows of `ValidationImages.rows`."""
-    photos: list[dict[Sight, Embeddings]] = field(default_factory=list, init=False)
+    photos: list[dict[EmbeddingKey, Embeddings]] = field(default_factory=list, init=False)
     """Identity embeddings of each subject's photos, computed by the first validation."""
 
     def __call__(self, module: DreamBooth, step: int) -> ValidationResult:
@@ -141,10 +141,10 @@ class Validator:
             "pres": float(np.mean(values(pres))) if rules.class_images else None,
         }
 
-    def _photo_embeddings(self, encoder: "SubjectEncoder") -> list[dict[Sight, Embeddings]]:
+    def _photo_embeddings(self, encoder: "SubjectEncoder") -> list[dict[EmbeddingKey, Embeddings]]:
         found = []
         for index, subject in enumerate(self.config.subjects):
-            photos = photos_of(self.context.store, self.instance, index)
+            photos = photos_of_subject(self.context.store, self.instance, index)
             masks = [photos.mask(position) for position in range(len(photos))]
             found.append(encoder.embed(photos, subject.class_noun, masks))
         return found
@@ -162,7 +162,7 @@ class SubjectEncoder:
         images: Sequence[Pillow.Image],
         noun: str,
         masks: Sequence[Pillow.Image | None] | None = None,
-    ) -> dict[Sight, Embeddings]:
+    ) -> dict[EmbeddingKey, Embeddings]:
         """(images, d) each: of whole images and, with a detector, of crops; nan if no subject is found."""
         rows = {IDENTITY_WHOLE: self.embed_whole(images)}
         if self.detector is not None:

@@ -1,1 +1,1 @@
-"""Pretrained models that look at images: encoders, LPIPS, detectors, language models."""
+"""Pretrained vision models (encoders, LPIPS, detectors, language models), crops and similarity."""

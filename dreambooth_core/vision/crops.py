@@ -1,7 +1,7 @@
-"""The subject alone and the surroundings alone, so that neither is scored for the other.
+"""Crops around the subject, and images with the subject removed.
 
-Whole-image identity scores reward a copied background, scores on crops do not; and a memorised photo is
-known by its surroundings, since the subject itself is meant to be alike.
+Whole-image identity scores reward a copied background, scores on crops do not; a memorised photo is
+detected by its surroundings, since the subject itself is expected to be similar.
 """
 
 from collections.abc import Sequence
@@ -19,49 +19,48 @@ if TYPE_CHECKING:
     from dreambooth_core import config
 
 MARGIN = 0.12
-"""Of the longer side of the subject's box, left around it on every side."""
+"""Margin around the subject's box on every side, relative to the box's longer side."""
 FRINGE = 1 / 64
-"""Of the picture's longer side, painted over around a mask: edges are soft, and outlines tell a subject."""
+"""Dilation of a mask before it is painted over, relative to the image's longer side: mask edges are
+soft, and an outline reveals the subject."""
 GREY = (128, 128, 128)
 
 
 def region_of_mask(mask: Image) -> Region | None:
-    """Where a grey mask is at least half white; None where it nowhere is."""
+    """Region of a grey mask's pixels of at least 128; None if there are none."""
     return Region.around(np.asarray(mask.convert("L")) >= 128)
 
 
 def regions(
-    finder: Detector | None,
+    detector: Detector | None,
     images: Sequence[Image],
     noun: str,
     masks: Sequence[Image | None] | None = None,
 ) -> list[Region | None]:
-    """Where `noun` is in each image; None where nobody knows.
+    """Region of `noun` in each image; None where it is unknown.
 
-    A mask that came with an image counts more than the finder, which is asked about the others in
-    one go. `masks` has one entry per image; a mask of another size is stretched over its image.
+    Masks take precedence; the detector gets the images without one, in one call. `masks` has one
+    entry per image; a mask of another size is resized to its image.
     """
     given = masks if masks is not None else [None] * len(images)
-    found = [_known(image, mask) for image, mask in zip(images, given, strict=True)]
-    open_ones = [place for place, spot in enumerate(found) if spot is None]
-    if finder is None or not open_ones:
+    found = [_from_mask(image, mask) for image, mask in zip(images, given, strict=True)]
+    missing = [index for index, region in enumerate(found) if region is None]
+    if detector is None or not missing:
         return found
-    answers = finder.find([images[place] for place in open_ones], noun)
-    for place, spot in zip(open_ones, answers, strict=True):
-        found[place] = spot
+    detected = detector.find([images[index] for index in missing], noun)
+    for index, region in zip(missing, detected, strict=True):
+        found[index] = region
     return found
 
 
-def crop(image: Image, spot: Region, margin: float = MARGIN) -> Image:
-    """The subject's box with its margin as an RGB square, not resized; the box is in its middle.
+def crop(image: Image, region: Region, margin: float = MARGIN) -> Image:
+    """The subject's box with its margin as an RGB square, not resized, the box centred.
 
-    What the square needs beyond box and margin, or beyond the picture, gets the mean colour of the
-    cut's own edge: a flat colour shows no structure that an encoder could take for the subject,
-    where a reflection would draw parts of it twice, and more of the picture would bring the
-    surroundings back. Sides depend on the box alone, so a subject fills the same share of its crop
-    in a photo and in a generated image.
+    Pixels beyond box and margin, or beyond the image, get the mean colour of the cut's edge: a
+    reflection would repeat parts of the subject, and more of the image would add surroundings. The
+    side depends on the box alone, so that the subject fills the same share in all crops.
     """
-    left, top, right, bottom = spot.box
+    left, top, right, bottom = region.box
     width, height = right - left, bottom - top
     rim = round(margin * max(width, height))
     side = max(width, height) + 2 * rim
@@ -73,44 +72,40 @@ def crop(image: Image, spot: Region, margin: float = MARGIN) -> Image:
     )
     cut = image.convert("RGB").crop(within)
     square = pil.new("RGB", (side, side), _mean(_edge(np.asarray(cut))))
-    # where the box's own corner goes, less what lies between it and the cut's
+    # corner of the cut: corner of the box minus the margin that the image has there
     x = (side - width) // 2 - (left - within[0])
     y = (side - height) // 2 - (top - within[1])
     square.paste(cut, (x, y))
     return square
 
 
-def without(image: Image, spot: Region) -> Image:
-    """The picture as RGB with the subject painted over in the mean colour of its surroundings.
+def without_subject(image: Image, region: Region) -> Image:
+    """The image as RGB with `subject_area` in the mean colour of its surroundings.
 
-    The mask and a fringe around it, or the whole box where there is no mask. Any constant would be
-    alike in all pictures and so make all surroundings alike; only where nothing is left is it grey.
+    A fixed colour would make all images more similar; it is grey only without any surroundings.
     """
     pixels = np.asarray(image.convert("RGB")).copy()
-    subject = covered(spot, pixels.shape[:2])
+    subject = subject_area(region, pixels.shape[:2])
     rest = pixels[~subject]
     pixels[subject] = _mean(rest) if len(rest) else GREY
     return pil.fromarray(pixels)
 
 
-def covered(spot: Region, shape: tuple[int, ...]) -> NDArray[np.bool_]:
-    """(height, width) of the spot's picture, true on the subject and a fringe around it.
-
-    The whole box where there is no mask, without a fringe.
-    """
+def subject_area(region: Region, shape: tuple[int, ...]) -> NDArray[np.bool_]:
+    """(height, width) of the image, true on the mask dilated by `FRINGE`, or on a box without mask."""
     from scipy.ndimage import maximum_filter
 
-    if spot.mask is None:
-        left, top, right, bottom = spot.box
+    if region.mask is None:
+        left, top, right, bottom = region.box
         box = np.zeros(shape, dtype=np.bool_)
         box[top:bottom, left:right] = True
         return box
     reach = max(1, round(FRINGE * max(shape)))
-    return np.asarray(maximum_filter(spot.mask, 2 * reach + 1))
+    return np.asarray(maximum_filter(region.mask, 2 * reach + 1))
 
 
 def detector_digest(rules: "config.Detector") -> str | None:
-    """What names a finder's content, as `encoder_digest` does an encoder's; None without one."""
+    """SHA-256 of a detector's kind and files, or Hub id and commit; None without a detector."""
     from dreambooth_core.vision.encoders import encoder_digest
 
     if rules.kind is None:
@@ -118,7 +113,7 @@ def detector_digest(rules: "config.Detector") -> str | None:
     return digest_json({"kind": rules.kind, "model": encoder_digest(rules.model, rules.revision)})
 
 
-def _known(image: Image, mask: Image | None) -> Region | None:
+def _from_mask(image: Image, mask: Image | None) -> Region | None:
     if mask is None:
         return None
     return region_of_mask(mask if mask.size == image.size else mask.resize(image.size))

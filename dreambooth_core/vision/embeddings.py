@@ -6,7 +6,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 Embeddings = NDArray[np.float64]
-"""Rows of unit length, one per image or text; a row of nan where there was nothing to look at."""
+"""Rows of unit length, one per image or text; a row of nan where the input is missing."""
 
 
 def unit(rows: Any) -> Embeddings:

@@ -1,10 +1,8 @@
-"""What the metrics see with: a CLIP, and an identity encoder in DINO's role.
+"""Encoders of the metrics: CLIP (images and texts) and an identity encoder such as DINO (images).
 
-An identity encoder is a vision model of transformers with a class token (DINO, DINOv2, ViT), which
-is its embedding, or with a pooled output (ResNet, ConvNeXt, Swin, EfficientNet).
-
-Both are folders in transformers' format or Hub ids, `openai/clip-vit-base-patch32` and
-`facebook/dino-vits16` among them.
+An identity encoder is a vision model of transformers with a class token (DINO, DINOv2, ViT) or a
+pooled output (ResNet, ConvNeXt, Swin, EfficientNet) as embedding. Sources are folders in transformers'
+format or Hub ids such as `openai/clip-vit-base-patch32` and `facebook/dino-vits16`.
 """
 
 import functools
@@ -24,33 +22,33 @@ from dreambooth_core.vision.embeddings import Embeddings, unit
 T = TypeVar("T")
 
 BATCH = 16
-"""Images or texts per forward; always full, since a batch's size decides the last bit."""
+"""Images or texts per forward; batches are padded, since the batch size affects the last bits."""
 Preprocessing = Literal["paper", "own"]
-WIDER: Mapping[str, float] = {"clip": 1.0, "identity": 256 / 224}
-"""What CLIP's and DINO's authors resize the shorter side to, over the side that they then cut out."""
+RESIZE_RATIO: Mapping[str, float] = {"clip": 1.0, "identity": 256 / 224}
+"""Shorter side after resizing over side of the centre crop, as CLIP's and DINO's authors evaluate."""
 
 CLASS_TOKENS = ("cls_token", "class_token", "class_embedding")
-"""Names that transformers gives the parameter of a class token; it is the first token then."""
+"""Parameter names of a class token in transformers; such a model's first token is the class token."""
 
 
 class ImageEncoder:
-    """A loaded encoder; every method gives rows of unit length."""
+    """A loaded encoder; all embeddings have unit length."""
 
     def __init__(
         self, source: str, revision: str | None, preprocessing: Preprocessing = "paper"
     ) -> None:
-        """Load from a folder or the Hub's cache, safetensors only; raises `ModelError` when there is none.
+        """Load from a folder or the Hub's cache, safetensors only; raises `ModelError` if missing.
 
-        `paper` preprocesses as the encoders' authors evaluated them, whatever the folder says but
-        for side, mean and deviation; `own` as it says.
+        `paper` preprocesses as in the encoders' papers, with side, mean and deviation from the
+        folder; `own` entirely as the folder's preprocessor.
         """
         from transformers import AutoImageProcessor, AutoModel
 
         self._source, self._preprocessing = source, preprocessing
         commit = pinned(source, revision)
-        self._where = {"revision": commit} if commit else {}
+        self._revision = {"revision": commit} if commit else {}
         self._device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
-        # of whatever type it was saved in: halves are five times slower on a processor
+        # half precision is five times slower on a CPU
         model = self._load(AutoModel, dtype=torch.float32, use_safetensors=True)
         self._model = model.eval().to(self._device)
         self._processor = self._load(AutoImageProcessor)
@@ -63,15 +61,14 @@ class ImageEncoder:
         )
 
     def identity_images(self, images: Sequence[Image]) -> Embeddings:
-        """(images, hidden) of the class token after the last layer, as DINO is read.
+        """(images, hidden): the last layer's class token, or the pooled output without one.
 
-        Of the pooled output for a model without a class token. Raises `ConfigError` for one that
-        gives neither as one row per image.
+        Raises `ConfigError` for a model with neither as one row per image.
         """
-        return self._embed(images, "identity", lambda x: self._row_each(self._model(**x)))
+        return self._embed(images, "identity", lambda x: self._row_per_image(self._model(**x)))
 
     def clip_texts(self, texts: Sequence[str]) -> Embeddings:
-        """(texts, projection) of CLIP's text tower; longer texts are cut at its limit."""
+        """(texts, projection) of CLIP's text tower; texts are truncated to its token limit."""
         from transformers import AutoTokenizer
 
         if self._tokenizer is None:
@@ -83,21 +80,21 @@ class ImageEncoder:
                 batch, padding="max_length", truncation=True, max_length=limit, return_tensors="pt"
             ).to(self._device)
             with torch.inference_mode():
-                found = self._model.get_text_features(
+                output = self._model.get_text_features(
                     input_ids=tokens["input_ids"], attention_mask=tokens["attention_mask"]
                 )
-            parts.append(found.pooler_output[:count].float().cpu())
+            parts.append(output.pooler_output[:count].float().cpu())
         return self._finite(torch.cat(parts))
 
-    def _embed(self, images: Sequence[Image], eye: str, forward: Any) -> Embeddings:
+    def _embed(self, images: Sequence[Image], tower: str, forward: Any) -> Embeddings:
         parts = []
         for batch, count in _batches(images):
             with torch.inference_mode():
-                seen = forward(self._prepared([image.convert("RGB") for image in batch], eye))
-            parts.append(seen[:count].float().cpu())
+                rows = forward(self._prepared([image.convert("RGB") for image in batch], tower))
+            parts.append(rows[:count].float().cpu())
         return self._finite(torch.cat(parts))
 
-    def _row_each(self, output: Any) -> torch.Tensor:
+    def _row_per_image(self, output: Any) -> torch.Tensor:
         """(images, hidden) of a vision model's output."""
         hidden, pooled = output.get("last_hidden_state"), output.get("pooler_output")
         if hidden is not None and hidden.ndim == 3 and self._has_class_token:
@@ -110,8 +107,8 @@ class ImageEncoder:
         ]
         raise ConfigError(
             f"the identity encoder at {self._source} ({type(self._model).__name__}) has no class "
-            f"token and no pooled output of one row per image: it gives {' and '.join(shapes)} for "
-            f"{BATCH} images; set evaluation.identity to a DINO, DINOv2, ViT, ConvNeXt or ResNet"
+            f"token and no pooled output of one row per image: it returns {' and '.join(shapes)} "
+            f"for {BATCH} images; set evaluation.identity to a DINO, DINOv2, ViT, ConvNeXt or ResNet"
         )
 
     @functools.cached_property
@@ -119,12 +116,12 @@ class ImageEncoder:
         names = (name.rpartition(".")[2] for name, _ in self._model.named_parameters())
         return any(name in CLASS_TOKENS for name in names)
 
-    def _prepared(self, images: list[Image], eye: str) -> Any:
+    def _prepared(self, images: list[Image], tower: str) -> Any:
         """The encoder's input for RGB images."""
         if self._preprocessing == "own":
             return self._processor(images=images, return_tensors="pt").to(self._device)
         side = _side(self._processor)
-        squares = [middle(image, side, WIDER[eye]) for image in images]
+        squares = [center_crop(image, side, RESIZE_RATIO[tower]) for image in images]
         return self._processor(
             images=squares, do_resize=False, do_center_crop=False, return_tensors="pt"
         ).to(self._device)
@@ -132,14 +129,14 @@ class ImageEncoder:
     def _finite(self, rows: torch.Tensor) -> Embeddings:
         if not torch.isfinite(rows).all():
             raise ModelError(
-                f"the encoder at {self._source} gives numbers that are not finite: "
-                "its weights are damaged, or made for another number type"
+                f"the encoder at {self._source} returns values that are not finite: "
+                "its weights are damaged, or need another precision than float32"
             )
         return unit(np.asarray(rows))
 
     def _load(self, kind: Any, **options: Any) -> Any:
         try:
-            return kind.from_pretrained(self._source, **self._where, **options)
+            return kind.from_pretrained(self._source, **self._revision, **options)
         except (OSError, ValueError, KeyError) as error:
             raise ModelError(
                 f"no encoder for the metrics at {self._source}: name a folder or a Hub id with a "
@@ -148,7 +145,7 @@ class ImageEncoder:
 
 
 def encoder_digest(source: str, revision: str | None) -> str:
-    """What names an encoder's content: SHA-256 over a folder's files, or Hub id and commit."""
+    """SHA-256 over a folder's file names and contents, or over Hub id and commit."""
     folder = Path(source)
     if not folder.is_dir():
         return digest_json({"hub": source, "revision": pinned(source, revision)})
@@ -156,12 +153,12 @@ def encoder_digest(source: str, revision: str | None) -> str:
     return digest_json([[p.relative_to(folder).as_posix(), digest_of_file(p)] for p in files])
 
 
-def middle(image: Image, side: int, wider: float) -> Image:
-    """The middle square of `side` pixels after resizing the shorter side to `wider` times that.
+def center_crop(image: Image, side: int, ratio: float) -> Image:
+    """The central `side` x `side` square after resizing the shorter side to `ratio * side`.
 
-    Bicubic, and the longer side is rounded down, as torchvision's `Resize` and `CenterCrop` do.
+    Bicubic, the longer side rounded down, as torchvision's `Resize` and `CenterCrop`.
     """
-    short, edge = min(image.size), round(side * wider)
+    short, edge = min(image.size), round(side * ratio)
     width, height = (edge if x == short else int(edge * x / short) for x in image.size)
     resized = image.resize((width, height), Resampling.BICUBIC)
     left, top = round((width - side) / 2), round((height - side) / 2)
@@ -169,14 +166,14 @@ def middle(image: Image, side: int, wider: float) -> Image:
 
 
 def _side(processor: Any) -> int:
-    """Side of the square that the encoder takes, in pixels."""
+    """Side of the encoder's square input, in pixels."""
     crop = getattr(processor, "crop_size", None)
     size = crop if crop and getattr(processor, "do_center_crop", False) else processor.size
     return int(size["height"] if "height" in size else size["shortest_edge"])
 
 
 def _batches(things: Sequence[T]) -> Iterator[tuple[list[T], int]]:
-    """Full batches, the last one filled up with repeats, and how many of each count."""
+    """Batches of `BATCH`, the last one padded with repeats, and the number of items in each."""
     for start in range(0, len(things), BATCH):
         batch = list(things[start : start + BATCH])
         yield batch + [batch[-1]] * (BATCH - len(batch)), len(batch)

@@ -1,11 +1,11 @@
-"""LPIPS: how far apart two pictures look to people (Zhang et al. 2018, arXiv:1801.03924, equation 1).
+"""LPIPS, perceptual distance of two images (Zhang et al. 2018, arXiv:1801.03924, equation 1).
 
-    d(x, y) = sum over layers l of  mean over places h, w of  sum over channels c of
+    d(x, y) = sum over layers l of  mean over positions h, w of  sum over channels c of
               w_lc * (x_lhwc / |x_lhw| - y_lhwc / |y_lhw|)^2
 
-The layers are those of torchvision's VGG-16 or AlexNet behind their rectifiers; the weights w, which
-people's judgements have taught (version 0.1), are the ones that torchmetrics ships. Backbones are
-read from safetensors, since neither torchvision nor what needs it can be imported beside every torch.
+The layers are ReLU outputs of torchvision's VGG-16 or AlexNet; the weights w, fitted to human judgements
+(version 0.1), are those in torchmetrics. Backbones are read from safetensors, since torchvision is not
+available for every torch.
 """
 
 from collections.abc import Mapping
@@ -25,33 +25,34 @@ if TYPE_CHECKING:
     from PIL.Image import Image
 
 SHIFT, SCALE = (-0.030, -0.088, -0.188), (0.458, 0.448, 0.450)
-"""Mean and deviation of the colours, of pictures in [-1, 1]."""
-SMALLEST = 1e-10
-"""Added to a length before it divides."""
+"""Mean and deviation of the colours, of images in [-1, 1]."""
+EPSILON = 1e-10
+"""Added to a norm before division."""
 
 
 class Convolution(NamedTuple):
-    """One of torchvision's `features`, with a rectifier behind it."""
+    """A convolution of torchvision's `features`, followed by a ReLU."""
 
     number: int
-    """Its place among them."""
+    """Index in `features`."""
     stride: int = 1
     padding: int = 1
 
 
 @dataclass(frozen=True)
 class Backbone:
-    """A backbone: blocks of convolutions, of each of which the last one's output counts."""
+    """A backbone architecture."""
 
     heads: str
-    """File of the layers' weights."""
+    """File of the layers' weights w."""
     blocks: tuple[tuple[Convolution, ...], ...]
+    """Blocks of convolutions; each block's output is a layer of the distance."""
     pool: int
-    """Side of the pooling window, in steps of 2."""
+    """Side of the max-pooling window; stride 2."""
     pooled: frozenset[int]
-    """The blocks that have a pooling in front."""
+    """Blocks preceded by pooling."""
     first: tuple[int, ...]
-    """Shape of the first convolution's weights, by which a backbone is known."""
+    """Shape of the first convolution's weights, which identifies the backbone."""
 
 
 VGG = Backbone(
@@ -83,7 +84,7 @@ class LpipsNetwork:
     """A loaded LPIPS network."""
 
     def __init__(self, source: str, revision: str | None) -> None:
-        """From a folder or a Hub id with `model.safetensors`; raises `ModelError` for another network."""
+        """Load a folder's or Hub id's `model.safetensors`; raises `ModelError` for other networks."""
         self._device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
         weights = _backbone(source, revision)
         self._layout = _layout(weights, source)
@@ -91,29 +92,25 @@ class LpipsNetwork:
         self._heads = [head.to(self._device) for head in _heads(self._layout)]
 
     @torch.inference_mode()
-    def seen(self, image: "Image") -> list[Tensor]:
-        """The picture as the layers see it: per layer (channels, height, width), each place of length 1.
-
-        Channels carry the square roots of the layer's weights, so that the distance of two pictures
-        is a sum of squares.
-        """
+    def features(self, image: "Image") -> list[Tensor]:
+        """Per layer (channels, height, width), channels normalised and scaled by sqrt(w)."""
         signal = self._normalised(image)
         found = []
         for number, block in enumerate(self._layout.blocks):
             if number in self._layout.pooled:
                 signal = functional.max_pool2d(signal, self._layout.pool, 2)
-            for place, stride, padding in block:
+            for index, stride, padding in block:
                 signal = functional.relu(
                     functional.conv2d(
                         signal,
-                        self._weights[f"features.{place}.weight"],
-                        self._weights[f"features.{place}.bias"],
+                        self._weights[f"features.{index}.weight"],
+                        self._weights[f"features.{index}.bias"],
                         stride=stride,
                         padding=padding,
                     )
                 )
-            length = signal.square().sum(dim=1, keepdim=True).sqrt()
-            found.append((signal / (length + SMALLEST) * self._heads[number].sqrt())[0])
+            norm = signal.square().sum(dim=1, keepdim=True).sqrt()
+            found.append((signal / (norm + EPSILON) * self._heads[number].sqrt())[0])
         return found
 
     def _normalised(self, image: "Image") -> Tensor:
@@ -127,7 +124,7 @@ class LpipsNetwork:
 
 
 def distance(left: list[Tensor], right: list[Tensor]) -> float:
-    """LPIPS of two pictures of one size, as they were `seen`: 0 for the same picture, and up."""
+    """LPIPS, 0 or more, of two images of equal size by their `LpipsNetwork.features`."""
     layers = zip(left, right, strict=True)
     return float(sum((a - b).square().sum(dim=0).mean().double() for a, b in layers))
 
@@ -139,8 +136,8 @@ def _layout(weights: Mapping[str, Tensor], source: str) -> Backbone:
         if names <= weights.keys() and tuple(weights["features.0.weight"].shape) == layout.first:
             return layout
     raise ModelError(
-        f"{source} holds neither torchvision's VGG-16 nor its AlexNet: set evaluation.lpips to one "
-        "as safetensors, such as timm/vgg16.tv_in1k"
+        f"{source} is neither torchvision's VGG-16 nor its AlexNet: set evaluation.lpips to one of "
+        "them in safetensors, such as timm/vgg16.tv_in1k"
     )
 
 
@@ -167,15 +164,15 @@ def _fetched(source: str, revision: str | None) -> str:
 
 
 def _heads(layout: Backbone) -> list[Tensor]:
-    """Per layer (channels, 1, 1), none of them negative."""
+    """The weights w per layer, (channels, 1, 1), at least 0."""
     found = find_spec("torchmetrics")
     if found is None or found.origin is None:
-        raise ModelError("LPIPS needs torchmetrics, which ships its layers' weights: install it")
+        raise ModelError("LPIPS needs torchmetrics, which contains its layer weights: install it")
     path = Path(found.origin).parent / "functional/image/lpips_models" / layout.heads
     try:
         heads = torch.load(path, map_location="cpu", weights_only=True)
         return [heads[f"lin{n}.model.1.weight"][0].clamp(min=0) for n in range(len(layout.blocks))]
     except (OSError, KeyError) as error:
         raise ModelError(
-            f"this torchmetrics ships no weights of LPIPS at {path}: use 1.9"
+            f"the installed torchmetrics has no LPIPS weights at {path}: install torchmetrics 1.9"
         ) from error

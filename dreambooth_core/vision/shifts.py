@@ -1,11 +1,11 @@
-"""Copies of which a part is cut off: crops, and windows of one picture that overlap.
+"""Detection of partial copies: crops of a photo, and overlapping windows of one photo.
 
-In two steps, on small grey copies. Masked normalised correlation (Padfield 2012) of gradient fields
-at every shift and several scales, plain and mirrored, gives candidates. Each is then aligned to a
-fraction of a pixel by least squares over shift, scale, contrast and brightness (Lucas and Kanade
-1981), and its score is the correlation of both gradient fields where the photos overlap, 160 pixels
-to a photo's longer side. Fine edges tell a copy from another view of the same scene:
-`benchmarks/shifted_copies.py` prints both on photos of real subjects.
+Two steps on small grey images. Masked normalised correlation (Padfield 2012) of gradient fields at
+every shift and several scales, plain and mirrored, gives candidates. Each is aligned to subpixel
+precision by least squares over shift, scale, contrast and brightness (Lucas and Kanade 1981); the
+score is the correlation of both gradient fields in the overlap, at 160 pixels per longer side. Fine
+edges separate copies from other views of the same scene; `benchmarks/shifted_copies.py` prints the
+scores of both on photos of real subjects.
 """
 
 import functools
@@ -21,29 +21,29 @@ SIDE = 32
 FINE = 160
 """Longer side of a photo in the alignment, in pixels."""
 SCALES = (1.0, 0.917, 0.841, 0.771, 0.707, 0.648, 0.595, 0.545)
-"""Of one photo in the other, searched either way round; the alignment bridges the gaps."""
+"""Searched scales of one photo relative to the other, in both directions; alignment interpolates."""
 OVERLAP = 0.25
-"""Least share of the smaller photo's area that both show."""
+"""Least overlap, as a share of the smaller photo's area."""
 CANDIDATES = 3
 PROMISING = 0.5
 """Score in the search from which a candidate is aligned; copies reach 0.7."""
 COPY = 0.8
 """Score above which two photos are copies: at most 0.54 between the photos of ten real subjects,
-above 0.9 for copies with 45 % cut off, saved anew as JPEG of quality 75."""
+above 0.9 for copies with 45 % cut off, recompressed as JPEG of quality 75."""
 TEXTURED = 0.2
-"""Least share of the overlap's tiles that hold texture."""
+"""Least share of the overlap's tiles with texture."""
 TILES = 6
 """The overlap is divided into TILES x TILES."""
 TEXTURE = 1.0
-"""Mean squared compressed gradient of a tile with texture; a plain wall has less."""
+"""Least mean squared compressed gradient of a tile with texture; a plain wall has less."""
 ROUND = 0.1
-"""Least ratio of the two eigenvalues of the gradients' second moments: a lone horizon has 0, and
-fits any other."""
+"""Least ratio of the eigenvalues of the gradients' second moments: 0 for a single horizon, which
+correlates with any other."""
 NOISE = 4.0
-"""Grey levels: gradients above are compressed to their square root, so that one hard edge does not
-outweigh all else."""
+"""Grey levels: larger gradients are compressed to their square root, so that one hard edge does not
+dominate."""
 LEVELS = ((3.0, 8), (1.2, 6))
-"""Blur in pixels, and the most steps of the alignment at it."""
+"""Blur in pixels, and maximum alignment steps at that blur."""
 LEAST = 24
 """Least side of an overlap in the alignment, in pixels."""
 
@@ -54,26 +54,26 @@ Spectra = NDArray[np.complex64]
 
 
 class Views(NamedTuple):
-    """What of a photo is compared."""
+    """Precomputed representation of a photo for `shifted`."""
 
     spectra: tuple[Spectra, ...]
-    """For each of SCALES (3, grid, grid // 2 + 1): horizontal and vertical gradient, squared length."""
+    """Per scale (3, grid, grid // 2 + 1): horizontal and vertical gradient, squared length."""
     mirrored: Spectra
-    """The same of the mirrored photo at scale 1."""
+    """The same for the mirrored photo at scale 1."""
     sizes: tuple[tuple[int, int], ...]
-    """For each of SCALES height and width in pixels."""
+    """Height and width in pixels, per scale."""
     grey: Grey
     """(height, width), the longer one FINE."""
 
 
 class Shift(NamedTuple):
-    """How a part of one photo matches a part of another best."""
+    """Best match between parts of two photos."""
 
     score: float
-    """Correlation of the aligned gradient fields where both overlap, -1 to 1."""
+    """Correlation of the aligned gradient fields in the overlap, -1 to 1."""
     mirrored: bool
     overlap: float
-    """Share of the smaller photo's area that both show."""
+    """Overlap as a share of the smaller photo's area."""
 
 
 class _Candidate(NamedTuple):
@@ -88,7 +88,7 @@ NONE = Shift(0.0, mirrored=False, overlap=0.0)
 
 
 def views(image: Image.Image) -> Views:
-    """Measure an RGB photo of any size for `shifted`."""
+    """Precompute an RGB photo of any size for `shifted`."""
     fine = _resized(image.convert("L"), FINE)
     coarse = [_resized(fine, SIDE * scale) for scale in SCALES]
     mirrored = _resized(fine.transpose(Image.Transpose.FLIP_LEFT_RIGHT), SIDE)
@@ -101,27 +101,23 @@ def views(image: Image.Image) -> Views:
 
 
 def shifted(first: Views, second: Views, scales: int = len(SCALES)) -> Shift:
-    """The best match of two photos' parts, plain or mirrored; `scales` is how many are tried.
+    """The best match of parts of two photos, plain or mirrored, over the first `scales` of SCALES.
 
-    Score 0 where nothing is promising, or the overlap has too little texture to tell.
+    Score 0 without a promising candidate, or with too little texture in the overlap.
     """
-    ways = [(first, second, 0), (second, first, 1)]
+    directions = [(first, second, 0), (second, first, 1)]
     found = [
         (candidate, one, other)
-        for one, other, least in ways
+        for one, other, least in directions
         for candidate in _search(one, other, range(least, scales))
     ]
-    found.sort(key=lambda way: way[0].rank, reverse=True)
+    found.sort(key=lambda entry: entry[0].rank, reverse=True)
     matches = [
-        _match(_facing(one, candidate.mirrored), other.grey, candidate)
+        _match(one.grey[:, ::-1] if candidate.mirrored else one.grey, other.grey, candidate)
         for candidate, one, other in found[:CANDIDATES]
         if candidate.score > PROMISING
     ]
     return max(matches, key=lambda match: match.score, default=NONE)
-
-
-def _facing(one: Views, mirrored: bool) -> Grey:
-    return one.grey[:, ::-1] if mirrored else one.grey
 
 
 def _resized(grey: Image.Image, side: float) -> Image.Image:
@@ -131,7 +127,7 @@ def _resized(grey: Image.Image, side: float) -> Image.Image:
 
 
 def _gradients(grey: Grey) -> tuple[Grey, Grey]:
-    """Horizontal and vertical, compressed; zero at the rim."""
+    """Horizontal and vertical gradient, compressed; zero at the border."""
     across, down = np.zeros_like(grey), np.zeros_like(grey)
     across[1:-1, 1:-1] = grey[1:-1, 2:] - grey[1:-1, :-2]
     down[1:-1, 1:-1] = grey[2:, 1:-1] - grey[:-2, 1:-1]
@@ -149,7 +145,7 @@ def _transformed(stack: Grey) -> Spectra:
 
 
 def _correlation(product: Spectra) -> Grey:
-    """At every shift, from a product of spectra."""
+    """Correlation at every shift, from a product of spectra."""
     return np.asarray(fft.irfft2(product, (_GRID, _GRID)), dtype=np.float32)
 
 
@@ -162,13 +158,13 @@ def _mask(size: tuple[int, int]) -> Spectra:
 
 @functools.lru_cache(maxsize=1024)
 def _shared(size: tuple[int, int], other: tuple[int, int]) -> Grey:
-    """Share of the smaller one's area that both cover, at every shift."""
+    """Overlap at every shift, as a share of the smaller area."""
     smaller = min(size[0] * size[1], other[0] * other[1])
     return _correlation(_mask(size) * _mask(other).conj() / np.float32(smaller))
 
 
 def _search(whole: Views, other: Views, scales: range) -> list[_Candidate]:
-    """The best shift of the other photo at each scale, over the whole one, plain and mirrored."""
+    """The best shift of the other photo at each scale against the whole one, plain and mirrored."""
     return [
         _best_shift(spectra, whole.sizes[0], other, view, mirrored)
         for view in scales
@@ -189,31 +185,31 @@ def _best_shift(
     scores = np.where(shared >= OVERLAP, product / np.sqrt(energies), -1)
     # small overlaps reach high scores by chance
     ranks = scores * np.clip(shared, 0, 1) ** 0.25
-    place = int(ranks.argmax())
-    down, right = (x - _GRID if x > SIDE else x for x in divmod(place, _GRID))
+    best = int(ranks.argmax())
+    down, right = (x - _GRID if x > SIDE else x for x in divmod(best, _GRID))
     fine = FINE / SIDE
     return _Candidate(
-        rank=float(ranks.flat[place]),
-        score=float(scores.flat[place]),
+        rank=float(ranks.flat[best]),
+        score=float(scores.flat[best]),
         mirrored=mirrored,
         warp=(SCALES[view], down * fine, right * fine),
     )
 
 
 class _Overlap(NamedTuple):
-    """Both photos where they overlap, on the first one's pixels."""
+    """The overlapping parts of both photos, on the first one's pixel grid."""
 
     first: Grey
     second: Grey
     rows: Grey
-    """Of the second photo, for each row of the overlap."""
+    """Row coordinate in the second photo, per row of the overlap."""
     columns: Grey
 
 
 def _overlap(first: Grey, second: Grey, warp: NDArray[np.float64]) -> _Overlap | None:
-    """None where they overlap by less than LEAST pixels."""
+    """None for an overlap of less than LEAST pixels."""
     scale, *shift = (float(x) for x in warp)
-    spans, places = [], []
+    spans, coordinates = [], []
     for axis in (0, 1):
         start = max(0, int(np.ceil(shift[axis])))
         last = int(np.floor(shift[axis] + scale * (second.shape[axis] - 1)))
@@ -221,18 +217,18 @@ def _overlap(first: Grey, second: Grey, warp: NDArray[np.float64]) -> _Overlap |
         if stop - start < LEAST:
             return None
         spans.append(slice(start, stop))
-        places.append(((np.arange(start, stop) - shift[axis]) / scale).astype(np.float32))
-    rows, columns = (_sampling(second.shape[axis], places[axis]) for axis in (0, 1))
+        coordinates.append(((np.arange(start, stop) - shift[axis]) / scale).astype(np.float32))
+    rows, columns = (_interpolation(second.shape[axis], coordinates[axis]) for axis in (0, 1))
     moved: Grey = np.asarray(rows @ second @ columns.T, dtype=np.float32)
-    return _Overlap(first[spans[0], spans[1]], moved, places[0], places[1])
+    return _Overlap(first[spans[0], spans[1]], moved, coordinates[0], coordinates[1])
 
 
-def _sampling(length: int, places: Grey) -> Grey:
-    """(places, length): the matrix that interpolates linearly between the pixels of a row."""
-    before = np.clip(np.floor(places).astype(int), 0, length - 2)
-    share = np.clip(places - before, 0, 1)
-    matrix = np.zeros((len(places), length), dtype=np.float32)
-    row = np.arange(len(places))
+def _interpolation(length: int, coordinates: Grey) -> Grey:
+    """(coordinates, length): matrix of linear interpolation between the pixels of a row."""
+    before = np.clip(np.floor(coordinates).astype(int), 0, length - 2)
+    share = np.clip(coordinates - before, 0, 1)
+    matrix = np.zeros((len(coordinates), length), dtype=np.float32)
+    row = np.arange(len(coordinates))
     matrix[row, before], matrix[row, before + 1] = 1 - share, share
     return matrix
 
@@ -240,7 +236,7 @@ def _sampling(length: int, places: Grey) -> Grey:
 def _aligned(
     first: Grey, second: Grey, warp: NDArray[np.float64], steps: int
 ) -> NDArray[np.float64] | None:
-    """The warp after at most so many steps; None where it leaves the photo."""
+    """The warp after at most `steps` steps; None when the overlap is lost."""
     for _ in range(steps):
         both = _overlap(first, second, warp)
         if both is None:
@@ -253,7 +249,7 @@ def _aligned(
 
 
 def _step(both: _Overlap) -> NDArray[np.float64]:
-    """Change of the warp by one linear least squares, with contrast and brightness left free."""
+    """Change of the warp by one linear least squares with free contrast and brightness."""
     spread = both.second - both.second.mean()
     contrast = float((spread * both.first).sum() / max(float((spread**2).sum()), 1e-3))
     contrast = contrast if contrast > 0.2 else 1.0
@@ -282,7 +278,7 @@ def _match(first: Grey, second: Grey, candidate: _Candidate) -> Shift:
         return NONE
     overlap = both.first.size / min(first.size, second.size * float(warp[0]) ** 2)
     mine, theirs = (np.stack(_gradients(grey)) for grey in (both.first, both.second))
-    if overlap < OVERLAP or not (_tells(mine) and _tells(theirs)):
+    if overlap < OVERLAP or not (_is_textured(mine) and _is_textured(theirs)):
         return NONE
     score = float((mine * theirs).sum() / np.sqrt((mine**2).sum() * (theirs**2).sum()))
     return Shift(score, candidate.mirrored, min(overlap, 1.0))
@@ -293,8 +289,8 @@ def _blurred(blur: float, *greys: Grey) -> tuple[Grey, Grey]:
     return first, second
 
 
-def _tells(gradients: Grey) -> bool:
-    """Whether an overlap has texture in enough places and directions to tell a copy by."""
+def _is_textured(gradients: Grey) -> bool:
+    """Whether an overlap has texture in enough tiles and both directions."""
     energy = (gradients**2).sum(0)
     tiles = [
         float(tile.mean())

@@ -1,9 +1,8 @@
-"""How alike two photos are, and how sharp one is: what the checks of a photo set measure.
+"""Similarity of two photos, sharpness of one, and a perceptual hash.
 
-Two views of one subject share their large shapes, so plain thumbnails correlate highly (0.94
-happens in real sets) though the photos differ. Gradients tell them apart: a copy keeps its edges
-where they were, another view does not. `alike` therefore correlates gradient fields, over small
-shifts and crops: at most 0.84 between the photos of ten real subjects, above 0.95 for copies.
+Thumbnails of two views of one subject correlate highly (up to 0.94 in real sets), since large shapes
+agree. `alike` correlates gradient fields instead, over small shifts and crops, since only a copy keeps
+its edges in place: at most 0.84 between the photos of ten real subjects, above 0.95 for copies.
 """
 
 from typing import NamedTuple
@@ -15,41 +14,41 @@ from PIL import Image
 SIDE = 32
 """Side of a thumbnail in pixels."""
 SOURCE = 4 * SIDE
-"""Side that is kept of a photo to cut the thumbnails from."""
+"""Side of the reduced photo from which thumbnails are made."""
 CROPS = (31, 30, 29, 28)
-"""Sides of the crops that are recognised, on this scale: along one axis or both."""
+"""Recognised crops, as sides of a thumbnail of SIDE: along one axis or both."""
 OVERLAP = 0.75
-"""Share of a thumbnail's area that a match must rest on."""
+"""Least overlap of a match, as a share of a thumbnail's area."""
 STRUCTURE = 0.5
-"""Share of its gradient energy: the seam of a picture that was rolled around may hold much."""
+"""Least share of the gradient energy in the overlap; the seam of a rolled image may hold much of it."""
 PROMISING = 0.4
 """Score of two whole thumbnails from which crops are tried; copies cropped to 90 % reach 0.54."""
 CUT = 0.03
-"""Share of the gradient energy that a crop cuts off; a subject that is only drawn larger on a plain
-background cuts nothing."""
+"""Least share of the gradient energy outside a crop; a subject merely enlarged on a plain background
+has none."""
 TILES = 4
 FINE = 4
-"""Steps to a pixel in the last alignment."""
+"""Steps per pixel of the final alignment."""
 
 _GRID = 40
-"""Side of the padded transforms: the overlap allows shifts of 8 pixels; they do not wrap."""
+"""Side of the padded transforms: OVERLAP allows shifts of up to 8 pixels, which must not wrap."""
 
 
 Transforms = NDArray[np.complex64]
 
 
 class Match(NamedTuple):
-    """How two photos match best."""
+    """Best match of two photos."""
 
     score: float
-    """Correlation of the aligned gradient fields, -1 to 1; 1 is the same picture."""
+    """Correlation of the aligned gradient fields, -1 to 1; 1 for equal images."""
     mirrored: bool
     moved: bool
     """Whether the best alignment is a shift or a crop."""
 
 
 class Fingerprint(NamedTuple):
-    """What of a photo is compared: Fourier transforms of its thumbnails, whole and scaled down."""
+    """Fourier transforms of a photo's thumbnails, whole and scaled down."""
 
     views: Transforms
     """(views, grid, grid): transforms of the gradient fields gx + i gy."""
@@ -62,7 +61,7 @@ class Fingerprint(NamedTuple):
 
 
 def fingerprint(image: Image.Image) -> Fingerprint:
-    """Measure an RGB photo of any size for `alike`."""
+    """Precompute an RGB photo of any size for `alike`."""
     source = image.convert("L").resize((SOURCE, SOURCE), Image.Resampling.BOX)
     fields = np.stack([_field(source, *size) for size in _VIEWS])
     mirrored = _field(source.transpose(Image.Transpose.FLIP_LEFT_RIGHT), SIDE, SIDE)
@@ -76,18 +75,18 @@ def fingerprint(image: Image.Image) -> Fingerprint:
 
 def alike(first: Fingerprint, second: Fingerprint) -> Match:
     """The best match over mirroring, shifts up to a quarter and crops down to 88 %."""
-    whole = _options(first, second, slice(0, 1))
+    whole = _matches(first, second, slice(0, 1))
     best = max(whole, key=_score)
     if best.score < PROMISING:
         return best
-    return max(*whole, *_options(first, second, slice(1, None)), key=_score)
+    return max(*whole, *_matches(first, second, slice(1, None)), key=_score)
 
 
 def sharpness(image: Image.Image, side: int) -> float:
-    """Variance of the Laplacian of the sharpest sixteenths, at `side` x `side` grey pixels.
+    """Mean variance of the Laplacian of the sharpest 4 of 16 tiles, at `side` x `side` grey pixels.
 
-    It only means something beside the other photos of the set: a plain subject before a plain wall
-    is never sharp. Tiles, because a blurred background is no fault while the subject is sharp.
+    Meaningful only relative to other photos of the set, since plain scenes have low values. Tiles
+    keep a blurred background from lowering the value of a sharp subject.
     """
     grey = np.asarray(
         image.convert("L").resize((side, side), Image.Resampling.LANCZOS), dtype=np.float32
@@ -109,11 +108,11 @@ _VIEWS = (
     *((side, SIDE) for side in CROPS),
     *((SIDE, side) for side in CROPS),
 )
-"""Width and height of the views: the whole first."""
+"""Width and height of the thumbnails, the whole photo first."""
 
 
 def _field(source: Image.Image, width: int, height: int) -> Transforms:
-    """Gradient field of the photo at a scale, zero outside: complex (SIDE, SIDE)."""
+    """Gradient field of the photo at a size, complex (SIDE, SIDE), zero outside."""
     small = np.asarray(source.resize((width, height), Image.Resampling.LANCZOS), dtype=np.float32)
     field = np.zeros((SIDE, SIDE), dtype=np.complex64)
     inside = field[1 : height - 1, 1 : width - 1]
@@ -140,12 +139,12 @@ def _correlate(a: Transforms, b: Transforms) -> NDArray[np.float32]:
 _MASKS = _transform(np.stack([_mask(*size) for size in _VIEWS]))
 _AREAS = np.stack([_mask(*size) for size in _VIEWS]).sum((1, 2))
 _SHARED = _correlate(_MASKS[:1], _MASKS)
-"""Pixels that overlap, for every scale and shift."""
+"""Overlapping pixels for every scale and shift."""
 _ENOUGH = OVERLAP * _AREAS[:, None, None] <= _SHARED
 
 
-def _options(first: Fingerprint, second: Fingerprint, views: slice) -> list[Match]:
-    """Either photo as the whole, plain and mirrored, against views of the other."""
+def _matches(first: Fingerprint, second: Fingerprint, views: slice) -> list[Match]:
+    """Matches of either whole photo, plain and mirrored, with thumbnails of the other."""
     found = []
     for one, other in ((first, second), (second, first)):
         plain = np.stack([one.views[0], one.energies[0]])
@@ -155,31 +154,31 @@ def _options(first: Fingerprint, second: Fingerprint, views: slice) -> list[Matc
     return found
 
 
-def _score(likeness: Match) -> float:
-    return likeness.score
+def _score(match: Match) -> float:
+    return match.score
 
 
 def _best(whole: Transforms, total: float, other: Fingerprint, views: slice) -> Match:
-    """Masked normalised correlation (Padfield 2012) of a whole with some views, at its best."""
+    """Maximum of the masked normalised correlation (Padfield 2012) of a whole with some views."""
     totals = other.totals[views, None, None]
     product = _correlate(whole[:1], other.views[views])
-    seen = _correlate(whole[1:], _MASKS[views])
+    ours = _correlate(whole[1:], _MASKS[views])
     theirs = _correlate(_MASKS[:1], other.energies[views])
-    rests = (seen >= max(STRUCTURE * total, 1)) & (theirs >= np.maximum(STRUCTURE * totals, 1))
-    cuts = views.start == 0 or seen <= (1 - CUT) * total
-    valid = _ENOUGH[views] & rests & cuts
+    structured = (ours >= max(STRUCTURE * total, 1)) & (theirs >= np.maximum(STRUCTURE * totals, 1))
+    cropped = views.start == 0 or ours <= (1 - CUT) * total
+    valid = _ENOUGH[views] & structured & cropped
     if not valid.any():
         return Match(0.0, mirrored=False, moved=False)
-    scores = np.where(valid, product / np.sqrt(np.maximum(seen * theirs, 1)), -1)
+    scores = np.where(valid, product / np.sqrt(np.maximum(ours * theirs, 1)), -1)
     view, down, right = (int(i) for i in np.unravel_index(int(scores.argmax()), scores.shape))
-    energy = float(seen[view, down, right] * theirs[view, down, right])
+    energy = float(ours[view, down, right] * theirs[view, down, right])
     crossed = whole[0] * other.views[views][view].conj()
     moved = views.start > 0 or down > 0 or right > 0
     return Match(_peak(crossed, energy, down, right), mirrored=False, moved=moved)
 
 
 def _peak(product: Transforms, energy: float, down: int, right: int) -> float:
-    """The maximum between the pixels, by Fourier interpolation of the correlation around it."""
+    """The subpixel maximum, by Fourier interpolation of the correlation around a pixel."""
     fine = np.arange(-FINE, FINE + 1) / FINE
     frequencies = np.fft.fftfreq(_GRID)
     rows = np.exp(2j * np.pi * np.outer(down + fine, frequencies))
@@ -189,9 +188,9 @@ def _peak(product: Transforms, energy: float, down: int, right: int) -> float:
 
 
 def difference_hash(image: Image.Image) -> NDArray[np.bool_]:
-    """64 bits: whether it gets lighter from each cell of an 8 x 9 grid to the one on its right.
+    """dHash of Krawetz (2013, "Kind of Like That"), 64 bits; copies differ in few.
 
-    The dHash of Krawetz (2013, "Kind of Like That"): copies differ in few bits.
+    Each bit: whether a cell of an 8 x 9 grid is darker than its right neighbour.
     """
     cells = image.convert("L").resize((9, 8), Image.Resampling.LANCZOS)
     grey = np.asarray(cells, dtype=np.int64)

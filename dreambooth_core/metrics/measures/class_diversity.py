@@ -1,4 +1,4 @@
-"""Is the class still as various as it was? The other half of prior preservation."""
+"""Class diversity: variety of the class images, relative to the base's."""
 
 import math
 from typing import Final
@@ -6,25 +6,25 @@ from typing import Final
 import numpy as np
 
 from dreambooth_core.config import Kind
-from dreambooth_core.metrics import TIE, Evidence, Sight, Values, among
+from dreambooth_core.metrics import TIE, EmbeddingKey, Evidence, Values, among
 
 TITLE = "class diversity"
-ABOUT = "how various the class prompt's images are, as a share of the base's (1)"
+ABOUT = "mean distance among the class prompt's images, relative to the base's (1)"
 RANGE = (0.0, math.inf)
 HIGHER_IS_BETTER = True
 OF = "class"
 OF_PHOTOS = False
 SKIPS: frozenset[Kind] = frozenset()
-SEES: Final[Sight] = ("identity", "whole")
+EMBEDDING: Final[EmbeddingKey] = ("identity", "whole")
 
 
 def measure(evidence: Evidence) -> Values | None:
-    """Each class image's mean distance, 1 - cosine, to the others, over the base's mean of it.
+    """Each class image's mean distance, 1 - cosine, to the others, divided by the base's mean.
 
-    1: as various as the untouched base's; 0: one picture again and again.
+    1: as diverse as the base's class images; 0: all images are equal.
     """
-    tuned, untouched = evidence.classes.by(SEES), evidence.base_classes.by(SEES)
-    if tuned is None or untouched is None or len(untouched) < 2:
+    tuned, base = evidence.classes.get(EMBEDDING), evidence.base_classes.get(EMBEDDING)
+    if tuned is None or base is None or len(base) < 2:
         return None
-    usual = float(np.nanmean(1 - among(untouched)))
-    return np.asarray((1 - among(tuned)) / max(usual, TIE))
+    of_base = float(np.nanmean(1 - among(base)))
+    return np.asarray((1 - among(tuned)) / max(of_base, TIE))

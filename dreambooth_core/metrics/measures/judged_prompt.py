@@ -1,20 +1,21 @@
-"""Was the prompt followed, as a vision-language model sees it? DreamBench++'s prompt following.
+"""Prompt following, scored by a vision-language model.
 
-After Peng et al. 2025 (arXiv:2406.16855), in words of our own: no score is comparable with theirs.
+After DreamBench++ (Peng et al. 2025, arXiv:2406.16855) with another instruction text: scores are not
+comparable with the paper's.
 """
 
 from dreambooth_core.config import Config, Kind
 from dreambooth_core.metrics import Evidence, Values, vlm_judge
 
 TITLE = "judged prompt"
-ABOUT = "how much of its prompt a vision-language model finds in the picture, 0 to 1"
+ABOUT = "how much of its prompt a vision-language model finds in the image, 0 to 1"
 RANGE = (0.0, 1.0)
 HIGHER_IS_BETTER = True
 OF = "prompts"
 OF_PHOTOS = False
 SKIPS: frozenset[Kind] = frozenset()
-SEES = None
-ASKS = True
+EMBEDDING = None
+REMOTE = True
 
 TEMPLATE = """\
 This picture was made by a program that was asked for: "{prompt}".
@@ -26,18 +27,18 @@ missing or doubtful; 1, only a trace; 0, nothing of it."""
 
 
 def measure(evidence: Evidence) -> Values | None:
-    """The judge's score of each image over 4, on its prompt without the identifier, [0, 1]."""
+    """The judge's score of each image and its prompt without the identifier, [0, 1]."""
     config, store = evidence.config, evidence.store
     if config is None or config.evaluation.judge is None or store is None:
         return None
     questions = [
-        vlm_judge.JudgeQuestion(TEMPLATE.format(prompt=text), ((evidence.generated, place),))
-        for place, text in enumerate(evidence.texts)
+        vlm_judge.JudgeQuestion(TEMPLATE.format(prompt=text), ((evidence.generated, index),))
+        for index, text in enumerate(evidence.texts)
     ]
     return vlm_judge.scores(config.evaluation.judge, store, questions)
 
 
 def model(config: Config) -> str | None:
-    """The judge and what it is asked; None where nobody is asked."""
+    """Judge model and a digest of its settings and instruction; None without a judge."""
     judge = config.evaluation.judge
     return None if judge is None else vlm_judge.name_of(judge, TEMPLATE)

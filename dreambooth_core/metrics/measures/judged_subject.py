@@ -1,6 +1,7 @@
-"""Is it this very subject, as a vision-language model sees it? DreamBench++'s concept preservation.
+"""Concept preservation, scored by a vision-language model.
 
-After Peng et al. 2025 (arXiv:2406.16855), in words of our own: no score is comparable with theirs.
+After DreamBench++ (Peng et al. 2025, arXiv:2406.16855) with another instruction text: scores are not
+comparable with the paper's.
 """
 
 import numpy as np
@@ -9,14 +10,14 @@ from dreambooth_core.config import Config, Kind
 from dreambooth_core.metrics import Evidence, Values, vlm_judge
 
 TITLE = "judged subject"
-ABOUT = "how well a vision-language model finds the photos' subject again, 0 to 1"
+ABOUT = "how well the image shows the photos' subject, by a vision-language model, 0 to 1"
 RANGE = (0.0, 1.0)
 HIGHER_IS_BETTER = True
 OF = "prompts"
 OF_PHOTOS = False
 SKIPS: frozenset[Kind] = frozenset({"property"})
-SEES = None
-ASKS = True
+EMBEDDING = None
+REMOTE = True
 
 TEMPLATE = """\
 The first {photos} pictures are photos of one and the same {noun}. The last picture was made by a \
@@ -30,23 +31,23 @@ of it can be seen."""
 
 
 def measure(evidence: Evidence) -> Values | None:
-    """The judge's score of each image over 4, held against the first photos, [0, 1]."""
+    """The judge's score of each image against the first `evaluation.judge.photos` photos, [0, 1]."""
     config, store = evidence.config, evidence.store
     if config is None or config.evaluation.judge is None or store is None:
         return None
     judge, photos = config.evaluation.judge, evidence.photos
-    shown = [(photos, place) for place in range(min(judge.photos, len(photos.digests)))]
+    shown = [(photos, index) for index in range(min(judge.photos, len(photos.digests)))]
     text = TEMPLATE.format(photos=len(shown), noun=config.subject.class_noun)
-    places = [place for place, kind in enumerate(evidence.kinds) if kind not in SKIPS]
+    judged = [index for index, kind in enumerate(evidence.kinds) if kind not in SKIPS]
     questions = [
-        vlm_judge.JudgeQuestion(text, (*shown, (evidence.generated, place))) for place in places
+        vlm_judge.JudgeQuestion(text, (*shown, (evidence.generated, index))) for index in judged
     ]
     values = np.full(len(evidence.prompts), np.nan)
-    values[places] = vlm_judge.scores(judge, store, questions)
+    values[judged] = vlm_judge.scores(judge, store, questions)
     return values
 
 
 def model(config: Config) -> str | None:
-    """The judge and what it is asked; None where nobody is asked."""
+    """Judge model, a digest of its settings and instruction, and photos; None without a judge."""
     judge = config.evaluation.judge
     return None if judge is None else f"{vlm_judge.name_of(judge, TEMPLATE)}-{judge.photos}"

@@ -1,4 +1,4 @@
-"""Do the images of one prompt differ? DIV of the DreamBooth paper (section 4.3): LPIPS among them."""
+"""LPIPS diversity: DIV of the DreamBooth paper (section 4.3), mean LPIPS among a prompt's images."""
 
 import itertools
 import math
@@ -9,20 +9,19 @@ from dreambooth_core.config import Config, Kind
 from dreambooth_core.metrics import Evidence, Values
 
 TITLE = "LPIPS diversity"
-ABOUT = "mean LPIPS between an image and the others of its prompt, 0 for copies, and up"
+ABOUT = "mean LPIPS of an image with the others of its prompt, 0 (equal) or more"
 RANGE = (0.0, math.inf)
 HIGHER_IS_BETTER = True
 OF = "prompts"
 OF_PHOTOS = False
 SKIPS: frozenset[Kind] = frozenset()
-SEES = None
+EMBEDDING = None
 
 
 def measure(evidence: Evidence) -> Values | None:
-    """Mean LPIPS of each image with the others of its prompt; nan for whoever is alone.
+    """Mean LPIPS of each image with the others of its prompt; nan for a single image.
 
-    Their mean is the paper's DIV: the mean over all pairs of images of one prompt, where every
-    prompt has as many.
+    With equally many images per prompt the mean of these values is the paper's DIV.
     """
     config = evidence.config
     if config is None or config.evaluation.lpips is None:
@@ -30,20 +29,20 @@ def measure(evidence: Evidence) -> Values | None:
     from dreambooth_core.vision.lpips import LpipsNetwork, distance
 
     network = LpipsNetwork(config.evaluation.lpips, config.evaluation.lpips_revision)
-    pictures, values = evidence.generated.pictures, np.full(len(evidence.prompts), np.nan)
+    images, values = evidence.generated.images, np.full(len(evidence.prompts), np.nan)
     for prompt in dict.fromkeys(evidence.prompts):
-        places = [place for place, own in enumerate(evidence.prompts) if own == prompt]
-        seen = [network.seen(pictures[place]) for place in places]
-        apart = np.zeros((len(places), len(places)))
-        for a, b in itertools.combinations(range(len(places)), 2):
-            apart[a, b] = apart[b, a] = distance(seen[a], seen[b])
-        if len(places) > 1:
-            values[places] = apart.sum(axis=1) / (len(places) - 1)
+        indices = [index for index, own in enumerate(evidence.prompts) if own == prompt]
+        features = [network.features(images[index]) for index in indices]
+        distances = np.zeros((len(indices), len(indices)))
+        for a, b in itertools.combinations(range(len(indices)), 2):
+            distances[a, b] = distances[b, a] = distance(features[a], features[b])
+        if len(indices) > 1:
+            values[indices] = distances.sum(axis=1) / (len(indices) - 1)
     return values
 
 
 def model(config: Config) -> str | None:
-    """Digest of the backbone; None where LPIPS is left out."""
+    """Digest of the backbone; None without `evaluation.lpips`."""
     rules = config.evaluation
     if rules.lpips is None:
         return None

@@ -1,8 +1,8 @@
-"""Who finds the subject in a picture: one file each, found by its name.
+"""Detectors, which locate the subject in an image: one kind per file, found by the file's name.
 
-A new one is one new file here with
+A new kind is one new file with
 
-    def load(rules: config.Finder) -> Finder      # raises ModelError when its model is missing
+    def load(rules: config.Detector) -> Detector      # raises ModelError when its model is missing
 """
 
 from collections.abc import Sequence
@@ -21,16 +21,16 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True)
 class Region:
-    """Where a subject is in a picture."""
+    """A subject's box in an image, and its mask if known."""
 
     box: tuple[int, int, int, int]
-    """Left, top, right, bottom in pixels; right and bottom are outside."""
+    """Left, top, right, bottom in pixels; right and bottom are exclusive."""
     mask: NDArray[np.bool_] | None = None
-    """(height, width) of the picture, true on the subject; None when only the box is known."""
+    """(height, width) of the image, true on the subject."""
 
     @classmethod
     def around(cls, mask: NDArray[np.bool_]) -> "Region | None":
-        """The spot of a (height, width) mask; None where nothing is marked."""
+        """The region of a (height, width) mask; None for an empty mask."""
         rows, columns = np.flatnonzero(mask.any(axis=1)), np.flatnonzero(mask.any(axis=0))
         if not len(rows):
             return None
@@ -39,15 +39,15 @@ class Region:
 
 
 class Detector(Protocol):
-    """Looks for one subject in each picture."""
+    """Locates a subject in images."""
 
     def find(self, images: Sequence[Image], noun: str) -> list[Region | None]:
-        """Where something called `noun` is in each picture; None where it is not found."""
+        """The region of one `noun` in each image; None where it is not found."""
         ...
 
 
 def load_detector(rules: "config.Detector") -> Detector | None:
-    """The finder of a config, None without one; raises `ModelError` when its model is missing."""
+    """The configured detector, None without a kind; raises `ModelError` when its model is missing."""
     if rules.kind is None:
         return None
     found: Detector = plugins.load(__name__, rules.kind).load(rules)

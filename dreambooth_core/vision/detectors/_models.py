@@ -1,4 +1,4 @@
-"""What the finders load: models of transformers, from a folder, or from the Hub at a pinned commit."""
+"""Loading of the detectors' transformers models, from a folder or from the Hub at a pinned commit."""
 
 import re
 from pathlib import Path
@@ -15,26 +15,26 @@ _COMMIT = re.compile(r"[0-9a-f]{40}")
 
 
 def load_part(kind: Any, rules: "config.Detector", **options: Any) -> Any:
-    """One part of the finder's model by an `Auto...` class of transformers; safetensors, no code.
+    """A network or processor by an `Auto...` class of transformers; runs no code of the repository.
 
-    Raises `ConfigError` for a Hub id without its commit, `ModelError` when there is no such part.
+    Raises `ConfigError` for a Hub id without its commit, `ModelError` when the part is missing.
     """
     if not Path(rules.model).is_dir() and not _COMMIT.fullmatch(rules.revision or ""):
         raise ConfigError(
-            f"there is no folder {rules.model or '(none)'} for evaluation.finder.model, and as a Hub id it "
-            "needs finder.revision, the 40 hex digits of a commit, so that the same config finds the same"
+            f"evaluation.detector.model {rules.model or '(none)'} is no folder, and as a Hub id needs "
+            "evaluation.detector.revision: set it to the 40 hex digits of a commit"
         )
     try:
         return kind.from_pretrained(rules.model, revision=rules.revision, **options)
     except (OSError, ValueError, KeyError) as error:
         raise ModelError(
-            f"no {rules.kind} that could find the subject at {rules.model}: name a folder or a Hub id with "
-            f"its weights and its preprocessor ({one_line(error, 200)})"
+            f"no {rules.kind} at {rules.model}: set evaluation.detector.model to a folder or a Hub id "
+            f"with its weights and preprocessor ({one_line(error, 200)})"
         ) from error
 
 
 def load_model(kind: Any, rules: "config.Detector") -> Any:
-    """The network in float32, for evaluation, where it runs fastest; raises as `load_part` does."""
+    """The network in float32 and evaluation mode on `device()`; raises as `load_part` does."""
     import torch
 
     network = load_part(kind, rules, dtype=torch.float32, use_safetensors=True)
@@ -42,7 +42,7 @@ def load_model(kind: Any, rules: "config.Detector") -> Any:
 
 
 def device() -> "torch.device":
-    """Where finders run."""
+    """The GPU if available, else the CPU."""
     import torch
 
     return torch.device("cuda" if torch.cuda.is_available() else "cpu")

@@ -1,4 +1,4 @@
-"""Zero-shot detection: Grounding DINO, OWLv2 and their like, asked for the class noun in words."""
+"""Zero-shot object detection by class noun: Grounding DINO, OWLv2 and similar models."""
 
 import math
 from collections.abc import Sequence
@@ -13,12 +13,12 @@ if TYPE_CHECKING:
     from dreambooth_core import config
 
 LEAST = 0.2
-"""Score below which a box is none: between what Grounding DINO's and OWLv2's authors use, 0.25 and 0.1.
-Only the best box counts, so a low one costs little."""
+"""Least score of a box: between the authors' 0.25 (Grounding DINO) and 0.1 (OWLv2). Low is safe, since
+only the best box is used."""
 
 
 class BoxDetector:
-    """A detection model; pictures are looked at one by one, so neighbours change nothing."""
+    """A detection model; images are processed one by one, so that results are independent."""
 
     def __init__(self, rules: "config.Detector") -> None:
         """Load it; raises `ConfigError` and `ModelError` as `load_part` does."""
@@ -28,13 +28,13 @@ class BoxDetector:
         self._processor = load_part(AutoProcessor, rules)
 
     def find(self, images: Sequence[Image], noun: str) -> list[Region | None]:
-        """The box that looks most like `noun`, without a mask; None where no score reaches `LEAST`."""
+        """The box of highest score for `noun`, without a mask; None where no score reaches `LEAST`."""
         return [self._best(image.convert("RGB"), noun) for image in images]
 
     def _best(self, image: Image, noun: str) -> Region | None:
         import torch
 
-        # two lists deep: OWLv2 takes queries per picture, Grounding DINO joins them to "noun."
+        # nested list: OWLv2 takes queries per image, Grounding DINO joins them to "noun."
         inputs = self._processor(images=image, text=[[noun]], return_tensors="pt").to(device())
         with torch.inference_mode():
             outputs = self._network(**inputs)
@@ -52,7 +52,7 @@ def load(rules: "config.Detector") -> BoxDetector:
 
 
 def inside(box: Sequence[Any], image: Image) -> Region | None:
-    """All pixels that a box of real numbers touches within the picture; None for none."""
+    """A box of real numbers rounded outwards and clipped to the image; None if empty."""
     left, top = max(0, math.floor(box[0])), max(0, math.floor(box[1]))
     right, bottom = min(image.width, math.ceil(box[2])), min(image.height, math.ceil(box[3]))
     return Region((left, top, right, bottom)) if left < right and top < bottom else None

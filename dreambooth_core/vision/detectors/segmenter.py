@@ -1,6 +1,6 @@
-"""Semantic segmentation: SegFormer, BEiT, DPT and their like, each with labels of its own.
+"""Semantic segmentation by class noun: SegFormer, BEiT, DPT and similar models.
 
-The label is the class noun where the model has it, or else one that stands for whatever a picture is of.
+Models without a label for the noun are used by a generic label, such as "foreground".
 """
 
 import re
@@ -21,13 +21,13 @@ if TYPE_CHECKING:
     from dreambooth_core import config
 
 ANY_SUBJECT = ("subject", "foreground")
-"""Labels of models that tell a picture's subject from its surroundings, whatever it is."""
+"""Generic labels, of models that separate any subject from its background."""
 LEAST = 0.005
-"""Share of the picture that the region has to cover: less is a stray speck."""
+"""Least share of the image that a region must cover."""
 
 
 class MaskDetector:
-    """A segmentation model; pictures are looked at one by one, so neighbours change nothing."""
+    """A segmentation model; images are processed one by one, so that results are independent."""
 
     def __init__(self, rules: "config.Detector") -> None:
         """Load it; raises `ConfigError` and `ModelError` as `load_part` does."""
@@ -36,26 +36,26 @@ class MaskDetector:
         self._name = rules.model
         self._network = load_model(AutoModelForSemanticSegmentation, rules)
         self._processor = load_part(AutoImageProcessor, rules)
-        self._processor.do_center_crop = False  # a mask is to be laid over the whole picture
+        self._processor.do_center_crop = False  # the mask must cover the whole image
 
     def find(self, images: Sequence[Image], noun: str) -> list[Region | None]:
-        """The largest connected region of the noun's label, its mask included.
+        """The largest connected region of the noun's label, with its mask.
 
-        None where it is nowhere the likeliest label, or covers less than `LEAST` of the picture.
-        Raises `ModelError` when no label fits the noun.
+        None where it covers less than `LEAST` of the image. Raises `ModelError` when no label
+        matches the noun.
         """
         names = {int(number): name for number, name in self._network.config.id2label.items()}
         wanted = labels_for(names, noun)
         if not wanted:
             known = ", ".join(list(names.values())[:20])
             raise ModelError(
-                f"the segmenter {self._name} has no label for {noun!r}; it has {known}: "
-                "set evaluation.detector to one that has, or finder.kind to detector"
+                f"the segmenter {self._name} has no label for {noun!r}, its labels are {known}: set "
+                "evaluation.detector.model to one with the label, or evaluation.detector.kind to detector"
             )
         return [Region.around(largest(self._region(image, wanted))) for image in images]
 
     def _region(self, image: Image, wanted: Sequence[int]) -> NDArray[np.bool_]:
-        """(height, width), true where a wanted label is likelier than all others."""
+        """(height, width), true where a wanted label has the highest logit."""
         import torch
         from torch.nn.functional import interpolate
 
@@ -72,10 +72,10 @@ def load(rules: "config.Detector") -> MaskDetector:
 
 
 def labels_for(names: Mapping[int, str], noun: str) -> list[int]:
-    """Numbers of the labels that mean `noun`: the first of these that any label passes.
+    """Numbers of the labels for `noun`, by the first rule that matches any label.
 
-    One of the label's names (split at commas and semicolons) is the noun; the noun is among the
-    label's words; the label stands for any subject. Upper and lower case are alike.
+    Rules: one of the label's names (split at commas and semicolons) is the noun; the noun is among
+    the label's words; the label is generic (`ANY_SUBJECT`). Case is ignored.
     """
     word = noun.lower().strip()
     whole = re.compile(rf"\b{re.escape(word)}\b")
@@ -89,7 +89,7 @@ def labels_for(names: Mapping[int, str], noun: str) -> list[int]:
 
 
 def largest(region: NDArray[np.bool_]) -> NDArray[np.bool_]:
-    """The largest connected part of a (height, width) region; nothing when it is below `LEAST`."""
+    """The largest connected part of a (height, width) region; empty when it is below `LEAST`."""
     from scipy.ndimage import label
 
     parts, count = label(region)
@@ -100,9 +100,9 @@ def largest(region: NDArray[np.bool_]) -> NDArray[np.bool_]:
 
 
 def _lead(logits: "Tensor", wanted: Sequence[int]) -> "Tensor":
-    """(1, labels, h, w) -> (1, 1, h, w): by how much the best wanted label is ahead of the others.
+    """(1, labels, h, w) -> (1, 1, h, w): best wanted logit minus best other logit.
 
-    One map to enlarge instead of all of them: 150 labels of a large photo would not fit in memory.
+    Only this map is enlarged: 150 labels at the size of a large photo would not fit into memory.
     """
     others = [number for number in range(logits.shape[1]) if number not in set(wanted)]
     ours = logits[:, wanted].amax(1, keepdim=True)

@@ -165,7 +165,7 @@ def test_a_difference_names_what_is_not_the_same(work, tmp_path) -> None:
     assert compared.keys() == {"subject_fidelity", "prompt_fidelity"}
     assert compared["subject_fidelity"]["difference"] == 0.0
     html = page.read_text()
-    assert html.count('src="data:image/png;base64,') == 4
+    assert html.count('src="data:image/webp;base64,') == 4
     assert "tiny/1, seed 0" in html
     assert "<h3>p</h3>" in html
 

@@ -84,7 +84,7 @@ def test_a_crop_lies_inside_and_touches_two_sides(
         assert cut == buckets.crop(photo, size, view, "digest")
         assert all(
             0 <= at <= whole - part
-            for at, whole, part in zip(cut.place, cut.resized, size, strict=True)
+            for at, whole, part in zip(cut.offset, cut.resized, size, strict=True)
         )
         assert any(whole == part for whole, part in zip(cut.resized, size, strict=True))
         left, top, right, bottom = buckets.box(photo, cut)
@@ -95,17 +95,19 @@ def test_a_crop_lies_inside_and_touches_two_sides(
 def test_the_first_view_is_the_middle_and_the_others_roam() -> None:
     middle = buckets.crop((100, 300), (50, 50), 0, "a")
     assert middle == buckets.Crop((50, 150), (0, 50), (50, 50))
-    places = [buckets.crop((100, 300), (50, 50), view, "a").place[1] for view in range(1, 200)]
+    places = [buckets.crop((100, 300), (50, 50), view, "a").offset[1] for view in range(1, 200)]
     assert min(places) < 5
     assert max(places) > 95
-    assert places != [buckets.crop((100, 300), (50, 50), view, "b").place[1] for view in range(199)]
+    assert places != [
+        buckets.crop((100, 300), (50, 50), view, "b").offset[1] for view in range(199)
+    ]
 
 
 def test_numbers_are_in_the_scaled_photos_pixels() -> None:
     cut = buckets.Crop((50, 150), (0, 20), (50, 60))
-    assert buckets.numbers((100, 300), cut, mirrored=False) == (100, 300, 0, 20, 50, 60)
+    assert buckets.size_conditioning((100, 300), cut, mirrored=False) == (100, 300, 0, 20, 50, 60)
     # mirrored first, the same pixels begin 150 - 60 - 20 from the left
-    assert buckets.numbers((100, 300), cut, mirrored=True) == (100, 300, 0, 70, 50, 60)
+    assert buckets.size_conditioning((100, 300), cut, mirrored=True) == (100, 300, 0, 70, 50, 60)
 
 
 def test_shapes_are_planned_without_torch() -> None:

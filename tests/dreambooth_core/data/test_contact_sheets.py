@@ -5,7 +5,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from dreambooth_core.data.contact_sheets import SIDE, contact_sheet, data_url, thumbnail
+from dreambooth_core.data.contact_sheets import SIDE, contact_sheet, data_url
 from dreambooth_core.storage import records
 from dreambooth_core.storage.blobs import put_blob
 
@@ -41,24 +41,35 @@ def test_one_prompt_makes_a_square(file_store):
     assert sheet.size == (3 * SIDE, 2 * SIDE)
 
 
-@pytest.mark.parametrize(("size", "expected"), [((64, 64), (64, 64)), ((800, 400), (256, 128))])
-def test_thumbnails_are_small(size, expected):
-    small = thumbnail(png(size, "red"), 256)
-    assert Image.open(io.BytesIO(small)).size == expected
-
-
-def test_what_is_small_already_stays_byte_for_byte():
-    given = png((64, 64), "red")
-    assert thumbnail(given, 256) is given
-
-
-@pytest.mark.parametrize(("most", "side"), [(150_000, 256), (5_000, 108)])
-def test_an_address_holds_a_whole_picture_in_so_many_bytes(most, side):
-    noise = np.random.default_rng(0).integers(0, 255, (256, 256, 3), dtype=np.uint8)
-    file = io.BytesIO()
-    Image.fromarray(noise).save(file, "PNG")
-    head, _, body = data_url(file.getvalue(), most).partition(",")
+def decoded(url) -> tuple[bytes, Image.Image]:
+    head, _, body = url.partition(",")
     assert head == "data:image/webp;base64"
-    held = base64.b64decode(body)
-    assert len(held) <= most
-    assert Image.open(io.BytesIO(held)).size == (side, side)
+    content = base64.b64decode(body)
+    return content, Image.open(io.BytesIO(content)).convert("RGB")
+
+
+def noise(side) -> tuple[bytes, Image.Image]:
+    image = Image.fromarray(
+        np.random.default_rng(0).integers(0, 255, (side, side, 3), dtype=np.uint8)
+    )
+    file = io.BytesIO()
+    image.save(file, "PNG")
+    return file.getvalue(), image
+
+
+@pytest.mark.parametrize(("size", "expected"), [((64, 64), (64, 64)), ((800, 400), (256, 128))])
+def test_embedded_images_have_at_most_the_given_side(size, expected):
+    assert decoded(data_url(png(size, "red"), 256))[1].size == expected
+
+
+def test_an_image_that_fits_is_embedded_without_loss():
+    content, image = noise(64)
+    assert decoded(data_url(content, 64))[1].tobytes() == image.tobytes()
+    assert decoded(data_url(content, 64, 1_000_000))[1].tobytes() != image.tobytes()
+
+
+@pytest.mark.parametrize(("limit", "side"), [(150_000, 256), (5_000, 81)])
+def test_an_image_is_reduced_until_it_fits_the_byte_limit(limit, side):
+    content, image = decoded(data_url(noise(256)[0], 256, limit))
+    assert len(content) <= limit
+    assert image.size == (side, side)

@@ -6,7 +6,7 @@ from pydantic import ValidationError
 from dreambooth_core.cli.run_output import at_hand
 from dreambooth_core.config import Config, Subject
 from dreambooth_core.data.ingest import ingest
-from dreambooth_core.data.references import brought, pinned
+from dreambooth_core.data.references import pinned, with_folders
 from dreambooth_core.data.versions import push
 from dreambooth_core.errors import ConfigError, StorageError
 
@@ -56,7 +56,7 @@ def test_the_folder_is_whole_or_made_anew(tiny_config, photos, file_store):
     (photos / "0.txt").write_text("{subject} on a table")
     push(file_store, photos, "robot", 32)
     config = naming(tiny_config, "dataset://robot@latest")
-    folder = brought(config, file_store).subject.folder
+    folder = with_folders(config, file_store).subject.folder
     assert folder.is_relative_to(tiny_config.paths.work)
     files = {path.name: path.read_bytes() for path in folder.iterdir()}
     assert len(files) == 5
@@ -64,7 +64,7 @@ def test_the_folder_is_whole_or_made_anew(tiny_config, photos, file_store):
     caption.write_text("{subject} on a chair")
     (folder / "stray.png").write_bytes(b"x")
     next(folder.glob("*.png")).write_bytes(b"x")
-    assert brought(config, file_store).subject.folder == folder
+    assert with_folders(config, file_store).subject.folder == folder
     assert {path.name: path.read_bytes() for path in folder.iterdir()} == files
     assert not list(folder.parent.glob("~*"))
 
@@ -74,7 +74,7 @@ def test_lost_photos_leave_no_half_folder(tiny_config, photos, file_store):
     for key in list(file_store.keys("blobs/"))[:1]:
         file_store.delete(key)
     with pytest.raises(StorageError, match="blobs/"):
-        brought(naming(tiny_config, "dataset://robot@latest"), file_store)
+        with_folders(naming(tiny_config, "dataset://robot@latest"), file_store)
     assert not [path for path in tiny_config.paths.work.rglob("*") if path.is_file()]
 
 

@@ -9,10 +9,10 @@ from dreambooth_core.config import Judge
 from dreambooth_core.data import dataset
 from dreambooth_core.diffusion import sampling
 from dreambooth_core.errors import ModelError
-from dreambooth_core.evaluation.evaluate import drawn_like, evaluate
+from dreambooth_core.evaluation.evaluate import evaluate, with_sampling_of
 from dreambooth_core.evaluation.plan import plan_of
 from dreambooth_core.metrics import catalogue, range_of
-from dreambooth_core.metrics.statistics import compare, estimate, place, rows_of
+from dreambooth_core.metrics.statistics import compare, estimate, image_key, rows_of
 from dreambooth_core.storage.blobs import get_blob
 from dreambooth_core.storage.records import ImageSet
 from dreambooth_core.vision.encoders import ImageEncoder
@@ -20,8 +20,8 @@ from dreambooth_core.vision.language import openai_compatible
 from tests.chat_server import Reply, serving
 from tests.moved_weights import weights_of
 
-WITHOUT_A_FINDER = {"subject_fidelity_crop", "clip_i_crop", "identity"}
-WITHOUT_A_MODEL = {"lpips_diversity", "judged_subject", "judged_prompt"}
+NEEDS_DETECTOR = {"subject_fidelity_crop", "clip_i_crop", "identity"}
+NEEDS_OWN_MODEL = {"lpips_diversity", "judged_subject", "judged_prompt"}
 
 
 @pytest.fixture
@@ -43,25 +43,25 @@ def photos(file_store, config) -> ImageSet:
 
 
 @pytest.fixture
-def drawn(monkeypatch) -> list[tuple[str, int]]:
-    """The requests that were drawn and not found, as they come."""
-    asked: list[tuple[str, int]] = []
-    plain = sampling.generate
+def generated(monkeypatch) -> list[tuple[str, int]]:
+    """The requests of generated images, without those found in the store."""
+    requested: list[tuple[str, int]] = []
+    original = sampling.generate
 
-    def noting(painter, drawing, requests, *others):
-        asked.extend(requests)
-        return plain(painter, drawing, requests, *others)
+    def recording(pipeline, settings, requests, *others):
+        requested.extend(requests)
+        return original(pipeline, settings, requests, *others)
 
-    monkeypatch.setattr(sampling, "generate", noting)
-    return asked
+    monkeypatch.setattr(sampling, "generate", recording)
+    return requested
 
 
 def pixels(store, made: ImageSet) -> list[Image.Image]:
     return [Image.open(io.BytesIO(get_blob(store, image.blob))) for image in made.images]
 
 
-def test_unmoved_weights_score_what_the_base_scores(config, file_store, photos, tiny_base):
-    """Prompted in the same words, which takes prompts without the identifier token."""
+def test_unchanged_weights_score_as_the_base(config, file_store, photos, tiny_base):
+    """With prompts without the identifier, so that both models get the same text."""
     rules = {
         **config.evaluation.model_dump(),
         "prompts": ["a photo of a {class_noun}"],
@@ -79,7 +79,7 @@ def test_unmoved_weights_score_what_the_base_scores(config, file_store, photos, 
     assert (scores.samples.count, scores.class_samples.count) == (4, 2)
 
 
-def test_scores_are_those_of_the_images_it_names(config, file_store, photos, tiny_base):
+def test_scores_belong_to_the_named_images(config, file_store, photos, tiny_base):
     scores, _ = evaluate(config, file_store, photos, weights_of(tiny_base, file_store, 0.05))
     prompts = [image.prompt for image in scores.samples.images]
     assert prompts[::2] == [
@@ -92,28 +92,28 @@ def test_scores_are_those_of_the_images_it_names(config, file_store, photos, tin
         for text in ("a photo of robot", "robot wearing a red hat", "a purple robot")
         for _ in "ab"
     ]
-    drawn, held = pixels(file_store, scores.samples), pixels(file_store, photos)
-    clip, eye = (
+    images, held = pixels(file_store, scores.samples), pixels(file_store, photos)
+    clip, identity = (
         ImageEncoder(config.evaluation.clip, None),
         ImageEncoder(config.evaluation.identity, None),
     )
     texts = clip.clip_texts([image.prompt for image in scores.base_samples.images])
-    own = (clip.clip_images(drawn) * texts).sum(axis=1)
+    own = (clip.clip_images(images) * texts).sum(axis=1)
     base = (clip.clip_images(pixels(file_store, scores.base_samples)) * texts).sum(axis=1)
-    alike = (eye.identity_images(drawn) @ eye.identity_images(held).T).mean(axis=1)
+    fidelity = (identity.identity_images(images) @ identity.identity_images(held).T).mean(axis=1)
 
     rows = rows_of(file_store, scores)
     found = {name: [row.scores.get(name) for row in rows] for name in scores.metrics}
     np.testing.assert_allclose(found["prompt_fidelity"][:6], own, atol=1e-12)
     np.testing.assert_allclose(found["prompt_gain"][:6], own - base, atol=1e-12)
-    np.testing.assert_allclose(found["subject_fidelity"][:4], alike[:4], atol=1e-12)
+    np.testing.assert_allclose(found["subject_fidelity"][:4], fidelity[:4], atol=1e-12)
     assert found["subject_fidelity"][4:] == [None] * 4
     assert scores.metrics["prompt_fidelity"] == pytest.approx(own.mean(), abs=1e-12)
-    assert scores.metrics["subject_fidelity"] == pytest.approx(alike[:4].mean(), abs=1e-12)
-    assert set(scores.metrics) == set(catalogue()) - WITHOUT_A_FINDER - WITHOUT_A_MODEL
+    assert scores.metrics["subject_fidelity"] == pytest.approx(fidelity[:4].mean(), abs=1e-12)
+    assert set(scores.metrics) == set(catalogue()) - NEEDS_DETECTOR - NEEDS_OWN_MODEL
 
 
-def test_every_image_has_a_row_and_every_metric_its_interval(config, file_store, photos, tiny_base):
+def test_every_image_has_a_row_and_every_metric_an_interval(config, file_store, photos, tiny_base):
     scores, _ = evaluate(config, file_store, photos, weights_of(tiny_base, file_store, 0.05))
     rows = rows_of(file_store, scores)
     plan = plan_of(config, photos, "confirm", 1)
@@ -124,8 +124,8 @@ def test_every_image_has_a_row_and_every_metric_its_interval(config, file_store,
         ("image", (scores.samples, scores.class_samples)),
         ("base_image", (scores.base_samples, scores.base_class_samples)),
     ):
-        drawn = [image.blob.sha256 for one in sets for image in one.images]
-        assert [getattr(row, field) for row in rows] == drawn
+        digests = [image.blob.sha256 for one in sets for image in one.images]
+        assert [getattr(row, field) for row in rows] == digests
     for name, value in scores.metrics.items():
         assert scores.estimates[name] == estimate(name, rows, bounds=range_of(name))
         assert scores.estimates[name].value == value
@@ -139,42 +139,46 @@ def test_every_image_has_a_row_and_every_metric_its_interval(config, file_store,
     assert scores.ids["clip_i"] == plan.ids["clip_i"]
 
 
-def test_the_base_is_drawn_once_for_all_models(config, file_store, photos, tiny_base, drawn):
+def test_base_images_are_generated_once_for_all_models(
+    config, file_store, photos, tiny_base, generated
+):
     first, _ = evaluate(config, file_store, photos, weights_of(tiny_base, file_store, 0.05))
-    drawn.clear()
+    generated.clear()
     subject = config.subject.model_copy(update={"identifier": "zwx"})
     other = config.model_copy(update={"subject": subject, "seed": 5})
     second, reused = evaluate(other, file_store, photos, weights_of(tiny_base, file_store, 0.1))
     assert not reused
     assert first.base_samples == second.base_samples
     assert first.plan == second.plan
-    assert len(drawn) == 6 + 2
+    assert len(generated) == 6 + 2
     rows, others = rows_of(file_store, first), rows_of(file_store, second)
-    assert [place(row) for row in rows] == [place(row) for row in others]
+    assert [image_key(row) for row in rows] == [image_key(row) for row in others]
     assert compare("prompt_gain", others, rows, 0.9).images == 6
 
 
-def test_another_class_is_drawn_for_the_self_check_alone(
-    config, file_store, photos, tiny_base, drawn
+def test_control_class_images_serve_the_sanity_checks_only(
+    config, file_store, photos, tiny_base, generated
 ):
     moved = weights_of(tiny_base, file_store, 0.05)
     rules = config.evaluation.model_copy(update={"control_classes": ("robot",)})
-    nobody, _ = evaluate(config.model_copy(update={"evaluation": rules}), file_store, photos, moved)
-    assert not any("teapot" in prompt for prompt, _ in drawn)
-    drawn.clear()
+    without, _ = evaluate(
+        config.model_copy(update={"evaluation": rules}), file_store, photos, moved
+    )
+    assert not any("teapot" in prompt for prompt, _ in generated)
+    generated.clear()
     scores, reused = evaluate(config, file_store, photos, moved)
     assert not reused
-    assert [prompt for prompt, _ in drawn] == ["a photo of a teapot"] * 2
-    assert (scores.plan, scores.metrics) == (nobody.plan, nobody.metrics)
-    assert scores.class_samples == nobody.class_samples
+    assert [prompt for prompt, _ in generated] == ["a photo of a teapot"] * 2
+    assert (scores.plan, scores.metrics) == (without.plan, without.metrics)
+    assert scores.class_samples == without.class_samples
 
 
-def test_scores_say_what_the_self_check_found(config, file_store, photos, tiny_base):
-    """An encoder with random weights has all pictures alike, so that their order is any."""
+def test_scores_contain_the_warnings_of_the_sanity_checks(config, file_store, photos, tiny_base):
+    """With a random encoder all images are similar, so that any order may result."""
     scores, _ = evaluate(config, file_store, photos, weights_of(tiny_base, file_store, 0.05))
-    eye = ImageEncoder(config.evaluation.identity, None, config.evaluation.preprocessing)
+    encoder = ImageEncoder(config.evaluation.identity, None, config.evaluation.preprocessing)
     rows = {
-        name: eye.identity_images(pixels(file_store, made))
+        name: encoder.identity_images(pixels(file_store, made))
         for name, made in {
             "photos": photos,
             "generated": scores.samples,
@@ -183,29 +187,32 @@ def test_scores_say_what_the_self_check_found(config, file_store, photos, tiny_b
     }
     count = photos.count
     among_photos = ((rows["photos"] @ rows["photos"].T).sum() - count) / (count * (count - 1))
-    kept = [at for at, row in enumerate(rows_of(file_store, scores)[:6]) if row.kind != "property"]
+    kept = [n for n, row in enumerate(rows_of(file_store, scores)[:6]) if row.kind != "property"]
     generated = (rows["generated"][kept] @ rows["photos"].T).mean()
     classes = (rows["classes"] @ rows["photos"].T).mean()
-    told = " ".join(scores.warnings)
-    assert ("as close to the photos" in told) == bool(scores.warnings)
-    assert (f"({generated:.3f}) as the photos among themselves" in told) == (
+    warnings = " ".join(scores.warnings)
+    assert ("as close to the photos" in warnings) == bool(scores.warnings)
+    assert (f"({generated:.3f}) as the photos among themselves" in warnings) == (
         among_photos <= generated
     )
     assert (
-        f"base's class images are as close to the photos ({classes:.3f}) as the generated" in told
+        f"base's class images are as close to the photos ({classes:.3f}) as the generated"
+        in warnings
     ) == (generated <= classes)
-    assert "the base's teapot images are as close to the photos" in told
+    assert "the base's teapot images are as close to the photos" in warnings
 
 
-def test_a_further_round_draws_only_the_further_half(config, file_store, photos, tiny_base, drawn):
+def test_a_further_round_generates_only_the_new_half(
+    config, file_store, photos, tiny_base, generated
+):
     moved = weights_of(tiny_base, file_store, 0.05)
     first, _ = evaluate(config, file_store, photos, moved)
-    drawn.clear()
+    generated.clear()
     second, reused = evaluate(config, file_store, photos, moved, round=2)
     assert not reused
-    assert len(drawn) == 2 * (6 + 2) + 2  # of the base's other class two as well
+    assert len(generated) == 2 * (6 + 2) + 2  # and two of the control class
     old, new = (
-        {place(row): (row.image, row.base_image) for row in rows_of(file_store, scores)}
+        {image_key(row): (row.image, row.base_image) for row in rows_of(file_store, scores)}
         for scores in (first, second)
     )
     assert old.items() < new.items()
@@ -229,10 +236,10 @@ def test_the_same_evaluation_is_reused(config, file_store, photos, tiny_base):
     assert evaluate(config, file_store, photos, moved) == (first, True)
 
 
-def test_a_champion_is_measured_as_its_challenger_is(
+def test_a_champion_is_measured_by_the_challengers_plan(
     config, file_store, photos, tiny_base, tmp_path
 ):
-    """It was trained by another recipe, as something else, at another size and elsewhere."""
+    """Trained with another recipe, class noun, resolution and store."""
     champion = config.model_validate(
         {
             **config.model_dump(),
@@ -250,7 +257,7 @@ def test_a_champion_is_measured_as_its_challenger_is(
             "storage": {"uri": f"file://{tmp_path / 'other'}", "endpoint": None},
         }
     )
-    like = drawn_like(champion, config)
+    like = with_sampling_of(champion, config)
     assert (like.name, like.subject, like.train) == ("champion", champion.subject, champion.train)
     assert (like.sampler, like.storage, like.paths) == (
         config.sampler,
@@ -258,7 +265,7 @@ def test_a_champion_is_measured_as_its_challenger_is(
         config.paths,
     )
     moved = weights_of(tiny_base, file_store, 0.1)
-    theirs, _ = evaluate(champion, file_store, photos, moved, by=config)
+    theirs, _ = evaluate(champion, file_store, photos, moved, plan_config=config)
     ours, _ = evaluate(config, file_store, photos, weights_of(tiny_base, file_store, 0.05))
     assert theirs.plan == ours.plan
     assert theirs.samples.images[0].prompt == "a photo of zwx mug"
@@ -266,11 +273,11 @@ def test_a_champion_is_measured_as_its_challenger_is(
     assert theirs.base_samples == ours.base_samples
     assert theirs.base_class_samples == ours.base_class_samples
     assert theirs.base_metrics == ours.base_metrics
-    pairs = [[place(row) for row in rows_of(file_store, one)] for one in (ours, theirs)]
+    pairs = [[image_key(row) for row in rows_of(file_store, one)] for one in (ours, theirs)]
     assert pairs[0] == pairs[1]
 
 
-def test_what_a_judge_left_out_is_asked_again_by_the_next_evaluation(
+def test_failed_judge_requests_are_repeated_by_the_next_evaluation(
     config, file_store, photos, tiny_base, monkeypatch
 ):
     monkeypatch.setattr(openai_compatible, "FIRST_DELAY", 0.001)
@@ -278,7 +285,7 @@ def test_what_a_judge_left_out_is_asked_again_by_the_next_evaluation(
 
     def answer(number: int, request: object) -> Reply:
         if down and "a red hat" in json.dumps(request):
-            return Reply("not what was asked for")
+            return Reply("not JSON")
         return Reply(json.dumps({"rationale": "seen", "score": 3}))
 
     weights = weights_of(tiny_base, file_store, 0.05)
@@ -287,7 +294,7 @@ def test_what_a_judge_left_out_is_asked_again_by_the_next_evaluation(
         rules = config.evaluation.model_copy(update={"judge": judge})
         config = config.model_copy(update={"evaluation": rules})
         first, _ = evaluate(config, file_store, photos, weights)
-        # two images of that prompt, of this model and of the base
+        # two images of that prompt, for each of the two models
         assert first.unanswered == 4
         second, reused = evaluate(config, file_store, photos, weights)
         assert (second.digest, second.unanswered, reused) == (first.digest, 4, False)
@@ -301,7 +308,7 @@ def test_what_a_judge_left_out_is_asked_again_by_the_next_evaluation(
     assert {row.scores["judged_prompt"] for row in rows} == {0.75}
 
 
-def test_a_missing_encoder_says_which(config, file_store, photos, tiny_base, tmp_path):
+def test_a_missing_encoder_is_named(config, file_store, photos, tiny_base, tmp_path):
     rules = config.evaluation.model_copy(update={"identity": str(tmp_path / "none")})
     config = config.model_copy(update={"evaluation": rules})
     with pytest.raises(ModelError, match="none"):

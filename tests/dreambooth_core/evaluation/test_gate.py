@@ -21,18 +21,18 @@ RULES = {
     "limits": {"identity": None, "prompt_gain": None, "memorisation": None, "prior_drift": None},
     "margins": {"diversity": None, "prompt_rank": None, "memorisation": None, "prior_drift": None},
 }
-"""Of random weights nothing is asked but to be better, and no worse in prompts than noise explains."""
+"""For random weights: superiority in subject fidelity, and no loss of prompt fidelity beyond noise."""
 
 
 LOW, NEAR, HIGH = 0.05, 0.0501, 0.1
-"""How far weights are moved from the base's."""
+"""Shifts of the weights from the base's."""
 
 
 class Bench:
-    """One store for all tests, so that none draws what another has drawn."""
+    """One store for all tests, so that images are shared."""
 
     def __init__(self, base: Path, encoders: tuple[Path, Path], folder: Path) -> None:
-        self.base, self.told = base, []
+        self.base, self.labels = base, []
         self.config = config_of(base, encoders, folder)
         self.store = open_store(self.config.storage)
         self.photos = dataset.collect(self.store, self.config)[0]
@@ -41,8 +41,8 @@ class Bench:
         return weights_of(self.base, self.store, shift)
 
     def champion(self, shift: float, **changes) -> ScoredModel:
-        asked = self.config.model_copy(update=changes)
-        return ScoredModel(name="tiny/1", config=asked, weights=self.weights(shift))
+        config = self.config.model_copy(update=changes)
+        return ScoredModel(name="tiny/1", config=config, weights=self.weights(shift))
 
     def evaluate(self, shift: float, seed_set="confirm") -> Scores:
         weights = self.weights(shift)
@@ -52,13 +52,13 @@ class Bench:
         rules = self.config.gate.model_copy(update=gate)
         config = self.config.model_copy(update={"gate": rules})
         scores, weights = self.evaluate(shift), self.weights(shift)
-        return judge(config, self.store, self.photos, weights, scores, champion, self._hear)
+        return judge(config, self.store, self.photos, weights, scores, champion, self._progress)
 
     def stored(self, stage: str) -> set[str]:
         return {key for key in self.store.keys(f"{stage}/") if key.endswith("/result.json")}
 
-    def _hear(self, done: int, total: int, what: str) -> None:
-        self.told.append(what)
+    def _progress(self, done: int, total: int, label: str) -> None:
+        self.labels.append(label)
 
 
 def config_of(base: Path, encoders: tuple[Path, Path], folder: Path) -> Config:
@@ -90,10 +90,10 @@ def config_of(base: Path, encoders: tuple[Path, Path], folder: Path) -> Config:
 
 @pytest.fixture(scope="module")
 def bench(tiny_base, tiny_encoders, tmp_path_factory) -> Bench:
-    return Bench(tiny_base, tiny_encoders, tmp_path_factory.mktemp("judging"))
+    return Bench(tiny_base, tiny_encoders, tmp_path_factory.mktemp("gate"))
 
 
-def test_a_first_model_is_judged_by_its_own_scores_against_the_base(bench):
+def test_a_first_model_is_compared_with_the_base_in_its_own_scores(bench):
     before = bench.stored("noise")
     verdict, reused = bench.judge(LOW, None, rounds=1)
     assert not reused
@@ -105,7 +105,7 @@ def test_a_first_model_is_judged_by_its_own_scores_against_the_base(bench):
     assert bench.stored("noise") == before
 
 
-def test_the_same_question_has_the_same_answer(bench):
+def test_equal_inputs_reuse_the_verdict(bench):
     first, _ = bench.judge(LOW, bench.champion(HIGH), rounds=1)
     assert bench.judge(LOW, bench.champion(HIGH), rounds=1) == (first, True)
     assert bench.judge(LOW, bench.champion(HIGH), rounds=1, auto_promote=False) == (first, True)
@@ -114,13 +114,13 @@ def test_the_same_question_has_the_same_answer(bench):
 @pytest.mark.parametrize(
     ("shift", "champion", "gate"), [(LOW, HIGH, {"alpha": 0.1}), (LOW, NEAR, {}), (NEAR, HIGH, {})]
 )
-def test_another_question_is_answered_anew(bench, shift, champion, gate):
+def test_other_inputs_give_a_new_verdict(bench, shift, champion, gate):
     bench.judge(LOW, bench.champion(HIGH), rounds=1)
     assert bench.judge(shift, bench.champion(champion), **{"rounds": 1, **gate})[1] is False
 
 
 def test_the_champion_is_measured_by_the_candidates_plan(bench):
-    """However it was measured itself: its config has other prompts and another identifier."""
+    """Although its config has other prompts and another identifier."""
     subject = bench.config.subject.model_copy(update={"identifier": "zwx"})
     rules = bench.config.evaluation.model_copy(update={"prompts": ("{subject} at night",)})
     champion = bench.champion(HIGH, subject=subject, evaluation=rules)
@@ -132,8 +132,8 @@ def test_the_champion_is_measured_by_the_candidates_plan(bench):
     }
 
 
-def test_a_champion_of_another_base_is_measured_from_the_candidates(bench, tmp_path):
-    """What is counted from the base is not to be won by changing it."""
+def test_a_champion_of_another_base_is_measured_against_the_candidates_base(bench, tmp_path):
+    """Metrics relative to the base cannot be improved by changing the base."""
     other = build_tiny_base(tmp_path / "other", prediction_type="v_prediction")
     model = bench.config.model.model_copy(update={"base": str(other)})
     champion = bench.champion(HIGH, model=model)
@@ -143,14 +143,14 @@ def test_a_champion_of_another_base_is_measured_from_the_candidates(bench, tmp_p
         ours.base_samples,
         ours.base_class_samples,
     )
-    # the same weights, drawn by the base that they were trained on
+    # the same weights, sampled with the base of their training
     assert {image.blob for image in theirs.samples.images}.isdisjoint(
         image.blob for image in ours.samples.images
     )
 
 
-def test_while_it_is_open_both_get_twice_the_seeds(bench):
-    """Two models that differ by hardly anything: no plan of this size tells them apart."""
+def test_an_inconclusive_round_doubles_the_seeds_of_both_models(bench):
+    """Two almost equal models, which a plan of this size cannot distinguish."""
     champion = bench.champion(NEAR)
     verdict, _ = bench.judge(LOW, champion, rounds=2)
     assert (verdict.outcome, verdict.rounds) == ("keep", 2)
@@ -158,11 +158,11 @@ def test_while_it_is_open_both_get_twice_the_seeds(bench):
     once, _ = bench.judge(LOW, champion, rounds=1)
     first = {image.blob for image in once.champion.samples.images}
     assert first < {image.blob for image in verdict.champion.samples.images}
-    assert any(what.startswith("tiny/1, round 2: ") for what in bench.told)
-    assert any(what.startswith("candidate, round 2: ") for what in bench.told)
+    assert any(label.startswith("tiny/1, round 2: ") for label in bench.labels)
+    assert any(label.startswith("candidate, round 2: ") for label in bench.labels)
 
 
-def test_the_champions_noise_is_measured_once_and_is_the_margin(bench):
+def test_the_champions_seed_noise_is_cached_and_widens_the_margin(bench):
     champion = bench.champion(HIGH)
     verdict, _ = bench.judge(LOW, champion, rounds=1)
     stored = bench.stored("noise")
@@ -177,7 +177,7 @@ def test_the_champions_noise_is_measured_once_and_is_the_margin(bench):
     assert f"where {allowed:+.3f} is allowed" in guard.sentence
 
 
-def test_noise_is_of_images_paired_by_their_place_in_the_plan(bench):
+def test_seed_noise_pairs_images_by_their_index_within_the_prompt(bench):
     rows = rows_of(bench.store, bench.evaluate(HIGH))
     later = [row.model_copy(update={"seed": row.seed + 1}) for row in rows]
     assert set(half_widths(rows, later, 0.9).values()) == {0.0}
@@ -189,14 +189,14 @@ def test_noise_is_of_images_paired_by_their_place_in_the_plan(bench):
     assert half_widths(rows[:4], spread, 0.9)["clip_i"] == pytest.approx(students)
 
 
-def test_scores_of_a_sweep_are_not_judged(bench):
+def test_scores_on_development_seeds_are_refused(bench):
     scores, weights = bench.evaluate(HIGH, "dev"), bench.weights(HIGH)
     verdict, _ = judge(bench.config, bench.store, bench.photos, weights, scores, None)
     assert verdict.outcome == "keep"
-    assert "seeds by which it may have been chosen" in verdict.sentence
+    assert "seeds that may have selected it" in verdict.sentence
 
 
-def test_a_person_overrules_and_is_remembered(bench):
+def test_an_override_by_a_person_is_stored(bench):
     verdict, _ = bench.judge(LOW, bench.champion(HIGH), rounds=1)
     found = override(bench.store, verdict, "Ada", "the hat is what we want")
     assert found.outcome == "promote"
@@ -207,7 +207,7 @@ def test_a_person_overrules_and_is_remembered(bench):
     assert Verdict.model_validate_json(stored) == found
 
 
-def test_nobody_overrules_without_a_reason(bench):
+def test_an_override_without_a_reason_is_refused(bench):
     verdict, _ = bench.judge(LOW, bench.champion(HIGH), rounds=1)
     with pytest.raises(ConfigError, match="a name and a reason"):
         override(bench.store, verdict, "Ada", "")

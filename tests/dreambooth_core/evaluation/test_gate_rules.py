@@ -13,12 +13,12 @@ RULES = Gate(
     limits={"prompt_gain": None, "memorisation": None, "prior_drift": 0.2},
     margins={"prompt_rank": None, "diversity": None, "memorisation": None},
 )
-"""Identity at least 0.25, drift at most 0.2; prompts may lose 0.01, drift win 0.03."""
+"""Identity at least 0.25, drift at most 0.2; margins: prompt fidelity -0.01, drift +0.03."""
 PROMPTS, SEEDS = 5, 4
 
 
 def measured(seed=0, *, plan="plan", seeds=SEEDS, noise=0.002, **means) -> MeasuredModel:
-    """Five prompts and eight class images; the mean of each metric is exactly what it is said to be."""
+    """Five prompts and eight class images with exactly the given mean of each metric."""
     draws = np.random.default_rng(seed)
     means = {"identity": 0.8, "prompt_fidelity": 0.5, "prior_drift": 0.1} | means
 
@@ -127,13 +127,13 @@ def test_a_candidate_against_the_champion(means, outcome, failed):
         ({"identity": -0.1}, "keep", [("absolute", "identity"), ("superiority", "identity")]),
     ],
 )
-def test_a_first_model_has_the_base_for_a_rival_and_limits_for_guards(means, outcome, failed):
+def test_a_first_model_is_compared_with_the_base_and_has_no_margins(means, outcome, failed):
     found = decided(measured(2, **means))
     assert (found.outcome, failures(found)) == (outcome, failed)
     assert not any(each.rule == "non-inferiority" for each in found.reasons)
 
 
-def test_reasons_stand_in_the_order_of_the_rules():
+def test_reasons_are_in_the_order_of_the_rules():
     rules = [each.rule for each in decided(measured(2), CHAMPION).reasons]
     assert list(dict.fromkeys(rules)) == [
         "integrity",
@@ -143,81 +143,85 @@ def test_reasons_stand_in_the_order_of_the_rules():
     ]
 
 
-def test_the_sentence_has_the_deciding_numbers():
+def test_the_sentence_contains_the_deciding_numbers():
     good = decided(measured(2, identity=0.85), CHAMPION)
     assert good.sentence.startswith(
         "Promoted: identity is 0.850 against 0.800 of dog/3, a difference of +0.050 (+0.0"
     )
     assert good.sentence.endswith("), and every guard is passed.")
     first = decided(measured(2, identity=0.85))
-    assert first.sentence.endswith("), and every limit is kept.")
+    assert first.sentence.endswith("), and every limit is met.")
     bad = decided(measured(2, identity=0.85, prompt_fidelity=0.45), CHAMPION)
     assert bad.sentence.startswith(
         "Not promoted: prompt fidelity is 0.450 against 0.500 of dog/3, a difference of -0.050 (-0.0"
     )
     assert bad.sentence.endswith("), where -0.010 is allowed.")
-    open_ = decided(measured(2), CHAMPION)
-    assert open_.sentence.startswith("Not certain yet: identity is 0.800 against 0.800 of dog/3")
+    inconclusive = decided(measured(2), CHAMPION)
+    assert inconclusive.sentence.startswith(
+        "Inconclusive: identity is 0.800 against 0.800 of dog/3"
+    )
 
 
-def test_a_limits_interval_ends_where_no_mean_can_be():
+def test_a_limits_interval_is_clipped_to_the_metrics_range():
     rules = RULES.model_copy(update={"limits": {"prompt_fidelity": 0.9}})
     wild = decided(measured(2, prompt_fidelity=0.95, noise=0.2), rules=rules)
     (limit,) = (each for each in wild.reasons if each.rule == "absolute")
     assert limit.sentence.startswith("prompt fidelity is 0.950 (0.")
-    assert limit.sentence.endswith(" to 1.000), where at least 0.900 is asked")
+    assert limit.sentence.endswith(" to 1.000), where at least 0.900 is required")
 
 
-def test_what_shows_in_no_image_is_said_to_be_little_known():
+def test_a_share_of_zero_is_reported_with_its_exact_bound():
     rules = Gate(limits={**RULES.limits, "memorisation": 0.05}, margins=RULES.margins)
     clean = changed(GOOD, 20, memorisation=0.0)
     found = decide(GateCase(clean, CHAMPION, "dog/3"), rules, {**UP, "memorisation": False})
     (limit,) = (each for each in found.reasons if each.metric == "memorisation")
     assert limit.outcome == "passed"
-    hidden = stats.beta.ppf(1 - 0.0125, 1, 20)  # Clopper and Pearson's, for none of 20
-    assert limit.sentence.endswith(f"; 20 images cannot tell it from {hidden:.3f}")
-    seen = decide(
+    bound = stats.beta.ppf(1 - 0.0125, 1, 20)  # Clopper and Pearson, for 0 of 20
+    assert limit.sentence.endswith(f"; 20 images cannot distinguish it from {bound:.3f}")
+    one_copy = decide(
         GateCase(changed(clean, 1, memorisation=1.0), None), rules, {"memorisation": False, **UP}
     )
-    assert "cannot tell" not in str(seen.reasons)
+    assert "cannot distinguish" not in str(one_copy.reasons)
 
 
-def test_after_the_last_round_uncertainty_keeps_the_champion():
+def test_an_inconclusive_last_round_keeps_the_champion():
     found = decided(measured(2), CHAMPION, round=3)
     assert found.outcome == "keep"
     assert failures(found) == []
-    assert found.sentence.startswith("Not promoted, as all seeds left it uncertain: identity")
+    assert found.sentence.startswith("Not promoted, inconclusive after the last round: identity")
 
 
-def test_the_champion_itself_is_no_better_than_the_champion():
+def test_the_champion_against_itself_fails_superiority():
     found = decided(CHAMPION, CHAMPION)
     assert (found.outcome, failures(found)) == ("keep", [("superiority", "identity")])
 
 
-def test_where_the_champion_differs_more_from_itself_that_is_the_margin():
+def test_the_champions_seed_noise_replaces_a_narrower_margin():
     worse = measured(2, identity=0.85, prompt_fidelity=0.48)
     found = decided(worse, CHAMPION, noise={"prompt_fidelity": 0.03, "prior_drift": 0.001})
     assert found.outcome == "promote"
-    told = {each.metric: each.sentence for each in found.reasons if each.rule == "non-inferiority"}
-    assert told["prompt_fidelity"].endswith(
-        "where -0.030 is allowed, since the champion differs from itself by as much"
+    sentences = {
+        each.metric: each.sentence for each in found.reasons if each.rule == "non-inferiority"
+    }
+    assert sentences["prompt_fidelity"].endswith(
+        "where -0.030 is allowed, the champion's own variation between seeds"
     )
-    assert told["prior_drift"].endswith("where +0.030 is allowed")
+    assert sentences["prior_drift"].endswith("where +0.030 is allowed")
 
 
-def test_the_first_primary_that_was_measured_decides():
+def test_the_first_measured_primary_metric_decides():
     rules = RULES.model_copy(update={"primary": ("clip_i_crop", "prompt_fidelity")})
     found = decided(measured(2, prompt_fidelity=0.52), CHAMPION, rules)
     assert found.outcome == "promote"
     assert found.reasons[-1].metric == "prompt_fidelity"
 
 
-def test_what_nobody_measured_is_said_and_not_asked():
+def test_guarded_metrics_without_values_are_named_and_skipped():
     rules = Gate(limits={"prior_drift": 0.2})
     found = decided(measured(2, identity=0.85), CHAMPION, rules)
     assert found.outcome == "promote"
     assert found.reasons[0].sentence.endswith(
-        "nothing is asked of diversity, memorisation, prompt_gain, prompt_rank, which nobody measured"
+        "; diversity, memorisation, prompt_gain, prompt_rank not measured and therefore not checked"
     )
 
 
@@ -226,7 +230,7 @@ def without(number: int, made: MeasuredModel) -> MeasuredModel:
 
 
 def changed(made: MeasuredModel, count: int, **scores) -> MeasuredModel:
-    """The first rows with other scores; None takes one away."""
+    """The first rows with other scores; None removes a score."""
 
     def new(row: ImageScores) -> ImageScores:
         wanted = {k: v for k, v in {**row.scores, **scores}.items() if v is not None}
@@ -249,18 +253,18 @@ ONE_PROMPT = MeasuredModel(
 @pytest.mark.parametrize(
     ("candidate", "champion", "sentence"),
     [
-        (on_dev(GOOD), CHAMPION, "the seeds by which it may have been chosen"),
+        (on_dev(GOOD), CHAMPION, "the seeds that may have selected it"),
         (GOOD, measured(1, plan="other"), "dog/3 was measured by another plan"),
         (GOOD, measured(1, seeds=8), "dog/3 was measured by another plan"),
         (without(3, GOOD), CHAMPION, "27 images were scored where the plan has 28"),
         (changed(GOOD, 1, identity=float("nan")), CHAMPION, "of the candidate is not a finite"),
         (GOOD, changed(CHAMPION, 1, identity=float("inf")), "of dog/3 is not a finite number"),
-        (changed(GOOD, 5, identity=None), CHAMPION, "identity has something to say of 15 of 20"),
+        (changed(GOOD, 5, identity=None), CHAMPION, "identity has a value for 15 of 20"),
         (changed(GOOD, 20, identity=None), CHAMPION, "none of identity, subject_fidelity_crop"),
-        (ONE_PROMPT, None, "of a single prompt nothing can be said"),
+        (ONE_PROMPT, None, "a single prompt allows no confidence interval"),
     ],
 )
-def test_nothing_is_decided_by_a_broken_measurement(candidate, champion, sentence):
+def test_failed_integrity_keeps_the_champion(candidate, champion, sentence):
     found = decided(candidate, champion)
     assert found.outcome == "keep"
     assert {each.rule for each in found.reasons} == {"integrity"}
@@ -268,15 +272,15 @@ def test_nothing_is_decided_by_a_broken_measurement(candidate, champion, sentenc
     assert found.comparisons == ()
 
 
-def test_a_champion_whose_subject_is_not_found_does_not_stay_for_that():
+def test_low_coverage_of_the_champion_does_not_keep_it():
     assert decided(GOOD, changed(CHAMPION, 10, identity=None)).outcome == "promote"
 
 
-def lost(made: MeasuredModel, *places: int) -> MeasuredModel:
-    """Where the subject is not found in these images."""
-    for at in places:
-        there = changed(MeasuredModel(made.scores, made.rows[at:]), 1, identity=None)
-        made = MeasuredModel(made.scores, made.rows[:at] + there.rows)
+def lost(made: MeasuredModel, *indices: int) -> MeasuredModel:
+    """The model without identity scores of these images."""
+    for index in indices:
+        rest = changed(MeasuredModel(made.scores, made.rows[index:]), 1, identity=None)
+        made = MeasuredModel(made.scores, made.rows[:index] + rest.rows)
     return made
 
 
@@ -290,16 +294,16 @@ def lost(made: MeasuredModel, *places: int) -> MeasuredModel:
         (lost(GOOD, 0, 1, 2, 3), lost(CHAMPION, 4, 5, 6, 7), "promote"),
     ],
 )
-def test_a_candidate_does_not_win_by_losing_its_subject(candidate, champion, outcome):
+def test_a_loss_of_coverage_is_inconclusive(candidate, champion, outcome):
     found = decided(candidate, champion)
     assert found.outcome == outcome
     sentences = [each.sentence for each in found.reasons if each.rule == "non-inferiority"]
     share = sum("identity" in row.scores for row in candidate.rows)
-    assert f"identity is known of {share} of 20 images" in sentences[-1]
+    assert f"identity is known for {share} of 20 images" in sentences[-1]
 
 
-def test_a_prompt_whose_subject_is_lost_altogether_counts():
-    """Also where the base does not show it either."""
+def test_a_prompt_without_any_value_counts_as_lost_coverage():
+    """Also when the base has no value for it."""
     rows = tuple(
         row.model_copy(update={"base_scores": {}}) if row.prompt == "prompt 0" else row
         for row in lost(GOOD, 0, 1, 2, 3).rows
@@ -307,14 +311,14 @@ def test_a_prompt_whose_subject_is_lost_altogether_counts():
     found = decided(MeasuredModel(GOOD.scores, rows), CHAMPION)
     assert found.outcome == "inconclusive"
     assert found.sentence.startswith(
-        "Not certain yet: identity is known of 16 of 20 images, and of 20"
+        "Inconclusive: identity is known for 16 of 20 images, and for 20"
     )
 
 
 @pytest.mark.parametrize(
     ("rounds", "errors"), [(1, [0.05]), (2, [0.025, 0.025]), (3, [0.0125, 0.0125, 0.025])]
 )
-def test_the_error_is_spent_as_images_are(rounds, errors):
+def test_the_error_is_spent_in_proportion_to_new_images(rounds, errors):
     rules = Gate(rounds=rounds)
     spent = [(1 - level_of(rules, number)) / 2 for number in range(1, rounds + 1)]
     assert spent == pytest.approx(errors)
@@ -336,14 +340,14 @@ def verdict_of(decision: GateDecision) -> Verdict:
     )
 
 
-def test_a_named_person_with_a_reason_overrides_what_was_measured():
+def test_a_named_person_with_a_reason_overrides_a_verdict():
     verdict = verdict_of(decided(measured(2, identity=0.7), CHAMPION))
     found = overridden(verdict, "Ada", "the hat is what we want.")
     assert found.outcome == "promote"
     assert found.reasons[:-1] == verdict.reasons
     assert (found.reasons[-1].rule, found.reasons[-1].outcome) == ("override", "passed")
     assert found.sentence.startswith(
-        "Ada promotes it: the hat is what we want; the gate had said: Not promoted: identity is 0.700"
+        "Ada promotes it: the hat is what we want; the gate's decision was: Not promoted: identity is 0.700"
     )
 
 
@@ -354,7 +358,7 @@ def test_an_override_needs_a_name_and_a_reason(person, reason):
         overridden(verdict, person, reason)
 
 
-def test_nobody_overrides_a_broken_measurement():
+def test_failed_integrity_cannot_be_overridden():
     verdict = verdict_of(decided(on_dev(GOOD), CHAMPION))
-    with pytest.raises(ConfigError, match="nothing is known of"):
+    with pytest.raises(ConfigError, match="without valid scores"):
         overridden(verdict, "Ada", "because")

@@ -1,4 +1,4 @@
-"""The plan: which images are drawn, and that its digest says whether two models were measured alike."""
+"""Evaluation plan: requested images, and its digest, which decides comparability."""
 
 import itertools
 from typing import Any
@@ -44,7 +44,7 @@ def test_prompts_by_kind_each_with_its_seeds(config):
     assert found.class_requests(config.subject)[0][0] == "a photo of a robot"
 
 
-def test_no_seed_is_used_twice_in_either_set_and_none_is_the_runs(config):
+def test_seeds_are_distinct_and_independent_of_the_runs_seed(config):
     every = [
         seed
         for seed_set in ("dev", "confirm")
@@ -81,21 +81,21 @@ CHANGES: dict[str, dict[str, Any]] = {
     "the class images": {"class_images": 3},
     "the choices": {"choices": [["on the beach", "at night"]]},
     "the preprocessing": {"preprocessing": "own"},
-    "the finder": {"detector": {"kind": "detector", "model": "someone/else"}},
+    "the detector": {"detector": {"kind": "detector", "model": "someone/else"}},
     "an encoder": {"clip": "someone/clip"},
-    "an encoder's revision": {"identity": "someone/eye", "identity_revision": "1"},
-    "another revision": {"identity": "someone/eye", "identity_revision": "2"},
+    "an encoder's revision": {"identity": "someone/encoder", "identity_revision": "1"},
+    "another revision": {"identity": "someone/encoder", "identity_revision": "2"},
 }
 SAMPLERS: dict[str, dict[str, Any]] = {
     "the guidance": {"guidance_scale": 3.0},
     "the steps": {"inference_steps": 3},
     "the noise scheduler": {"noise_scheduler": "DDIMScheduler"},
     "the negative prompt": {"negative_prompt": "blurry"},
-    "the batch, which decides the last bit": {"batch_size": 3},
+    "the batch size": {"batch_size": 3},
 }
 
 
-def test_the_digest_follows_everything_that_decides_what_is_measured(config):
+def test_the_digest_depends_on_everything_that_affects_scores(config):
     changed = {name: plan(with_evaluation(config, **change)) for name, change in CHANGES.items()}
     samplers = {
         name: config.model_copy(update={"sampler": config.sampler.model_copy(update=change)})
@@ -109,15 +109,15 @@ def test_the_digest_follows_everything_that_decides_what_is_measured(config):
         "the seed set": plan(config, seed_set="dev"),
         "nothing": plan(config),
     }
-    alike = [
+    equal = [
         (one, other)
         for one, other in itertools.combinations(changed, 2)
         if changed[one].digest == changed[other].digest
     ]
-    assert alike == []
+    assert equal == []
 
 
-def test_the_digest_follows_nothing_else(config, tmp_path):
+def test_the_digest_depends_on_nothing_else(config, tmp_path):
     moved = with_evaluation(config)
     subject = moved.subject.model_copy(update={"identifier": "zwx", "images": tmp_path})
     train = moved.train.model_copy(update={"steps": 9})
@@ -127,7 +127,7 @@ def test_the_digest_follows_nothing_else(config, tmp_path):
     assert plan(other).digest == plan(config).digest
 
 
-def test_ids_name_encoder_preprocessing_and_view(config):
+def test_ids_contain_encoder_preprocessing_and_view(config):
     ids = plan(with_evaluation(config, detector={"kind": "detector", "model": "someone/else"})).ids
     name, encoder, preprocessing, view = ids["subject_fidelity"].split("@")
     assert (name, len(encoder), preprocessing, view) == ("subject_fidelity", 12, "paper", "whole")
@@ -177,6 +177,6 @@ def test_the_alternatives_of_a_prompt(config, groups, prompt, expected):
         (["on the moon", "on mars"], "no prompt holds any of"),
     ],
 )
-def test_choices_that_cannot_be_made_are_refused(config, group, reason):
+def test_invalid_choices_are_refused(config, group, reason):
     with pytest.raises(ValueError, match=reason):
         with_evaluation(config, choices=[group])

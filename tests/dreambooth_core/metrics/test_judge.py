@@ -1,4 +1,4 @@
-"""The judge behind a real server: what it is shown and asked, and what becomes of its answers."""
+"""The judge on a real server: requests, scores, caching, and failures."""
 
 import base64
 import io
@@ -21,23 +21,23 @@ COLOURS = ["red", "lime", "blue", "yellow", "white", "black"]
 
 
 @pytest.fixture(autouse=True)
-def _no_patience(monkeypatch):
+def _short_delay(monkeypatch):
     monkeypatch.setattr(openai_compatible, "FIRST_DELAY", 0.001)
 
 
-def seen(colours) -> ImageEmbeddings:
-    pictures = [Image.new("RGB", (64, 64), colour) for colour in colours]
+def image_set(colours) -> ImageEmbeddings:
+    images = [Image.new("RGB", (64, 64), colour) for colour in colours]
     return ImageEmbeddings(
-        pictures=pictures, digests=tuple(digest_of(p.tobytes()) for p in pictures)
+        images=images, digests=tuple(digest_of(image.tobytes()) for image in images)
     )
 
 
-def said(score, rationale="seen") -> Reply:
+def scored(score, rationale="seen") -> Reply:
     return Reply(json.dumps({"rationale": rationale, "score": score}))
 
 
 def shown(request) -> list[tuple[int, int, int]]:
-    """The colours of the pictures of a request."""
+    """The colours of a request's images."""
     content = request["messages"][0]["content"]
     urls = [item["image_url"]["url"] for item in content if item["type"] == "image_url"]
     files = [io.BytesIO(base64.b64decode(url.split(",", 1)[1])) for url in urls]
@@ -55,14 +55,14 @@ def config():
 
 @pytest.fixture
 def evidence_of(config, file_store):
-    """Evidence of four images, whose judge is at a url."""
+    """Evidence of four images with a judge at a URL."""
 
     def make(url, **options) -> Evidence:
         judge = Judge(url=url, model="glm-4.5v", **options)
         rules = config.evaluation.model_copy(update={"judge": judge})
         return Evidence(
-            generated=seen(COLOURS[:4]),
-            photos=seen(COLOURS[4:]),
+            generated=image_set(COLOURS[:4]),
+            photos=image_set(COLOURS[4:]),
             prompts=("{subject} on the beach",) * 2 + ("a red {subject}",) * 2,
             kinds=("scene", "scene", "property", "property"),
             texts=("robot on the beach",) * 2 + ("a red robot",) * 2,
@@ -74,12 +74,12 @@ def evidence_of(config, file_store):
 
 
 def by_colour(number, request) -> Reply:
-    """As red a picture is, so alike it is."""
+    """Score 4 for red images, else 1."""
     red, green, _ = shown(request)[-1]
-    return said(4 if red and not green else 1)
+    return scored(4 if red and not green else 1)
 
 
-def test_the_photos_are_shown_before_each_image_whose_subject_was_not_to_change(evidence_of):
+def test_the_photos_precede_each_image_except_of_property_prompts(evidence_of):
     with serving(by_colour) as server:
         values = judged_subject.measure(evidence_of(server.url, at_once=1))
     assert values[:2].tolist() == [1.0, 0.25]
@@ -94,9 +94,9 @@ def test_the_photos_are_shown_before_each_image_whose_subject_was_not_to_change(
     )
 
 
-def test_every_image_is_held_against_its_own_prompt(evidence_of):
+def test_every_image_is_judged_by_its_own_prompt(evidence_of):
     def answer(number, request):
-        return said(3 if 'asked for: "a red robot"' in asked(request) else 2)
+        return scored(3 if 'asked for: "a red robot"' in asked(request) else 2)
 
     with serving(answer) as server:
         values = judged_prompt.measure(evidence_of(server.url))
@@ -104,7 +104,7 @@ def test_every_image_is_held_against_its_own_prompt(evidence_of):
     assert all(len(shown(request)) == 1 for request in server.requests)
 
 
-def test_no_question_is_asked_twice(evidence_of):
+def test_answers_are_cached(evidence_of):
     with serving(by_colour) as server:
         first = judged_subject.measure(evidence_of(server.url))
         again = judged_subject.measure(evidence_of(server.url, timeout=7, at_once=2))
@@ -116,25 +116,25 @@ def test_no_question_is_asked_twice(evidence_of):
     assert np.array_equal(first, again, equal_nan=True)
 
 
-def test_what_was_not_answered_is_missing_counted_and_asked_again(evidence_of, capsys):
+def test_failed_answers_are_missing_counted_and_requested_again(evidence_of, capsys):
     broken = [True]
 
     def answer(number, request):
         first = shown(request)[-1] == (255, 0, 0)
-        return Reply("I would rather not say.") if first and broken[0] else said(4)
+        return Reply("I would rather not say.") if first and broken[0] else scored(4)
 
     with serving(answer) as server:
         evidence = evidence_of(server.url)
         values = judged_prompt.measure(evidence)
         assert np.isnan(values).tolist() == [True, False, False, False]
-        told = capsys.readouterr().err
-        assert "glm-4.5v left 1 of 4 unanswered" in told
-        assert "no JSON object" in told
+        printed = capsys.readouterr().err
+        assert "glm-4.5v left 1 of 4 unanswered" in printed
+        assert "no JSON object" in printed
         broken[0] = False
         assert judged_prompt.measure(evidence).tolist() == [1, 1, 1, 1]
 
 
-def test_a_judge_that_refuses_us_ends_the_measuring(evidence_of):
+def test_a_refused_key_ends_the_evaluation(evidence_of):
     with (
         serving(lambda *_: Reply(status=401, body="who are you?")) as server,
         pytest.raises(StageFailed, match="check the options"),
@@ -143,7 +143,7 @@ def test_a_judge_that_refuses_us_ends_the_measuring(evidence_of):
     assert len(server.requests) <= 2
 
 
-def test_a_judge_without_a_single_answer_is_no_judge(evidence_of):
+def test_no_answer_at_all_is_an_error(evidence_of):
     with (
         serving(lambda *_: Reply(status=400, body="no such model here")) as server,
         pytest.raises(StageFailed, match=r"none of 4 questions.*no such model here") as caught,
@@ -152,12 +152,12 @@ def test_a_judge_without_a_single_answer_is_no_judge(evidence_of):
     assert not isinstance(caught.value, Unanswered)
 
 
-def test_where_there_is_nothing_to_ask_nothing_is_said(evidence_of):
+def test_property_prompts_alone_send_no_request(evidence_of):
     evidence = replace(evidence_of("http://127.0.0.1:9/v1"), kinds=("property",) * 4)
     assert np.isnan(judged_subject.measure(evidence)).all()
 
 
-def test_without_a_judge_nobody_is_asked(config, evidence_of):
+def test_without_a_judge_there_is_no_value(config, evidence_of):
     for metric in (judged_subject, judged_prompt):
         assert metric.measure(Evidence(ImageEmbeddings(), ImageEmbeddings(), config=config)) is None
         assert metric.measure(Evidence(ImageEmbeddings(), ImageEmbeddings())) is None

@@ -1,4 +1,4 @@
-"""Every file of metrics/ under one contract, then each one's closed-form answer."""
+"""A contract test of all metrics, then closed-form values of each."""
 
 from collections.abc import Callable
 from dataclasses import replace
@@ -23,34 +23,34 @@ from dreambooth_core.vision.detectors import Region
 from dreambooth_core.vision.embeddings import unit
 
 NAMES = plugins.names("dreambooth_core.metrics.measures")
-SIGHTS = [(eye, view) for eye in ("identity", "clip") for view in ("whole", "crop")]
+KEYS = [(encoder, view) for encoder in ("identity", "clip") for view in ("whole", "crop")]
 PROMPTS = ("{subject} on the beach",) * 3 + ("{subject} in the snow",) * 3
 TEXTS = ("dog on the beach",) * 3 + ("dog in the snow",) * 3
 
 
-def seen(draw: np.random.Generator, count: int) -> ImageEmbeddings:
-    """Pictures of noise with a subject in the middle, and embeddings of two numbers."""
-    pictures = [
+def random_set(draw: np.random.Generator, count: int) -> ImageEmbeddings:
+    """Images of noise with a centred subject region, and embeddings of two numbers."""
+    images = [
         Image.fromarray(draw.integers(0, 255, (24, 24, 3), dtype=np.uint8)) for _ in range(count)
     ]
     return ImageEmbeddings(
-        rows={sight: unit(draw.normal(size=(count, 2))) for sight in SIGHTS},
-        pictures=pictures,
+        rows={key: unit(draw.normal(size=(count, 2))) for key in KEYS},
+        images=images,
         digests=tuple(f"{number:064x}" for number in range(count)),
-        spots=(Region((8, 8, 16, 16)),) * count,
+        regions=(Region((8, 8, 16, 16)),) * count,
     )
 
 
 def evidence(seed: int = 0, photos: int = 4) -> Evidence:
-    """All that a metric can ask for, but a model of its own."""
+    """Every input of a metric except a model of its own."""
     draw = np.random.default_rng(seed)
     words = unit(draw.normal(size=(2, 2)))
     return Evidence(
-        generated=seen(draw, 6),
-        photos=seen(draw, photos),
-        base=seen(draw, 6),
-        classes=seen(draw, 5),
-        base_classes=seen(draw, 5),
+        generated=random_set(draw, 6),
+        photos=random_set(draw, photos),
+        base=random_set(draw, 6),
+        classes=random_set(draw, 5),
+        base_classes=random_set(draw, 5),
         prompts=PROMPTS,
         kinds=("scene",) * 6,
         texts=TEXTS,
@@ -60,15 +60,15 @@ def evidence(seed: int = 0, photos: int = 4) -> Evidence:
 
 
 def rows(*angles: float) -> np.ndarray:
-    """Embeddings of two numbers by their angles in degrees: the cosine of two is that of the difference."""
+    """Embeddings of two numbers by their angles in degrees."""
     return np.array([[np.cos(np.radians(a)), np.sin(np.radians(a))] for a in angles])
 
 
 def given(**changes: Any) -> Evidence:
-    """Evidence with nothing but `changes`; arrays are put under every sight."""
+    """Evidence with nothing but `changes`; arrays are used for every key."""
     blank: dict[str, Any] = {"generated": ImageEmbeddings(), "photos": ImageEmbeddings()}
     made = {
-        name: ImageEmbeddings(dict.fromkeys(SIGHTS, value))
+        name: ImageEmbeddings(dict.fromkeys(KEYS, value))
         if isinstance(value, np.ndarray) and name != "text_rows"
         else value
         for name, value in changes.items()
@@ -83,15 +83,15 @@ def measure(name: str, found: Evidence) -> np.ndarray | None:
     return measured(catalogue()[name], found)
 
 
-def turned(found: Evidence, by: Callable[[Any], Any]) -> Evidence:
-    """The images of each set in another order, `by` of a sequence."""
+def reordered(found: Evidence, by: Callable[[Any], Any]) -> Evidence:
+    """The images of each set in another order, given by a function of a sequence."""
 
     def images(one: ImageEmbeddings) -> ImageEmbeddings:
         return ImageEmbeddings(
-            rows={sight: by(values) for sight, values in one.rows.items()},
-            pictures=by(one.pictures),
+            rows={key: by(values) for key, values in one.rows.items()},
+            images=by(one.images),
             digests=by(one.digests),
-            spots=by(one.spots),
+            regions=by(one.regions),
         )
 
     sets = ("generated", "photos", "base", "classes", "base_classes")
@@ -109,23 +109,21 @@ class TestContract:
         metric, found = catalogue()[name], evidence()
         first, second = measured(metric, found), measured(metric, found)
         if first is None:
-            assert metric.model is not None, (
-                "only what needs a model of its own may be missing here"
-            )
+            assert metric.model is not None, "only metrics with a model of their own may be None"
             return
         assert first.shape == ({"prompts": 6, "class": 5}[metric.of],)
         np.testing.assert_array_equal(first, second)
-        untouched = evidence()
-        for kept in ("generated", "photos", "base", "classes", "base_classes"):
-            for sight in SIGHTS:
-                before, after = (getattr(one, kept).by(sight) for one in (untouched, found))
+        unchanged = evidence()
+        for name_of_set in ("generated", "photos", "base", "classes", "base_classes"):
+            for key in KEYS:
+                before, after = (getattr(one, name_of_set).get(key) for one in (unchanged, found))
                 np.testing.assert_array_equal(before, after)
 
     def test_the_images_order_does_not_matter(self, name):
         found, metric = evidence(), catalogue()[name]
         plain, backwards = (
             measured(metric, found),
-            measured(metric, turned(found, lambda x: x[::-1])),
+            measured(metric, reordered(found, lambda x: x[::-1])),
         )
         if plain is not None:
             np.testing.assert_allclose(plain, backwards[::-1], atol=1e-12)
@@ -135,27 +133,27 @@ class TestContract:
         one, four = (measured(metric, evidence(photos=count)) for count in (1, 4))
         assert (one is None) == (four is None)
 
-    def test_without_evidence_it_is_silent(self, name):
+    def test_without_evidence_there_is_no_value(self, name):
         assert measured(catalogue()[name], given()) is None
 
     def test_the_same_photos_twice_change_nothing(self, name):
         found, metric = evidence(), catalogue()[name]
         doubled = ImageEmbeddings(
-            rows={sight: np.tile(values, (2, 1)) for sight, values in found.photos.rows.items()},
-            pictures=[*found.photos.pictures, *found.photos.pictures],
+            rows={key: np.tile(values, (2, 1)) for key, values in found.photos.rows.items()},
+            images=[*found.photos.images, *found.photos.images],
             digests=found.photos.digests * 2,
-            spots=found.photos.spots * 2,
+            regions=found.photos.regions * 2,
         )
         twice = replace(found, photos=doubled)
-        # how alike the photos are among themselves is another matter: a copy is 1 to its original
+        # scaled metrics use the photos' own similarity, which copies raise
         if name not in ("identity", "prior_drift") and measured(metric, found) is not None:
             np.testing.assert_allclose(measured(metric, twice), measured(metric, found), atol=1e-12)
 
-    def test_says_what_it_is(self, name):
+    def test_describes_itself(self, name):
         metric = catalogue()[name]
         assert metric.of in ("prompts", "class")
         assert metric.skips <= {"scene", "accessory", "property"}
-        assert metric.sees is None or metric.sees in SIGHTS
+        assert metric.embedding is None or metric.embedding in KEYS
         assert 3 < len(metric.title) < 30
         assert 20 < len(metric.about) < 100
         assert not metric.about.endswith(".")
@@ -170,7 +168,7 @@ class TestContract:
             assert ((known >= low - 1e-9) & (known <= high + 1e-9)).all()
 
 
-def test_the_metrics_of_the_product_are_there():
+def test_the_expected_metrics_exist():
     paper = {"subject_fidelity", "clip_i", "prompt_fidelity", "pres", "diversity"}
     own = {"identity", "prompt_gain", "prompt_rank", "prior_drift", "class_diversity"}
     assert paper | own | {"attributes", "memorisation"} <= set(NAMES)
@@ -186,17 +184,17 @@ class TestAgainstPhotos:
         found = measure(name, given(generated=rows(0, 60), photos=rows(0, 90)))
         np.testing.assert_allclose(found, [0.5, (0.5 + np.cos(np.radians(30))) / 2])
 
-    def test_is_one_for_the_photo_itself_and_zero_for_what_has_nothing_of_it(self, name):
+    def test_is_one_for_the_photo_itself_and_zero_for_an_orthogonal_image(self, name):
         np.testing.assert_allclose(
             measure(name, given(generated=rows(20, 110), photos=rows(20))), [1, 0], atol=1e-12
         )
 
-    def test_reads_its_own_sight_alone(self, name):
-        sight = catalogue()[name].sees
+    def test_uses_its_own_embedding_only(self, name):
+        own = catalogue()[name].embedding
         found = given(generated=rows(10), photos=rows(70))
-        for other in SIGHTS:
+        for other in KEYS:
             changed = replace(found, photos=ImageEmbeddings({**found.photos.rows, other: rows(10)}))
-            expected = 1.0 if other == sight else 0.5
+            expected = 1.0 if other == own else 0.5
             np.testing.assert_allclose(measure(name, changed), [expected])
 
     def test_leaves_out_images_of_property_prompts(self, name):
@@ -216,12 +214,12 @@ def test_a_crop_that_is_missing_is_a_missing_value():
 
 
 @pytest.mark.parametrize(("angle", "expected"), [(90, 0.0), (60, 0.5), (0, 1.0), (120, -0.5)])
-def test_identity_goes_from_a_stranger_of_the_class_to_the_photos(angle, expected):
+def test_identity_is_scaled_from_the_base_class_images_to_the_photos(angle, expected):
     found = given(generated=rows(angle), photos=rows(0, 0, 0), base_classes=rows(90, 90))
     np.testing.assert_allclose(measure("identity", found), [expected], atol=1e-12)
 
 
-def test_identity_is_one_for_what_is_as_close_to_the_photos_as_they_are_to_each_other():
+def test_identity_is_one_at_the_photos_own_similarity():
     photos = rows(0, 60)  # a cosine of 0.5; an image at 30 + t degrees has cos(30) cos(t) with them
 
     def at(cosine: float) -> np.ndarray:
@@ -249,7 +247,7 @@ def test_prompt_fidelity_pairs_each_image_with_its_own_prompt():
     np.testing.assert_allclose(measure("prompt_fidelity", found), [0.5, 1])
 
 
-def test_prompt_gain_is_against_the_base_of_the_same_seed():
+def test_prompt_gain_is_relative_to_the_base_image_of_the_same_seed():
     found = given(generated=rows(0, 90), base=rows(60, 60), text_rows=rows(0, 0))
     np.testing.assert_allclose(measure("prompt_gain", found), [0.5, -0.5], atol=1e-12)
     same = replace(found, generated=found.base)
@@ -258,10 +256,10 @@ def test_prompt_gain_is_against_the_base_of_the_same_seed():
 
 class TestPromptRank:
     TEXTS: ClassVar = {"a": 0.0, "b": 40.0, "c": 80.0}
-    ALL_ALIKE = (0, 180)
+    UNIFORM = (0, 180)
     """Images whose mean cosine with any text is 0."""
 
-    def found(self, images: np.ndarray, texts: str, base: tuple[float, ...] = ALL_ALIKE) -> Any:
+    def found(self, images: np.ndarray, texts: str, base: tuple[float, ...] = UNIFORM) -> Any:
         own = rows(*[self.TEXTS[text] for text in texts])
         evidence = given(generated=images, base=rows(*base), text_rows=own)
         return measure("prompt_rank", replace(evidence, texts=tuple(texts)))
@@ -269,19 +267,19 @@ class TestPromptRank:
     def test_is_one_where_no_other_prompt_is_nearer(self):
         np.testing.assert_array_equal(self.found(rows(10, 10, 61), "abc"), [1, 0, 1])
 
-    def test_a_prompt_that_is_near_to_everything_is_not_recognised_in_everything(self):
-        """The base draws each prompt as it reads; b lies between a and c, and is near to all three."""
+    def test_a_generic_prompt_is_not_recognised_in_every_image(self):
+        """b is between a and c and thus near to all three images; the base's images correct for it."""
         images = rows(25, 40, 55)
         np.testing.assert_array_equal(self.found(images, "abc"), [0, 1, 0])
         np.testing.assert_array_equal(self.found(images, "abc", base=(0, 40, 80)), [1, 1, 1])
 
-    def test_equally_near_ones_share_it(self):
+    def test_ties_are_shared(self):
         np.testing.assert_array_equal(self.found(rows(20, 20, 80), "abc"), [0.5, 0.5, 1])
 
     def test_a_prompt_with_more_seeds_counts_once(self):
         np.testing.assert_array_equal(self.found(rows(20, 20, 20), "aab"), [0.5, 0.5, 0.5])
 
-    def test_one_prompt_alone_says_nothing(self):
+    def test_a_single_prompt_gives_no_value(self):
         assert self.found(rows(0, 90), "aa") is None
 
 
@@ -296,7 +294,7 @@ def test_diversity_is_the_distance_to_the_other_seeds_of_the_prompt():
     assert measure("diversity", given(generated=rows(0))) is None
 
 
-def test_attributes_are_the_share_of_the_prompts_phrases_that_are_told_from_their_alternatives():
+def test_attributes_are_the_share_of_phrases_preferred_to_their_alternatives():
     place, hat = Choice(rows(0, 40, 80), 1), Choice(rows(0, 90), 0)
     found = replace(
         given(generated=rows(40, 10, 60, 40)),
@@ -308,24 +306,24 @@ def test_attributes_are_the_share_of_the_prompts_phrases_that_are_told_from_thei
     assert measure("attributes", replace(found, choices={})) is None
 
 
-def test_pres_is_that_of_the_class_images():
+def test_pres_is_the_mean_cosine_of_class_images_with_the_photos():
     found = given(classes=rows(60, 90), photos=rows(0))
     np.testing.assert_allclose(measure("pres", found), [0.5, 0], atol=1e-12)
 
 
 @pytest.mark.parametrize(("tuned", "expected"), [(90, 0.0), (60, 0.5), (0, 1.0), (120, -0.5)])
-def test_prior_drift_goes_from_the_base_to_the_subject(tuned, expected):
+def test_prior_drift_is_scaled_from_the_base_to_the_photos(tuned, expected):
     found = given(photos=rows(0, 0, 0), base_classes=rows(90), classes=rows(tuned))
     np.testing.assert_allclose(measure("prior_drift", found), [expected], atol=1e-12)
 
 
-def test_an_encoder_that_sees_no_difference_blows_nothing_up():
+def test_equal_embeddings_cause_no_division_by_zero():
     found = given(photos=rows(0, 0), base_classes=rows(0, 0), classes=rows(0, 0))
     np.testing.assert_array_equal(measure("prior_drift", found), [0, 0])
     assert np.abs(measure("class_diversity", found)).max() < 1e-6
 
 
-def test_class_diversity_is_a_share_of_the_bases():
+def test_class_diversity_is_relative_to_the_base():
     found = given(photos=rows(0), classes=rows(0, 60), base_classes=rows(0, 90))
     np.testing.assert_allclose(measure("class_diversity", found), [0.5, 0.5])
     np.testing.assert_allclose(
@@ -333,7 +331,7 @@ def test_class_diversity_is_a_share_of_the_bases():
     )
 
 
-def test_photos_among_themselves_leave_each_one_out():
+def test_photo_scores_leave_one_out():
     photos = ImageEmbeddings(
         {("identity", "whole"): rows(0, 60, 90), ("clip", "whole"): rows(0, 0, 90)}
     )
@@ -353,7 +351,7 @@ def test_a_metric_that_breaks_the_contract_is_refused(wrong):
         measured(broken, given(generated=rows(0)))
 
 
-def test_what_says_nothing_of_any_image_is_left_out():
+def test_a_metric_without_any_value_is_left_out():
     found = replace(given(generated=rows(0), photos=rows(0)), kinds=("property",))
     assert measure_all(found) == {}
 
@@ -363,7 +361,7 @@ def test_unit_rows():
     np.testing.assert_allclose(found, [[0.6, 0.8], [0, 0]])
 
 
-def test_the_others_of_a_group():
+def test_mean_cosines_with_the_others_of_a_group():
     lost = np.full((1, 2), np.nan)
     found = metrics.among(np.concatenate([rows(0, 60, 90), lost]), ["a", "a", "b", "a"])
     np.testing.assert_allclose(found, [0.5, 0.5, np.nan, np.nan])

@@ -12,7 +12,7 @@ import numpy as np
 import pytest
 from PIL import Image as Pillow
 
-from dreambooth_core.reports import data_url
+from dreambooth_core.data.contact_sheets import data_url
 from dreambooth_core.reports.gallery import GalleryImage, gallery
 
 BROWSER = next(filter(None, map(shutil.which, ("chromium", "google-chrome", "chrome"))), None)

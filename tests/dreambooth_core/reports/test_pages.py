@@ -6,6 +6,7 @@ import pytest
 from PIL import Image
 
 from dreambooth_core import reports
+from dreambooth_core.data.contact_sheets import EMBEDDED_SIDE, data_url
 from dreambooth_core.reports import report
 from dreambooth_core.reports.comparison import compare_runs
 from tests import browser
@@ -109,13 +110,13 @@ def test_images_are_embedded_small_and_exact_when_they_are_small():
         )
         buffer = io.BytesIO()
         picture.save(buffer, "PNG")
-        data = base64.b64decode(reports.data_url(buffer.getvalue()).split(",")[1])
+        data = base64.b64decode(data_url(buffer.getvalue()).split(",")[1])
         return np.asarray(picture), np.asarray(Image.open(io.BytesIO(data)))
 
-    given, shown = through(reports.SIDE)
+    given, shown = through(EMBEDDED_SIDE)
     assert (given == shown).all()
-    _, smaller = through(2 * reports.SIDE)
-    assert smaller.shape == (reports.SIDE, reports.SIDE // 2, 3)
+    _, smaller = through(2 * EMBEDDED_SIDE)
+    assert smaller.shape == (EMBEDDED_SIDE, EMBEDDED_SIDE // 2, 3)
 
 
 @pytest.mark.parametrize(

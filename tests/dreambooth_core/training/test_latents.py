@@ -95,7 +95,7 @@ def test_cropping_equals_scaling_then_cropping() -> None:
     image = _image(3, (90, 60)).resize((300, 200), Image.Resampling.BICUBIC)
     cut = crop((200, 300), (40, 40), 3, "x")
     scaled = image.resize(cut.resized[::-1], Image.Resampling.LANCZOS)
-    whole = np.asarray(scaled, dtype=np.float32)[:, cut.place[1] : cut.place[1] + 40]
+    whole = np.asarray(scaled, dtype=np.float32)[:, cut.offset[1] : cut.offset[1] + 40]
     found = ((pixels(image, cut) + 1) * 127.5).permute(1, 2, 0).numpy()
     assert np.abs(found - whole).max() <= 1
 
@@ -147,7 +147,7 @@ def test_views_are_upright_crops_then_mirrored_ones(world: World) -> None:
         cropped = pixels(_image(0, (64, 32)), cut, mirrored=view >= 3)
         wanted = vae.encode(cropped[None]).latent_dist.mean[0] * vae.config.scaling_factor
         torch.testing.assert_close(found.get(0, view).latents.mean, wanted)
-        left = cut.place[1] if view < 3 else 64 - 32 - cut.place[1]
+        left = cut.offset[1] if view < 3 else 64 - 32 - cut.offset[1]
         assert found.get(0, view).numbers == (32, 64, 0, left, 32, 32)
 
 

@@ -8,7 +8,13 @@ from PIL import Image, ImageOps
 
 from dreambooth_core.config import Detector as Rules
 from dreambooth_core.vision import crops
-from dreambooth_core.vision.crops import crop, detector_digest, region_of_mask, regions, without
+from dreambooth_core.vision.crops import (
+    crop,
+    detector_digest,
+    region_of_mask,
+    regions,
+    without_subject,
+)
 from dreambooth_core.vision.detectors import Region
 
 RED = (255, 0, 0)
@@ -122,7 +128,7 @@ def test_a_subject_fills_the_same_share_of_its_crop_at_any_size():
 
 def test_a_grey_picture_is_cut_as_rgb():
     assert crop(noise().convert("L"), Region((0, 0, 9, 9))).mode == "RGB"
-    assert without(noise().convert("L"), Region((0, 0, 9, 9))).mode == "RGB"
+    assert without_subject(noise().convert("L"), Region((0, 0, 9, 9))).mode == "RGB"
 
 
 class TestSurroundings:
@@ -131,7 +137,7 @@ class TestSurroundings:
         image = noise()
         other = repainted(image, spot.box, inside=True)
         assert other.tobytes() != image.tobytes()
-        assert without(other, spot).tobytes() == without(image, spot).tobytes()
+        assert without_subject(other, spot).tobytes() == without_subject(image, spot).tobytes()
 
     def test_a_box_is_painted_over_in_the_mean_of_the_rest_and_no_more(self):
         image, (left, top, right, bottom) = noise(), (20, 10, 40, 30)
@@ -139,22 +145,26 @@ class TestSurroundings:
         rest = np.ones((40, 60), dtype=np.bool_)
         rest[top:bottom, left:right] = False
         pixels[top:bottom, left:right] = pixels[rest].mean(axis=0).round()
-        assert without(image, Region((left, top, right, bottom))).tobytes() == pixels.tobytes()
+        assert (
+            without_subject(image, Region((left, top, right, bottom))).tobytes() == pixels.tobytes()
+        )
 
     def test_a_mask_takes_its_fringe_along_and_leaves_the_rest_of_the_box(self):
         mask = np.zeros((128, 128), dtype=np.bool_)
         mask[40, 20:100] = mask[40:100, 60] = True  # a T
         image = noise(128, 128)
-        changed = (np.asarray(without(image, Region.around(mask))) != np.asarray(image)).any(axis=2)
+        changed = (
+            np.asarray(without_subject(image, Region.around(mask))) != np.asarray(image)
+        ).any(axis=2)
         reached = np.zeros_like(mask)
         reached[38:43, 18:102] = reached[38:102, 58:63] = True
         assert not changed[~reached].any()
         assert changed[reached].mean() > 0.99  # a noisy pixel may be the mean by chance
 
     def test_where_nothing_is_left_it_is_grey(self):
-        everything = without(noise(), Region((0, 0, 60, 40)))
+        everything = without_subject(noise(), Region((0, 0, 60, 40)))
         assert everything.getcolors() == [(2400, crops.GREY)]
-        assert without(noise(), marked((0, 0, 60, 40))).tobytes() == everything.tobytes()
+        assert without_subject(noise(), marked((0, 0, 60, 40))).tobytes() == everything.tobytes()
 
 
 class TestMasks:

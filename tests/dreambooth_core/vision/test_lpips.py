@@ -36,7 +36,7 @@ def picture(seed: int, size=(40, 35)) -> Image.Image:
 
 
 def apart(network: LpipsNetwork, left: Image.Image, right: Image.Image) -> float:
-    return distance(network.seen(left), network.seen(right))
+    return distance(network.features(left), network.features(right))
 
 
 def slow_convolution(x, weight, bias, stride, padding):

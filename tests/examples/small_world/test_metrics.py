@@ -16,9 +16,9 @@ from dreambooth_core.config import Paths, load_config
 from dreambooth_core.data.images import encode_png
 from dreambooth_core.metrics import (
     Choice,
+    EmbeddingKey,
     Evidence,
     ImageEmbeddings,
-    Sight,
     catalogue,
     measure_all,
     measure_photos,
@@ -52,7 +52,7 @@ SEEDS = 4
 BEACH, SNOW, NIGHT, HAT = PROMPTS
 HATS = ("red hat", "blue hat", "yellow crown", "white bow")
 CLASS_BACKGROUNDS = ("grass", "city", "gray", "wood") * 2
-ALL: tuple[Sight, ...] = (
+ALL: tuple[EmbeddingKey, ...] = (
     ("identity", "whole"),
     ("identity", "crop"),
     ("clip", "whole"),
@@ -88,7 +88,7 @@ def scene_of(seed: object, background: str, accessory: str | None = None) -> Sce
 
 
 def embedded(
-    encoders: Encoders, renders: Iterable[MaskedRender], sights: Sequence[Sight] = ALL
+    encoders: Encoders, renders: Iterable[MaskedRender], sights: Sequence[EmbeddingKey] = ALL
 ) -> ImageEmbeddings:
     both = list(renders)
     spots = tuple(Region.around(mask) for _, mask in both)
@@ -105,17 +105,17 @@ def replaced(
     ours: ImageEmbeddings, theirs: ImageEmbeddings, which: Sequence[bool]
 ) -> ImageEmbeddings:
     """Our images, replaced by theirs where `which` is true."""
-    both = zip(which, ours.pictures, theirs.pictures, strict=True)
-    spots = zip(which, ours.spots, theirs.spots, strict=True)
+    both = zip(which, ours.images, theirs.images, strict=True)
+    spots = zip(which, ours.regions, theirs.regions, strict=True)
     return ImageEmbeddings(
         rows={
             sight: np.where(np.array(which)[:, None], theirs.rows[sight], rows)
             for sight, rows in ours.rows.items()
             if sight in theirs.rows
         },
-        pictures=[b if other else a for other, a, b in both],
+        images=[b if other else a for other, a, b in both],
         digests=ours.digests,
-        spots=tuple(b if other else a for other, a, b in spots),
+        regions=tuple(b if other else a for other, a, b in spots),
     )
 
 
@@ -183,7 +183,7 @@ def means(evidence: Evidence) -> dict[str, float]:
 
 def means_of(perfect: Evidence, generated: ImageEmbeddings) -> dict[str, float]:
     """Means with `generated` in place of the generated images, without prompt metrics."""
-    count = len(generated.pictures)
+    count = len(generated.images)
     blank = {"prompts": ("p",) * count, "kinds": ("scene",) * count, "texts": (), "text_rows": None}
     return means(replace(perfect, generated=generated, base=ImageEmbeddings(), **blank))
 
@@ -229,13 +229,13 @@ def test_identity_on_detected_crops_is_close_to_that_on_true_crops(
             Image(name=f"{n}.png", blob=put_blob(file_store, encode_png(picture)))
             for n, picture in enumerate(pictures)
         ]
-        return viewer.see(images, "dog", [sight])
+        return viewer.embed(images, "dog", [sight])
 
     detected = replace(
         perfect,
-        generated=found(perfect.generated.pictures),
-        photos=found(perfect.photos.pictures),
-        base_classes=found(perfect.base_classes.pictures),
+        generated=found(perfect.generated.images),
+        photos=found(perfect.photos.images),
+        base_classes=found(perfect.base_classes.images),
     )
     near, true = (catalogue()["identity"].measure(one) for one in (detected, perfect))
     assert not np.isnan(near).any()
@@ -310,7 +310,7 @@ def test_identity_falls_with_changed_hues_and_not_with_changed_backgrounds(
     plain = [rendered(DOG, view) for view in views]
     moved = [rendered(DOG, view._replace(background="city")) for view in views]
     groups = [*([rotated_hue(one, turn) for one in plain] for turn in (0, 20, 45, 90)), moved]
-    sight: Sight = ("identity", "crop")
+    sight: EmbeddingKey = ("identity", "crop")
     rows = embedded(encoders, [one for group in groups for one in group], [sight]).rows[sight]
     found = [
         means_of(
@@ -347,8 +347,8 @@ def test_repeated_photos_raise_memorisation_and_lower_diversity(
     photos = embedded(encoders, soft)
     copies = ImageEmbeddings(
         rows={sight: rows[indices] for sight, rows in photos.rows.items()},
-        pictures=[photos.pictures[index] for index in indices],
-        spots=tuple(photos.spots[index] for index in indices),
+        images=[photos.images[index] for index in indices],
+        regions=tuple(photos.regions[index] for index in indices),
     )
     found = by_share(perfect, copies)
     assert [one["memorisation"] for one in found] == pytest.approx(SHARES)

@@ -1,4 +1,4 @@
-"""DIV: pairs of one prompt, never of two, and their mean."""
+"""LPIPS diversity: mean over pairs of images of one prompt."""
 
 from itertools import combinations
 
@@ -23,7 +23,7 @@ def config():
     return Config.model_validate({"name": "x", "subject": {"images": "x", "class_noun": "robot"}})
 
 
-def pictures(count):
+def random_images(count):
     draw = np.random.default_rng(0)
     blots = [draw.integers(0, 255, (4, 4, 3), dtype=np.uint8) for _ in range(count)]
     return [Image.fromarray(each).resize((64, 64)) for each in blots]
@@ -36,7 +36,7 @@ def with_lpips(config, source):
 
 def evidence(config, images, prompts):
     return Evidence(
-        generated=ImageEmbeddings(pictures=images),
+        generated=ImageEmbeddings(images=images),
         photos=ImageEmbeddings(),
         prompts=prompts,
         kinds=("scene",) * len(prompts),
@@ -44,28 +44,30 @@ def evidence(config, images, prompts):
     )
 
 
-def test_each_image_is_held_against_the_others_of_its_prompt(config, backbone):
-    config, images = with_lpips(config, backbone), pictures(6)
+def test_each_image_is_compared_with_the_others_of_its_prompt(config, backbone):
+    config, images = with_lpips(config, backbone), random_images(6)
     prompts = ("a", "b", "a", "alone", "b", "a")
     values = lpips_diversity.measure(evidence(config, images, prompts))
     network = LpipsNetwork(backbone, None)
-    seen = [network.seen(image) for image in images]
-    in_a = {pair: distance(seen[pair[0]], seen[pair[1]]) for pair in combinations((0, 2, 5), 2)}
+    features = [network.features(image) for image in images]
+    in_a = {
+        pair: distance(features[pair[0]], features[pair[1]]) for pair in combinations((0, 2, 5), 2)
+    }
     assert values[0] == pytest.approx((in_a[0, 2] + in_a[0, 5]) / 2)
     assert values[[0, 2, 5]].mean() == pytest.approx(np.mean(list(in_a.values())))
-    assert values[1] == values[4] == pytest.approx(distance(seen[1], seen[4]))
+    assert values[1] == values[4] == pytest.approx(distance(features[1], features[4]))
     assert np.isnan(values[3])
 
 
-def test_a_model_that_repeats_itself_has_none(config, backbone):
-    config, (one, other) = with_lpips(config, backbone), pictures(2)
+def test_equal_images_have_no_diversity(config, backbone):
+    config, (one, other) = with_lpips(config, backbone), random_images(2)
     values = lpips_diversity.measure(evidence(config, [one, one, other, other], tuple("aabb")))
     assert values.tolist() == [0, 0, 0, 0]
 
 
-def test_without_a_network_it_is_left_out(config, backbone):
-    assert lpips_diversity.measure(evidence(config, pictures(2), ("a", "a"))) is None
-    assert lpips_diversity.measure(evidence(None, pictures(2), ("a", "a"))) is None
+def test_without_a_backbone_there_is_no_value(config, backbone):
+    assert lpips_diversity.measure(evidence(config, random_images(2), ("a", "a"))) is None
+    assert lpips_diversity.measure(evidence(None, random_images(2), ("a", "a"))) is None
     assert lpips_diversity.model(config) is None
     named = lpips_diversity.model(with_lpips(config, backbone))
     assert named.startswith("lpips-0.1-")
