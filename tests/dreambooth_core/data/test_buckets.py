@@ -1,4 +1,4 @@
-"""Sizes, their geometry, and how class images follow the photos."""
+"""Bucket sizes, crops, and the sizes of class images."""
 
 import subprocess
 import sys
@@ -70,21 +70,23 @@ def test_class_images_cover_every_size_and_follow_the_photos() -> None:
 
 
 def test_fewer_class_images_than_sizes_are_a_wrong_option() -> None:
-    with pytest.raises(ConfigError, match=r"prior\.images 1 cannot cover the 2 sizes"):
+    with pytest.raises(
+        ConfigError, match=r"prior\.num_class_images 1 is below the 2 training sizes"
+    ):
         buckets.class_sizes([(64, 64), (48, 80)], 1)
 
 
 @pytest.mark.parametrize("photo", [(300, 400), (400, 300), (65, 64), (1001, 333), (64, 64)])
 @pytest.mark.parametrize("size", [(64, 64), (48, 80), (96, 40)])
-def test_a_crop_lies_inside_and_touches_two_sides(
+def test_a_crop_is_inside_and_touches_two_sides(
     photo: tuple[int, int], size: tuple[int, int]
 ) -> None:
     for view in range(8):
         cut = buckets.crop(photo, size, view, "digest")
         assert cut == buckets.crop(photo, size, view, "digest")
         assert all(
-            0 <= at <= whole - part
-            for at, whole, part in zip(cut.offset, cut.resized, size, strict=True)
+            0 <= start <= whole - part
+            for start, whole, part in zip(cut.offset, cut.resized, size, strict=True)
         )
         assert any(whole == part for whole, part in zip(cut.resized, size, strict=True))
         left, top, right, bottom = buckets.box(photo, cut)
@@ -92,25 +94,25 @@ def test_a_crop_lies_inside_and_touches_two_sides(
         assert 0 <= top < bottom <= photo[0]
 
 
-def test_the_first_view_is_the_middle_and_the_others_roam() -> None:
+def test_the_first_view_is_centred_and_the_others_random() -> None:
     middle = buckets.crop((100, 300), (50, 50), 0, "a")
     assert middle == buckets.Crop((50, 150), (0, 50), (50, 50))
-    places = [buckets.crop((100, 300), (50, 50), view, "a").offset[1] for view in range(1, 200)]
-    assert min(places) < 5
-    assert max(places) > 95
-    assert places != [
+    offsets = [buckets.crop((100, 300), (50, 50), view, "a").offset[1] for view in range(1, 200)]
+    assert min(offsets) < 5
+    assert max(offsets) > 95
+    assert offsets != [
         buckets.crop((100, 300), (50, 50), view, "b").offset[1] for view in range(199)
     ]
 
 
-def test_numbers_are_in_the_scaled_photos_pixels() -> None:
+def test_size_conditioning_is_in_the_scaled_photos_pixels() -> None:
     cut = buckets.Crop((50, 150), (0, 20), (50, 60))
     assert buckets.size_conditioning((100, 300), cut, mirrored=False) == (100, 300, 0, 20, 50, 60)
-    # mirrored first, the same pixels begin 150 - 60 - 20 from the left
+    # in the mirrored photo the crop begins at 150 - 60 - 20
     assert buckets.size_conditioning((100, 300), cut, mirrored=True) == (100, 300, 0, 70, 50, 60)
 
 
-def test_shapes_are_planned_without_torch() -> None:
+def test_buckets_do_not_import_torch() -> None:
     script = "import sys, dreambooth_core.data.buckets as b; b.crop((9, 9), (8, 4), 1, 'x'); "
     script += "sys.exit('torch' in sys.modules)"
     assert subprocess.run([sys.executable, "-c", script]).returncode == 0

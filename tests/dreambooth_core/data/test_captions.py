@@ -1,4 +1,4 @@
-"""Captions beside the photos, and who goes by which prompt in a run."""
+"""Captions of photos, and the prompts of a run."""
 
 import json
 import os
@@ -17,7 +17,7 @@ SUBJECT = Subject(images=Path("photos"), class_noun="robot", identifier="sks")
 
 @pytest.fixture
 def photos(tmp_path: Path) -> list[Path]:
-    """Names are enough here: nothing decodes a photo."""
+    """Files with a PNG signature only, since no photo is decoded."""
     names = ("a.png", "b.jpg", "c.webp", "d.txt")
     for name in names:
         (tmp_path / name).write_bytes(b"\x89PNG\r\n\x1a\n some pixels")
@@ -35,7 +35,7 @@ def _found(photos: list[Path]) -> tuple[dict[str, str], list[tuple[str, str, str
     )
 
 
-def test_no_captions_no_words(photos: list[Path]) -> None:
+def test_without_captions_there_is_nothing(photos: list[Path]) -> None:
     assert _found(photos) == ({}, [])
 
 
@@ -49,7 +49,7 @@ def test_captions_are_filled_and_on_one_line(photos: list[Path]) -> None:
     assert _found(photos) == (captions, [("soft", "c.txt", "an empty caption")])
 
 
-def test_a_table_of_captions_gives_way_to_a_photos_own(photos: list[Path]) -> None:
+def test_a_photos_caption_file_takes_precedence_over_the_table(photos: list[Path]) -> None:
     rows = [
         {"file_name": "a.png", "text": "sks robot from the table", "more": 1},
         {"file_name": "b.jpg", "text": "sks {class_noun} at night"},
@@ -70,13 +70,13 @@ def test_a_caption_without_the_identifier_warns_and_is_used(photos: list[Path], 
     assert findings == [("soft", "a.txt", f"the caption {text!r} without sks")]
 
 
-def test_captions_that_never_say_the_identifier_stop(photos: list[Path]) -> None:
-    """Such a training would teach the plain words, and the identifier nothing."""
+def test_captions_without_any_identifier_are_refused(photos: list[Path]) -> None:
+    """Such a training would not teach the identifier."""
     two = photos[:2]
     photos[3].unlink()
     for photo in two:
         photo.with_suffix(".txt").write_text("a robot on the grass")
-    assert _found(two)[1][-1] == ("hard", ".", "every photo has a caption, and none says sks")
+    assert _found(two)[1][-1] == ("hard", ".", "every photo has a caption, and none contains sks")
     two[1].with_suffix(".txt").write_text("a {subject} on the grass")
     assert [level for level, _, _ in _found(two)[1]] == ["soft"]
     two[1].with_suffix(".txt").unlink()
@@ -86,14 +86,14 @@ def test_captions_that_never_say_the_identifier_stop(photos: list[Path]) -> None
 @pytest.mark.parametrize(
     "text", ["{colour} sks robot", "sks {", "sks {0}", "sks {subject.nothing}"]
 )
-def test_other_braces_stop(photos: list[Path], text: str) -> None:
+def test_unknown_placeholders_are_refused(photos: list[Path], text: str) -> None:
     photos[0].with_suffix(".txt").write_text(text)
     captions, findings = _found(photos)
     assert captions == {}
     assert findings == [("hard", "a.txt", f"the caption {text!r}")]
 
 
-def test_unreadable_texts_stop(photos: list[Path]) -> None:
+def test_unreadable_texts_are_refused(photos: list[Path]) -> None:
     photos[0].with_suffix(".txt").write_bytes(b"sks caf\xe9")
     photos[1].with_suffix(".txt").write_bytes(b"s" * (MAX_BYTES + 1))
     assert _found(photos)[1] == [
@@ -102,7 +102,7 @@ def test_unreadable_texts_stop(photos: list[Path]) -> None:
     ]
 
 
-def test_what_is_no_text_file_is_refused_at_once_and_no_more_than_the_limit_is_read(
+def test_other_files_are_refused_without_reading_beyond_the_limit(
     photos: list[Path],
 ) -> None:
     os.mkfifo(photos[0].with_suffix(".txt"))
@@ -117,7 +117,7 @@ def test_what_is_no_text_file_is_refused_at_once_and_no_more_than_the_limit_is_r
     assert found == (
         {},
         [
-            ("hard", "metadata.jsonl", "binary: it holds NUL bytes"),
+            ("hard", "metadata.jsonl", "binary: it contains NUL bytes"),
             ("hard", "a.txt", "cannot be read (not a regular file)"),
             ("hard", "b.txt", "cannot be read (not a regular file)"),
             ("hard", "c.txt", "more than 65,536 bytes"),
@@ -132,9 +132,9 @@ def test_captions_that_are_not_read_are_named(photos: list[Path]) -> None:
     assert _found(photos) == (
         {},
         [
-            ("soft", "a.caption", "a file of captions that is not read"),
-            ("soft", "captions.json", "a file of captions that is not read"),
-            ("soft", "metadata.csv", "a file of captions that is not read"),
+            ("soft", "a.caption", "a caption file that is not read"),
+            ("soft", "captions.json", "a caption file that is not read"),
+            ("soft", "metadata.csv", "a caption file that is not read"),
             ("soft", "z.txt", "a caption without its photo"),
         ],
     )
@@ -143,15 +143,15 @@ def test_captions_that_are_not_read_are_named(photos: list[Path]) -> None:
 @pytest.mark.parametrize(
     "line", ["no json", "[1]", '{"file_name": "a.png"}', '{"file_name": "a.png", "text": 7}']
 )
-def test_a_wrong_line_of_the_table_stops(photos: list[Path], line: str) -> None:
+def test_a_wrong_line_of_the_table_is_refused(photos: list[Path], line: str) -> None:
     good = json.dumps({"file_name": "b.jpg", "text": "sks robot\u2028in two lines"})
     (photos[0].parent / "metadata.jsonl").write_text(f"{good}\n{line}\n", encoding="utf-8")
     captions, findings = _found(photos)
     assert captions == {"b.jpg": "sks robot in two lines"}
-    assert findings == [("hard", "metadata.jsonl", "line 2 has not both")]
+    assert findings == [("hard", "metadata.jsonl", "line 2 lacks one of both")]
 
 
-def test_the_table_names_photos_and_each_once(photos: list[Path]) -> None:
+def test_the_table_must_name_existing_photos_once(photos: list[Path]) -> None:
     rows = [("z.png", "sks"), ("a.png", "sks 1"), ("a.png", "sks  1"), ("a.png", "sks 2")]
     table = "\n".join(json.dumps({"file_name": name, "text": text}) for name, text in rows)
     (photos[0].parent / "metadata.jsonl").write_text(table)
@@ -181,7 +181,7 @@ def _set(*members: tuple[int, str]) -> ImageSet:
     return ImageSet(uri="file:///s", digest="0" * 64, images=tuple(images))
 
 
-def test_each_photo_goes_by_its_caption_or_its_subjects_prompt() -> None:
+def test_each_photo_has_its_caption_or_its_subjects_prompt() -> None:
     photos = _set((0, ""), (0, "sks robot at sea"), (1, ""), (0, ""))
     table = (
         "a photo of sks robot",
@@ -193,7 +193,7 @@ def test_each_photo_goes_by_its_caption_or_its_subjects_prompt() -> None:
     assert prompts(_config(), photos) == Prompts(table, (0, 1, 2, 0), (3, 4), None)
 
 
-def test_without_prior_or_with_dropout_the_table_is_another() -> None:
+def test_the_table_depends_on_prior_and_caption_dropout() -> None:
     found = prompts(
         _config(prior={"enabled": False}, train={"caption_dropout": 0.1}), _set((0, ""), (1, ""))
     )

@@ -1,4 +1,4 @@
-"""Folders of photos: every finding with its level, and what leaves the machine."""
+"""Photo folders: findings with their levels, and the stored copies."""
 
 import hashlib
 import io
@@ -23,7 +23,7 @@ SIDE = 64
 
 
 def photograph(seed, size=(160, 160)):
-    """Detail at all scales, weaker the finer, as in a photo."""
+    """Photo-like texture: noise at several scales, weaker at finer ones."""
     rng = np.random.default_rng(seed)
     layers = [
         np.asarray(
@@ -50,11 +50,11 @@ def gps_exif():
 @pytest.fixture
 def folder(tmp_path):
     """Five good photos, as PNG."""
-    place = tmp_path / "photos"
-    place.mkdir()
+    path = tmp_path / "photos"
+    path.mkdir()
     for index in range(5):
-        photograph(index).save(place / f"{index}.png")
-    return place
+        photograph(index).save(path / f"{index}.png")
+    return path
 
 
 def found(folder, rules=RULES, resolution=SIDE):
@@ -81,7 +81,7 @@ def config_of(folder, **dataset):
     )
 
 
-def test_good_photos_raise_nothing_and_stay_as_they_were(folder):
+def test_good_photos_have_no_findings_and_are_not_changed(folder):
     before = fingerprints(folder)
     validation = validate(folder, RULES, SIDE)
     assert validation.findings == ()
@@ -90,7 +90,7 @@ def test_good_photos_raise_nothing_and_stay_as_they_were(folder):
     assert fingerprints(folder) == before
 
 
-def test_files_that_are_no_usable_photos_stop(folder):
+def test_unusable_files_are_refused(folder):
     (folder / "text.jpg").write_text("hello")
     (folder / "empty.png").write_bytes(b"")
     whole = io.BytesIO()
@@ -108,7 +108,7 @@ def test_files_that_are_no_usable_photos_stop(folder):
     }
 
 
-def test_large_files_and_large_declarations_stop(folder):
+def test_files_above_the_size_limits_are_refused(folder):
     size = (folder / "0.png").stat().st_size
     bytes_found = found(folder, Dataset(max_bytes=max(1, size - 1), min_images=1))
     assert ("hard", "0.png", "too large") in bytes_found
@@ -117,7 +117,7 @@ def test_large_files_and_large_declarations_stop(folder):
     assert found(folder, Dataset(max_pixels=160 * 160)) == set()
 
 
-def test_the_least_side_is_the_resolution_unless_told_otherwise(folder):
+def test_the_least_side_is_the_resolution_by_default(folder):
     assert ("hard", "0.png", "too small") in found(folder, resolution=168)
     assert found(folder, Dataset(min_side=160), resolution=168) == set()
 
@@ -132,13 +132,13 @@ def test_copies_warn_and_count_once(folder):
     assert len(validate(folder, RULES, SIDE).accepted) == 5
 
 
-def test_copies_do_not_make_up_the_number(folder):
+def test_copies_do_not_count_towards_the_minimum(folder):
     for index in (2, 3, 4):
         (folder / f"{index}.png").write_bytes((folder / "0.png").read_bytes())
     assert ("hard", ".", "too few") in found(folder)
 
 
-def test_altered_copies_warn_by_their_kind(folder):
+def test_altered_copies_give_a_warning_by_kind(folder):
     photograph(0).transpose(Image.Transpose.FLIP_LEFT_RIGHT).save(folder / "a.png")
     photograph(1).resize((120, 120)).save(folder / "b.jpg", quality=80)
     moved = np.roll(np.asarray(photograph(2)), (10, 20), (0, 1))
@@ -150,17 +150,17 @@ def test_altered_copies_warn_by_their_kind(folder):
     }
 
 
-def test_a_window_shifted_by_a_third_warns_with_what_both_show(folder):
+def test_a_window_shifted_by_a_third_gives_a_warning_with_the_overlap(folder):
     whole = photograph(9, (360, 300))
     whole.crop((0, 0, 270, 300)).save(folder / "a.png")
     whole.crop((90, 0, 360, 300)).save(folder / "b.jpg", quality=75)
     (finding,) = validate(folder, RULES, SIDE).findings
     assert (finding.level, finding.file, finding.check) == ("soft", "b.jpg", "shifted duplicate")
-    assert re.fullmatch(r"0\.9\d\d alike with a\.png in the 6\d% that both show", finding.measure)
+    assert re.fullmatch(r"similarity 0\.9\d\d with a\.png in an overlap of 6\d%", finding.measure)
     assert (finding.limit, finding.remedy) == ("at most 0.8", "keep one, add another view instead")
 
 
-def test_a_blurred_photo_warns_beside_sharp_ones(folder):
+def test_a_blurred_photo_among_sharp_ones_gives_a_warning(folder):
     photograph(9).filter(ImageFilter.GaussianBlur(3)).save(folder / "soft.png")
     assert found(folder) == {("soft", "soft.png", "blur")}
 
@@ -176,14 +176,14 @@ def test_the_number_of_photos(tmp_path, count, expected):
     assert " ".join(f"{f.level} {f.check}" for f in findings) == expected
 
 
-def test_far_too_many_stop_before_any_is_decoded(tmp_path):
+def test_too_many_photos_are_refused_before_decoding(tmp_path):
     for index in range(7):
         (tmp_path / f"{index}.jpg").write_text("not even an image")
     validation = validate(tmp_path, Dataset(max_images=6), SIDE)
     assert [(f.level, f.check) for f in validation.findings] == [("hard", "too many")]
 
 
-def test_sidecars_are_silent_and_others_are_named(folder):
+def test_sidecars_are_accepted_and_other_files_named(folder):
     silent = ("0.txt", "meta.json", "captions.jsonl", "LICENSE", "licenses.md", ".DS_Store")
     for name in (*silent, "._0.png", "notes.docx"):
         (folder / name).write_bytes(b"some bytes")
@@ -196,7 +196,7 @@ def test_sidecars_are_silent_and_others_are_named(folder):
     }
 
 
-def test_a_photo_is_known_by_its_content(folder):
+def test_a_photo_is_recognised_by_its_content(folder):
     photograph(5).save(folder / "5.jpg", "PNG")
     photograph(6).save(folder / "6.txt", "PNG")
     photograph(7).save(folder / "7", "JPEG")
@@ -212,7 +212,7 @@ def test_links_may_not_leave_the_folder(folder, tmp_path):
     photograph(6).save(tmp_path / "elsewhere.png")
     (folder / "out.png").symlink_to(tmp_path / "elsewhere.png")
     (folder / "gone.png").symlink_to("nowhere.png")
-    os.mkfifo(folder / "pipe.png")  # must not be waited for
+    os.mkfifo(folder / "pipe.png")  # must not block
     assert found(folder) == {
         ("hard", "out.png", "link"),
         ("hard", "gone.png", "unreadable"),
@@ -220,7 +220,7 @@ def test_links_may_not_leave_the_folder(folder, tmp_path):
     }
 
 
-def test_transparency_and_panoramas_warn(folder):
+def test_transparency_and_panoramas_give_warnings(folder):
     glass = photograph(6).convert("RGBA")
     glass.putalpha(Image.linear_gradient("L").resize(glass.size))
     glass.save(folder / "glass.png")
@@ -239,7 +239,7 @@ def test_a_missing_folder_is_a_wrong_option(tmp_path):
         validate(tmp_path / "file", RULES, SIDE)
 
 
-def test_the_digest_follows_the_pixels_not_the_names(folder):
+def test_the_digest_depends_on_pixels_and_not_on_names(folder):
     first = validate(folder, RULES, SIDE).digest
     (folder / "0.png").rename(folder / "z.png")
     photograph(1).save(folder / "1.bmp")
@@ -249,7 +249,7 @@ def test_the_digest_follows_the_pixels_not_the_names(folder):
     assert validate(folder, RULES, SIDE).digest != first
 
 
-def test_strange_names_reach_people_and_machines_safely(folder):
+def test_unprintable_names_are_escaped(folder):
     strange = os.fsencode(folder) + b"/\x1b[31mred\xff.jpg"
     Path(os.fsdecode(strange)).write_bytes(b"no image")
     (folder / "[bold]x.jpg").write_bytes(b"no image")
@@ -264,14 +264,14 @@ def test_strange_names_reach_people_and_machines_safely(folder):
     assert "\x1b[31m" not in text
 
 
-def test_every_finding_says_all_it_should(folder):
+def test_every_finding_is_complete(folder):
     (folder / "text.jpg").write_text("hello")
     (folder / "5.png").write_bytes((folder / "0.png").read_bytes())
     for finding in validate(folder, Dataset(many_images=4), SIDE).findings:
         assert all((finding.file, finding.measure, finding.limit, finding.remedy))
 
 
-def test_collected_copies_are_upright_and_say_nothing_about_the_place(folder, file_store):
+def test_collected_copies_are_upright_and_without_metadata(folder, file_store):
     exif = gps_exif()
     photograph(5, (200, 160)).save(folder / "phone.jpg", quality=95, exif=exif)
     images, validation = collect(file_store, config_of(folder))
@@ -308,7 +308,7 @@ def mask_of(photo, box=(20, 20, 100, 100)):
     return mask
 
 
-def test_captions_and_masks_are_no_photos_and_no_strangers(folder):
+def test_captions_and_masks_are_neither_photos_nor_unknown_files(folder):
     (folder / "0.txt").write_text("{subject} in the snow")
     mask_of(photograph(1)).save(folder / "1.mask.png")
     mask_of(photograph(2)).save(folder / "2.MASK.PNG")
@@ -336,7 +336,7 @@ def test_wrong_captions_and_masks_are_named(folder):
     }
 
 
-def test_captions_and_masks_travel_with_their_photo(folder, file_store):
+def test_captions_and_masks_are_stored_with_their_photo(folder, file_store):
     (folder / "0.txt").write_text("{subject} in the snow")
     mask_of(photograph(1)).save(folder / "1.mask.png")
     glass = photograph(7, (200, 160))
@@ -359,10 +359,10 @@ def test_captions_and_masks_travel_with_their_photo(folder, file_store):
     assert {image.size for image in images.images} == {(160, 160), (160, 200)}
 
 
-def test_what_stands_beside_the_photos_is_part_of_the_set(folder, file_store):
+def test_the_digest_covers_captions_and_masks(folder, file_store):
     plain = collect(file_store, config_of(folder))[0]
     old = [[image.name, image.blob.sha256, image.prompt] for image in plain.images]
-    assert plain.digest == digest_json(old)  # as before there were masks and subjects
+    assert plain.digest == digest_json(old)  # the format from before masks and subjects
     digests = {plain.digest}
     (folder / "0.txt").write_text("sks robot in the snow")
     digests.add(collect(file_store, config_of(folder))[0].digest)
@@ -405,7 +405,7 @@ def test_several_subjects_make_one_set(two_subjects, file_store):
     assert images.digest != alone.digest
 
 
-def test_a_photo_of_both_subjects_is_a_member_twice(two_subjects, file_store):
+def test_a_photo_of_both_subjects_is_stored_for_each(two_subjects, file_store):
     images, _ = collect(file_store, two_subjects)
     digests = [image.blob.sha256 for image in images.images]
     twice = [image for image in images.images if digests.count(image.blob.sha256) == 2]
@@ -419,7 +419,7 @@ def test_one_refused_subject_refuses_all(two_subjects, file_store):
     assert list(file_store.keys("")) == []
 
 
-def test_with_buckets_a_photo_may_be_as_long_as_they_are(folder):
+def test_with_buckets_the_aspect_limit_is_theirs(folder):
     photograph(7, (330, 160)).save(folder / "wide.png")
     assert found(folder, Dataset(buckets=True, bucket_ratio=2.5)) == set()
     assert found(folder, Dataset(buckets=True, bucket_ratio=1.5)) == {
@@ -427,11 +427,11 @@ def test_with_buckets_a_photo_may_be_as_long_as_they_are(folder):
     }
 
 
-BESIDE = Path(__file__).parents[4] / "shared" / "dreambench"
-REAL = Path(os.environ.get("DREAMBENCH_DIR", BESIDE))
+DEFAULT = Path(__file__).parents[4] / "shared" / "dreambench"
+REAL = Path(os.environ.get("DREAMBENCH_DIR", DEFAULT))
 
 
 @pytest.mark.skipif(not REAL.is_dir(), reason="set DREAMBENCH_DIR to a folder of real subjects")
-def test_real_photos_raise_no_alarm():
+def test_real_photos_have_no_findings():
     for subject in sorted(path for path in REAL.iterdir() if path.is_dir()):
         assert validate(subject, RULES, 512).findings == (), subject.name

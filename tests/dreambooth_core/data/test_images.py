@@ -1,4 +1,4 @@
-"""Decoding: limits, orientation, colours, formats; encoding: lossless, bare, repeatable."""
+"""Decoding: limits, orientation, colours, formats; encoding: lossless, without metadata, deterministic."""
 
 import io
 import struct
@@ -16,7 +16,7 @@ MANY = 10_000_000
 
 
 def scene(width=96, height=64, seed=0):
-    """A smooth random picture, so that JPEG keeps it well."""
+    """A smooth random image, which JPEG preserves well."""
     coarse = np.random.default_rng(seed).integers(0, 255, (8, 8, 3)).astype(np.uint8)
     return Image.fromarray(coarse).resize((width, height), Image.Resampling.BICUBIC)
 
@@ -50,7 +50,7 @@ def test_lossless_formats_come_back_pixel_by_pixel(name):
 
 
 @pytest.mark.parametrize("orientation", range(1, 9))
-def test_the_camera_s_turn_is_undone(orientation):
+def test_the_orientation_tag_is_applied(orientation):
     turns = {
         2: Image.Transpose.FLIP_LEFT_RIGHT,
         3: Image.Transpose.ROTATE_180,
@@ -60,12 +60,12 @@ def test_the_camera_s_turn_is_undone(orientation):
         7: Image.Transpose.TRANSVERSE,
         8: Image.Transpose.ROTATE_270,
     }
-    lying = scene().transpose(turns[orientation]) if orientation > 1 else scene()
-    photo = decode(saved(lying, "PNG", exif=gps_exif(orientation)), MANY)
+    rotated = scene().transpose(turns[orientation]) if orientation > 1 else scene()
+    photo = decode(saved(rotated, "PNG", exif=gps_exif(orientation)), MANY)
     assert photo.image.tobytes() == scene().tobytes()
 
 
-def test_a_damaged_orientation_is_no_reason_to_refuse():
+def test_a_damaged_orientation_tag_is_ignored():
     data = saved(scene(), "PNG", exif=b"Exif\0\0MM\0*\xff\xff\xff\xff")
     assert decode(data, MANY).image.size == (96, 64)
 
@@ -84,7 +84,7 @@ def test_several_frames_are_refused(name):
     assert refusal(data).check == "animated"
 
 
-def test_heic_is_a_photo_where_the_decoder_is():
+def test_heic_is_decoded_with_the_optional_decoder():
     pillow_heif = pytest.importorskip("pillow_heif")
     buffer = io.BytesIO()
     pillow_heif.from_pillow(scene()).save(buffer, quality=95, exif=gps_exif().tobytes())
@@ -95,7 +95,7 @@ def test_heic_is_a_photo_where_the_decoder_is():
 
 
 def test_heic_without_a_decoder_names_the_remedy(monkeypatch):
-    monkeypatch.setitem(sys.modules, "pillow_heif", None)  # what Python does for a missing module
+    monkeypatch.setitem(sys.modules, "pillow_heif", None)  # as for a missing module
     found = refusal(b"\0\0\0\x18ftypheic\0\0\0\0mif1heic" + bytes(64))
     assert found.check == "decoder"
     assert "dreambooth-factory[heic]" in found.remedy
@@ -108,7 +108,7 @@ def test_truncated_files_are_refused(name, share):
     assert refusal(data[: int(len(data) * share)]).check == "corrupt"
 
 
-def test_a_flipped_bit_in_a_png_is_seen_by_its_checksum():
+def test_a_flipped_bit_in_a_png_fails_its_checksum():
     data = bytearray(saved(scene(), "PNG"))
     data[data.index(b"IDAT") + 40] ^= 1
     assert refusal(bytes(data)).check == "corrupt"
@@ -120,7 +120,7 @@ def test_other_files_are_not_images(data):
     assert not images.looks_like_image(data[:16])
 
 
-def test_a_bomb_is_refused_by_what_its_header_declares():
+def test_a_decompression_bomb_is_refused_by_its_header():
     def chunk(kind, body):
         return (
             struct.pack(">I", len(body)) + kind + body + struct.pack(">I", zlib.crc32(kind + body))
@@ -147,7 +147,7 @@ def test_transparency_becomes_white():
     assert photo.image.getpixel((1, 0)) == (255, 0, 0)
 
 
-def test_an_opaque_alpha_channel_is_not_worth_a_word():
+def test_an_opaque_alpha_channel_is_ignored():
     photo = decode(saved(scene().convert("RGBA"), "PNG"), MANY)
     assert not photo.transparent
     assert photo.image.tobytes() == scene().tobytes()
@@ -169,7 +169,7 @@ def test_other_modes_become_rgb(mode):
     assert np.abs(np.asarray(photo.image, int) - expected).mean() < 4
 
 
-def test_colours_go_through_their_profile():
+def test_colours_are_converted_by_their_profile():
     lab = ImageCms.ImageCmsProfile(ImageCms.createProfile("LAB")).tobytes()
     srgb = ImageCms.ImageCmsProfile(ImageCms.createProfile("sRGB")).tobytes()
     pixels = Image.new("LAB", (8, 8), (200, 128, 128))
@@ -182,26 +182,26 @@ def test_colours_go_through_their_profile():
     )
 
 
-def test_a_broken_profile_is_left_aside():
+def test_a_damaged_profile_is_ignored():
     data = saved(scene(), "PNG", icc_profile=b"not a profile at all")
     assert decode(data, MANY).image.tobytes() == scene().tobytes()
 
 
-def test_the_copy_holds_the_pixels_and_nothing_else():
+def test_the_copy_contains_pixels_only():
     photo = decode(saved(scene(), "JPEG", exif=gps_exif(), comment=b"at home"), MANY)
     photo.image.info["exif"] = gps_exif().tobytes()
     data = images.encode_png(photo.image)
-    kinds, place = set(), 8
-    while place < len(data):
-        (length,) = struct.unpack(">I", data[place : place + 4])
-        kinds.add(data[place + 4 : place + 8])
-        place += length + 12
+    kinds, offset = set(), 8
+    while offset < len(data):
+        (length,) = struct.unpack(">I", data[offset : offset + 4])
+        kinds.add(data[offset + 4 : offset + 8])
+        offset += length + 12
     assert kinds == {b"IHDR", b"IDAT", b"IEND"}
     assert Image.open(io.BytesIO(data)).tobytes() == photo.image.tobytes()
     assert images.encode_png(photo.image) == data
 
 
-def test_the_digest_knows_the_shape():
+def test_the_digest_depends_on_the_shape():
     flat = Image.new("RGB", (4, 2))
     assert images.pixel_digest(flat) != images.pixel_digest(flat.resize((2, 4)))
     assert images.pixel_digest(flat) == images.pixel_digest(flat.copy())

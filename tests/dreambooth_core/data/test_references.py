@@ -1,4 +1,4 @@
-"""A config that names a dataset version learns from just those photos."""
+"""Configs with dataset versions as photos."""
 
 import pytest
 from pydantic import ValidationError
@@ -30,13 +30,13 @@ def test_a_folder_and_its_version_are_the_same_photos(tiny_config, photos, file_
     push(file_store, photos, "robot", 32)
     by_name, reused = ingest(naming(tiny_config, "dataset://robot@latest"), file_store)
     assert not reused
-    # the digest decides the training's key: nothing is trained again for photos that were pushed
+    # the digest is part of the training's key: pushed photos are not trained on again
     assert by_name.images.digest == by_folder.images.digest
     assert by_name.images.images == by_folder.images.images
     assert ingest(naming(tiny_config, "dataset://robot@latest"), file_store) == (by_name, True)
 
 
-def test_latest_means_the_newest_at_the_time(tiny_config, photos, file_store):
+def test_latest_is_pinned_to_the_latest_version(tiny_config, photos, file_store):
     config = naming(tiny_config, "dataset://robot@latest")
     first = push(file_store, photos, "robot", 32)
     before = pinned(config, file_store)
@@ -47,12 +47,12 @@ def test_latest_means_the_newest_at_the_time(tiny_config, photos, file_store):
     assert pinned(before, file_store) == before
     assert ingest(before, file_store)[0].images.count == 4
     assert ingest(config, file_store)[0].images.count == 3
-    # what was taken in is taken again by its whole digest, from whatever reference
+    # the stage is cached by the full digest, for any form of the reference
     short = naming(tiny_config, second.reference[:-50])
     assert ingest(short, file_store) == (ingest(config, file_store)[0], True)
 
 
-def test_the_folder_is_whole_or_made_anew(tiny_config, photos, file_store):
+def test_a_folder_that_differs_is_replaced(tiny_config, photos, file_store):
     (photos / "0.txt").write_text("{subject} on a table")
     push(file_store, photos, "robot", 32)
     config = naming(tiny_config, "dataset://robot@latest")
@@ -69,7 +69,7 @@ def test_the_folder_is_whole_or_made_anew(tiny_config, photos, file_store):
     assert not list(folder.parent.glob("~*"))
 
 
-def test_lost_photos_leave_no_half_folder(tiny_config, photos, file_store):
+def test_missing_content_leaves_no_partial_folder(tiny_config, photos, file_store):
     push(file_store, photos, "robot", 32)
     for key in list(file_store.keys("blobs/"))[:1]:
         file_store.delete(key)
@@ -80,15 +80,15 @@ def test_lost_photos_leave_no_half_folder(tiny_config, photos, file_store):
 
 def test_a_config_of_folders_opens_no_store(tiny_config):
     nowhere = tiny_config.model_copy(
-        update={"storage": tiny_config.storage.model_copy(update={"uri": "s3://nobody"})}
+        update={"storage": tiny_config.storage.model_copy(update={"uri": "s3://missing"})}
     )
     assert at_hand(nowhere) is nowhere
 
 
-def test_what_is_no_reference_is_refused(tiny_config, file_store):
+def test_invalid_references_are_refused(tiny_config, file_store):
     for images in ("dataset://robot", "dataset://robot@newest", "dataset://../x@latest"):
         with pytest.raises(ValidationError, match="names no dataset version"):
             Subject.model_validate({"images": images, "class_noun": "robot"})
-    with pytest.raises(ConfigError, match="there is no dataset robot"):
+    with pytest.raises(ConfigError, match="has no dataset robot"):
         ingest(naming(tiny_config, "dataset://robot@latest"), file_store)
     assert Subject.model_validate({"images": "photos", "class_noun": "x"}).dataset is None

@@ -1,4 +1,4 @@
-"""Pushing photos: the same are no new version, others come after, and nobody is overwritten."""
+"""Pushing photos: equal photos make no new version, versions are kept, concurrent pushes are not lost."""
 
 import json
 import threading
@@ -26,7 +26,7 @@ def test_the_same_photos_are_the_same_version(photos, file_store, tmp_path):
     renamed = tmp_path / "renamed"
     renamed.mkdir()
     for index, path in enumerate(photos.iterdir()):
-        with Image.open(path) as image:  # another name, another file, another time, the same pixels
+        with Image.open(path) as image:  # another name, file and time, equal pixels
             image.save(renamed / f"IMG_{index}.png", compress_level=0)
     again = push(file_store, renamed, "robot", 32)
     assert not again.new
@@ -34,7 +34,7 @@ def test_the_same_photos_are_the_same_version(photos, file_store, tmp_path):
     assert {key: file_store.get(key) for key in file_store.keys("")} == before
 
 
-def test_other_photos_come_after_and_the_old_ones_stay(photos, file_store):
+def test_other_photos_make_a_new_version_and_older_ones_are_kept(photos, file_store):
     first = push(file_store, photos, "robot", 32)
     (photos / "0.png").unlink()
     second = push(file_store, photos, "robot", 32)
@@ -53,14 +53,14 @@ def test_other_photos_come_after_and_the_old_ones_stay(photos, file_store):
     assert names(file_store) == ["robot"]
 
 
-def test_captions_stay_as_they_were_written(photos, file_store):
+def test_captions_keep_their_placeholders(photos, file_store):
     (photos / "0.txt").write_text("{subject}  on a table\n")
     version = push(file_store, photos, "robot", 32)
     images = read(file_store, "robot", version.publication.digest).images
     assert sorted(image.prompt for image in images) == ["", "", "", "{subject} on a table"]
 
 
-def test_of_many_that_push_at_once_none_is_lost(photos, file_store, tmp_path):
+def test_concurrent_pushes_are_not_lost(photos, file_store, tmp_path):
     folders = []
     for index in range(4):
         folder = tmp_path / f"set{index}"
@@ -81,7 +81,7 @@ def test_of_many_that_push_at_once_none_is_lost(photos, file_store, tmp_path):
     assert len({one.digest for one in history}) == 4
 
 
-def test_a_race_without_end_is_given_up_with_a_sentence(photos, file_store, monkeypatch):
+def test_a_push_gives_up_after_repeated_conflicts(photos, file_store, monkeypatch):
     monkeypatch.setattr(type(file_store), "put_if", lambda *_: False)
     with pytest.raises(StorageError, match="push again"):
         push(file_store, photos, "robot", 32)
@@ -103,18 +103,18 @@ def test_refused_photos_are_no_version(photos, file_store):
 
 @pytest.mark.parametrize("name", ["", "../x", "a/b", "x.json", "-x", "x" * 65])
 def test_a_name_cannot_leave_its_folder(name, photos, file_store):
-    with pytest.raises(ConfigError, match="no dataset's name"):
+    with pytest.raises(ConfigError, match="invalid dataset name"):
         push(file_store, photos, name, 32)
     assert list(file_store.keys("")) == []
 
 
-def test_what_is_not_there_is_said_so(photos, file_store):
-    with pytest.raises(ConfigError, match="there is: none"):
+def test_missing_datasets_and_versions_are_named(photos, file_store):
+    with pytest.raises(ConfigError, match="existing: none"):
         pointer(file_store, "robot")
     push(file_store, photos, "robot", 32)
     with pytest.raises(ConfigError, match="no version begins with 00000000"):
         resolved(file_store, "robot", "00000000")
-    # a manifest that no pointer ever named is no version
+    # an unpublished manifest is no version
     file_store.put(f"datasets/robot/{'f' * 64}.json", b"{}")
     with pytest.raises(ConfigError, match="no version begins"):
         resolved(file_store, "robot", "f" * 64)
@@ -125,18 +125,18 @@ def test_the_commands(tiny_config, tmp_path, monkeypatch):
     config = tmp_path / "config.json"
     config.write_text(tiny_config.model_dump_json())
 
-    def told(*words: str):
+    def output(*words: str):
         done = CliRunner().invoke(app, [*words, "--config", str(config), "--json"])
         assert done.exception is None, done.exception
         return json.loads(done.stdout)
 
     pushing = ("push", str(tiny_config.subject.images), "robot", "--resolution", "32")
-    first, again = told(*pushing), told(*pushing)
+    first, again = output(*pushing), output(*pushing)
     assert (first["new"], again["new"], first["told_prefect"]) == (True, False, False)
     assert first["reference"] == f"dataset://robot@{first['publication']['digest']}"
-    (listed,) = told("list")
+    (listed,) = output("list")
     assert listed == {"name": "robot", **first["publication"]}
-    shown = told("show", "robot")
+    shown = output("show", "robot")
     assert shown["history"] == [first["publication"]]
     assert [photo["size"] for photo in shown["photos"]] == [[64, 64]] * 4
     for words in (pushing, ("list",), ("show", "robot")):

@@ -1,4 +1,4 @@
-"""Subject alone, surroundings alone: exact to the pixel, and neither tells of the other."""
+"""Crops and images without the subject: exact to the pixel and independent of each other."""
 
 from collections.abc import Sequence
 
@@ -53,7 +53,7 @@ BOXES = {
 @pytest.mark.parametrize("box", BOXES.values(), ids=BOXES.keys())
 @pytest.mark.parametrize("margin", [0, 0.12, 0.5])
 class TestGeometry:
-    def test_a_square_with_the_box_in_its_middle_pixel_by_pixel(self, box, margin):
+    def test_a_square_with_the_box_centred_pixel_by_pixel(self, box, margin):
         image, (left, top, right, bottom) = noise(), box
         cut = crop(image, Region(box), margin)
         width, height = right - left, bottom - top
@@ -63,7 +63,7 @@ class TestGeometry:
         middle = cut.crop((x, y, x + width, y + height))
         assert middle.tobytes() == image.crop(box).tobytes()
 
-    def test_what_lies_beyond_the_margin_has_no_say(self, box, margin):
+    def test_pixels_beyond_the_margin_have_no_effect(self, box, margin):
         image = noise()
         rim = round(margin * max(box[2] - box[0], box[3] - box[1]))
         near = (
@@ -77,8 +77,8 @@ class TestGeometry:
             crop(other, Region(box), margin).tobytes() == crop(image, Region(box), margin).tobytes()
         )
 
-    def test_what_is_missing_is_one_flat_colour(self, box, margin):
-        """The colour of the cut's edge, so that only its rows, columns and mean are there."""
+    def test_missing_pixels_have_one_colour(self, box, margin):
+        """The mean colour of the cut's edge."""
         cut = np.asarray(crop(noise(), Region(box), margin))
         rim = round(margin * max(box[2] - box[0], box[3] - box[1]))
         kept = np.asarray(
@@ -98,7 +98,7 @@ class TestGeometry:
         assert flat - by_chance == cut.shape[0] * cut.shape[1] - kept.shape[0] * kept.shape[1]
 
 
-def test_the_margin_is_the_pictures_own_where_there_is_some():
+def test_the_margin_shows_the_image_within_its_bounds():
     image = noise()
     assert crop(image, Region((20, 10, 40, 30)), 0.25).tobytes() == (
         image.crop((15, 5, 45, 35)).tobytes()
@@ -126,20 +126,20 @@ def test_a_subject_fills_the_same_share_of_its_crop_at_any_size():
     assert np.abs(difference).max() <= 1  # the mean of a longer edge may round the other way
 
 
-def test_a_grey_picture_is_cut_as_rgb():
+def test_a_grey_image_is_cropped_as_rgb():
     assert crop(noise().convert("L"), Region((0, 0, 9, 9))).mode == "RGB"
     assert without_subject(noise().convert("L"), Region((0, 0, 9, 9))).mode == "RGB"
 
 
 class TestSurroundings:
-    @pytest.mark.parametrize("spot", [Region((20, 10, 40, 30)), marked((20, 10, 40, 30))])
-    def test_the_subject_has_no_say(self, spot):
+    @pytest.mark.parametrize("region", [Region((20, 10, 40, 30)), marked((20, 10, 40, 30))])
+    def test_the_subjects_pixels_have_no_effect(self, region):
         image = noise()
-        other = repainted(image, spot.box, inside=True)
+        other = repainted(image, region.box, inside=True)
         assert other.tobytes() != image.tobytes()
-        assert without_subject(other, spot).tobytes() == without_subject(image, spot).tobytes()
+        assert without_subject(other, region).tobytes() == without_subject(image, region).tobytes()
 
-    def test_a_box_is_painted_over_in_the_mean_of_the_rest_and_no_more(self):
+    def test_exactly_the_box_is_painted_over_in_the_mean_of_the_rest(self):
         image, (left, top, right, bottom) = noise(), (20, 10, 40, 30)
         pixels = np.asarray(image).copy()
         rest = np.ones((40, 60), dtype=np.bool_)
@@ -149,7 +149,7 @@ class TestSurroundings:
             without_subject(image, Region((left, top, right, bottom))).tobytes() == pixels.tobytes()
         )
 
-    def test_a_mask_takes_its_fringe_along_and_leaves_the_rest_of_the_box(self):
+    def test_the_mask_and_its_fringe_are_painted_over_but_not_the_box(self):
         mask = np.zeros((128, 128), dtype=np.bool_)
         mask[40, 20:100] = mask[40:100, 60] = True  # a T
         image = noise(128, 128)
@@ -161,14 +161,14 @@ class TestSurroundings:
         assert not changed[~reached].any()
         assert changed[reached].mean() > 0.99  # a noisy pixel may be the mean by chance
 
-    def test_where_nothing_is_left_it_is_grey(self):
+    def test_without_surroundings_it_is_grey(self):
         everything = without_subject(noise(), Region((0, 0, 60, 40)))
         assert everything.getcolors() == [(2400, crops.GREY)]
         assert without_subject(noise(), marked((0, 0, 60, 40))).tobytes() == everything.tobytes()
 
 
 class TestMasks:
-    def test_half_white_is_the_subject(self):
+    def test_pixels_of_at_least_half_white_are_the_subject(self):
         mask = Image.new("L", (60, 40), 127)
         mask.paste(128, (3, 5, 8, 39))
         found = region_of_mask(mask)
@@ -180,18 +180,18 @@ class TestMasks:
         mask.putpixel((59, 39), 255)
         assert region_of_mask(mask).box == (59, 39, 60, 40)
 
-    def test_nothing_marked_nothing_found(self):
+    def test_an_empty_mask_has_no_region(self):
         assert region_of_mask(Image.new("L", (60, 40), 127)) is None
 
 
-class OfRed:
-    """Finds what is pure red, and keeps which pictures it was asked about."""
+class RedDetector:
+    """Detects pure red and records the images it gets."""
 
     def __init__(self) -> None:
-        self.asked: list[Image.Image] = []
+        self.images: list[Image.Image] = []
 
     def find(self, images: Sequence[Image.Image], noun: str) -> list[Region | None]:
-        self.asked += images
+        self.images += images
         return [Region.around((np.asarray(image) == RED).all(axis=2)) for image in images]
 
 
@@ -201,40 +201,40 @@ def with_red(box: tuple[int, int, int, int]) -> Image.Image:
     return image
 
 
-class TestSpots:
-    def test_a_mask_counts_more_than_the_finder_which_is_asked_about_the_rest(self):
+class TestRegions:
+    def test_masks_take_precedence_over_the_detector(self):
         images = [with_red((1, 2, 9, 9)), with_red((3, 4, 30, 20)), noise(), noise()]
         white = Image.new("L", (60, 40))
         white.paste(255, (50, 30, 55, 35))
-        finder = OfRed()
-        found = regions(finder, images, "robot", [white, None, None, Image.new("L", (60, 40))])
-        assert [spot and spot.box for spot in found] == [
+        detector = RedDetector()
+        found = regions(detector, images, "robot", [white, None, None, Image.new("L", (60, 40))])
+        assert [region and region.box for region in found] == [
             (50, 30, 55, 35),
             (3, 4, 30, 20),
             None,
             None,
         ]
-        assert finder.asked == images[1:]
+        assert detector.images == images[1:]
 
-    def test_without_a_finder_only_masks_tell(self):
+    def test_without_a_detector_only_masks_give_regions(self):
         white = Image.new("L", (60, 40), 255)
         found = regions(None, [noise(), noise()], "robot", [None, white])
-        assert [spot and spot.box for spot in found] == [None, (0, 0, 60, 40)]
+        assert [region and region.box for region in found] == [None, (0, 0, 60, 40)]
         assert regions(None, [noise()], "robot") == [None]
 
-    def test_a_mask_of_another_size_is_laid_over_the_whole_picture(self):
+    def test_a_mask_of_another_size_is_resized_to_the_image(self):
         mask = Image.new("L", (600, 400))
         mask.paste(255, (100, 100, 300, 200))
         (found,) = regions(None, [noise()], "robot", [mask])
         assert found.mask.shape == (40, 60)
         assert np.abs(np.array(found.box) - (10, 10, 30, 20)).max() <= 1
 
-    def test_as_many_masks_as_images(self):
+    def test_the_numbers_of_masks_and_images_must_agree(self):
         with pytest.raises(ValueError, match="argument"):
             regions(None, [noise()], "robot", [])
 
 
-def test_the_digest_of_a_finder_follows_its_kind_and_its_files(tmp_path):
+def test_the_digest_of_a_detector_depends_on_kind_and_files(tmp_path):
     (tmp_path / "weights").write_bytes(b"1")
     rules = Rules(kind="segmenter", model=str(tmp_path))
     first = detector_digest(rules)

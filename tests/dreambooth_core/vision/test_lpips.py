@@ -1,6 +1,6 @@
-"""LPIPS against a slow reference and against torchmetrics' network, with random backbones.
+"""LPIPS against a slow reference and torchmetrics' network, with random backbones.
 
-The true backbones' weights are not here, so that the absolute numbers of real pictures are not tested.
+The pretrained weights are not available, so that absolute values of real images are not tested.
 """
 
 from importlib.util import find_spec
@@ -35,7 +35,7 @@ def picture(seed: int, size=(40, 35)) -> Image.Image:
     return Image.fromarray(blots).resize(size, Image.Resampling.BICUBIC)
 
 
-def apart(network: LpipsNetwork, left: Image.Image, right: Image.Image) -> float:
+def distance_of(network: LpipsNetwork, left: Image.Image, right: Image.Image) -> float:
     return distance(network.features(left), network.features(right))
 
 
@@ -54,7 +54,7 @@ def slow_pool(x, side):
 
 
 def slow_lpips(name, folder, left, right):
-    """Equation 1 of the paper, written once more."""
+    """Equation 1 of the paper, implemented independently."""
     from safetensors.numpy import load_file
 
     weights = {
@@ -89,17 +89,17 @@ def slow_lpips(name, folder, left, right):
 
 
 @pytest.mark.parametrize("name", SHAPES)
-def test_it_is_the_papers_equation(networks, folders, name):
+def test_it_equals_the_papers_equation(networks, folders, name):
     left, right = picture(0), picture(1)
     wanted = slow_lpips(name, folders[name], left, right)
     assert wanted > 0.01
-    assert apart(networks[name], left, right) == pytest.approx(wanted, rel=1e-4)
+    assert distance_of(networks[name], left, right) == pytest.approx(wanted, rel=1e-4)
 
 
 @pytest.mark.slow
 @pytest.mark.parametrize("name", SHAPES)
-def test_it_is_what_torchmetrics_measures(networks, folders, name, monkeypatch):
-    """Their network, heads and scaling, around torchvision's layers with the same random weights."""
+def test_it_equals_torchmetrics(networks, folders, name, monkeypatch):
+    """With torchvision's layers and the same random weights."""
     from safetensors.torch import load_file
     from torchmetrics.functional.image import lpips
 
@@ -126,27 +126,27 @@ def test_it_is_what_torchmetrics_measures(networks, folders, name, monkeypatch):
     ]
     with torch.no_grad():
         wanted = float(theirs(*tensors))
-    assert apart(networks[name], left, right) == pytest.approx(wanted, rel=1e-4)
+    assert distance_of(networks[name], left, right) == pytest.approx(wanted, rel=1e-4)
 
 
 @pytest.mark.parametrize("name", SHAPES)
 def test_it_is_a_distance(networks, name):
     network = networks[name]
     pictures = [picture(seed) for seed in range(3)]
-    assert apart(network, pictures[0], pictures[0].copy()) == 0
+    assert distance_of(network, pictures[0], pictures[0].copy()) == 0
     for left, right in combinations(pictures, 2):
-        assert apart(network, left, right) == apart(network, right, left) > 0
+        assert distance_of(network, left, right) == distance_of(network, right, left) > 0
 
 
-def test_the_more_is_changed_the_further_apart(networks):
+def test_it_grows_with_blur(networks):
     original = picture(0, (64, 64))
     blurred = [original.filter(ImageFilter.GaussianBlur(radius)) for radius in (1, 3, 9)]
-    found = [apart(networks["alex"], original, each) for each in blurred]
+    found = [distance_of(networks["alex"], original, each) for each in blurred]
     assert found == sorted(found)
-    assert 0 < found[0] < found[2] < apart(networks["alex"], original, picture(1, (64, 64)))
+    assert 0 < found[0] < found[2] < distance_of(networks["alex"], original, picture(1, (64, 64)))
 
 
-def test_another_network_is_none_of_these(tmp_path):
+def test_other_networks_are_refused(tmp_path):
     with pytest.raises(ModelError, match="no LPIPS backbone at"):
         LpipsNetwork(str(tmp_path), None)
     save_file({"features.0.weight": torch.zeros(64, 3, 3, 3)}, tmp_path / "model.safetensors")

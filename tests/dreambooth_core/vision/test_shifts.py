@@ -1,4 +1,4 @@
-"""Copies of which a part is cut off are recognised, other views of the same subject are not."""
+"""Partial copies are detected, other views of the same subject are not."""
 
 import io
 import itertools
@@ -12,13 +12,13 @@ from PIL import Image, ImageDraw, ImageEnhance
 from dreambooth_core.vision.shifts import COPY, shifted, views
 from examples.small_world.corpus import view
 
-BESIDE = Path(__file__).parents[4] / "shared" / "dreambench"
-REAL = Path(os.environ.get("DREAMBENCH_DIR", BESIDE))
+DEFAULT = Path(__file__).parents[4] / "shared" / "dreambench"
+REAL = Path(os.environ.get("DREAMBENCH_DIR", DEFAULT))
 real = pytest.mark.skipif(not REAL.is_dir(), reason="set DREAMBENCH_DIR to a folder of subjects")
 
 
 def photograph(seed: int, side: int = 360) -> Image.Image:
-    """Detail at all scales, weaker the finer, as in a photo: a sum of enlarged noise."""
+    """Photo-like texture: a sum of noise at several scales, weaker at finer ones."""
     rng = np.random.default_rng(seed)
     layers = [
         np.asarray(
@@ -35,7 +35,7 @@ def photograph(seed: int, side: int = 360) -> Image.Image:
 
 
 def altered(image: Image.Image, mirrored: bool) -> Image.Image:
-    """Smaller, darker, saved anew."""
+    """Smaller, darker, recompressed."""
     small = image.resize((image.width * 3 // 5, image.height * 3 // 5))
     changed = ImageEnhance.Brightness(small).enhance(0.92)
     if mirrored:
@@ -46,7 +46,7 @@ def altered(image: Image.Image, mirrored: bool) -> Image.Image:
 
 
 def windows(image: Image.Image, across: float, down: float) -> tuple[Image.Image, Image.Image]:
-    """Two windows of one size, the second one shifted by these shares of it."""
+    """Two windows of equal size, the second shifted by these shares of it."""
     width, height = int(image.width / (1 + across)), int(image.height / (1 + down))
     first = image.crop((0, 0, width, height))
     return first, image.crop((image.width - width, image.height - height, *image.size))
@@ -63,25 +63,25 @@ def test_windows_of_one_picture_are_copies(across: float, down: float, mirrored:
 
 
 @pytest.mark.parametrize("cut", [0.2, 0.45])
-def test_a_part_is_a_copy_of_the_whole_either_way_round(cut: float) -> None:
+def test_a_part_is_a_copy_of_the_whole_in_both_directions(cut: float) -> None:
     whole = photograph(1)
     part = whole.crop((int(cut * whole.width), int(cut * whole.height), *whole.size))
     two = views(whole), views(altered(part, mirrored=False))
     assert min(shifted(*two).score, shifted(*reversed(two)).score) > 0.9
 
 
-def test_at_one_scale_alone_windows_are_found_and_crops_are_not() -> None:
+def test_at_scale_1_only_windows_are_found_and_crops_are_not() -> None:
     whole = photograph(2)
     assert shifted(*map(views, windows(whole, 0.33, 0.33)), scales=1).score > COPY
     assert shifted(views(whole), views(whole.crop((160, 160, 360, 360))), scales=1).score < COPY
 
 
-def test_other_pictures_score_low() -> None:
-    seen = [views(photograph(seed)) for seed in range(5)]
-    assert max(shifted(a, b).score for a, b in itertools.combinations(seen, 2)) < 0.5
+def test_other_images_score_low() -> None:
+    found = [views(photograph(seed)) for seed in range(5)]
+    assert max(shifted(a, b).score for a, b in itertools.combinations(found, 2)) < 0.5
 
 
-def test_plain_pictures_and_lone_horizons_match_nothing() -> None:
+def test_plain_images_and_single_horizons_match_nothing() -> None:
     blank = Image.new("RGB", (128, 128), "red")
     seas = []
     for height in (40, 60, 80):
@@ -101,7 +101,7 @@ def test_views_of_a_rendered_subject_are_no_copies() -> None:
 
 @real
 def test_windows_of_real_photos_are_copies_and_photos_of_one_subject_are_not() -> None:
-    """`benchmarks/shifted_copies.py` does it with every photo, cut and pair."""
+    """`benchmarks/shifted_copies.py` covers every photo, cut and pair."""
     for subject in sorted(path for path in REAL.iterdir() if path.is_dir()):
         photos = [Image.open(path).convert("RGB") for path in sorted(subject.glob("*.jpg"))[:3]]
         others = itertools.combinations(map(views, photos), 2)

@@ -1,4 +1,4 @@
-"""Copies are recognised, other views are not; sharpness falls with blur."""
+"""Copies are detected, other views are not; sharpness falls with blur."""
 
 import io
 
@@ -12,7 +12,7 @@ COPY = 0.95
 
 
 def photograph(seed, side=256):
-    """Detail at all scales, weaker the finer, as in a photo: a sum of enlarged noise."""
+    """Photo-like texture: a sum of noise at several scales, weaker at finer ones."""
     rng = np.random.default_rng(seed)
     layers = [
         np.asarray(
@@ -29,7 +29,7 @@ def photograph(seed, side=256):
 
 
 def cartoon(pose):
-    """A 64-pixel robot before a plain wall, turned and moved as `pose` says."""
+    """A 64-pixel robot before a plain wall, rotated and moved by `pose`."""
     big = Image.new("RGB", (256, 256), (240, 200, 60))
     draw = ImageDraw.Draw(big)
     draw.rectangle((88, 90, 168, 200), fill=(40, 90, 200), outline="black", width=4)
@@ -61,7 +61,7 @@ CHANGES = {
 
 @pytest.mark.parametrize("change", CHANGES)
 @pytest.mark.parametrize("seed", range(3))
-def test_copies_score_high_either_way_round(change, seed):
+def test_copies_score_high_in_both_directions(change, seed):
     original = photograph(seed)
     prints = fingerprint(original), fingerprint(CHANGES[change](original))
     forth, back = alike(*prints), alike(*reversed(prints))
@@ -69,7 +69,7 @@ def test_copies_score_high_either_way_round(change, seed):
     assert forth.mirrored == back.mirrored == ("mirrored" in change)
 
 
-def test_a_shift_is_told_from_a_copy_in_place():
+def test_a_shift_is_distinguished_from_a_copy_in_place():
     original = photograph(0)
     assert alike(fingerprint(original), fingerprint(CHANGES["rolled"](original))).moved
     assert not alike(fingerprint(original), fingerprint(CHANGES["recompressed"](original))).moved
@@ -87,7 +87,7 @@ def test_poses_of_a_flat_drawing_are_no_copies():
     assert max(scores) < COPY
 
 
-def test_blank_pictures_match_nothing():
+def test_blank_images_match_nothing():
     blank, other = fingerprint(Image.new("RGB", (64, 64), "red")), fingerprint(photograph(0))
     assert alike(blank, blank).score == 0
     assert alike(blank, other).score == 0
@@ -101,14 +101,14 @@ def test_sharpness_falls_with_every_blur():
     assert measured[2] < 0.05 * measured[0]
 
 
-def test_a_blurred_background_is_no_fault():
+def test_a_blurred_background_barely_lowers_sharpness():
     image = photograph(1)
     portrait = image.filter(ImageFilter.GaussianBlur(6))
     portrait.paste(image.crop((64, 64, 192, 192)), (64, 64))
     assert sharpness(portrait, 256) > 0.5 * sharpness(image, 256)
 
 
-def test_the_hash_says_where_it_gets_lighter():
+def test_the_hash_marks_increasing_brightness():
     ramp = Image.fromarray(np.tile(np.arange(0, 252, 4, dtype=np.uint8), (63, 1)))
     assert difference_hash(ramp).all()
     assert not difference_hash(ImageOps.mirror(ramp)).any()

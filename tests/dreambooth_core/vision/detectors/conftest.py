@@ -1,4 +1,4 @@
-"""Tiny finders with random weights, as a user would name them in a config."""
+"""Tiny detectors with random weights, as config sections."""
 
 from pathlib import Path
 
@@ -13,8 +13,8 @@ LABELS = {0: "background", 1: "robot, automaton"}
 
 
 @pytest.fixture
-def pictures() -> list[Image.Image]:
-    """Three of different sizes, in which there is something to see."""
+def images() -> list[Image.Image]:
+    """Three textured images of different sizes."""
     draw = np.random.default_rng(0)
     sizes = ((40, 60), (64, 64), (90, 33))
     coarse = [draw.integers(0, 255, (6, 6, 3), dtype=np.uint8) for _ in sizes]
@@ -55,7 +55,7 @@ def tiny_detector(
 ) -> Detector:
     folder = tmp_path_factory.mktemp(request.param)
     with torch.random.fork_rng():
-        torch.manual_seed(1)  # with this one all best boxes lie inside their pictures
+        torch.manual_seed(1)  # with this seed all best boxes are within their images
         build = {"owlv2": _owl, "grounding-dino": _grounding_dino}[request.param]
         build(folder, tiny_base)
     return Detector(kind="detector", model=str(folder))
@@ -88,7 +88,7 @@ def _owl(folder: Path, tiny_base: Path) -> None:
     vision = {**small, "image_size": 32, "patch_size": 8}
     config = Owlv2Config(text_config=text, vision_config=vision, projection_dim=16)
     network = Owlv2ForObjectDetection(config)
-    with torch.no_grad():  # at random its scores are 0 or 1, and its boxes lie outside
+    with torch.no_grad():  # unscaled random weights give scores of 0 or 1 and boxes outside
         for parameter in [*network.class_head.parameters(), *network.box_head.parameters()]:
             parameter.mul_(0.2)
     network.save_pretrained(folder)

@@ -1,4 +1,4 @@
-"""What all finders have in common."""
+"""Contract of all detectors."""
 
 import pytest
 
@@ -10,15 +10,15 @@ from dreambooth_core.vision.detectors import load_detector
 NAMES = plugins.names("dreambooth_core.vision.detectors")
 
 
-def test_the_two_of_transformers_are_there():
+def test_the_expected_kinds_exist():
     assert {"segmenter", "detector"} <= set(NAMES)
 
 
-def test_without_a_kind_there_is_no_finder():
+def test_without_a_kind_there_is_no_detector():
     assert load_detector(Detector()) is None
 
 
 @pytest.mark.parametrize("kind", NAMES)
 def test_an_empty_folder_is_a_model_error(kind, tmp_path):
-    with pytest.raises(ModelError, match=f"no {kind} that could find the subject"):
+    with pytest.raises(ModelError, match=f"no {kind} at .*: set evaluation.detector.model"):
         load_detector(Detector(kind=kind, model=str(tmp_path)))

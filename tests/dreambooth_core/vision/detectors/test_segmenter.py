@@ -1,4 +1,4 @@
-"""Which label means the subject, which region is it, and whose mask comes out."""
+"""Segmenters: choice of the label, the largest region, and the mask."""
 
 from typing import ClassVar
 
@@ -20,20 +20,20 @@ class TestLabels:
         4: "railway car",
     }
 
-    def test_one_of_a_labels_names_beats_one_of_its_words(self):
+    def test_a_labels_name_takes_precedence_over_its_words(self):
         assert labels_for(self.ADE, "car") == [2]
         assert labels_for(self.ADE, "AUTO ") == [2]
 
-    def test_whole_words_only_and_all_labels_that_have_them(self):
+    def test_whole_words_match_and_all_labels_with_them(self):
         assert labels_for(self.ADE, "dog") == [1]
         assert labels_for(self.ADE, "art") == []
         assert labels_for({0: "toy dog", 1: "hot dog", 2: "cat"}, "dog") == [0, 1]
 
-    def test_a_label_for_any_subject_is_the_last_resort(self):
+    def test_a_generic_label_is_used_last(self):
         assert labels_for({0: "background", 1: "Subject"}, "dog") == [1]
         assert labels_for({0: "background", 1: "foreground", 2: "dog"}, "dog") == [2]
 
-    def test_a_noun_is_no_pattern(self):
+    def test_a_noun_is_no_regular_expression(self):
         assert labels_for({0: "a", 1: "b"}, ".") == []
 
 
@@ -46,59 +46,58 @@ class TestLargest:
         np.testing.assert_array_equal(largest(region), alone)
 
     @pytest.mark.parametrize(("pixels", "found"), [(0, False), (4, False), (5, True)])
-    def test_specks_are_nothing(self, pixels, found):
+    def test_regions_below_the_least_share_are_ignored(self, pixels, found):
         region = np.zeros((10, 100), dtype=np.bool_)  # LEAST of it are five pixels
         assert region.size * LEAST == 5
         region[0, :pixels] = True
         assert (Region.around(largest(region)) is not None) == found
 
 
-def test_the_region_is_what_the_network_says(tiny_segmenter, pictures):
-    """Against transformers' own arithmetic: the enlarged logits' argmax."""
+def test_the_mask_equals_the_networks_segmentation(tiny_segmenter, images):
+    """Against transformers' own post-processing: the argmax of the enlarged logits."""
     from transformers import SegformerForSemanticSegmentation, SegformerImageProcessorPil
 
     network = SegformerForSemanticSegmentation.from_pretrained(
         tiny_segmenter.model, dtype=torch.float32
     )
     processor = SegformerImageProcessorPil.from_pretrained(tiny_segmenter.model)
-    for image, spot in zip(
-        pictures, load_detector(tiny_segmenter).find(pictures, "robot"), strict=True
+    for image, region in zip(
+        images, load_detector(tiny_segmenter).find(images, "robot"), strict=True
     ):
         with torch.no_grad():
             outputs = network(**processor(images=image, return_tensors="pt"))
         (theirs,) = processor.post_process_semantic_segmentation(
             outputs, target_sizes=[(image.height, image.width)]
         )
-        np.testing.assert_array_equal(spot.mask, largest(theirs.numpy() == 1))
-        assert 0.05 < spot.mask.mean() < 0.95
-        assert spot.mask[:, spot.box[0]].any()
-        assert not spot.mask[:, spot.box[2] :].any()
+        np.testing.assert_array_equal(region.mask, largest(theirs.numpy() == 1))
+        assert 0.05 < region.mask.mean() < 0.95
+        assert region.mask[:, region.box[0]].any()
+        assert not region.mask[:, region.box[2] :].any()
 
 
-def test_neighbours_and_order_change_nothing(tiny_segmenter, pictures):
-    finder = load_detector(tiny_segmenter)
-    together = finder.find(pictures, "robot")
-    for image, spot in zip(pictures[::-1], together[::-1], strict=True):
-        (alone,) = finder.find([image], "robot")
-        assert alone.box == spot.box
-        np.testing.assert_array_equal(alone.mask, spot.mask)
-    assert finder.find([], "robot") == []
+def test_other_images_and_order_have_no_effect(tiny_segmenter, images):
+    detector = load_detector(tiny_segmenter)
+    together = detector.find(images, "robot")
+    for image, region in zip(images[::-1], together[::-1], strict=True):
+        (alone,) = detector.find([image], "robot")
+        assert alone.box == region.box
+        np.testing.assert_array_equal(alone.mask, region.mask)
+    assert detector.find([], "robot") == []
 
 
-def test_the_complement_belongs_to_the_other_label(tiny_segmenter, pictures):
-    """No pixel is both, so the regions of the two labels do not meet."""
-    finder = load_detector(tiny_segmenter)
-    ours, theirs = finder.find(pictures, "robot"), finder.find(pictures, "background")
+def test_regions_of_two_labels_are_disjoint(tiny_segmenter, images):
+    detector = load_detector(tiny_segmenter)
+    ours, theirs = detector.find(images, "robot"), detector.find(images, "background")
     assert not any((a.mask & b.mask).any() for a, b in zip(ours, theirs, strict=True))
 
 
-def test_a_noun_without_a_label_is_told_with_the_labels_there_are(tiny_segmenter, pictures):
-    with pytest.raises(ModelError, match="no label for 'dog'; it has background, robot"):
-        load_detector(tiny_segmenter).find(pictures, "dog")
+def test_a_noun_without_a_label_is_refused_with_the_existing_labels(tiny_segmenter, images):
+    with pytest.raises(ModelError, match="no label for 'dog', its labels are background, robot"):
+        load_detector(tiny_segmenter).find(images, "dog")
 
 
 def test_a_missing_model_is_one_sentence(tiny_segmenter, tmp_path):
-    with pytest.raises(ModelError, match="no segmenter that could find") as caught:
+    with pytest.raises(ModelError, match="no segmenter at") as caught:
         load_detector(tiny_segmenter.model_copy(update={"model": str(tmp_path)}))
     assert "\n" not in str(caught.value)
 
