@@ -65,11 +65,11 @@ def prompts(config: Config, instance: ImageSet) -> Prompts:
     )
 
 
-def beside(
+def filled(
     folder: Path, photos: Sequence[Path], subject: Subject
 ) -> tuple[dict[Path, str], list[Finding]]:
     """Captions with placeholders filled, of the photos that have one, and findings."""
-    texts, findings = written(folder, photos)
+    texts, findings = unfilled(folder, photos)
     captions = {}
     for photo, (source, text) in texts.items():
         try:
@@ -85,7 +85,7 @@ def beside(
     return captions, findings
 
 
-def written(
+def unfilled(
     folder: Path, photos: Sequence[Path]
 ) -> tuple[dict[Path, tuple[Path, str]], list[Finding]]:
     """Photo -> caption file and caption with its placeholders; and findings."""

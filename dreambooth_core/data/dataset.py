@@ -139,13 +139,13 @@ def _stored_photo(
 def _captions_of(subject: config.Subject | None) -> Captions | None:
     if subject is None or not subject.captions:
         return None
-    return partial(captions.beside, subject=subject)
+    return partial(captions.filled, subject=subject)
 
 
 def _unfilled_captions(
     folder: Path, photos: Sequence[Path]
 ) -> tuple[dict[Path, str], list[Finding]]:
-    texts, findings = captions.written(folder, photos)
+    texts, findings = captions.unfilled(folder, photos)
     return {photo: text for photo, (_, text) in texts.items()}, findings
 
 

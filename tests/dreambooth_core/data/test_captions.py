@@ -9,7 +9,7 @@ from typing import Any
 import pytest
 
 from dreambooth_core.config import Config, Subject
-from dreambooth_core.data.captions import MAX_BYTES, Prompts, beside, prompts
+from dreambooth_core.data.captions import MAX_BYTES, Prompts, filled, prompts
 from dreambooth_core.storage.records import Blob, Image, ImageSet
 
 SUBJECT = Subject(images=Path("photos"), class_noun="robot", identifier="sks")
@@ -25,7 +25,7 @@ def photos(tmp_path: Path) -> list[Path]:
 
 
 def _found(photos: list[Path]) -> tuple[dict[str, str], list[tuple[str, str, str]]]:
-    captions, findings = beside(photos[0].parent, photos, SUBJECT)
+    captions, findings = filled(photos[0].parent, photos, SUBJECT)
     assert all(
         (f.check, bool(f.remedy), bool(f.limit)) == ("caption", True, True) for f in findings
     )
