@@ -2,7 +2,7 @@
 
 import re
 from collections.abc import Mapping
-from typing import Annotated, Any, get_args
+from typing import Annotated, Any, Self, get_args
 
 from pydantic import (
     BaseModel,
@@ -60,6 +60,12 @@ class Section(BaseModel):
         hide_input_in_errors=True,
         json_schema_extra=in_order,
     )
+
+    def model_copy(self, *, update: Mapping[str, Any] | None = None, deep: bool = False) -> Self:
+        """As pydantic's, but an unknown field in `update` raises `TypeError` instead of being kept."""
+        if unknown := (update or {}).keys() - type(self).model_fields:
+            raise TypeError(f"{type(self).__name__} has no field {', '.join(sorted(unknown))}")
+        return super().model_copy(update=update, deep=deep)
 
     @model_validator(mode="before")
     @classmethod

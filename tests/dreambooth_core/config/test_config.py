@@ -186,3 +186,8 @@ def test_an_unknown_recipe_names_the_nearest(tmp_path: Path) -> None:
     file.write_text("subject: {images: photos, class_noun: dog}\n")
     with pytest.raises(ConfigError, match="did you mean sdxl-lora"):
         load_config(file, recipe="sdxl-lroa")
+
+
+def test_a_copy_with_an_unknown_field_is_refused() -> None:
+    with pytest.raises(TypeError, match="Train has no field accumulate"):
+        _config().train.model_copy(update={"accumulate": 2})
