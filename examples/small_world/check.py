@@ -16,7 +16,7 @@ import torch.nn.functional as F
 from PIL import Image
 from torch import Tensor
 
-from examples.small_world import check_finder
+from examples.small_world import check_detector
 from examples.small_world.corpus import example, truth, view
 from examples.small_world.networks import to_pixels
 from examples.small_world.render import render, render_array
@@ -164,7 +164,7 @@ def check(
     by_background = draw(pipeline, [f"a {noun} {BACKGROUNDS[name]}" for noun, name in labels])
     if sheet is not None:
         contact_sheet(by_class + by_background, each).save(sheet)
-    detector = check_finder.shipped()
+    detector = check_detector.shipped()
     found = detector.find(by_class + by_background, "subject")
     rendered = [example(SPLIT, 10_000 + i)[:2] for i in range(80 * each)]
     renders = stack([render(*pair) for pair in rendered])
@@ -190,8 +190,10 @@ def check(
         ),
         "identity_top1": round(identity_top1(encoders), 4),
         "diversity_ratio": round(sum(ratios) / len(ratios), 4),
-        "detector_iou": round(check_finder.overlap(detector)["mask"], 4),
-        "detector_iou_autoencoded": round(check_finder.overlap(detector, pipeline.vae)["mask"], 4),
+        "detector_iou": round(check_detector.overlap(detector)["mask"], 4),
+        "detector_iou_autoencoded": round(
+            check_detector.overlap(detector, pipeline.vae)["mask"], 4
+        ),
         "detector_found": round(sum(region is not None for region in found) / len(found), 4),
     }
 

@@ -11,7 +11,7 @@ from dreambooth_core.storage.blobs import get_blob
 from examples.small_world.render import render, subject_mask
 from examples.small_world.world import random_identity, random_scene
 
-DETECTOR = {"kind": "segmenter", "model": "examples/small_world/finder"}
+DETECTOR = {"kind": "segmenter", "model": "examples/small_world/detector"}
 BACKGROUNDS = ("grass", "pink", "desert")
 
 

@@ -83,7 +83,7 @@ class World:
                     "clip": str(HOME / "encoders/clip"),
                     "identity": str(HOME / "encoders/identity"),
                     "preprocessing": "own",
-                    "detector": {"kind": "segmenter", "model": str(HOME / "finder")},
+                    "detector": {"kind": "segmenter", "model": str(HOME / "detector")},
                 },
                 "storage": {"uri": f"file://{self.folder / 'store'}", "endpoint": None},
                 "paths": {"work": self.folder / "work"},

@@ -138,8 +138,8 @@ def test_looks_are_drawn_and_told_with_the_chosen_one_marked(page, text):
 
 def test_looks_that_see_the_subject_alone_say_so(made):
     config, store, results = made
-    finder = Detector(kind="segmenter", model="examples/small_world/finder")
-    rules = config.evaluation.model_copy(update={"detector": finder})
+    detector = Detector(kind="segmenter", model="examples/small_world/detector")
+    rules = config.evaluation.model_copy(update={"detector": detector})
     seen = config.model_copy(update={"evaluation": rules})
     text = report.render(seen, store, results, STAGES)
     assert "<h3>subject fidelity (crop)</h3>" in text

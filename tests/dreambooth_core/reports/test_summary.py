@@ -31,7 +31,7 @@ SCORES = Scores(
     metrics={"clip_i": 0.5},
     base_metrics={"clip_i": 0.25},
     estimates={"clip_i": Estimate(value=0.5, low=0.375, high=0.625)},
-    warnings=("the finder is blind",),
+    warnings=("the detector finds nothing",),
     samples=SAMPLES,
     base_samples=SAMPLES,
     class_samples=SAMPLES,
@@ -99,7 +99,7 @@ def test_a_finished_run_is_told_as_the_issue_says(config, capsys):
     assert list(told["stages"]) == list(STAGES)
     assert {"status", "seconds"} <= set(told["stages"]["train"])
     assert told["metrics"] == {"clip_i": 0.5}
-    assert told["warnings"] == ["the finder is blind"]
+    assert told["warnings"] == ["the detector finds nothing"]
     assert told["base_metrics"] == {"clip_i": 0.25}
     assert told["model"] == {"name": "robot", "version": "3", "aliases": ["candidate", "champion"]}
     assert told["gate"] == {

@@ -149,7 +149,7 @@ def test_a_detector_changes_the_best_step(
         return _train(Config.model_validate(document))
 
     whole = trained()
-    cropped = trained(detector={"kind": "segmenter", "model": str(WORLD / "finder")})
+    cropped = trained(detector={"kind": "segmenter", "model": str(WORLD / "detector")})
     assert cropped.losses == whole.losses
     assert whole.chosen_step != cropped.chosen_step
     assert cropped.chosen_step is not None

@@ -208,7 +208,7 @@ def test_the_key_covers_what_determines_the_best_step(tiny_base: Path, tmp_path:
         {"seed": 5},
         {"preprocessing": "own"},
         {"clip": "someone/clip"},
-        {"detector": {"kind": "segmenter", "model": "someone/finder", "revision": "a" * 40}},
+        {"detector": {"kind": "segmenter", "model": "someone/detector", "revision": "a" * 40}},
     )
     for change in changes:
         assert inputs(2, **change) != inputs(2), change

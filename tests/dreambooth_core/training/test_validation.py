@@ -33,7 +33,7 @@ from dreambooth_core.vision.detectors import Region, load_detector
 from dreambooth_core.vision.encoders import ImageEncoder
 from tests.training_by_hand import FAMILY, SIDE, Attempt, RandomLatents, config_of
 
-DETECTOR = Path(__file__).parents[3] / "examples/small_world/finder"
+DETECTOR = Path(__file__).parents[3] / "examples/small_world/detector"
 Make = Callable[..., tuple[Attempt, Validator]]
 
 

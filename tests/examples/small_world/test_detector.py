@@ -9,17 +9,17 @@ import torch
 from PIL import Image
 
 from dreambooth_core.vision.detectors import Detector, Region
-from examples.small_world import check_finder, make_photos, train_finder
+from examples.small_world import check_detector, make_photos, train_detector
 from examples.small_world.render import render_array, subject_mask
 from examples.small_world.shapes import CLASSES
 from examples.small_world.world import random_identity, random_scene
 
-SHIPPED = check_finder.HERE / "finder"
+SHIPPED = check_detector.HERE / "detector"
 
 
 @pytest.fixture(scope="module")
 def detector() -> Detector:
-    return check_finder.shipped(SHIPPED)
+    return check_detector.shipped(SHIPPED)
 
 
 @pytest.mark.parametrize("class_noun", CLASSES)
@@ -52,7 +52,7 @@ def test_detector_is_small_and_has_only_json_and_safetensors() -> None:
 
 
 def test_subject_is_detected_in_held_out_renders(detector: Detector) -> None:
-    figures = check_finder.overlap(detector, count=40)
+    figures = check_detector.overlap(detector, count=40)
     assert figures["found"] == 1
     assert figures["mask"] > 0.75
     assert figures["box"] > 0.75
@@ -69,17 +69,17 @@ def test_no_subject_is_detected_in_a_plain_image(detector: Detector) -> None:
 
 
 def test_training_is_deterministic_and_its_weights_can_be_loaded(tmp_path: Path) -> None:
-    data = train_finder.render_masked("test", 10)
-    recipe = train_finder.DETECTOR._replace(steps=2, batch=4)
+    data = train_detector.render_masked("test", 10)
+    recipe = train_detector.DETECTOR._replace(steps=2, batch=4)
     weights = []
     for name in ("first", "second"):
         (tmp_path / name).mkdir()
         torch.manual_seed(2)
-        model, facts = train_finder.train_detector(data, recipe, tmp_path / name)
-        train_finder.save(model, tmp_path / name / "out", facts)
+        model, facts = train_detector.train_detector(data, recipe, tmp_path / name)
+        train_detector.save(model, tmp_path / name / "out", facts)
         weights.append((tmp_path / name / "out" / "model.safetensors").read_bytes())
     assert weights[0] == weights[1]
-    (found,) = check_finder.shipped(tmp_path / "first" / "out").find(
+    (found,) = check_detector.shipped(tmp_path / "first" / "out").find(
         [Image.fromarray(data.images[0])], "dog"
     )
     assert found is None or isinstance(found, Region)
@@ -92,8 +92,8 @@ def test_clip_identifies_the_subject_better_on_crops_than_on_whole_images(
     """The triplet test of NearID on the small world; half a minute on an idle core."""
     from dreambooth_core.vision.encoders import ImageEncoder
 
-    clip = ImageEncoder(str(check_finder.HERE / "encoders" / "clip"), None)
-    accuracy = check_finder.triplet_accuracy(detector, clip, "clip", count=120)
+    clip = ImageEncoder(str(check_detector.HERE / "encoders" / "clip"), None)
+    accuracy = check_detector.triplet_accuracy(detector, clip, "clip", count=120)
     print(accuracy)
     assert accuracy.crops > accuracy.whole + 0.05
     assert accuracy.p < 0.01

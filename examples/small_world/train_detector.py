@@ -1,4 +1,4 @@
-"""Train the detector of the subject: `python -m examples.small_world.train_finder`.
+"""Train the detector of the subject: `python -m examples.small_world.train_detector`.
 
 A SegFormer (Xie et al. 2021) of 0.27 M weights, trained on renders with their true masks. Half of each
 batch went through the base's autoencoder with noise in the latents, since generated images are soft.
@@ -26,6 +26,7 @@ from examples.small_world.world import Identity, Scene, random_identity, random_
 
 HERE = Path(__file__).parent
 SPLIT = "finder"
+"""Seeds the training's renders; changing it would change the shipped weights."""
 DETECTOR = Recipe(steps=800, batch=16, learning_rate=2e-3, warmup=50, ema=0.99)
 LABELS = {0: "background", 1: "subject"}
 ACCESSORY_SHARE = 0.5
@@ -174,7 +175,7 @@ def main() -> None:
     parser.add_argument(
         "--base", type=Path, default=HERE / "base", help="base with the autoencoder"
     )
-    parser.add_argument("--out", type=Path, default=HERE / "finder")
+    parser.add_argument("--out", type=Path, default=HERE / "detector")
     parser.add_argument("--work", type=Path, default=Path(".dreambooth/small_world"))
     parser.add_argument("--images", type=int, default=4_000)
     parser.add_argument("--scale", type=float, default=1.0, help="factor on steps and images")

@@ -16,7 +16,7 @@ from dreambooth_core.vision.detectors import Detector, Region, load_detector
 from dreambooth_core.vision.encoders import ImageEncoder
 from examples.small_world.render import render
 from examples.small_world.shapes import CLASSES
-from examples.small_world.train_finder import autoencode, render_masked
+from examples.small_world.train_detector import autoencode, render_masked
 from examples.small_world.world import BACKGROUNDS, Identity, Scene, random_identity, random_scene
 
 HERE = Path(__file__).parent
@@ -43,7 +43,7 @@ class TripletAccuracy(NamedTuple):
     """p-value of a two-sided sign test on the triplets where the two disagree."""
 
 
-def shipped(folder: Path = HERE / "finder") -> Detector:
+def shipped(folder: Path = HERE / "detector") -> Detector:
     detector = load_detector(DetectorConfig(kind="segmenter", model=str(folder)))
     assert detector is not None
     return detector
