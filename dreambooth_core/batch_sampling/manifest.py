@@ -185,11 +185,11 @@ def _scores(plan: JobPlan, store: Store, checked: Sequence[CheckedImage]) -> lis
 def _model_scores(
     model: ModelReference, store: Store, checked: Sequence[CheckedImage]
 ) -> list[dict[str, float]]:
-    from dreambooth_core.config.inputs import plain
+    from dreambooth_core.config.inputs import without_identifier
     from dreambooth_core.metrics.embeddings import ImageEmbedder
 
     config = model.config
-    texts = [plain(config.subject, one.planned.template) for one in checked]
+    texts = [without_identifier(config.subject, one.planned.template) for one in checked]
     images = tuple(map(as_image, checked))
     prompts = ImageEmbedder(config, store).embed_texts(texts)
     scores = {

@@ -88,9 +88,9 @@ def show(
 
 
 def _place(config: Path | None, work: Path) -> "Config":
-    from dreambooth_core.config import load_config, placed
+    from dreambooth_core.config import config_for_folder, load_config
 
-    return placed(work) if config is None else load_config(config)
+    return config_for_folder(work) if config is None else load_config(config)
 
 
 def _tell(pushed: "PushResult") -> bool:

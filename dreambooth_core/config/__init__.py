@@ -1,12 +1,12 @@
-"""Every option of a run: frozen, typed, refused when unknown; the docstring under a field is its help.
+"""Options of a run as frozen pydantic models; unknown keys are refused, a field's docstring is its help.
 
-Nothing heavy is imported here: the command line and `prefect deploy` read configs without torch.
+Imports no heavy library: the command line and `prefect deploy` read configs without torch.
 """
 
 from dreambooth_core.config.base import Section
 from dreambooth_core.config.compute import Compute
 from dreambooth_core.config.inputs import DATASET_NAME, Dataset, Model, Subject
-from dreambooth_core.config.loading import load_config, placed
+from dreambooth_core.config.loading import config_for_folder, load_config
 from dreambooth_core.config.prompts import Kind
 from dreambooth_core.config.recipes import overlaid, recipe_file, recipe_names
 from dreambooth_core.config.results import (
@@ -66,9 +66,9 @@ __all__ = [
     "Tracking",
     "Train",
     "Validation",
+    "config_for_folder",
     "load_config",
     "overlaid",
-    "placed",
     "recipe_file",
     "recipe_names",
 ]

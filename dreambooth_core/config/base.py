@@ -1,4 +1,4 @@
-"""What every section of a config is made of."""
+"""Base class and shared field types of all config sections."""
 
 import re
 from collections.abc import Mapping
@@ -22,9 +22,9 @@ Positive = Annotated[int, Field(ge=1, le=10**9)]
 Amount = Annotated[int, Field(ge=0, le=10**9)]
 Large = Annotated[int, Field(ge=1, le=10**12)]
 Minutes = Annotated[float, Field(gt=0, le=525_600)]
-"""Up to a year."""
+"""At most one year."""
 Address = Annotated[str, Field(json_schema_extra={"pattern": PUBLIC})]
-"""Of a server or a store, without credentials (see `credentials.check_public`)."""
+"""URL of a server or a store, without credentials (see `credentials.check_public`)."""
 Rate = Annotated[float, Field(gt=0, le=1)]
 Weight = Annotated[float, Field(ge=0, le=100)]
 NonEmpty = Annotated[str, Field(min_length=1, max_length=1000)]
@@ -32,15 +32,12 @@ Prompts = Annotated[tuple[str, ...], Field(min_length=1)]
 
 
 def as_name(word: str) -> str:
-    """In letters that a `NAME` may have; empty where nothing is left."""
+    """`word` with characters outside `NAME` replaced by hyphens; empty if none is left."""
     return re.sub(r"[^A-Za-z0-9._-]+", "-", word).strip("-._")[:64]
 
 
 def in_order(schema: dict[str, Any]) -> None:
-    """Tell a form to show the fields as they stand here, those that must be filled in first.
-
-    Prefect's would sort them by their names.
-    """
+    """Set `position` for Prefect's forms, which sort by name otherwise: required fields first."""
     properties = schema.get("properties", {})
     required = schema.get("required", [])
     names = [*required, *(name for name in properties if name not in required)]
@@ -69,7 +66,7 @@ class Section(BaseModel):
 
     @model_validator(mode="before")
     @classmethod
-    def _has_known_keys_and_no_credentials(cls, given: object) -> object:
+    def _rename_keys_and_refuse_credentials(cls, given: object) -> object:
         if isinstance(given, Mapping):
             given = with_new_keys(cls.__name__, given)
             name = _snake_case(cls.__name__)
@@ -78,8 +75,8 @@ class Section(BaseModel):
 
     @field_validator("*", mode="before")
     @classmethod
-    def _is_no_truth_value(cls, given: object, info: ValidationInfo) -> object:
-        """`true`, also written `yes` or `on` in YAML, is no number, though pydantic takes it for 1."""
+    def _refuse_boolean_numbers(cls, given: object, info: ValidationInfo) -> object:
+        """Refuse `true` (`yes`, `on` in YAML) for a number; pydantic would convert it to 1."""
         if isinstance(given, bool):
             kinds = _kinds(cls.model_fields[str(info.field_name)].annotation)
             if bool not in kinds and kinds & {int, float}:
@@ -93,7 +90,7 @@ def _snake_case(name: str) -> str:
 
 
 def _kinds(annotation: Any) -> set[Any]:
-    """The annotation and all that stands inside it."""
+    """The annotation and all annotations nested in it."""
     try:
         own = {annotation}
     except TypeError:  # an argument of `Annotated` that cannot be hashed

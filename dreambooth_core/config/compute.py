@@ -1,4 +1,4 @@
-"""Which processes draw, and on which machines."""
+"""Processes and machines of a run."""
 
 import os
 import socket
@@ -12,35 +12,35 @@ from dreambooth_core.config.base import Minutes, Positive, Section
 from dreambooth_core.config.storage import Paths
 
 WORK = "DREAMBOOTH_WORK"
-"""Variable of the environment with `paths.work` of a process that serves or draws for others."""
+"""Environment variable: work folder of serving and Ray worker processes, instead of `paths.work`."""
 
 
-def _one_of_the_engines(schema: dict[str, Any]) -> None:
-    """A drop-down in forms."""
+def _list_engines(schema: dict[str, Any]) -> None:
+    """Add the engines as an enum, which forms show as a drop-down."""
     schema["enum"] = plugins.names("dreambooth_core.runtime.engines")
 
 
 class Compute(Section):
-    """Which processes draw and train, and on which machines; nothing here decides a result."""
+    """Processes and machines that generate images and train; without effect on results."""
 
-    engine: Annotated[str, Field(json_schema_extra=_one_of_the_engines)] = "local"
-    """A file of `dreambooth_core/runtime/engines/`: `local` is this machine, `ray` a Ray cluster."""
+    engine: Annotated[str, Field(json_schema_extra=_list_engines)] = "local"
+    """`local`: this machine; `ray`: a Ray cluster. A file of `dreambooth_core/runtime/engines/`."""
     workers: Positive = 1
-    """Processes that draw class images, samples and images to measure at once."""
+    """Parallel processes that generate class images, evaluation images and samples."""
     nodes: Positive = 1
-    """Machines of the cluster that train together, each with its share of `train.num_processes`; 1 trains on
-    this machine."""
+    """Machines of the cluster that train together, each with an equal share of `train.num_processes`; 1: this
+    machine."""
     gpu: bool = True
-    """In the cluster, ask for a GPU for each worker and rank; without, for a core."""
+    """Request one GPU of the cluster per worker and rank; false: one CPU core."""
     startup_timeout_minutes: Minutes = 15
-    """How long to wait until the cluster has room for one."""
+    """Minutes to wait for free resources of the cluster."""
 
     @model_validator(mode="after")
     def _exists(self) -> Self:
         known = plugins.names("dreambooth_core.runtime.engines")
         if self.engine not in known:
             raise ValueError(
-                f"compute.engine is unknown: {self.engine}; there is: {', '.join(known)}"
+                f"compute.engine is unknown: {self.engine}; choose from: {', '.join(known)}"
             )
         if self.nodes > 1 and self.engine == "local":
             raise ValueError("compute.nodes beyond 1 needs compute.engine: ray")
@@ -48,14 +48,14 @@ class Compute(Section):
 
     @property
     def alone(self) -> bool:
-        """Whether the process that wants images draws them itself."""
+        """Whether images are generated in the calling process, without workers."""
         return self.engine == "local" and self.workers == 1
 
 
 def paths_here(paths: Paths) -> Paths:
-    """A config's paths on a machine that works for others, apart from theirs where disks are shared.
+    """A config's paths on a worker machine: `DREAMBOOTH_WORK`, else `machines/<host name>` below theirs.
 
-    `DREAMBOOTH_WORK` there, or else a folder named like the machine.
+    Hosts that share a disk thus have separate folders.
     """
     own = paths.work / "machines" / socket.gethostname()
     return Paths(work=Path(os.environ.get(WORK) or own).resolve())

@@ -1,8 +1,8 @@
-"""The one reader of files and texts that users write: YAML, JSON, CSV, plain text.
+"""Reading of user-written YAML, JSON, CSV and text under limits.
 
-Regular files of a limited size in UTF-8; documents of limited depth and number of values, without
-duplicate keys. Everything else is a `ConfigError` of one sentence with file and line, within about a
-second and in little memory. No message repeats a file's content: it may hold a secret.
+Reads regular UTF-8 files of limited size, and documents of limited depth and number of values without
+duplicate keys; anything else raises a `ConfigError` of one sentence with file and line, within about a
+second and in little memory. Messages do not repeat a file's content, which may be secret.
 """
 
 import csv
@@ -20,11 +20,11 @@ from dreambooth_core.errors import ConfigError
 YAML_BYTES = 256 * 1024
 TABLE_BYTES = 4 * 1024 * 1024
 DEPTH = 32
-"""Mappings and lists inside each other, at most."""
+"""Maximum nesting of mappings and lists."""
 VALUES = 10_000
-"""Keys, values, mappings and lists of a YAML document, each alias counted as what it repeats."""
+"""Maximum keys, values, mappings and lists of a YAML document, aliases expanded."""
 DIGITS = 30
-"""Of a whole number."""
+"""Maximum digits of an integer."""
 
 _PLAIN = {
     f"tag:yaml.org,2002:{tag}" for tag in ("str", "int", "float", "bool", "null", "map", "seq")
@@ -33,9 +33,9 @@ _MERGE = "tag:yaml.org,2002:merge"
 
 
 def read_text(path: Path, what: str, limit: int = YAML_BYTES) -> str:
-    """The text of a regular file of at most `limit` bytes in UTF-8, without its byte order mark.
+    """The text of a regular UTF-8 file of at most `limit` bytes, without byte order mark.
 
-    `what` names the file's role in the messages. Raises `ConfigError`.
+    `what`: the file's role, for messages. Raises `ConfigError`.
     """
     data = _bytes(path, what, limit)
     try:
@@ -47,7 +47,10 @@ def read_text(path: Path, what: str, limit: int = YAML_BYTES) -> str:
 
 
 def read_yaml(path: Path, what: str = "config") -> dict[str, Any]:
-    """The mapping in a YAML file, empty for an empty file; raises `ConfigError`, which calls it `what`."""
+    """The mapping in a YAML file, empty for an empty file.
+
+    `what`: the file's role, for messages. Raises `ConfigError`.
+    """
     document = parse_yaml(read_text(path, what), str(path))
     if document is None:
         return {}
@@ -59,21 +62,21 @@ def read_yaml(path: Path, what: str = "config") -> dict[str, Any]:
 def parse_yaml(text: str, where: str) -> Any:
     """The value of a YAML document of text, numbers, true/false, null, lists and mappings.
 
-    `where` names the text in the messages. Raises `ConfigError`.
+    `where`: the text's origin, for messages. Raises `ConfigError`.
     """
     if len(text) > YAML_BYTES:
         raise ConfigError(f"{where} has {len(text):,} characters: at most {YAML_BYTES:,} are read")
     try:
         loader = _Loader(text, where)
-        return _joined(loader.get_single_data())
+        return _combine_surrogates(loader.get_single_data())
     except yaml.reader.ReaderError as error:
         line = text.count("\n", 0, error.position) + 1
         _refuse(where, line, "a control character cannot be read: remove it")
     except yaml.MarkedYAMLError as error:
         _refuse(where, _line(error.problem_mark or error.context_mark), _problem(error))
     except UnicodeDecodeError:
-        raise ConfigError(f"{where} is not readable YAML: it has one half of a character") from None
-    except (OverflowError, ValueError):  # PyYAML's scanner, which asks no range of \U's digits
+        raise ConfigError(f"{where} is not readable YAML: it has a lone surrogate") from None
+    except (OverflowError, ValueError):  # PyYAML's scanner does not check the range of \U escapes
         raise ConfigError(
             f"{where} is not readable YAML: an escape (\\U) is no character"
         ) from None
@@ -88,7 +91,7 @@ def parse_json(text: str, where: str) -> Any:
     def mapping(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
         found = dict(pairs)
         if len(found) < len(pairs):
-            refuse("a key stands twice in one mapping, keep one")
+            refuse("a key is duplicated in one mapping, keep one")
         return found
 
     def whole(digits: str) -> int:
@@ -103,17 +106,20 @@ def parse_json(text: str, where: str) -> Any:
         )
         if _depth(document) > DEPTH:
             refuse(_TOO_DEEP)
-        return _joined(document)
+        return _combine_surrogates(document)
     except json.JSONDecodeError as error:
         refuse(f"line {error.lineno}: {error.msg}")
     except RecursionError:
         refuse(_TOO_DEEP)
     except UnicodeDecodeError:
-        refuse("it has one half of a character")
+        refuse("it has a lone surrogate")
 
 
 def read_csv(path: Path, what: str) -> tuple[list[str], list[list[str]]]:
-    """The header's cells and the other rows of a CSV file; raises `ConfigError`, which calls it `what`."""
+    """The header and the rows of a CSV file.
+
+    `what`: the file's role, for messages. Raises `ConfigError`.
+    """
     header, *rows = parse_csv(read_text(path, what, TABLE_BYTES), str(path)) or [[]]
     return header, rows
 
@@ -130,12 +136,12 @@ def parse_csv(text: str, where: str) -> list[list[str]]:
         raise ConfigError(f"{where} is not readable CSV: line {reader.line_num}: {error}") from None
 
 
-_TOO_DEEP = f"more than {DEPTH} mappings or lists are inside each other: make it flatter"
+_TOO_DEEP = f"more than {DEPTH} mappings or lists are nested: make it flatter"
 _TOO_LONG = f"a whole number has more than {DIGITS} digits: write a smaller one"
 
 
 class _Loader(yaml.SafeLoader):
-    """PyYAML's safe loader, which refuses what grows, repeats or is no plain value while it reads."""
+    """PyYAML's safe loader with limits: values, depth, duplicate keys and anchors, plain tags only."""
 
     def __init__(self, text: str, where: str) -> None:
         self._where = where
@@ -155,7 +161,7 @@ class _Loader(yaml.SafeLoader):
                 _refuse(self._where, line, "an alias (*) has no complete anchor (&) above it")
             self._values += self._sizes[anchor]
         elif anchor in self.anchors:
-            _refuse(self._where, line, "an anchor (&) stands twice: rename one")
+            _refuse(self._where, line, "an anchor (&) is defined twice: rename one")
         if self._values > VALUES:
             _refuse(
                 self._where, line, f"more than {VALUES:,} values, aliases counted out: shorten it"
@@ -194,7 +200,7 @@ class _Loader(yaml.SafeLoader):
                 _refuse(self._where, line, "a key must be text: put it into quotes")
             if key.value in seen:
                 name = key.value if len(key.value) <= 60 else "of over 60 characters"
-                _refuse(self._where, line, f"the key {name} stands twice: keep one")
+                _refuse(self._where, line, f"the key {name} is duplicated: keep one")
             seen.add(key.value)
 
     def construct_object(self, node: yaml.Node, deep: bool = False) -> Any:
@@ -205,12 +211,12 @@ class _Loader(yaml.SafeLoader):
             _refuse(
                 self._where,
                 line,
-                "a value is not what its tag or its form says: put it into quotes",
+                "a value does not match its tag or form: put it into quotes",
             )
 
 
 def _bytes(path: Path, what: str, limit: int) -> bytes:
-    """At most `limit` bytes; nothing but a regular file is opened, so that reading cannot wait or go on."""
+    """At most `limit` bytes of a regular file; reading other kinds may block or never end."""
     try:
         if not stat.S_ISREG(path.stat().st_mode):
             raise ConfigError(f"the {what} {path} is no regular file: name one")
@@ -230,13 +236,13 @@ def _bytes(path: Path, what: str, limit: int) -> bytes:
 
 
 def _problem(error: yaml.MarkedYAMLError) -> str:
-    """PyYAML's words without the file's: the name of a tag is its content."""
-    said = " ".join(str(error.problem or error.context or "").split())
-    return said.partition("'")[0].strip() if "tag" in said else said
+    """PyYAML's message without the file's content, which it quotes as the name of a tag."""
+    problem = " ".join(str(error.problem or error.context or "").split())
+    return problem.partition("'")[0].strip() if "tag" in problem else problem
 
 
 def _line(mark: Any) -> int:
-    """From 1, of a place in PyYAML's sense."""
+    """Line of a PyYAML mark, from 1."""
     return mark.line + 1 if mark else 1
 
 
@@ -250,7 +256,7 @@ def _kind(value: Any) -> str:
 
 
 def _depth(value: Any) -> int:
-    """Mappings and lists inside each other."""
+    """Nesting of mappings and lists."""
     deepest, level = 0, [value]
     while level := [one for one in level if isinstance(one, dict | list)]:
         deepest += 1
@@ -260,13 +266,13 @@ def _depth(value: Any) -> int:
     return deepest
 
 
-def _joined(value: Any) -> Any:
-    r"""With halves of characters put together, which JSON writes as `\ud83d\udc36` and YAML leaves apart.
+def _combine_surrogates(value: Any) -> Any:
+    r"""Combine surrogate pairs, which JSON escapes as `\ud83d\udc36` and PyYAML keeps as two characters.
 
-    Raises `UnicodeDecodeError` for a half that is alone.
+    Raises `UnicodeDecodeError` for a lone surrogate.
     """
     if isinstance(value, str):
         return value.encode("utf-16", "surrogatepass").decode("utf-16")
     if isinstance(value, dict):
-        return {_joined(key): _joined(one) for key, one in value.items()}
-    return [_joined(one) for one in value] if isinstance(value, list) else value
+        return {_combine_surrogates(key): _combine_surrogates(one) for key, one in value.items()}
+    return [_combine_surrogates(one) for one in value] if isinstance(value, list) else value

@@ -1,89 +1,91 @@
-"""What the flows ask for beside a run's config: the forms that a person fills in."""
+"""Parameters of the flows other than a run's config; Prefect shows them as forms."""
 
 from pathlib import Path
 from typing import Annotated
 
 from pydantic import Field
 
-from dreambooth_core.config import Config, Section, Storage, Tracking, placed
+from dreambooth_core.config import Config, Section, Storage, Tracking, config_for_folder
 from dreambooth_core.config.base import Address
 
 Model = Annotated[str, Field(min_length=1, max_length=150)]
 
 
 class Registry(Section):
-    """Where the models are registered."""
+    """Location of the model registry."""
 
     work: Path = Path(".dreambooth")
-    """The one folder of all local state."""
+    """Folder of all local state."""
     mlflow: Address | None = None
-    """Tracking server; a sqlite file in the folder when left out."""
+    """URI of the MLflow server; default: a sqlite file in the folder."""
 
     @property
     def config(self) -> Config:
-        """The same as a config that says nothing else."""
+        """A default config with these settings."""
         tracking = Tracking(uri=self.mlflow)
-        return placed(self.work).model_copy(update={"tracking": tracking})
+        return config_for_folder(self.work).model_copy(update={"tracking": tracking})
 
 
 class Retraining(Section):
-    """Train again when there is something new."""
+    """Retrain when the photos or the base have a new version."""
 
     config: Config
-    """What to train; `dataset://NAME@latest` among its photos is the newest version on that day."""
+    """Config of the run; `dataset://NAME@latest` is resolved when the flow starts."""
     branch: str | None = None
-    """Branch or tag of the base's Hub repository whose newest commit is learned from, in the place of
-    `model.revision`."""
+    """Branch or tag of the base's Hub repository, whose head replaces `model.revision`; default: none."""
 
 
 class Promotion(Section):
-    """Let a person decide about a registered version."""
+    """Manual approval of a registered version."""
 
     model: Model
     """NAME (its candidate), NAME@alias or NAME/version."""
     days: Annotated[int, Field(ge=1, le=90)] = 7
-    """How long to wait for an answer."""
+    """Days to wait for a decision."""
     registry: Registry = Registry()
+    """Location of the registry."""
 
 
 class Assessment(Section):
-    """Judge a registered version again, against who is in service now."""
+    """Evaluate a registered version again, against the current champion."""
 
     model: Model
     """NAME (its candidate), NAME@alias or NAME/version."""
     seeds: Annotated[int, Field(ge=1, le=64)] | None = None
-    """Images per prompt; as many as in its run when left out."""
+    """Images per prompt; default: as in its run."""
     registry: Registry = Registry()
+    """Location of the registry."""
 
 
 Value = bool | int | float | str | None
 
 
 class Sweep(Section):
-    """Try several trainings of a subject; the best one goes to the gate."""
+    """Hyperparameter sweep; the best trial is evaluated by the gate."""
 
     config: Config
-    """What they have in common."""
+    """Config that the trials change."""
     grid: Annotated[
         dict[str, Annotated[tuple[Value, ...], Field(min_length=1)]], Field(min_length=1)
     ]
-    """Key of the config -> values to try, all with all: `{train.steps: [400, 800]}`."""
+    """Dotted config key -> values, combined as a grid: `{train.steps: [400, 800]}`."""
     trials: Annotated[int, Field(ge=1, le=1000)] | None = None
-    """As many of the grid's points, drawn at random; all of them when left out."""
+    """Number of grid points, chosen at random; default: all."""
 
 
 class Cleaning(Section):
-    """Delete what nothing needs any more."""
+    """Garbage collection of the store and of local state."""
 
     delete: bool = False
-    """Without it, bytes are counted and nothing is deleted."""
+    """Delete; false: only count bytes."""
     days: Annotated[float, Field(ge=1, le=3650)] = 30
-    """What is younger stays, and all that it needs."""
+    """Minimum age in days of what is deleted; younger results keep their inputs."""
     storage: Storage = Storage()
+    """The store to clean."""
     work: Path = Path(".dreambooth")
-    """The one folder of all local state, where a `local` store lies."""
+    """Folder of all local state, with the data of a `local` store."""
 
     @property
     def config(self) -> Config:
-        """The same as a config that says nothing else."""
-        return placed(self.work).model_copy(update={"storage": self.storage})
+        """A default config with these settings."""
+        return config_for_folder(self.work).model_copy(update={"storage": self.storage})

@@ -1,4 +1,4 @@
-"""What is learned, from which photos, on which base."""
+"""Base model, subject and dataset options."""
 
 import re
 import string
@@ -14,77 +14,78 @@ from dreambooth_core.errors import ConfigError
 DATASET_NAME = r"[A-Za-z0-9][A-Za-z0-9_-]{0,63}"
 DATASET = rf"^dataset://{DATASET_NAME}@(latest|[0-9a-f]{{8,64}})$"
 DatasetReference = Annotated[str, Field(pattern=DATASET)]
-"""A version of a photo set that was pushed: the newest, or one by its digest."""
+"""A pushed dataset version: the newest, or one by its digest."""
 
 WILDCARDS = ("subject", "identifier", "class", "class_noun")
-"""What a prompt template may hold in braces."""
+"""Placeholders of prompt templates."""
 
 
 def check_template(prompt: str) -> None:
-    """Raises `ValueError` when a prompt template holds anything but wildcards in its braces."""
+    """Raise `ValueError` if a prompt template has placeholders other than `WILDCARDS`, or formats in them."""
     try:
         parsed = [field for field in string.Formatter().parse(prompt) if field[1] is not None]
     except ValueError as error:
         raise ValueError(f"prompt {prompt!r} has a brace that does not close: {error}") from None
-    # neither are widths and other formats of the wildcards a prompt's business
-    strange = [
+    unknown = [
         f"{name}{'!' if conversion else ''}{conversion or ''}{':' if form else ''}{form}"
         for _, name, form, conversion in parsed
         if name not in WILDCARDS or form or conversion
     ]
-    if strange:
+    if unknown:
         known = ", ".join(f"{{{name}}}" for name in WILDCARDS)
-        raise ValueError(f"prompt {prompt!r} has {{{strange[0]}}}, but may only hold {known}")
+        raise ValueError(f"prompt {prompt!r} has {{{unknown[0]}}}, but may only hold {known}")
 
 
-def _one_of_the_families(schema: dict[str, Any]) -> None:
-    """A drop-down in forms."""
+def _list_families(schema: dict[str, Any]) -> None:
+    """Add the families as an enum, which forms show as a drop-down."""
     schema["enum"] = plugins.names("dreambooth_core.diffusion.families")
 
 
 class Model(Section):
     """The base text-to-image model."""
 
-    family: Annotated[str, Field(json_schema_extra=_one_of_the_families)] = "stable_diffusion"
-    """A file of `dreambooth_core/diffusion/families/`."""
+    family: Annotated[str, Field(json_schema_extra=_list_families)] = "stable_diffusion"
+    """Model family; a file of `dreambooth_core/diffusion/families/`."""
     base: NonEmpty = "examples/small_world/base"
-    """A local folder in diffusers' format, or a Hub id: `stable-diffusion-v1-5/stable-diffusion-v1-5`."""
+    """Local folder in diffusers' format, or a Hub id: `stable-diffusion-v1-5/stable-diffusion-v1-5`."""
     revision: str | None = None
-    """Commit of the Hub repository; required for a Hub id, so that the same config means the same weights."""
+    """Commit of the Hub repository; required for a Hub id, for reproducibility."""
     resolution: Annotated[int, Field(ge=32, le=2048, multiple_of=8)] = 512
-    """Side of the square training images and samples, in pixels; with buckets, the root of their area."""
+    """Side of training images and samples in pixels; with `dataset.buckets`, square root of their area."""
     quantize: Literal["none", "int8", "nf4"] = "none"
-    """Hold the frozen denoiser in 8 or 4 bits; for adapters only."""
+    """Quantization of the frozen denoiser to 8 or 4 bits; for adapters only."""
     licence: str = ""
-    """The base's licence, for the model card and the exports: a name or a link."""
+    """Licence of the base, a name or URL, for the model card and exports."""
 
     @model_validator(mode="after")
     def _exists(self) -> Self:
         if self.family not in plugins.names("dreambooth_core.diffusion.families"):
             known = ", ".join(plugins.names("dreambooth_core.diffusion.families"))
-            raise ValueError(f"model.family is unknown: {self.family}; there is: {known}")
+            raise ValueError(f"model.family is unknown: {self.family}; choose from: {known}")
         return self
 
 
 class Subject(Section):
-    """What is to be learned."""
+    """The subject to learn."""
 
     images: Annotated[DatasetReference | Path, WithJsonSchema({"type": "string"})]
-    """Folder with 3-6 photos of the subject; captions in `<photo>.txt` or `metadata.jsonl`, if any, are
-    the photos' prompts, and masks are in `<photo>.mask.png` or in the photos' alpha. Or a version of a
-    dataset: `dataset://NAME@latest`, `dataset://NAME@<digest>`."""
+    """Folder with 3-6 photos of the subject, optional captions in `<photo>.txt` or `metadata.jsonl`, optional
+    masks in `<photo>.mask.png` or the alpha channel. Or a dataset version: `dataset://NAME@latest`,
+    `dataset://NAME@<digest>`."""
     class_noun: NonEmpty
-    """The plain word for it: dog, backpack, robot."""
+    """Word for the subject's class: dog, backpack, robot."""
     identifier: str = "sks"
-    """A rare token that will come to mean the subject."""
+    """Rare token that is trained to mean the subject."""
     instance_prompt: NonEmpty = "a photo of {identifier} {class_noun}"
+    """Prompt of photos without a caption; contains the identifier."""
     class_prompt: NonEmpty = "a photo of a {class_noun}"
+    """Prompt of the class images; without the identifier."""
     provenance: str = ""
-    """Where the photos come from, in words, for the model card."""
+    """Source of the photos, for the model card."""
     consent: str = ""
-    """Who agreed to the photos being learned from, and how, for the model card."""
+    """Consent to training on the photos, for the model card: from whom and how."""
     captions: bool = True
-    """Take the captions beside the photos for their prompts; without, all go by `instance_prompt`."""
+    """Use captions as prompts; false: `instance_prompt` for all photos."""
 
     @field_validator("images", mode="before")
     @classmethod
@@ -102,18 +103,18 @@ class Subject(Section):
 
     @property
     def dataset(self) -> str | None:
-        """The dataset version that the photos are taken from; None for a folder."""
+        """The dataset version of `images`; None for a folder."""
         return self.images if isinstance(self.images, str) else None
 
     @property
     def folder(self) -> Path:
-        """The photos' folder; raises `ConfigError` for a dataset version (see `photos.references`)."""
+        """The photos' folder; raises `ConfigError` for a dataset version (see `data.references`)."""
         if isinstance(self.images, str):
-            raise ConfigError(f"{self.images} is no folder here: its photos are still in the store")
+            raise ConfigError(f"{self.images} is no folder: fetch its photos from the store first")
         return self.images
 
     def fill(self, template: str) -> str:
-        """Put the identifier token and the class noun into a prompt template; raises `ValueError`."""
+        """Fill the placeholders of a prompt template; raises `ValueError`."""
         check_template(template)
         noun = {"class": self.class_noun, "class_noun": self.class_noun}
         subject = f"{self.identifier} {self.class_noun}"
@@ -121,36 +122,36 @@ class Subject(Section):
 
 
 class Dataset(Section):
-    """What counts as a usable set of photos; `hard` limits stop, the others warn."""
+    """Limits of a photo set and its preprocessing; `hard` limits refuse, `soft` ones warn."""
 
     min_images: Positive = 3
-    """Hard: fewer stop."""
+    """Hard: minimum number of photos."""
     few_images: Positive = 4
-    """Soft: fewer warn."""
+    """Soft: minimum number of photos."""
     many_images: Positive = 30
-    """Soft: more warn, since DreamBooth binds a subject best from a handful."""
+    """Soft: maximum number of photos."""
     max_images: Positive = 200
-    """Hard: more stop."""
+    """Hard: maximum number of photos."""
     min_side: Positive | None = None
-    """Hard: shorter side in pixels below which a photo is refused; `model.resolution` when left out."""
+    """Hard: minimum shorter side in pixels; default: `model.resolution`."""
     max_pixels: Large = 100_000_000
-    """Hard: a photo that declares more is refused before it is decoded."""
+    """Hard: maximum pixels of a photo, checked before decoding."""
     max_bytes: Large = 100_000_000
-    """Hard: a larger file is refused before it is read."""
+    """Hard: maximum bytes of a photo's file."""
     near_duplicate: Fraction = 0.95
-    """Soft: two photos whose aligned edges correlate above this are near duplicates."""
+    """Soft: correlation of the aligned edges of two photos above which they are near duplicates."""
     blur_ratio: Fraction = 0.05
-    """Soft: a photo whose sharpness is below this share of the set's median warns."""
+    """Soft: minimum sharpness of a photo as a share of the set's median."""
     buckets: bool = False
-    """Keep the photos' aspect ratios, each near one of some sizes of about `model.resolution` squared."""
+    """Aspect ratio buckets: sizes with an area of about `model.resolution` squared; false: square crops."""
     bucket_step: Annotated[int, Field(ge=8, le=2048, multiple_of=8)] = 64
-    """The sizes' sides are multiples of this."""
+    """Step of the buckets' sides in pixels."""
     bucket_ratio: Annotated[float, Field(ge=1, le=4)] = 2.0
-    """The longest side over the shortest, at most; what is longer is cropped."""
+    """Maximum aspect ratio of a bucket; longer photos are cropped."""
     auto_masks: bool = False
-    """Have `evaluation.detector` mark the subject where a photo has no mask, for `loss.masks`."""
+    """Generate masks by `evaluation.detector` for photos without one; needs `loss.masks`."""
 
 
-def plain(subject: Subject, template: str) -> str:
-    """A prompt without the identifier token."""
+def without_identifier(subject: Subject, template: str) -> str:
+    """The filled template without the identifier token."""
     return " ".join(subject.model_copy(update={"identifier": ""}).fill(template).split())

@@ -1,4 +1,4 @@
-"""Configs from YAML files and `--set`."""
+"""Loading of configs from recipes, YAML files and `--set`."""
 
 import re
 from pathlib import Path
@@ -12,13 +12,13 @@ from dreambooth_core.config.refusals import wrong_fields
 from dreambooth_core.config.run import Config
 from dreambooth_core.errors import ConfigError
 
-__all__ = ["load_config", "placed", "read_yaml", "wrong_fields"]
+__all__ = ["config_for_folder", "load_config", "read_yaml", "wrong_fields"]
 
 
 def load_config(path: Path, overrides: tuple[str, ...] = (), recipe: str | None = None) -> Config:
-    """Read a YAML config and apply `a.b=value` overrides; relative paths count from the working directory.
+    """Load a YAML config, with a recipe below it and `a.b=value` overrides above it.
 
-    What neither of them sets comes from the recipe. Raises `ConfigError` with one clause per wrong field.
+    Relative paths start at the working directory. Raises `ConfigError` with one clause per wrong field.
     """
     document = read_yaml(path)
     if recipe is not None:
@@ -33,8 +33,8 @@ def load_config(path: Path, overrides: tuple[str, ...] = (), recipe: str | None 
         raise ConfigError(f"{path}: {wrong_fields(error, Config)}") from error
 
 
-def placed(work: Path) -> Config:
-    """A config that says nothing but where local state is; storage and tracking are the default."""
+def config_for_folder(work: Path) -> Config:
+    """A default config with its local state in `work`, for commands that need only storage and tracking."""
     subject = {"images": ".", "class_noun": "nothing"}
     return Config.model_validate({"name": "nothing", "subject": subject, "paths": {"work": work}})
 
@@ -43,14 +43,14 @@ def _apply(document: dict[str, Any], override: str) -> None:
     dotted, separator, text = override.partition("=")
     named = dotted if len(dotted) <= 100 else f"{dotted[:100]}..."
     if not separator or not re.fullmatch(r"[a-z_]+(\.[a-z_]+)*", dotted):
-        # not repeated: it may be a secret without its key
+        # not repeated in the message, as it may be a secret
         raise ConfigError("--set takes a.b=value with a key of small letters: train.steps=400")
     *parents, last = dotted.split(".")
     if len(parents) >= DEPTH:
         raise ConfigError(f"--set {named}: no option has more than {DEPTH} parts")
-    place: Any = document
+    section: Any = document
     for key in parents:
-        place = place.setdefault(key, {})
-        if not isinstance(place, dict):
+        section = section.setdefault(key, {})
+        if not isinstance(section, dict):
             raise ConfigError(f"--set {named}: {key} is a value, not a section")
-    place[last] = parse_yaml(text, f"--set {named}")
+    section[last] = parse_yaml(text, f"--set {named}")

@@ -1,4 +1,4 @@
-"""Config keys of before version 0.1: accepted with a warning until version 0.2."""
+"""Old names of config keys, accepted with a warning until version 0.2."""
 
 import warnings
 from collections.abc import Mapping
@@ -58,13 +58,15 @@ _KEYS: Mapping[str, tuple[str, Mapping[str, str]]] = {
     ),
     "Tracking": ("tracking", {"also": "loggers"}),
     "Compute": ("compute", {"wait_minutes": "startup_timeout_minutes"}),
+    "Promotion": ("promotion", {"place": "registry"}),
+    "Assessment": ("assessment", {"place": "registry"}),
 }
-"""Class of a section -> its dotted place in a config, and old key -> new key."""
+"""Class of a section -> its dotted key, and old key -> new key."""
 _VALUES: Mapping[tuple[str, str], Mapping[object, str]] = {("Memory", "fit"): {"as_set": "none"}}
 
 
 class OldKeyWarning(FutureWarning):
-    """A config has a key or a value under its old name."""
+    """A config uses the old name of a key or value."""
 
 
 def with_new_keys(section: str, given: Mapping[str, object]) -> Mapping[str, object]:
@@ -72,8 +74,8 @@ def with_new_keys(section: str, given: Mapping[str, object]) -> Mapping[str, obj
 
     `section` is the name of the section's class. Raises `ValueError` where a key is given by both names.
     """
-    place, keys = _KEYS.get(section, ("", {}))
-    prefix = f"{place}." if place else ""
+    dotted, keys = _KEYS.get(section, ("", {}))
+    prefix = f"{dotted}." if dotted else ""
     new = dict(given)
     for old in keys.keys() & given.keys():
         if keys[old] in given:
@@ -84,8 +86,8 @@ def with_new_keys(section: str, given: Mapping[str, object]) -> Mapping[str, obj
         value = new.get(key)
         if owner == section and isinstance(value, str) and value in values:
             new[key] = values[value]
-            place = section.lower()
-            _warn(f"{place}.{key}: {value}", f"{place}.{key}: {values[value]}")
+            name = f"{section.lower()}.{key}"
+            _warn(f"{name}: {value}", f"{name}: {values[value]}")
     return new
 
 

@@ -1,7 +1,7 @@
-"""The DreamBooth paper's evaluation prompts (Ruiz et al. 2023, section 4.1), 25 for either kind of subject.
+"""The DreamBooth paper's evaluation prompts (Ruiz et al. 2023, section 4.1), 25 per kind of subject.
 
 The sentences are those of `dataset/prompts_and_classes.txt` in github.com/google/dreambooth, by N. Ruiz,
-Y. Li, V. Jampani, Y. Pritch, M. Rubinstein and K. Aberman, under CC BY 4.0; only their place holders
+Y. Li, V. Jampani, Y. Pritch, M. Rubinstein and K. Aberman, under CC BY 4.0; only their placeholders
 are ours: `{subject}` is the identifier token and the class noun.
 """
 
@@ -10,9 +10,9 @@ from types import MappingProxyType
 from typing import Literal
 
 Kind = Literal["scene", "accessory", "property"]
-"""What an evaluation prompt asks for."""
+"""Kind of an evaluation prompt: a new scene, an accessory, a changed property of the subject."""
 PromptSet = Literal["objects", "live"]
-"""Whom the prompts are for: things, or cats and dogs, who can wear something."""
+"""Kind of subject: objects, or live subjects (cats and dogs)."""
 
 _ANYWHERE = (
     "a {subject} in the jungle",
@@ -68,4 +68,4 @@ SETS: Mapping[PromptSet, Mapping[Kind, tuple[str, ...]]] = MappingProxyType(
         "live": {"scene": _ANYWHERE, "accessory": _WORN, "property": _PROPERTIES},
     }
 )
-"""Prompt set -> what its prompts ask for -> templates, in the published order."""
+"""Prompt set -> kind -> templates, in the published order."""

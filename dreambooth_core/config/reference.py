@@ -30,7 +30,7 @@ def reference() -> str:
 
 
 def _section(root: Schema, section: Schema, prefix: str) -> Iterator[str]:
-    """Lines of a section's table, then those of the sections inside it; `prefix` is `train.` or empty."""
+    """Lines of a section's table, then those of nested sections; `prefix` is `train.` or empty."""
     inner: list[tuple[str, Schema]] = []
     rows = []
     for name, field in section["properties"].items():
@@ -78,7 +78,7 @@ def _type(field: Schema) -> str:
 
 
 def _section_in(root: Schema, field: Schema) -> Schema | None:
-    """The schema of the section that a field holds, also in a list or as an option."""
+    """The schema of a field's section, also in a list or a union; None for other fields."""
     options = [field, *field.get("anyOf", ()), field.get("items", {})]
     for option in options:
         if "$ref" in option:

@@ -1,4 +1,4 @@
-"""What pydantic refuses, in plain words: one clause per wrong field, without values that may be secret."""
+"""Messages for pydantic's errors: one clause per wrong field, without values that may be secret."""
 
 import reprlib
 from collections.abc import Iterator, Mapping, Sequence
@@ -12,11 +12,11 @@ from pydantic_core import ErrorDetails
 from dreambooth_core.config.credentials import may_be_secret, without_password
 
 CLAUSES = 5
-"""Wrong fields that are named; more are counted."""
+"""Maximum wrong fields named in a message; the rest is counted."""
 SHOWN = 24
-"""Characters of the longest text that is repeated: keys and tokens are longer."""
+"""Maximum characters of a repeated value; API keys and tokens are longer."""
 
-_WORDS: Mapping[str, str] = {
+_MESSAGES: Mapping[str, str] = {
     "missing": "is missing: set it",
     "int_type": "must be a whole number",
     "int_parsing": "must be a whole number",
@@ -45,41 +45,37 @@ _WORDS: Mapping[str, str] = {
     "too_short": "must be a list of at least {min_length}",
     "too_long": "must be a list of at most {max_length}",
 }
-"""Type of a pydantic error -> what is said, with the limits of its context."""
+"""Type of a pydantic error -> message, formatted with the error's context."""
 _STRUCTURES = frozenset({"model_type", "dict_type"})
 _BRANCHES = ("int", "float", "str", "bool", "constrained-", "tuple[", "lax-or-strict", "function-")
-"""Pydantic's names of a union's members, which it puts at the end of a field's place."""
+"""Pydantic's names of union members, which it appends to a field's location."""
 
 
 def wrong_fields(error: ValidationError, schema: type[BaseModel] | None = None) -> str:
     """One clause per wrong field: `train.steps: must be at least 1 (got 0)`.
 
-    `schema`: the model that refused, whose options are proposed for unknown keys.
+    `schema`: the model that raised the error, whose keys are proposed for unknown ones.
     """
     items = error.errors(include_url=False)
-    places: dict[str, list[ErrorDetails]] = {}
-    around = {item["loc"][:end] for item in items for end in range(len(item["loc"]))}
+    errors: dict[str, list[ErrorDetails]] = {}
+    parents = {item["loc"][:end] for item in items for end in range(len(item["loc"]))}
     for item in items:
-        # a default, or a list without its wrong entries, is wrong as a consequence only
-        follows = item["type"] == "too_short" and item["loc"] in around
-        if not follows and item["type"] != "default_factory_not_called":
-            places.setdefault(_place(item["loc"]), []).append(item)
-    named = dict(list(places.items())[:CLAUSES])
-    clauses = [f"{place}: {_said(found, schema)}" for place, found in named.items()]
-    more = [f"and {len(places) - CLAUSES:,} more"] if len(places) > CLAUSES else []
+        # errors that follow from others: a list too short without its wrong entries, a derived default
+        implied = item["type"] == "too_short" and item["loc"] in parents
+        if not implied and item["type"] != "default_factory_not_called":
+            errors.setdefault(_dotted(item["loc"]), []).append(item)
+    clauses = [f"{key}: {_clause(found, schema)}" for key, found in list(errors.items())[:CLAUSES]]
+    more = [f"and {len(errors) - CLAUSES:,} more"] if len(errors) > CLAUSES else []
     return without_password("; ".join([*clauses, *more]))
 
 
 def proposals(given: str, known: Sequence[str]) -> list[str]:
-    """At most three dotted keys that may be meant.
-
-    The most similar one of the same section, else those of the same or a similar name elsewhere.
-    """
+    """Up to three dotted keys similar to `given`: the nearest of the same section, else of other sections."""
     section, _, last = given.rpartition(".")
     last = last[:64]
-    here = {key.rpartition(".")[2]: key for key in known if key.rpartition(".")[0] == section}
-    if near := get_close_matches(last, here, 1, 0.75):
-        return [here[near[0]]]
+    siblings = {key.rpartition(".")[2]: key for key in known if key.rpartition(".")[0] == section}
+    if near := get_close_matches(last, siblings, 1, 0.75):
+        return [siblings[near[0]]]
     names = {key.rpartition(".")[2] for key in known}
     near = [last] if last in names else get_close_matches(last, names, 1, 0.75)
     return [key for key in known if key.rpartition(".")[2] in near][:3]
@@ -87,7 +83,7 @@ def proposals(given: str, known: Sequence[str]) -> list[str]:
 
 @cache
 def known_keys(schema: type[BaseModel]) -> tuple[str, ...]:
-    """Dotted keys of a model and of the models in it."""
+    """Dotted keys of a model and its nested models."""
     return tuple(_keys(schema))
 
 
@@ -105,8 +101,8 @@ def _models_in(annotation: Any) -> Iterator[type[BaseModel]]:
         yield from _models_in(one)
 
 
-def _place(path: tuple[int | str, ...]) -> str:
-    """Dotted; without a union's member and pydantic's mark for a mapping's key."""
+def _dotted(path: tuple[int | str, ...]) -> str:
+    """Dotted key, without union members and pydantic's marker of a mapping's key."""
     parts = [str(part)[:100] for part in path if part != "[key]"]
     while len(parts) > 1 and parts[-1].startswith(_BRANCHES[4:]):
         parts.pop()
@@ -115,14 +111,14 @@ def _place(path: tuple[int | str, ...]) -> str:
     return ".".join(parts) or "config"
 
 
-def _said(found: Sequence[ErrorDetails], schema: type[BaseModel] | None) -> str:
-    """What is wrong with one field, about which each member of a union has its own error."""
+def _clause(found: Sequence[ErrorDetails], schema: type[BaseModel] | None) -> str:
+    """Message for the errors of one field, one error per union member."""
     first = found[0]
     if first["type"] == "extra_forbidden":
         return _unknown(first["loc"], schema)
-    if first["type"] not in _WORDS:
+    if first["type"] not in _MESSAGES:
         return first["msg"].removeprefix("Value error, ")
-    words = [_WORDS.get(item["type"], "").format(**item.get("ctx", {})) for item in found]
+    words = [_MESSAGES.get(item["type"], "").format(**item.get("ctx", {})) for item in found]
     wanted = dict.fromkeys(word.removeprefix("must be ") for word in words[1:] if word)
     return " or ".join(dict.fromkeys([words[0], *wanted])) + _got(first)
 
@@ -136,7 +132,7 @@ def _unknown(path: tuple[int | str, ...], schema: type[BaseModel] | None) -> str
 
 
 def _got(item: ErrorDetails) -> str:
-    """The value in brackets: numbers, true, false, null and short texts of fields that hold no secret."""
+    """The value in brackets, if it is short and its field cannot be a secret."""
     value = item["input"]
     if item["type"] == "missing" or any(may_be_secret(str(part)) for part in item["loc"]):
         return ""

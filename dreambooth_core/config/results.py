@@ -1,4 +1,4 @@
-"""What is drawn, measured and told."""
+"""Sampling, evaluation, gate and tracking options."""
 
 from collections.abc import Mapping
 from typing import Annotated, Literal, Self
@@ -11,35 +11,38 @@ from dreambooth_core.config.prompts import SETS, Kind, PromptSet
 from dreambooth_core.config.vision import Judge
 
 SERVER = "DREAMBOOTH_TRACKING_URI"
-"""Variable of the environment for configs without a `tracking.uri`. Not MLflow's own, which MLflow
-sets by itself whenever it is given a URI, and which would then hold for the next config as well."""
+"""Environment variable that replaces an empty `tracking.uri`. MLFLOW_TRACKING_URI is not used, because MLflow
+sets it when it is given a URI, which would leak into the next config."""
 
 
 Steps = Annotated[int, Field(ge=1, le=1000)]
-"""Noise schedulers know 1000 noise levels."""
+"""Noise schedulers have 1000 timesteps."""
 
 
 class Sampler(Section):
-    """How images are drawn from a model."""
+    """How images are sampled from a model."""
 
     inference_steps: Steps = 30
+    """Denoising steps per image."""
     guidance_scale: Annotated[float, Field(ge=1, le=30)] = 7.5
+    """Scale of classifier-free guidance; 1: no guidance."""
     negative_prompt: str = ""
+    """Prompt of the unconditional branch of guidance."""
     noise_scheduler: Annotated[str, Field(pattern=r"^[A-Za-z0-9_]{1,100}$")] | None = None
-    """A noise scheduler of diffusers by its class's name: DDIMScheduler, EulerDiscreteScheduler; the
-    family's usual one when left out."""
+    """Class of a diffusers noise scheduler, such as EulerDiscreteScheduler; default: the family's."""
     batch_size: Positive = 4
-    """Images per forward; always full, since a batch's size decides the last bit."""
+    """Images per forward pass; batches are padded to it, because batch size changes rounding."""
 
 
 class Detector(Section):
-    """Who finds the subject in a picture, for scores that must not count its surroundings."""
+    """Model that detects the subject in an image, for metrics of the subject crop and for masks."""
 
     kind: str | None = None
-    """A file of `vision/detectors/`; without one nothing is cropped and such scores are left out."""
+    """A file of `vision/detectors/`; default: none, and metrics of the crop are left out."""
     model: str = ""
     """Local folder or Hub id."""
     revision: str | None = None
+    """Commit of the Hub repository."""
 
     @model_validator(mode="after")
     def _exists(self) -> Self:
@@ -47,12 +50,14 @@ class Detector(Section):
             return self
         known = plugins.names("dreambooth_core.vision.detectors")
         if self.kind not in known:
-            raise ValueError(f"detector.kind is unknown: {self.kind}; there is: {', '.join(known)}")
+            raise ValueError(
+                f"detector.kind is unknown: {self.kind}; choose from: {', '.join(known)}"
+            )
         return self
 
 
 class Evaluation(Section):
-    """What the tuned model and the untouched base are measured on, with the same seeds."""
+    """Prompts, seeds and encoders by which the tuned model and the base are compared."""
 
     prompts: Prompts = (
         "a photo of {subject}",
@@ -60,56 +65,59 @@ class Evaluation(Section):
         "{subject} in the snow",
         "{subject} in the jungle",
     )
-    """New scenes; `{subject}` is the identifier token and the class noun."""
+    """Scene prompts; `{subject}` is replaced by the identifier token and the class noun."""
     accessories: tuple[str, ...] = ("{subject} wearing a red hat",)
-    """Prompts that put something on the subject."""
+    """Prompts that add an accessory to the subject."""
     properties: tuple[str, ...] = ()
-    """Prompts that change the subject itself, so that its identity is not asked of their images."""
+    """Prompts that change the subject's appearance; their images are left out of identity metrics."""
     prompt_set: PromptSet | None = None
-    """The DreamBooth paper's 25 prompts for `objects` or `live` subjects in the place of all three."""
+    """The DreamBooth paper's 25 prompts for `objects` or `live` subjects instead of the three lists above."""
     choices: tuple[tuple[str, ...], ...] = ()
-    """Groups of phrases of which a picture can show one: `[[on the beach, in the snow]]`. CLIP is to
-    tell which one a prompt asked for."""
+    """Groups of mutually exclusive phrases, `[[on the beach, in the snow]]`. CLIP classifies which phrase of
+    the prompt's group an image shows (metric `attributes`)."""
     seeds: Positive = 4
     """Images per prompt."""
     seed: Annotated[int, Field(ge=0, lt=2**31)] = 0
-    """The images' seeds follow from this one, not from the run's: all models are drawn alike."""
+    """Seed that the images' seeds are derived from; independent of the run's `seed`."""
     class_images: Positive = 16
-    """Images of the class prompt, for the prior drift."""
+    """Images of the class prompt, for `prior_drift`, `pres` and `class_diversity`."""
     control_classes: Annotated[tuple[str, ...], Field(min_length=1)] = ("teapot", "house")
-    """Class nouns of which the base draws a few images for the self-check: less like the subject than all
-    else. The first that is not the subject's own."""
+    """Class nouns for the sanity checks: images that the base generates of the first one that is not the
+    subject's must be the least similar to the photos."""
     clip: NonEmpty = "openai/clip-vit-base-patch32"
-    """CLIP of the metrics: local folder or Hub id."""
+    """CLIP model of the metrics: local folder or Hub id."""
     identity: NonEmpty = "facebook/dino-vits16"
-    """Identity encoder in DINO's role: local folder or Hub id."""
+    """Image encoder of subject fidelity (DINO in the paper): local folder or Hub id."""
     clip_revision: str | None = None
+    """Commit of `clip` on the Hub."""
     identity_revision: str | None = None
+    """Commit of `identity` on the Hub."""
     preprocessing: Literal["paper", "own"] = "paper"
-    """How encoders are shown a picture: as CLIP's and DINO's authors evaluate them, bicubic and the middle
-    square, DINO's after resizing to 256/224 of it; or as the encoder's own folder says."""
+    """Image preprocessing of the encoders. `paper`: bicubic resize and centre crop, for DINO of 224/256
+    of the shorter side. `own`: as in the encoder's preprocessor config."""
     lpips: NonEmpty | None = None
     """Backbone of LPIPS: folder or Hub id of torchvision's VGG-16 or AlexNet as safetensors, such as
-    `timm/vgg16.tv_in1k`; without one LPIPS is left out."""
+    `timm/vgg16.tv_in1k`; default: none, and LPIPS is left out."""
     lpips_revision: str | None = None
+    """Commit of `lpips` on the Hub."""
     detector: Detector = Detector()
     judge: Judge | None = None
-    """No model is asked when left out."""
+    """Vision-language model that scores images; default: none."""
 
     @model_validator(mode="after")
-    def _can_be_chosen(self) -> Self:
+    def _choices_are_valid(self) -> Self:
         for group in self.choices:
             if len({*group, ""}) < max(3, len(group) + 1):
                 raise ValueError(
                     f"evaluation.choices: {list(group)} must be two or more different phrases"
                 )
             if not any(phrase in prompt for phrase in group for prompt in self.kinds):
-                raise ValueError(f"evaluation.choices: no prompt holds any of {list(group)}")
+                raise ValueError(f"evaluation.choices: no prompt contains any of {list(group)}")
         return self
 
     @property
     def kinds(self) -> dict[str, Kind]:
-        """All prompt templates, in their order -> what each asks for."""
+        """Prompt template -> its kind, in order."""
         groups: Mapping[Kind, tuple[str, ...]] = {
             "scene": self.prompts,
             "accessory": self.accessories,
@@ -137,30 +145,29 @@ MARGINS: dict[str, float | None] = {
 
 
 class Gate(Section):
-    """What a candidate must show before it is put into service."""
+    """Conditions for a candidate to replace the champion."""
 
     auto_promote: bool = True
-    """Make a candidate that passes the champion at once; without, a person does (`dreambooth promote`)."""
+    """Make a candidate that passes the champion; false: by `dreambooth promote` only."""
     primary: Annotated[tuple[str, ...], Field(min_length=1)] = PRIMARY
-    """What a candidate must be better in: the first of these metrics that was measured."""
+    """Metrics in order of preference; the candidate must be better in the first that was measured."""
     limits: dict[str, float | None] = LIMITS
-    """Metric -> what no model in service may be worse than, whatever its rival is worth. What is given
-    here is added to the defaults; null takes one away."""
+    """Metric -> worst value that a promoted model may have, regardless of the champion. Added to the
+    defaults; null removes one."""
     margins: dict[str, float | None] = MARGINS
-    """Metric -> how much worse than the champion's a candidate's may be. Where the champion differs
-    by more from itself, drawn with other seeds, that counts instead. Added to the defaults; null
-    takes one away."""
+    """Metric -> how much worse than the champion the candidate may be, at least the champion's own difference
+    between two sets of seeds. Added to the defaults; null removes one."""
     alpha: Annotated[float, Field(gt=0, le=0.2)] = 0.05
-    """How often a candidate that is no better, or worse than a margin, may pass in spite of it. Not kept for
-    limits on rare shares: few images seldom show a near copy, and the reason says what they cannot tell."""
+    """Significance level: probability that a candidate passes that is not better, or worse than a margin. Not
+    guaranteed for limits on rare shares such as near copies, which few images seldom show."""
     rounds: Annotated[int, Field(ge=1, le=6)] = 3
-    """How often to look: with `evaluation.seeds`, and while that decides nothing with twice as many."""
+    """Maximum number of evaluations; each one after the first doubles `evaluation.seeds`, while undecided."""
     min_coverage: Fraction = 0.8
-    """Share of a candidate's images that a metric must have something to say of; a subject that is
-    not found in its pictures has no identity."""
+    """Minimum share of a candidate's images in which a metric could be computed; metrics of the subject
+    crop need a detected subject."""
     max_coverage_loss: Fraction = 0.1
-    """How much smaller than its rival's this share may be for the primary metric, which is compared where
-    both have it: a candidate must not win by losing its subject wherever it is bad at it."""
+    """How much smaller than the champion's the primary metric's coverage may be. Images are compared where
+    both have the metric, so a candidate could otherwise win by failures of detection."""
 
     @field_validator("limits", mode="before")
     @classmethod
@@ -177,36 +184,41 @@ class Gate(Section):
         unusual = {*self.primary, *self.limits, *self.margins} - {*PRIMARY, *LIMITS, *MARGINS}
         known = plugins.names("dreambooth_core.metrics.measures") if unusual else []
         if missing := sorted(unusual - {*known}):
-            raise ValueError(f"gate: there is no metric {missing[0]}; there is: {', '.join(known)}")
+            raise ValueError(
+                f"gate: no metric is called {missing[0]}; choose from: {', '.join(known)}"
+            )
         return self
 
 
 class Sample(Section):
-    """The batch of images that the run ends with."""
+    """Sample images generated at the end of a run."""
 
     prompts: Prompts = ("a photo of {subject}", "{subject} on the beach", "{subject} in the snow")
+    """Prompt templates."""
     seeds: Positive = 4
+    """Images per prompt."""
 
 
 SCHEMES = (
     *("http", "https", "sqlite", "postgresql", "mysql", "mssql", "file"),
     *("databricks", "databricks-uc", "uc"),
 )
-"""Of addresses that MLflow's client takes."""
+"""URI schemes of MLflow's client."""
 
 
 class Tracking(Section):
-    """MLflow."""
+    """Experiment tracking."""
 
     uri: Address | None = None
-    """Tracking server; when left out that of `dreambooth up`, or a sqlite file under `paths.work`."""
+    """URI of the MLflow server; default: the one of `dreambooth up`, else a sqlite file in `paths.work`."""
     experiment: NonEmpty = "dreambooth"
+    """MLflow experiment of the runs."""
     loggers: tuple[Literal["tensorboard", "wandb"], ...] = ()
-    """Further places for the learning curves: TensorBoard files under `paths.work`, Weights & Biases."""
+    """Additional loggers of the learning curves: TensorBoard files in `paths.work`, Weights & Biases."""
 
     @field_validator("uri")
     @classmethod
-    def _is_one_of_mlflows(cls, uri: str | None) -> str | None:
+    def _has_a_known_scheme(cls, uri: str | None) -> str | None:
         scheme, colon, _ = (uri or "").partition(":")
         known = ("databricks", "databricks-uc", "uc")  # also without a colon
         if uri and scheme.partition("+")[0] not in (SCHEMES if colon else known):

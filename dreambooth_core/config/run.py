@@ -1,4 +1,4 @@
-"""A whole run, and what in it cannot go together."""
+"""Config of a run, and its conflicting combinations of options."""
 
 from collections.abc import Mapping
 from pathlib import PurePath
@@ -28,16 +28,17 @@ from dreambooth_core.config.training import (
 
 
 class Config(Section):
-    """A whole run."""
+    """Config of a run."""
 
     subject: Subject
-    name: Annotated[str, Field(pattern=NAME, default_factory=lambda known: _called(known))]
-    """Name of the registered model; the last word of `subject.images` when left out."""
+    name: Annotated[str, Field(pattern=NAME, default_factory=lambda known: _default_name(known))]
+    """Name of the registered model; default: the last part of `subject.images`."""
     version: Literal[1] = 1
+    """Version of the config format."""
     seed: Annotated[int, Field(ge=0, lt=2**31)] = 0
-    """Every random number of the run follows from this one."""
+    """Seed that all random numbers of the run are derived from, except those of the evaluation."""
     more_subjects: tuple[Subject, ...] = ()
-    """Others to learn in the same run, each as often as the first."""
+    """Further subjects to learn in the same training, in equal shares."""
     model: Model = Model()
     dataset: Dataset = Dataset()
     prior: Prior = Prior()
@@ -60,18 +61,18 @@ class Config(Section):
 
     @property
     def subjects(self) -> tuple[Subject, ...]:
-        """All that are learned, the main one first."""
+        """All subjects, `subject` first."""
         return (self.subject, *self.more_subjects)
 
     @property
     def prior_target(self) -> PriorTarget | None:
-        """What preserves the prior: `prior.target`, or what the method can do; None where nothing does."""
+        """`prior.target` or its default for the method; None if prior preservation is off."""
         if not self.prior.enabled:
             return None
         return self.prior.target or ("prediction" if self.train.method in ADAPTERS else "images")
 
     @model_validator(mode="after")
-    def _prompts_fill(self) -> Self:
+    def _prompts_are_valid(self) -> Self:
         for subject in self.subjects:
             templates = (subject.instance_prompt, subject.class_prompt, *self.validation.prompts)
             for template in (*templates, *self.evaluation.kinds, *self.sample.prompts):
@@ -82,36 +83,38 @@ class Config(Section):
             if self.prior.enabled and subject.identifier in words:
                 raise ValueError("subject.class_prompt must not contain the identifier token")
         if len({subject.identifier for subject in self.subjects}) < len(self.subjects):
-            raise ValueError("each subject needs an identifier of its own: set more_subjects' too")
+            raise ValueError(
+                "two subjects have the same identifier: set another one in more_subjects"
+            )
         return self
 
     @model_validator(mode="after")
     def _options_agree(self) -> Self:
-        for wrong, sentence in _disagreements(self):
-            if wrong:
-                raise ValueError(sentence)
+        for conflicting, message in _conflicts(self):
+            if conflicting:
+                raise ValueError(message)
         return self
 
 
-def _called(known: Mapping[str, Any]) -> str:
-    """`dog` for photos/dog and dataset://dog@latest, in letters that a name may have; or the class noun."""
+def _default_name(known: Mapping[str, Any]) -> str:
+    """`dog` for photos/dog and dataset://dog@latest, else the class noun, in characters of `NAME`."""
     subject = known["subject"]
     images = PurePath(str(subject.images).partition("@")[0]).name
     return next(filter(None, map(as_name, (images, subject.class_noun))), "")
 
 
-Disagreement = tuple[bool, str]
-"""Whether a config has a combination without a meaning, and what to say of it."""
+Conflict = tuple[bool, str]
+"""Whether a config has a conflicting combination of options, and its message."""
 
 
-def _disagreements(config: Config) -> list[Disagreement]:
+def _conflicts(config: Config) -> list[Conflict]:
     return [
-        *_of_methods(config),
-        *_of_optimizers(config),
-        *_of_text_encoders(config),
-        *_of_shards(config),
-        *_of_masks(config),
-        *_of_clusters(config),
+        *_method_conflicts(config),
+        *_optimizer_conflicts(config),
+        *_text_encoder_conflicts(config),
+        *_sharding_conflicts(config),
+        *_mask_conflicts(config),
+        *_cluster_conflicts(config),
         (
             config.validation.every_n_steps is None and config.validation != Validation(),
             "validation.* has no effect without validation.every_n_steps",
@@ -119,29 +122,28 @@ def _disagreements(config: Config) -> list[Disagreement]:
     ]
 
 
-def _of_methods(config: Config) -> list[Disagreement]:
-    """What `train.method` does not go with."""
+def _method_conflicts(config: Config) -> list[Conflict]:
     train, prior, quantize = config.train, config.prior, config.model.quantize
     adapter = train.method in ADAPTERS
     return [
         (
             config.prior_target == "prediction" and not adapter,
-            f"prior.target: prediction needs an adapter to switch off, which train.method "
-            f"{train.method} has not: use lora, dora, lokr or pivotal, or prior.target: images",
+            f"prior.target: prediction needs an adapter, which train.method "
+            f"{train.method} does not have: use lora, dora, lokr or pivotal, or prior.target: images",
         ),
         (
             prior.enabled and train.method == "textual_inversion",
-            "textual inversion moves nothing but new tokens, so the class noun is safe: "
+            "train.method textual_inversion trains new tokens only and needs no prior preservation: "
             "set prior.enabled: false",
         ),
         (
             train.method == "textual_inversion" and bool(train.text_encoder),
-            "train.text_encoder: true moves the encoders' weights, which textual_inversion leaves "
-            "alone: use train.method pivotal",
+            "train.text_encoder: true trains the encoders' weights, which textual_inversion freezes: "
+            "use train.method pivotal",
         ),
         (
             prior.generate_in_background and config.prior_target != "images",
-            "prior.generate_in_background needs class images to make: prior.enabled and prior.target: images",
+            "prior.generate_in_background needs class images: set prior.enabled and prior.target: images",
         ),
         (
             config.prior_target == "prediction"
@@ -156,13 +158,12 @@ def _of_methods(config: Config) -> list[Disagreement]:
         ),
         (
             quantize != "none" and train.method == "lokr",
-            "lokr has no layers for a quantized denoiser: use lora, dora or pivotal",
+            "lokr does not support a quantized denoiser: use lora, dora or pivotal",
         ),
     ]
 
 
-def _of_masks(config: Config) -> list[Disagreement]:
-    """What masks that are to be found need."""
+def _mask_conflicts(config: Config) -> list[Conflict]:
     wanted = config.dataset.auto_masks
     return [
         (
@@ -171,13 +172,12 @@ def _of_masks(config: Config) -> list[Disagreement]:
         ),
         (
             wanted and config.evaluation.detector.kind is None,
-            "dataset.auto_masks needs someone to find the subject: set evaluation.detector",
+            "dataset.auto_masks needs a detector: set evaluation.detector",
         ),
     ]
 
 
-def _of_optimizers(config: Config) -> list[Disagreement]:
-    """What an optimizer, or its step within the backward pass, does not go with."""
+def _optimizer_conflicts(config: Config) -> list[Conflict]:
     train, optimizer = config.train, config.optimizer
     fused, late = optimizer.fused_backward, train.text_encoder_until < 1
     return [
@@ -188,17 +188,17 @@ def _of_optimizers(config: Config) -> list[Disagreement]:
         ),
         (
             fused and (train.num_processes > 1 or train.precision == "fp16"),
-            "optimizer.fused_backward works in one process, and without fp16's loss scaling",
+            "optimizer.fused_backward needs train.num_processes: 1 and no fp16 loss scaling",
         ),
         (
             fused and (late or optimizer.name == "prodigy"),
-            "optimizer.fused_backward steps each weight alone and at once: it goes neither with "
-            "prodigy, which looks at all together, nor with train.text_encoder_until",
+            "optimizer.fused_backward steps each weight separately: it supports neither prodigy, "
+            "whose rate depends on all weights, nor train.text_encoder_until",
         ),
         (
             optimizer.name == "prodigy" and train.learning_rate < 0.1,
-            f"prodigy finds its own rate and multiplies it by train.learning_rate "
-            f"{train.learning_rate:g}: set that to 1",
+            f"prodigy estimates the rate and multiplies it by train.learning_rate "
+            f"{train.learning_rate:g}: set train.learning_rate: 1",
         ),
         (
             optimizer.name == "schedule_free"
@@ -208,8 +208,7 @@ def _of_optimizers(config: Config) -> list[Disagreement]:
     ]
 
 
-def _of_text_encoders(config: Config) -> list[Disagreement]:
-    """What has no effect on text encoders that rest."""
+def _text_encoder_conflicts(config: Config) -> list[Conflict]:
     train = config.train
     late, inverts = train.text_encoder_until < 1, train.method in INVERSIONS
     return [
@@ -224,14 +223,13 @@ def _of_text_encoders(config: Config) -> list[Disagreement]:
     ]
 
 
-def _of_shards(config: Config) -> list[Disagreement]:
-    """What a model in shards does not go with."""
+def _sharding_conflicts(config: Config) -> list[Conflict]:
     train = config.train
     sharded = train.strategy == "fsdp2"
     return [
         (
             sharded and config.optimizer.name != "adamw",
-            "train.strategy fsdp2 goes with optimizer.name: adamw",
+            "train.strategy fsdp2 supports optimizer.name: adamw only",
         ),
         (
             sharded and train.precision == "fp16",
@@ -239,34 +237,32 @@ def _of_shards(config: Config) -> list[Disagreement]:
         ),
         (
             sharded and config.model.quantize == "int8",
-            "model.quantize int8 makes weights that train.strategy fsdp2 cannot cut into pieces: "
-            "use nf4, or ddp",
+            "train.strategy fsdp2 cannot shard the weights of model.quantize int8: use nf4, or ddp",
         ),
         (
             sharded and config.validation.every_n_steps is not None,
-            "validation.every_n_steps looks at a whole model, which train.strategy fsdp2 leaves to no rank: "
+            "validation.every_n_steps needs a whole model per rank, which train.strategy fsdp2 shards: "
             "use ddp, or leave validation.every_n_steps out",
         ),
     ]
 
 
-def _of_clusters(config: Config) -> list[Disagreement]:
-    """What several machines cannot share."""
+def _cluster_conflicts(config: Config) -> list[Conflict]:
     engine, storage = config.compute.engine, config.storage
     nodes, ranks = config.compute.nodes, config.train.num_processes
     return [
         (
             ranks % nodes != 0,
-            f"train.num_processes {ranks} cannot be shared out among compute.nodes {nodes}",
+            f"train.num_processes {ranks} is not a multiple of compute.nodes {nodes}: make it one",
         ),
         (
             nodes > 1 and config.memory.fit == "auto",
-            "memory.fit auto looks at this machine's device, and compute.nodes train on others: "
-            "set what fits theirs",
+            "memory.fit auto plans for this machine's device, but compute.nodes train on others: "
+            "set memory.fit: none",
         ),
         (
             engine != "local" and storage.uri.startswith("s3://") and storage.endpoint == "local",
-            f"compute.engine {engine} needs a store that every machine reaches, and the local one "
-            "is this machine's: set storage.endpoint, or storage.uri to a shared folder",
+            f"compute.engine {engine} needs a store that every machine reaches, which storage.endpoint "
+            "local is not: set storage.endpoint, or storage.uri to a shared folder",
         ),
     ]

@@ -1,4 +1,4 @@
-"""Where things lie."""
+"""Locations of local state and of the artifact store."""
 
 from pathlib import Path
 from typing import Self
@@ -10,19 +10,19 @@ from dreambooth_core.config.base import Address, Section
 
 
 class Paths(Section):
-    """Where local state lives."""
+    """Local folders."""
 
     work: Path = Path(".dreambooth")
-    """The one folder of all local state: stores, databases, checkpoints, reports."""
+    """Folder of all local state: stores, databases, checkpoints, reports."""
 
 
 class Storage(Section):
-    """Where artifacts live."""
+    """Artifact store."""
 
     uri: Address = "s3://dreambooth/factory"
-    """`s3://bucket/prefix` or `file:///absolute/folder`."""
+    """URI of the store: `s3://bucket/prefix` or `file:///absolute/folder`."""
     endpoint: Address | None = "local"
-    """S3 endpoint URL; empty for AWS; `local` starts a SeaweedFS server under `paths.work` for the run."""
+    """S3 endpoint URL; empty: AWS; `local`: start a SeaweedFS server in `paths.work` for the run."""
 
     @model_validator(mode="after")
     def _known_scheme(self) -> Self:

@@ -1,4 +1,4 @@
-"""Vision-language models that are asked about images."""
+"""Servers of vision-language models."""
 
 import re
 from typing import Annotated, Literal, Self
@@ -10,33 +10,33 @@ from dreambooth_core.config.base import Address, Positive, Section
 from dreambooth_core.errors import ConfigError
 
 VARIABLE = r"^[A-Z_][A-Z0-9_]{0,63}$"
-"""Names of environment variables."""
+"""Pattern of environment variable names."""
 
 
 class Endpoint(Section):
-    """A server with OpenAI's chat interface; images leave this machine for it and for nobody else."""
+    """Server with OpenAI's chat API. Images are sent to this server only."""
 
     url: Address
-    """Up to the part before `/chat/completions`: `https://api.z.ai/api/paas/v4`, `http://localhost:8000/v1`."""
+    """URL without `/chat/completions`: `https://api.z.ai/api/paas/v4`, `http://localhost:8000/v1`."""
     model: Annotated[str, Field(min_length=1)]
-    """What the server calls the model: `glm-4.5v`, `zai-org/GLM-4.5V`."""
+    """Model name in the request: `glm-4.5v`, `zai-org/GLM-4.5V`."""
     key: Annotated[str, Field(pattern=VARIABLE)] | None = None
-    """NAME of the environment variable that holds the key; never the key itself."""
+    """Name of the environment variable that holds the API key, not the key itself; default: no key."""
     thinking: Literal["unsaid", "zai", "chat_template"] = "unsaid"
-    """How the server is told to answer without thinking first: not at all, as Z.ai's, or as vLLM's,
-    SGLang's and transformers' are."""
+    """Request parameter that disables the model's reasoning: `unsaid`: none; `zai`: Z.ai's; `chat_template`:
+    that of vLLM, SGLang and transformers."""
     answers: Literal["text", "json_object", "json_schema"] = "text"
-    """What the server can promise of its answers (`response_format`); they are checked all the same."""
+    """`response_format` of the requests; answers are validated in any case."""
     temperature: Annotated[float, Field(ge=0.01, le=0.99)] = 0.01
-    """Neither 0 nor 1, which Z.ai's models do not take."""
+    """Sampling temperature; 0 and 1 are refused by Z.ai's models."""
     max_tokens: Annotated[int, Field(ge=64, le=10**9)] = 2048
-    """Length of an answer, thoughts included, after which the server cuts it off."""
+    """Maximum tokens of an answer, including reasoning."""
     max_side: Annotated[int, Field(ge=64, le=4096)] = 512
-    """Longer side in pixels to which images are brought down before they are sent."""
+    """Longer side in pixels to which images are downscaled before they are sent."""
     timeout: Annotated[float, Field(gt=0, le=3600)] = 300.0
-    """Seconds to wait for an answer."""
+    """Seconds to wait for a response."""
     attempts: Annotated[int, Field(ge=1, le=10)] = 4
-    """Requests per question while the server is busy, broken or out of reach."""
+    """Maximum requests per question when the server is busy, failing or unreachable."""
 
     @field_validator("key", mode="before")
     @classmethod
@@ -62,9 +62,9 @@ class Endpoint(Section):
 
 
 class Judge(Endpoint):
-    """Who is asked how well each image shows the subject, and what its prompt asked for."""
+    """Vision-language model that scores how well each image shows the subject and its prompt."""
 
     photos: Positive = 3
-    """Instance images shown beside each generated one, the first by name."""
+    """Instance images sent with each generated image, the first by name."""
     at_once: Positive = 4
-    """Questions that are under way at the same time."""
+    """Concurrent requests."""

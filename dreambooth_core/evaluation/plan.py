@@ -10,7 +10,7 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 
 from dreambooth_core.config import Config, Kind, Subject
-from dreambooth_core.config.inputs import plain
+from dreambooth_core.config.inputs import without_identifier
 from dreambooth_core.diffusion.sampling import Request, seeds_of
 from dreambooth_core.digests import digest_json
 from dreambooth_core.metrics import catalogue
@@ -54,7 +54,7 @@ class EvaluationPlan:
 
     def texts(self, subject: Subject) -> tuple[str, ...]:
         """The prompts without the identifier token, as encoded by CLIP."""
-        return tuple(plain(subject, template) for template in self.templates)
+        return tuple(without_identifier(subject, template) for template in self.templates)
 
 
 def plan_of(config: Config, instance: ImageSet, seed_set: SeedSet, round: int) -> EvaluationPlan:
@@ -109,7 +109,7 @@ def options_of(config: Config, template: str) -> Iterator[tuple[tuple[str, ...],
         if held:
             own = max(held, key=len)  # "party hat" contains "hat"
             before, after = _as_words(own).split(template, maxsplit=1)
-            texts = tuple(plain(config.subject, before + phrase + after) for phrase in phrases)
+            texts = tuple(without_identifier(config.subject, before + phrase + after) for phrase in phrases)
             yield texts, phrases.index(own)
 
 

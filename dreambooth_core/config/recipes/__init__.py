@@ -23,10 +23,10 @@ def recipe_file(name: str) -> Path:
 
 
 def overlaid(under: dict[str, Any], over: dict[str, Any]) -> dict[str, Any]:
-    """`under` with the values of `over`; sections that both have are joined key by key."""
-    joined = {
+    """`under` updated by `over`; nested mappings are merged key by key."""
+    merged = {
         name: overlaid(under[name], value)
         for name, value in over.items()
         if isinstance(value, dict) and isinstance(under.get(name), dict)
     }
-    return {**under, **over, **joined}
+    return {**under, **over, **merged}

@@ -1,4 +1,4 @@
-"""What a config may not say, and that it says so in one sentence."""
+"""Conflicting options, defaults that depend on other options, and recipes."""
 
 from pathlib import Path
 from typing import Any
@@ -38,7 +38,7 @@ def test_wildcards() -> None:
 @pytest.mark.parametrize(
     ("sections", "words"),
     [
-        ({"prior": {"target": "prediction"}, "train": FULL}, "needs an adapter to switch off"),
+        ({"prior": {"target": "prediction"}, "train": FULL}, "needs an adapter, which"),
         ({"train": {"method": "textual_inversion"}}, "prior.enabled: false"),
         ({"prior": {"num_class_images": 200}}, "prior.num_class_images 200 has no effect"),
         (
@@ -50,14 +50,14 @@ def test_wildcards() -> None:
                 "train": {"method": "textual_inversion", "text_encoder": True},
                 "prior": {"enabled": False},
             },
-            "textual_inversion leaves alone",
+            "which textual_inversion freezes",
         ),
         (
             {"prior": {"generate_in_background": True, "target": "prediction"}, "train": LORA},
             "needs class images",
         ),
         ({"model": {"quantize": "nf4"}, "train": FULL}, "which train.method full trains"),
-        ({"model": {"quantize": "int8"}, "train": {"method": "lokr"}}, "lokr has no layers"),
+        ({"model": {"quantize": "int8"}, "train": {"method": "lokr"}}, "lokr does not support"),
         ({"optimizer": FUSED}, "train.max_grad_norm: null"),
         (
             {"optimizer": FUSED, "train": {**UNCLIPPED, "gradient_accumulation_steps": 2}},
@@ -68,7 +68,7 @@ def test_wildcards() -> None:
             {"optimizer": FUSED, "train": {**UNCLIPPED, "text_encoder_until": 0.5}},
             "train.text_encoder_until",
         ),
-        ({"optimizer": {"name": "prodigy"}}, "set that to 1"),
+        ({"optimizer": {"name": "prodigy"}}, "set train.learning_rate: 1"),
         ({"optimizer": FREE, "train": {"ema": 0.9}}, "averages by itself"),
         ({"optimizer": FREE, "train": {"lr_schedule": "cosine"}}, "averages by itself"),
         (
@@ -80,9 +80,9 @@ def test_wildcards() -> None:
             "no effect with train.text_encoder: false",
         ),
         ({"train": {"strategy": "fsdp2"}}, "at least 2"),
-        ({"train": SHARDS, "validation": {"every_n_steps": 5}}, "looks at a whole model"),
+        ({"train": SHARDS, "validation": {"every_n_steps": 5}}, "needs a whole model per rank"),
         ({"train": {**SHARDS, "precision": "fp16"}}, "no loss scaling"),
-        ({"train": {**SHARDS, "method": "lora"}, "model": {"quantize": "int8"}}, "into pieces"),
+        ({"train": {**SHARDS, "method": "lora"}, "model": {"quantize": "int8"}}, "cannot shard"),
         ({"train": {"batch_size": 3, "num_processes": 2}}, "make it a multiple"),
         ({"train": {"steps": 5, "lr_warmup_steps": 5}}, "below train.steps"),
         ({"validation": {"early_stopping_patience": 3}}, "without validation.every_n_steps"),
@@ -90,12 +90,12 @@ def test_wildcards() -> None:
         ({"loss": {"huber_c": 0.5}}, "without loss.kind: huber"),
         ({"loss": {"logit_mean": 1}}, "without loss.timestep_sampling: logit_normal"),
         ({"loss": {"unmasked_weight": 0.5}}, "without loss.masks"),
-        ({"more_subjects": [SUBJECT]}, "identifier of its own"),
-        ({"compute": {"engine": "dask"}}, "there is: local, ray"),
+        ({"more_subjects": [SUBJECT]}, "have the same identifier"),
+        ({"compute": {"engine": "dask"}}, "choose from: local, ray"),
         ({"compute": {"engine": "ray"}}, "a store that every machine reaches"),
     ],
 )
-def test_what_makes_no_sense_is_refused(sections: dict[str, Any], words: str) -> None:
+def test_conflicting_options_are_refused(sections: dict[str, Any], words: str) -> None:
     with pytest.raises(ValidationError, match=words):
         _config(**sections)
 
@@ -111,7 +111,7 @@ def test_what_makes_no_sense_is_refused(sections: dict[str, Any], words: str) ->
         ("flux2", {"sampler": {"negative_prompt": "ugly"}}, "negative"),
     ],
 )
-def test_what_a_family_cannot_do_is_refused(
+def test_options_that_a_family_lacks_are_refused(
     family: str, sections: dict[str, Any], words: str
 ) -> None:
     config = _config(**{"model": {"family": family}, **sections})
@@ -119,7 +119,7 @@ def test_what_a_family_cannot_do_is_refused(
         families.check(load_family(family), config)
 
 
-def test_what_is_left_out_is_read_back_from_a_written_config() -> None:
+def test_a_written_config_is_read_back_with_its_defaults() -> None:
     config = _config(
         train=LORA, validation={"every_n_steps": 10}, loss={"timestep_sampling": "mode"}
     )
@@ -137,16 +137,14 @@ def test_what_is_left_out_is_read_back_from_a_written_config() -> None:
         ("..", "dog"),
     ],
 )
-def test_a_run_without_a_name_is_called_after_its_photos(images: str, name: str) -> None:
+def test_the_default_name_is_that_of_the_photos(images: str, name: str) -> None:
     subject = {**SUBJECT, "images": images}
     assert Config.model_validate({"subject": subject}).name == name
     assert _config(subject=subject).name == "test"
 
 
 @pytest.mark.parametrize(("method", "rate"), [(None, 1e-4), ("dora", 1e-4), ("full", 5e-6)])
-def test_the_rate_is_that_of_the_method_where_none_is_given(
-    method: str | None, rate: float
-) -> None:
+def test_the_default_learning_rate_depends_on_the_method(method: str | None, rate: float) -> None:
     train = {} if method is None else {"method": method}
     assert _config(train=train).train.learning_rate == rate
     assert _config(train={**train, "learning_rate": 0.5}).train.learning_rate == 0.5
@@ -161,19 +159,19 @@ def test_the_rate_is_that_of_the_method_where_none_is_given(
         ({"prior": {"enabled": False}}, None),
     ],
 )
-def test_the_prior_is_preserved_by_what_the_method_can_do(
+def test_the_default_prior_target_depends_on_the_method(
     sections: dict[str, Any], target: str | None
 ) -> None:
     assert _config(**sections).prior_target == target
 
 
-def test_a_run_without_photos_is_not_blamed_for_its_name() -> None:
+def test_missing_photos_are_reported_without_the_derived_name() -> None:
     with pytest.raises(ValidationError) as refused:
         Config.model_validate({"subject": {"class_noun": "dog"}})
     assert wrong_fields(refused.value) == "subject.images: is missing: set it"
 
 
-def test_a_recipe_gives_what_config_and_overrides_leave_out(tmp_path: Path) -> None:
+def test_a_recipe_is_overridden_by_config_and_set(tmp_path: Path) -> None:
     file = tmp_path / "dog.yaml"
     file.write_text("subject: {images: photos, class_noun: dog}\ntrain: {steps: 7}\n")
     config = load_config(file, ("adapter.rank=2",), recipe="sdxl-lora")
@@ -181,7 +179,7 @@ def test_a_recipe_gives_what_config_and_overrides_leave_out(tmp_path: Path) -> N
     assert (config.adapter.rank, config.adapter.alpha) == (2, 4)
 
 
-def test_an_unknown_recipe_names_the_nearest(tmp_path: Path) -> None:
+def test_an_unknown_recipe_proposes_the_nearest(tmp_path: Path) -> None:
     file = tmp_path / "dog.yaml"
     file.write_text("subject: {images: photos, class_noun: dog}\n")
     with pytest.raises(ConfigError, match="did you mean sdxl-lora"):

@@ -1,4 +1,4 @@
-"""Secrets in configs are refused without being repeated."""
+"""Secrets in configs are refused, and not repeated in the message."""
 
 import json
 import re
@@ -16,7 +16,7 @@ from dreambooth_core.training.sweep import trials_of
 
 SECRET = "hunter2-hunter2"
 SUBJECT = {"images": "photos", "class_noun": "dog"}
-JUDGE = {"url": "http://host/v1", "model": "eyes"}
+JUDGE = {"url": "http://host/v1", "model": "judge"}
 
 
 @pytest.mark.parametrize(
@@ -47,6 +47,10 @@ JUDGE = {"url": "http://host/v1", "model": "eyes"}
         ({"passwords": {"a": SECRET}}, "passwords is no option"),
         ({"train": {"hf_token": SECRET}}, "train.hf_token is no option"),
         ({"train": {"stepps": SECRET}}, "did you mean train.steps"),
+        (
+            {"textual_inversion": {"initializer_token": [SECRET]}},
+            "textual_inversion.initializer_token: must be text",
+        ),
     ],
     ids=str,
 )
@@ -76,11 +80,11 @@ def test_a_secret_is_refused_and_not_repeated(
     ],
     ids=str,
 )
-def test_addresses_without_credentials_are_taken(sections: dict[str, Any]) -> None:
+def test_addresses_without_credentials_are_accepted(sections: dict[str, Any]) -> None:
     Config.model_validate({"name": "x", "subject": SUBJECT, **sections})
 
 
-def test_forms_refuse_the_same() -> None:
+def test_flow_parameters_refuse_credentials() -> None:
     with pytest.raises(ConfigError, match=r"registry\.mlflow must be .* MLFLOW_TRACKING_TOKEN"):
         Registry.model_validate({"mlflow": f"http://me:{SECRET}@host"})
     with pytest.raises(ConfigError, match=r"cleaning\.storage\.endpoint must be"):
@@ -91,7 +95,7 @@ def test_forms_refuse_the_same() -> None:
     assert SECRET not in str(caught.value)
 
 
-def test_a_trial_that_is_refused_does_not_repeat_its_values() -> None:
+def test_the_message_of_a_refused_trial_has_no_values() -> None:
     grid = {"evaluation.judge.model": [SECRET]}
     sweep = Sweep.model_validate({"config": {"subject": SUBJECT}, "grid": grid})
     with pytest.raises(ConfigError, match=r"sweep\.grid of evaluation\.judge\.model") as caught:
@@ -111,6 +115,6 @@ def test_the_schema_refuses_credentials_before_a_run_is_stored() -> None:
         assert re.search(PUBLIC, good), good
 
 
-def test_passwords_are_cut_out_of_texts() -> None:
+def test_passwords_are_removed_from_texts() -> None:
     assert without_password("see http://me:s@c?r#et@host/x?y=a@b") == "see http://host/x?y=a@b"
     assert without_password("dataset://robot@latest") == "dataset://robot@latest"

@@ -5,6 +5,7 @@ import warnings
 import pytest
 
 from dreambooth_core.config import Config
+from dreambooth_core.config.flow_parameters import Assessment, Promotion
 from dreambooth_core.config.old_keys import _KEYS, OldKeyWarning
 from dreambooth_core.config.refusals import known_keys
 
@@ -26,10 +27,10 @@ def test_old_keys_are_read_under_their_new_names() -> None:
     assert config.train.gradient_accumulation_steps == 2
     assert config.memory.fit == "none"
     assert config.textual_inversion.num_vectors == 3
-    said = {str(warning.message) for warning in caught}
+    messages = {str(warning.message) for warning in caught}
     text = "train.accumulate is now train.gradient_accumulation_steps; the old name is accepted "
-    assert f"{text}until version 0.2" in said
-    assert len(said) == 7
+    assert f"{text}until version 0.2" in messages
+    assert len(messages) == 7
     with warnings.catch_warnings():
         warnings.simplefilter("error")
         assert Config.model_validate(config.model_dump(mode="json")) == config
@@ -42,7 +43,9 @@ def test_a_key_under_both_names_is_refused() -> None:
 
 
 def test_every_new_key_of_the_table_exists() -> None:
-    known = known_keys(Config)
-    for place, keys in _KEYS.values():
+    known = {*known_keys(Config)}
+    for name, parameters in (("promotion", Promotion), ("assessment", Assessment)):
+        known |= {f"{name}.{key}" for key in parameters.model_fields}
+    for section, keys in _KEYS.values():
         for new in keys.values():
-            assert f"{place}.{new}".removeprefix(".") in known
+            assert f"{section}.{new}".removeprefix(".") in known

@@ -1,4 +1,4 @@
-"""Wrong values of configs: not finite, too large, under unknown keys; the words that refuse them."""
+"""Messages for wrong values in configs: not finite, too large, unknown keys."""
 
 import math
 from typing import Any
@@ -13,7 +13,7 @@ from dreambooth_core.config.refusals import known_keys, proposals, wrong_fields
 from dreambooth_core.errors import SCREEN, ConfigError, DreamBoothError, one_line
 
 SUBJECT = {"images": "photos", "class_noun": "dog"}
-JUDGE = {"url": "http://host/v1", "model": "eyes"}
+JUDGE = {"url": "http://host/v1", "model": "judge"}
 NUMBERS = [
     key
     for key in known_keys(Config)
@@ -24,11 +24,11 @@ NUMBERS = [
 def nested(dotted: str, value: Any) -> dict[str, Any]:
     *parents, last = dotted.split(".")
     document: dict[str, Any] = {"name": "x", "subject": SUBJECT}
-    place = document
+    section = document
     for key in parents:
-        place[key] = dict(JUDGE) if key == "judge" else {}
-        place = place[key]
-    place[last] = value
+        section[key] = dict(JUDGE) if key == "judge" else {}
+        section = section[key]
+    section[last] = value
     return document
 
 
@@ -40,12 +40,12 @@ def refusal(document: dict[str, Any]) -> str:
 
 
 @pytest.mark.parametrize("key", [*NUMBERS, "gate.limits.identity", "gate.margins.diversity"])
-def test_no_option_takes_what_is_not_finite_or_too_large(key: str) -> None:
+def test_options_refuse_infinite_and_too_large_values(key: str) -> None:
     large = [] if key.startswith("gate.") and key.count(".") == 2 else [10**30, -(10**30)]
     for value in (math.nan, math.inf, -math.inf, *large):
-        said = refusal(nested(key, value))
-        assert len(said) < SCREEN
-        assert "Input should" not in said
+        message = refusal(nested(key, value))
+        assert len(message) < SCREEN
+        assert "Input should" not in message
 
 
 @pytest.mark.parametrize(
@@ -77,11 +77,11 @@ def test_no_option_takes_what_is_not_finite_or_too_large(key: str) -> None:
     ],
     ids=str,
 )
-def test_a_wrong_field_is_said_in_plain_words(document: dict[str, Any], words: str) -> None:
+def test_a_wrong_field_has_a_plain_message(document: dict[str, Any], words: str) -> None:
     assert words in refusal({"name": "x", "subject": SUBJECT, **document})
 
 
-def test_jobs_and_sweeps_propose_keys_of_their_own() -> None:
+def test_jobs_and_sweeps_propose_their_own_keys() -> None:
     for schema, document, words in [
         (
             SamplingJob,
@@ -97,14 +97,14 @@ def test_jobs_and_sweeps_propose_keys_of_their_own() -> None:
         assert words in wrong_fields(caught.value, schema)
 
 
-def test_a_field_of_a_union_is_said_once() -> None:
+def test_a_union_field_has_one_message() -> None:
     with pytest.raises(ValidationError) as caught:
         SamplingJob.model_validate({"name": "x", "models": "a", "prompts": "b", "seeds": "many"})
-    said = wrong_fields(caught.value, SamplingJob)
-    assert said == "groups.0.seeds: must be a whole number or a list (got 'many')"
+    message = wrong_fields(caught.value, SamplingJob)
+    assert message == "groups.0.seeds: must be a whole number or a list (got 'many')"
 
 
-def test_proposals_are_few_and_near() -> None:
+def test_proposals_are_few_and_similar() -> None:
     known = known_keys(Config)
     assert proposals("train.steps", known) == ["train.steps"]
     assert proposals("x" * 100_000, known) == []
@@ -113,7 +113,7 @@ def test_proposals_are_few_and_near() -> None:
 
 
 def test_a_message_fits_on_a_screen() -> None:
-    said = one_line(DreamBoothError("begin\n" + "x" * 10**6 + "\x1b[2J end: the remedy"))
-    assert len(said) < SCREEN + 10
-    assert said.startswith("begin x")
-    assert said.endswith("\\x1b[2J end: the remedy")
+    sentence = one_line(DreamBoothError("begin\n" + "x" * 10**6 + "\x1b[2J end: the remedy"))
+    assert len(sentence) < SCREEN + 10
+    assert sentence.startswith("begin x")
+    assert sentence.endswith("\\x1b[2J end: the remedy")
