@@ -1,7 +1,7 @@
-"""`dreambooth`: what a person types. stdout holds what was asked for, stderr everything else.
+"""The command `dreambooth`. Results go to stdout, everything else to stderr.
 
-`--help` must answer at once, so nothing heavy is imported before a command needs it. A new group of
-commands is one file here with an `app`, named below.
+Heavy libraries are imported inside the commands, so that `--help` is fast. A new group of commands is one
+file with an `app`, added below.
 """
 
 import errno
@@ -24,7 +24,7 @@ from dreambooth_core.errors import DreamBoothError, StageFailed, one_line
 app = typer.Typer(
     no_args_is_help=True,
     pretty_exceptions_enable=False,
-    help="A few photos of a subject in, a measured and registered image model out.",
+    help="DreamBooth fine-tuning: from photos of a subject to an evaluated, registered image model.",
     epilog="Exit codes: 0 done, 2 bad config or arguments, 3 photos refused, 4 a stage failed, "
     "75 stopped and resumable.",
 )
@@ -36,42 +36,42 @@ app.add_typer(datasets.app, name="dataset")
 
 
 def main() -> NoReturn:
-    """Entry point: turns errors into one sentence on stderr and an exit code."""
+    """Entry point; prints errors as one sentence on stderr and sets the exit code."""
     debug = "--debug" in sys.argv
     arguments = [word for word in sys.argv[1:] if word != "--debug"]
     if not debug:
         _quiet()
-    _print_what_stdout_can_show()
+    _replace_unencodable()
     try:
-        sys.exit(_perform(arguments))
-    except typer.Abort:  # the end of input, or Ctrl-C, at a question
+        sys.exit(_run(arguments))
+    except typer.Abort:  # end of input or Ctrl-C at a prompt
         sys.exit(1)
     except Exception as error:
         if debug:
             raise
-        if said := _sentence(error):
-            print(f"Error: {said}", file=sys.stderr)
+        if message := _message(error):
+            print(f"Error: {message}", file=sys.stderr)
         sys.exit(getattr(error, "exit_code", 4))
 
 
-def _perform(arguments: list[str]) -> int | None:
-    """Run the command to its end, with what it has printed handed over; its exit code, if it has one."""
+def _run(arguments: list[str]) -> int | None:
+    """Run the command and flush stdout; returns the command's exit code, if any."""
     try:
         code: int | None = app(arguments, prog_name="dreambooth", standalone_mode=False)
         return code
     finally:
         try:
-            if sys.stdout is not None:  # as it is where the caller has closed it
+            if sys.stdout is not None:  # None if the caller closed it
                 sys.stdout.flush()
         except OSError as error:
-            # Python would flush once more at its end, and tell of it in words of its own
+            # Python flushes again on exit and would print its own message
             os.dup2(os.open(os.devnull, os.O_WRONLY), 1)
             if error.errno != errno.EPIPE:
                 raise
 
 
-def _print_what_stdout_can_show() -> None:
-    """Characters that stdout's encoding lacks are printed as ?, where Python would raise."""
+def _replace_unencodable() -> None:
+    """Print characters that stdout's encoding lacks as ? instead of raising."""
     if isinstance(sys.stdout, TextIOWrapper):
         sys.stdout.reconfigure(errors="replace")
 
@@ -80,26 +80,26 @@ def _print_what_stdout_can_show() -> None:
 def _options(
     debug: Annotated[bool, typer.Option("--debug", help="Tracebacks and all logs.")] = False,
 ) -> None:
-    """`main` has taken it out of the arguments already: it may stand anywhere."""
+    """Listed in the help only: `main` removes it from the arguments, at any position."""
 
 
-def _sentence(error: Exception) -> str:
-    """Empty for a group of commands without one, whose help was printed."""
+def _message(error: Exception) -> str:
+    """Message for an error; empty if help was printed instead."""
     from dreambooth_core.config.credentials import without_password
 
     if isinstance(error, TyperException):
-        return _of_arguments(error)
+        return _usage_message(error)
     text = without_password(one_line(error))
     if isinstance(error, DreamBoothError):
         return text
     if isinstance(error, OSError) and error.strerror:
-        return one_line(StageFailed(_of_the_system(error)))
+        return one_line(StageFailed(_os_message(error)))
     kind = type(error).__name__
-    return f"{kind}: {text} (not foreseen; --debug shows where)" if text else kind
+    return f"{kind}: {text} (unexpected; --debug shows the traceback)" if text else kind
 
 
-def _of_the_system(error: OSError) -> str:
-    """The sentence for what the operating system refuses: a full disk, missing rights, no such file."""
+def _os_message(error: OSError) -> str:
+    """Message for an error of the operating system, such as a full disk or missing rights."""
     if error.filename is None:
         full = error.errno == errno.ENOSPC
         where = "stdout or a file" if full else "a file or a connection"
@@ -107,15 +107,15 @@ def _of_the_system(error: OSError) -> str:
     return f"{error.filename} cannot be used: {error.strerror}; check the path, its rights and free space"
 
 
-def _of_arguments(error: TyperException) -> str:
-    """What is wrong with the words on the command line, and which help lists the right ones."""
+def _usage_message(error: TyperException) -> str:
+    """Message for wrong arguments, with the command whose help lists the valid ones."""
     text = one_line(TyperException(error.format_message())).rstrip(".")
     command = getattr(getattr(error, "ctx", None), "command_path", "dreambooth")
-    return f"{text}; `{command} --help` lists what it takes" if text else ""
+    return f"{text}; `{command} --help` lists its arguments" if text else ""
 
 
 def _quiet() -> None:
-    """Libraries' logs and warnings are for --debug; Prefect still keeps its own in its database."""
+    """Hide logs and warnings of libraries; Prefect still stores its logs in its database."""
     warnings.filterwarnings("ignore")
     warnings.filterwarnings("default", category=OldKeyWarning)
     warnings.showwarning = _show_warning
@@ -132,5 +132,5 @@ def _quiet() -> None:
 
 
 def _show_warning(message: Warning | str, *_: object, **__: object) -> None:
-    """One line on stderr, without the place in our code."""
+    """Print a warning as one line on stderr, without file and line."""
     console.say(f"warning: {message}")

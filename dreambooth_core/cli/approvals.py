@@ -1,7 +1,7 @@
-"""`dreambooth approve`, `dreambooth reject`: a word for a flow run that waits for one.
+"""`dreambooth approve`, `dreambooth reject`: decide a flow run that waits for approval.
 
-They import a task, inside the command: it is Prefect's server that holds the question. In the folder
-of a running `dreambooth up` that is its server, with its login.
+The question is stored in Prefect's server, hence the import of a task inside the command. In the folder of
+a running `dreambooth up`, its server and login are used.
 """
 
 from typing import Annotated, Literal
@@ -10,27 +10,29 @@ import typer
 
 app = typer.Typer()
 
-Run = Annotated[str, typer.Argument(metavar="RUN", help="Name or id of the flow run that waits.")]
-By = Annotated[str | None, typer.Option(help="Who decides; the user of this machine otherwise.")]
+Run = Annotated[str, typer.Argument(metavar="RUN", help="Name or id of the waiting flow run.")]
+By = Annotated[
+    str | None, typer.Option(help="Name of the person who decides; default: the current user.")
+]
 
 
 @app.command()
 def approve(
     run: Run,
-    reason: Annotated[str, typer.Option(help="Why, when the gate has not said promote.")] = "",
+    reason: Annotated[str, typer.Option(help="Reason; required if the gate did not promote.")] = "",
     by: By = None,
 ) -> None:
-    """Let a promotion that waits for a person put its version into service."""
-    _answer(run, "approve", reason, by)
+    """Approve a waiting promotion: its version becomes champion."""
+    _decide(run, "approve", reason, by)
 
 
 @app.command()
-def reject(run: Run, reason: Annotated[str, typer.Option(help="Why.")], by: By = None) -> None:
-    """Refuse the version of a promotion that waits for a person."""
-    _answer(run, "reject", reason, by)
+def reject(run: Run, reason: Annotated[str, typer.Option(help="Reason.")], by: By = None) -> None:
+    """Reject a waiting promotion."""
+    _decide(run, "reject", reason, by)
 
 
-def _answer(run: str, decision: Literal["approve", "reject"], reason: str, by: str | None) -> None:
+def _decide(run: str, decision: Literal["approve", "reject"], reason: str, by: str | None) -> None:
     from dreambooth_core.servers.stack.supervisor import stack_environment
     from dreambooth_core.storage.records import current_user
 
@@ -38,4 +40,4 @@ def _answer(run: str, decision: Literal["approve", "reject"], reason: str, by: s
         from tasks.approval import Approval, answer_run
 
         answer = Approval(decision=decision, reason=reason, by=by or current_user())
-        print(f"{answer_run(run, answer)} goes on")
+        print(f"{answer_run(run, answer)} is resumed")

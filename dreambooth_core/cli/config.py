@@ -1,15 +1,15 @@
-"""`dreambooth config`: what a config may hold, and what it comes to."""
+"""`dreambooth config`: schema, reference and resolved values of configs."""
 
 import typer
 
 from dreambooth_core.cli.options import AsJson, ConfigFile, Overrides, Recipe
 
-app = typer.Typer(no_args_is_help=True, help="What a config may hold, and what it comes to.")
+app = typer.Typer(no_args_is_help=True, help="Schema, reference and resolved values of configs.")
 
 
 @app.command()
 def schema() -> None:
-    """JSON schema of a config, for editors."""
+    """Print the JSON schema of configs, for editors."""
     import json
 
     from dreambooth_core.config import Config
@@ -19,7 +19,7 @@ def schema() -> None:
 
 @app.command()
 def reference() -> None:
-    """Every key with its type, default, range and help, as Markdown."""
+    """Print every key with type, default, range and help, as Markdown."""
     from dreambooth_core.config.reference import reference as page
 
     print(page(), end="")
@@ -32,7 +32,7 @@ def show(
     recipe: Recipe = None,
     as_json: AsJson = False,
 ) -> None:
-    """The config with every default filled in."""
+    """Print a config with all defaults filled in."""
     from dreambooth_core.cli import run_output
     from dreambooth_core.config import load_config
 

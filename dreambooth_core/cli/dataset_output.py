@@ -1,4 +1,4 @@
-"""What the commands about datasets print: tables for people, JSON for machines."""
+"""Output of `dreambooth dataset`: tables or JSON."""
 
 from collections.abc import Sequence
 
@@ -8,22 +8,22 @@ from dreambooth_core.data.versions import DatasetPointer, PushResult
 from dreambooth_core.storage.records import ImageSet
 
 
-def show_pushed(pushed: PushResult, told: bool, as_json: bool) -> None:
-    """What the photos came to, what a config calls them, and whether Prefect was told."""
+def show_pushed(pushed: PushResult, event_sent: bool, as_json: bool) -> None:
+    """Findings, the new version and its reference, and whether Prefect's server got an event."""
     if as_json:
-        print_json({**pushed.model_dump(mode="json"), "told_prefect": told})
+        print_json({**pushed.model_dump(mode="json"), "event_sent": event_sent})
         return
     show_validation(pushed.validation, as_json=False)
     if not pushed.new:
-        print(f"Nothing new: this is version {pushed.publication.number} already")
-    print(f"Version  {pushed.publication.number} of {pushed.name}")
-    print(f"Use it   {pushed.reference}")
+        print(f"Unchanged: these photos are version {pushed.publication.number}")
+    print(f"Version    {pushed.publication.number} of {pushed.name}")
+    print(f"Reference  {pushed.reference}")
     if pushed.new:
-        print(f"Prefect  {'was told' if told else 'was not told'}")
+        print(f"Prefect    {'event sent' if event_sent else 'no event sent'}")
 
 
 def show_datasets(found: Sequence[DatasetPointer], as_json: bool) -> None:
-    """A row per dataset."""
+    """One row per dataset."""
     if as_json:
         rows = [{"name": one.name, **one.latest.model_dump(mode="json")} for one in found]
         print_json(rows)
@@ -33,12 +33,12 @@ def show_datasets(found: Sequence[DatasetPointer], as_json: bool) -> None:
 
 
 def show_dataset(pointer: DatasetPointer, newest: ImageSet, as_json: bool) -> None:
-    """A row per publication, the newest last, and one per photo of the newest version."""
+    """One row per version, the newest last, and one per photo of the newest version."""
     if as_json:
         photos = [image.model_dump(mode="json") for image in newest.images]
         print_json({**pointer.model_dump(mode="json"), "photos": photos})
         return
-    rows = [_row(pointer, place) for place in range(len(pointer.history))]
+    rows = [_row(pointer, index) for index in range(len(pointer.history))]
     print_table(pointer.name, ("version", "photos", "digest", "pushed", "by"), rows)
     images = [
         [
@@ -52,7 +52,7 @@ def show_dataset(pointer: DatasetPointer, newest: ImageSet, as_json: bool) -> No
     print_table("Newest", ("photo", "pixels", "mask", "caption"), images)
 
 
-def _row(pointer: DatasetPointer, place: int) -> list[str]:
-    one = pointer.history[place]
+def _row(pointer: DatasetPointer, index: int) -> list[str]:
+    one = pointer.history[index]
     when = one.when.replace("+00:00", "Z")
     return [str(one.number), str(one.photos), one.digest[:16], when, one.by]

@@ -1,6 +1,6 @@
-"""`dreambooth dataset`: photo sets in versions, for runs that learn from the newest one.
+"""`dreambooth dataset`: versioned photo sets.
 
-`push` imports a task, inside the command: it is Prefect that is told.
+`push` imports a task inside the command, to send an event to Prefect's server.
 """
 
 from pathlib import Path
@@ -14,10 +14,10 @@ if TYPE_CHECKING:
     from dreambooth_core.config import Config
     from dreambooth_core.data.versions import PushResult
 
-app = typer.Typer(no_args_is_help=True, help="Photo sets in versions: dataset://NAME@latest.")
+app = typer.Typer(no_args_is_help=True, help="Versioned photo sets: dataset://NAME@latest.")
 
 Name = Annotated[str, typer.Argument(help="The dataset's name.")]
-Place = Annotated[Path | None, typer.Option(help="Config that says where the store is.")]
+StoreConfig = Annotated[Path | None, typer.Option(help="Config with the store's location.")]
 
 
 @app.command()
@@ -29,37 +29,36 @@ def push(
     ] = 512,
     as_json: AsJson = False,
     work: Work = Path(".dreambooth"),
-    config: Place = None,
+    config: StoreConfig = None,
 ) -> None:
-    """Check photos and store them as the newest version; the same photos are no new version.
+    """Check photos and store them as a new version, unless they are unchanged.
 
-    A new version is told to Prefect's server, if one is configured.
+    A new version sends an event to Prefect's server, if one is configured.
     """
     from dreambooth_core.cli import dataset_output
     from dreambooth_core.data import versions
     from dreambooth_core.servers.local import local_services
     from dreambooth_core.storage.stores import open_store
 
-    settings = _place(config, work)
+    settings = _load(config, work)
     rules = settings.dataset if config else None
     with local_services(settings):
         store = open_store(settings.storage)
         pushed = versions.push(store, folder, name, resolution, rules)
-    told = pushed.new and _tell(pushed)
-    dataset_output.show_pushed(pushed, told, as_json)
+    dataset_output.show_pushed(pushed, pushed.new and _send_event(pushed), as_json)
 
 
 @app.command("list")
 def list_datasets(
-    as_json: AsJson = False, work: Work = Path(".dreambooth"), config: Place = None
+    as_json: AsJson = False, work: Work = Path(".dreambooth"), config: StoreConfig = None
 ) -> None:
-    """The datasets of the store, and the newest version of each."""
+    """List the datasets of the store and their newest versions."""
     from dreambooth_core.cli import dataset_output
     from dreambooth_core.data import versions
     from dreambooth_core.servers.local import local_services
     from dreambooth_core.storage.stores import open_store
 
-    settings = _place(config, work)
+    settings = _load(config, work)
     with local_services(settings):
         store = open_store(settings.storage)
         found = [versions.pointer(store, name) for name in versions.names(store)]
@@ -71,15 +70,15 @@ def show(
     name: Name,
     as_json: AsJson = False,
     work: Work = Path(".dreambooth"),
-    config: Place = None,
+    config: StoreConfig = None,
 ) -> None:
-    """All versions of a dataset, and the photos of the newest."""
+    """Show all versions of a dataset, and the photos of the newest."""
     from dreambooth_core.cli import dataset_output
     from dreambooth_core.data import versions
     from dreambooth_core.servers.local import local_services
     from dreambooth_core.storage.stores import open_store
 
-    settings = _place(config, work)
+    settings = _load(config, work)
     with local_services(settings):
         store = open_store(settings.storage)
         pointer = versions.pointer(store, name)
@@ -87,14 +86,14 @@ def show(
     dataset_output.show_dataset(pointer, newest, as_json)
 
 
-def _place(config: Path | None, work: Path) -> "Config":
+def _load(config: Path | None, work: Path) -> "Config":
     from dreambooth_core.config import config_for_folder, load_config
 
     return config_for_folder(work) if config is None else load_config(config)
 
 
-def _tell(pushed: "PushResult") -> bool:
-    """Whether Prefect's server took the news; a version is published whether or not it did."""
+def _send_event(pushed: "PushResult") -> bool:
+    """Whether Prefect's server accepted the event; the version is published in any case."""
     from tasks.events import dataset_published, emit
 
     return emit(dataset_published(pushed))

@@ -1,4 +1,4 @@
-"""What the commands about registered models print: tables for people, JSON for machines."""
+"""Output of the commands on registered models: tables or JSON."""
 
 from collections.abc import Sequence
 
@@ -10,11 +10,11 @@ from dreambooth_core.registry.lineage import Lineage
 from dreambooth_core.registry.listing import ListedVersion
 
 SHOWN = ("prompt_fidelity", "prior_drift")
-"""Metrics with a column in the table of models, behind the first of what gates decide by."""
+"""Metrics with a column in the table of models, after the first measured of `PRIMARY`."""
 
 
 def show_models(models: Sequence[ListedVersion], as_json: bool) -> None:
-    """A row per version."""
+    """One row per version."""
     if as_json:
         print_json([model.model_dump(mode="json") for model in models])
         return
@@ -25,7 +25,7 @@ def show_models(models: Sequence[ListedVersion], as_json: bool) -> None:
         [
             f"{model.name}/{model.version}",
             "\n".join(f"@{alias}" for alias in model.aliases),
-            model.verdict or "not judged",
+            model.verdict or "not evaluated",
             *(_number(model.metrics.get(name)) for name in names),
             model.when[:10],
         ]
@@ -36,7 +36,7 @@ def show_models(models: Sequence[ListedVersion], as_json: bool) -> None:
 
 
 def show_aliases(name: str, state: AliasState, as_json: bool) -> None:
-    """Who stands for a model after its aliases were moved."""
+    """A model's aliases and their versions."""
     if as_json:
         print_json({"name": name, "aliases": state.aliases})
         return
@@ -45,16 +45,16 @@ def show_aliases(name: str, state: AliasState, as_json: bool) -> None:
 
 
 def show_lineage(lineage: Lineage, as_json: bool) -> None:
-    """From the photos to the aliases, a line per fact."""
+    """One row per input and result, from the photos to the aliases."""
     if as_json:
         print_json(lineage.model_dump(mode="json"))
         return
-    print_table(lineage.model, ("what", "digest", "what is known"), _lineage_rows(lineage))
-    print("--json has the digests in full")
+    print_table(lineage.model, ("what", "digest", "details"), _lineage_rows(lineage))
+    print("--json prints full digests")
 
 
 def show_difference(found: VersionDiff, as_json: bool) -> None:
-    """What differs, and the metrics beside each other."""
+    """Differing config keys, data and photos, metrics of both, and paired comparisons."""
     if as_json:
         print_json(found.model_dump(mode="json"))
         return
@@ -62,7 +62,7 @@ def show_difference(found: VersionDiff, as_json: bool) -> None:
     for title, both in (("Config", found.config), ("Data", found.data), ("Photos", found.photos)):
         rows = [[name, *(str(side or "") for side in pair)] for name, pair in both.items()]
         if rows:
-            print_table(title, ("what differs", *sides), rows)
+            print_table(title, ("difference", *sides), rows)
     metrics = [[name, *(_number(side) for side in pair)] for name, pair in found.metrics.items()]
     print_table("Metrics", ("metric", *sides), metrics)
     if found.why_not:
@@ -79,46 +79,46 @@ def show_difference(found: VersionDiff, as_json: bool) -> None:
         ]
         for one in found.comparisons
     ]
-    columns = ("metric", "difference", "interval", "wins", "p", "would show from")
+    columns = ("metric", "difference", "interval", "wins", "p", "smallest effect")
     print_table(f"{found.right} against {found.left}, image by image", columns, compared)
 
 
 def _lineage_rows(lineage: Lineage) -> list[list[str]]:
-    """What, the start of its digest if it has one, and what is known of it."""
+    """Name, short digest if any, and details."""
     base, training, verdict = lineage.base, lineage.training, lineage.verdict
     photos, classes, scores = lineage.instance, lineage.classes, lineage.scores
     rows = [["photo", _short(photo.sha256), photo.name] for photo in photos.images]
     rows.append(["instance images", _short(photos.digest), f"{len(photos.images)}"])
-    for told in lineage.subjects:
-        rows.append(["provenance", "", f"{told.subject}: {told.provenance or 'not said'}"])
-        rows.append(["consent", "", f"{told.subject}: {told.consent or 'not said'}"])
+    for subject in lineage.subjects:
+        rows.append(["provenance", "", f"{subject.subject}: {subject.provenance or 'not given'}"])
+        rows.append(["consent", "", f"{subject.subject}: {subject.consent or 'not given'}"])
     if classes:
         rows.append(["class images", _short(classes.digest), f"{len(classes.images)}"])
     rows.append(["base", _short(base.digest), f"{base.name} {base.revision or ''}".strip()])
-    rows.append(["licence of the base", "", base.licence or "not said"])
+    rows.append(["licence of the base", "", base.licence or "not given"])
     rows.append(["config", _short(lineage.config), ""])
     rows.append(["training", _short(training.key), f"{training.method}, {training.steps} steps"])
-    rows.append(["code that trained", "", training.code or "not said"])
+    rows.append(["training code", "", training.code or "not recorded"])
     rows += [["checkpoint", _short(at.digest), f"step {at.step}"] for at in training.checkpoints]
     rows.append(["weights", _short(training.weights), f"of step {training.chosen_step}"])
     shown = ", ".join(f"{name} {value:.3f}" for name, value in scores.metrics.items())
     rows.append(["scores", _short(scores.digest), shown])
     rows.append(["registered", "", f"{lineage.registered} by {lineage.by}"])
     rows.append(["run in MLflow", "", lineage.run_id])
-    rows.append(["code that registered", "", lineage.code])
+    rows.append(["registration code", "", lineage.code])
     if verdict:
         rows.append(["gate", _short(verdict.digest), f"{verdict.outcome}: {verdict.sentence}"])
     for change in lineage.changes:
         aliases = " ".join(
             f"@{alias}" for alias in change.state.aliases_of(lineage.model.split("/")[1])
         )
-        said = f"{change.when} {change.action} by {change.by}: {aliases or 'no alias'}"
-        rows.append(["aliases", "", f"{said} {change.reason}".strip()])
+        entry = f"{change.when} {change.action} by {change.by}: {aliases or 'no alias'}"
+        rows.append(["aliases", "", f"{entry} {change.reason}".strip()])
     return rows
 
 
 def _short(digest: str) -> str:
-    """Enough to tell it from others, as people read it."""
+    """The first 12 hex digits."""
     return digest[:12]
 
 

@@ -1,4 +1,4 @@
-"""Commands about trained models: in and out of service, where from, how different, elsewhere."""
+"""Commands on trained models: export, list, promote, roll back, lineage, diff, serve."""
 
 import os
 import sys
@@ -19,13 +19,17 @@ app = typer.Typer()
 
 
 Model = Annotated[str, typer.Argument(help="NAME (its candidate), NAME@alias or NAME/version.")]
-Place = Annotated[Path | None, typer.Option(help="Config that says where MLflow is.")]
-Yes = Annotated[bool, typer.Option("--yes", help="Do not ask.")]
-By = Annotated[str | None, typer.Option(help="Who does it; the user of this machine otherwise.")]
+RegistryConfig = Annotated[
+    Path | None, typer.Option(help="Config with MLflow's location; default: the work folder's.")
+]
+Yes = Annotated[bool, typer.Option("--yes", help="Do not ask for confirmation.")]
+By = Annotated[
+    str | None, typer.Option(help="Name of the person who decides; default: the current user.")
+]
 
 
 class Alias(StrEnum):
-    """What a version can be promoted to."""
+    """Alias that a version can be promoted to."""
 
     champion = "champion"
 
@@ -38,14 +42,14 @@ def export(
             help="NAME, NAME@alias or NAME/version; or the config of a finished training."
         ),
     ],
-    form: Annotated[str, typer.Option("--format", help="One of the formats above.")],
+    form: Annotated[str, typer.Option("--format", help="A format of the list above.")],
     out: Annotated[
-        Path | None, typer.Option(help="Folder for the files; exports/FORMAT when left out.")
+        Path | None, typer.Option(help="Folder for the files; default: exports/FORMAT.")
     ] = None,
     work: Work = Path(".dreambooth"),
     overrides: Overrides = None,
 ) -> None:
-    """Hand a trained model to other programs; prints the paths.
+    """Export a trained model for other programs; prints the paths.
 
     Formats: diffusers, single_file (A1111, ComfyUI), lora_diffusers, lora_kohya, lora_comfy, embedding.
     """
@@ -65,7 +69,7 @@ def compare(
         "comparison.html"
     ),
 ) -> None:
-    """Put the reports of two runs side by side on one page."""
+    """Write a page with the reports of two runs side by side."""
     from dreambooth_core.reports.comparison import compare_runs
 
     print(compare_runs(left, right, out))
@@ -73,42 +77,43 @@ def compare(
 
 @app.command("models")
 def list_models(
-    as_json: AsJson = False, work: Work = Path(".dreambooth"), config: Place = None
+    as_json: AsJson = False, work: Work = Path(".dreambooth"), config: RegistryConfig = None
 ) -> None:
-    """List the registered models: versions, aliases, what the gate said, scores."""
+    """List registered model versions with aliases, gate decision and scores."""
     from dreambooth_core.cli import model_output
     from dreambooth_core.registry import listing
 
-    settings, place = _where(config, work)
-    model_output.show_models(listing.list_versions(settings, place), as_json)
+    settings, folder = _registry(config, work)
+    model_output.show_models(listing.list_versions(settings, folder), as_json)
 
 
 @app.command()
 def promote(
     model: Model,
     to: Annotated[Alias, typer.Option(help="The alias.")] = Alias.champion,
-    reason: Annotated[str, typer.Option(help="Why, when the gate has not said promote.")] = "",
+    reason: Annotated[str, typer.Option(help="Reason; required if the gate did not promote.")] = "",
     by: By = None,
     yes: Yes = False,
     as_json: AsJson = False,
     work: Work = Path(".dreambooth"),
-    config: Place = None,
+    config: RegistryConfig = None,
 ) -> None:
-    """Put a version into service; the one before it stays as `previous`.
+    """Make a version the champion; the one before it becomes `previous`.
 
-    What the gate has refused needs --reason, and bears the name of who gave it.
+    A version that the gate did not promote needs --reason, which is recorded with the name of --by.
     """
     from dreambooth_core.cli import model_output
     from dreambooth_core.registry import listing, promotion
     from dreambooth_core.storage import records
 
-    settings, place = _where(config, work)
-    with listing.opened_version(settings, place, model) as one:
+    settings, folder = _registry(config, work)
+    with listing.opened_version(settings, folder, model) as one:
         found, before = one.found, one.log.state
         _confirm(f"Make {found.name}/{found.version} the {to.value}?", yes)
         request = promotion.PromotionRequest(found.version, by or records.current_user(), reason)
         state = promotion.promote(found.config, one.store, request)
-    _tell(found.name, before, state, f"{request.by} put {found.name}/{found.version} into service")
+    reason = f"{request.by} promoted {found.name}/{found.version}"
+    _send_event(found.name, before, state, reason)
     model_output.show_aliases(found.name, state, as_json)
 
 
@@ -116,29 +121,29 @@ def promote(
 def rollback(
     model: Annotated[
         str,
-        typer.Argument(help="NAME, or the champion's NAME/VERSION, which a script may say twice."),
+        typer.Argument(help="NAME, or the champion's NAME/VERSION to make a repeated call safe."),
     ],
-    reason: Annotated[str, typer.Option(help="Why.")] = "",
+    reason: Annotated[str, typer.Option(help="Reason.")] = "",
     by: By = None,
     yes: Yes = False,
     as_json: AsJson = False,
     work: Work = Path(".dreambooth"),
-    config: Place = None,
+    config: RegistryConfig = None,
 ) -> None:
-    """Take the champion out of service: the one before it is champion again."""
+    """Make the previous version the champion again."""
     from dreambooth_core.cli import model_output
     from dreambooth_core.registry import listing, promotion
     from dreambooth_core.storage import records
 
-    settings, place = _where(config, work)
+    settings, folder = _registry(config, work)
     wanted = model if "/" in model or "@" in model else f"{model}@champion"
-    with listing.opened_version(settings, place, wanted) as one:
+    with listing.opened_version(settings, folder, wanted) as one:
         found, before = one.found, one.log.state
-        _confirm(f"Take {found.name}/{found.version} out of service?", yes)
+        _confirm(f"Roll back from {found.name}/{found.version}?", yes)
         request = promotion.PromotionRequest(found.version, by or records.current_user(), reason)
         state = promotion.rollback(found.config, one.store, request)
-    said = f"{request.by} took {found.name}/{found.version} out of service"
-    _tell(found.name, before, state, said)
+    reason = f"{request.by} rolled {found.name}/{found.version} back"
+    _send_event(found.name, before, state, reason)
     model_output.show_aliases(found.name, state, as_json)
 
 
@@ -147,15 +152,15 @@ def lineage(
     model: Model,
     as_json: AsJson = False,
     work: Work = Path(".dreambooth"),
-    config: Place = None,
+    config: RegistryConfig = None,
 ) -> None:
-    """Show all that a version comes from: photos, class images, base, config, code, scores, aliases."""
+    """Show a version's lineage: photos, class images, base, config, code, scores, aliases."""
     from dreambooth_core.cli import model_output
     from dreambooth_core.registry import listing
     from dreambooth_core.registry.lineage import lineage_of
 
-    settings, place = _where(config, work)
-    with listing.opened_version(settings, place, model) as one:
+    settings, folder = _registry(config, work)
+    with listing.opened_version(settings, folder, model) as one:
         traced = lineage_of(one.store, one.log, one.found.version)
     model_output.show_lineage(traced, as_json)
 
@@ -163,26 +168,26 @@ def lineage(
 @app.command()
 def diff(
     left: Annotated[str, typer.Argument(metavar="A", help="NAME, NAME@alias or NAME/version.")],
-    right: Annotated[str, typer.Argument(metavar="B", help="The same, of another one.")],
+    right: Annotated[str, typer.Argument(metavar="B", help="Another one, in the same form.")],
     out: Annotated[
         Path | None,
         typer.Option(
-            help="Also write a page here, with their images side by side.", dir_okay=False
+            help="Also write a page with their images side by side to this file.", dir_okay=False
         ),
     ] = None,
     as_json: AsJson = False,
     work: Work = Path(".dreambooth"),
-    config: Place = None,
+    config: RegistryConfig = None,
 ) -> None:
     """Compare two versions: config, data, metrics, and images of the same prompt and seed."""
     from dreambooth_core.cli import model_output
     from dreambooth_core.registry import diff as differences
     from dreambooth_core.registry import listing
 
-    settings, place = _where(config, work)
+    settings, folder = _registry(config, work)
     with (
-        listing.opened_version(settings, place, left) as one,
-        listing.opened_version(settings, place, right) as other,
+        listing.opened_version(settings, folder, left) as one,
+        listing.opened_version(settings, folder, right) as other,
     ):
         sides = [
             differences.version_side(each.store, each.log, each.found.version)
@@ -199,21 +204,21 @@ def serve(
     model: Model,
     port: Annotated[int, typer.Option(min=1, max=65535, help="On loopback.")] = 5001,
     work: Work = Path(".dreambooth"),
-    config: Place = None,
+    config: RegistryConfig = None,
 ) -> None:
-    """Answer requests with images until interrupted: `mlflow models serve`, with the store at hand."""
+    """Serve a model over HTTP until interrupted, by `mlflow models serve`."""
     from dreambooth_core.config.compute import WORK
     from dreambooth_core.registry import listing
     from dreambooth_core.runtime.processes import supervised
     from dreambooth_core.tracking import mlflow as tracking
 
-    settings, place = _where(config, work)
-    with listing.opened_version(settings, place, model) as one:
+    settings, folder = _registry(config, work)
+    with listing.opened_version(settings, folder, model) as one:
         found = one.found
         uri = tracking.tracking_uri(found.config)
-        # MLflow looks its own programs up by name, which nobody's shell need know
+        # MLflow starts its programs by name, which may be missing from the shell's PATH
         programs = os.pathsep.join([str(Path(sys.executable).parent), os.environ.get("PATH", "")])
-        ours = {"MLFLOW_TRACKING_URI": uri, WORK: str(place.resolve()), "PATH": programs}
+        ours = {"MLFLOW_TRACKING_URI": uri, WORK: str(folder.resolve()), "PATH": programs}
         command = [sys.executable, "-m", "mlflow", "models", "serve", "--env-manager", "local"]
         command += ["-m", f"models:/{found.name}/{found.version}", "-p", str(port)]
         with supervised(command, env={**os.environ, **ours}) as server:
@@ -222,8 +227,8 @@ def serve(
         raise StageFailed(f"mlflow models serve ended with status {server.returncode}")
 
 
-def _where(config: Path | None, work: Path) -> "tuple[Config | None, Path]":
-    """Where MLflow is: by a config, or below a work folder."""
+def _registry(config: Path | None, work: Path) -> "tuple[Config | None, Path]":
+    """The config, if given, and the work folder."""
     if config is None:
         return None, work
     from dreambooth_core.config import load_config
@@ -233,17 +238,17 @@ def _where(config: Path | None, work: Path) -> "tuple[Config | None, Path]":
 
 
 def _confirm(question: str, yes: bool) -> None:
-    """Asks a person; without a terminal only --yes will do."""
+    """Ask for confirmation; raises `ConfigError` without a terminal and --yes."""
     if yes:
         return
     if not sys.stdin.isatty():
-        raise ConfigError(f"{question} There is no terminal to ask at: add --yes")
+        raise ConfigError(f"{question} No terminal to ask on: add --yes")
     if not typer.confirm(question, err=True):
         raise typer.Exit(1)
 
 
-def _tell(name: str, before: "AliasState", now: "AliasState", sentence: str) -> None:
-    """Prefect's server hears of another version in service, for what waits for it; if there is a server."""
+def _send_event(name: str, before: "AliasState", now: "AliasState", sentence: str) -> None:
+    """Send an event to Prefect's server, if one is configured and the champion has changed."""
     from tasks.events import MODEL_PROMOTED, emit, model_event
 
     if now.champion is not None and now.champion != before.champion:

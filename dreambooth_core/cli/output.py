@@ -1,4 +1,4 @@
-"""How commands print on stdout: tables for people, JSON for machines."""
+"""Printing on stdout: tables and JSON."""
 
 import json
 import os
@@ -8,17 +8,17 @@ from typing import TYPE_CHECKING, Any
 if TYPE_CHECKING:
     from rich.console import Console
 
-UNBROKEN = 10_000
-"""Columns of a page that no line of ours fills."""
+UNWRAPPED = 10_000
+"""Columns of the console for pipes and files, which have no line width."""
 
 
 def print_json(document: Any) -> None:
-    """One document."""
+    """Print a JSON document."""
     print(json.dumps(document, indent=2, ensure_ascii=False))
 
 
 def print_table(title: str, columns: Sequence[str], rows: Sequence[Sequence[str]]) -> None:
-    """A row per line, where the terminal is wide enough; nothing is ever cut off."""
+    """Print a table; cells are wrapped at the terminal's width, never truncated."""
     from rich import box
     from rich.table import Table
     from rich.text import Text
@@ -28,18 +28,18 @@ def print_table(title: str, columns: Sequence[str], rows: Sequence[Sequence[str]
         table.add_column(column, overflow="fold")
     for row in rows:
         table.add_row(*map(Text, row))
-    paper = page()
-    if title:  # a table's own is broken where the table ends
-        paper.print(Text(title, style="italic"))
-    paper.print(table)
-    paper.print()
+    console = stdout_console()
+    if title:  # rich wraps a table's own title at the table's width
+        console.print(Text(title, style="italic"))
+    console.print(table)
+    console.print()
 
 
-def page() -> "Console":
-    """As wide as the terminal; a pipe or a file has no edge at which lines are to be broken."""
+def stdout_console() -> "Console":
+    """Console as wide as the terminal; for pipes and files lines are not wrapped."""
     from rich.console import Console
 
     console = Console()
     if not console.is_terminal and "COLUMNS" not in os.environ:
-        console.width = UNBROKEN
+        console.width = UNWRAPPED
     return console

@@ -1,4 +1,4 @@
-"""What the command line prints on stdout: tables for people, JSON for machines."""
+"""Output of runs, plans, configs and benchmarks: tables or JSON."""
 
 import json
 from pathlib import Path
@@ -7,7 +7,7 @@ import yaml
 
 from dreambooth_core import plugins
 from dreambooth_core.cli.bench import dreambench
-from dreambooth_core.cli.output import page, print_json, print_table
+from dreambooth_core.cli.output import print_json, print_table, stdout_console
 from dreambooth_core.config import Config, recipe_file, recipe_names
 from dreambooth_core.data import dataset
 from dreambooth_core.data.references import uses_versions, with_folders
@@ -18,36 +18,36 @@ from dreambooth_core.servers.local import local_services
 from dreambooth_core.storage.stores import open_store
 from dreambooth_core.training.standalone import TrainingPlan, TrainingResult
 
-TESTED = "trained, exported and put in again with tiny random weights"
-"""What tests/dreambooth_core/training/test_methods.py does for every family and method."""
+TESTED = "trained, exported and loaded again with tiny random weights"
+"""Coverage of tests/dreambooth_core/training/test_methods.py, for every family and method."""
 
 
 def show_summary(summary: Summary) -> None:
-    """Stages, metrics with their intervals beside the base's, the gate's reasons, and the report's place."""
+    """Stages, metrics with intervals and the base's values, the gate's reasons, and the report's path."""
     stages = [[name, s.status, f"{s.seconds:.1f} s"] for name, s in summary.stages.items()]
     print_table(f"Run {summary.run_id}", ("stage", "status", "time"), stages)
     base = {name: f"{value:.3f}" for name, value in summary.base_metrics.items()}
     rows = [
-        [name.replace("_", " "), f"{value:.3f}", _ends(summary, name), base.get(name, "")]
+        [name.replace("_", " "), f"{value:.3f}", _interval(summary, name), base.get(name, "")]
         for name, value in summary.metrics.items()
     ]
     print_table("", ("metric", "tuned", "95 % interval", "base"), rows)
     if summary.model:
         aliases = "".join(f" @{alias}" for alias in summary.model.aliases)
-        print(f"Model   {summary.model.name}, version {summary.model.version}{aliases}")
+        print(f"Model    {summary.model.name}, version {summary.model.version}{aliases}")
     for warning in summary.warnings:
-        print(f"Doubt   {warning}")
+        print(f"Warning  {warning}")
     if summary.gate:
-        print(f"Gate    {summary.gate.outcome}: {summary.gate.sentence}")
+        print(f"Gate     {summary.gate.outcome}: {summary.gate.sentence}")
         for reason in summary.gate.reasons:
-            print(f"        {reason.outcome}, {reason.rule}: {reason.sentence}")
+            print(f"         {reason.outcome}, {reason.rule}: {reason.sentence}")
     if all(stage.status in ("reused", "skipped") for stage in summary.stages.values()):
-        print("Reused  every stage: nothing has changed since")
-    print(f"Report  {summary.artifacts.get('report', '').removeprefix('file://')}")
+        print("Reused   all stages: no input has changed")
+    print(f"Report   {summary.artifacts.get('report', '').removeprefix('file://')}")
 
 
-def _ends(summary: Summary, metric: str) -> str:
-    """Empty where a single prompt leaves none."""
+def _interval(summary: Summary, metric: str) -> str:
+    """Ends of the metric's interval; empty without one, as for a single prompt."""
     found = summary.estimates.get(metric)
     if found is None or found.low is None or found.high is None:
         return ""
@@ -60,12 +60,12 @@ def show_validation(found: dataset.Validation, as_json: bool) -> None:
         print_json({**found.model_dump(mode="json"), "refused": found.refused})
         return
     if found.findings:
-        page().print(dataset.findings_table(found))
+        stdout_console().print(dataset.findings_table(found))
     print(f"{len(found.accepted)} photos accepted, {len(found.findings)} findings")
 
 
 def show_config(config: Config, as_json: bool) -> None:
-    """All keys, defaults filled in."""
+    """All keys with defaults filled in."""
     document = config.model_dump(mode="json")
     if as_json:
         print_json(document)
@@ -74,10 +74,10 @@ def show_config(config: Config, as_json: bool) -> None:
 
 
 def show_plan(config: Config, as_json: bool) -> None:
-    """What a run would do; the photos are checked for it. Raises `DatasetRefused`, `ModelError`."""
+    """Plan of a run, with a check of its photos. Raises `DatasetRefused`, `ModelError`."""
     checked = [
         dataset.validate(subject.folder, config.dataset, config.model.resolution, subject)
-        for subject in at_hand(config).subjects
+        for subject in _with_local_photos(config).subjects
     ]
     plan = _plan(config, checked)
     if as_json:
@@ -90,7 +90,7 @@ def show_plan(config: Config, as_json: bool) -> None:
 
 
 def show_training_plan(planned: TrainingPlan, as_json: bool) -> None:
-    """The config as it would be trained, and what the device would hold."""
+    """The resolved config and the memory plan."""
     document, memory = planned.config.model_dump(mode="json"), planned.memory
     if as_json:
         print_json({"config": document, "memory": memory.as_json()})
@@ -100,7 +100,7 @@ def show_training_plan(planned: TrainingPlan, as_json: bool) -> None:
 
 
 def show_trained(trained: TrainingResult, as_json: bool) -> None:
-    """How a training went; JSON is one line."""
+    """Result of a training; JSON on one line."""
     document = trained.model_dump(mode="json")
     if as_json:
         print(json.dumps(document))
@@ -112,7 +112,7 @@ def show_trained(trained: TrainingResult, as_json: bool) -> None:
 
 
 def show_families(as_json: bool) -> None:
-    """Family -> what it reads -> by which methods it trains, and on what each was tested."""
+    """Families with their pipeline, objective, training methods and test coverage."""
     found = {name: families.load_family(name) for name in plugins.names(families.__name__)}
     document = {
         name: {
@@ -131,7 +131,7 @@ def show_families(as_json: bool) -> None:
         for name, facts in document.items()
     ]
     print_table("", ("family", "pipeline", "objective", "methods"), rows)
-    print(f"Tested, every method of every family: {TESTED}")
+    print(f"Tests of every family and method: {TESTED}")
 
 
 def show_recipes(as_json: bool) -> None:
@@ -139,13 +139,13 @@ def show_recipes(as_json: bool) -> None:
     found = {}
     for name in recipe_names():
         recipe = yaml.safe_load(recipe_file(name).read_text(encoding="utf-8"))
-        inverts = recipe["train"]["method"] == "textual_inversion"
-        rate = recipe["textual_inversion" if inverts else "train"]["learning_rate"]
+        method = recipe["train"]["method"]
+        section = method if method == "textual_inversion" else "train"
         found[name] = {
             "family": recipe["model"]["family"],
-            "method": recipe["train"]["method"],
+            "method": method,
             "resolution": recipe["model"]["resolution"],
-            "learning_rate": rate,
+            "learning_rate": recipe[section]["learning_rate"],
             "steps": recipe["train"]["steps"],
         }
     if as_json:
@@ -164,14 +164,14 @@ def show_recipes(as_json: bool) -> None:
 
 
 def show_bench(bench: dreambench.Bench, path: Path, as_json: bool) -> None:
-    """Ours beside the paper's, what is not as in the paper, and where the table lies."""
+    """Table with the paper's values, deviations from its protocol, and the path of the results."""
     if as_json:
         print_json(bench.model_dump(mode="json"))
         return
     columns, *rows = dreambench.table(bench)
     print_table(f"DreamBench by {bench.recipe}", columns, rows)
     for sentence in bench.deviations:
-        print(f"Not as in the paper: {sentence}")
+        print(f"Deviation from the paper: {sentence}")
     print(bench.caution)
     print(f"Results  {path}")
 
@@ -182,14 +182,14 @@ def _plan(config: Config, checked: list[dataset.Validation]) -> dict[str, str]:
     train, rules, batch = config.train, config.evaluation, config.sample
     family = families.load_family(config.model.family)
     text = "".join(f", {name}" for name in families.trained_encoders(family, config))
-    tracking = config.tracking.uri or "MLflow below paths.work"
+    tracking = config.tracking.uri or "MLflow in paths.work"
     accepted = sum(len(found.accepted) for found in checked)
     findings = sum(len(found.findings) for found in checked)
-    drawn = len(rules.kinds) * rules.seeds + rules.class_images
+    images = len(rules.kinds) * rules.seeds + rules.class_images
     base = base_digest(config.model)[:12]
     priors = {
         "images": f"{config.prior.num_class_images} class images of base {base}",
-        "prediction": f"no class images: the prior is what base {base} answers",
+        "prediction": f"no class images: target is the prediction of base {base}",
         None: "off",
     }
     return {
@@ -197,15 +197,15 @@ def _plan(config: Config, checked: list[dataset.Validation]) -> dict[str, str]:
         "priors": priors[config.prior_target],
         "train": f"{train.method}, {family.denoiser}{text}, {train.steps} steps of {train.batch_size}, "
         f"a checkpoint every {config.checkpoints.every_n_steps}",
-        "evaluate": f"{drawn} images each of the tuned model and of the base",
+        "evaluate": f"{images} images each of the tuned model and the base",
         "register": f"{config.name}@candidate in {tracking}",
         "sample": f"{len(batch.prompts)} prompts x {batch.seeds} seeds",
-        "report": f"{config.paths.work}/reports, and in {config.storage.uri}",
+        "report": f"{config.paths.work}/reports and {config.storage.uri}",
     }
 
 
-def at_hand(config: Config) -> Config:
-    """The same for who has no store open; nothing is opened for a config of folders."""
+def _with_local_photos(config: Config) -> Config:
+    """The config with its dataset versions fetched into local folders, if it has any."""
     if not uses_versions(config):
         return config
     with local_services(config):

@@ -1,4 +1,4 @@
-"""What `up` and `doctor` print on stdout: a line each for people, JSON for machines."""
+"""Output of `up` and `doctor`: one line per service or check, or JSON."""
 
 import shlex
 from collections.abc import Sequence
@@ -9,20 +9,20 @@ from dreambooth_core.servers.doctor import CheckResult
 from dreambooth_core.servers.stack.supervisor import StackState
 
 
-def show_standing(standing: StackState, login: Path, as_json: bool) -> None:
-    """The parts, where each is found, what is wrong with those that do not work, and the login's file."""
+def show_stack(state: StackState, login: Path, as_json: bool) -> None:
+    """Services with their URLs and errors, and the path of the login file."""
     if as_json:
-        print(standing.model_dump_json(indent=2), flush=True)
+        print(state.model_dump_json(indent=2), flush=True)
         return
-    for part in standing.services.values():
-        so_far = "" if part.phase == "ready" else f"   {part.error or part.phase}"
-        print(f"{part.title:<11} {part.link}{so_far}", flush=True)
-    # where it is, since what is printed is kept in logs
+    for service in state.services.values():
+        problem = "" if service.phase == "ready" else f"   {service.error or service.phase}"
+        print(f"{service.title:<11} {service.link}{problem}", flush=True)
+    # the path only, as output is kept in logs
     print(f"{'Login':<11} to Prefect and MLflow: cat {shlex.quote(str(login))}", flush=True)
 
 
 def show_findings(found: Sequence[CheckResult], as_json: bool) -> None:
-    """What the doctor has seen."""
+    """One line per check."""
     if as_json:
         print_json([finding.model_dump() for finding in found])
         return

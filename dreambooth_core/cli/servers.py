@@ -1,4 +1,4 @@
-"""Commands around the servers of a laptop team: `up`, `down`, `doctor`."""
+"""Commands on the local servers of a team: `up`, `down`, `doctor`."""
 
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
@@ -20,67 +20,66 @@ FOLDER = Path(".dreambooth/up")
 
 @app.command()
 def up(
-    detach: Annotated[
-        bool, typer.Option("--detach", "-d", help="Go on in the background.")
-    ] = False,
+    detach: Annotated[bool, typer.Option("--detach", "-d", help="Run in the background.")] = False,
     postgres: Annotated[
         bool,
-        typer.Option("--postgres", help="Databases in an installed PostgreSQL, not in sqlite."),
+        typer.Option("--postgres", help="Databases in an installed PostgreSQL instead of sqlite."),
     ] = False,
     port: Annotated[
         int | None,
-        typer.Option(min=1024, max=45_000, help="The first of 16 adjacent ports; 14200 when free."),
+        typer.Option(
+            min=1024, max=45_000, help="First of 16 adjacent ports; default: 14200, if free."
+        ),
     ] = None,
     folder: Folder = FOLDER,
-    project: Annotated[Path, typer.Option(help="Folder with the prefect.yaml.")] = Path(),
+    project: Annotated[Path, typer.Option(help="Folder with prefect.yaml.")] = Path(),
     as_json: AsJson = False,
 ) -> None:
-    """Start S3, MLflow, Prefect and a worker on this machine, and keep them up until Ctrl-C.
+    """Start S3, MLflow, Prefect and a worker on this machine, and keep them running until Ctrl-C.
 
-    What an earlier `up` left behind is taken over.
+    Servers that an earlier `up` left running are taken over.
     """
-    from dreambooth_core.cli.server_output import show_standing
+    from dreambooth_core.cli.server_output import show_stack
     from dreambooth_core.servers.stack import settings as place
     from dreambooth_core.servers.stack import supervisor
 
     home = place.open_folder(folder)
     login = home / place.LOGIN
-    there = supervisor.stack_state(home)
-    if there is not None:
-        show_standing(there, login, as_json)
+    running = supervisor.stack_state(home)
+    if running is not None:
+        show_stack(running, login, as_json)
         return
     settings = place.choose_settings(home, port, postgres)
     stack = place.StackLayout(home, settings, project.resolve())
     if detach:
-        show_standing(_in_background(stack), login, as_json)
+        show_stack(_in_background(stack), login, as_json)
         return
     with supervisor.claimed(home) as ours:
         if not ours:
             raise StageFailed(f"{home} is being started or stopped by another process: try again")
-        supervisor.supervise(stack, _tell, lambda standing: show_standing(standing, login, as_json))
+        supervisor.supervise(stack, _log, lambda state: show_stack(state, login, as_json))
 
 
 @app.command()
 def down(folder: Folder = FOLDER) -> None:
-    """Stop what `up` has started, in order; also after its supervisor was killed."""
+    """Stop the servers of `up` in order, also if its supervisor was killed."""
     from dreambooth_core.servers.stack import supervisor
 
     count = supervisor.stop_stack(folder.resolve())
-    print(f"{count} processes stopped" if count else "nothing was up")
+    print(f"{count} processes stopped" if count else "nothing was running")
 
 
 @app.command()
 def doctor(
     folder: Folder = FOLDER,
     config: Annotated[
-        Path | None, typer.Option(help="A run's config, whose store is looked at.")
+        Path | None, typer.Option(help="A run's config, whose store is checked.")
     ] = None,
     as_json: AsJson = False,
 ) -> None:
-    """Check versions, ports, disk, memory, GPU, credentials, clocks and servers; say what to do.
+    """Check versions, ports, disk, memory, GPU, credentials, clocks and servers, with remedies.
 
-    Looks at the servers that the environment names, else at those of `up`. Exit code 1 when
-    something is broken.
+    Checks the servers that the environment names, else those of `up`. Exit code 1 if a check fails.
     """
     from dreambooth_core.cli.server_output import show_findings
     from dreambooth_core.config import load_config
@@ -93,16 +92,16 @@ def doctor(
         raise typer.Exit(1)
 
 
-def _tell(sentence: str) -> None:
+def _log(sentence: str) -> None:
     from datetime import datetime
 
     typer.echo(f"{datetime.now():%H:%M:%S} {sentence}", err=True)
 
 
 def _in_background(stack: "StackLayout") -> "StackState":
-    """Start the supervisor as a process of its own and wait until all parts work.
+    """Start the supervisor as a separate process and wait until all services are ready.
 
-    Raises `StageFailed` with the end of its log when it ends before.
+    Raises `StageFailed` with the end of its log if it ends before.
     """
     import subprocess
     import sys
@@ -125,8 +124,8 @@ def _in_background(stack: "StackLayout") -> "StackState":
             start_new_session=True,
         )
     while process.poll() is None:
-        there = supervisor.stack_state(stack.folder)
-        if there is not None and there.supervisor == process.pid and there.ready:
-            return there
+        state = supervisor.stack_state(stack.folder)
+        if state is not None and state.supervisor == process.pid and state.ready:
+            return state
         time.sleep(0.1)
     raise StageFailed(f"the servers are not up; {end_of(log)}")

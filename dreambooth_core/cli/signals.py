@@ -1,4 +1,4 @@
-"""Orders to stop, for commands that can go on later."""
+"""Signal handling of resumable commands."""
 
 import signal
 from collections.abc import Iterator
@@ -9,9 +9,9 @@ from dreambooth_core.errors import Preempted
 
 @contextmanager
 def interruptible() -> Iterator[None]:
-    """Any order to stop interrupts the block, which then ends as preempted.
+    """Raise `Preempted` in the block on SIGINT, SIGTERM, SIGHUP or SIGUSR1.
 
-    But none that whoever started us has had ignored, as `nohup` does with the terminal's end.
+    Signals that the parent process set to be ignored stay ignored, as SIGHUP under `nohup`.
     """
     for number in (signal.SIGTERM, signal.SIGHUP, signal.SIGUSR1):
         if signal.getsignal(number) is not signal.SIG_IGN:
@@ -19,4 +19,4 @@ def interruptible() -> Iterator[None]:
     try:
         yield
     except KeyboardInterrupt as error:
-        raise Preempted("stopped: what is done is kept, the same command goes on") from error
+        raise Preempted("stopped: results so far are kept, the same command resumes") from error

@@ -1,6 +1,6 @@
-"""Commands that learn: `run`, `train`, `validate`, `families`, `recipes`.
+"""Commands on training: `run`, `train`, `validate`, `families`, `recipes`.
 
-`run` imports the flow, inside the command, because the flow is what it runs.
+`run` imports the flow inside the command.
 """
 
 import os
@@ -27,11 +27,13 @@ def run(
     overrides: Overrides = None,
     recipe: Recipe = None,
     as_json: AsJson = False,
-    dry_run: Annotated[bool, typer.Option("--dry-run", help="Check and print the plan.")] = False,
+    dry_run: Annotated[
+        bool, typer.Option("--dry-run", help="Check everything and print the plan.")
+    ] = False,
 ) -> None:
-    """Learn one subject: check, train, measure, register, sample, report.
+    """Run all stages: validate, train, evaluate, register, sample, report.
 
-    Finished stages are reused; a run that was stopped goes on with the same command.
+    Finished stages are reused; the same command resumes a stopped run.
     """
     from dreambooth_core.cli import run_output
     from dreambooth_core.config import load_config
@@ -47,10 +49,10 @@ def run(
     started = time.time()
     with interruptible():
         try:
-            summary = _perform(settings)
+            summary = _run_flow(settings)
         except (Exception, KeyboardInterrupt) as error:
             if as_json:
-                print(_left_behind(settings, started, error).model_dump_json(indent=2))
+                print(_summary_after(settings, started, error).model_dump_json(indent=2))
             raise
     if as_json:
         print(summary.model_dump_json(indent=2))
@@ -68,9 +70,9 @@ def train(
         bool, typer.Option("--dry-run", help="Print the resolved config and the memory plan.")
     ] = False,
 ) -> None:
-    """Photos, class images and training; no evaluation, no registration.
+    """Validate photos, generate class images and train; no evaluation or registration.
 
-    Goes on from its last checkpoint; what was trained before with the same inputs is found again.
+    Resumes from the last checkpoint; weights already trained from the same inputs are reused.
     """
     from dreambooth_core.cli import run_output
     from dreambooth_core.config import load_config
@@ -89,7 +91,7 @@ def train(
 
 @app.command("families")
 def show_families(as_json: AsJson = False) -> None:
-    """The model families, what each can be trained by, and how that is tested."""
+    """List the model families, their training methods and test coverage."""
     from dreambooth_core.cli import run_output
 
     run_output.show_families(as_json)
@@ -97,7 +99,7 @@ def show_families(as_json: AsJson = False) -> None:
 
 @app.command("recipes")
 def show_recipes(as_json: AsJson = False) -> None:
-    """Settings to start from, per family and method, for `--recipe NAME`; docs/recipes.md has the sources."""
+    """List the recipes for `--recipe NAME`; docs/recipes.md has their sources."""
     from dreambooth_core.cli import run_output
 
     run_output.show_recipes(as_json)
@@ -108,26 +110,26 @@ def validate(
     folder: Annotated[Path, typer.Argument(metavar="DIR", help="A folder of photos.")],
     resolution: Annotated[
         int | None,
-        typer.Option(min=32, max=2048, help="Side of the training images, in pixels; 512."),
+        typer.Option(min=32, max=2048, help="Side of training images in pixels; default: 512."),
     ] = None,
     identifier: Annotated[
-        str | None, typer.Option(help="The token that captions must hold; sks.")
+        str | None, typer.Option(help="Identifier that captions must contain; default: sks.")
     ] = None,
     class_noun: Annotated[
-        str | None, typer.Option("--class", help="The class noun, for {class_noun} in captions.")
+        str | None, typer.Option("--class", help="Class noun, for {class_noun} in captions.")
     ] = None,
     config: Annotated[
-        Path | None, typer.Option(help="Config whose subject, limits and resolution count.")
+        Path | None, typer.Option(help="Config with subject, limits and resolution.")
     ] = None,
     as_json: AsJson = False,
 ) -> None:
-    """Check photos, captions and masks as a run does; nothing is changed or stored."""
+    """Check photos, captions and masks as a run does, without storing anything."""
     from dreambooth_core.cli import run_output
     from dreambooth_core.config import Dataset, load_config
     from dreambooth_core.data import dataset
 
     if not os.path.isdir(folder):  # where Path.is_dir raises for a name that is too long
-        raise ConfigError(f"{folder} is no folder: name one with the photos of your subject")
+        raise ConfigError(f"{folder} is not a folder: name one with photos of the subject")
     settings = load_config(config) if config else None
     subject = _subject(folder, settings, identifier, class_noun)
     rules = settings.dataset if settings else Dataset()
@@ -144,7 +146,7 @@ def validate(
 def _subject(
     folder: Path, config: "Config | None", identifier: str | None, class_noun: str | None
 ) -> "Subject":
-    """The config's subject whose folder it is, else its first, else one by the options alone."""
+    """The config's subject with this folder, else its first one; without a config, one from the options."""
     from dreambooth_core.config import Subject
 
     given = {"identifier": identifier, "class_noun": class_noun}
@@ -159,10 +161,10 @@ def _subject(
     return (own or [config.subject])[0].model_copy(update=changes)
 
 
-def _perform(config: "Config") -> "Summary":
-    """The flow, with a Prefect server that ends with it.
+def _run_flow(config: "Config") -> "Summary":
+    """Run the flow with a temporary Prefect server, unless one is configured.
 
-    While the flow runs, Prefect takes SIGTERM for itself and passes it on to ours afterwards.
+    While the flow runs, Prefect handles SIGTERM and then calls our handler.
     """
     from dreambooth_core.servers.local import prefect_api
 
@@ -176,12 +178,11 @@ def _import_flow() -> None:
     import flows.train  # noqa: F401
 
 
-def _left_behind(config: "Config", started: float, error: BaseException) -> "Summary":
-    """The summary that the failed run left, if it got that far."""
-    from dreambooth_core.reports.summary import LAST_RUN, Summary, summarise
-    from dreambooth_core.reports.summary import StageResults as Nothing
+def _summary_after(config: "Config", started: float, error: BaseException) -> "Summary":
+    """The summary that the failed run wrote, else one without results."""
+    from dreambooth_core.reports.summary import LAST_RUN, StageResults, Summary, summarise
 
     last = config.paths.work / LAST_RUN
     if last.is_file() and last.stat().st_mtime >= started:
         return Summary.model_validate_json(last.read_bytes())
-    return summarise(config, Nothing(), {}, error)
+    return summarise(config, StageResults(), {}, error)

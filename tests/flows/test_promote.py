@@ -92,7 +92,7 @@ def test_a_command_emits_one_event_per_new_champion(server, log, tracked_config)
         assert time.monotonic() < deadline
         time.sleep(0.5)
     assert [event["payload"]["model"] for event in received] == ["tiny/1", "tiny/2", "tiny/1"]
-    assert received[-1]["payload"]["sentence"] == "ann took tiny/2 out of service"
+    assert received[-1]["payload"]["sentence"] == "ann rolled tiny/2 back"
 
 
 @pytest.mark.servers

@@ -1,1 +1,1 @@
-"""Published protocols, one file each, found by its name."""
+"""Published evaluation protocols, one file each."""

@@ -1,4 +1,4 @@
-"""Published protocols on one's own recipe: `bench dreambench`."""
+"""`dreambooth bench`: published evaluation protocols on any config."""
 
 from pathlib import Path
 from typing import Annotated
@@ -8,30 +8,30 @@ import typer
 from dreambooth_core.cli.options import AsJson, Overrides
 from dreambooth_core.cli.signals import interruptible
 
-app = typer.Typer(help="Published protocols on your own recipe.", no_args_is_help=True)
+app = typer.Typer(help="Published evaluation protocols on any config.", no_args_is_help=True)
 
 
 @app.command()
 def dreambench(
     folder: Annotated[
-        Path, typer.Argument(metavar="DIR", help="A subfolder of photos per subject.")
+        Path, typer.Argument(metavar="DIR", help="Folder with one subfolder of photos per subject.")
     ],
     config: Annotated[
-        Path, typer.Option(help="Config with the recipe; its subject is replaced by each of DIR's.")
+        Path, typer.Option(help="Config; its subject is replaced by each one in DIR.")
     ] = Path("examples/small_world/config.yaml"),
     overrides: Overrides = None,
     subjects: Annotated[
-        str | None, typer.Option(help="The first N, or names between commas; all when left out.")
+        str | None, typer.Option(help="The first N, or names separated by commas; default: all.")
     ] = None,
     prompts: Annotated[
-        int | None, typer.Option(min=1, max=25, help="Only the first N of the 25, for a trial.")
+        int | None,
+        typer.Option(min=1, max=25, help="Only the first N of the 25 prompts, for a trial."),
     ] = None,
     as_json: AsJson = False,
 ) -> None:
-    """The DreamBooth paper's 30-subject protocol, its numbers beside yours.
+    """Evaluate by the DreamBooth paper's 30-subject protocol, beside the paper's numbers.
 
-    DIR is laid out as in github.com/google/dreambooth. A bench that was stopped goes on with the same
-    command.
+    DIR has the layout of github.com/google/dreambooth. The same command resumes a stopped bench.
     """
     from dreambooth_core.cli import run_output
     from dreambooth_core.cli.bench import dreambench as bench

@@ -1,10 +1,8 @@
-"""The DreamBooth paper's own protocol (Ruiz et al. 2023, arXiv:2208.12242, section 4.1) on any recipe.
+"""Protocol of the DreamBooth paper (Ruiz et al. 2023, arXiv:2208.12242, section 4.1) on any config.
 
-folder of subjects -> a config each -> trained, measured -> Standing -> Bench
-
-All 25 prompts of the subject's kind, 4 images each; DINO, CLIP-I and CLIP-T over all of them, PRES
-over images of the class prompt, DIV as LPIPS among the images of a prompt. What was trained or
-measured before is found again, so that a bench that was stopped goes on with the same command.
+Per subject, a model is trained and evaluated on 25 prompts with 4 images each: DINO, CLIP-I and CLIP-T
+over all images, PRES over images of the class prompt, DIV as LPIPS between images of a prompt. Trainings
+and evaluations are cached, so the same command resumes a stopped bench.
 """
 
 from collections.abc import Iterable, Mapping, Sequence
@@ -30,7 +28,7 @@ from dreambooth_core.storage.stores import open_store, written_beside
 
 SUBJECTS, IMAGES_PER_PROMPT, PIXELS = 30, 4, 512
 CLASS_PROMPT = "a {class_noun}"
-"""Of the class images, and of those that PRES and the drift are measured on."""
+"""Prompt of the class images, and of the images for PRES and prior drift."""
 CLIP, IDENTITY = "openai/clip-vit-base-patch32", "facebook/dino-vits16"
 LEVEL = 0.95
 
@@ -52,7 +50,7 @@ MEASURES: Mapping[str, str] = {
     "pres": "PRES",
     "lpips_diversity": "DIV",
 }
-"""Our metric -> the paper's name for it, in the order of its tables."""
+"""Metric -> its name in the paper, in the order of the paper's tables."""
 LOWER_IS_BETTER = frozenset({"PRES"})
 
 PAPER: Mapping[str, Mapping[str, float]] = {
@@ -75,16 +73,16 @@ PAPER: Mapping[str, Mapping[str, float]] = {
         "DIV": 0.371,
     },
 }
-"""The means over 30 subjects of its main table, and over 15 of its study of prior preservation."""
+"""Means over 30 subjects (main table) and over 15 (ablation of prior preservation)."""
 CAUTION = (
-    "The paper's numbers are beside ours for orientation only: absolute numbers do not carry over "
-    "between codes. Real photos of these very subjects score a DINO of 0.774, 0.764 and 0.703 in "
-    "three papers; only rows that one code measured can be compared."
+    "The paper's numbers are for orientation only: absolute values depend on the implementation. Real "
+    "photos of these subjects score a DINO of 0.774, 0.764 and 0.703 in three papers; compare only rows "
+    "that were measured by the same code."
 )
 
 
 class SubjectScores(Record):
-    """What one subject's model scores, by the paper's names of the metrics."""
+    """Scores of one subject's model, under the paper's names of the metrics."""
 
     subject: str
     class_noun: str
@@ -92,33 +90,33 @@ class SubjectScores(Record):
     weights: str
     """URI of the trained weights' record."""
     scores: str
-    """URI of the record with every metric, and the table of all images."""
+    """URI of the record with all metrics and the table of images."""
     ours: dict[str, float]
     base: dict[str, float]
-    """The untouched base's on the same prompts and seeds."""
+    """The base's, on the same prompts and seeds."""
     real: dict[str, float]
-    """The photos among themselves."""
+    """The photos', compared with each other."""
 
 
 class Bench(Record):
-    """The table, as `--json` prints it."""
+    """Results of a bench, as printed by `--json`."""
 
     recipe: str
     subjects: tuple[SubjectScores, ...]
     ours: dict[str, Estimate]
-    """Mean over subjects, with its 95 % interval over subjects."""
+    """Mean over subjects with its 95 % interval."""
     base: dict[str, Estimate]
     real: dict[str, Estimate]
     paper: dict[str, dict[str, float]]
     deviations: tuple[str, ...]
-    """Where this is not the paper's protocol."""
+    """Deviations from the paper's protocol, a sentence each."""
     caution: str = CAUTION
 
 
 def config_for(recipe: Config, subject: BenchSubject, prompts: int | None = None) -> Config:
-    """The recipe, for this subject, measured on the paper's prompts, or the first few of them.
+    """The config for one subject, with the paper's prompts or the first `prompts` of them.
 
-    Raises `ConfigError` where the two do not go together.
+    Raises `ConfigError` if the result is invalid.
     """
     published = [prompt for kind in SETS[subject.prompts].values() for prompt in kind]
     document = recipe.model_dump()
@@ -129,7 +127,7 @@ def config_for(recipe: Config, subject: BenchSubject, prompts: int | None = None
         "class_noun": subject.class_noun,
         "class_prompt": CLASS_PROMPT,
     }
-    # all as scenes: the paper's DINO and CLIP-I count images whose prompt changes the subject, too
+    # all as scenes: the paper's DINO and CLIP-I include prompts that change the subject
     document["evaluation"] |= {
         "prompts": tuple(published[:prompts]),
         "accessories": (),
@@ -141,33 +139,33 @@ def config_for(recipe: Config, subject: BenchSubject, prompts: int | None = None
         return Config.model_validate(document)
     except ValidationError as error:
         raise ConfigError(
-            f"the recipe does not go with {subject.folder}: {wrong_fields(error, Config)}"
+            f"the config is invalid for {subject.folder}: {wrong_fields(error, Config)}"
         ) from error
 
 
 def run(recipe: Config, subjects: Sequence[BenchSubject], prompts: int | None = None) -> Bench:
-    """Train and measure every subject, keep the table, and give it; raises what the stages raise."""
+    """Train and evaluate every subject; the results are stored and returned. Raises what the stages raise."""
     configs = [config_for(recipe, subject, prompts) for subject in subjects]
-    standings = []
+    scores = []
     with local_services(recipe):
         for number, config in enumerate(configs, 1):
             console.say(f"{subjects[number - 1].name}, {number} of {len(configs)}")
-            standings.append(_standing(config, subjects[number - 1]))
+            scores.append(_evaluate_subject(config, subjects[number - 1]))
         bench = Bench(
             recipe=recipe.name,
-            subjects=tuple(standings),
-            ours=_means(one.ours for one in standings),
-            base=_means(one.base for one in standings),
-            real=_means(one.real for one in standings),
+            subjects=tuple(scores),
+            ours=_means(one.ours for one in scores),
+            base=_means(one.base for one in scores),
+            real=_means(one.real for one in scores),
             paper={name: dict(values) for name, values in PAPER.items()},
             deviations=tuple(deviations(recipe, len(configs), prompts)),
         )
-        _keep(recipe, bench)
+        _save(recipe, bench)
     return bench
 
 
 def deviations(recipe: Config, subjects: int, prompts: int | None) -> list[str]:
-    """One sentence for each thing that is not as the paper has it."""
+    """One sentence per deviation from the paper's protocol."""
     rules, side, found = recipe.evaluation, recipe.model.resolution, list[str]()
     if subjects != SUBJECTS:
         found.append(f"{subjects} of the {SUBJECTS} subjects")
@@ -176,38 +174,38 @@ def deviations(recipe: Config, subjects: int, prompts: int | None) -> list[str]:
     if rules.seeds != IMAGES_PER_PROMPT:
         found.append(f"{rules.seeds} images per prompt, not {IMAGES_PER_PROMPT}")
     if side != PIXELS:
-        found.append(f"images of {side} pixels a side, not {PIXELS}")
+        found.append(f"images of {side} pixels per side, not {PIXELS}")
     if rules.preprocessing != "paper":
-        found.append(f"encoders see by evaluation.preprocessing {rules.preprocessing}, not paper")
+        found.append(f"evaluation.preprocessing is {rules.preprocessing}, not paper")
     if rules.identity != IDENTITY:
         found.append(f"DINO is measured by {rules.identity}, not by {IDENTITY}")
     if rules.clip != CLIP:
         found.append(f"CLIP-I and CLIP-T are measured by {rules.clip}, not by {CLIP}")
     if rules.lpips is None:
-        found.append("no DIV: evaluation.lpips names no network")
+        found.append("no DIV: evaluation.lpips is not set")
     elif rules.seeds == 1:
-        found.append("no DIV: one image per prompt has no other to differ from")
+        found.append("no DIV: it needs two images per prompt")
     return found
 
 
 def table(bench: Bench) -> list[list[str]]:
-    """Rows for people: the columns' names, the subjects, their means, and the paper's."""
+    """Rows of the printed table: column names, subjects, means with intervals, the paper's values."""
     columns = [f"{name} {'↓' if name in LOWER_IS_BETTER else '↑'}" for name in MEASURES.values()]
     return [
         ["", *columns],
         *(_row(one.subject, one.ours) for one in bench.subjects),
-        _row("mean", _ends(bench.ours, "value")),
-        _row("  95 % from", _ends(bench.ours, "low")),
-        _row("  to", _ends(bench.ours, "high")),
-        _row("untouched base", _ends(bench.base, "value")),
-        _row("real photos", _ends(bench.real, "value")),
+        _row("mean", _values(bench.ours, "value")),
+        _row("  95 % from", _values(bench.ours, "low")),
+        _row("  to", _values(bench.ours, "high")),
+        _row("untouched base", _values(bench.base, "value")),
+        _row("real photos", _values(bench.real, "value")),
         _row("in the paper", {}),
         *(_row(f"  {title}", values) for title, values in bench.paper.items()),
     ]
 
 
-def _standing(config: Config, subject: BenchSubject) -> SubjectScores:
-    """Train the subject and measure its model; only what is missing is done."""
+def _evaluate_subject(config: Config, subject: BenchSubject) -> SubjectScores:
+    """Train and evaluate one subject; both are cached."""
     from dreambooth_core.data.ingest import ingest
     from dreambooth_core.evaluation.evaluate import evaluate
     from dreambooth_core.training.standalone import train_alone, weights_of
@@ -217,18 +215,20 @@ def _standing(config: Config, subject: BenchSubject) -> SubjectScores:
     weights, instance = weights_of(config), ingest(config, store)[0].images
     with console.progress_bar("evaluate") as progress:
         scores, _ = evaluate(config, store, instance, weights, progress)
-    return standing(subject, instance.count, weights.uri, scores)
+    return subject_scores(subject, instance.count, weights.uri, scores)
 
 
 def _name(recipe: Config, subject: BenchSubject) -> str:
-    """A name of the subject's own, whatever its folder is called."""
+    """`<config>-<subject>`, with a digest if the folder's name has characters that a name must not have."""
     wanted = f"{recipe.name}-{subject.name}"
-    taken = as_name(wanted)
-    return taken if taken == wanted else f"{taken[:57]}-{digest_of(wanted.encode())[:6]}"
+    valid = as_name(wanted)
+    return valid if valid == wanted else f"{valid[:57]}-{digest_of(wanted.encode())[:6]}"
 
 
-def standing(subject: BenchSubject, photos: int, weights: str, scores: Scores) -> SubjectScores:
-    """The scores by the paper's names; a metric that was not measured is left out."""
+def subject_scores(
+    subject: BenchSubject, photos: int, weights: str, scores: Scores
+) -> SubjectScores:
+    """Scores under the paper's names; metrics that were not measured are left out."""
     return SubjectScores(
         subject=subject.name,
         class_noun=subject.class_noun,
@@ -242,11 +242,11 @@ def standing(subject: BenchSubject, photos: int, weights: str, scores: Scores) -
 
 
 def _renamed(values: Mapping[str, float]) -> dict[str, float]:
-    return {theirs: values[ours] for ours, theirs in MEASURES.items() if ours in values}
+    return {name: values[metric] for metric, name in MEASURES.items() if metric in values}
 
 
 def _means(values: Iterable[Mapping[str, float]]) -> dict[str, Estimate]:
-    """Means over subjects; a metric that some subject lacks has none."""
+    """Means over subjects of the metrics that all subjects have."""
     rows = list(values)
     found = {}
     for name in MEASURES.values():
@@ -257,8 +257,8 @@ def _means(values: Iterable[Mapping[str, float]]) -> dict[str, Estimate]:
     return found
 
 
-def _keep(recipe: Config, bench: Bench) -> None:
-    """In the store by its content, and the last one of the recipe in the work folder."""
+def _save(recipe: Config, bench: Bench) -> None:
+    """Store the results under their digest, and in the work folder."""
     store = open_store(recipe.storage)
     put_record(store, f"benches/dreambench/{digest_json(bench)}.json", bench)
     path = results_path(recipe)
@@ -267,7 +267,7 @@ def _keep(recipe: Config, bench: Bench) -> None:
 
 
 def results_path(recipe: Config) -> Path:
-    """Where the recipe's last table lies on this machine."""
+    """Local path of the config's latest results."""
     return recipe.paths.work / "benches" / f"dreambench-{recipe.name}.json"
 
 
@@ -276,7 +276,7 @@ def _row(title: str, values: Mapping[str, float | None]) -> list[str]:
     return [title, *("" if value is None else f"{value:.3f}" for value in found)]
 
 
-def _ends(
+def _values(
     estimates: Mapping[str, Estimate], end: Literal["value", "low", "high"]
 ) -> dict[str, float | None]:
     return {name: getattr(found, end) for name, found in estimates.items()}

@@ -1,4 +1,4 @@
-"""The published data set's layout: a folder of photos per subject, and a list of their classes."""
+"""Layout of the published dataset: a folder of photos per subject, and a list of their classes."""
 
 import os
 import re
@@ -12,11 +12,11 @@ from dreambooth_core.errors import ConfigError
 
 LIST = "prompts_and_classes.txt"
 LIVE = frozenset({"cat", "dog"})
-"""The classes whose subjects get the prompts for the living."""
+"""Classes with the prompts for live subjects."""
 
 
 class BenchSubject(NamedTuple):
-    """A folder of photos, and what it shows."""
+    """A folder of photos and its class noun."""
 
     name: str
     folder: Path
@@ -28,18 +28,18 @@ class BenchSubject(NamedTuple):
 
 
 def subjects_in(folder: Path) -> tuple[BenchSubject, ...]:
-    """The subfolders of the published layout, by name, with their classes.
+    """Subjects of a folder, sorted by name.
 
-    The classes stand in `prompts_and_classes.txt`; where that is missing a folder's name, without a
-    number at its end, is the class noun. Raises `ConfigError` when there is nothing to bench.
+    Class nouns are read from `prompts_and_classes.txt`; without it, they are the folders' names without a
+    trailing number. Raises `ConfigError` for a folder without subfolders or a subject without a class.
     """
     if not os.path.isdir(folder):  # where Path.is_dir raises for a name that is too long
-        raise ConfigError(f"{folder} is no folder: name one with a subfolder of photos per subject")
+        raise ConfigError(
+            f"{folder} is not a folder: name one with a subfolder of photos per subject"
+        )
     found = sorted(path for path in folder.iterdir() if path.is_dir() and path.name[0] != ".")
     if not found:
-        raise ConfigError(
-            f"{folder} has no subfolders: each subject's photos are in one of its own"
-        )
+        raise ConfigError(f"{folder} has no subfolders: put each subject's photos into one")
     classes = _classes(folder / LIST)
     unknown = [path.name for path in found if classes and path.name not in classes]
     if unknown:
@@ -51,24 +51,24 @@ def subjects_in(folder: Path) -> tuple[BenchSubject, ...]:
     )
 
 
-def chosen(subjects: Sequence[BenchSubject], wish: str | None) -> tuple[BenchSubject, ...]:
-    """All, the first N, or those named between commas; raises `ConfigError` for who is not there."""
-    if wish is None:
+def chosen(subjects: Sequence[BenchSubject], selection: str | None) -> tuple[BenchSubject, ...]:
+    """All subjects, the first N, or a comma-separated list of names; raises `ConfigError`."""
+    if selection is None:
         return tuple(subjects)
-    if wish.isdecimal():
-        if not 1 <= int(wish) <= len(subjects):
-            raise ConfigError(f"--subjects {wish}: there are 1 to {len(subjects)} to choose from")
-        return tuple(subjects[: int(wish)])
+    if selection.isdecimal():
+        if not 1 <= int(selection) <= len(subjects):
+            raise ConfigError(f"--subjects {selection}: must be 1 to {len(subjects)}")
+        return tuple(subjects[: int(selection)])
     known = {subject.name: subject for subject in subjects}
-    names = list(dict.fromkeys(name.strip() for name in wish.split(",")))
+    names = list(dict.fromkeys(name.strip() for name in selection.split(",")))
     missing = [name for name in names if name not in known]
     if missing:
-        raise ConfigError(f"no subject {', '.join(missing)}; there is: {', '.join(known)}")
+        raise ConfigError(f"unknown subject {', '.join(missing)}; choose from: {', '.join(known)}")
     return tuple(known[name] for name in names)
 
 
 def _classes(path: Path) -> dict[str, str]:
-    """Subject -> class, from the lines between the header and the next empty one; {} without a file."""
+    """Subject -> class, from the lines between the header and the next empty line; {} without a file."""
     if not path.exists():
         return {}
     text = "\n".join(read_text(path, "list of classes").splitlines())

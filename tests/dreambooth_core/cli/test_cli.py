@@ -1,4 +1,4 @@
-"""The command line as a user's shell sees it: its own process, two streams, an exit code."""
+"""The command line in a separate process: stdout, stderr and exit code."""
 
 import json
 import os
@@ -31,7 +31,7 @@ def config_file(tiny_config, tmp_path):
 
 
 def soft_captions(folder: Path) -> set[tuple[str, str, str]]:
-    """A caption file with each thing that warns, and what the check finds."""
+    """Write captions and masks with every soft finding; returns the expected findings."""
     (folder / "0.txt").write_text("a robot on the grass")
     (folder / "1.txt").write_text(" \n")
     (folder / "2.txt").write_text("{subject} at sea")
@@ -47,7 +47,7 @@ def soft_captions(folder: Path) -> set[tuple[str, str, str]]:
 
 
 def hard_captions(folder: Path) -> set[tuple[str, str, str]]:
-    """The same of what stops a run."""
+    """Write captions and masks with every hard finding; returns the expected findings."""
     os.mkfifo(folder / "0.txt")
     (folder / "1.txt").symlink_to("/dev/zero")
     with (folder / "2.txt").open("wb") as file:
@@ -65,8 +65,8 @@ def is_one_sentence(text: str) -> bool:
     return text.startswith("Error: ") and text.count("\n") == 1 and "Traceback" not in text
 
 
-def test_help_is_there_at_once():
-    """In processor time, which a busy machine does not stretch as it does the clock's."""
+def test_help_is_fast():
+    """Measured in CPU time, which other programs on the machine do not change."""
     before = resource.getrusage(resource.RUSAGE_CHILDREN)
     done = dreambooth("--help")
     after = resource.getrusage(resource.RUSAGE_CHILDREN)
@@ -97,12 +97,12 @@ def test_help_imports_nothing_heavy():
         ("run", "/dev/zero"),
     ],
 )
-def test_bad_arguments_are_two(words, tmp_path):
+def test_bad_arguments_exit_with_2(words, tmp_path):
     done = dreambooth(*words, cwd=tmp_path)
     assert done.returncode == 2
     assert done.stdout == ""
     assert "Traceback" not in done.stderr
-    assert not list(tmp_path.iterdir()), "nothing may be left behind"
+    assert not list(tmp_path.iterdir()), "no file may be left"
 
 
 def test_a_wrong_value_is_named(config_file):
@@ -112,7 +112,7 @@ def test_a_wrong_value_is_named(config_file):
     assert "train.steps" in done.stderr
 
 
-def test_debug_shows_where(config_file):
+def test_debug_shows_the_traceback(config_file):
     done = dreambooth("run", config_file, "--set", "train.steps=0", "--debug")
     assert "Traceback" in done.stderr
 
@@ -135,7 +135,7 @@ class TestValidate:
         assert found["refused"] is False
         assert len(found["accepted"]) == 4
 
-    def test_refused_photos_are_three(self, tiny_config):
+    def test_refused_photos_exit_with_3(self, tiny_config):
         (tiny_config.subject.images / "0.png").write_bytes(b"no image")
         done = dreambooth("validate", tiny_config.subject.images, "--resolution", "32", "--json")
         assert done.returncode == 3
@@ -145,9 +145,7 @@ class TestValidate:
         assert {"level", "file", "check", "measure", "limit", "remedy"} <= set(found["findings"][0])
 
     @pytest.mark.parametrize("spoil", [soft_captions, hard_captions])
-    def test_its_findings_are_those_of_a_runs_check(
-        self, spoil, config_file, tiny_config, file_store
-    ):
+    def test_findings_equal_those_of_a_run(self, spoil, config_file, tiny_config, file_store):
         folder = tiny_config.subject.images
         expected = spoil(folder)
         try:
@@ -164,23 +162,23 @@ class TestValidate:
 
 
 class TestDryRun:
-    def test_the_plan_touches_nothing(self, config_file, tiny_config):
+    def test_the_plan_writes_no_file(self, config_file, tiny_config):
         done = dreambooth("run", config_file, "--dry-run", "--json")
         assert done.returncode == 0, done.stderr
-        told = json.loads(done.stdout)
-        assert Config.model_validate(told["config"]) == tiny_config
-        assert "6 steps" in told["plan"]["train"]
-        assert told["plan"]["priors"].startswith("2 class images of base ")
+        printed = json.loads(done.stdout)
+        assert Config.model_validate(printed["config"]) == tiny_config
+        assert "6 steps" in printed["plan"]["train"]
+        assert printed["plan"]["priors"].startswith("2 class images of base ")
         assert not tiny_config.paths.work.exists()
 
-    def test_no_class_images_are_planned_where_the_base_answers(self, config_file):
-        words = "train.method=lora", "prior.target=prediction", "prior.images=100"
+    def test_no_class_images_are_planned_for_prior_target_prediction(self, config_file):
+        words = "train.method=lora", "prior.target=prediction", "prior.num_class_images=100"
         changes = [part for word in words for part in ("--set", word)]
         done = dreambooth("run", config_file, "--dry-run", "--json", *changes)
         assert done.returncode == 0, done.stderr
         assert json.loads(done.stdout)["plan"]["priors"].startswith("no class images")
 
-    def test_refused_photos_stop_it(self, config_file, tiny_config):
+    def test_refused_photos_exit_with_3(self, config_file, tiny_config):
         for path in tiny_config.subject.images.iterdir():
             path.write_bytes(b"no image")
         done = dreambooth("run", config_file, "--dry-run")
@@ -189,12 +187,12 @@ class TestDryRun:
 
 
 class TestStandardOutput:
-    """Encodings that lack characters, and files that take no more."""
+    """Limited encodings, full disks and closed pipes."""
 
     WORDS = (("--help",), ("families",), ("config", "schema"))
 
     @pytest.mark.parametrize("words", WORDS)
-    def test_ascii_is_enough(self, words):
+    def test_output_is_ascii(self, words):
         environment = {**os.environ, "PYTHONIOENCODING": "ascii"}
         command = [sys.executable, "-m", "dreambooth_core.cli", *words]
         done = subprocess.run(command, capture_output=True, env=environment)
@@ -202,7 +200,7 @@ class TestStandardOutput:
         assert done.stdout.decode("ascii")
         assert done.stderr == b""
 
-    def test_a_name_that_ascii_lacks_is_shown_all_the_same(self, config_file):
+    def test_characters_outside_the_encoding_are_replaced(self, config_file):
         environment = {**os.environ, "PYTHONIOENCODING": "ascii"}
         command = [sys.executable, "-m", "dreambooth_core.cli", "config", "show", str(config_file)]
         command += ["--json", "--set", "subject.class_noun=Bär"]
@@ -211,7 +209,7 @@ class TestStandardOutput:
         assert json.loads(done.stdout)["subject"]["class_noun"] == "B?r"
 
     @pytest.mark.parametrize("words", WORDS)
-    def test_a_full_one_is_four(self, words):
+    def test_a_full_stdout_exits_with_4(self, words):
         command = [sys.executable, "-m", "dreambooth_core.cli", *words]
         with open("/dev/full", "wb") as full:
             done = subprocess.run(command, stdout=full, stderr=subprocess.PIPE, text=True)
@@ -219,7 +217,7 @@ class TestStandardOutput:
         assert is_one_sentence(done.stderr)
         assert "stdout" in done.stderr
 
-    def test_a_pipe_that_was_closed_is_no_error(self):
+    def test_a_closed_pipe_is_no_error(self):
         command = f"{sys.executable} -m dreambooth_core.cli config schema | head -n 1"
         done = subprocess.run(command, shell=True, capture_output=True, text=True)
         assert done.stdout == "{\n"
@@ -227,7 +225,7 @@ class TestStandardOutput:
 
 
 @pytest.mark.parametrize("ignored", [False, True], ids=["a closed terminal", "nohup"])
-def test_a_closed_terminal_stops_a_run_that_was_not_told_to_ignore_it(ignored):
+def test_sighup_stops_a_run_unless_ignored(ignored):
     code = (
         "import os, signal; from dreambooth_core.cli.signals import interruptible\n"
         "with interruptible(): os.kill(os.getpid(), signal.SIGHUP); print('goes on')"

@@ -40,8 +40,8 @@ def work(tracked_config, file_store):
     other = tracked_config.model_copy(update={"subject": subject, "train": train})
     second = registered(client, other, file_store, "b")
     promotion.apply_verdict(tracked_config, file_store, first, verdict("1", "promote", "base"))
-    said = verdict("2", "keep", "tiny/1", candidate=stored_inputs(file_store, "b").scores)
-    promotion.apply_verdict(other, file_store, second, said)
+    kept = verdict("2", "keep", "tiny/1", candidate=stored_inputs(file_store, "b").scores)
+    promotion.apply_verdict(other, file_store, second, kept)
     return tracked_config.paths.work
 
 
@@ -57,56 +57,56 @@ def typed(work, *words: str):
     return CliRunner().invoke(app, [*words, "--work", str(work)])
 
 
-def told(work, *words: str):
+def json_of(work, *words: str):
     done = typed(work, *words, "--json")
     assert done.exception is None, done.exception
     return json.loads(done.stdout)
 
 
-def test_models_are_listed_with_what_the_gate_said(work) -> None:
-    second, first = told(work, "models")
+def test_models_are_listed_with_the_gates_decision(work) -> None:
+    second, first = json_of(work, "models")
     assert (first["name"], first["version"], first["aliases"]) == ("tiny", "1", ["champion"])
     assert (first["verdict"], second["verdict"]) == ("promote", "keep")
     assert first["metrics"] == {"clip_i": 0.75}
     assert "tiny/2" in typed(work, "models").stdout
 
 
-def test_other_peoples_models_do_not_hide_ours(work, tracked_config) -> None:
+def test_models_of_others_are_not_listed(work, tracked_config) -> None:
     tracking.open_client(tracked_config).create_registered_model("Bob's model")
-    assert [row["name"] for row in told(work, "models")] == ["tiny", "tiny"]
+    assert [row["name"] for row in json_of(work, "models")] == ["tiny", "tiny"]
 
 
-def test_a_person_promotes_and_takes_back(work) -> None:
+def test_promote_and_rollback(work) -> None:
     refused = typed(work, "promote", "tiny/2", "--yes")
     assert isinstance(refused.exception, ConfigError)
     assert "give --reason" in str(refused.exception)
     reason = ("--reason", "the client likes it", "--by", "ann")
     asked = typed(work, "promote", "tiny/2", *reason)
-    assert isinstance(asked.exception, ConfigError), "nobody is there to be asked"
+    assert isinstance(asked.exception, ConfigError), "no terminal to ask on"
     assert asked.exception.exit_code == 2
-    assert told(work, "promote", "tiny/2", "--yes", *reason)["aliases"] == {
+    assert json_of(work, "promote", "tiny/2", "--yes", *reason)["aliases"] == {
         "champion": "2",
         "previous": "1",
     }
-    assert told(work, "rollback", "tiny", "--yes")["aliases"] == {"champion": "1"}
-    assert told(work, "rollback", "tiny/2", "--yes")["aliases"] == {"champion": "1"}
+    assert json_of(work, "rollback", "tiny", "--yes")["aliases"] == {"champion": "1"}
+    assert json_of(work, "rollback", "tiny/2", "--yes")["aliases"] == {"champion": "1"}
     assert "first champion" in str(typed(work, "rollback", "tiny@champion", "--yes").exception)
     assert "first champion" in str(typed(work, "rollback", "tiny", "--yes").exception)
 
 
-def test_an_alias_means_what_the_log_says(work, tracked_config, file_store) -> None:
+def test_an_alias_is_read_from_the_log(work, tracked_config, file_store) -> None:
     client = tracking.open_client(tracked_config)
     log = register.open_alias_log(client, tracked_config, file_store)
     last = log.latest()
     assert last is not None
     change = last.model_copy(update={"version": "2", "action": "override"})
-    log.append(lambda _: change)  # and MLflow was not told
-    assert told(work, "lineage", "tiny@champion")["model"] == "tiny/2"
+    log.append(lambda _: change)  # but MLflow was not updated
+    assert json_of(work, "lineage", "tiny@champion")["model"] == "tiny/2"
 
 
-def test_a_lineage_goes_from_the_photos_to_the_aliases(work, file_store) -> None:
+def test_lineage_from_the_photos_to_the_aliases(work, file_store) -> None:
     found = stored_inputs(file_store, "a")
-    traced = told(work, "lineage", "tiny@champion")
+    traced = json_of(work, "lineage", "tiny@champion")
     assert [photo["sha256"] for photo in traced["instance"]["images"]] == [
         image.blob.sha256 for image in found.instance.images
     ]
@@ -123,13 +123,15 @@ def test_a_lineage_goes_from_the_photos_to_the_aliases(work, file_store) -> None
     shown = typed(work, "lineage", "tiny@champion").stdout
     shown = " ".join(shown.split())
     assert "promote by the gate: @champion" in shown
-    assert "code that trained 0.0.1 " in shown
+    assert "training code 0.0.1 " in shown
 
 
-def test_a_lineage_tells_whose_every_subject_is(work, tracked_config, file_store) -> None:
+def test_lineage_has_provenance_and_consent_of_every_subject(
+    work, tracked_config, file_store
+) -> None:
     config = with_another_subject(tracked_config)
     registered(tracking.open_client(config), config, file_store, "c")
-    traced = told(work, "lineage", "tiny/3")
+    traced = json_of(work, "lineage", "tiny/3")
     assert traced["subjects"] == [
         {"subject": "sks robot", "provenance": "my desk", "consent": ""},
         {"subject": "zwx mug", "provenance": "", "consent": "Ann | her mug"},
@@ -137,25 +139,25 @@ def test_a_lineage_tells_whose_every_subject_is(work, tracked_config, file_store
     assert traced["config"] == records.config_digest(config)
     shown = [" ".join(line.split()) for line in typed(work, "lineage", "tiny/3").stdout.split("\n")]
     assert "provenance sks robot: my desk" in shown
-    assert "consent sks robot: not said" in shown
-    assert "provenance zwx mug: not said" in shown
+    assert "consent sks robot: not given" in shown
+    assert "provenance zwx mug: not given" in shown
     assert "consent zwx mug: Ann | her mug" in shown
 
 
-def test_a_lineage_tells_of_a_refusal(work, tracked_config, file_store) -> None:
+def test_lineage_has_rejections(work, tracked_config, file_store) -> None:
     promotion.reject(
         tracked_config, file_store, promotion.PromotionRequest("2", "ann", "too yellow")
     )
-    changes = told(work, "lineage", "tiny/2")["changes"]
+    changes = json_of(work, "lineage", "tiny/2")["changes"]
     assert [(one["action"], one["by"], one["reason"]) for one in changes] == [
         ("reject", "ann", "too yellow")
     ]
-    assert "reject" not in [one["action"] for one in told(work, "lineage", "tiny/1")["changes"]]
+    assert "reject" not in [one["action"] for one in json_of(work, "lineage", "tiny/1")["changes"]]
 
 
-def test_a_difference_names_what_is_not_the_same(work, tmp_path) -> None:
+def test_diff_lists_the_differences(work, tmp_path) -> None:
     page = tmp_path / "pages" / "diff.html"
-    found = told(work, "diff", "tiny/1", "tiny/2", "--out", str(page))
+    found = json_of(work, "diff", "tiny/1", "tiny/2", "--out", str(page))
     assert found["config"] == {
         "subject.consent": ["", "mine | all mine"],
         "train.steps": ["6", "9"],
@@ -170,21 +172,21 @@ def test_a_difference_names_what_is_not_the_same(work, tmp_path) -> None:
     assert "<h3>p</h3>" in html
 
 
-def test_versions_of_other_plans_are_not_compared_image_by_image(work, file_store) -> None:
+def test_versions_of_different_plans_have_no_paired_comparison(work, file_store) -> None:
     key = "scores/b/result.json"
     scores = stored_inputs(file_store, "b").scores.model_copy(update={"plan": "0" * 64})
     file_store.put(key, scores.model_dump_json().encode())
-    found = told(work, "diff", "tiny/1", "tiny/2")
+    found = json_of(work, "diff", "tiny/1", "tiny/2")
     assert found["comparisons"] == []
     assert "evaluation plans differ" in found["why_not"]
 
 
-def test_a_card_says_what_one_must_know(work, tracked_config, file_store) -> None:
+def test_model_card_has_decision_licence_and_worst_images(work, tracked_config, file_store) -> None:
     client = tracking.open_client(tracked_config)
     log = register.open_alias_log(client, tracked_config, file_store)
     card = file_store.get(f"{log.prefix}/cards/2.md").decode()
     assert "# tiny, version 2" in card
-    assert "keep \\| against tiny/1" in card, "no bar breaks a table"
+    assert "keep \\| against tiny/1" in card, "bars are escaped in tables"
     assert "mine \\| all mine" in card
     assert "`model.licence`" in card
     assert "sks robot" in card
@@ -198,31 +200,29 @@ def test_a_card_says_what_one_must_know(work, tracked_config, file_store) -> Non
     assert "model_card.md" in [artifact.path for artifact in client.list_artifacts(run)]
 
 
-def test_a_card_tells_whose_every_subject_is(tracked_config, file_store) -> None:
+def test_model_card_has_provenance_and_consent_of_every_subject(tracked_config, file_store) -> None:
     found = stored_inputs(file_store)
     origin = provenance.provenance_of(with_another_subject(tracked_config), file_store, found)
     learned = model_card.render(file_store, model_card.CardInputs(origin, found)).split(
         "## Training data"
     )[1]
-    told_of = learned.split("## Scores")[0].splitlines()
-    first = told_of.index("- Provenance of the photos of `sks robot`: my desk")
-    assert "not given in the config" in told_of[first + 1]
-    second = told_of[first + 2]
+    lines = learned.split("## Scores")[0].splitlines()
+    first = lines.index("- Provenance of the photos of `sks robot`: my desk")
+    assert "not given in the config" in lines[first + 1]
+    second = lines[first + 2]
     assert second.startswith("- Provenance of the photos of `zwx mug`: not given")
-    assert told_of[first + 3] == "- Consent: Ann \\| her mug"
+    assert lines[first + 3] == "- Consent: Ann \\| her mug"
 
 
-def test_a_card_of_a_lora_says_how_to_put_it_over_the_base(work, tracked_config, file_store):
+def test_model_card_of_a_lora_shows_how_to_load_it(work, tracked_config, file_store):
     client = tracking.open_client(tracked_config)
     log = register.open_alias_log(client, tracked_config, file_store)
     origin = read_provenance(log, "1")
     found = run_inputs(file_store, origin)
     blob = put_blob(file_store, b"x")
     weights = Weights(uri="u", digest="c" * 64, method="lora", files={"a": blob}, steps=3)
-    told_of = model_card.CardInputs(
-        origin, type(found)(found.instance, None, weights, found.scores)
-    )
-    card = model_card.render(file_store, told_of)
+    inputs = model_card.CardInputs(origin, type(found)(found.instance, None, weights, found.scores))
+    card = model_card.render(file_store, inputs)
     assert "No verdict of the gate" in card
     assert 'pipeline.load_lora_weights("adapters/tiny")' in card
     assert "--format lora_kohya --out ComfyUI/models/loras/" in card

@@ -11,13 +11,13 @@ def printed(capsys) -> list[str]:
     return capsys.readouterr().out.splitlines()
 
 
-def test_a_row_is_a_line_where_there_is_no_edge(monkeypatch, capsys):
+def test_rows_are_not_wrapped_without_a_terminal(monkeypatch, capsys):
     monkeypatch.delenv("COLUMNS", raising=False)
     lines = [line.rstrip() for line in printed(capsys)]
     assert f"a photo of [a] dog  {DIGEST}" in lines
 
 
-def test_a_narrow_terminal_breaks_lines_and_loses_nothing(monkeypatch, capsys):
+def test_a_narrow_terminal_wraps_rows_without_loss(monkeypatch, capsys):
     monkeypatch.setenv("COLUMNS", "30")
     lines = printed(capsys)
     assert max(map(len, lines)) == 30

@@ -132,7 +132,7 @@ def test_the_commands(tiny_config, tmp_path, monkeypatch):
 
     pushing = ("push", str(tiny_config.subject.images), "robot", "--resolution", "32")
     first, again = output(*pushing), output(*pushing)
-    assert (first["new"], again["new"], first["told_prefect"]) == (True, False, False)
+    assert (first["new"], again["new"], first["event_sent"]) == (True, False, False)
     assert first["reference"] == f"dataset://robot@{first['publication']['digest']}"
     (listed,) = output("list")
     assert listed == {"name": "robot", **first["publication"]}

@@ -1,4 +1,4 @@
-"""The paper's protocol: the published layout, all of its prompts, its numbers, and a table that adds up."""
+"""The paper's protocol: dataset layout, prompts, deviations and the table of results."""
 
 import json
 import os
@@ -28,8 +28,8 @@ from dreambooth_core.errors import ConfigError
 from tests.chat_server import Reply, serving
 from tests.random_backbones import build
 
-BESIDE = Path(__file__).parents[5] / "shared" / "dreambench"
-REAL = Path(os.environ.get("DREAMBENCH_DIR", BESIDE))
+DEFAULT_FOLDER = Path(__file__).parents[5] / "shared" / "dreambench"
+REAL = Path(os.environ.get("DREAMBENCH_DIR", DEFAULT_FOLDER))
 PUBLISHED = """Classes
 
 subject_name,class
@@ -60,10 +60,10 @@ def recipe():
 
 @pytest.fixture
 def layout(tmp_path):
-    """The published layout with three subjects, and what lies about in a clone."""
+    """The published layout with three subjects and the other files of a clone."""
     for name in ("cat2", "backpack", "bear_plushie", ".git"):
         (tmp_path / name).mkdir()
-    (tmp_path / "references_and_licenses.txt").write_text("by somebody")
+    (tmp_path / "references_and_licenses.txt").write_text("licences")
     (tmp_path / "prompts_and_classes.txt").write_text(PUBLISHED)
     return tmp_path
 
@@ -78,15 +78,15 @@ def test_subjects_and_classes_are_read_from_the_published_layout(layout):
     assert found[2].folder == layout / "cat2"
 
 
-def test_without_the_list_a_folder_is_called_after_its_class(tmp_path):
+def test_without_the_list_the_folder_name_is_the_class(tmp_path):
     for name in ("dog6", "robot_toy", "7"):
         (tmp_path / name).mkdir()
     found = {one.name: one.class_noun for one in subjects_in(tmp_path)}
     assert found == {"dog6": "dog", "robot_toy": "robot toy", "7": "7"}
 
 
-def test_what_is_no_data_set_is_refused(layout, tmp_path):
-    with pytest.raises(ConfigError, match="is no folder"):
+def test_other_layouts_are_refused(layout, tmp_path):
+    with pytest.raises(ConfigError, match="is not a folder"):
         subjects_in(tmp_path / "nowhere")
     with pytest.raises(ConfigError, match="has no subfolders"):
         subjects_in(layout / "cat2")
@@ -103,13 +103,13 @@ def test_subjects_are_chosen_by_number_or_by_name(layout):
     assert chosen(subjects, None) == subjects
     assert chosen(subjects, "2") == subjects[:2]
     assert [one.name for one in chosen(subjects, "cat2, backpack,cat2")] == ["cat2", "backpack"]
-    for wish in ("0", "4", "dog", "cat2,"):
+    for selection in ("0", "4", "dog", "cat2,"):
         with pytest.raises(ConfigError):
-            chosen(subjects, wish)
+            chosen(subjects, selection)
 
 
 @pytest.mark.parametrize(("noun", "name"), [("dog", "live"), ("toy", "objects")])
-def test_every_published_prompt_counts_as_the_paper_counts_it(recipe, noun, name):
+def test_every_published_prompt_is_a_scene(recipe, noun, name):
     subject = BenchSubject("one", Path("photos/one"), noun)
     made = config_for(recipe, subject)
     every = [prompt for prompts in SETS[name].values() for prompt in prompts]
@@ -124,15 +124,14 @@ def test_every_published_prompt_counts_as_the_paper_counts_it(recipe, noun, name
     assert len(config_for(recipe, subject, 3).evaluation.kinds) == 3
 
 
-def test_a_recipe_that_does_not_fit_a_subject_is_refused(recipe):
+def test_a_config_that_is_invalid_for_a_subject_is_refused(recipe):
     subject = recipe.subject.model_copy(update={"identifier": "a"})
     recipe = recipe.model_copy(update={"subject": subject})
     with pytest.raises(ConfigError, match=r"photos/dog: .* must not contain the identifier"):
         config_for(recipe, BenchSubject("dog", Path("photos/dog"), "dog"))
 
 
-def test_a_folder_may_be_called_as_folders_are(recipe):
-    """Each subject's runs are called after its folder, in letters that a run's name may have."""
+def test_folder_names_become_valid_run_names(recipe):
     names = ("Hündin (2)", "Hündin 2", "dog6", "x" * 80, "x" * 81)
     made = [config_for(recipe, BenchSubject(name, Path(name), "dog")).name for name in names]
     assert made[0].startswith(f"{recipe.name}-H-ndin-2-")
@@ -140,21 +139,21 @@ def test_a_folder_may_be_called_as_folders_are(recipe):
     assert len(set(made)) == len(names)
 
 
-def test_what_is_not_as_in_the_paper_is_said(recipe):
+def test_deviations_from_the_paper_are_listed(recipe):
     def of(resolution: int, **rules: object) -> Config:
         model = recipe.model.model_copy(update={"resolution": resolution})
         return recipe.model_copy(update={"model": model, "evaluation": Evaluation(**rules)})
 
     assert deviations(of(512, lpips="timm/vgg16.tv_in1k"), 30, None) == []
-    other = of(64, seeds=1, clip="my/clip", identity="my/eye", preprocessing="own")
-    said = deviations(other, 2, 5)
+    other = of(64, seeds=1, clip="my/clip", identity="my/encoder", preprocessing="own")
+    sentences = deviations(other, 2, 5)
     words = ("2 of the 30", "5 of the 25", "1 images", "64 pixels", "own, not paper")
-    words += ("my/eye", "my/clip", "no DIV")
-    for sentence, word in zip(said, words, strict=True):
+    words += ("my/encoder", "my/clip", "no DIV")
+    for sentence, word in zip(sentences, words, strict=True):
         assert word in sentence
 
 
-def standing(name: str, **ours: float) -> SubjectScores:
+def subject_scores(name: str, **ours: float) -> SubjectScores:
     return SubjectScores(
         subject=name,
         class_noun="dog",
@@ -167,22 +166,22 @@ def standing(name: str, **ours: float) -> SubjectScores:
     )
 
 
-def test_the_table_has_subjects_means_and_the_papers_numbers():
-    standings = (
-        standing("a", **{"DINO": 0.5, "CLIP-T": 0.3, "PRES": 0.4}),
-        standing("b", **{"DINO": 0.7, "CLIP-T": 0.3}),
+def test_the_table_has_subjects_means_and_the_papers_values():
+    scores = (
+        subject_scores("a", **{"DINO": 0.5, "CLIP-T": 0.3, "PRES": 0.4}),
+        subject_scores("b", **{"DINO": 0.7, "CLIP-T": 0.3}),
     )
-    ours = dreambench._means(one.ours for one in standings)
+    ours = dreambench._means(one.ours for one in scores)
     assert ours.keys() == {"DINO", "CLIP-T"}
     assert ours["DINO"].value == pytest.approx(0.6)
     assert ours["DINO"].low < 0.5 < 0.7 < ours["DINO"].high
     assert (ours["CLIP-T"].low, ours["CLIP-T"].high) == pytest.approx((0.3, 0.3))
     bench = Bench(
         recipe="r",
-        subjects=standings,
+        subjects=scores,
         ours=ours,
-        base=dreambench._means(one.base for one in standings),
-        real=dreambench._means(one.real for one in standings),
+        base=dreambench._means(one.base for one in scores),
+        real=dreambench._means(one.real for one in scores),
         paper={name: dict(values) for name, values in dreambench.PAPER.items()},
         deviations=(),
     )
@@ -202,7 +201,7 @@ def test_the_table_has_subjects_means_and_the_papers_numbers():
 
 
 @pytest.mark.skipif(not REAL.is_dir(), reason="set DREAMBENCH_DIR to the published folder")
-def test_the_real_data_set_is_understood(recipe):
+def test_the_published_dataset_is_read(recipe):
     found = {one.name: one for one in subjects_in(REAL)}
     nouns = {"can": "can", "cat2": "cat", "dog6": "dog", "rc_car": "toy", "red_cartoon": "cartoon"}
     assert {name: found[name].class_noun for name in nouns} == nouns
@@ -221,23 +220,23 @@ def photos(folder: Path, seed: int) -> None:
 
 
 @pytest.fixture
-def asked_recipe(tracked_config, tmp_path):
-    """A recipe with LPIPS and a judge, who sees half a dog and no jungle at all."""
+def judged_recipe(tracked_config, tmp_path):
+    """A config with LPIPS and a judge that scores 2 of 4 for the subject and 0 for jungle prompts."""
 
-    def opinion(number, request):
+    def answer(number, request):
         text = request["messages"][0]["content"][-1]["text"]
         score = 2 if "this very dog" in text else 0 if "jungle" in text else 4
         return Reply(json.dumps({"rationale": "seen", "score": score}))
 
     backbone = build("alex", tmp_path / "alex")
-    with serving(opinion) as server:
+    with serving(answer) as server:
         update = {"lpips": str(backbone), "judge": Judge(url=server.url, model="tiny")}
         rules = tracked_config.evaluation.model_copy(update=update)
         yield tracked_config.model_copy(update={"evaluation": rules}), server
 
 
 @pytest.mark.slow
-def test_a_bench_trains_and_measures_a_subject_once(asked_recipe, tmp_path):
+def test_a_bench_trains_and_evaluates_a_subject_once(judged_recipe, tmp_path):
     from dreambooth_core.data.ingest import ingest
     from dreambooth_core.metrics.embeddings import StoredImages
     from dreambooth_core.metrics.statistics import rows_of
@@ -245,7 +244,7 @@ def test_a_bench_trains_and_measures_a_subject_once(asked_recipe, tmp_path):
     from dreambooth_core.storage.stores import open_store
     from dreambooth_core.vision.encoders import ImageEncoder
 
-    recipe, server = asked_recipe
+    recipe, server = judged_recipe
     photos(tmp_path / "set" / "dog6", 0)
     subjects = subjects_in(tmp_path / "set")
     bench = dreambench.run(recipe, subjects, prompts=2)
@@ -267,18 +266,20 @@ def test_a_bench_trains_and_measures_a_subject_once(asked_recipe, tmp_path):
     assert scores.ids["judged_subject"].startswith("judged_subject@tiny-")
     assert scores.ids["lpips_diversity"].startswith("lpips_diversity@lpips-0.1-")
 
-    # DINO again, by hand: every generated image against every photo
+    # DINO computed directly: every generated image against every photo
     config = config_for(recipe, subjects[0], 2)
     drawn = [row for row in rows_of(store, scores) if row.kind == "scene"]
     assert [row.prompt for row in drawn] == [p for p in SETS["live"]["scene"][:2] for _ in range(2)]
-    eye = ImageEncoder(config.evaluation.identity, None)
-    made = eye.identity_images(list(StoredImages(store, scores.samples.images)))
-    real = eye.identity_images(list(StoredImages(store, ingest(config, store)[0].images.images)))
+    encoder = ImageEncoder(config.evaluation.identity, None)
+    made = encoder.identity_images(list(StoredImages(store, scores.samples.images)))
+    real = encoder.identity_images(
+        list(StoredImages(store, ingest(config, store)[0].images.images))
+    )
     cosines = [float(a @ b) for a in made for b in real]
     assert one.ours["DINO"] == pytest.approx(np.mean(cosines), abs=1e-5)
 
 
-def test_a_folder_that_is_not_there_is_said_in_one_sentence(recipe, tiny_base, tmp_path):
+def test_a_missing_folder_is_reported_in_one_sentence(recipe, tiny_base, tmp_path):
     config = tmp_path / "recipe.yaml"
     document = recipe.model_dump(mode="json")
     document["model"]["base"] = str(tiny_base)
@@ -288,5 +289,5 @@ def test_a_folder_that_is_not_there_is_said_in_one_sentence(recipe, tiny_base, t
     done = subprocess.run(command, capture_output=True, text=True, timeout=120)
     assert done.returncode == 2
     assert done.stderr.startswith("Error: ")
-    assert "nowhere is no folder" in done.stderr
+    assert "nowhere is not a folder" in done.stderr
     assert done.stderr.count("\n") == 1
