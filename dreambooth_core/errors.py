@@ -74,6 +74,10 @@ class Preempted(DreamBoothError):
     exit_code = 75
 
 
+class OldKeyWarning(FutureWarning):
+    """A config uses the old name of a key or value."""
+
+
 def one_line(error: BaseException, limit: int = SCREEN) -> str:
     """The message on one line, or the class name of an error without one; control characters escaped.
 

@@ -1,4 +1,4 @@
-"""A headless Chromium that tests look at pages with, through its DevTools protocol."""
+"""Headless Chromium for tests, controlled by the DevTools protocol."""
 
 import base64
 import itertools
@@ -27,7 +27,7 @@ FLAGS = (
     "--remote-debugging-port=0",
 )
 SCREENSHOTS = Path(os.environ.get("DREAMBOOTH_SCREENSHOTS", "build/screenshots"))
-"""Where screenshots are kept, for people and as an artifact of a build."""
+"""Folder of screenshots, also an artifact of CI."""
 
 
 def executable() -> str | None:
@@ -35,14 +35,14 @@ def executable() -> str | None:
 
 
 class Tab:
-    """One page."""
+    """A browser tab."""
 
     def __init__(self, socket: Any) -> None:
         self._socket = socket
         self._numbers = itertools.count(1)
         self._home = ""
-        self.complaints: list[str] = []
-        """What the page wrote to the console, what it threw, and what it was refused."""
+        self.problems: list[str] = []
+        """Console messages, exceptions, failed and foreign requests of the page."""
         for domain in ("Page", "Runtime", "Log", "Network"):
             self.do(f"{domain}.enable")
 
@@ -55,9 +55,9 @@ class Tab:
         return answer["result"]
 
     def open(self, page: Path | str, width: int, height: int = 900) -> None:
-        """Load a file, or a server's page, at a size in CSS pixels; returns when it is loaded.
+        """Load a file or URL at a size in CSS pixels; returns when it is loaded.
 
-        A server may be asked for whatever it has; asking another one is worth a complaint.
+        Requests to other origins are recorded in `problems`.
         """
         url = page.resolve().as_uri() if isinstance(page, Path) else page
         self._home = "" if isinstance(page, Path) else "/".join(url.split("/")[:3])
@@ -73,28 +73,28 @@ class Tab:
         self.do("Emulation.setEmulatedMedia", features=[wanted])
 
     def ask(self, expression: str) -> Any:
-        """The value of a JavaScript expression, awaited."""
+        """The awaited value of a JavaScript expression."""
         wanted = {"expression": expression, "returnByValue": True, "awaitPromise": True}
         answer = self.do("Runtime.evaluate", **wanted)
         assert "exceptionDetails" not in answer, answer
         return answer["result"].get("value")
 
     def until(self, expression: str, seconds: float = 60) -> Any:
-        """The value of a JavaScript expression, once there is one that is not false."""
+        """Wait until a JavaScript expression is neither null nor false; returns its value."""
         deadline = time.monotonic() + seconds
-        while (value := self.ask(expression)) in (None, False):  # an element comes as {}
+        while (value := self.ask(expression)) in (None, False):  # an element is returned as {}
             if time.monotonic() > deadline:
-                self.photograph("waited-in-vain")
-                raise AssertionError(f"waited in vain for {expression}")
+                self.photograph("timeout")
+                raise AssertionError(f"timed out waiting for {expression}")
             time.sleep(0.25)
         return value
 
     def click(self, element: str) -> None:
-        """Press the mouse in the middle of what a JavaScript expression finds.
+        """Click the centre of an element, given as a JavaScript expression.
 
-        Once it is there, and nothing lies on it, such as a message that goes away after a while.
+        Waits until it exists, is enabled, and is not covered by another element.
         """
-        place = self.until(
+        position = self.until(
             f"(() => {{ const it = {element}; if (!it || it.disabled) return null; "
             "it.scrollIntoView({block: 'center', behavior: 'instant'}); "
             "const box = it.getBoundingClientRect(); "
@@ -102,16 +102,16 @@ class Tab:
             "return it.contains(document.elementFromPoint(at.x, at.y)) ? at : null })()"
         )
         for kind in ("mousePressed", "mouseReleased"):
-            self.do("Input.dispatchMouseEvent", type=kind, button="left", clickCount=1, **place)
+            self.do("Input.dispatchMouseEvent", type=kind, button="left", clickCount=1, **position)
 
     def write(self, element: str, text: str) -> None:
-        """Type into a field, in the place of what stands there."""
+        """Replace the text of a field."""
         self.click(element)
         self.ask(f"{element}.select()")
         self.do("Input.insertText", text=text)
 
     def choose(self, element: str, option: str) -> None:
-        """Pick from a drop-down list, by its first letters and Enter."""
+        """Select an option of a drop-down list by keyboard."""
         self.click(element)
         for key in (*option, "\r"):
             self.do("Input.dispatchKeyEvent", type="keyDown", key=key, text=key)
@@ -119,37 +119,37 @@ class Tab:
         self.until(f"{element}.value === {json.dumps(option)}")
 
     def photograph(self, name: str, height: int | None = None) -> Path:
-        """Keep the whole page, or what is above `height`, as an image."""
+        """Save a screenshot of the page, or of its top `height` pixels."""
         metrics = self.do("Page.getLayoutMetrics")
         size = metrics["cssContentSize"]
         clip = {**size, "height": min(size["height"], height or size["height"]), "scale": 1}
-        # where there is nothing beyond, it would lay out the page anew
+        # only if needed, as it causes a new layout
         beyond = clip["height"] > metrics["cssLayoutViewport"]["clientHeight"]
-        shot = self.do("Page.captureScreenshot", captureBeyondViewport=beyond, clip=clip)
+        screenshot = self.do("Page.captureScreenshot", captureBeyondViewport=beyond, clip=clip)
         SCREENSHOTS.mkdir(parents=True, exist_ok=True)
         path = SCREENSHOTS / f"{name}.png"
-        path.write_bytes(base64.b64decode(shot["data"]))
+        path.write_bytes(base64.b64decode(screenshot["data"]))
         return path
 
     def _next(self) -> dict[str, Any]:
         message: dict[str, Any] = json.loads(self._socket.recv(timeout=60))
-        told = message.get("params", {})
+        params = message.get("params", {})
         if message.get("method") == "Runtime.consoleAPICalled":
-            self.complaints.append(str([each.get("value") for each in told["args"]]))
+            self.problems.append(str([each.get("value") for each in params["args"]]))
         if message.get("method") == "Runtime.exceptionThrown":
-            self.complaints.append(str(told["exceptionDetails"]))
+            self.problems.append(str(params["exceptionDetails"]))
         if message.get("method") == "Log.entryAdded":
-            self.complaints.append(told["entry"]["text"])
+            self.problems.append(params["entry"]["text"])
         if message.get("method") == "Network.requestWillBeSent":
-            url = told["request"]["url"]
+            url = params["request"]["url"]
             if not url.startswith(("file:", "data:", "blob:", self._home or "file:")):
-                self.complaints.append(f"asked for {url}")
+                self.problems.append(f"requested {url}")
         return message
 
 
 @contextmanager
 def browsing(profile: Path) -> Iterator[Tab]:
-    """A tab of a browser of its own, with its profile in an empty folder."""
+    """A tab of a new browser process; `profile`: an empty folder."""
     from websockets.sync.client import connect
 
     command = [str(executable()), *FLAGS, f"--user-data-dir={profile}", "about:blank"]
@@ -158,7 +158,7 @@ def browsing(profile: Path) -> Iterator[Tab]:
         port = _port(process)
         with urllib.request.urlopen(f"http://127.0.0.1:{port}/json/list") as answer:
             (target,) = [each for each in json.load(answer) if each["type"] == "page"]
-        # while nobody reads what the page has to say, no ping is answered either
+        # pings are answered only while messages are read
         quiet: dict[str, Any] = {"max_size": None, "proxy": None, "ping_interval": None}
         with connect(target["webSocketDebuggerUrl"], **quiet) as socket:
             yield Tab(socket)
@@ -170,9 +170,9 @@ def browsing(profile: Path) -> Iterator[Tab]:
 
 
 def _port(process: subprocess.Popen[str]) -> int:
-    """Chromium writes where it listens; it may write other things before."""
+    """Read the debugging port from Chromium's output."""
     assert process.stderr
     for line in process.stderr:
         if found := re.search(r"ws://127\.0\.0\.1:(\d+)/", line):
             return int(found[1])
-    raise AssertionError("Chromium ended before it listened")
+    raise AssertionError("Chromium ended before listening")

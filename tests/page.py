@@ -1,32 +1,32 @@
-"""A page as tests read it."""
+"""HTML pages for tests."""
 
 from html.parser import HTMLParser
 
 
 class Page(HTMLParser):
-    """A page's elements, and its words section by section."""
+    """Elements of a page, and its text by section."""
 
     def __init__(self, text: str) -> None:
         super().__init__()
         self.tags: list[tuple[str, dict[str, str | None]]] = []
         self.sections: dict[str, str] = {"": ""}
         self._section = ""
-        self._apart = ""
+        self._skipped = ""
         self.feed(text)
 
     def handle_starttag(self, tag, attrs):
         attributes = dict(attrs)
         self.tags.append((tag, attributes))
-        self._apart = tag if tag in {"script", "style"} else ""
+        self._skipped = tag if tag in {"script", "style"} else ""
         if tag == "h2":
             self._section = attributes["id"]
             self.sections[self._section] = ""
 
     def handle_endtag(self, tag):
-        self._apart = ""
+        self._skipped = ""
 
     def handle_data(self, data):
-        if not self._apart:
+        if not self._skipped:
             words = " ".join(data.split())
             self.sections[self._section] += f"{words} " if words else ""
 

@@ -1,4 +1,4 @@
-"""Results of a run as its report reads them, made by hand: noise for pictures, chosen scores."""
+"""Synthetic results of a run for tests of reports: noise images, fixed scores."""
 
 from collections.abc import Sequence
 from pathlib import Path
@@ -46,7 +46,7 @@ LOWER = {"memorisation", "prior_drift"}
 
 
 def run_of(folder: Path) -> tuple[Config, Store, StageResults]:
-    """A config with a base that is good for its digest only, a store, and the results in it."""
+    """A config with a base without weights, a store, and results in it."""
     base = folder / "base"
     (base / "unet").mkdir(parents=True)
     (base / "unet" / "config.json").write_text("{}")
@@ -63,8 +63,10 @@ def run_of(folder: Path) -> tuple[Config, Store, StageResults]:
     return config, store, results_of(store)
 
 
-def drawn(store: Store, kind: type[Any], prompts: Sequence[str], seed: int, side: int = 8) -> Any:
-    """A set of noise, one image per prompt; equal prompts have seeds 0, 1, ..."""
+def noise_images(
+    store: Store, kind: type[Any], prompts: Sequence[str], seed: int, side: int = 8
+) -> Any:
+    """A set of noise images, one per prompt; equal prompts have seeds 0, 1, ..."""
     draw = np.random.default_rng(seed)
     images = []
     for index, prompt in enumerate(prompts):
@@ -77,15 +79,15 @@ def drawn(store: Store, kind: type[Any], prompts: Sequence[str], seed: int, side
 
 
 def scores_of(store: Store, seed: int, identity: float = 0.75, copied: str | None = None) -> Scores:
-    """Scores with a table. `identity`: of the first prompt's first image, less with each image.
+    """Scores with image scores. `identity`: that of the first image, decreasing.
 
-    `copied`: digest of the photo that the second image is a near copy of.
+    `copied`: digest of the photo that the second image nearly copies.
     """
     filled = [each.format(subject=SUBJECT) for each in PROMPTS for _ in range(SEEDS)]
-    samples = drawn(store, SampleSet, filled, seed)
-    base = drawn(store, SampleSet, [each.replace("sks ", "") for each in filled], 1000)
-    classes = drawn(store, SampleSet, ["a photo of a robot"] * 2, seed + 1)
-    base_classes = drawn(store, SampleSet, ["a photo of a robot"] * 2, 1001)
+    samples = noise_images(store, SampleSet, filled, seed)
+    base = noise_images(store, SampleSet, [each.replace("sks ", "") for each in filled], 1000)
+    classes = noise_images(store, SampleSet, ["a photo of a robot"] * 2, seed + 1)
+    base_classes = noise_images(store, SampleSet, ["a photo of a robot"] * 2, 1001)
     rows = [
         ImageScores(
             prompt=template,
@@ -94,15 +96,15 @@ def scores_of(store: Store, seed: int, identity: float = 0.75, copied: str | Non
             image=image.blob.sha256,
             base_image=other.blob.sha256,
             scores={
-                "identity": identity - place / 64,
-                "prompt_fidelity": 0.25 + place / 128,
-                "memorisation": float(place == 1 and copied is not None),
+                "identity": identity - index / 64,
+                "prompt_fidelity": 0.25 + index / 128,
+                "memorisation": float(index == 1 and copied is not None),
                 "a_new_metric": 0.5,
             },
-            base_scores={"identity": place / 64, "prompt_fidelity": 0.25, "memorisation": 0.0},
-            resembles=copied if place == 1 else None,
+            base_scores={"identity": index / 64, "prompt_fidelity": 0.25, "memorisation": 0.0},
+            resembles=copied if index == 1 else None,
         )
-        for place, (template, image, other) in enumerate(
+        for index, (template, image, other) in enumerate(
             zip(
                 (t for t in PROMPTS for _ in range(SEEDS)), samples.images, base.images, strict=True
             )
@@ -141,7 +143,7 @@ def scores_of(store: Store, seed: int, identity: float = 0.75, copied: str | Non
 
 
 def verdict_of(store: Store, candidate: Scores, champion: Scores | None) -> Verdict:
-    """Against the champion, or without one against the base."""
+    """Verdict against the champion, else against the base."""
     from dreambooth_core.metrics.statistics import rows_of
 
     ours = rows_of(store, candidate)
@@ -151,7 +153,7 @@ def verdict_of(store: Store, candidate: Scores, champion: Scores | None) -> Verd
         uri="file:///v",
         digest="5" * 64,
         outcome="keep",
-        sentence="It is not <better> than what is in service.",
+        sentence="It is not <better> than the champion.",
         reasons=(
             Reason(rule="integrity", metric="", outcome="passed", sentence="all is there"),
             Reason(rule="superiority", metric="identity", outcome="open", sentence="0 is inside"),
@@ -165,16 +167,16 @@ def verdict_of(store: Store, candidate: Scores, champion: Scores | None) -> Verd
 
 
 def results_of(store: Store) -> StageResults:
-    """A whole run's, with a champion, a near copy and a verdict."""
+    """Results of all stages, with a champion, a near copy and a verdict."""
     finding = Finding(
         level="soft", file="<x>.png", check="blur", measure="1", limit="2", remedy="sharpen"
     )
     checked = Validation(folder="x", findings=(finding,), accepted=("x.png",), digest="0" * 64)
-    photos = drawn(store, ImageSet, ["a photo of sks robot"] * 3, 1, side=640)
+    photos = noise_images(store, ImageSet, ["a photo of sks robot"] * 3, 1, side=640)
     scores = scores_of(store, 3, copied=photos.images[2].blob.sha256)
     return StageResults(
         intake=IngestedPhotos(images=photos, validation=checked),
-        classes=drawn(store, ImageSet, ["a photo of a robot"] * 30, 2),
+        classes=noise_images(store, ImageSet, ["a photo of a robot"] * 30, 2),
         weights=Weights(
             uri="file:///w",
             digest="1" * 64,
@@ -200,5 +202,5 @@ def results_of(store: Store) -> StageResults:
         scores=scores,
         version=ModelVersion(name="tiny", version="2", aliases=("candidate",), run_id="0" * 32),
         verdict=verdict_of(store, scores, scores_of(store, 5, identity=0.5)),
-        samples=drawn(store, SampleSet, ["a robot"] * 2, 7),
+        samples=noise_images(store, SampleSet, ["a robot"] * 2, 7),
     )

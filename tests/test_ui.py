@@ -134,7 +134,7 @@ def tab(place: StackLayout, tmp_path_factory: pytest.TempPathFactory) -> Iterato
         tab.photograph("ui-login")
         tab.click(SUBMIT)
         tab.until(f"!{PASSWORD} && {TEXT}.includes('Deployments')", 120)
-        tab.complaints.clear()
+        tab.problems.clear()
         yield tab
 
 
@@ -314,7 +314,7 @@ def test_a_run_is_started_followed_and_read_in_the_browser(
     end = ended(place, run)
     assert end["state_name"] in ("Completed", "GateRejected"), end["state"]["message"]
     read_artifacts(tab, place, run)
-    assert not [each for each in tab.complaints if each.startswith("asked for")]
+    assert not [each for each in tab.problems if each.startswith("requested")]
     assert exporter.value("dreambooth_runs_total", state="done") == 1
 
 

@@ -18,8 +18,7 @@ from typer.exceptions import TyperException
 from dreambooth_core import console
 from dreambooth_core.cli import approvals, config, datasets, models, sample, servers, training
 from dreambooth_core.cli.bench import command as bench
-from dreambooth_core.config.old_keys import OldKeyWarning
-from dreambooth_core.errors import DreamBoothError, StageFailed, one_line
+from dreambooth_core.errors import DreamBoothError, OldKeyWarning, StageFailed, one_line
 
 app = typer.Typer(
     no_args_is_help=True,

@@ -3,6 +3,8 @@
 import warnings
 from collections.abc import Mapping
 
+from dreambooth_core.errors import OldKeyWarning
+
 _KEYS: Mapping[str, tuple[str, Mapping[str, str]]] = {
     "Config": ("", {"choosing": "validation", "inversion": "textual_inversion"}),
     "Validation": (
@@ -63,10 +65,6 @@ _KEYS: Mapping[str, tuple[str, Mapping[str, str]]] = {
 }
 """Class of a section -> its dotted key, and old key -> new key."""
 _VALUES: Mapping[tuple[str, str], Mapping[object, str]] = {("Memory", "fit"): {"as_set": "none"}}
-
-
-class OldKeyWarning(FutureWarning):
-    """A config uses the old name of a key or value."""
 
 
 def with_new_keys(section: str, given: Mapping[str, object]) -> Mapping[str, object]:

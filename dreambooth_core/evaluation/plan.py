@@ -109,7 +109,9 @@ def options_of(config: Config, template: str) -> Iterator[tuple[tuple[str, ...],
         if held:
             own = max(held, key=len)  # "party hat" contains "hat"
             before, after = _as_words(own).split(template, maxsplit=1)
-            texts = tuple(without_identifier(config.subject, before + phrase + after) for phrase in phrases)
+            texts = tuple(
+                without_identifier(config.subject, before + phrase + after) for phrase in phrases
+            )
             yield texts, phrases.index(own)
 
 

@@ -1,8 +1,8 @@
-"""Pages for people: one file each, everything inside it, nothing fetched; light, dark, and narrow.
+"""Self-contained HTML pages: run report, comparison of two runs, galleries.
 
-A page extends `page.html.j2`, whose content security policy forbids every connection. Its charts
-are Vega-Lite specifications (see `charts`), drawn by Vega's own library, which lies here packed
-(see `vega_bundle`) and is put into a page that has charts.
+A page is one file that loads nothing; the content security policy of `page.html.j2` forbids connections.
+Charts are Vega-Lite specifications (see `charts`), rendered by a copy of Vega in the page (see
+`vega_bundle`).
 """
 
 import base64
@@ -12,18 +12,18 @@ from typing import Any
 
 from dreambooth_core.reports.charts import better
 
-HERE = Path(__file__).parent / "templates"
+TEMPLATES = Path(__file__).parent / "templates"
 OUTCOMES = {
     "promote": "Promote",
     "keep": "Do not promote",
     "inconclusive": "Inconclusive",
-    None: "Not judged",
+    None: "No decision",
 }
-"""What a verdict's outcome is called."""
+"""Outcome of the gate -> label."""
 
 
 def render(template: str, **values: Any) -> str:
-    """The page of `template`, a file of `templates/`; raises `UndefinedError` for a missing value."""
+    """Render a file of `templates/`; raises `UndefinedError` for a missing value."""
     return str(_environment().get_template(template).render(**values))
 
 
@@ -33,18 +33,18 @@ def _environment() -> Any:
     from markupsafe import Markup
 
     environment = Environment(
-        loader=FileSystemLoader(HERE),
+        loader=FileSystemLoader(TEMPLATES),
         autoescape=True,
         undefined=StrictUndefined,
         trim_blocks=True,
         lstrip_blocks=True,
     )
-    packed = base64.b64encode((HERE / "vega.js.gz").read_bytes()).decode()
+    library = base64.b64encode((TEMPLATES / "vega.js.gz").read_bytes()).decode()
     environment.globals.update(
         outcomes=OUTCOMES,
-        style=Markup((HERE / "page.css").read_text(encoding="utf-8")),
-        script=Markup((HERE / "page.js").read_text(encoding="utf-8")),
-        charts_library=Markup(packed),
+        style=Markup((TEMPLATES / "page.css").read_text(encoding="utf-8")),
+        script=Markup((TEMPLATES / "page.js").read_text(encoding="utf-8")),
+        charts_library=Markup(library),
     )
     environment.filters.update(number=number, signed=signed, seconds=seconds, better=better)
     return environment
@@ -59,7 +59,7 @@ def signed(value: float | None) -> str:
 
 
 def seconds(value: float | None) -> str:
-    """`12.3 s`, from a minute on `2 min 5 s`, from an hour on `1 h 12 min`."""
+    """`12.3 s`, `2 min 5 s` or `1 h 12 min`; empty for None."""
     if value is None:
         return ""
     if value < 60:

@@ -1,6 +1,6 @@
-"""Charts as Vega-Lite specifications, which a page draws in its own colours and at its own width.
+"""Charts as Vega-Lite specifications.
 
-Colours are variables of the page's style, so that a chart follows light and dark by itself.
+Colours are CSS variables of the page, so that charts follow light and dark mode.
 """
 
 import math
@@ -11,24 +11,24 @@ from dreambooth_core.storage.records import Comparison, Estimate
 from dreambooth_core.tracking.learning_curves import Curves
 
 Chart = dict[str, Any]
-"""A Vega-Lite specification, ready for JSON."""
+"""A Vega-Lite specification, serialisable as JSON."""
 Point = tuple[float, float]
 Side = Literal["candidate", "champion", "base"]
 Means = Mapping[tuple[str, str], Mapping[str, Mapping[Side, Estimate]]]
 """(kind, prompt template) -> metric -> side -> mean over the prompt's seeds."""
 
 SIDES: tuple[Side, ...] = ("candidate", "champion", "base")
-"""Whose values a chart may show; also the names of their colours."""
+"""Compared models; also the CSS variables of their colours."""
 LOSSES = {"loss/instance": "instance images", "loss/class": "class images"}
-PAINTS = ("candidate", "base", "champion", "open")
-"""Colours of lines that are no side's, in their order."""
+COLOURS = ("candidate", "base", "champion", "open")
+"""CSS variables of further lines, in order."""
 RATE = "learning_rate/"
 SMOOTH = 0.05
-"""Share of a curve over which its mean forgets."""
+"""Time constant of the exponential mean, as a share of the curve's points."""
 
 
-def look_chart(title: str, points: Sequence[Point], chosen: int | None) -> Chart:
-    """What the looks of a training found, with a line at the step whose weights were kept."""
+def validation_chart(title: str, points: Sequence[Point], exported: int | None) -> Chart:
+    """A validation metric over the steps, with a line at the exported step."""
     line = {
         "data": {"values": [{"step": step, "value": value} for step, value in points]},
         "mark": {
@@ -36,17 +36,20 @@ def look_chart(title: str, points: Sequence[Point], chosen: int | None) -> Chart
             "point": {"size": 40, "color": "var(--candidate)"},
             "color": "var(--candidate)",
         },
-        "encoding": {"x": _steps(), "y": _number("value"), "tooltip": _told(step="d", value=".4f")},
+        "encoding": {
+            "x": _steps(),
+            "y": _number("value"),
+            "tooltip": _tooltip(step="d", value=".4f"),
+        },
     }
-    marked = [] if chosen is None else [_mark(chosen)]
+    marked = [] if exported is None else [_mark(exported)]
     return _chart(f"{title} over the steps", [line, *marked])
 
 
 def loss_chart(curves: Curves) -> Chart | None:
-    """Losses of instance and class images, each as it was and as a mean over a twentieth of it.
+    """Losses of instance and class images, raw and smoothed; None for fewer than two points.
 
-    None for fewer than two points. The wildest hundredth may leave the picture, which it would
-    flatten.
+    The axis ends at the 99th percentile, so that outliers do not flatten the curves.
     """
     values = [
         {"step": step, "loss": loss, "mean": mean, "of": name}
@@ -64,7 +67,7 @@ def loss_chart(curves: Curves) -> Chart | None:
         "mark": {"type": "line", "clip": True},
         "encoding": {
             "y": _number("mean", scale=scale),
-            "tooltip": _told(step="d", loss=".4f", mean=".4f"),
+            "tooltip": _tooltip(step="d", loss=".4f", mean=".4f"),
         },
     }
     names = list(dict.fromkeys(str(value["of"]) for value in values))
@@ -72,13 +75,13 @@ def loss_chart(curves: Curves) -> Chart | None:
         "data": {"values": values},
         "encoding": {
             "x": _steps(),
-            "color": _colours("of", {name: PAINTS[names.index(name)] for name in names}),
+            "color": _colours("of", {name: COLOURS[names.index(name)] for name in names}),
         },
     }
 
 
 def rate_chart(curves: Curves) -> Chart | None:
-    """Learning rates of the trained components; None without any."""
+    """Learning rates of the trained components; None without curves."""
     named = {
         name.removeprefix(RATE): points for name, points in curves.items() if name.startswith(RATE)
     }
@@ -88,10 +91,10 @@ def rate_chart(curves: Curves) -> Chart | None:
         "mark": {"type": "line"},
         "encoding": {
             "y": _number("rate", axis={"format": ".1e"}, scale={"zero": True}),
-            "tooltip": [{"field": "of"}, *_told(step="d", rate=".2e")],
+            "tooltip": [{"field": "of"}, *_tooltip(step="d", rate=".2e")],
         },
     }
-    paints = {name: PAINTS[index % len(PAINTS)] for index, name in enumerate(named)}
+    colours = {name: COLOURS[index % len(COLOURS)] for index, name in enumerate(named)}
     values = [
         {"step": step, "rate": rate, "of": name}
         for name, points in named.items()
@@ -99,13 +102,13 @@ def rate_chart(curves: Curves) -> Chart | None:
     ]
     return _chart("Learning rates over the steps", [layer]) | {
         "data": {"values": values},
-        "encoding": {"x": _steps(), "color": _colours("of", paints)},
+        "encoding": {"x": _steps(), "color": _colours("of", colours)},
     }
 
 
 def gain_chart(comparisons: Sequence[Comparison], titles: Mapping[str, str]) -> Chart:
-    """Differences with their intervals, a line each, better to the right of 0."""
-    paints = {"better": "better", "worse": "worse", "open": "open"}
+    """Differences with intervals, one row per metric, improvements to the right of 0."""
+    colours = {"better": "better", "worse": "worse", "open": "open"}
     values = [
         {
             "metric": titles.get(each.metric, each.metric),
@@ -115,11 +118,11 @@ def gain_chart(comparisons: Sequence[Comparison], titles: Mapping[str, str]) -> 
         for each in comparisons
     ]
     where = {"axis": {"title": "worse  ←  difference  →  better"}}
-    told = [{"field": "metric"}, *_told(difference="+.4f", low="+.4f", high="+.4f")]
+    tooltip = [{"field": "metric"}, *_tooltip(difference="+.4f", low="+.4f", high="+.4f")]
     shared = {
         "y": {"field": "metric", "sort": None, "title": None, "axis": {"labelLimit": 150}},
-        "color": {**_colours("found", paints), "legend": None},
-        "tooltip": told,
+        "color": {**_colours("found", colours), "legend": None},
+        "tooltip": tooltip,
     }
     zero = {
         "data": {"values": [{"zero": 0}]},
@@ -141,14 +144,14 @@ def gain_chart(comparisons: Sequence[Comparison], titles: Mapping[str, str]) -> 
 def prompt_chart(
     means: Means, titles: Mapping[str, str], fill: Callable[[str], str]
 ) -> Chart | None:
-    """Means per prompt of all sides, with intervals, for the metric that the reader picks; None for none.
+    """Means per prompt and model with intervals, for a metric selected in the page; None without metrics.
 
-    Metrics without a title are left out: a rival may have one that the candidate lacks. `fill` puts
-    the subject into a prompt template.
+    Metrics without a title are left out: the champion may have metrics that the candidate lacks. `fill`
+    fills a prompt template.
     """
     values = _prompt_values(means, titles, fill)
-    here = {value["metric"] for value in values}
-    metrics = [title for title in titles.values() if title in here]
+    measured = {value["metric"] for value in values}
+    metrics = [title for title in titles.values() if title in measured]
     if not metrics:
         return None
     sides = [side for side in SIDES if any(value["model"] == side for value in values)]
@@ -162,8 +165,12 @@ def prompt_chart(
         "mark": {"type": "rule", "strokeWidth": 1.5, "opacity": 0.5},
         "encoding": {"x": _number("low"), "x2": {"field": "high"}},
     }
-    told = [{"field": "prompt"}, {"field": "model"}, *_told(mean=".4f", low=".4f", high=".4f")]
-    dots = {"mark": _dot(), "encoding": {"x": _number("mean"), "tooltip": told}}
+    tooltip = [
+        {"field": "prompt"},
+        {"field": "model"},
+        *_tooltip(mean=".4f", low=".4f", high=".4f"),
+    ]
+    dots = {"mark": _dot(), "encoding": {"x": _number("mean"), "tooltip": tooltip}}
     return _chart("Means per prompt", [spans, dots]) | {
         "data": {"values": values},
         "params": [picked],
@@ -171,7 +178,7 @@ def prompt_chart(
         "encoding": {
             "y": {"field": "prompt", "sort": None, "title": None, "axis": {"labelLimit": 170}},
             "yOffset": {"field": "model", "sort": sides},
-            # the page names the colours, since a legend has no room beside the prompts on a phone
+            # no legend, which would not fit on a phone: the page lists the colours
             "color": {**_colours("model", {side: side for side in sides}), "legend": None},
         },
         **_high(12 * len(sides) * len(means)),
@@ -179,16 +186,16 @@ def prompt_chart(
 
 
 def gain_of(comparison: Comparison) -> tuple[float, float | None, float | None]:
-    """Difference and the ends of its interval, turned so that more is better."""
+    """Difference and interval, negated for metrics where lower is better."""
     low, high = comparison.low, comparison.high
     if comparison.higher_is_better:
         return comparison.difference, low, high
-    turned = (None, None) if low is None or high is None else (-high, -low)
-    return -comparison.difference, *turned
+    negated = (None, None) if low is None or high is None else (-high, -low)
+    return -comparison.difference, *negated
 
 
 def better(comparison: Comparison) -> bool | None:
-    """Whether the whole interval lies on the better side of 0, or on the worse; None: neither."""
+    """True if the whole interval is an improvement, False if it is the opposite, else None."""
     _, low, high = gain_of(comparison)
     if low is None or high is None or low <= 0 <= high:
         return None
@@ -196,7 +203,7 @@ def better(comparison: Comparison) -> bool | None:
 
 
 def smoothed(points: Sequence[Point]) -> list[Point]:
-    """Exponential mean over about a twentieth of the points, unbiased at the start."""
+    """Bias-corrected exponential mean over about a twentieth of the points."""
     keep = 1 - 1 / max(1.0, len(points) * SMOOTH)
     total = weight = 0.0
     found = []
@@ -231,16 +238,16 @@ def _with_means(points: Sequence[Point]) -> list[tuple[Point, Point]]:
 
 
 def _ceiling(values: list[float]) -> float:
-    """The largest value but for the wildest hundredth."""
+    """5 % above the 99th percentile."""
     ordered = sorted(values)
     return max(ordered[math.ceil(len(ordered) * 0.99) - 1], 1e-6) * 1.05
 
 
 def _mark(step: int) -> Chart:
-    where = {"x": {**_steps(), "field": "chosen"}}
-    label = {"type": "text", "text": f"chosen: {step}", "y": -8, "color": "var(--soft)"}
+    where = {"x": {**_steps(), "field": "exported"}}
+    label = {"type": "text", "text": f"exported: {step}", "y": -8, "color": "var(--soft)"}
     return {
-        "data": {"values": [{"chosen": step}]},
+        "data": {"values": [{"exported": step}]},
         "layer": [
             {
                 "mark": {"type": "rule", "color": "var(--ink)", "strokeDash": [3, 3]},
@@ -252,7 +259,7 @@ def _mark(step: int) -> Chart:
 
 
 def _high(pixels: int) -> Chart:
-    """So high between its axes."""
+    """Height of the plotting area in pixels."""
     return {"height": pixels, "autosize": {"type": "fit-x", "contains": "padding"}}
 
 
@@ -270,25 +277,28 @@ def _number(field: str, **more: Chart) -> Chart:
     return {**plain, **more}
 
 
-def _told(**formats: str) -> list[Chart]:
-    """Fields that a tooltip names, each with its format."""
+def _tooltip(**formats: str) -> list[Chart]:
+    """Fields of a tooltip with their number formats."""
     return [
         {"field": name, "type": "quantitative", "format": form} for name, form in formats.items()
     ]
 
 
-def _colours(field: str, paints: Mapping[str, str]) -> Chart:
-    """Value of the field -> variable of the page's style; a legend where there is more than one."""
+def _colours(field: str, colours: Mapping[str, str]) -> Chart:
+    """Colour scale: value of the field -> CSS variable; with a legend for several values."""
     return {
         "field": field,
         "type": "nominal",
-        "scale": {"domain": [*paints], "range": [f"var(--{paint})" for paint in paints.values()]},
-        "legend": {"title": None, "orient": "top"} if len(paints) > 1 else None,
+        "scale": {
+            "domain": [*colours],
+            "range": [f"var(--{colour})" for colour in colours.values()],
+        },
+        "legend": {"title": None, "orient": "top"} if len(colours) > 1 else None,
     }
 
 
 def _chart(description: str, layers: list[Chart]) -> Chart:
-    """As wide as its place in the page, and 180 pixels high in all."""
+    """A chart as wide as its container and 180 pixels high."""
     return {
         "$schema": "https://vega.github.io/schema/vega-lite/v6.json",
         "description": description,

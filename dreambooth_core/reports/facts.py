@@ -1,4 +1,4 @@
-"""What a report says in numbers; it stands in the page as JSON too, so that pages can be compared."""
+"""Numbers of a report, also embedded in the page as JSON for comparisons."""
 
 import json
 from collections import defaultdict
@@ -13,21 +13,21 @@ from dreambooth_core.storage.records import Comparison, Estimate, ImageScores, R
 from dreambooth_core.tracking.mlflow import flat
 
 Rows = Mapping[Side, Sequence[ImageScores]]
-"""All that were measured by one plan; `base` are the candidate's rows with the base's scores."""
+"""Image scores per model, of one plan; `base`: the candidate's rows with the base's scores."""
 LEVEL = 0.95
-"""Of the intervals that the report works out itself."""
+"""Level of the intervals computed for the report."""
 ORDER = (
     *("identity", "subject_fidelity_crop", "subject_fidelity", "clip_i_crop", "clip_i"),
     *("prompt_gain", "prompt_fidelity", "prompt_rank", "attributes", "diversity"),
     *("memorisation", "prior_drift", "pres", "class_diversity"),
 )
-"""Metrics as they are read: the subject, the prompts, then what must not be lost."""
+"""Order of the metrics: subject, prompts, diversity and prior preservation."""
 DIGITS = 6
-"""Behind the point, of the scores that a page keeps image by image."""
+"""Decimal places of the embedded image scores."""
 
 
 class MetricLine(Record):
-    """One metric of all sides."""
+    """One metric of all models."""
 
     metric: str
     title: str
@@ -35,35 +35,35 @@ class MetricLine(Record):
     higher_is_better: bool
     sides: dict[Side, Estimate]
     photos: float | None
-    """What the instance images score among themselves."""
+    """The instance images' score, compared with each other."""
 
 
 class ReportFacts(Record):
-    """A run in numbers."""
+    """Numbers of a run."""
 
     run: str
-    """The run's id."""
+    """Run id."""
     title: str
     model: str
     """NAME/version."""
     outcome: str | None
-    """Of the verdict; None without one."""
+    """The gate's outcome; None without a verdict."""
     sentence: str
     plan: str
-    """Only facts of one plan may be compared; empty in older results."""
+    """Digest of the evaluation plan; only equal plans are comparable. Empty in older results."""
     lines: tuple[MetricLine, ...]
     comparisons: tuple[Comparison, ...]
-    """The verdict's, or the candidate against the base."""
+    """Those of the verdict, else candidate against base."""
     rows: tuple[ImageScores, ...]
-    """The candidate's, without the base's scores."""
+    """Image scores of the candidate, without the base's."""
     config: dict[str, str]
-    """Option by option, without passwords."""
+    """Dotted key -> value, without passwords."""
 
 
 def facts_of(
     config: Config, results: StageResults, scores: Scores, champion: Scores | None, sides: Rows
 ) -> ReportFacts:
-    """`scores` and `champion` are what `sides` were measured with; raises nothing for what is missing."""
+    """Numbers of a run; missing results are left out."""
     verdict, version = results.verdict, results.version
     lines = lines_of(scores, champion, sides)
     return ReportFacts(
@@ -75,13 +75,13 @@ def facts_of(
         plan=scores.plan,
         lines=lines,
         comparisons=verdict.comparisons if verdict else comparisons_of(sides, lines),
-        rows=_brief(sides.get("candidate", ())),
+        rows=_compact(sides.get("candidate", ())),
         config=flat(config.model_dump(mode="json")),
     )
 
 
 def sides_of(candidate: Sequence[ImageScores], champion: Sequence[ImageScores]) -> Rows:
-    """The rows of all sides; without rows of the candidate (older results) there are none."""
+    """Rows per model; empty without rows of the candidate, as in older results."""
     if not candidate:
         return {}
     named: dict[Side, Sequence[ImageScores]] = {"candidate": candidate}
@@ -91,14 +91,14 @@ def sides_of(candidate: Sequence[ImageScores], champion: Sequence[ImageScores]) 
 
 
 def lines_of(candidate: Scores, champion: Scores | None, sides: Rows) -> tuple[MetricLine, ...]:
-    """All metrics in the order in which they are read."""
+    """Lines of all metrics, in the order of `ORDER`, then by name."""
     known = catalogue()
     order = sorted(candidate.metrics, key=lambda name: ([*ORDER, name].index(name), name))
     return tuple(_line(name, known.get(name), candidate, champion, sides) for name in order)
 
 
 def comparisons_of(sides: Rows, lines: Iterable[MetricLine]) -> tuple[Comparison, ...]:
-    """The candidate against the untouched base; empty without rows."""
+    """Paired comparisons of the candidate with the base; empty without rows."""
     ours, theirs = sides.get("candidate", ()), sides.get("base", ())
     shared = shared_metrics(ours, theirs)
     return tuple(
@@ -109,10 +109,7 @@ def comparisons_of(sides: Rows, lines: Iterable[MetricLine]) -> tuple[Comparison
 
 
 def prompt_means(sides: Rows) -> dict[tuple[str, str], dict[str, dict[Side, Estimate]]]:
-    """(kind, prompt) -> metric -> side -> mean over seeds, with the seeds' interval.
-
-    Class images are not among them: they have one prompt.
-    """
+    """(kind, prompt) -> metric -> model -> mean over seeds with its interval; without class images."""
     found: defaultdict[tuple[str, str], dict[str, dict[Side, Estimate]]] = defaultdict(dict)
     for side, rows in sides.items():
         for (kind, prompt, metric), values in _by_prompt(rows).items():
@@ -121,20 +118,20 @@ def prompt_means(sides: Rows) -> dict[tuple[str, str], dict[str, dict[Side, Esti
 
 
 def title_of(metric: str) -> str:
-    """Also of a metric that is no longer there."""
+    """Title of a metric, also of one that no longer exists."""
     known = catalogue().get(metric)
     return known.title if known else metric.replace("_", " ")
 
 
-def worst(rows: Sequence[ImageScores], metric: Metric) -> list[ImageScores]:
-    """The rows that have the metric, the worst one first."""
+def worst_rows(rows: Sequence[ImageScores], metric: Metric) -> list[ImageScores]:
+    """Rows with the metric, the worst first."""
     sign = 1 if metric.higher_is_better else -1
     scored = [row for row in rows if metric.name in row.scores]
     return sorted(scored, key=lambda row: sign * row.scores[metric.name])
 
 
-def _brief(rows: Iterable[ImageScores]) -> tuple[ImageScores, ...]:
-    """Rows as a page keeps them: rounded, and without the base's scores."""
+def _compact(rows: Iterable[ImageScores]) -> tuple[ImageScores, ...]:
+    """Rows for embedding: rounded, without the base's scores."""
     return tuple(
         row.model_copy(
             update={
@@ -200,7 +197,7 @@ def _mean(values: list[float]) -> Estimate:
 
 
 def prompt_literal(config: Config) -> str:
-    """What other programs must be asked, as a string of Python; new tokens stand for the identifier."""
+    """Example prompt as a Python string literal, with new tokens in place of the identifier."""
     text = config.subject.fill("a photo of {subject}")
     if config.train.method in INVERSIONS:
         from dreambooth_core.diffusion import textual_inversion

@@ -1,7 +1,7 @@
-"""Galleries: many images on one page, to filter, to look through by keyboard, and to compare in pairs.
+"""Galleries: HTML pages to filter, browse by keyboard and compare many images.
 
-A page is one file with everything inside; beside a folder of the images it opens these instead of
-its thumbnails. Tiles are made as one scrolls, so that thousands of images are no burden.
+A page is one self-contained file with thumbnails; next to the folder of the images it opens full sizes.
+Tiles are added while scrolling, so that pages with thousands of images stay fast.
 """
 
 import json
@@ -12,17 +12,17 @@ from dreambooth_core.storage.records import Record
 
 
 class GalleryImage(Record):
-    """An image in a gallery, with what there is to say of it; the page's script knows these words."""
+    """An image of a gallery; `gallery.js` reads the fields by name."""
 
     index: int
     thumb: str
     """A data URL."""
     file: str | None = None
-    """Of the whole image, counted from the page's folder."""
+    """Path of the full image, relative to the page."""
     prompt: str
     model: str
     seed: str | None = None
-    """In digits: it may be too long for a number of JavaScript."""
+    """As text, since it may exceed JavaScript's integers."""
     guidance: float | None = None
     steps: int | None = None
     scheduler: str | None = None
@@ -32,20 +32,16 @@ class GalleryImage(Record):
     prompt_fidelity: float | None = None
     subject_fidelity: float | None = None
     similarity: float | None = None
-    """With the words that were searched for."""
+    """CLIP similarity to a search text."""
     duplicate_of: int | None = None
     unsafe: bool | None = None
 
 
-def gallery(title: str, about: str, exhibits: Sequence[GalleryImage]) -> str:
+def gallery(title: str, about: str, images: Sequence[GalleryImage]) -> str:
     """The page as HTML."""
-    lines = [exhibit.model_dump(mode="json", exclude_none=True) for exhibit in exhibits]
-    # a prompt may hold the end of a script, and Unicode's line ends, which JSON allows
-    text = json.dumps(lines).replace("<", "\\u003c")
-    return render("gallery.html.j2", title=title, about=about, shots=_markup(text))
-
-
-def _markup(text: str) -> str:
     from markupsafe import Markup
 
-    return Markup(text)
+    documents = [image.model_dump(mode="json", exclude_none=True) for image in images]
+    # escaped, since a prompt may contain </script>
+    text = json.dumps(documents).replace("<", "\\u003c")
+    return render("gallery.html.j2", title=title, about=about, images=Markup(text))

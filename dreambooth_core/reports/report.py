@@ -1,4 +1,4 @@
-"""The report: one HTML page with everything inside it, for looking and for passing on."""
+"""Report of a run as one self-contained HTML page."""
 
 from typing import Any
 
@@ -45,17 +45,17 @@ from dreambooth_core.tracking.learning_curves import curves_of
 from dreambooth_core.tracking.mlflow import log_report
 
 TILES = ("prompt_fidelity", "prior_drift", "memorisation")
-"""Metrics that stand at the top, behind the one that the gate decides by."""
-WEAKEST = ("identity", "subject_fidelity", "prompt_fidelity")
-"""Metrics whose worst images are shown; the second stands in for the first."""
+"""Metrics in the header, after the gate's primary metric."""
+WORST = ("identity", "subject_fidelity", "prompt_fidelity")
+"""Metrics whose worst images are shown; the second only without the first."""
 
 
 def write_report(
     config: Config, store: Store, results: StageResults, stages: dict[str, Stage]
 ) -> tuple[Document, bool]:
-    """The page of a run whose other stages are done, in the store and at its local place.
+    """Write the report of a run whose other stages are finished, to the store and the work folder.
 
-    Results that are the same find the page that was written for them, timings and all.
+    Cached by the results: the same results return the stored page, with its timings.
     """
     name = run_id(config, results)
     key = f"reports/{name}/report.html"
@@ -66,7 +66,7 @@ def write_report(
         "storage": config.storage.uri,
         "results": [made.digest if made else None for made in found],
         "version": results.version,
-        "form": 2,  # of what is kept
+        "form": 2,  # version of the stored format
     }
     uri = f"{store.uri}/{key}"
 
@@ -76,23 +76,20 @@ def write_report(
 
     document, reused = cached_stage(store, "report", inputs, Document, make)
     page = store.get(blob_key(Blob(sha256=document.digest, size=0)))
-    if not _is(document, _stored(store, key)):
-        # new, or that of the run when its version had other aliases
+    if digest_of(_stored(store, key)) != document.digest:
+        # a new page, or one of the same run with other aliases
         if results.version:
             log_report(config, results.version.run_id, page.decode(), uri, str(path))
-        store.put(key, page)  # last: what is there counts as told
-    if not path.is_file() or not _is(document, path.read_bytes()):
+        store.put(key, page)  # last: a stored page counts as sent to MLflow
+    if not path.is_file() or digest_of(path.read_bytes()) != document.digest:
         with written_beside(path) as temporary:
             temporary.write_bytes(page)
     return document.model_copy(update={"path": str(path)}), reused
 
 
 def render(config: Config, store: Store, results: StageResults, stages: dict[str, Stage]) -> str:
-    """The page as HTML; raises `ValueError` when a result is missing.
-
-    Without a verdict, or with scores that kept no table of their images, the page says so.
-    """
-    scores, champion = _judged(results)
+    """The page as HTML; raises `ValueError` if a result other than verdict and class images is missing."""
+    scores, champion = _shown_scores(results)
     if not (results.intake and results.weights and scores and results.samples and results.version):
         raise ValueError("a report needs the results of all other stages")
     sides = sides_of(_rows(store, scores), _rows(store, champion))
@@ -107,8 +104,8 @@ def render(config: Config, store: Store, results: StageResults, stages: dict[str
         champion=results.verdict.against if results.verdict and champion else None,
         facts=facts,
         numbers=_numbers(config, facts, sides),
-        pictures=_pictures(store, results, scores, champion, sides),
-        learning=_learning(config, results.weights),
+        images=_images(store, results, scores, champion, sides),
+        training=_training(config, results.weights),
         stages=stages,
         prompt=prompt_literal(config),
         formats=possible(config.model.family, results.weights.method),
@@ -117,8 +114,8 @@ def render(config: Config, store: Store, results: StageResults, stages: dict[str
     )
 
 
-def _judged(results: StageResults) -> tuple[Scores | None, Scores | None]:
-    """The scores to show, of the gate's last round if there was one, and the champion's."""
+def _shown_scores(results: StageResults) -> tuple[Scores | None, Scores | None]:
+    """Scores of the candidate, from the gate's last round if any, and of the champion."""
     verdict = results.verdict
     return (verdict.candidate, verdict.champion) if verdict else (results.scores, None)
 
@@ -128,7 +125,7 @@ def _rows(store: Store, scores: Scores | None) -> tuple[ImageScores, ...]:
 
 
 def _numbers(config: Config, facts: ReportFacts, sides: Rows) -> dict[str, Any]:
-    """What stands in tables and charts."""
+    """Values of tables and charts."""
     lines = {line.metric: line for line in facts.lines}
     titles = {name: line.title for name, line in lines.items()}
     deciding = [name for name in config.gate.primary if name in lines][:1]
@@ -145,12 +142,12 @@ def _numbers(config: Config, facts: ReportFacts, sides: Rows) -> dict[str, Any]:
     }
 
 
-def _pictures(
+def _images(
     store: Store, results: StageResults, scores: Scores, champion: Scores | None, sides: Rows
 ) -> dict[str, Any]:
     show, rows = PageImages(store), sides.get("candidate", ())
     photos = results.intake.images if results.intake else None
-    named = dict.fromkeys(name for name in WEAKEST if name in scores.metrics)
+    named = dict.fromkeys(name for name in WORST if name in scores.metrics)
     if "identity" in named:
         named.pop("subject_fidelity", None)
     return {
@@ -158,43 +155,43 @@ def _pictures(
         "prompts": show.prompts(scores, champion, sides),
         "class": show.classes(scores, champion, sides),
         "copies": show.copies(scores, rows, photos) if photos else [],
-        "weakest": [show.weakest(scores, rows, catalogue()[name]) for name in named]
-        if rows
-        else [],
+        "worst": [show.worst(scores, rows, catalogue()[name]) for name in named] if rows else [],
         "class_images": show.some(results.classes.images) if results.classes else [],
         "samples": show.grid(results.samples) if results.samples else {},
     }
 
 
-def _learning(config: Config, weights: Weights) -> dict[str, Any]:
-    """Learning curves, and the looks again in numbers."""
+def _training(config: Config, weights: Weights) -> dict[str, Any]:
+    """Learning curves, and the values of the validations."""
     curves = curves_of(weights)
-    looked = {
+    validations = {
         name: dict(points) for name, points in curves.items() if name.startswith("validation/")
     }
-    titles = {name: _title(config, name.removeprefix("validation/")) for name in looked}
-    drawn: dict[str, charts.Chart | None] = {
-        titles[name]: charts.look_chart(titles[name], curves[name], weights.chosen_step)
-        for name in looked
+    titles = {name: _title(config, name.removeprefix("validation/")) for name in validations}
+    found: dict[str, charts.Chart | None] = {
+        titles[name]: charts.validation_chart(titles[name], curves[name], weights.chosen_step)
+        for name in validations
     }
-    drawn |= {"loss": charts.loss_chart(curves), "learning rate": charts.rate_chart(curves)}
-    steps = sorted({step for points in looked.values() for step in points})
+    found |= {"loss": charts.loss_chart(curves), "learning rate": charts.rate_chart(curves)}
+    steps = sorted({step for points in validations.values() for step in points})
     return {
-        "curves": {title: chart for title, chart in drawn.items() if chart},
+        "curves": {title: chart for title, chart in found.items() if chart},
         "titles": list(titles.values()),
-        "looks": {step: [points.get(step) for points in looked.values()] for step in steps},
+        "validations": {
+            step: [points.get(step) for points in validations.values()] for step in steps
+        },
     }
 
 
-def _title(config: Config, looked: str) -> str:
-    """That of the metric by which a look sees it, or its name in words."""
-    alone = looked == "subject_fidelity" and config.evaluation.detector.kind is not None
-    metric = catalogue().get("subject_fidelity_crop" if alone else looked)
-    return metric.title if metric else looked.replace("_", " ")
+def _title(config: Config, name: str) -> str:
+    """Title of a validation curve; with a detector, subject fidelity is that of the crop."""
+    cropped = name == "subject_fidelity" and config.evaluation.detector.kind is not None
+    metric = catalogue().get("subject_fidelity_crop" if cropped else name)
+    return metric.title if metric else name.replace("_", " ")
 
 
 def _lineage(config: Config, store: Store, results: StageResults) -> list[tuple[str, str, str]]:
-    """What was made from what: name, digest or what is known, and where it lies."""
+    """Inputs and results of the run: name, digest or value, URI."""
     base = config.model.base + (f" @ {config.model.revision}" if config.model.revision else "")
     named = {
         "instance images": results.intake.images if results.intake else None,
@@ -209,30 +206,26 @@ def _lineage(config: Config, store: Store, results: StageResults) -> list[tuple[
     return [
         ("base", base_digest(config.model), base),
         *([("licence of the base", config.model.licence, "")] if config.model.licence else []),
-        *(row for told in permissions_of(config) for row in _permission(told)),
+        *(row for subject in permissions_of(config) for row in _permission(subject)),
         ("config", config_digest(config), ""),
         ("code", code_digest(), code_version()),
         *((name, made.digest, made.uri) for name, made in named.items() if made),
-        *([("code that trained", weights.code, "")] if weights and weights.code else []),
+        *([("training code", weights.code, "")] if weights and weights.code else []),
         *((f"checkpoint of step {step.step}", step.digest, "") for step in steps),
         *([("MLflow run", results.version.run_id, "")] if results.version else []),
     ]
 
 
-def _permission(told: Permission) -> list[tuple[str, str, str]]:
+def _permission(subject: Permission) -> list[tuple[str, str, str]]:
     return [
-        (f"provenance of {told.subject}", told.provenance or "not said", ""),
-        (f"consent for {told.subject}", told.consent or "not said", ""),
+        (f"provenance of {subject.subject}", subject.provenance or "not given", ""),
+        (f"consent for {subject.subject}", subject.consent or "not given", ""),
     ]
 
 
 def _stored(store: Store, key: str) -> bytes:
-    """Nothing where there is nothing."""
+    """The stored object; empty if there is none."""
     try:
         return store.get(key)
     except NotFound:
         return b""
-
-
-def _is(document: Document, page: bytes) -> bool:
-    return digest_of(page) == document.digest

@@ -1,4 +1,4 @@
-"""A run as one document: how each stage went, what came out, where it lies."""
+"""Summary of a run: status and cost of each stage, results and their URIs."""
 
 from collections.abc import Callable
 from types import TracebackType
@@ -40,10 +40,10 @@ STAGES = {
     "sample": "samples",
     "report": "report",
 }
-"""Stages in their order -> the field of `StageResults` that holds what they leave."""
+"""Stages in order -> field of `StageResults` with their result."""
 ON_GPU = {"priors", "train", "evaluate", "gate", "sample"}
 LAST_RUN = "last_run.json"
-"""Summary of the latest run below `paths.work`, whatever way it ended."""
+"""File in `paths.work` with the summary of the latest run, also of a failed one."""
 
 T = TypeVar("T")
 
@@ -57,21 +57,21 @@ class ModelSummary(Record):
 
 
 class GateSummary(Record):
-    """What the gate said of the version."""
+    """The gate's decision."""
 
     outcome: str
     """promote, keep or inconclusive."""
     sentence: str
     against: str
     reasons: tuple[Reason, ...] = ()
-    """Rule by rule, in the gate's order."""
+    """One per rule, in the gate's order."""
 
 
 class Summary(Record):
-    """What `dreambooth run --json` prints, and what lies beside the report as `summary.json`."""
+    """Summary of a run, printed by `dreambooth run --json` and stored as `summary.json` beside the report."""
 
     run_id: str
-    """The subject's name and a digest of config, photos, weights and scores: same run, same id."""
+    """Config name and a digest of config, photos, weights and scores."""
     status: Literal["done", "failed", "preempted"]
     stages: dict[str, Stage]
     metrics: dict[str, float]
@@ -79,17 +79,17 @@ class Summary(Record):
     model: ModelSummary | None
     gate: GateSummary | None = None
     warnings: tuple[str, ...] = ()
-    """What the evaluation's self-check found wrong with the measuring itself."""
+    """Failed sanity checks of the evaluation."""
     artifacts: dict[str, str]
     """Name -> URI."""
     digests: dict[str, str | None]
-    """SHA-256 of dataset, class images and weights; None for what there is not."""
+    """SHA-256 of dataset, class images and weights; None if missing."""
     estimates: dict[str, Estimate] = Field(default_factory=dict)
-    """The metrics again, with the ends of their 95 % intervals."""
+    """Metrics with their 95 % intervals."""
 
 
 class StageResults(Record):
-    """What the stages have left so far."""
+    """Results of the finished stages."""
 
     intake: IngestedPhotos | None = None
     classes: ImageSet | None = None
@@ -102,36 +102,36 @@ class StageResults(Record):
 
 
 class RunRecorder:
-    """Times the stages of one run, keeps their results, and leaves the summary at its end.
+    """Context manager that times the stages of a run, records results, and writes the summary on exit.
 
-    Entered as a context: on leaving it, the summary lies at `paths.work/last_run.json`, after
-    success also beside the report, here and in the store.
+    The summary is written to `paths.work/last_run.json`, and after success also beside the report, in the
+    work folder and in the store.
     """
 
     def __init__(self, config: Config) -> None:
         self.config = config
         self.stages: dict[str, Stage] = {}
         self.results = StageResults()
-        self._left: Summary | None = None
+        self._final: Summary | None = None
 
-    def stage(self, name: str, act: Callable[..., tuple[T, bool]], *arguments: Any) -> T:
-        """Run one stage; `act` gives its record, None for nothing to do, and whether it was reused."""
+    def stage(self, name: str, function: Callable[..., tuple[T, bool]], *arguments: Any) -> T:
+        """Run one stage; `function` returns its record, None if skipped, and whether it was reused."""
         meter = CostMeter(_gpus_held(self.config, name))
         try:
-            record, reused = act(*arguments)
+            record, reused = function(*arguments)
         except BaseException:
-            self._note(name, "failed", meter.read())
+            self._record(name, "failed", meter.read())
             raise
         cost = meter.read()
-        saved = _booked(self.config, record, cost, reused)
-        self._note(name, _status(record, reused), cost, saved)
+        saved = _saved_cost(self.config, record, cost, reused)
+        self._record(name, _status(record, reused), cost, saved)
         self.results = self.results.model_copy(update={STAGES[name]: record})
         return record
 
     @property
     def summary(self) -> Summary:
-        """The run as it stands, or as it was left."""
-        return self._left or summarise(self.config, self.results, self.stages)
+        """Summary of the run so far, or its final one."""
+        return self._final or summarise(self.config, self.results, self.stages)
 
     def __enter__(self) -> Self:
         return self
@@ -142,22 +142,24 @@ class RunRecorder:
         error: BaseException | None,
         trace: TracebackType | None,
     ) -> None:
-        self._left = summarise(self.config, self.results, self.stages, error)
-        telemetry.send("dreambooth_runs_total", 1, state=self._left.status)
-        _save(self.config, self._left)
+        self._final = summarise(self.config, self.results, self.stages, error)
+        telemetry.send("dreambooth_runs_total", 1, state=self._final.status)
+        _save(self.config, self._final)
 
-    def _note(self, name: str, status: StageStatus, cost: Cost, saved: Cost | None = None) -> None:
+    def _record(
+        self, name: str, status: StageStatus, cost: Cost, saved: Cost | None = None
+    ) -> None:
         self.stages[name] = Stage(status=status, saved=saved, **cost.model_dump())
         console.say(f"{name:>9}  {status} in {cost.seconds:.1f} s")
-        _tell(name, self.stages[name])
+        _send_metrics(name, self.stages[name])
 
 
 def run_id(config: Config, results: StageResults) -> str:
-    """The subject's name and 12 hex digits over the config and what the results hold."""
-    asked = config.model_dump(mode="json", exclude={"paths", "storage", "tracking", "compute"})
+    """Config name and 12 hex digits of a digest of config, photos, weights and scores."""
+    options = config.model_dump(mode="json", exclude={"paths", "storage", "tracking", "compute"})
     found = (results.intake and results.intake.images, results.weights, results.scores)
     digests = [record.digest if record else None for record in found]
-    return f"{config.name}-{digest_json([asked, digests])[:12]}"
+    return f"{config.name}-{digest_json([options, digests])[:12]}"
 
 
 def summarise(
@@ -166,7 +168,7 @@ def summarise(
     stages: dict[str, Stage],
     error: BaseException | None = None,
 ) -> Summary:
-    """The run as it stands; anything that is no plain error (a signal) counts as preempted."""
+    """Summary of the run so far; `Preempted` and exceptions that are no `Exception` count as preempted."""
     stopped = isinstance(error, Preempted) or not isinstance(error, Exception)
     scores, version, verdict = results.scores, results.version, results.verdict
     return Summary(
@@ -203,8 +205,8 @@ def _status(record: object, reused: bool) -> StageStatus:
     return "reused" if reused else "done"
 
 
-def _tell(name: str, stage: Stage) -> None:
-    """For dashboards: that a stage ended, and how."""
+def _send_metrics(name: str, stage: Stage) -> None:
+    """Send a stage's status and cost to the metrics exporter."""
     telemetry.send("dreambooth_stages_total", 1, stage=name, status=stage.status)
     if stage.status == "done":
         telemetry.send("dreambooth_stage_seconds", stage.seconds, stage=name)
@@ -219,8 +221,8 @@ def _gpus_held(config: Config, stage: str) -> int:
     return min(visible_gpus(), config.train.num_processes if stage == "train" else 1)
 
 
-def _booked(config: Config, result: object, cost: Cost, reused: bool) -> Cost | None:
-    """What was saved; a new result's cost is written down for those who will find it again."""
+def _saved_cost(config: Config, result: object, cost: Cost, reused: bool) -> Cost | None:
+    """Cost saved by a reused result; the cost of a new result is stored."""
     if not isinstance(result, Record):
         return None
     try:
@@ -229,8 +231,8 @@ def _booked(config: Config, result: object, cost: Cost, reused: bool) -> Cost | 
             return stored_cost(store, result)
         store_cost(store, result, cost)
     except StorageError as error:
-        # a stage that is done does not fail for its bill
-        console.say(f"what this cost was not written down: {error}")
+        # a finished stage does not fail because of its cost record
+        console.say(f"the cost of this stage was not stored: {error}")
     return None
 
 
@@ -258,10 +260,10 @@ def _artifacts(config: Config, results: StageResults) -> dict[str, str]:
 
 def _save(config: Config, summary: Summary) -> None:
     data = (summary.model_dump_json(indent=2) + "\n").encode()
-    places = [config.paths.work / LAST_RUN]
+    paths = [config.paths.work / LAST_RUN]
     if summary.status == "done":
         open_store(config.storage).put(f"reports/{summary.run_id}/summary.json", data)
-        places.append(config.paths.work / "reports" / summary.run_id / "summary.json")
-    for place in places:
-        with written_beside(place) as temporary:
+        paths.append(config.paths.work / "reports" / summary.run_id / "summary.json")
+    for path in paths:
+        with written_beside(path) as temporary:
             temporary.write_bytes(data)

@@ -1,14 +1,14 @@
-"""Packs Vega's library for the pages: `python -m dreambooth_core.reports.vega_bundle`, after a new version.
+"""Bundling of Vega for the pages: `python -m dreambooth_core.reports.vega_bundle`, after a new version.
 
-The library comes from `vl-convert-python`, which only those who pack it need. It lies here packed,
-since putting it together takes seconds that no report should wait for.
+The library comes from `vl-convert-python`, a development dependency. The compressed bundle is part of the
+repository, as making it takes seconds.
 """
 
 import gzip
 
-from dreambooth_core.reports import HERE
+from dreambooth_core.reports import TEMPLATES
 
-PACKED = HERE / "vega.js.gz"
+BUNDLE = TEMPLATES / "vega.js.gz"
 NOTICE = """\
 /*! Vega, Vega-Lite, Vega-Embed, Vega-Tooltip, Vega-Themes and Vega-Interpreter, unchanged, as
 bundled by vl-convert; with parts of d3 and topojson (ISC, Mike Bostock), delaunator (ISC, Mapbox),
@@ -41,12 +41,12 @@ THE USE OF THIS SOFTWARE, EVEN IF ADVISED OF THE POSSIBILITY OF SUCH DAMAGE. */
 
 
 def library() -> str:
-    """JavaScript that sets `vegaEmbed`, with its licence."""
+    """JavaScript that defines `vegaEmbed`, with its licence."""
     import vl_convert
 
     return NOTICE + vl_convert.javascript_bundle("window.vegaEmbed = vegaEmbed;")
 
 
 if __name__ == "__main__":
-    PACKED.write_bytes(gzip.compress(library().encode(), 9, mtime=0))
-    print(PACKED)
+    BUNDLE.write_bytes(gzip.compress(library().encode(), 9, mtime=0))
+    print(BUNDLE)

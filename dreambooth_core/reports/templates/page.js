@@ -1,13 +1,13 @@
 "use strict";
 
-// Charts: Vega's library is in the page, packed; a chart's colours are the page's own variables.
+// Charts: Vega is embedded as base64 of gzip; colours are CSS variables of the page.
 async function unpack(text) {
   const bytes = Uint8Array.from(atob(text), (letter) => letter.charCodeAt(0));
   const stream = new Blob([bytes]).stream().pipeThrough(new DecompressionStream("gzip"));
   return new Response(stream).text();
 }
 
-const look = {
+const theme = {
   background: "transparent",
   font: getComputedStyle(document.body).fontFamily,
   view: { stroke: null },
@@ -28,34 +28,34 @@ async function drawCharts() {
   code.textContent = await unpack(library.textContent);
   document.head.append(code);
   for (const chart of document.querySelectorAll(".chart")) {
-    const wanted = JSON.parse(chart.querySelector("script").textContent);
-    const place = chart.querySelector("div");
-    // `ast`: expressions are interpreted, since the page allows no code made of strings
-    await vegaEmbed(place, wanted, { actions: false, renderer: "svg", config: look, ast: true });
+    const specification = JSON.parse(chart.querySelector("script").textContent);
+    const container = chart.querySelector("div");
+    // `ast`: interpret expressions, as the content security policy forbids eval
+    await vegaEmbed(container, specification, { actions: false, renderer: "svg", config: theme, ast: true });
   }
 }
 
-// A closer look: all sides' pictures of one prompt and seed, beside each other.
-function lookCloser(place) {
+// Dialog with the images of all models for one prompt and seed.
+function enlarge(button) {
   const nodes = [];
-  for (const row of place.closest(".sides").querySelectorAll(".side")) {
-    const image = row.querySelectorAll("button")[place.dataset.place]?.querySelector("img");
+  for (const row of button.closest(".sides").querySelectorAll(".side")) {
+    const image = row.querySelectorAll("button")[button.dataset.index]?.querySelector("img");
     if (!image) continue;
     const figure = document.createElement("figure");
-    const words = document.createElement("figcaption");
-    words.append(row.querySelector(".who").cloneNode(true), image.alt);
-    figure.append(image.cloneNode(), words);
+    const caption = document.createElement("figcaption");
+    caption.append(row.querySelector(".who").cloneNode(true), image.alt);
+    figure.append(image.cloneNode(), caption);
     nodes.push(figure);
   }
-  const dialog = document.getElementById("closer");
+  const dialog = document.getElementById("enlarged");
   dialog.querySelector("div").replaceChildren(...nodes);
   dialog.showModal();
 }
 
 document.addEventListener("click", (event) => {
-  const place = event.target.closest(".sides button");
-  if (place) lookCloser(place);
-  if (event.target.id === "closer") event.target.close();
+  const button = event.target.closest(".sides button");
+  if (button) enlarge(button);
+  if (event.target.id === "enlarged") event.target.close();
 });
 
 drawCharts();

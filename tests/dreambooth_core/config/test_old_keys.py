@@ -6,8 +6,9 @@ import pytest
 
 from dreambooth_core.config import Config
 from dreambooth_core.config.flow_parameters import Assessment, Promotion
-from dreambooth_core.config.old_keys import _KEYS, OldKeyWarning
+from dreambooth_core.config.old_keys import _KEYS
 from dreambooth_core.config.refusals import known_keys
+from dreambooth_core.errors import OldKeyWarning
 
 SUBJECT = {"images": "photos", "class_noun": "dog"}
 

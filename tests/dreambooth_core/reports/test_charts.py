@@ -1,4 +1,4 @@
-"""The specifications, and what Vega makes of them."""
+"""Chart specifications, rendered by Vega."""
 
 import xml.etree.ElementTree as ElementTree
 
@@ -8,11 +8,11 @@ from dreambooth_core.reports.charts import (
     better,
     gain_chart,
     gain_of,
-    look_chart,
     loss_chart,
     prompt_chart,
     rate_chart,
     smoothed,
+    validation_chart,
 )
 from dreambooth_core.storage.records import Comparison, Estimate
 
@@ -47,15 +47,15 @@ def means(side="candidate", value=0.5):
     return {side: Estimate(value=value, low=value - 0.1, high=value + 0.1)}
 
 
-def drawn(chart):
-    """The chart as SVG, by the renderer of the very version that pages have."""
+def rendered(chart):
+    """The chart as SVG, by the Vega version of the pages."""
     vl_convert = pytest.importorskip("vl_convert")
-    given = {**chart, "width": 400}
-    return ElementTree.fromstring(vl_convert.vegalite_to_svg(given))
+    sized = {**chart, "width": 400}
+    return ElementTree.fromstring(vl_convert.vegalite_to_svg(sized))
 
 
 def marks(picture, kind):
-    """The elements that stand for data: lines, points ("symbol"), rules."""
+    """Elements of data marks: "line", "symbol" (points), "rule"."""
     return [
         element
         for group in picture.findall(".//{*}g")
@@ -64,48 +64,48 @@ def marks(picture, kind):
     ]
 
 
-def test_a_chart_of_losses_has_each_curve_single_and_smoothed_in_its_own_colour():
-    lines = marks(drawn(loss_chart(CURVES)), "line")
+def test_loss_chart_has_raw_and_smoothed_curves():
+    lines = marks(rendered(loss_chart(CURVES)), "line")
     assert [line.get("stroke") for line in lines] == ["var(--candidate)", "var(--base)"] * 2
     assert [line.get("opacity") for line in lines] == ["0.3", "0.3", None, None]
 
 
-def test_without_a_prior_there_is_one_curve_and_no_legend():
+def test_without_a_class_loss_there_is_no_legend():
     chart = loss_chart({"loss/instance": CURVES["loss/instance"]})
-    assert len(marks(drawn(chart), "line")) == 2
+    assert len(marks(rendered(chart), "line")) == 2
     assert chart["encoding"]["color"]["legend"] is None
 
 
 @pytest.mark.parametrize("points", [[], [(1, 1.0)], [(1, float("nan")), (2, 1.0)]])
-def test_too_little_for_a_curve_is_no_chart(points):
+def test_no_chart_for_fewer_than_two_points(points):
     assert loss_chart({"loss/instance": points}) is None
 
 
-def test_one_wild_loss_does_not_flatten_the_others():
-    wild = [*CURVES["loss/instance"][1:], (101, 1e6)]
-    top = loss_chart({"loss/instance": wild})["layer"][0]["encoding"]["y"]["scale"]["domain"][1]
+def test_outliers_do_not_set_the_axis():
+    points = [*CURVES["loss/instance"][1:], (101, 1e6)]
+    top = loss_chart({"loss/instance": points})["layer"][0]["encoding"]["y"]["scale"]["domain"][1]
     assert top < 1
 
 
-def test_looks_are_points_and_the_chosen_step_is_marked_and_named():
-    picture = drawn(look_chart("subject fidelity", [(10, 0.1), (20, 0.4), (30, 0.3)], 20))
+def test_validation_chart_marks_the_exported_step():
+    picture = rendered(validation_chart("subject fidelity", [(10, 0.1), (20, 0.4), (30, 0.3)], 20))
     points = marks(picture, "symbol")
     assert len(points) == 3
     (rule,) = marks(picture, "rule")
     assert rule.get("transform").split(",")[0] == points[1].get("transform").split(",")[0]
-    assert "chosen: 20" in ElementTree.tostring(picture, encoding="unicode")
+    assert "exported: 20" in ElementTree.tostring(picture, encoding="unicode")
 
 
-def test_without_a_choice_nothing_is_marked():
-    assert not marks(drawn(look_chart("stable loss", [(1, 0.1), (2, 0.4)], None)), "rule")
+def test_without_an_exported_step_nothing_is_marked():
+    assert not marks(rendered(validation_chart("stable loss", [(1, 0.1), (2, 0.4)], None)), "rule")
 
 
 def test_every_learning_rate_is_a_line():
-    assert len(marks(drawn(rate_chart(CURVES)), "line")) == 2
+    assert len(marks(rendered(rate_chart(CURVES)), "line")) == 2
     assert rate_chart({"loss/instance": [(1, 1.0)]}) is None
 
 
-def test_what_is_better_lies_to_the_right_also_where_lower_is():
+def test_improvements_are_to_the_right_for_both_directions():
     rising = comparison(metric="identity", higher_is_better=True)
     chart = gain_chart([comparison(), rising], {"prior_drift": "prior drift"})
     better_one, worse_one = chart["data"]["values"]
@@ -117,10 +117,10 @@ def test_what_is_better_lies_to_the_right_also_where_lower_is():
         "found": "better",
     }
     assert (worse_one["metric"], worse_one["found"]) == ("identity", "worse")
-    dots = marks(drawn(chart), "symbol")
+    dots = marks(rendered(chart), "symbol")
     assert [dot.get("fill") for dot in dots] == ["var(--better)", "var(--worse)"]
-    places = [float(dot.get("transform").split("(")[1].split(",")[0]) for dot in dots]
-    assert places[0] > places[1]
+    xs = [float(dot.get("transform").split("(")[1].split(",")[0]) for dot in dots]
+    assert xs[0] > xs[1]
 
 
 @pytest.mark.parametrize(
@@ -133,22 +133,22 @@ def test_what_is_better_lies_to_the_right_also_where_lower_is():
         (None, None, None),
     ],
 )
-def test_only_an_interval_without_0_decides(low, high, answer):
+def test_better_needs_an_interval_without_0(low, high, answer):
     assert better(comparison(low=low, high=high)) is answer
 
 
-def test_turning_a_difference_turns_its_interval():
+def test_gain_negates_difference_and_interval():
     assert gain_of(comparison(difference=-0.1, low=-0.3, high=0.1)) == (0.1, -0.1, 0.3)
     assert gain_of(comparison(low=None, high=None)) == (0.1, None, None)
 
 
 def test_a_difference_without_an_interval_is_a_dot():
     chart = gain_chart([comparison(low=None, high=None)], {})
-    assert len(marks(drawn(chart), "rule")) == 1  # of 0
-    assert len(marks(drawn(chart), "symbol")) == 1
+    assert len(marks(rendered(chart), "rule")) == 1  # of 0
+    assert len(marks(rendered(chart), "symbol")) == 1
 
 
-def test_prompts_show_every_side_for_the_first_metric_and_offer_the_others():
+def test_prompt_chart_shows_all_models_and_offers_all_metrics():
     found = {
         ("scene", "{subject} on the beach"): {
             "identity": means() | means("base", 0.1),
@@ -156,14 +156,14 @@ def test_prompts_show_every_side_for_the_first_metric_and_offer_the_others():
         },
         ("accessory", "{subject} in a hat"): {"identity": means() | means("base", 0.2)},
     }
-    # the candidate has no crop, as its subject is nowhere to be seen
+    # the candidate has no crop metric, as its subject was not detected
     found["scene", "{subject} on the beach"]["clip_i_crop"] = means("base")
     titles = {"identity": "identity", "clip_i": "CLIP-I"}
     chart = prompt_chart(found, titles, lambda text: text.format(subject="sks dog"))
     (picked,) = chart["params"]
     assert picked["value"] == "identity"
     assert picked["bind"]["options"] == ["identity", "CLIP-I"]
-    picture = drawn(chart)
+    picture = rendered(chart)
     assert len(marks(picture, "symbol")) == 4
     words = ElementTree.tostring(picture, encoding="unicode")
     assert "sks dog on the beach" in words

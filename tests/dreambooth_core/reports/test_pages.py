@@ -1,4 +1,4 @@
-"""What a browser makes of the pages: from disk, without a network, narrow and wide, light and dark."""
+"""The pages in a browser: from disk, without network, narrow and wide, light and dark."""
 
 import gzip
 
@@ -14,14 +14,14 @@ from tests.reported_by_hand import STAGES, run_of
 
 PHONE = 390
 DESK = 1280
-"""CSS pixels of their width."""
-DRAWN = """new Promise((done) => {
+"""Widths in CSS pixels."""
+CHARTS_READY = """new Promise((done) => {
   const wait = () => [...document.querySelectorAll(".chart")].every((chart) =>
     chart.querySelector("svg")) ? done(document.querySelectorAll(".chart svg").length)
     : setTimeout(wait, 20);
   wait();
 })"""
-PICK = """new Promise((done) => {
+SELECT_METRIC = """new Promise((done) => {
   const select = document.querySelector(".vega-bindings select");
   select.value = "prompt fidelity";
   for (const name of ["input", "change"]) select.dispatchEvent(new Event(name));
@@ -54,10 +54,10 @@ def written(tmp_path_factory):
     ("page", "width", "charts"),
     [("report", DESK, 8), ("report", PHONE, 8), ("comparison", PHONE, 1)],
 )
-def test_it_opens_from_disk_and_follows_light_and_dark(tab, written, page, width, charts):
-    tab.complaints.clear()
+def test_pages_open_from_disk_in_light_and_dark_mode(tab, written, page, width, charts):
+    tab.problems.clear()
     tab.open(written / f"{page}.html", width)
-    assert tab.ask(DRAWN) == charts
+    assert tab.ask(CHARTS_READY) == charts
     assert tab.ask("document.documentElement.scrollWidth") == width
     assert tab.ask(TOO_WIDE) == []
     colours = {}
@@ -67,44 +67,44 @@ def test_it_opens_from_disk_and_follows_light_and_dark(tab, written, page, width
             "getComputedStyle(document.querySelector('.role-mark path')).fill"
         )
         kind = f"{page}-{'phone' if width == PHONE else 'desktop'}-{scheme}"
-        with Image.open(tab.photograph(kind)) as shot:
-            corner = shot.convert("L").getpixel((2, 2))
+        with Image.open(tab.photograph(kind)) as screenshot:
+            corner = screenshot.convert("L").getpixel((2, 2))
         assert corner > 192 if scheme == "light" else corner < 64
     assert colours["light"] != colours["dark"]
-    assert tab.complaints == []
+    assert tab.problems == []
 
 
-def test_another_metric_can_be_picked(tab, written):
+def test_another_metric_can_be_selected(tab, written):
     tab.open(written / "report.html", DESK)
-    tab.ask(DRAWN)
+    tab.ask(CHARTS_READY)
     dots = "[...document.querySelectorAll('#prompts ~ .chart .mark-symbol.role-mark path')]"
-    told = f"{dots}.map((dot) => dot.getAttribute('aria-label')).join()"
-    before = tab.ask(told)
-    tab.ask(PICK)
-    assert tab.ask(told) != before
+    labels = f"{dots}.map((dot) => dot.getAttribute('aria-label')).join()"
+    before = tab.ask(labels)
+    tab.ask(SELECT_METRIC)
+    assert tab.ask(labels) != before
 
 
-def test_a_closer_look_shows_all_sides_of_one_seed(tab, written):
+def test_an_enlarged_image_shows_all_models_of_one_seed(tab, written):
     tab.open(written / "report.html", PHONE)
     tab.ask("document.querySelectorAll('.sides .side')[0].querySelectorAll('button')[1].click()")
-    words = tab.ask(
+    captions = tab.ask(
         "[...document.querySelectorAll('dialog[open] figcaption')].map((f) => f.innerText)"
     )
-    assert len(words) == 3
-    assert [each.split()[0] for each in words] == ["candidate", "champion", "base"]
-    assert all("seed 1" in each for each in words)
+    assert len(captions) == 3
+    assert [each.split()[0] for each in captions] == ["candidate", "champion", "base"]
+    assert all("seed 1" in each for each in captions)
     assert tab.ask(TOO_WIDE) == []
     tab.ask("document.querySelector('dialog form button').click()")
     assert tab.ask("document.querySelectorAll('dialog[open]').length") == 0
 
 
-def test_images_are_embedded_small_and_exact_when_they_are_small():
+def test_small_images_are_embedded_lossless():
     import base64
     import io
 
     import numpy as np
 
-    def through(side):
+    def embedded(side):
         picture = Image.fromarray(
             np.random.default_rng(0).integers(0, 255, (side, side // 2, 3), dtype=np.uint8)
         )
@@ -113,9 +113,9 @@ def test_images_are_embedded_small_and_exact_when_they_are_small():
         data = base64.b64decode(data_url(buffer.getvalue()).split(",")[1])
         return np.asarray(picture), np.asarray(Image.open(io.BytesIO(data)))
 
-    given, shown = through(EMBEDDED_SIDE)
-    assert (given == shown).all()
-    _, smaller = through(2 * EMBEDDED_SIDE)
+    original, shown = embedded(EMBEDDED_SIDE)
+    assert (original == shown).all()
+    _, smaller = embedded(2 * EMBEDDED_SIDE)
     assert smaller.shape == (EMBEDDED_SIDE, EMBEDDED_SIDE // 2, 3)
 
 
@@ -123,11 +123,11 @@ def test_images_are_embedded_small_and_exact_when_they_are_small():
     ("value", "words"),
     [(None, ""), (0.04, "0.0 s"), (59.94, "59.9 s"), (60, "1 min 0 s"), (7384, "2 h 3 min")],
 )
-def test_seconds_are_told_as_people_do(value, words):
+def test_seconds_are_formatted(value, words):
     assert reports.seconds(value) == words
 
 
-def test_numbers_have_three_places_and_no_zero_is_negative():
+def test_numbers_have_three_decimals_and_no_negative_zero():
     assert [reports.number(value) for value in (None, -0.0004, -0.5, 1)] == [
         "",
         "0.000",
@@ -138,8 +138,8 @@ def test_numbers_have_three_places_and_no_zero_is_negative():
 
 
 @pytest.mark.slow
-def test_the_packed_library_is_the_one_of_the_pinned_version():
+def test_the_bundled_library_has_the_pinned_version():
     pytest.importorskip("vl_convert")
     from dreambooth_core.reports import vega_bundle
 
-    assert gzip.decompress(vega_bundle.PACKED.read_bytes()).decode() == vega_bundle.library()
+    assert gzip.decompress(vega_bundle.BUNDLE.read_bytes()).decode() == vega_bundle.library()

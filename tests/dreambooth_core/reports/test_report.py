@@ -1,4 +1,4 @@
-"""The page, from small records made by hand; see `test_pages` for what a browser makes of it."""
+"""The report's HTML from small records; see `test_pages` for tests in a browser."""
 
 import json
 import re
@@ -12,7 +12,7 @@ from dreambooth_core.config import Detector
 from dreambooth_core.digests import digest_of
 from dreambooth_core.reports import report
 from dreambooth_core.reports.facts import ReportFacts
-from dreambooth_core.reports.image_grids import MOST
+from dreambooth_core.reports.image_grids import MAX_IMAGES
 from dreambooth_core.reports.summary import StageResults
 from dreambooth_core.storage import records
 from dreambooth_core.storage.checkpoint_manifests import Checkpoint
@@ -24,12 +24,12 @@ from tests.page import Page
 from tests.reported_by_hand import PROMPTS, SEEDS, STAGES, results_of, run_of, verdict_of
 
 COMMON = len(PROMPTS) * SEEDS
-"""Images of one side's grid."""
+"""Images of one model's grids."""
 
 
 @pytest.fixture(scope="module")
 def made(tmp_path_factory):
-    """Config, store and results of a run, none of which a page changes."""
+    """Config, store and results of a run; shared, as rendering does not change them."""
     return run_of(tmp_path_factory.mktemp("run"))
 
 
@@ -54,10 +54,10 @@ def page(text) -> Page:
     return Page(text)
 
 
-def test_everything_is_inside_and_nothing_can_be_fetched(text, page):
+def test_the_page_is_self_contained(text, page):
     grids = 3 * COMMON + 3 * 2
     worst = 2 * 4
-    shown = 3 + grids + worst + 2 + MOST + 2
+    shown = 3 + grids + worst + 2 + MAX_IMAGES + 2
     images = page.all("img")
     assert len(images) == shown
     assert all(str(image["src"]).startswith("data:image/webp;base64,") for image in images)
@@ -69,21 +69,21 @@ def test_everything_is_inside_and_nothing_can_be_fetched(text, page):
     assert len(text) < 1_000_000
 
 
-def test_the_same_results_are_the_same_bytes(rendered, results, text):
+def test_rendering_is_deterministic(rendered, results, text):
     assert rendered(results) == text
 
 
-def test_the_decision_and_its_reasons_come_first(page, results):
+def test_decision_and_reasons_come_first(page, results):
     assert list(page.sections)[:3] == ["", "reasons", "pictures"]
     assert "Decision, against tiny/1 Do not promote It is not <better>" in page.sections[""]
     assert "after 2 rounds" in page.sections["reasons"]
     assert "✓ integrity all is there ? superiority identity 0 is inside" in page.sections["reasons"]
 
 
-def test_candidate_champion_and_base_stand_above_each_other_seed_by_seed(page, results):
+def test_images_of_candidate_champion_and_base_are_aligned_by_seed(page, results):
     assert "candidate champion base" in page.sections["pictures"]
     sides = (results.scores.samples, results.verdict.champion.samples, results.scores.base_samples)
-    wanted = [made.images[place].blob.sha256 for made in sides for place in (0, 1)]
+    wanted = [made.images[index].blob.sha256 for made in sides for index in (0, 1)]
     shown = [str(image["data-digest"]) for image in page.all("img")]
     first = shown.index(wanted[0])
     assert shown[first : first + 6] == wanted
@@ -93,12 +93,12 @@ def test_without_a_champion_the_base_is_the_rival(rendered, made):
     _, store, results = made
     alone = verdict_of(store, results.scores, None)
     page = Page(rendered(results.model_copy(update={"verdict": alone})))
-    assert "Decision, against the untouched base" in page.sections[""]
+    assert "Decision, against the base" in page.sections[""]
     assert "champion" not in page.sections["pictures"] + page.sections["metrics"]
-    assert "against the untouched base, image by image" in page.sections["differences"]
+    assert "against the base, paired by prompt and seed" in page.sections["differences"]
 
 
-def test_metrics_stand_beside_champion_base_and_photos_with_their_intervals(page, results):
+def test_metrics_of_all_models_and_photos_with_intervals(page, results):
     words = page.sections["metrics"]
     ours = results.scores.estimates["identity"]
     assert f"{ours.value:.3f} {ours.low:.3f} to {ours.high:.3f} 0.461" in words
@@ -106,49 +106,49 @@ def test_metrics_stand_beside_champion_base_and_photos_with_their_intervals(page
     assert "a new metric" in words
 
 
-def test_differences_tell_interval_wins_p_and_the_smallest_effect(page, results):
+def test_differences_with_interval_wins_p_and_smallest_effect(page, results):
     words = page.sections["differences"]
     assert "identity ↑ +0.250 +0.250 to +0.250 100 % 0.250 0.000 6 3 prompts" in words
     assert "near copies ↓" in words
 
 
-def test_each_prompt_tells_its_mean_and_what_it_is_ahead_of_the_champion(page, results):
+def test_means_per_prompt_with_difference_from_the_champion(page, results):
     words = page.sections["prompts"]
     assert "sks robot on the beach 0.711 +0.250" in words
     assert "sks robot in a hat accessory 0.680 +0.250" in words
 
 
-def test_the_worst_images_and_near_copies_are_shown_beside_what_they_resemble(text, results):
+def test_worst_images_and_near_copies_with_their_photos(text, results):
     images = [str(image["data-digest"]) for image in Page(text).all("img")]
     photo = results.intake.images.images[2].blob.sha256
     copied = results.scores.samples.images[1].blob.sha256
-    place = len(images) - images[::-1].index(photo) - 1
-    assert images[place - 1] == copied
-    assert "Worst identity 0.672 0.688 0.703 0.719" in Page(text).sections["weakest"]
+    index = len(images) - images[::-1].index(photo) - 1
+    assert images[index - 1] == copied
+    assert "Worst identity 0.672 0.688 0.703 0.719" in Page(text).sections["worst"]
 
 
-def test_looks_are_drawn_and_told_with_the_chosen_one_marked(page, text):
-    assert "kept are the weights of step 20" in page.sections["training"]
-    assert "20 0.050 0.500 0.250 0.125 chosen 30" in page.sections["training"]
-    looked = ("stable loss", "subject fidelity", "prompt fidelity", "PRES")
-    for title in (*looked, "loss", "learning rate"):
+def test_validations_are_charted_with_the_exported_step_marked(page, text):
+    assert "exported weights: step 20" in page.sections["training"]
+    assert "20 0.050 0.500 0.250 0.125 exported 30" in page.sections["training"]
+    validations = ("stable loss", "subject fidelity", "prompt fidelity", "PRES")
+    for title in (*validations, "loss", "learning rate"):
         assert f"<h3>{title}</h3>" in text
     assert len(page.all("figure", **{"class": "chart card"})) == 6 + 2
 
 
-def test_looks_that_see_the_subject_alone_say_so(made):
+def test_with_a_detector_validation_shows_fidelity_of_the_crop(made):
     config, store, results = made
     detector = Detector(kind="segmenter", model="examples/small_world/detector")
     rules = config.evaluation.model_copy(update={"detector": detector})
-    seen = config.model_copy(update={"evaluation": rules})
-    text = report.render(seen, store, results, STAGES)
+    cropped = config.model_copy(update={"evaluation": rules})
+    text = report.render(cropped, store, results, STAGES)
     assert "<h3>subject fidelity (crop)</h3>" in text
     assert "<h3>subject fidelity</h3>" not in text
 
 
-def test_cost_tells_seconds_and_what_was_saved(page, results):
+def test_cost_has_seconds_and_savings(page, results):
     words = page.sections["cost"]
-    assert "13.2 s by the clock; results that were found again saved 1 min 15 s" in words
+    assert "13.2 s of wall time; reused results saved 1 min 15 s" in words
     assert "train done 12.5 s 20.0 s" in words
     assert "evaluate reused 0.2 s 0.0 s 1 min 15 s" in words
 
@@ -160,31 +160,31 @@ def test_lineage_has_every_digest(page, results):
         assert record.digest in words
 
 
-def test_lineage_tells_code_config_licence_and_whose_the_photos_are(made):
+def test_lineage_has_code_config_licence_and_consent(made):
     config, store, results = made
-    subject = config.subject.model_copy(update={"provenance": "my <own>", "consent": "nobody"})
+    subject = config.subject.model_copy(update={"provenance": "my <own>", "consent": "none"})
     other = subject.model_copy(update={"identifier": "zwx", "consent": "Ann did"})
-    told = config.model_copy(
+    changed = config.model_copy(
         update={
             "subject": subject.model_copy(update={"provenance": ""}),
             "more_subjects": (other,),
             "model": config.model.model_copy(update={"licence": "MIT"}),
         }
     )
-    words = Page(report.render(told, store, results, STAGES)).sections["lineage"]
+    words = Page(report.render(changed, store, results, STAGES)).sections["lineage"]
     assert "licence of the base MIT" in words
-    assert f"config {records.config_digest(told)}" in words
+    assert f"config {records.config_digest(changed)}" in words
     assert f"code {code_digest()} {code_version()}" in words
-    assert "code that trained 3b5c0de-dirty" in words
-    assert "provenance of sks robot not said consent for sks robot nobody" in words
+    assert "training code 3b5c0de-dirty" in words
+    assert "provenance of sks robot not given consent for sks robot none" in words
     assert "provenance of zwx robot my <own> consent for zwx robot Ann did" in words
 
 
-def test_lineage_has_no_licence_that_nobody_told(page):
-    assert "licence" not in page.sections["lineage"].split("The whole config")[0]
+def test_lineage_has_no_licence_if_none_is_given(page):
+    assert "licence" not in page.sections["lineage"].split(" Config ")[0]
 
 
-def test_lineage_has_the_checkpoints_that_are_still_there(made):
+def test_lineage_has_the_stored_checkpoints(made):
     config, store, results = made
     key, name = "c" * 64, "00000020.1"
     manifest = Checkpoint(step=20, run=key, code="d" * 64, files={}).model_dump_json().encode()
@@ -206,7 +206,7 @@ def test_lineage_has_the_checkpoints_that_are_still_there(made):
     assert f"checkpoint of step 20 {digest_of(manifest)}" in words
 
 
-def test_a_password_in_the_config_stays_outside(made):
+def test_passwords_are_removed_from_the_config(made):
     config, store, results = made
     secret = config.tracking.model_copy(update={"uri": "http://me:hunter2@host:5000"})
     text = report.render(config.model_copy(update={"tracking": secret}), store, results, STAGES)
@@ -214,14 +214,14 @@ def test_a_password_in_the_config_stays_outside(made):
     assert "hunter2" not in text
 
 
-def test_words_from_outside_are_escaped(text, results):
+def test_user_text_is_escaped(text, results):
     assert "a &lt;b&gt; photo of sks robot" in text
     assert "<b> photo" not in text
     assert "&lt;x&gt;.png" in text
     assert "not &lt;better&gt;" in text
 
 
-def test_the_page_can_be_read_again_by_programs(text):
+def test_the_embedded_facts_are_valid(text):
     (found,) = re.findall(r'<script type="application/json" id="facts">(.*?)</script>', text)
     facts = ReportFacts.model_validate(json.loads(found))
     assert facts.model == "tiny/2"
@@ -231,34 +231,34 @@ def test_the_page_can_be_read_again_by_programs(text):
     assert len(facts.rows) == COMMON + 2
 
 
-class TestWhatIsNotThere:
-    def test_without_a_verdict_the_page_says_so(self, rendered, results):
+class TestMissingResults:
+    def test_without_a_verdict(self, rendered, results):
         page = Page(rendered(results.model_copy(update={"verdict": None})))
-        assert "Not judged" in page.sections[""]
+        assert "No decision" in page.sections[""]
         assert "reasons" not in page.sections
         assert "identity ↑" in page.sections["differences"]
 
-    def test_without_a_table_there_is_nothing_prompt_by_prompt(self, rendered, results):
+    def test_without_image_scores(self, rendered, results):
         lost = {"table": None, "estimates": {}, "plan": "", "warnings": ("<unsure>",)}
         older = results.scores.model_copy(update=lost)
         page = Page(rendered(results.model_copy(update={"verdict": None, "scores": older})))
-        assert "kept without the table" in page.sections["prompts"]
+        assert "stored without image scores" in page.sections["prompts"]
         assert "differences" not in page.sections
-        assert "weakest" not in page.sections
+        assert "worst" not in page.sections
         assert "candidate base" in page.sections["pictures"]
         assert "identity" in page.sections["metrics"]
-        assert "The self-check doubts these measurements <unsure>" in page.sections[""]
+        assert "Warnings of the sanity checks <unsure>" in page.sections[""]
 
-    def test_without_prior_preservation_there_are_no_class_images(self, rendered, results):
+    def test_without_prior_preservation(self, rendered, results):
         page = Page(rendered(results.model_copy(update={"classes": None})))
         assert "Class images" not in page.sections["class"]
 
-    def test_without_memorisation_or_curves_the_page_says_so(self, rendered, results):
+    def test_without_memorisation_or_curves(self, rendered, results):
         few = results.weights.model_copy(update={"losses": (), "validations": (), "rates": {}})
         bare = results.scores.model_copy(update={"metrics": {"identity": 0.5}, "table": None})
         changed = {"weights": few, "scores": bare, "verdict": None}
         page = Page(rendered(results.model_copy(update=changed)))
-        assert "not measured whether images repeat" in page.sections["copies"]
+        assert "Near copies were not measured" in page.sections["copies"]
         assert "Too few steps for a curve" in page.sections["training"]
 
     def test_a_missing_result_is_refused(self, rendered, results):
@@ -266,9 +266,9 @@ class TestWhatIsNotThere:
             rendered(results.model_copy(update={"scores": None, "verdict": None}))
 
 
-class TestWritten:
+class TestWriteReport:
     @pytest.fixture(autouse=True)
-    def _a_run_in_mlflow(self, tracked_config, file_store):
+    def _run_in_mlflow(self, tracked_config, file_store):
         self.client = tracking.open_client(tracked_config)
         experiment = tracking.experiment_of(self.client, tracked_config)
         self.run = self.client.create_run(experiment).info.run_id
@@ -276,7 +276,7 @@ class TestWritten:
         version = results.version.model_copy(update={"run_id": self.run})
         self.results = results.model_copy(update={"version": version})
 
-    def test_written_once_and_brought_back(self, tracked_config, file_store):
+    def test_written_once_and_restored(self, tracked_config, file_store):
         first, reused = report.write_report(tracked_config, file_store, self.results, STAGES)
         assert not reused
         page = Path(first.path).read_bytes()
@@ -285,14 +285,16 @@ class TestWritten:
         kept = self.client.get_run(self.run)
         assert kept.data.tags["dreambooth.report"] == first.uri
         assert [each.path for each in self.client.list_artifacts(self.run)] == [tracking.REPORT]
-        assert tracking.report_address(tracked_config, self.run) is None, "a file has no pages"
+        assert tracking.report_address(tracked_config, self.run) is None, (
+            "a sqlite file has no web pages"
+        )
         Path(first.path).unlink()
         again = report.write_report(tracked_config, file_store, self.results, {})
         assert again == (first, True)
         assert Path(first.path).read_bytes() == page
 
-    def test_a_standing_that_comes_back_brings_its_page(self, tracked_config, file_store):
-        """Not that of another one, which lies at the same address."""
+    def test_earlier_aliases_restore_their_page(self, tracked_config, file_store):
+        """All pages of a run have the same address."""
         first, _ = report.write_report(tracked_config, file_store, self.results, STAGES)
         page = Path(first.path).read_bytes()
         version = self.results.version.model_copy(update={"aliases": ("previous",)})
@@ -306,7 +308,7 @@ class TestWritten:
         artifact = self.client.download_artifacts(self.run, tracking.REPORT)
         assert Path(artifact).read_bytes() == page
 
-    def test_another_verdict_is_another_page(self, tracked_config, file_store):
+    def test_another_verdict_makes_another_page(self, tracked_config, file_store):
         first, _ = report.write_report(tracked_config, file_store, self.results, STAGES)
         without = self.results.model_copy(update={"verdict": None})
         second, reused = report.write_report(tracked_config, file_store, without, STAGES)
@@ -315,12 +317,12 @@ class TestWritten:
 
 
 @pytest.mark.slow
-def test_a_browser_finds_the_report_at_its_address(tracked_config, file_store, tmp_path):
+def test_the_report_opens_in_mlflow(tracked_config, file_store, tmp_path):
     if browser.executable() is None:
         pytest.skip("needs Chromium")
     with measured_servers.mlflow(tmp_path / "server") as url, browser.browsing(tmp_path) as tab:
-        place = tracked_config.tracking.model_copy(update={"uri": url})
-        config = tracked_config.model_copy(update={"tracking": place})
+        tracking_server = tracked_config.tracking.model_copy(update={"uri": url})
+        config = tracked_config.model_copy(update={"tracking": tracking_server})
         run = tracking.open_client(config).create_run("0").info.run_id
         results = results_of(file_store)
         version = results.version.model_copy(update={"run_id": run})
@@ -331,6 +333,6 @@ def test_a_browser_finds_the_report_at_its_address(tracked_config, file_store, t
         tab.open(address, 1280, 1000)
         framed = "document.querySelector('iframe')"
         tab.until(f"{framed} !== null", 120)
-        # the frame is a stranger to the page around it: only a picture shows what is in it
+        # a frame of another origin: its content can only be checked in a screenshot
         time.sleep(3)
         tab.photograph("report-in-mlflow")

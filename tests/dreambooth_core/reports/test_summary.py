@@ -31,7 +31,7 @@ SCORES = Scores(
     metrics={"clip_i": 0.5},
     base_metrics={"clip_i": 0.25},
     estimates={"clip_i": Estimate(value=0.5, low=0.375, high=0.625)},
-    warnings=("the detector finds nothing",),
+    warnings=("the detector found nothing",),
     samples=SAMPLES,
     base_samples=SAMPLES,
     class_samples=SAMPLES,
@@ -55,7 +55,7 @@ def config(tmp_path):
     )
 
 
-def left(name: str):
+def result_of(name: str):
     images = {"uri": "file:///x", "digest": DIGEST, "images": ()}
     found = Validation(folder="x", findings=(), accepted=(), digest=DIGEST)
     return {
@@ -82,56 +82,60 @@ def left(name: str):
     }[name]
 
 
-def walk(config, reused=False) -> Summary:
+def run_stages(config, reused=False) -> Summary:
     with RunRecorder(config) as run:
         for name in STAGES:
-            run.stage(name, lambda name=name: (left(name), reused))
+            run.stage(name, lambda name=name: (result_of(name), reused))
     return run.summary
 
 
-def test_a_finished_run_is_told_as_the_issue_says(config, capsys):
-    told = json.loads(walk(config).model_dump_json())
-    assert list(told) == [
+def test_summary_of_a_finished_run(config, capsys):
+    document = json.loads(run_stages(config).model_dump_json())
+    assert list(document) == [
         *("run_id", "status", "stages", "metrics", "base_metrics", "model", "gate"),
         *("warnings", "artifacts", "digests", "estimates"),
     ]
-    assert told["status"] == "done"
-    assert list(told["stages"]) == list(STAGES)
-    assert {"status", "seconds"} <= set(told["stages"]["train"])
-    assert told["metrics"] == {"clip_i": 0.5}
-    assert told["warnings"] == ["the detector finds nothing"]
-    assert told["base_metrics"] == {"clip_i": 0.25}
-    assert told["model"] == {"name": "robot", "version": "3", "aliases": ["candidate", "champion"]}
-    assert told["gate"] == {
+    assert document["status"] == "done"
+    assert list(document["stages"]) == list(STAGES)
+    assert {"status", "seconds"} <= set(document["stages"]["train"])
+    assert document["metrics"] == {"clip_i": 0.5}
+    assert document["warnings"] == ["the detector found nothing"]
+    assert document["base_metrics"] == {"clip_i": 0.25}
+    assert document["model"] == {
+        "name": "robot",
+        "version": "3",
+        "aliases": ["candidate", "champion"],
+    }
+    assert document["gate"] == {
         "outcome": "promote",
         "sentence": "It is better than the base.",
         "against": "base",
         "reasons": [REASON.model_dump()],
     }
-    assert told["estimates"] == {"clip_i": {"value": 0.5, "low": 0.375, "high": 0.625}}
-    assert told["digests"] == {"dataset": DIGEST, "class_images": DIGEST, "weights": "1" * 64}
+    assert document["estimates"] == {"clip_i": {"value": 0.5, "low": 0.375, "high": 0.625}}
+    assert document["digests"] == {"dataset": DIGEST, "class_images": DIGEST, "weights": "1" * 64}
     assert capsys.readouterr().out == ""
 
 
-def test_a_run_that_measured_nothing_has_no_intervals_and_no_reasons(config):
+def test_summary_without_evaluation(config):
     with RunRecorder(config) as run:
-        run.stage("validate", lambda: (left("validate"), False))
+        run.stage("validate", lambda: (result_of("validate"), False))
     assert run.summary.estimates == {}
     assert run.summary.gate is None
 
 
-def test_a_summary_of_before_is_still_read(config):
-    told = json.loads(walk(config).model_dump_json())
-    del told["estimates"], told["gate"]["reasons"]
-    found = Summary.model_validate(told)
+def test_a_summary_of_an_earlier_version_is_read(config):
+    document = json.loads(run_stages(config).model_dump_json())
+    del document["estimates"], document["gate"]["reasons"]
+    found = Summary.model_validate(document)
     assert found.estimates == {}
     assert found.gate is not None
     assert found.gate.reasons == ()
 
 
-def test_people_see_the_intervals_and_why_the_gate_decided(config, capsys, monkeypatch):
+def test_intervals_and_reasons_are_printed(config, capsys, monkeypatch):
     monkeypatch.setenv("COLUMNS", "100")
-    run_output.show_summary(walk(config))
+    run_output.show_summary(run_stages(config))
     lines = [" ".join(line.split()) for line in capsys.readouterr().out.splitlines()]
     assert "metric tuned 95 % interval base" in lines
     assert "clip i 0.500 0.375 to 0.625 0.250" in lines
@@ -139,29 +143,33 @@ def test_people_see_the_intervals_and_why_the_gate_decided(config, capsys, monke
     assert lines[decided + 1] == f"passed, superiority: {REASON.sentence}"
 
 
-def test_a_single_prompt_leaves_an_interval_empty(config, capsys):
-    alone = walk(config).model_copy(update={"estimates": {"clip_i": Estimate(value=0.5)}})
+def test_a_missing_interval_is_printed_empty(config, capsys):
+    alone = run_stages(config).model_copy(update={"estimates": {"clip_i": Estimate(value=0.5)}})
     run_output.show_summary(alone)
     lines = [" ".join(line.split()) for line in capsys.readouterr().out.splitlines()]
     assert "clip i 0.500 0.250" in lines
 
 
-def test_it_lies_beside_the_report_here_and_in_the_store(config, tmp_path):
-    summary = walk(config)
+def test_it_is_written_beside_the_report_and_to_the_store(config, tmp_path):
+    summary = run_stages(config)
     beside = config.paths.work / "reports" / summary.run_id / "summary.json"
     stored = tmp_path / "store" / "reports" / summary.run_id / "summary.json"
-    for place in (beside, stored, config.paths.work / LAST_RUN):
-        assert Summary.model_validate_json(place.read_bytes()) == summary
+    for path in (beside, stored, config.paths.work / LAST_RUN):
+        assert Summary.model_validate_json(path.read_bytes()) == summary
     assert summary.artifacts["summary"] == beside.resolve().as_uri()
 
 
-def test_the_same_run_has_the_same_id_wherever_it_works(config, tmp_path):
+def test_the_run_id_does_not_depend_on_the_work_folder(config, tmp_path):
     moved = config.model_copy(
         update={"paths": config.paths.model_copy(update={"work": tmp_path / "elsewhere"})}
     )
     other = config.model_copy(update={"seed": 1})
-    assert walk(config).run_id == walk(config, reused=True).run_id == walk(moved).run_id
-    assert walk(other).run_id != walk(config).run_id
+    assert (
+        run_stages(config).run_id
+        == run_stages(config, reused=True).run_id
+        == run_stages(moved).run_id
+    )
+    assert run_stages(other).run_id != run_stages(config).run_id
 
 
 @pytest.mark.parametrize(
@@ -173,40 +181,40 @@ def test_the_same_run_has_the_same_id_wherever_it_works(config, tmp_path):
         (KeyboardInterrupt(), "preempted"),
     ],
 )
-def test_a_run_that_breaks_leaves_what_it_got_to(config, error, status):
-    def broken():
+def test_summary_of_a_failed_run(config, error, status):
+    def fail():
         raise error
 
-    def begun():
+    def run_until_failure():
         with RunRecorder(config) as run:
-            run.stage("validate", lambda: (left("validate"), True))
-            run.stage("priors", broken)
+            run.stage("validate", lambda: (result_of("validate"), True))
+            run.stage("priors", fail)
 
     with pytest.raises(type(error)):
-        begun()
-    told = Summary.model_validate_json((config.paths.work / LAST_RUN).read_bytes())
-    assert told.status == status
-    assert {name: stage.status for name, stage in told.stages.items()} == {
+        run_until_failure()
+    summary = Summary.model_validate_json((config.paths.work / LAST_RUN).read_bytes())
+    assert summary.status == status
+    assert {name: stage.status for name, stage in summary.stages.items()} == {
         "validate": "reused",
         "priors": "failed",
     }
-    assert told.digests == {"dataset": DIGEST, "class_images": None, "weights": None}
+    assert summary.digests == {"dataset": DIGEST, "class_images": None, "weights": None}
     assert not (config.paths.work / "reports").exists()
 
 
-def test_a_stage_with_nothing_to_do_reuses_nothing(config):
+def test_a_stage_without_a_result_is_skipped(config):
     with RunRecorder(config) as run:
         run.stage("priors", lambda: (None, True))
     assert run.summary.stages["priors"].status == "skipped"
 
 
-def test_what_reuse_saves_is_what_making_had_cost(config):
-    def slowly():
+def test_reuse_saves_the_cost_of_making(config):
+    def evaluate():
         sum(range(2_000_000))
         return SCORES, False
 
     with RunRecorder(config) as first:
-        first.stage("evaluate", slowly)
+        first.stage("evaluate", evaluate)
     spent = first.stages["evaluate"]
     assert spent.cpu_seconds > 0
     assert spent.saved is None
@@ -217,7 +225,7 @@ def test_what_reuse_saves_is_what_making_had_cost(config):
     )
 
 
-def test_a_gpu_is_paid_for_by_the_stages_that_hold_it(config, monkeypatch):
+def test_gpu_seconds_count_for_stages_on_the_gpu(config, monkeypatch):
     monkeypatch.setenv("CUDA_VISIBLE_DEVICES", "0,1")
     with RunRecorder(config) as run:
         run.stage("evaluate", lambda: (SCORES, False))
@@ -226,8 +234,8 @@ def test_a_gpu_is_paid_for_by_the_stages_that_hold_it(config, monkeypatch):
     assert run.stages["register"].gpu_seconds == 0
 
 
-def test_what_making_a_result_first_cost_stays(config):
-    for seconds in (0.05, 0.0):  # made twice at once: the other maker came second
+def test_the_first_cost_of_a_result_is_kept(config):
+    for seconds in (0.05, 0.0):  # made twice at once by two runs
         with RunRecorder(config) as run:
             run.stage("evaluate", lambda seconds=seconds: (time.sleep(seconds), (SCORES, False))[1])
     with RunRecorder(config) as again:

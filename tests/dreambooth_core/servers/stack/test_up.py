@@ -190,7 +190,7 @@ def test_up_survives_kills_and_a_restore(
     assert "processes stopped" in _dreambooth("down", "--folder", str(home))
     assert state.marked(home) == []
     assert all(map(is_free, ports_in_use(settings)))
-    assert _dreambooth("down", "--folder", str(home)) == "nothing was up\n"
+    assert _dreambooth("down", "--folder", str(home)) == "nothing was running\n"
 
     # restored from a copy, without Prefect's history and with other credentials
     home.rename(home.with_name("copy"))
