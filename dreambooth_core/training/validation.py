@@ -16,7 +16,7 @@ import torch
 from PIL import Image as Pillow
 
 from dreambooth_core.config import INVERSIONS, Config, Subject
-from dreambooth_core.config.inputs import plain
+from dreambooth_core.config.inputs import without_identifier
 from dreambooth_core.diffusion import textual_inversion
 from dreambooth_core.diffusion.families import Parts, channels_last, only
 from dreambooth_core.diffusion.objectives import example_losses, target
@@ -108,7 +108,9 @@ class Validator:
         rules, models = self.config.validation, self.config.evaluation
         clip = ImageEncoder(models.clip, models.clip_revision, models.preprocessing)
         texts = [
-            clip.clip_texts([plain(subject, t) for t in rules.prompts for _ in range(rules.seeds)])
+            clip.clip_texts(
+                [without_identifier(subject, t) for t in rules.prompts for _ in range(rules.seeds)]
+            )
             for subject in self.config.subjects
         ]
         clip_images = [clip.clip_images(each.grid) for each in images]
