@@ -2,6 +2,7 @@
 
 import json
 import threading
+import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, field
@@ -25,6 +26,16 @@ class Reply:
     """Event to wait for before responding."""
     hang_up: bool = False
     """Close the connection without a response."""
+    message: Request = field(default_factory=dict)
+    """Further fields of the message: `reasoning_content`, `refusal`."""
+    choice: Request = field(default_factory=dict)
+    """Further fields of the choice: `finish_reason`, `logprobs`."""
+    usage: tuple[int, int] | None = None
+    """Tokens of the prompt and of the answer."""
+    cut_after: int | None = None
+    """Bytes of the body after which the connection is closed."""
+    pause: float = 0.0
+    """Seconds between two pieces of 16 bytes; the body is sent at once when 0."""
 
 
 @dataclass
@@ -42,6 +53,20 @@ class Quiet(ThreadingHTTPServer):
 
     def handle_error(self, *_: Any) -> None:
         """Ignore clients that close the connection, as some tests do."""
+
+
+def _chat(reply: Reply) -> Request:
+    """A chat completion as OpenAI's reference describes it."""
+    message = {"role": "assistant", "content": reply.content, **reply.message}
+    choice = {"index": 0, "message": message, "finish_reason": "stop", **reply.choice}
+    chat: Request = {"id": "1", "object": "chat.completion", "created": 0, "model": "m"}
+    chat["choices"] = [choice]
+    if reply.usage is not None:
+        given, written = reply.usage
+        total = given + written
+        counts = {"prompt_tokens": given, "completion_tokens": written, "total_tokens": total}
+        chat["usage"] = counts
+    return chat
 
 
 @contextmanager
@@ -68,14 +93,18 @@ def serving(answer: Callable[[int, Request], Reply]) -> Iterator[ChatServer]:
             self._send(reply)
 
         def _send(self, reply: Reply) -> None:
-            message = {"role": "assistant", "content": reply.content}
-            chat = json.dumps({"choices": [{"index": 0, "message": message}]})
-            body = (chat if reply.body is None else reply.body).encode()
+            body = (json.dumps(_chat(reply)) if reply.body is None else reply.body).encode()
             self.send_response(reply.status)
             for name, value in {**reply.headers, "Content-Length": str(len(body))}.items():
                 self.send_header(name, value)
             self.end_headers()
-            self.wfile.write(body)
+            step = 16 if reply.pause else max(1, len(body))
+            sent = body[: reply.cut_after]
+            for start in range(0, len(sent), step):
+                self.wfile.write(sent[start : start + step])
+                self.wfile.flush()
+                time.sleep(reply.pause)
+            self.close_connection = len(sent) < len(body)
 
         def log_message(self, *_: Any) -> None:
             """No output."""

@@ -33,7 +33,7 @@ from dreambooth_core.config.training import (
     Train,
     Validation,
 )
-from dreambooth_core.config.vision import Endpoint, Judge
+from dreambooth_core.config.vision import Judge, Vision
 
 __all__ = [
     "ADAPTERS",
@@ -45,7 +45,6 @@ __all__ = [
     "Config",
     "Dataset",
     "Detector",
-    "Endpoint",
     "Evaluation",
     "Gate",
     "Judge",
@@ -66,6 +65,7 @@ __all__ = [
     "Tracking",
     "Train",
     "Validation",
+    "Vision",
     "config_for_folder",
     "load_config",
     "overlaid",

@@ -15,7 +15,7 @@ VARIABLES: Mapping[str, str] = {
     "mlflow": MLFLOW,
     "storage": "AWS_ACCESS_KEY_ID and AWS_SECRET_ACCESS_KEY",
     "judge": "the environment variable that `key` names",
-    "endpoint": "the environment variable that `key` names",
+    "vision": "the environment variable that `key` names",
 }
 """Section or field -> the environment variables for its credentials."""
 

@@ -1,5 +1,6 @@
 """Old names of config keys, accepted with a warning until version 0.2."""
 
+import json
 import warnings
 from collections.abc import Mapping
 
@@ -49,6 +50,7 @@ _KEYS: Mapping[str, tuple[str, Mapping[str, str]]] = {
         {"every": "every_n_steps", "keep": "keep_last", "keep_every": "keep_every_n_steps"},
     ),
     "Dataset": ("dataset", {"find_masks": "auto_masks"}),
+    "Judge": ("evaluation.judge", {}),
     "Evaluation": ("evaluation", {"finder": "detector", "strangers": "control_classes"}),
     "Gate": (
         "gate",
@@ -63,8 +65,16 @@ _KEYS: Mapping[str, tuple[str, Mapping[str, str]]] = {
     "Promotion": ("promotion", {"place": "registry"}),
     "Assessment": ("assessment", {"place": "registry"}),
 }
-"""Class of a section -> its dotted key, and old key -> new key."""
-_VALUES: Mapping[tuple[str, str], Mapping[object, str]] = {("Memory", "fit"): {"as_set": "none"}}
+"""Class of a section -> its dotted place in a config, and old key -> new key."""
+_VALUES: Mapping[tuple[str, str], Mapping[str, Mapping[str, object]]] = {
+    ("Memory", "fit"): {"as_set": {"fit": "none"}},
+    ("Judge", "thinking"): {
+        "unsaid": {"thinking": None},
+        "zai": {"profile": "zai", "thinking": False, "answers": "text"},
+        "chat_template": {"profile": "transformers_serve", "thinking": False},
+    },
+}
+"""Class of a section and key -> old value -> what takes its place."""
 
 
 def with_new_keys(section: str, given: Mapping[str, object]) -> Mapping[str, object]:
@@ -83,10 +93,17 @@ def with_new_keys(section: str, given: Mapping[str, object]) -> Mapping[str, obj
     for (owner, key), values in _VALUES.items():
         value = new.get(key)
         if owner == section and isinstance(value, str) and value in values:
-            new[key] = values[value]
-            name = f"{section.lower()}.{key}"
-            _warn(f"{name}: {value}", f"{name}: {values[value]}")
+            del new[key]
+            new = {**values[value], **new}
+            place = prefix or f"{section.lower()}."
+            pairs = (f"{place}{name}: {_yaml(one)}" for name, one in values[value].items())
+            _warn(f"{place}{key}: {value}", " and ".join(pairs))
     return new
+
+
+def _yaml(value: object) -> str:
+    """`none`, `false`, `null`, as YAML writes them."""
+    return value if isinstance(value, str) else json.dumps(value)
 
 
 def _warn(old: str, new: str) -> None:

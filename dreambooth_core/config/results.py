@@ -102,7 +102,7 @@ class Evaluation(Section):
     """Commit of `lpips` on the Hub."""
     detector: Detector = Detector()
     judge: Judge | None = None
-    """Vision-language model that scores images; default: none."""
+    """Vision-language model that scores images: its own, or that of `vision` (`judge: {}`); default: none."""
 
     @model_validator(mode="after")
     def _choices_are_valid(self) -> Self:

@@ -25,6 +25,7 @@ from dreambooth_core.config.training import (
     Train,
     Validation,
 )
+from dreambooth_core.config.vision import Judge, Vision
 
 
 class Config(Section):
@@ -51,6 +52,7 @@ class Config(Section):
     memory: Memory = Memory()
     validation: Validation = Validation()
     sampler: Sampler = Sampler()
+    vision: Vision = Vision()
     evaluation: Evaluation = Evaluation()
     gate: Gate = Gate()
     sample: Sample = Sample()
@@ -70,6 +72,15 @@ class Config(Section):
         if not self.prior.enabled:
             return None
         return self.prior.target or ("prediction" if self.train.method in ADAPTERS else "images")
+
+    @property
+    def judge(self) -> Judge | None:
+        """The judge of generated images, with model and server of `vision` where it has none of its own."""
+        judge = self.evaluation.judge
+        if judge is None or not judge.uses_vision:
+            return judge
+        own = {"photos": judge.photos, "at_once": judge.at_once}
+        return Judge.model_validate({**self.vision.model_dump(), **own})
 
     @model_validator(mode="after")
     def _prompts_are_valid(self) -> Self:
@@ -108,6 +119,7 @@ Conflict = tuple[bool, str]
 
 
 def _conflicts(config: Config) -> list[Conflict]:
+    judge = config.evaluation.judge
     return [
         *_method_conflicts(config),
         *_optimizer_conflicts(config),
@@ -118,6 +130,10 @@ def _conflicts(config: Config) -> list[Conflict]:
         (
             config.validation.every_n_steps is None and config.validation != Validation(),
             "validation.* has no effect without validation.every_n_steps",
+        ),
+        (
+            judge is not None and judge.uses_vision and config.vision.backend is None,
+            "evaluation.judge needs a model: set vision.backend, or evaluation.judge.url and model",
         ),
     ]
 

@@ -17,15 +17,13 @@ from dreambooth_core.metrics import ImageEmbeddings, Values
 from dreambooth_core.storage.records import Record
 from dreambooth_core.storage.stage_cache import cached_stage
 from dreambooth_core.storage.stores import Store
+from dreambooth_core.vision.language import messages
+from dreambooth_core.vision.language.model import VisionLanguageModel, deciding
 
 if TYPE_CHECKING:
     from PIL.Image import Image
 
-    from dreambooth_core.vision.language import VisionModel
-
 BEST = 4
-_NOT_IN_KEY = {"key", "timeout", "attempts", "photos", "at_once"}
-"""Options without influence on an answer; the photos are part of the question."""
 
 
 class JudgeAnswer(Record, extra="ignore"):
@@ -59,9 +57,7 @@ def scores(judge: Judge, store: Store, questions: Sequence[JudgeQuestion]) -> Va
     Answers are cached in the store by images, question, schema and model; failed requests are
     repeated by the next call. Raises `StageFailed` when no question is answered.
     """
-    from dreambooth_core.vision.language.openai_compatible import OpenAICompatible
-
-    ask = partial(_asked, judge, store, OpenAICompatible(judge))
+    ask = partial(_asked, judge, store, VisionLanguageModel(judge))
     with ThreadPoolExecutor(judge.at_once) as pool:
         try:
             found = list(pool.map(ask, questions))
@@ -83,14 +79,14 @@ def scores(judge: Judge, store: Store, questions: Sequence[JudgeQuestion]) -> Va
 
 def name_of(judge: Judge, template: str) -> str:
     """Judge model and digest of settings and instruction; scores of equal names are comparable."""
-    return f"{judge.model}-{digest_json([_deciding(judge), template])[:12]}"
+    return f"{judge.model}-{digest_json([deciding(judge), template])[:12]}"
 
 
 def _asked(
-    judge: Judge, store: Store, model: "VisionModel", question: JudgeQuestion
+    judge: Judge, store: Store, model: VisionLanguageModel, question: JudgeQuestion
 ) -> JudgeAnswer | Unanswered:
     inputs = {
-        "judge": _deciding(judge),
+        "judge": deciding(judge),
         "question": question.text,
         "images": question.digests,
         "schema": JudgeAnswer.model_json_schema(),
@@ -101,11 +97,9 @@ def _asked(
             "answers",
             inputs,
             JudgeAnswer,
-            lambda _: model.ask(question.opened(), question.text, JudgeAnswer),
+            lambda _: (
+                model.ask([messages.question(question.text, question.opened())], JudgeAnswer).value
+            ),
         )[0]
     except Unanswered as error:
         return error
-
-
-def _deciding(judge: Judge) -> dict[str, object]:
-    return judge.model_dump(exclude=_NOT_IN_KEY)

@@ -29,16 +29,16 @@ missing or doubtful; 1, only a trace; 0, nothing of it."""
 def measure(evidence: Evidence) -> Values | None:
     """The judge's score of each image and its prompt without the identifier, [0, 1]."""
     config, store = evidence.config, evidence.store
-    if config is None or config.evaluation.judge is None or store is None:
+    if config is None or config.judge is None or store is None:
         return None
     questions = [
         vlm_judge.JudgeQuestion(TEMPLATE.format(prompt=text), ((evidence.generated, index),))
         for index, text in enumerate(evidence.texts)
     ]
-    return vlm_judge.scores(config.evaluation.judge, store, questions)
+    return vlm_judge.scores(config.judge, store, questions)
 
 
 def model(config: Config) -> str | None:
     """Judge model and a digest of its settings and instruction; None without a judge."""
-    judge = config.evaluation.judge
+    judge = config.judge
     return None if judge is None else vlm_judge.name_of(judge, TEMPLATE)

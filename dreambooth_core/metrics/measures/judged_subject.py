@@ -33,9 +33,9 @@ of it can be seen."""
 def measure(evidence: Evidence) -> Values | None:
     """The judge's score of each image against the first `evaluation.judge.photos` photos, [0, 1]."""
     config, store = evidence.config, evidence.store
-    if config is None or config.evaluation.judge is None or store is None:
+    if config is None or config.judge is None or store is None:
         return None
-    judge, photos = config.evaluation.judge, evidence.photos
+    judge, photos = config.judge, evidence.photos
     shown = [(photos, index) for index in range(min(judge.photos, len(photos.digests)))]
     text = TEMPLATE.format(photos=len(shown), noun=config.subject.class_noun)
     judged = [index for index, kind in enumerate(evidence.kinds) if kind not in SKIPS]
@@ -49,5 +49,5 @@ def measure(evidence: Evidence) -> Values | None:
 
 def model(config: Config) -> str | None:
     """Judge model, a digest of its settings and instruction, and photos; None without a judge."""
-    judge = config.evaluation.judge
+    judge = config.judge
     return None if judge is None else f"{vlm_judge.name_of(judge, TEMPLATE)}-{judge.photos}"

@@ -1,30 +1,12 @@
-"""Vision-language models: pictures and a question in, a checked answer out.
+"""Vision-language models: images and a question in, a validated answer out. They write text only.
 
-Nothing is sent anywhere unless a config names an endpoint.
+Nothing is sent anywhere unless a config names a server (`vision.url`).
 
-    pictures    pixels alone, of a bounded size, as they are sent
-    answers     the JSON in what a model wrote, held against the schema it was asked for
-    openai_compatible    servers with OpenAI's chat interface: Z.ai's, vLLM's, SGLang's, transformers'
+    model.py        VisionLanguageModel: ask (schema), choose (probabilities), locate (boxes); Conversation
+    messages.py     what is asked: text, images, video frames
+    answers.py      the JSON in what a model wrote, validated against a schema; what an answer cost
+    boxes.py        coordinates in what a model wrote, as fractions of width and height
+    images.py       images as PNG without metadata, of bounded size
+    spending.py     budget, rate limit and counts of a process
+    backends/       one file each: servers with OpenAI's chat interface, models in this process
 """
-
-from collections.abc import Sequence
-from typing import TYPE_CHECKING, Protocol, TypeVar
-
-from pydantic import BaseModel
-
-if TYPE_CHECKING:
-    from PIL.Image import Image
-
-A = TypeVar("A", bound=BaseModel)
-
-
-class VisionModel(Protocol):
-    """Answers questions about pictures."""
-
-    def ask(self, images: "Sequence[Image]", question: str, schema: type[A]) -> A:
-        """What the model says of the pictures, which it is shown in this order.
-
-        Raises `Unanswered` when nothing that fits the schema came back, which may be otherwise with
-        the next question, and another `StageFailed` when no question will be answered.
-        """
-        ...

@@ -1,24 +1,39 @@
-"""Pictures as they leave this machine: pixels alone, and no more of them than the config allows."""
+"""Images as vision-language models get them: PNG, pixels only, of bounded size."""
 
 import base64
 import io
 from typing import TYPE_CHECKING
 
+from dreambooth_core.errors import Unanswered
+
 if TYPE_CHECKING:
     from PIL.Image import Image
 
+MAX_PIXELS = 89_478_485
+"""Width times height of the largest image that is decoded: Pillow's own limit, above which it warns."""
+
 
 def encoded(image: "Image", max_side: int) -> bytes:
-    """A PNG without EXIF, place, profile or text; its longer side is `max_side` pixels at most.
+    """A PNG without EXIF, position, profile or text; its longer side is `max_side` pixels at most.
 
-    The same picture always gives the same bytes.
+    The same image always gives the same bytes. Raises `Unanswered` for an image of more than
+    `MAX_PIXELS`, which is not decoded, and for one whose file is damaged.
     """
     from PIL import Image as Pillow
     from PIL import ImageOps
 
-    upright = ImageOps.exif_transpose(image).convert("RGB")
+    width, height = image.size
+    if width * height > MAX_PIXELS:
+        raise Unanswered(
+            f"an image of {width} x {height} pixels is larger than the {MAX_PIXELS // 10**6} megapixels "
+            "that are decoded for a vision-language model: make it smaller"
+        )
+    try:
+        upright = ImageOps.exif_transpose(image).convert("RGB")
+    except (OSError, ValueError, SyntaxError) as error:
+        raise Unanswered(f"an image cannot be decoded: {error}") from error
     upright.thumbnail((max_side, max_side), Pillow.Resampling.LANCZOS)
-    # a new picture: what was known of the old one, its place and its camera, stays with that one
+    # a new image, since `upright` keeps the metadata of the old one
     plain = Pillow.new("RGB", upright.size)
     plain.paste(upright)
     file = io.BytesIO()
@@ -27,5 +42,5 @@ def encoded(image: "Image", max_side: int) -> bytes:
 
 
 def data_url(png: bytes) -> str:
-    """The picture inside a URL, as chat messages carry it."""
+    """The image inside a URL, as chat messages carry it."""
     return f"data:image/png;base64,{base64.b64encode(png).decode()}"

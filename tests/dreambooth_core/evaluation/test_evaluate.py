@@ -16,7 +16,7 @@ from dreambooth_core.metrics.statistics import compare, estimate, image_key, row
 from dreambooth_core.storage.blobs import get_blob
 from dreambooth_core.storage.records import ImageSet
 from dreambooth_core.vision.encoders import ImageEncoder
-from dreambooth_core.vision.language import openai_compatible
+from dreambooth_core.vision.language.backends import openai_compatible
 from tests.chat_server import Reply, serving
 from tests.moved_weights import weights_of
 

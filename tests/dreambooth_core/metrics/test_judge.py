@@ -14,7 +14,7 @@ from dreambooth_core.digests import digest_of
 from dreambooth_core.errors import StageFailed, Unanswered
 from dreambooth_core.metrics import Evidence, ImageEmbeddings
 from dreambooth_core.metrics.measures import judged_prompt, judged_subject
-from dreambooth_core.vision.language import openai_compatible
+from dreambooth_core.vision.language.backends import openai_compatible
 from tests.chat_server import Reply, serving
 
 COLOURS = ["red", "lime", "blue", "yellow", "white", "black"]

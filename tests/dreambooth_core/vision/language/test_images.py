@@ -1,4 +1,4 @@
-"""Nothing but pixels leaves this machine."""
+"""Images as they are sent: pixels only, of bounded size."""
 
 import io
 
@@ -7,6 +7,7 @@ import pytest
 from PIL import Image
 from PIL.PngImagePlugin import PngInfo
 
+from dreambooth_core.errors import Unanswered
 from dreambooth_core.vision.language.images import encoded
 
 GPS, ORIENTATION, DESCRIPTION = 0x8825, 0x0112, 0x010E
@@ -57,3 +58,24 @@ def test_small_pictures_keep_their_pixels():
     assert np.array_equal(np.asarray(opened(encoded(picture, 512))), np.asarray(picture))
     assert picture.size == (80, 40)
     assert encoded(picture, 64) == encoded(picture, 64)
+
+
+def test_an_image_of_100_megapixels_is_refused_before_it_is_decoded():
+    file = io.BytesIO()
+    Image.new("1", (10_000, 10_000)).save(file, "PNG")
+    with pytest.warns(Image.DecompressionBombWarning):
+        large = opened(file.getvalue())
+    with pytest.raises(Unanswered, match="10000 x 10000 pixels"):
+        encoded(large, 512)
+    assert getattr(large, "_im", None) is None
+
+
+def test_a_large_image_within_the_limit_is_brought_down():
+    assert opened(encoded(Image.new("L", (6000, 4000)), 512)).size == (512, 341)
+
+
+def test_a_damaged_image_is_one_unanswered_question():
+    file = io.BytesIO()
+    photo().save(file, "PNG")
+    with pytest.raises(Unanswered, match="cannot be decoded"):
+        encoded(opened(file.getvalue()[:-200]), 512)

@@ -1,0 +1,177 @@
+"""Models in this process: any `AutoModelForImageTextToText` of transformers, GLM-4.5V among them.
+
+torchvision is not needed: where it is missing, processors are loaded without their video part, and
+video frames are given as images.
+"""
+
+import io
+import threading
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+from pydantic import BaseModel
+
+from dreambooth_core.config import Vision
+from dreambooth_core.errors import ModelError, Unanswered
+from dreambooth_core.hub import pinned
+from dreambooth_core.vision.language.answers import Usage, reasoning_in, without_reasoning
+from dreambooth_core.vision.language.backends import Completion
+from dreambooth_core.vision.language.messages import EncodedMessage
+from dreambooth_core.vision.language.spending import Account
+
+GREEDY_TEMPERATURE = 0.01
+
+
+def open(config: Vision, account: Account) -> "LocalTransformers":
+    """Nothing is loaded before the first question."""
+    return LocalTransformers(config, account)
+
+
+class LocalTransformers:
+    """A `Backend` in this process; one question at a time."""
+
+    def __init__(self, config: Vision, account: Account) -> None:
+        self._config, self._account = config, account
+        self._loaded: tuple[Any, Any] | None = None
+        self._lock = threading.Lock()
+
+    def complete(
+        self, messages: Sequence[EncodedMessage], schema: type[BaseModel] | None
+    ) -> Completion:
+        """See `Backend`; greedy at the lowest temperature, else sampled with torch's random state.
+
+        Raises `ModelError` when there is no such model.
+        """
+        import torch
+
+        config = self._config
+        sampling: Mapping[str, Any] = {"do_sample": False}
+        if config.temperature > GREEDY_TEMPERATURE:
+            sampling = {"do_sample": True, "temperature": config.temperature}
+        with self._lock, torch.inference_mode():
+            model, processor = self._load()
+            inputs = self._inputs(messages, config.thinking)
+            generated = model.generate(
+                **inputs, max_new_tokens=config.max_tokens, max_time=config.timeout, **sampling
+            )
+            prompt = inputs["input_ids"].shape[1]
+            tokens = generated[0, prompt:].tolist()
+        ended = next((n for n, token in enumerate(tokens) if token in _ends(model)), None)
+        text = processor.tokenizer.decode(tokens[:ended], skip_special_tokens=False)
+        usage = self._count(Usage(prompt, len(tokens)))
+        return Completion(
+            text=without_reasoning(text).strip(),
+            reasoning=reasoning_in(text),
+            usage=usage,
+            cut=ended is None,
+        )
+
+    def first_token(
+        self, messages: Sequence[EncodedMessage], labels: Sequence[str]
+    ) -> list[float] | None:
+        """See `Backend`; the softmax of the logits after the prompt."""
+        import torch
+
+        with self._lock, torch.inference_mode():
+            model, processor = self._load()
+            ids = [processor.tokenizer.encode(label, add_special_tokens=False) for label in labels]
+            if any(len(one) != 1 for one in ids):
+                return None
+            inputs = self._inputs(messages, thinking=False)
+            chances = model(**inputs).logits[0, -1].float().softmax(-1)
+        self._count(Usage(inputs["input_ids"].shape[1], 1))
+        return [float(chances[one[0]]) for one in ids]
+
+    def _inputs(self, messages: Sequence[EncodedMessage], thinking: bool | None) -> Any:
+        """Tensors on the model's device, from its chat template."""
+        model, processor = self._load()
+        switch = {} if thinking is None else {"enable_thinking": thinking}
+        try:
+            inputs = processor.apply_chat_template(
+                [_message(one) for one in messages],
+                add_generation_prompt=True,
+                tokenize=True,
+                return_dict=True,
+                return_tensors="pt",
+                **switch,
+            )
+        except (ValueError, TypeError) as error:
+            raise Unanswered(f"{self._config.model} cannot be asked this: {error}") from error
+        return inputs.to(model.device, dtype=model.dtype)
+
+    def _load(self) -> tuple[Any, Any]:
+        """Model and processor, loaded once."""
+        if self._loaded is None:
+            source = self._config.model
+            self._account.announce(f"vision: {source} runs in this process; nothing is sent")
+            try:
+                self._loaded = _loaded(source, self._config.revision)
+            except (OSError, ValueError, KeyError) as error:
+                raise ModelError(
+                    f"no vision-language model at {source}: name a folder or a Hub id with a model for "
+                    f"image-text-to-text, its processor and tokenizer ({str(error).splitlines()[0]})"
+                ) from error
+        return self._loaded
+
+    def _count(self, usage: Usage) -> Usage:
+        self._account.book(usage)
+        self._account.settle(usage, usage)
+        return usage
+
+
+def _loaded(source: str, revision: str | None) -> tuple[Any, Any]:
+    import torch
+    from transformers import AutoModelForImageTextToText
+
+    commit = pinned(source, revision)
+    where = {"revision": commit} if commit else {}
+    gpu = torch.cuda.is_available()
+    options = {"dtype": "auto", "device_map": "auto"} if gpu else {"dtype": torch.float32}
+    model = AutoModelForImageTextToText.from_pretrained(
+        source, use_safetensors=True, **options, **where
+    )
+    return model.eval(), _processor(source, where)
+
+
+def _processor(source: str, where: Mapping[str, str]) -> Any:
+    """The model's processor, without its video part where torchvision is missing."""
+    from transformers import AutoConfig, AutoProcessor
+    from transformers.models.auto.processing_auto import (
+        PROCESSOR_MAPPING_NAMES,
+        processor_class_from_name,
+    )
+    from transformers.utils import is_torchvision_available
+
+    kind = AutoConfig.from_pretrained(source, **where).model_type
+    base = processor_class_from_name(PROCESSOR_MAPPING_NAMES.get(kind, ""))
+    if is_torchvision_available() or base is None or "video_processor" not in base.get_attributes():
+        return AutoProcessor.from_pretrained(source, **where)
+
+    # transformers reads a processor's parts from the parameters of its __init__
+    def init(
+        self: Any, image_processor: Any, tokenizer: Any, chat_template: Any = None, **options: Any
+    ) -> None:
+        base.__init__(
+            self, image_processor, tokenizer, None, chat_template=chat_template, **options
+        )
+
+    image_only = type(f"ImageOnly{base.__name__}", (base,), {"__init__": init})
+    return image_only.from_pretrained(source, **where)  # type: ignore[attr-defined]
+
+
+def _message(message: EncodedMessage) -> dict[str, Any]:
+    """In the form that chat templates take; images come before the text."""
+    from PIL import Image
+
+    parts: list[dict[str, Any]] = []
+    for picture in message.pictures:
+        if picture.label:
+            parts.append({"type": "text", "text": picture.label})
+        parts.append({"type": "image", "image": Image.open(io.BytesIO(picture.png))})
+    return {"role": message.role, "content": [*parts, {"type": "text", "text": message.text}]}
+
+
+def _ends(model: Any) -> set[int]:
+    """Ids of the tokens that end an answer."""
+    ends = model.generation_config.eos_token_id
+    return {*(ends if isinstance(ends, list) else [ends])}

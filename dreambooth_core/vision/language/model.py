@@ -1,0 +1,287 @@
+"""A vision-language model of a config: validated answers, probabilities of options, boxes."""
+
+import json
+import time
+from collections.abc import Callable, Iterable, Sequence
+from dataclasses import asdict, replace
+from string import ascii_uppercase
+from typing import TYPE_CHECKING, Any, Protocol, TypeVar
+
+from pydantic import BaseModel
+
+from dreambooth_core.config import Vision
+from dreambooth_core.config.vision_profiles import model_profile
+from dreambooth_core.digests import digest_json, digest_of
+from dreambooth_core.errors import ConfigError, Unanswered
+from dreambooth_core.vision.language.answers import Answer, Choice, Usage, asked_for, parsed
+from dreambooth_core.vision.language.backends import open_backend
+from dreambooth_core.vision.language.boxes import Box, asked_for_boxes, boxes_in
+from dreambooth_core.vision.language.images import encoded
+from dreambooth_core.vision.language.messages import (
+    EncodedMessage,
+    EncodedPicture,
+    Message,
+    Picture,
+    question,
+)
+from dreambooth_core.vision.language.spending import Account, account_of
+
+if TYPE_CHECKING:
+    from PIL.Image import Image
+
+A = TypeVar("A", bound=BaseModel)
+T = TypeVar("T")
+
+CODE_VERSION = 1
+"""Raised by hand when the same messages would be asked otherwise; part of the cache's keys."""
+_DECIDING = {
+    *("backend", "model", "revision", "url", "profile"),
+    *("thinking", "answers", "temperature", "max_tokens", "max_side"),
+}
+"""Options that decide what is answered."""
+
+
+class AnswerCache(Protocol):
+    """Keeps answers by a key of 64 hex digits (`storage.answer_cache` keeps them in the store)."""
+
+    def get(self, key: str) -> bytes | None:
+        """What was kept, None for nothing."""
+        ...
+
+    def put(self, key: str, data: bytes) -> None:
+        """Keep; of several writers the first counts."""
+        ...
+
+
+def deciding(config: Vision) -> dict[str, object]:
+    """The options that decide what is answered, for keys of caches and names of scores."""
+    return config.model_dump(mode="json", include=_DECIDING)
+
+
+class VisionLanguageModel:
+    """Answers questions about images; may be asked from several threads at once.
+
+    Methods raise `Unanswered` when one question has no usable answer, which is counted, and another
+    `StageFailed` when no question will be answered (key refused, server down, budget spent).
+    """
+
+    def __init__(
+        self, config: Vision, cache: AnswerCache | None = None, account: Account | None = None
+    ) -> None:
+        """Load nothing and send nothing yet; raises `ConfigError` without a backend or its key.
+
+        `account` is the process's for this model when left out.
+        """
+        self._config, self._cache = config, cache
+        self._profile = model_profile(config.model)
+        self.account = account_of(config) if account is None else account
+        self._backend = open_backend(config, self.account)
+
+    def ask(self, messages: Sequence[Message], schema: type[A]) -> Answer[A]:
+        """The model's answer to the last message, validated against the schema.
+
+        An answer that does not fit is sent back once, with what is wrong with it.
+        """
+        return self._answered(
+            self._encoded(messages), asked_for(schema), lambda text: parsed(text, schema), schema
+        )
+
+    def choose(self, messages: Sequence[Message], options: Sequence[str]) -> Choice | None:
+        """Probabilities of 2 to 20 options as the answer to the last message.
+
+        The options are offered as letters in this order, and a model may prefer the first: ask in
+        several orders where that counts. None where the backend has no probabilities.
+        """
+        if not 2 <= len(options) == len({*options}) <= 20:
+            raise ConfigError("choose() takes 2 to 20 different options")
+        letters = ascii_uppercase[: len(options)]
+        lines = "\n".join(f"{letter}: {one}" for letter, one in zip(letters, options, strict=True))
+        instruction = f"Choose one:\n{lines}\nAnswer with its letter and nothing else."
+        prompt = _with_instruction(self._encoded(messages), instruction)
+        key = self._key(prompt, "first token", letters)
+        found = self._cached(
+            key, lambda document: _choice(options, document["shares"], cached=True)
+        )
+        if found is not None:
+            return found
+
+        def asked() -> Choice | None:
+            shares = self._backend.first_token(prompt, letters)
+            if shares is None:
+                return None
+            choice = _choice(options, shares, cached=False)
+            self._keep(key, {"shares": shares})
+            return choice
+
+        return self._counting(asked)
+
+    def locate(self, image: "Image", subject: str) -> Answer[tuple[Box, ...]]:
+        """Boxes of all `subject` ("red mug") in an image, empty where there is none.
+
+        Raises `ConfigError` when the profiles do not know how this model writes coordinates.
+        """
+        style = self._profile.boxes
+        if style is None:
+            raise ConfigError(
+                f"the style of boxes that {self._config.model} writes is not known: use a model that "
+                "config/vision_profiles.yaml has, or add a line for it there"
+            )
+        messages = self._encoded([question(f"Locate every {subject} in the image.", [image])])
+        size = messages[0].pictures[0].size
+        return self._answered(
+            messages, asked_for_boxes(style, size), lambda text: boxes_in(text, style, size), None
+        )
+
+    def _answered(
+        self,
+        messages: tuple[EncodedMessage, ...],
+        instruction: str,
+        read: Callable[[str], T],
+        schema: type[BaseModel] | None,
+    ) -> Answer[T]:
+        """From the cache, or asked and kept; `read` raises `ValueError` for a text that does not fit."""
+        key = self._key(messages, instruction, schema and schema.model_json_schema())
+        found = self._cached(key, lambda document: _answer(document, read, cached=True))
+        if found is not None:
+            return found
+        prompt = _with_instruction(messages, instruction)
+        document = self._counting(lambda: self._asked(prompt, instruction, read, schema))
+        self._keep(key, document)
+        return _answer(document, read, cached=False)
+
+    def _asked(
+        self,
+        prompt: tuple[EncodedMessage, ...],
+        instruction: str,
+        read: Callable[[str], object],
+        schema: type[BaseModel] | None,
+    ) -> dict[str, Any]:
+        """The fields of an `Answer` whose text `read` accepts, after one corrective re-ask at most."""
+        started, messages, usage, requests = time.monotonic(), prompt, Usage(), 0
+        fault = ""
+        for _ in range(2):
+            wrote = self._backend.complete(messages, schema)
+            usage, requests = usage + wrote.usage, requests + wrote.requests
+            try:
+                read(wrote.text)
+            except ValueError as error:
+                fault = str(error) + (", cut off at vision.max_tokens" if wrote.cut else "")
+            else:
+                return {
+                    "text": wrote.text,
+                    "reasoning": wrote.reasoning,
+                    "usage": asdict(usage),
+                    "cost": self.account.cost(usage),
+                    "seconds": round(time.monotonic() - started, 3),
+                    "requests": requests,
+                    "model": self._config.model,
+                }
+            correction = f"Your answer does not fit: {fault}. {instruction}"
+            messages = (
+                *prompt,
+                EncodedMessage("assistant", wrote.text),
+                EncodedMessage("user", correction),
+            )
+        raise Unanswered(f"{self._config.model} gave two answers that do not fit: {fault}")
+
+    def _counting(self, made: Callable[[], T]) -> T:
+        """What `made` gives, counted as an answer (not None) or, with `Unanswered`, as a failure."""
+        try:
+            result = made()
+        except Unanswered:
+            self.account.count(failures=1)
+            raise
+        self.account.count(answers=0 if result is None else 1)
+        return result
+
+    def _encoded(self, messages: Sequence[Message]) -> tuple[EncodedMessage, ...]:
+        """With images as PNG of at most the side that config and profile allow."""
+        count = sum(len(message.pictures) for message in messages)
+        limit = self._profile.max_images
+        if limit is not None and count > limit:
+            raise Unanswered(
+                f"{self._config.model} takes {limit} images per question at most, not {count}"
+            )
+        side = min(self._config.max_side, self._profile.max_side)
+        return tuple(
+            EncodedMessage(
+                message.role,
+                message.text,
+                tuple(_encoded_picture(picture, side) for picture in message.pictures),
+            )
+            for message in messages
+        )
+
+    def _key(self, messages: Sequence[EncodedMessage], *asked: object) -> str:
+        """Digest of all that decides the answer: options, texts, pixels, what is asked for."""
+        turns = [
+            [m.role, m.text, [[picture.label, digest_of(picture.png)] for picture in m.pictures]]
+            for m in messages
+        ]
+        return digest_json([CODE_VERSION, deciding(self._config), turns, asked])
+
+    def _cached(self, key: str, read: Callable[[dict[str, Any]], T]) -> T | None:
+        """What is kept under the key, None without it or when it is damaged or made by other code."""
+        data = None if self._cache is None else self._cache.get(key)
+        if data is None:
+            return None
+        try:
+            found = read(json.loads(data))
+        except (ValueError, TypeError, LookupError):
+            return None
+        self.account.count(cached=1)
+        return found
+
+    def _keep(self, key: str, document: dict[str, Any]) -> None:
+        if self._cache is not None:
+            self._cache.put(key, json.dumps(document).encode())
+
+
+class Conversation:
+    """Several turns with one model, which gets all earlier ones again with each question.
+
+    Earlier reasoning is left out. A question without a usable answer leaves no trace.
+    """
+
+    def __init__(self, model: VisionLanguageModel, system: str = "") -> None:
+        """`system` is the system message, none when empty."""
+        self._model = model
+        self.messages: tuple[Message, ...] = (Message("system", system),) if system else ()
+
+    def ask(
+        self, text: str, schema: type[A], images: "Iterable[Image | Picture]" = ()
+    ) -> Answer[A]:
+        """The answer to the next question; see `VisionLanguageModel.ask`."""
+        asked = (*self.messages, question(text, images))
+        answer = self._model.ask(asked, schema)
+        self.messages = (*asked, Message("assistant", answer.text))
+        return answer
+
+
+def _encoded_picture(picture: Picture, side: int) -> EncodedPicture:
+    png = encoded(picture.image, side)
+    # width and height are the first fields of a PNG's first chunk
+    size = (int.from_bytes(png[16:20], "big"), int.from_bytes(png[20:24], "big"))
+    return EncodedPicture(png, size, picture.label)
+
+
+def _answer(document: dict[str, Any], read: Callable[[str], T], cached: bool) -> Answer[T]:
+    """From the fields that `_asked` gives."""
+    usage, value = Usage(**document["usage"]), read(document["text"])
+    return Answer(**{**document, "usage": usage, "value": value, "cached": cached})
+
+
+def _with_instruction(
+    messages: Sequence[EncodedMessage], instruction: str
+) -> tuple[EncodedMessage, ...]:
+    """The messages with an instruction at the end of the last one's text."""
+    *before, last = messages
+    return (*before, replace(last, text=f"{last.text}\n\n{instruction}"))
+
+
+def _choice(options: Sequence[str], shares: Sequence[float], cached: bool) -> Choice:
+    mass = sum(shares)
+    if mass <= 0:
+        raise Unanswered("the model gives no probability to any of the options")
+    chances = {one: share / mass for one, share in zip(options, shares, strict=True)}
+    return Choice(chances, min(mass, 1.0), cached)
