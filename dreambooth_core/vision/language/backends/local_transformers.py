@@ -86,9 +86,10 @@ class LocalTransformers:
         """Tensors on the model's device, from its chat template."""
         model, processor = self._load()
         switch = {} if thinking is None else {"enable_thinking": thinking}
+        marks = sorted(processor.tokenizer.get_added_vocab(), key=len, reverse=True)
         try:
             inputs = processor.apply_chat_template(
-                [_message(one) for one in messages],
+                [_message(one, marks) for one in messages],
                 add_generation_prompt=True,
                 tokenize=True,
                 return_dict=True,
@@ -159,8 +160,12 @@ def _processor(source: str, where: Mapping[str, str]) -> Any:
     return image_only.from_pretrained(source, **where)  # type: ignore[attr-defined]
 
 
-def _message(message: EncodedMessage) -> dict[str, Any]:
-    """In the form that chat templates take; images come before the text."""
+def _message(message: EncodedMessage, marks: Sequence[str]) -> dict[str, Any]:
+    """In the form that chat templates take; images come before the text.
+
+    `marks` are the tokenizer's control tokens: in a text they get a space inside, or a caption could end
+    its turn or claim an image.
+    """
     from PIL import Image
 
     parts: list[dict[str, Any]] = []
@@ -168,7 +173,10 @@ def _message(message: EncodedMessage) -> dict[str, Any]:
         if picture.label:
             parts.append({"type": "text", "text": picture.label})
         parts.append({"type": "image", "image": Image.open(io.BytesIO(picture.png))})
-    return {"role": message.role, "content": [*parts, {"type": "text", "text": message.text}]}
+    text = message.text
+    for mark in marks:
+        text = text.replace(mark, f"{mark[:1]} {mark[1:]}")
+    return {"role": message.role, "content": [*parts, {"type": "text", "text": text}]}
 
 
 def _ends(model: Any) -> set[int]:
