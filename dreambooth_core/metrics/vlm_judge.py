@@ -57,13 +57,14 @@ def scores(judge: Judge, store: Store, questions: Sequence[JudgeQuestion]) -> Va
     Answers are cached in the store by images, question, schema and model; failed requests are
     repeated by the next call. Raises `StageFailed` when no question is answered.
     """
-    ask = partial(_asked, judge, store, VisionLanguageModel(judge))
-    with ThreadPoolExecutor(judge.at_once) as pool:
+    with VisionLanguageModel(judge) as model, ThreadPoolExecutor(judge.at_once) as pool:
         try:
-            found = list(pool.map(ask, questions))
+            found = list(pool.map(partial(_asked, judge, store, model), questions))
         except BaseException:
             pool.shutdown(wait=False, cancel_futures=True)
             raise
+    if model.account.counts.requests:
+        console.say(f"{judge.model}, in this process so far: {model.account.counts}")
     missing = [answer for answer in found if isinstance(answer, Unanswered)]
     if missing and len(missing) == len(found):
         raise StageFailed(

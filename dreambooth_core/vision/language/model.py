@@ -5,7 +5,7 @@ import time
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import asdict, replace
 from string import ascii_uppercase
-from typing import TYPE_CHECKING, Any, Protocol, TypeVar
+from typing import TYPE_CHECKING, Any, Protocol, Self, TypeVar
 
 from pydantic import BaseModel
 
@@ -59,7 +59,7 @@ def deciding(config: Vision) -> dict[str, object]:
 
 
 class VisionLanguageModel:
-    """Answers questions about images; may be asked from several threads at once.
+    """Answers questions about images; a context manager, may be asked from several threads at once.
 
     Methods raise `Unanswered` when one question has no usable answer, which is counted, and another
     `StageFailed` when no question will be answered (key refused, server down, budget spent).
@@ -76,6 +76,12 @@ class VisionLanguageModel:
         self._profile = model_profile(config.model)
         self.account = account_of(config) if account is None else account
         self._backend = open_backend(config, self.account)
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self._backend.close()
 
     def ask(self, messages: Sequence[Message], schema: type[A]) -> Answer[A]:
         """The model's answer to the last message, validated against the schema.

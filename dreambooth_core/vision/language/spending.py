@@ -27,6 +27,13 @@ class Counts:
     cost: float = 0.0
     """In the prices' currency; 0 where no price is known."""
 
+    def __str__(self) -> str:
+        return (
+            f"{self.answers} answers, {self.failures} failures, {self.cached} from the cache; "
+            f"{self.requests} requests, {self.usage.input} + {self.usage.output} tokens, "
+            f"cost {self.cost:.4f}"
+        )
+
 
 class Account:
     """Books requests against a budget and a rate limit; may be used from several threads."""

@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from dreambooth_core.config import Config, Judge
+from dreambooth_core.config import Config, Judge, Vision
 from dreambooth_core.digests import digest_of
 from dreambooth_core.errors import StageFailed, Unanswered
 from dreambooth_core.metrics import Evidence, ImageEmbeddings
@@ -150,6 +150,25 @@ def test_no_answer_at_all_is_an_error(evidence_of):
     ):
         judged_prompt.measure(evidence_of(server.url))
     assert not isinstance(caught.value, Unanswered)
+
+
+def test_a_judge_without_a_model_asks_that_of_vision_within_its_budget(config, evidence_of, capsys):
+    def answer(number, request):
+        return Reply(said(2).content, usage=(100, 64))
+
+    with serving(answer) as server:
+        prices = {"input_price": 0, "output_price": 100, "max_tokens": 64, "budget": 0.0300}
+        vision = Vision(backend="openai_compatible", url=server.url, model="glm-4.5v", **prices)
+        evidence = evidence_of(server.url)
+        rules = config.evaluation.model_copy(update={"judge": Judge(at_once=1)})
+        config = config.model_copy(update={"evaluation": rules, "vision": vision})
+        evidence = replace(evidence, config=config)
+        assert judged_prompt.measure(evidence).tolist() == [0.5] * 4
+        assert "4 requests, 400 + 256 tokens, cost 0.0256" in capsys.readouterr().err
+        # the other metric of the same run draws on the same budget
+        with pytest.raises(StageFailed, match=r"vision\.budget 0\.03 is spent"):
+            judged_subject.measure(evidence)
+    assert len(server.requests) == 4
 
 
 def test_property_prompts_alone_send_no_request(evidence_of):

@@ -53,6 +53,10 @@ class Backend(Protocol):
         """
         ...
 
+    def close(self) -> None:
+        """Free connections and memory; the backend is not used afterwards."""
+        ...
+
 
 def open_backend(config: Vision, account: Account) -> Backend:
     """The backend of a config; raises `ConfigError` where it has none, or lacks its key."""

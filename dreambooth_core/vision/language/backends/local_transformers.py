@@ -82,6 +82,10 @@ class LocalTransformers:
         self._count(Usage(inputs["input_ids"].shape[1], 1))
         return [float(chances[one[0]]) for one in ids]
 
+    def close(self) -> None:
+        """See `Backend`."""
+        self._loaded = None
+
     def _inputs(self, messages: Sequence[EncodedMessage], thinking: bool | None) -> Any:
         """Tensors on the model's device, from its chat template."""
         model, processor = self._load()

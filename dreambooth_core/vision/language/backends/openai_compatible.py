@@ -131,6 +131,10 @@ class OpenAICompatible:
             for label in labels
         ]
 
+    def close(self) -> None:
+        """See `Backend`."""
+        self._client.close()
+
     def _document(self, messages: Sequence[EncodedMessage], max_tokens: int) -> Json:
         return {
             "model": self._config.model,

@@ -31,9 +31,15 @@ RED, BLUE = (Image.new("RGB", (200, 100), colour) for colour in ("red", "blue"))
 ASKED = [question("Is it the same?", [RED])]
 
 
+OPENED: list[VisionLanguageModel] = []
+
+
 @pytest.fixture(autouse=True)
 def _short_delays(monkeypatch):
     monkeypatch.setattr(openai_compatible, "FIRST_DELAY", 0.001)
+    yield
+    while OPENED:
+        OPENED.pop().__exit__()
 
 
 def scripted(*replies: Reply):
@@ -44,7 +50,8 @@ def model_at(server, cache=None, **options) -> VisionLanguageModel:
     given = {"model": "glm-4.5v", "profile": "zai", **options}
     config = Vision(backend="openai_compatible", url=server.url, **given)
     account = Account(config.budget, config.requests_per_minute, config.price)
-    return VisionLanguageModel(config, cache, account)
+    OPENED.append(VisionLanguageModel(config, cache, account))
+    return OPENED[-1]
 
 
 def test_an_answer_that_does_not_fit_is_sent_back_once_with_what_is_wrong():

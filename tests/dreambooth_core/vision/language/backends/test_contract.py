@@ -18,9 +18,10 @@ PLACES = {"openai_compatible": {"url": "http://127.0.0.1:9/v1"}}
 def test_a_backend_opens_without_loading_or_sending_anything(name):
     config = Vision(backend=name, model="none/such", **PLACES.get(name, {}))
     backend = open_backend(config, Account())
-    for method in ("complete", "first_token"):
+    for method in ("complete", "first_token", "close"):
         ours, protocol = getattr(type(backend), method), getattr(Backend, method)
         assert inspect.signature(ours) == inspect.signature(protocol)
+    backend.close()
 
 
 def test_a_config_without_a_backend_has_no_model():

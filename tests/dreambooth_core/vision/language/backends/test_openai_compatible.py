@@ -31,9 +31,15 @@ IMAGES = [Image.new("RGB", (40, 20), "red"), Image.new("RGB", (10, 10), "blue")]
 ASKED = [question("Is it the same?", IMAGES)]
 
 
+OPENED: list[VisionLanguageModel] = []
+
+
 @pytest.fixture(autouse=True)
 def _short_delays(monkeypatch):
     monkeypatch.setattr(openai_compatible, "FIRST_DELAY", 0.001)
+    yield
+    while OPENED:
+        OPENED.pop().__exit__()
 
 
 def scripted(*replies: Reply):
@@ -44,7 +50,8 @@ def model_at(server, **options) -> VisionLanguageModel:
     given = {"model": "glm-4.5v", **options}
     config = Vision(backend="openai_compatible", url=server.url, **given)
     account = Account(config.budget, config.requests_per_minute, config.price)
-    return VisionLanguageModel(config, account=account)
+    OPENED.append(VisionLanguageModel(config, account=account))
+    return OPENED[-1]
 
 
 def ask(server, **options):
