@@ -199,10 +199,10 @@ def _read(
 
     file = path
     try:
-        data = _bytes(path, rules.max_bytes)
+        data = photo_bytes(path, rules.max_bytes)
         decoded = images.decode(data, rules.max_pixels, min_side)
         file = mask or path
-        sidecar = None if mask is None else _bytes(mask, rules.max_bytes)
+        sidecar = None if mask is None else photo_bytes(mask, rules.max_bytes)
         masks.mask_of(decoded, sidecar, rules.max_pixels)
     except images.ImageRefused as error:
         finding = about("hard", file, error.check, error.measure, error.limit, error.remedy)
@@ -221,7 +221,7 @@ def _read(
     return photo, _remarks(path, decoded, rules)
 
 
-def _bytes(path: Path, max_bytes: int) -> bytes:
+def photo_bytes(path: Path, max_bytes: int) -> bytes:
     """The file's content; raises `ImageRefused` above `max_bytes`, before reading."""
     from dreambooth_core.data.images import ImageRefused
 

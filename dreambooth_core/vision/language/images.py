@@ -9,8 +9,8 @@ from dreambooth_core.errors import Unanswered
 if TYPE_CHECKING:
     from PIL.Image import Image
 
-MAX_PIXELS = 89_478_485
-"""Width times height of the largest image that is decoded: Pillow's own limit, above which it warns."""
+MAX_PIXELS = 100_000_000
+"""Width times height of the largest image that is decoded: the default of `dataset.max_pixels`."""
 
 
 def encoded(image: "Image", max_side: int) -> bytes:

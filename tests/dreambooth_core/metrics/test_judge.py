@@ -154,7 +154,7 @@ def test_no_answer_at_all_is_an_error(evidence_of):
 
 def test_a_judge_without_a_model_asks_that_of_vision_within_its_budget(config, evidence_of, capsys):
     def answer(number, request):
-        return Reply(said(2).content, usage=(100, 64))
+        return Reply(scored(2).content, usage=(100, 64))
 
     with serving(answer) as server:
         prices = {"input_price": 0, "output_price": 100, "max_tokens": 64, "budget": 0.0300}

@@ -26,6 +26,10 @@ class Opinion(BaseModel):
     score: int = Field(ge=0, le=4)
 
 
+class LongOpinion(Opinion):
+    doubts: str = ""
+
+
 GOOD = '{"rationale": "same ears", "score": 3}'
 RED, BLUE = (Image.new("RGB", (200, 100), colour) for colour in ("red", "blue"))
 ASKED = [question("Is it the same?", [RED])]
@@ -124,6 +128,8 @@ def test_an_answer_is_kept_by_its_content(file_store):
         model.ask([question("Is it the same one?", [RED])], Opinion)
         model_at(server, cache, temperature=0.5).ask(ASKED, Opinion)
         assert len(server.requests) == 4
+        model.ask(ASKED, LongOpinion)
+        assert len(server.requests) == 5
 
 
 def test_what_does_not_fit_is_not_kept_and_a_damaged_answer_is_asked_again(file_store):

@@ -1,0 +1,252 @@
+"""Captions by a vision-language model, which name everything but what the identifier must carry.
+
+DreamBooth binds to the identifier what no caption explains: a caption that names the subject's own
+colour or material (a leak) gives that to plain words instead. The check for leaks also takes
+captions that people wrote.
+"""
+
+import re
+from collections.abc import Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated
+
+from pydantic import BaseModel, Field, StringConstraints, field_validator
+
+from dreambooth_core import config
+from dreambooth_core.config import Subject
+from dreambooth_core.data import captions, files, images
+from dreambooth_core.data.dataset import photo_bytes
+from dreambooth_core.data.findings import Finding, about, printable
+from dreambooth_core.errors import ConfigError, Unanswered
+from dreambooth_core.storage.records import Record
+from dreambooth_core.vision.language.messages import question, quoted
+from dreambooth_core.vision.language.model import Conversation, VisionLanguageModel
+
+if TYPE_CHECKING:
+    from PIL.Image import Image
+
+Phrase = Annotated[str, StringConstraints(strip_whitespace=True, min_length=1, max_length=200)]
+MAX_WORDS = 60
+"""Of a caption's scene; text encoders of CLIP's kind read 75 tokens."""
+NO_MARKUP = re.compile(r"[^{}()\[\]<>|\\\n]+")
+"""A scene without braces, which templates read, and without brackets, which prompt syntaxes read."""
+OWN = "its colours, material, shape, pattern, markings, parts, breed or brand"
+
+SCENE = """\
+This photo shows a {noun} that an image model is to learn from a few photos. Describe everything except the {noun} \
+itself: its surroundings, its position and pose, what it wears or holds in this photo only, other things and people, \
+the light, the camera's angle and distance, the style of the picture. Do not mention what belongs to the {noun} in \
+every photo: {own}. `scene` continues the words "a photo of a {noun}, " and has at most {words} words."""
+LEAKS = """\
+The image has this caption: {caption}
+In it, {identifier} is the name of the {noun} in the image. Copy from the caption, word for word, every phrase that \
+describes the {noun} itself and would be true of it in any other photo: {own}. Leave out phrases about its \
+surroundings, pose, light and camera, what it wears in this photo only, other things, and the word {noun}. First \
+give a `reason` in one sentence; `phrases` is empty when there is no such phrase."""
+AGAIN = "{phrases} belongs to the {noun} itself. Write `scene` again without any mention of it, or of {own}."
+
+
+class Scene(BaseModel):
+    """What a photo shows besides the subject's own properties."""
+
+    scene: Phrase
+
+    @field_validator("scene")
+    @classmethod
+    def _is_plain(cls, scene: str) -> str:
+        if not NO_MARKUP.fullmatch(scene):
+            raise ValueError("write words and commas, without brackets and braces")
+        if len(scene.split()) > MAX_WORDS:
+            raise ValueError(f"write at most {MAX_WORDS} words")
+        return scene.rstrip(" .")
+
+
+class Leaks(BaseModel):
+    """Phrases of a caption that describe the subject itself."""
+
+    reason: str
+    phrases: tuple[Phrase, ...] = Field(max_length=20)
+
+
+class CaptionedPhoto(Record):
+    """A photo's new caption."""
+
+    photo: str
+    """File name."""
+    caption: str
+    """A prompt template: `a photo of {subject}, on a table`."""
+    leaks: tuple[str, ...]
+    """Phrases in it that still describe the subject itself."""
+    written: bool
+    """Whether it is in the sidecar now; one that was there is kept unless it may be overwritten."""
+
+
+def caption_folder(
+    model: VisionLanguageModel,
+    folder: Path,
+    subject: Subject,
+    rules: config.Dataset,
+    overwrite: bool = False,
+) -> tuple[list[CaptionedPhoto], list[Finding]]:
+    """Write a caption into `<photo>.txt` for every photo of the folder that has none.
+
+    With `overwrite` for all photos. Findings are leaks that a second attempt did not remove, photos
+    that cannot be decoded and those that the model did not describe, which get no caption. Raises
+    `ConfigError` without the folder, and what `VisionLanguageModel.ask` raises besides `Unanswered`.
+    """
+    findings: list[Finding] = []
+    photos = _photos(folder, findings)
+    known, remarks = captions.written(folder, photos)
+    made = []
+    for photo in photos:
+        if photo in known and not overwrite:
+            continue
+        try:
+            image = _decoded(photo, rules)
+            caption, leaks = caption_photo(model, image, subject)
+        except (images.ImageRefused, Unanswered) as error:
+            findings.append(_without(photo, error))
+            continue
+        if leaks:
+            findings.append(_leaking(photo.with_suffix(".txt"), leaks, subject))
+        written = _write(photo.with_suffix(".txt"), caption, overwrite)
+        made.append(CaptionedPhoto(photo=photo.name, caption=caption, leaks=leaks, written=written))
+    return made, [*remarks, *findings]
+
+
+def caption_photo(
+    model: VisionLanguageModel, image: "Image", subject: Subject
+) -> tuple[str, tuple[str, ...]]:
+    """A caption template for one photo, and the leaks that are left in it after one correction.
+
+    Identifier and class noun are put in by `{subject}`, once each. Raises `Unanswered`.
+    """
+    words = {"noun": subject.class_noun, "own": OWN}
+    talk = Conversation(model)
+    scene = talk.ask(SCENE.format(**words, words=MAX_WORDS), Scene, [image]).value.scene
+    leaks = leaks_in(model, image, _caption(scene), subject)
+    if leaks:
+        phrases = ", ".join(map(quoted, leaks))
+        scene = talk.ask(AGAIN.format(**words, phrases=phrases), Scene).value.scene
+        leaks = leaks_in(model, image, _caption(scene), subject)
+    return _caption(scene), leaks
+
+
+def leaks_in(
+    model: VisionLanguageModel, image: "Image", caption: str, subject: Subject
+) -> tuple[str, ...]:
+    """Phrases of a caption that describe the subject itself, as the model sees the image.
+
+    Each is literally in the filled caption, or the model is corrected. Raises `Unanswered`, and
+    `ValueError` for a caption with unknown braces.
+    """
+    filled = subject.fill(caption)
+
+    class PhrasesOfCaption(Leaks):
+        """Phrases of this caption, which describe the subject itself."""
+
+        @field_validator("phrases")
+        @classmethod
+        def _are_in_the_caption(cls, phrases: tuple[str, ...]) -> tuple[str, ...]:
+            if missing := [one for one in phrases if one.lower() not in filled.lower()]:
+                raise ValueError(f"{missing[0]!r} is not in the caption: copy its words exactly")
+            return phrases
+
+    text = LEAKS.format(
+        caption=quoted(filled), identifier=subject.identifier, noun=subject.class_noun, own=OWN
+    )
+    named = {subject.identifier.lower(), subject.class_noun.lower()}
+    found = model.ask([question(text, [image])], PhrasesOfCaption).value.phrases
+    return tuple(phrase for phrase in found if phrase.lower() not in named)
+
+
+def check_captions(
+    folder: Path,
+    subject: Subject,
+    rules: config.Dataset,
+    model: VisionLanguageModel | None = None,
+) -> list[Finding]:
+    """What is wrong with the captions beside the photos, whether people or a model wrote them.
+
+    Without a model: the identifier exactly once, the class noun, no words between the two. With one
+    also leaks. Raises as `caption_folder` does.
+    """
+    findings: list[Finding] = []
+    photos = _photos(folder, findings)
+    known, remarks = captions.written(folder, photos)
+    for photo, (source, text) in known.items():
+        try:
+            findings += wording_findings(source, subject.fill(text), subject)
+            if model is not None:
+                image = _decoded(photo, rules)
+                if leaks := leaks_in(model, image, text, subject):
+                    findings.append(_leaking(source, leaks, subject))
+        except (images.ImageRefused, Unanswered, ValueError) as error:
+            findings.append(_unchecked(source, error))
+    return [*remarks, *findings]
+
+
+def wording_findings(source: Path, caption: str, subject: Subject) -> list[Finding]:
+    """What the words of a filled caption alone show to be wrong."""
+    identifier, noun = subject.identifier, subject.class_noun
+    count = len(_occurrences(identifier, caption))
+    remedy = "write {subject} once, where it names the subject"
+    findings = []
+    if count != 1:
+        measure = f"{identifier} {count} times"
+        findings.append(about("soft", source, "caption", measure, "exactly once", remedy))
+    if not _occurrences(noun, caption):
+        measure = f"no {noun}"
+        findings.append(about("soft", source, "caption", measure, "the class noun", remedy))
+    between = (
+        rf"(?<!\w){re.escape(identifier)}(?!\w)\s+((?:[\w-]+\s+){{1,3}}){re.escape(noun)}(?!\w)"
+    )
+    if found := re.search(between, caption, re.IGNORECASE):
+        findings.append(_leaking(source, (found.group(1).strip(),), subject))
+    return findings
+
+
+def _photos(folder: Path, findings: list[Finding]) -> list[Path]:
+    if not folder.is_dir():
+        raise ConfigError(f"there is no folder {folder} with photos: name one")
+    return files.candidates(folder, findings)[0]
+
+
+def _decoded(photo: Path, rules: config.Dataset) -> "Image":
+    """Raises `ImageRefused`."""
+    return images.decode(photo_bytes(photo, rules.max_bytes), rules.max_pixels).image
+
+
+def _caption(scene: str) -> str:
+    return f"a photo of {{subject}}, {scene}"
+
+
+def _write(sidecar: Path, caption: str, overwrite: bool) -> bool:
+    """Whether it was written; a file that is there is kept without `overwrite`."""
+    try:
+        with sidecar.open("w" if overwrite else "x", encoding="utf-8") as file:
+            file.write(f"{caption}\n")
+    except FileExistsError:
+        return False
+    return True
+
+
+def _occurrences(word: str, caption: str) -> Sequence[str]:
+    found: list[str] = re.findall(rf"(?<!\w){re.escape(word)}(?!\w)", caption, re.IGNORECASE)
+    return found
+
+
+def _leaking(source: Path, leaks: Sequence[str], subject: Subject) -> Finding:
+    measure = f"describes the {subject.class_noun} itself: {printable(', '.join(leaks))[:200]}"
+    limit = f"nothing that {subject.identifier} must carry"
+    return about("soft", source, "caption leak", measure, limit, "remove these words")
+
+
+def _without(photo: Path, error: Exception) -> Finding:
+    measure = f"got no caption: {printable(str(error))[:200]}"
+    return about("soft", photo, "caption", measure, "a caption", "write one, or try again")
+
+
+def _unchecked(source: Path, error: Exception) -> Finding:
+    measure = f"was not checked: {printable(str(error))[:200]}"
+    return about("soft", source, "caption", measure, "a caption that can be read", "see the reason")
