@@ -33,16 +33,17 @@ NO_MARKUP = re.compile(r"[^{}()\[\]<>|\\\n]+")
 OWN = "its colours, material, shape, pattern, markings, parts, breed or brand"
 
 SCENE = """\
-This photo shows a {noun} that an image model is to learn from a few photos. Describe everything except the {noun} \
-itself: its surroundings, its position and pose, what it wears or holds in this photo only, other things and people, \
-the light, the camera's angle and distance, the style of the picture. Do not mention what belongs to the {noun} in \
-every photo: {own}. `scene` continues the words "a photo of a {noun}, " and has at most {words} words."""
+This photo shows a {noun} that an image model is to learn from a few photos. Describe everything except the \
+{noun} itself: its surroundings, its position and pose, what it wears or holds in this photo only, other \
+things and people, the light, the camera's angle and distance, the style of the picture. Do not mention what \
+belongs to the {noun} in every photo: {own}. `scene` continues the words "a photo of a {noun}, " and has at \
+most {words} words."""
 LEAKS = """\
 The image has this caption: {caption}
-In it, {identifier} is the name of the {noun} in the image. Copy from the caption, word for word, every phrase that \
-describes the {noun} itself and would be true of it in any other photo: {own}. Leave out phrases about its \
-surroundings, pose, light and camera, what it wears in this photo only, other things, and the word {noun}. First \
-give a `reason` in one sentence; `phrases` is empty when there is no such phrase."""
+In it, {identifier} is the name of the {noun} in the image. Copy from the caption, word for word, every \
+phrase that describes the {noun} itself and would be true of it in any other photo: {own}. Leave out phrases \
+about its surroundings, pose, light and camera, what it wears in this photo only, other things, and the word \
+{noun}. First give a `reason` in one sentence; `phrases` is empty when there is no such phrase."""
 AGAIN = "{phrases} belongs to the {noun} itself. Write `scene` again without any mention of it, or of {own}."
 
 
@@ -223,8 +224,10 @@ def _caption(scene: str) -> str:
 
 def _write(sidecar: Path, caption: str, overwrite: bool) -> bool:
     """Whether it was written; a file that is there is kept without `overwrite`."""
+    if overwrite:
+        sidecar.unlink(missing_ok=True)  # through a link another file would be overwritten
     try:
-        with sidecar.open("w" if overwrite else "x", encoding="utf-8") as file:
+        with sidecar.open("x", encoding="utf-8") as file:
             file.write(f"{caption}\n")
     except FileExistsError:
         return False

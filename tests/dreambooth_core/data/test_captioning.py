@@ -111,6 +111,16 @@ def test_captions_that_people_wrote_are_kept_and_checked(folder, subject):
     assert PLAIN in (folder / "a.txt").read_text(encoding="utf-8")
 
 
+def test_a_caption_file_that_is_a_link_is_replaced_and_its_target_kept(folder, subject, tmp_path):
+    target = tmp_path / "elsewhere.txt"
+    target.write_text("mine", encoding="utf-8")
+    (folder / "a.txt").symlink_to(target)
+    with answering(PLAIN) as server, model_at(server) as model:
+        caption_folder(model, folder, subject, RULES, overwrite=True)
+    assert target.read_text(encoding="utf-8") == "mine"
+    assert not (folder / "a.txt").is_symlink()
+
+
 def test_a_phrase_that_is_not_in_the_caption_is_sent_back(folder, subject):
     (folder / "a.txt").write_text("a photo of {subject}", encoding="utf-8")
     replies = [["shiny handle"], []]
@@ -124,12 +134,10 @@ def test_a_phrase_that_is_not_in_the_caption_is_sent_back(folder, subject):
 
 
 def test_a_photo_without_a_usable_answer_gets_no_caption_and_a_finding(folder, subject):
+    usable = json.dumps({"scene": PLAIN, "phrases": [], "reason": ""})
+
     def answer(number, request):
-        return Reply(
-            "I cannot help."
-            if number < 2
-            else json.dumps({"scene": PLAIN, "phrases": [], "reason": ""})
-        )
+        return Reply("I cannot help." if number < 2 else usable)
 
     (folder / "b.png").write_bytes(b"\x89PNG\r\n\x1a\n damaged")
     with serving(answer) as server, model_at(server) as model:
