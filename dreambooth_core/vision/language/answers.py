@@ -15,7 +15,7 @@ _DECODER = json.JSONDecoder()
 
 @dataclass(frozen=True)
 class Usage:
-    """Tokens of one or more requests, as the server counted them."""
+    """Tokens of one or more requests: as the server counted them, or an upper bound where it did not."""
 
     input: int = 0
     output: int = 0
@@ -41,9 +41,9 @@ class Answer(Generic[T]):
     reasoning: str
     """Empty where the model gave none."""
     usage: Usage
-    """Of all its requests."""
+    """Of the responses that led to it; what failed attempts cost is in the account alone."""
     cost: float | None
-    """In the prices' currency, of all its requests; None where no price is known."""
+    """Of that usage, in the prices' currency; None where no price is known."""
     seconds: float
     """Latency, from the question to the validated answer."""
     requests: int

@@ -2,7 +2,8 @@
 
 import json
 import time
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import asdict, replace
 from string import ascii_uppercase
 from typing import TYPE_CHECKING, Any, Protocol, Self, TypeVar
@@ -49,7 +50,7 @@ class AnswerCache(Protocol):
         ...
 
     def put(self, key: str, data: bytes) -> None:
-        """Keep; of several writers the first counts."""
+        """Keep, in place of what was kept before."""
         ...
 
 
@@ -111,15 +112,13 @@ class VisionLanguageModel:
         if found is not None:
             return found
 
-        def asked() -> Choice | None:
+        with self._counted_failures():
             shares = self._backend.first_token(prompt, letters)
             if shares is None:
                 return None
             choice = _choice(options, shares, cached=False)
-            self._keep(key, {"shares": shares})
-            return choice
-
-        return self._counting(asked)
+        self._keep(key, {"shares": shares})
+        return choice
 
     def locate(self, image: "Image", subject: str) -> Answer[tuple[Box, ...]]:
         """Boxes of all `subject` ("red mug") in an image, empty where there is none.
@@ -151,7 +150,8 @@ class VisionLanguageModel:
         if found is not None:
             return found
         prompt = _with_instruction(messages, instruction)
-        document = self._counting(lambda: self._asked(prompt, instruction, read, schema))
+        with self._counted_failures():
+            document = self._asked(prompt, instruction, read, schema)
         self._keep(key, document)
         return _answer(document, read, cached=False)
 
@@ -190,33 +190,37 @@ class VisionLanguageModel:
             )
         raise Unanswered(f"{self._config.model} gave two answers that do not fit: {fault}")
 
-    def _counting(self, made: Callable[[], T]) -> T:
-        """What `made` gives, counted as an answer (not None) or, with `Unanswered`, as a failure."""
+    @contextmanager
+    def _counted_failures(self) -> Iterator[None]:
+        """Count an `Unanswered` that leaves the block."""
         try:
-            result = made()
+            yield
         except Unanswered:
             self.account.count(failures=1)
             raise
-        self.account.count(answers=0 if result is None else 1)
-        return result
 
     def _encoded(self, messages: Sequence[Message]) -> tuple[EncodedMessage, ...]:
         """With images as PNG of at most the side that config and profile allow."""
+        with self._counted_failures():
+            self._check_number(messages)
+            side = min(self._config.max_side, self._profile.max_side)
+            return tuple(
+                EncodedMessage(
+                    message.role,
+                    message.text,
+                    tuple(_encoded_picture(picture, side) for picture in message.pictures),
+                )
+                for message in messages
+            )
+
+    def _check_number(self, messages: Sequence[Message]) -> None:
+        """Raises `Unanswered` for more images than the model takes."""
         count = sum(len(message.pictures) for message in messages)
         limit = self._profile.max_images
         if limit is not None and count > limit:
             raise Unanswered(
                 f"{self._config.model} takes {limit} images per question at most, not {count}"
             )
-        side = min(self._config.max_side, self._profile.max_side)
-        return tuple(
-            EncodedMessage(
-                message.role,
-                message.text,
-                tuple(_encoded_picture(picture, side) for picture in message.pictures),
-            )
-            for message in messages
-        )
 
     def _key(self, messages: Sequence[EncodedMessage], *asked: object) -> str:
         """Digest of all that decides the answer: options, texts, pixels, what is asked for."""
@@ -239,6 +243,8 @@ class VisionLanguageModel:
         return found
 
     def _keep(self, key: str, document: dict[str, Any]) -> None:
+        """Count a new answer, and put it into the cache."""
+        self.account.count(answers=1)
         if self._cache is not None:
             self._cache.put(key, json.dumps(document).encode())
 

@@ -48,6 +48,7 @@ class LocalTransformers:
         sampling: Mapping[str, Any] = {"do_sample": False}
         if config.temperature > GREEDY_TEMPERATURE:
             sampling = {"do_sample": True, "temperature": config.temperature}
+        self._account.book(Usage())
         with self._lock, torch.inference_mode():
             model, processor = self._load()
             inputs = self._inputs(messages, config.thinking)
@@ -58,7 +59,8 @@ class LocalTransformers:
             tokens = generated[0, prompt:].tolist()
         ended = next((n for n, token in enumerate(tokens) if token in _ends(model)), None)
         text = processor.tokenizer.decode(tokens[:ended], skip_special_tokens=False)
-        usage = self._count(Usage(prompt, len(tokens)))
+        usage = Usage(prompt, len(tokens))
+        self._account.settle(Usage(), usage)
         return Completion(
             text=without_reasoning(text).strip(),
             reasoning=reasoning_in(text),
@@ -72,6 +74,7 @@ class LocalTransformers:
         """See `Backend`; the softmax of the logits after the prompt."""
         import torch
 
+        self._account.book(Usage())
         with self._lock, torch.inference_mode():
             model, processor = self._load()
             ids = [processor.tokenizer.encode(label, add_special_tokens=False) for label in labels]
@@ -79,7 +82,7 @@ class LocalTransformers:
                 return None
             inputs = self._inputs(messages, thinking=False)
             chances = model(**inputs).logits[0, -1].float().softmax(-1)
-        self._count(Usage(inputs["input_ids"].shape[1], 1))
+        self._account.settle(Usage(), Usage(inputs["input_ids"].shape[1], 1))
         return [float(chances[one[0]]) for one in ids]
 
     def close(self) -> None:
@@ -117,11 +120,6 @@ class LocalTransformers:
                     f"image-text-to-text, its processor and tokenizer ({str(error).splitlines()[0]})"
                 ) from error
         return self._loaded
-
-    def _count(self, usage: Usage) -> Usage:
-        self._account.book(usage)
-        self._account.settle(usage, usage)
-        return usage
 
 
 def _loaded(source: str, revision: str | None) -> tuple[Any, Any]:

@@ -84,12 +84,15 @@ class OpenAICompatible:
         """See `Backend`; requests are repeated while the server is busy, broken or out of reach."""
         thinking = self._config.thinking
         switches = {None: {}, False: self._profile.thinking_off, True: self._profile.thinking_on}
+        form = self._response_format(schema)
         document = {
             **self._document(messages, self._config.max_tokens),
             **switches[thinking],
-            **self._response_format(schema),
+            **form,
         }
-        response, requests = self._send(document, self._bound(messages, self._config.max_tokens))
+        # a server may put the schema into the prompt once more
+        bound = Usage(len(json.dumps(form))) + self._bound(messages, self._config.max_tokens)
+        response, requests = self._send(document, bound)
         choice = _choice_of(response)
         message = choice["message"]
         if refusal := message.get("refusal") or _refused(choice):
@@ -101,7 +104,7 @@ class OpenAICompatible:
         return Completion(
             text=without_reasoning(content).strip(),
             reasoning=reasoning.strip() or reasoning_in(content),
-            usage=_usage(response) or Usage(),
+            usage=_usage(response) or bound,
             cut=choice.get("finish_reason") == "length",
             requests=requests,
         )

@@ -142,6 +142,7 @@ def test_what_does_not_fit_is_not_kept_and_a_damaged_answer_is_asked_again(file_
         for one in list(file_store.listed("answers/")):
             file_store.put(one.key, b'{"text": "no"}')
         assert model.ask(ASKED, Opinion).cached is False
+        assert model.ask(ASKED, Opinion).cached is True
     assert len(server.requests) == 4
 
 
@@ -276,8 +277,9 @@ def test_a_process_has_one_account_per_model():
 
 
 def test_more_images_than_a_model_takes_are_not_sent():
-    with scripted(Reply(GOOD)) as server, pytest.raises(Unanswered, match="takes 1 images"):
-        model_at(server, model="google/paligemma-3b", profile="generic").ask(
-            [question("Same?", [RED, BLUE])], Opinion
-        )
+    with scripted(Reply(GOOD)) as server:
+        model = model_at(server, model="google/paligemma-3b", profile="generic")
+        with pytest.raises(Unanswered, match="takes 1 images"):
+            model.ask([question("Same?", [RED, BLUE])], Opinion)
     assert server.requests == []
+    assert model.account.counts.failures == 1
