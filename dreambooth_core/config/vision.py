@@ -19,7 +19,7 @@ from dreambooth_core.errors import ConfigError
 VARIABLE = r"^[A-Z_][A-Z0-9_]{0,63}$"
 """Names of environment variables."""
 BACKENDS = "dreambooth_core.vision.language.backends"
-Amount = Annotated[float, Field(ge=0, le=1e6)]
+Money = Annotated[float, Field(ge=0, le=1e6)]
 """Currency units, those of the prices."""
 
 
@@ -59,12 +59,12 @@ class Vision(Section):
     """Requests per question while the server is busy, broken or out of reach."""
     requests_per_minute: Positive | None = None
     """Rate limit of this process."""
-    budget: Amount | None = None
+    budget: Money | None = None
     """What a process may spend, in the prices' currency: a request whose upper bound does not fit any more is
     not sent, and the run stops. No limit when left out."""
-    input_price: Amount | None = None
+    input_price: Money | None = None
     """Per million tokens; the profile's list price when left out."""
-    output_price: Amount | None = None
+    output_price: Money | None = None
     """Per million tokens; the profile's list price when left out."""
 
     @property
@@ -155,4 +155,18 @@ class Judge(Vision):
         return not self.model and self.url is None
 
     def _faults(self) -> list[tuple[bool, str]]:
-        return [] if self.uses_vision else super()._faults()
+        if not self.uses_vision:
+            return super()._faults()
+        own = {"backend", "photos", "at_once"}
+        other = sorted(
+            name
+            for name, field in type(self).model_fields.items()
+            if name not in own and getattr(self, name) != field.default
+        )
+        return [
+            (
+                bool(other),
+                f"{', '.join(other)} of a judge without a model has no effect: set it in vision, or give the "
+                "judge a model",
+            )
+        ]

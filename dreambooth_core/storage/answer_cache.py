@@ -1,7 +1,7 @@
 """Answers of vision-language models, kept in the store by the digest of all that decides them."""
 
 from dreambooth_core.errors import NotFound
-from dreambooth_core.storage.blobs import YOUNG_SECONDS
+from dreambooth_core.storage.blobs import RENEW_SECONDS
 from dreambooth_core.storage.stores import Store, renew
 
 
@@ -17,7 +17,7 @@ class StoredAnswers:
         An answer that is found counts as new for `dreambooth gc`.
         """
         try:
-            renew(self._store, _place(key), YOUNG_SECONDS)
+            renew(self._store, _place(key), RENEW_SECONDS)
             return self._store.get(_place(key))
         except NotFound:
             return None

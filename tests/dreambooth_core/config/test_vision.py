@@ -50,6 +50,13 @@ def test_a_judge_of_its_own_takes_nothing_from_vision():
     assert (config.judge.url, config.judge.model, config.judge.max_side) == (*own.values(), 512)
 
 
+def test_a_judge_without_a_model_has_no_options_of_one():
+    with pytest.raises(
+        ValueError, match="max_side, profile of a judge without a model has no effect"
+    ):
+        config_of(vision=SERVER, evaluation={"judge": {"max_side": 99, "profile": "zai"}})
+
+
 def test_a_judge_without_any_model_is_refused():
     with pytest.raises(ValueError, match=r"evaluation\.judge needs a model: set vision\.backend"):
         config_of(evaluation={"judge": {}})
