@@ -68,7 +68,7 @@ class Choice:
 def parsed(text: str, schema: type[A]) -> A:
     """The last object in `text` that fits the schema: models reason first, and repeat themselves.
 
-    Raises `ValueError` with one sentence for the model that says what is wrong with its last object.
+    Raises `ValueError` with one sentence for the model that names what is wrong with its last object.
     """
     faults = []
     for found in reversed(list(_objects(without_reasoning(text)))):

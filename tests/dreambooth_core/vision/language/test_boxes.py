@@ -67,7 +67,7 @@ def test_an_empty_list_is_no_box(text):
         ("norm1000", "[5, 5, 5, 10]", "x1 < x2"),
     ],
 )
-def test_what_is_no_box_is_said_in_one_sentence(style, text, words):
+def test_what_is_no_box_is_an_error_of_one_sentence(style, text, words):
     with pytest.raises(ValueError, match=words):
         boxes_in(text, style, SIZE)
 

@@ -37,7 +37,7 @@ def model_of(folder, **options) -> VisionLanguageModel:
 
 
 @pytest.mark.parametrize("kind", ["glm", "llava"])
-def test_a_model_of_random_weights_generates_and_is_not_believed(kind, request, capsys):
+def test_a_model_of_random_weights_generates_text_that_fails_validation(kind, request, capsys):
     model = model_of(request.getfixturevalue(kind))
     with pytest.raises(Unanswered, match="two answers that do not fit"):
         model.ask([question("What colour?", [RED, BLUE])], Colour)
