@@ -97,7 +97,7 @@ def caption_folder(
     """
     findings: list[Finding] = []
     photos = _photos(folder, findings)
-    known, remarks = captions.written(folder, photos)
+    known, remarks = captions.unfilled(folder, photos)
     made = []
     for photo in photos:
         if photo in known and not overwrite:
@@ -174,7 +174,7 @@ def check_captions(
     """
     findings: list[Finding] = []
     photos = _photos(folder, findings)
-    known, remarks = captions.written(folder, photos)
+    known, remarks = captions.unfilled(folder, photos)
     for photo, (source, text) in known.items():
         try:
             findings += wording_findings(source, subject.fill(text), subject)
