@@ -34,6 +34,8 @@ STORED_KEYS = (
     "use_dora",
 )
 """The only peft config keys that are stored, so that other peft versions can read them."""
+MERGE_BYTES = 2**30
+"""Maximum memory for copies of the weights that adapters are merged into for a while."""
 
 
 def find_layers(component: nn.Module, suffixes: Sequence[str]) -> tuple[str, ...]:
@@ -160,17 +162,38 @@ def merge(
 
 
 @contextmanager
+def merged(components: Iterable[nn.Module]) -> Iterator[None]:
+    """Context in which the adapters are merged into the base weights, so that forwards cost no more.
+
+    The merge is into copies: afterwards the base weights are the same tensors as before. Adapters stay
+    unmerged where the copies would need more than `MERGE_BYTES`. Not for quantized base weights.
+    """
+    layers = [*_adapter_layers(components)]
+    weights = [layer.get_base_layer().weight for layer in layers]
+    if sum(weight.nbytes for weight in weights) > MERGE_BYTES:
+        yield
+        return
+    before = [weight.data for weight in weights]
+    try:
+        for layer, weight in zip(layers, weights, strict=True):
+            weight.data = weight.data.clone()
+            with torch.no_grad(), torch.autocast(weight.device.type, enabled=False):
+                layer.merge()
+        yield
+    finally:
+        for layer, weight, data in zip(layers, weights, before, strict=True):
+            weight.data = data
+            layer.merged_adapters.clear()
+            getattr(layer, "_caches", {}).clear()  # DoRA's norms of the merged weight
+
+
+@contextmanager
 def disabled(components: Iterable[nn.Module]) -> Iterator[None]:
     """Context in which the components' outputs are bit-identical to those without adapters.
 
     peft's `disable_adapter` also changes `requires_grad` of the adapters; this sets only its flag.
     """
-    layers = [
-        layer
-        for component in components
-        for layer in component.modules()
-        if isinstance(layer, BaseTunerLayer)
-    ]
+    layers = [*_adapter_layers(components)]
     previous = [layer._disable_adapters for layer in layers]
     for layer in layers:
         layer._disable_adapters = True
@@ -179,6 +202,11 @@ def disabled(components: Iterable[nn.Module]) -> Iterator[None]:
     finally:
         for layer, value in zip(layers, previous, strict=True):
             layer._disable_adapters = value
+
+
+def _adapter_layers(components: Iterable[nn.Module]) -> Iterator[Any]:
+    for component in components:
+        yield from (layer for layer in component.modules() if isinstance(layer, BaseTunerLayer))
 
 
 def _named(component: nn.Module) -> Iterator[tuple[str, nn.Module]]:

@@ -117,8 +117,17 @@ def apply(family: Family, parts: Parts, folder: Path, strength: float = 1.0) -> 
 
 def disabled(family: Family, parts: Parts) -> AbstractContextManager[None]:
     """Context in which outputs are bit-identical to the base's, for prompts without new tokens."""
+    return adapter_layers.disabled(_adapted(family, parts))
+
+
+def merged(family: Family, parts: Parts) -> AbstractContextManager[None]:
+    """Context in which the adapters are merged into copies of the base weights, for fast sampling."""
+    return adapter_layers.merged(_adapted(family, parts))
+
+
+def _adapted(family: Family, parts: Parts) -> list[Any]:
     names = (family.denoiser, *family.text_encoders)
-    return adapter_layers.disabled([parts[name] for name in names if name in parts.components])
+    return [parts[name] for name in names if name in parts.components]
 
 
 def write_component(component: Any, folder: Path) -> None:

@@ -17,7 +17,7 @@ from PIL import Image as Pillow
 
 from dreambooth_core.config import INVERSIONS, Config, Subject
 from dreambooth_core.config.inputs import without_identifier
-from dreambooth_core.diffusion import textual_inversion
+from dreambooth_core.diffusion import adapters, textual_inversion
 from dreambooth_core.diffusion.families import Parts, channels_last, only
 from dreambooth_core.diffusion.objectives import example_losses, target
 from dreambooth_core.diffusion.pipelines import LoadedPipeline
@@ -84,11 +84,20 @@ class Validator:
         rules = self.config.validation
         with _evaluating(module), module.inference_weights(), _forward(self.config, module.device):
             loss = stable_loss(module, self.batches, self.context.beat)
-            images = self._generate(module) if rules.prompts else None
+            images = None
+            if rules.prompts:
+                with self._merged(module):
+                    images = self._generate(module)
         if images is None:
             return ValidationResult(step=step, stable_loss=loss)
         self.show(step, [row for each in images for row in each.rows(rules.seeds)])
         return ValidationResult(step=step, stable_loss=loss, **self._metrics(images))
+
+    def _merged(self, module: DreamBooth) -> AbstractContextManager[None]:
+        """Adapters merged into the base weights, as they are when the model is served."""
+        if self.config.model.quantize != "none":
+            return nullcontext()
+        return adapters.merged(module.family, module.parts)
 
     def _generate(self, module: DreamBooth) -> list[ValidationImages]:
         """Grid and class images of each subject, with the same seeds at every validation."""

@@ -14,7 +14,12 @@ from pydantic import ValidationError
 
 from dreambooth_core import plugins
 from dreambooth_core.config import ADAPTERS, INVERSIONS, Config
-from dreambooth_core.diffusion import adapters, safetensors_files, textual_inversion
+from dreambooth_core.diffusion import (
+    adapter_layers,
+    adapters,
+    safetensors_files,
+    textual_inversion,
+)
 from dreambooth_core.diffusion.families import Family, Parts, load_family
 from dreambooth_core.errors import ConfigError, ModelError
 
@@ -411,3 +416,34 @@ def test_every_familys_pipeline_reads_its_lora(name: str, tmp_path: Path) -> Non
         adapted = theirs.get_submodule(layer)
         wanted = adapted.base_layer.weight + adapted.get_delta_weight("default_0")
         torch.testing.assert_close(merged[component].get_submodule(layer).weight, wanted)
+
+
+@pytest.mark.parametrize("method", ["lora", "dora", "lokr"])
+def test_merging_for_a_while_changes_no_weight(tiny_base: Path, method: str) -> None:
+    parts = _trained(tiny_base, _config(method))
+    before = {name: value.clone() for name, value in parts["unet"].state_dict().items()}
+    places = {name: value.data_ptr() for name, value in parts["unet"].named_parameters()}
+    expected = _prediction(parts)
+    with adapters.merged(FAMILY, parts):
+        assert not torch.equal(
+            parts["unet"].state_dict()[_adapted_weight(parts)], before[_adapted_weight(parts)]
+        )
+        torch.testing.assert_close(_prediction(parts), expected, rtol=1e-4, atol=1e-5)
+    assert torch.equal(_prediction(parts), expected)
+    after = parts["unet"].state_dict()
+    assert all(torch.equal(value, before[name]) for name, value in after.items())
+    assert {name: value.data_ptr() for name, value in parts["unet"].named_parameters()} == places
+
+
+def test_copies_that_need_too_much_memory_are_not_made(
+    tiny_base: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(adapter_layers, "MERGE_BYTES", 1)
+    parts = _trained(tiny_base, _config("lora"))
+    before = parts["unet"].state_dict()[_adapted_weight(parts)].clone()
+    with adapters.merged(FAMILY, parts):
+        assert torch.equal(parts["unet"].state_dict()[_adapted_weight(parts)], before)
+
+
+def _adapted_weight(parts: Parts) -> str:
+    return next(name for name in parts["unet"].state_dict() if name.endswith("base_layer.weight"))
