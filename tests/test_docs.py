@@ -139,8 +139,8 @@ def as_row(name: str, config: Config) -> list[str]:
 
 
 def test_table_of_recipes_agrees_with_the_files() -> None:
-    told = [row[:-1] for row in rows(RECIPES) if row[0].startswith("[")]
-    assert sorted(told) == sorted(as_row(name, recipe(name)) for name in recipe_names())
+    listed = [row[:-1] for row in rows(RECIPES) if row[0].startswith("[")]
+    assert sorted(listed) == sorted(as_row(name, recipe(name)) for name in recipe_names())
 
 
 def test_the_sources_of_a_recipe_are_those_of_its_row() -> None:

@@ -30,6 +30,7 @@ import yaml
 from dreambooth_core.servers import local
 from dreambooth_core.storage.stores import s3
 from tests import browser
+from tests.conftest import draw_photos
 
 ROOT = Path(__file__).parent.parent
 SECRET = b"a photo of a person"
@@ -397,6 +398,11 @@ def test_up_refuses_foreign_pages_and_users(up: Servers, tmp_path: Path) -> None
     command = [sys.executable, "-m", "dreambooth_core.cli", "approve", "missing"]
     done = subprocess.run(command, env=environment(), cwd=up.work.parent, capture_output=True)
     assert b"expected one paused flow run missing" in done.stderr
+    photos = draw_photos(tmp_path / "photos")
+    push = ("dataset", "push", str(photos), "dog", "--resolution", "64", "--json")
+    assert json.loads(dreambooth(*push, cwd=up.work.parent))["event_sent"]
+    keys = up.store().list_objects_v2(Bucket=BUCKET)["Contents"]
+    assert any("datasets/dog" in each["Key"] for each in keys)
     # websockets
     assert socket_status(up.prefect, {}) == 403
     assert socket_status(up.prefect, {"Sec-WebSocket-Protocol": "prefect"}) == 101

@@ -3,6 +3,8 @@
 `push` imports a task inside the command, to send an event to Prefect's server.
 """
 
+from collections.abc import Iterator
+from contextlib import contextmanager, nullcontext
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
@@ -33,19 +35,20 @@ def push(
 ) -> None:
     """Check photos and store them as a new version, unless they are unchanged.
 
-    A new version sends an event to Prefect's server, if one is configured.
+    A new version sends an event to Prefect's server, if one is configured or `dreambooth up` runs in the
+    work folder.
     """
     from dreambooth_core.cli import dataset_output
     from dreambooth_core.data import versions
-    from dreambooth_core.servers.local import local_services
     from dreambooth_core.storage.stores import open_store
 
     settings = _load(config, work)
     rules = settings.dataset if config else None
-    with local_services(settings):
+    with _services(settings):
         store = open_store(settings.storage)
         pushed = versions.push(store, folder, name, resolution, rules)
-    dataset_output.show_pushed(pushed, pushed.new and _send_event(pushed), as_json)
+        event_sent = pushed.new and _send_event(pushed)
+    dataset_output.show_pushed(pushed, event_sent, as_json)
 
 
 @app.command("list")
@@ -55,11 +58,10 @@ def list_datasets(
     """List the datasets of the store and their newest versions."""
     from dreambooth_core.cli import dataset_output
     from dreambooth_core.data import versions
-    from dreambooth_core.servers.local import local_services
     from dreambooth_core.storage.stores import open_store
 
     settings = _load(config, work)
-    with local_services(settings):
+    with _services(settings):
         store = open_store(settings.storage)
         found = [versions.pointer(store, name) for name in versions.names(store)]
     dataset_output.show_datasets(found, as_json)
@@ -75,15 +77,26 @@ def show(
     """Show all versions of a dataset, and the photos of the newest."""
     from dreambooth_core.cli import dataset_output
     from dreambooth_core.data import versions
-    from dreambooth_core.servers.local import local_services
     from dreambooth_core.storage.stores import open_store
 
     settings = _load(config, work)
-    with local_services(settings):
+    with _services(settings):
         store = open_store(settings.storage)
         pointer = versions.pointer(store, name)
         newest = versions.read(store, name, pointer.latest.digest)
     dataset_output.show_dataset(pointer, newest, as_json)
+
+
+@contextmanager
+def _services(config: "Config") -> Iterator[None]:
+    """Servers of the config; with a local store those of a running `up` in the work folder."""
+    from dreambooth_core.servers.local import local_services
+    from dreambooth_core.servers.stack.supervisor import stack_environment
+
+    local = config.storage.endpoint == "local"
+    stack = stack_environment(config.paths.work / "up") if local else nullcontext()
+    with stack, local_services(config):
+        yield
 
 
 def _load(config: Path | None, work: Path) -> "Config":

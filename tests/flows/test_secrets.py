@@ -144,7 +144,7 @@ def pages_about(config: Config, folder: Path) -> dict[str, bytes]:
         details = listing.version_details(one.found, one.store)
     texts = {
         "diff as JSON": diff.version_diff(side, side).model_dump_json(),
-        "dossier": details.model_dump_json(),
+        "version details": details.model_dump_json(),
         "approval": _question(details, ""),
     }
     files = {path.name: path.read_bytes() for path in (compared, gallery)}
