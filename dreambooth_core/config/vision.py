@@ -1,4 +1,4 @@
-"""The vision-language model that is asked about images."""
+"""Settings of vision-language models."""
 
 import re
 from typing import Annotated, Self
@@ -17,59 +17,58 @@ from dreambooth_core.config.vision_profiles import (
 from dreambooth_core.errors import ConfigError
 
 VARIABLE = r"^[A-Z_][A-Z0-9_]{0,63}$"
-"""Names of environment variables."""
+"""Pattern of names of environment variables."""
 BACKENDS = "dreambooth_core.vision.language.backends"
 Money = Annotated[float, Field(ge=0, le=1e6)]
-"""Currency units, those of the prices."""
+"""Amount in the prices' currency."""
 
 
 class Vision(Section):
-    """A vision-language model that is asked about images; off without a backend."""
+    """Vision-language model for questions about images; off without a backend."""
 
     backend: str | None = None
-    """A file of `vision/language/backends/`: `openai_compatible` (a server, named by `url`) or
-    `local_transformers` (in this process). Off when left out."""
+    """`openai_compatible` (a server, see `url`) or `local_transformers` (loaded into this process): a file
+    of `vision/language/backends/`. Off by default."""
     model: str = ""
-    """What the server calls the model (`glm-4.5v`, `zai-org/GLM-4.5V`), or its folder or Hub id
-    for `local_transformers`."""
+    """Model name in requests (`glm-4.5v`, `zai-org/GLM-4.5V`); for `local_transformers` a folder or Hub
+    id."""
     revision: str | None = None
-    """Of a Hub id, for a local model."""
+    """Revision of the Hub id, for `local_transformers`."""
     url: Address | None = None
-    """Of the server, up to the part before `/chat/completions`: `https://api.z.ai/api/paas/v4`,
-    `http://localhost:8000/v1`. Images are sent there and nowhere else."""
+    """The server's base URL without `/chat/completions`: `https://api.z.ai/api/paas/v4`,
+    `http://localhost:8000/v1`. Images are sent only there."""
     profile: str = "generic"
-    """Which server it is: an entry of `config/vision_profiles.yaml` (`zai`, `vllm`, `sglang`, `ollama`,
+    """Kind of server: an entry of `config/vision_profiles.yaml` (`zai`, `vllm`, `sglang`, `ollama`,
     `transformers_serve`), or `generic`."""
     key: Annotated[str, Field(pattern=VARIABLE)] | None = None
-    """NAME of the environment variable that holds the server's key; never the key itself."""
+    """Name of the environment variable with the API key; never the key itself."""
     thinking: bool | None = None
-    """Whether the model reasons before it answers, where the profile has a switch; the server's default
-    when left out."""
+    """Reasoning before the answer, if the profile has a switch for it; default: the server's."""
     answers: AnswerStyle | None = None
-    """`response_format` of the requests; the profile's when left out. Answers are validated in any case."""
+    """`response_format` of requests; default: the profile's. Answers are validated in any case."""
     temperature: Annotated[float, Field(ge=0.01, le=0.99)] = 0.01
-    """Neither 0 nor 1, which Z.ai's models do not take. At 0.01 a local model decodes greedily."""
+    """Sampling temperature; Z.ai rejects 0 and 1. Local models decode greedily at 0.01."""
     max_tokens: Annotated[int, Field(ge=64, le=10**9)] = 2048
-    """Length of an answer, reasoning included, after which it is cut off."""
+    """Longest answer in tokens, including reasoning; longer ones are cut off."""
     max_side: Annotated[int, Field(ge=64, le=4096)] = 512
-    """Longer side in pixels to which images are brought down, or the profile's limit if that is lower."""
+    """Longer side in pixels to which images are scaled down, or the profile's limit if lower."""
     timeout: Annotated[float, Field(gt=0, le=3600)] = 300.0
-    """Seconds to wait for a whole answer."""
+    """Seconds for a whole response."""
     attempts: Annotated[int, Field(ge=1, le=10)] = 4
-    """Requests per question while the server is busy, broken or out of reach."""
+    """Requests per question while the server is busy, failing or unreachable."""
     requests_per_minute: Positive | None = None
-    """Rate limit of this process."""
+    """Rate limit per process."""
     budget: Money | None = None
-    """What a process may spend, in the prices' currency: a request whose upper bound does not fit any more is
-    not sent, and the run stops. No limit when left out."""
+    """Spending limit per process, in the prices' currency: a request whose upper bound exceeds the rest is
+    not sent, and the run stops. Unlimited by default."""
     input_price: Money | None = None
-    """Per million tokens; the profile's list price when left out."""
+    """Price per million input tokens; default: the profile's list price."""
     output_price: Money | None = None
-    """Per million tokens; the profile's list price when left out."""
+    """Price per million output tokens; default: the profile's list price."""
 
     @property
     def price(self) -> Price | None:
-        """Of a million tokens: the section's own, or the list price; None where neither is known."""
+        """Price per million tokens: this section's, else the list price; None if neither is known."""
         if self.input_price is not None and self.output_price is not None:
             return Price(input=self.input_price, output=self.output_price)
         return list_price(self.profile, self.model)
@@ -79,10 +78,10 @@ class Vision(Section):
     def _names_a_variable(cls, given: object) -> object:
         if given is None or (isinstance(given, str) and re.fullmatch(VARIABLE, given)):
             return given
-        # not a ValueError: pydantic's error would carry the key, which Prefect writes into its log
+        # not a ValueError: pydantic's error would include the key, and Prefect logs it
         raise ConfigError(
-            f"{cls.__name__.lower()}.key must be the name of the environment variable that holds the key, "
-            "such as VISION_KEY (capitals, digits and _, at most 64), and not the key itself"
+            f"{cls.__name__.lower()}.key must be the name of the environment variable with the API key, "
+            "such as VISION_KEY (capitals, digits and _, at most 64), not the key itself"
         )
 
     @field_validator("url")
@@ -101,7 +100,7 @@ class Vision(Section):
     @classmethod
     def _is_known(cls, profile: str) -> str:
         if profile not in server_names():
-            raise ValueError(f"unknown profile; there is: {', '.join(server_names())}")
+            raise ValueError(f"unknown profile; available: {', '.join(server_names())}")
         return profile
 
     @model_validator(mode="after")
@@ -112,7 +111,7 @@ class Vision(Section):
         return self
 
     def _faults(self) -> list[tuple[bool, str]]:
-        """Whether options contradict each other, and the sentence for it."""
+        """(whether it applies, message) for each contradiction between options."""
         backend, known = self.backend, plugins.names(BACKENDS)
         asks_server = backend == "openai_compatible"
         one_price = (self.input_price is None) != (self.output_price is None)
@@ -123,7 +122,7 @@ class Vision(Section):
             ),
             (
                 backend is not None and backend not in known,
-                f"backend is unknown; there is: {', '.join(known)}",
+                f"unknown backend; available: {', '.join(known)}",
             ),
             (backend is not None and not self.model, "backend needs a model: set model"),
             (asks_server and self.url is None, "openai_compatible needs the server's url"),
@@ -131,27 +130,27 @@ class Vision(Section):
                 backend is not None and not asks_server and self.url is not None,
                 f"url has no effect with backend: {backend}, which sends nothing",
             ),
-            (one_price, "input_price and output_price go together: set both"),
+            (one_price, "input_price and output_price must be set together: set both"),
             (
                 asks_server and self.budget is not None and self.price is None,
-                f"budget needs prices, which profile {self.profile} does not have for this model: "
+                f"budget needs prices, and profile {self.profile} has none for this model: "
                 "set input_price and output_price",
             ),
         ]
 
 
 class Judge(Vision):
-    """The vision-language model that scores generated images; that of `vision` when it names none."""
+    """Vision-language model that scores generated images; default: the model of `vision`."""
 
     backend: str | None = "openai_compatible"
     photos: Positive = 3
-    """Instance images sent with each generated image, the first by name."""
+    """Number of instance images sent with each generated image, the first by name."""
     at_once: Positive = 4
-    """Questions that are under way at the same time."""
+    """Concurrent requests."""
 
     @property
     def uses_vision(self) -> bool:
-        """Whether model and server are those of the section `vision`."""
+        """Whether model and server are taken from the section `vision`."""
         return not self.model and self.url is None
 
     def _faults(self) -> list[tuple[bool, str]]:
@@ -166,7 +165,7 @@ class Judge(Vision):
         return [
             (
                 bool(other),
-                f"{', '.join(other)} of a judge without a model has no effect: set it in vision, or give the "
-                "judge a model",
+                f"{', '.join(other)} of a judge without a model has no effect: set it in vision, or set "
+                "evaluation.judge.model",
             )
         ]

@@ -1,4 +1,4 @@
-"""What is known of servers and of vision-language models, read from `vision_profiles.yaml`."""
+"""Profiles of servers and vision-language models, read from `vision_profiles.yaml`."""
 
 import functools
 from collections.abc import Mapping
@@ -21,12 +21,12 @@ class _Entry(BaseModel):
 
 
 class Price(_Entry):
-    """Currency units per million tokens."""
+    """Price per million tokens."""
 
     input: float
     output: float
     cached_input: float | None = None
-    """Of input tokens that the server had in its cache; `input` when left out."""
+    """Price of input tokens from the server's prompt cache; default: `input`."""
 
 
 class Prices(_Entry):
@@ -34,39 +34,40 @@ class Prices(_Entry):
 
     currency: str
     date: str
-    """When it was read, ISO 8601."""
+    """Date of retrieval, ISO 8601."""
     source: str
     per_million_tokens: Mapping[str, Price]
-    """Name of the model in lower case -> price."""
+    """Model name in lower case -> price."""
 
 
 class ServerProfile(_Entry):
-    """How a server with OpenAI's chat interface differs from others."""
+    """Properties of a server with OpenAI's chat interface."""
 
     thinking_off: Mapping[str, Any] = {}
-    """Fields of the request's JSON that switch reasoning off; empty where there is no such switch."""
+    """Request fields that switch reasoning off; empty without such a switch."""
     thinking_on: Mapping[str, Any] = {}
+    """Request fields that switch reasoning on."""
     answers: AnswerStyle
-    """The strictest `response_format` that the server takes; `text` is none."""
+    """The strictest `response_format` that the server supports; `text` omits the field."""
     probabilities: Literal["none", "logprobs"]
     top_logprobs: int = 0
-    """Alternatives per token, at most."""
+    """Maximum of alternatives per token."""
     prices: Prices | None = None
 
 
 class ModelProfile(_Entry):
-    """What is known of a vision-language model."""
+    """Properties of a vision-language model."""
 
     name: str = "*"
-    """Pattern of `fnmatch` for the model's name in lower case."""
+    """`fnmatch` pattern for the model name in lower case."""
     boxes: BoxStyle | None = None
-    """How coordinates are written; None where it is not known."""
+    """Coordinate style of boxes; None if unknown."""
     pixels_per_token: int = 196
-    """Pixels of an image that one token covers; the default overestimates the number of tokens."""
+    """Image pixels per token; the default overestimates the number of tokens."""
     max_side: int = 4096
-    """Longer side of an image in pixels, at most."""
+    """Maximum of the longer side of an image, in pixels."""
     max_images: int | None = None
-    """Images per question, at most; None where no limit is known."""
+    """Maximum of images per question; None without a known limit."""
 
 
 class _Profiles(_Entry):
@@ -80,23 +81,23 @@ def _profiles() -> _Profiles:
 
 
 def server_names() -> list[str]:
-    """Names that `vision.profile` takes."""
+    """Valid values of `vision.profile`."""
     return sorted(_profiles().servers)
 
 
 def server_profile(name: str) -> ServerProfile:
-    """The server of that name; raises `KeyError`."""
+    """The server profile of that name; raises `KeyError`."""
     return _profiles().servers[name]
 
 
 def model_profile(model: str) -> ModelProfile:
-    """The first entry whose pattern matches the model's name, or one without any knowledge."""
+    """The first entry whose pattern matches the model name, else the defaults."""
     name = model.lower()
     found = (one for one in _profiles().models if fnmatchcase(name, one.name))
     return next(found, ModelProfile())
 
 
 def list_price(server: str, model: str) -> Price | None:
-    """The list price of a model on a server, None where the profile has none."""
+    """The list price of a model on a server; None if the profile has none."""
     prices = server_profile(server).prices
     return None if prices is None else prices.per_million_tokens.get(model.lower())

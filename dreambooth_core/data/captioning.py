@@ -1,8 +1,8 @@
-"""Captions by a vision-language model, which name everything but what the identifier must carry.
+"""Captions by a vision-language model, and checks of captions for leaks.
 
-DreamBooth binds to the identifier what no caption explains: a caption that names the subject's own
-colour or material (a leak) gives that to plain words instead. The check for leaks also takes
-captions that people wrote.
+DreamBooth binds to the identifier what captions leave out. A leak is a phrase that describes the
+subject itself (its colour, its material); training binds that property to these words instead. The
+check applies to captions of any origin.
 """
 
 import re
@@ -27,9 +27,9 @@ if TYPE_CHECKING:
 
 Phrase = Annotated[str, StringConstraints(strip_whitespace=True, min_length=1, max_length=200)]
 MAX_WORDS = 60
-"""Of a caption's scene; text encoders of CLIP's kind read 75 tokens."""
+"""Limit of a scene; CLIP text encoders take 75 tokens."""
 NO_MARKUP = re.compile(r"[^{}()\[\]<>|\\\n]+")
-"""A scene without braces, which templates read, and without brackets, which prompt syntaxes read."""
+"""Text without braces (prompt templates) and without brackets (prompt weighting syntaxes)."""
 OWN = "its colours, material, shape, pattern, markings, parts, breed or brand"
 
 SCENE = """\
@@ -77,9 +77,9 @@ class CaptionedPhoto(Record):
     caption: str
     """A prompt template: `a photo of {subject}, on a table`."""
     leaks: tuple[str, ...]
-    """Phrases in it that still describe the subject itself."""
+    """Phrases in it that describe the subject itself."""
     written: bool
-    """Whether it is in the sidecar now; one that was there is kept unless it may be overwritten."""
+    """False if a sidecar appeared meanwhile; it is kept without `overwrite`."""
 
 
 def caption_folder(
@@ -91,9 +91,9 @@ def caption_folder(
 ) -> tuple[list[CaptionedPhoto], list[Finding]]:
     """Write a caption into `<photo>.txt` for every photo of the folder that has none.
 
-    With `overwrite` for all photos. Findings are leaks that a second attempt did not remove, photos
-    that cannot be decoded and those that the model did not describe, which get no caption. Raises
-    `ConfigError` without the folder, and what `VisionLanguageModel.ask` raises besides `Unanswered`.
+    With `overwrite` for all photos. Findings: leaks left after one correction, photos that cannot be
+    decoded, and photos without a usable answer; the last two get no caption. Raises `ConfigError` if the
+    folder does not exist, and the errors of `VisionLanguageModel.ask` except `Unanswered`.
     """
     findings: list[Finding] = []
     photos = _photos(folder, findings)
@@ -118,17 +118,17 @@ def caption_folder(
 def caption_photo(
     model: VisionLanguageModel, image: "Image", subject: Subject
 ) -> tuple[str, tuple[str, ...]]:
-    """A caption template for one photo, and the leaks that are left in it after one correction.
+    """A caption template for one photo, and its leaks left after one correction.
 
-    Identifier and class noun are put in by `{subject}`, once each. Raises `Unanswered`.
+    `{subject}` occurs once, for identifier and class noun. Raises `Unanswered`.
     """
     words = {"noun": subject.class_noun, "own": OWN}
-    talk = Conversation(model)
-    scene = talk.ask(SCENE.format(**words, words=MAX_WORDS), Scene, [image]).value.scene
+    conversation = Conversation(model)
+    scene = conversation.ask(SCENE.format(**words, words=MAX_WORDS), Scene, [image]).value.scene
     leaks = leaks_in(model, image, _caption(scene), subject)
     if leaks:
         phrases = ", ".join(map(quoted, leaks))
-        scene = talk.ask(AGAIN.format(**words, phrases=phrases), Scene).value.scene
+        scene = conversation.ask(AGAIN.format(**words, phrases=phrases), Scene).value.scene
         leaks = leaks_in(model, image, _caption(scene), subject)
     return _caption(scene), leaks
 
@@ -136,10 +136,10 @@ def caption_photo(
 def leaks_in(
     model: VisionLanguageModel, image: "Image", caption: str, subject: Subject
 ) -> tuple[str, ...]:
-    """Phrases of a caption that describe the subject itself, as the model sees the image.
+    """Phrases of a caption that describe the subject itself, judged by the model with the image.
 
-    Each is literally in the filled caption, or the model is corrected. Raises `Unanswered`, and
-    `ValueError` for a caption with unknown braces.
+    Validated to be substrings of the filled caption. Raises `Unanswered`, and `ValueError` for a
+    caption with unknown placeholders.
     """
     filled = subject.fill(caption)
 
@@ -167,10 +167,10 @@ def check_captions(
     rules: config.Dataset,
     model: VisionLanguageModel | None = None,
 ) -> list[Finding]:
-    """What is wrong with the captions beside the photos, whether people or a model wrote them.
+    """Findings about the captions of a folder, of any origin.
 
-    Without a model: the identifier exactly once, the class noun, no words between the two. With one
-    also leaks. Raises as `caption_folder` does.
+    Checks: identifier exactly once, class noun present, no words between the two; with a model also
+    leaks. Raises the errors of `caption_folder`.
     """
     findings: list[Finding] = []
     photos = _photos(folder, findings)
@@ -188,7 +188,7 @@ def check_captions(
 
 
 def wording_findings(source: Path, caption: str, subject: Subject) -> list[Finding]:
-    """What the words of a filled caption alone show to be wrong."""
+    """Findings from the text of a filled caption alone."""
     identifier, noun = subject.identifier, subject.class_noun
     count = len(_occurrences(identifier, caption))
     remedy = "write {subject} once, where it names the subject"
@@ -209,12 +209,12 @@ def wording_findings(source: Path, caption: str, subject: Subject) -> list[Findi
 
 def _photos(folder: Path, findings: list[Finding]) -> list[Path]:
     if not folder.is_dir():
-        raise ConfigError(f"there is no folder {folder} with photos: name one")
+        raise ConfigError(f"folder {folder} does not exist: give a folder of photos")
     return files.candidates(folder, findings)[0]
 
 
 def _decoded(photo: Path, rules: config.Dataset) -> "Image":
-    """Raises `ImageRefused`."""
+    """The decoded photo; raises `ImageRefused`."""
     return images.decode(photo_bytes(photo, rules.max_bytes), rules.max_pixels).image
 
 
@@ -223,9 +223,9 @@ def _caption(scene: str) -> str:
 
 
 def _write(sidecar: Path, caption: str, overwrite: bool) -> bool:
-    """Whether it was written; a file that is there is kept without `overwrite`."""
+    """Whether it was written; an existing file is kept without `overwrite`."""
     if overwrite:
-        sidecar.unlink(missing_ok=True)  # through a link another file would be overwritten
+        sidecar.unlink(missing_ok=True)  # writing through a link would change its target
     try:
         with sidecar.open("x", encoding="utf-8") as file:
             file.write(f"{caption}\n")
@@ -241,13 +241,13 @@ def _occurrences(word: str, caption: str) -> Sequence[str]:
 
 def _leaking(source: Path, leaks: Sequence[str], subject: Subject) -> Finding:
     measure = f"describes the {subject.class_noun} itself: {printable(', '.join(leaks))[:200]}"
-    limit = f"nothing that {subject.identifier} must carry"
+    limit = f"no property of the {subject.class_noun} itself"
     return about("soft", source, "caption leak", measure, limit, "remove these words")
 
 
 def _without(photo: Path, error: Exception) -> Finding:
     measure = f"got no caption: {printable(str(error))[:200]}"
-    return about("soft", photo, "caption", measure, "a caption", "write one, or try again")
+    return about("soft", photo, "caption", measure, "a caption", "write one, or run it again")
 
 
 def _unchecked(source: Path, error: Exception) -> Finding:

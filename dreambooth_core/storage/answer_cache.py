@@ -1,4 +1,4 @@
-"""Answers of vision-language models, kept in the store by the digest of all that decides them."""
+"""Cache of vision-language models' answers in the store, keyed by the digest of their inputs."""
 
 from dreambooth_core.errors import NotFound
 from dreambooth_core.storage.blobs import RENEW_SECONDS
@@ -6,26 +6,26 @@ from dreambooth_core.storage.stores import Store, renew
 
 
 class StoredAnswers:
-    """Keeps each answer under `answers/<key>/result.json`, as cached stages do."""
+    """Stores each answer as `answers/<key>/result.json`, the layout of cached stages."""
 
     def __init__(self, store: Store) -> None:
         self._store = store
 
     def get(self, key: str) -> bytes | None:
-        """The answer of that key (64 hex digits), None without one; raises `StorageError`.
+        """The answer of a key (64 hex digits), None if absent; raises `StorageError`.
 
-        An answer that is found counts as new for `dreambooth gc`.
+        Refreshes its timestamp, so that `dreambooth gc` keeps it.
         """
         try:
-            renew(self._store, _place(key), RENEW_SECONDS)
-            return self._store.get(_place(key))
+            renew(self._store, _object_key(key), RENEW_SECONDS)
+            return self._store.get(_object_key(key))
         except NotFound:
             return None
 
     def put(self, key: str, data: bytes) -> None:
-        """Keep an answer, in place of an earlier one, which may be damaged; raises `StorageError`."""
-        self._store.put(_place(key), data)
+        """Store an answer, replacing an earlier one; raises `StorageError`."""
+        self._store.put(_object_key(key), data)
 
 
-def _place(key: str) -> str:
+def _object_key(key: str) -> str:
     return f"answers/{key}/result.json"

@@ -1,12 +1,12 @@
-"""Vision-language models: images and a question in, a validated answer out. They write text only.
+"""Vision-language models: images and a question in, a validated answer out; text output only.
 
-Nothing is sent anywhere unless a config names a server (`vision.url`).
+Nothing is sent unless a config sets a server (`vision.url`).
 
     model.py        VisionLanguageModel: ask (schema), choose (probabilities), locate (boxes); Conversation
-    messages.py     what is asked: text, images, video frames
-    answers.py      the JSON in what a model wrote, validated against a schema; what an answer cost
-    boxes.py        coordinates in what a model wrote, as fractions of width and height
+    messages.py     requests: text, images, video frames
+    answers.py      JSON of a response, validated against a schema; tokens and cost of an answer
+    boxes.py        bounding boxes of a response, as fractions of width and height
     images.py       images as PNG without metadata, of bounded size
-    spending.py     budget, rate limit and counts of a process
-    backends/       one file each: servers with OpenAI's chat interface, models in this process
+    spending.py     budget, rate limit and counts per process
+    backends/       one file each: servers with OpenAI's chat interface, models loaded into this process
 """

@@ -1,4 +1,4 @@
-"""The JSON in what a model wrote, among reasoning, fences and prose, validated against a schema."""
+"""JSON objects in a response with reasoning, code fences and prose, validated against a schema."""
 
 import json
 from collections.abc import Iterator
@@ -15,13 +15,13 @@ _DECODER = json.JSONDecoder()
 
 @dataclass(frozen=True)
 class Usage:
-    """Tokens of one or more requests: as the server counted them, or an upper bound where it did not."""
+    """Tokens of one or more requests: the server's counts, or an upper bound without them."""
 
     input: int = 0
     output: int = 0
-    """Reasoning included."""
+    """Including reasoning."""
     cached_input: int = 0
-    """Of `input`: those that the server had in its cache."""
+    """Those of `input` that the server read from its prompt cache."""
 
     def __add__(self, other: "Usage") -> "Usage":
         return Usage(
@@ -33,42 +33,42 @@ class Usage:
 
 @dataclass(frozen=True)
 class Answer(Generic[T]):
-    """A validated answer, and what it took."""
+    """A validated answer with its tokens, cost and latency."""
 
     value: T
     text: str
-    """What the model wrote, without its reasoning."""
+    """The response without reasoning."""
     reasoning: str
-    """Empty where the model gave none."""
+    """Empty if the response has none."""
     usage: Usage
-    """Of the responses that led to it; what failed attempts cost is in the account alone."""
+    """Tokens of the responses behind this answer; failed attempts are counted in `Account` only."""
     cost: float | None
-    """Of that usage, in the prices' currency; None where no price is known."""
+    """Cost of `usage` in the prices' currency; None without a known price."""
     seconds: float
-    """Latency, from the question to the validated answer."""
+    """Latency from the first request to the validated answer."""
     requests: int
-    """Two or more after a retry or a corrective re-ask."""
+    """More than one after a retry or a correction."""
     model: str
     cached: bool = False
-    """Found in the cache: usage, cost, seconds and requests are those of the first time."""
+    """Read from the cache: usage, cost, seconds and requests are those of the original answer."""
 
 
 @dataclass(frozen=True)
 class Choice:
-    """Probabilities of given options."""
+    """Probabilities of the given options."""
 
     probabilities: dict[str, float]
     """Option -> probability; they sum to 1."""
     mass: float
-    """Probability that the model begins its answer with any of the options, in (0, 1]; with little mass the
-    probabilities say little."""
+    """Total probability of all options as first token, before normalisation, in (0, 1]; a low mass makes
+    `probabilities` unreliable."""
     cached: bool = False
 
 
 def parsed(text: str, schema: type[A]) -> A:
-    """The last object in `text` that fits the schema: models reason first, and repeat themselves.
+    """The last JSON object in `text` that fits the schema; reasoning and earlier drafts precede it.
 
-    Raises `ValueError` with one sentence for the model that names what is wrong with its last object.
+    Raises `ValueError` with the validation errors of the last object; used as the correction's text.
     """
     faults = []
     for found in reversed(list(_objects(without_reasoning(text)))):
@@ -79,25 +79,25 @@ def parsed(text: str, schema: type[A]) -> A:
     raise ValueError(faults[0] if faults else "it holds no JSON object")
 
 
-def asked_for(schema: type[BaseModel]) -> str:
-    """The sentence that asks for an answer of this schema."""
+def schema_instruction(schema: type[BaseModel]) -> str:
+    """The instruction that requests an answer of this schema."""
     shape = json.dumps(schema.model_json_schema(), separators=(",", ":"))
     return f"Answer with one JSON object and nothing else. It must fit this JSON schema: {shape}"
 
 
 def without_reasoning(text: str) -> str:
-    """What follows the reasoning; some servers leave out the mark that opens it."""
+    """The text after `</think>`; some servers omit the opening `<think>`."""
     return text.rpartition("</think>")[2].partition("<think>")[0]
 
 
 def reasoning_in(text: str) -> str:
-    """The reasoning in a model's text, empty without any."""
+    """The reasoning in a response, empty if there is none."""
     before, closing, after = text.rpartition("</think>")
     return (before if closing else after.partition("<think>")[2]).replace("<think>", "").strip()
 
 
 def _objects(text: str) -> Iterator[dict[str, Any]]:
-    """All objects in the text that are inside no other."""
+    """All outermost JSON objects in the text."""
     place = text.find("{")
     while place >= 0:
         try:

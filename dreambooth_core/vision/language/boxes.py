@@ -1,4 +1,4 @@
-"""Bounding boxes in what a model wrote, whatever its style of coordinates, as fractions of the image."""
+"""Bounding boxes of a response, converted from the model's coordinates to fractions of the image."""
 
 import re
 from dataclasses import dataclass
@@ -31,8 +31,8 @@ class Box:
     bottom: float
 
 
-def asked_for_boxes(style: BoxStyle, size: tuple[int, int]) -> str:
-    """The sentence that asks for boxes in a style of coordinates, in an image of (width, height) pixels."""
+def boxes_instruction(style: BoxStyle, size: tuple[int, int]) -> str:
+    """The instruction that requests boxes in a coordinate style; `size` is (width, height) in pixels."""
     units = _ASKED[style].format(width=size[0], height=size[1])
     return (
         "Answer with the bounding boxes and nothing else, as [[x1, y1, x2, y2], ...] with the top left and "
@@ -41,15 +41,15 @@ def asked_for_boxes(style: BoxStyle, size: tuple[int, int]) -> str:
 
 
 def boxes_in(text: str, style: BoxStyle, size: tuple[int, int]) -> tuple[Box, ...]:
-    """The boxes in a model's text, in its order; brackets of any kind, with or without GLM's box marks.
+    """The boxes in a response, in its order; brackets of any kind, with or without GLM's box marks.
 
-    `size` is (width, height) in pixels of the image as the model got it. An empty list gives no box.
-    Raises `ValueError` with one sentence for the model: no box and no empty list, coordinates out of
-    range, corners in the wrong order.
+    `size` is (width, height) in pixels of the image as sent. An empty list gives no box. Raises
+    `ValueError` without a box or an empty list, for coordinates out of range and for swapped corners;
+    its message is used as the correction's text.
     """
     answer = without_reasoning(text)
     marked = " ".join(_MARKED.findall(answer))
-    # the marks also enclose final answers of other kinds
+    # GLM also encloses final answers other than boxes in these marks
     source = marked if _BOX.search(marked) or _EMPTY.search(marked) else answer
     found = _BOX.findall(source)
     if not found and not _EMPTY.search(source):

@@ -1,4 +1,4 @@
-"""Images as vision-language models get them: PNG, pixels only, of bounded size."""
+"""Encodes images for requests: PNG of bounded size without metadata."""
 
 import base64
 import io
@@ -14,10 +14,10 @@ MAX_PIXELS = 100_000_000
 
 
 def encoded(image: "Image", max_side: int) -> bytes:
-    """A PNG without EXIF, position, profile or text; its longer side is `max_side` pixels at most.
+    """The image as PNG without EXIF, GPS position, colour profile or text; longer side at most `max_side`.
 
-    The same image always gives the same bytes. Raises `Unanswered` for an image of more than
-    `MAX_PIXELS`, which is not decoded, and for one whose file is damaged.
+    Deterministic. Raises `Unanswered` for an image of more than `MAX_PIXELS`, before decoding, and
+    for a damaged file.
     """
     from PIL import Image as Pillow
     from PIL import ImageOps
@@ -25,15 +25,15 @@ def encoded(image: "Image", max_side: int) -> bytes:
     width, height = image.size
     if width * height > MAX_PIXELS:
         raise Unanswered(
-            f"an image of {width} x {height} pixels is larger than the {MAX_PIXELS // 10**6} megapixels "
-            "that are decoded for a vision-language model: make it smaller"
+            f"an image of {width} x {height} pixels exceeds the limit of {MAX_PIXELS // 10**6} megapixels "
+            "for vision-language models: scale it down"
         )
     try:
         upright = ImageOps.exif_transpose(image).convert("RGB")
     except (OSError, ValueError, SyntaxError) as error:
         raise Unanswered(f"an image cannot be decoded: {error}") from error
     upright.thumbnail((max_side, max_side), Pillow.Resampling.LANCZOS)
-    # a new image, since `upright` keeps the metadata of the old one
+    # a new image, because `upright` keeps the metadata
     plain = Pillow.new("RGB", upright.size)
     plain.paste(upright)
     file = io.BytesIO()
@@ -42,5 +42,5 @@ def encoded(image: "Image", max_side: int) -> bytes:
 
 
 def data_url(png: bytes) -> str:
-    """The image inside a URL, as chat messages carry it."""
+    """The image as `data:` URL for a chat message."""
     return f"data:image/png;base64,{base64.b64encode(png).decode()}"

@@ -1,4 +1,4 @@
-"""What a vision-language model is asked: messages of text and images."""
+"""Messages of text and images for a vision-language model."""
 
 import json
 from collections.abc import Iterable, Sequence
@@ -14,7 +14,7 @@ QUOTED_CHARACTERS = 4000
 
 @dataclass(frozen=True)
 class Picture:
-    """An image, and a line of text in front of it (`Image 1:`), empty for none."""
+    """An image with an optional line of text before it (`Image 1:`)."""
 
     image: "Image"
     label: str = ""
@@ -22,7 +22,7 @@ class Picture:
 
 @dataclass(frozen=True)
 class Message:
-    """One turn; its images come before its text."""
+    """One turn of a conversation; images precede the text."""
 
     role: Role
     text: str
@@ -31,7 +31,7 @@ class Message:
 
 @dataclass(frozen=True)
 class EncodedPicture:
-    """An image as the model gets it."""
+    """An image as sent to the model."""
 
     png: bytes
     size: tuple[int, int]
@@ -49,22 +49,21 @@ class EncodedMessage:
 
 
 def question(text: str, images: "Iterable[Image | Picture]" = ()) -> Message:
-    """A user's message; the images in this order."""
+    """A user message with images in the given order."""
     pictures = (one if isinstance(one, Picture) else Picture(one) for one in images)
     return Message("user", text, tuple(pictures))
 
 
 def video_frames(frames: "Sequence[tuple[float, Image]]") -> tuple[Picture, ...]:
-    """Frames of a video, each (seconds since its start, image), labelled with their time."""
+    """Video frames, given as (seconds from the start, image), labelled with their time."""
     return tuple(Picture(image, f"Frame at {seconds:.2f} s:") for seconds, image in frames)
 
 
 def quoted(text: str, limit: int = QUOTED_CHARACTERS) -> str:
-    """Text by others (a caption, a file name) for use inside a question: data, not an instruction.
+    """Untrusted text (a caption, a file name) as a JSON string, marked as data, for use in a question.
 
-    One JSON string of at most `limit` characters, introduced as data, without control characters and
-    with `<` and `[` escaped, so that chat templates and tokenizers find no token of theirs
-    (`<|user|>`, `<image>`, `[INST]`) in it.
+    At most `limit` characters, no control characters; `<` and `[` are escaped so that the string has
+    no control token of a chat template (`<|user|>`, `<image>`, `[INST]`).
     """
     plain = "".join(char if char.isprintable() else " " for char in text)[:limit]
     escaped = json.dumps(plain, ensure_ascii=False)

@@ -1,4 +1,4 @@
-"""A vision-language model of a config: validated answers, probabilities of options, boxes."""
+"""The vision-language model of a config: validated answers, probabilities of options, boxes."""
 
 import json
 import time
@@ -14,9 +14,15 @@ from dreambooth_core.config import Vision
 from dreambooth_core.config.vision_profiles import model_profile
 from dreambooth_core.digests import digest_json, digest_of
 from dreambooth_core.errors import ConfigError, Unanswered
-from dreambooth_core.vision.language.answers import Answer, Choice, Usage, asked_for, parsed
+from dreambooth_core.vision.language.answers import (
+    Answer,
+    Choice,
+    Usage,
+    parsed,
+    schema_instruction,
+)
 from dreambooth_core.vision.language.backends import open_backend
-from dreambooth_core.vision.language.boxes import Box, asked_for_boxes, boxes_in
+from dreambooth_core.vision.language.boxes import Box, boxes_in, boxes_instruction
 from dreambooth_core.vision.language.images import encoded
 from dreambooth_core.vision.language.messages import (
     EncodedMessage,
@@ -34,44 +40,44 @@ A = TypeVar("A", bound=BaseModel)
 T = TypeVar("T")
 
 CODE_VERSION = 1
-"""Raised by hand when the same messages would be asked otherwise; part of the cache's keys."""
+"""Part of cache keys; incremented by hand when the request built from the same messages changes."""
 _DECIDING = {
     *("backend", "model", "revision", "url", "profile"),
     *("thinking", "answers", "temperature", "max_tokens", "max_side"),
 }
-"""Options that decide what is answered."""
+"""Options that affect answers."""
 
 
 class AnswerCache(Protocol):
-    """Keeps answers by a key of 64 hex digits (`storage.answer_cache` keeps them in the store)."""
+    """Answers by key of 64 hex digits; `storage.answer_cache` implements it on the store."""
 
     def get(self, key: str) -> bytes | None:
-        """What was kept, None for nothing."""
+        """The stored answer, None if absent."""
         ...
 
     def put(self, key: str, data: bytes) -> None:
-        """Keep, in place of what was kept before."""
+        """Store an answer, replacing an earlier one."""
         ...
 
 
 def deciding(config: Vision) -> dict[str, object]:
-    """The options that decide what is answered, for keys of caches and names of scores."""
+    """The options that affect answers, for cache keys and names of scores."""
     return config.model_dump(mode="json", include=_DECIDING)
 
 
 class VisionLanguageModel:
-    """Answers questions about images; a context manager, may be asked from several threads at once.
+    """Client for questions about images; a context manager, thread-safe.
 
-    Methods raise `Unanswered` when one question has no usable answer, which is counted, and another
-    `StageFailed` when no question will be answered (key refused, server down, budget spent).
+    Methods raise `Unanswered` (and count a failure) when one question has no usable answer, and any
+    other `StageFailed` when no request can succeed (key refused, server down, budget spent).
     """
 
     def __init__(
         self, config: Vision, cache: AnswerCache | None = None, account: Account | None = None
     ) -> None:
-        """Load nothing and send nothing yet; raises `ConfigError` without a backend or its key.
+        """Open the backend without loading or sending; raises `ConfigError` without a backend or key.
 
-        `account` is the process's for this model when left out.
+        `account` defaults to the process-wide account of this model.
         """
         self._config, self._cache = config, cache
         self._profile = model_profile(config.model)
@@ -87,17 +93,20 @@ class VisionLanguageModel:
     def ask(self, messages: Sequence[Message], schema: type[A]) -> Answer[A]:
         """The model's answer to the last message, validated against the schema.
 
-        An answer that does not fit is sent back once, with what is wrong with it.
+        An invalid answer is sent back once together with its validation errors.
         """
         return self._answered(
-            self._encoded(messages), asked_for(schema), lambda text: parsed(text, schema), schema
+            self._encoded(messages),
+            schema_instruction(schema),
+            lambda text: parsed(text, schema),
+            schema,
         )
 
     def choose(self, messages: Sequence[Message], options: Sequence[str]) -> Choice | None:
         """Probabilities of 2 to 20 options as the answer to the last message.
 
-        The options are offered as letters in this order, and a model may prefer the first: ask in
-        several orders where that counts. None where the backend has no probabilities.
+        Options are presented as letters in this order; models can be biased towards a position, so
+        average over several orders if needed. None if the backend has no probabilities.
         """
         if not 2 <= len(options) == len({*options}) <= 20:
             raise ConfigError("choose() takes 2 to 20 different options")
@@ -121,20 +130,20 @@ class VisionLanguageModel:
         return choice
 
     def locate(self, image: "Image", subject: str) -> Answer[tuple[Box, ...]]:
-        """Boxes of all `subject` ("red mug") in an image, empty where there is none.
+        """Boxes of every `subject` ("red mug") in an image, empty without one.
 
-        Raises `ConfigError` when the profiles do not know how this model writes coordinates.
+        Raises `ConfigError` if the model's profile has no coordinate style.
         """
         style = self._profile.boxes
         if style is None:
             raise ConfigError(
-                f"the style of boxes that {self._config.model} writes is not known: use a model that "
-                "config/vision_profiles.yaml has, or add a line for it there"
+                f"the coordinate style of boxes is not known for {self._config.model}: use a model of "
+                "config/vision_profiles.yaml, or add an entry there"
             )
         messages = self._encoded([question(f"Locate every {subject} in the image.", [image])])
         size = messages[0].pictures[0].size
         return self._answered(
-            messages, asked_for_boxes(style, size), lambda text: boxes_in(text, style, size), None
+            messages, boxes_instruction(style, size), lambda text: boxes_in(text, style, size), None
         )
 
     def _answered(
@@ -144,38 +153,38 @@ class VisionLanguageModel:
         read: Callable[[str], T],
         schema: type[BaseModel] | None,
     ) -> Answer[T]:
-        """From the cache, or asked and kept; `read` raises `ValueError` for a text that does not fit."""
+        """From the cache, else requested and cached; `read` raises `ValueError` for an invalid text."""
         key = self._key(messages, instruction, schema and schema.model_json_schema())
         found = self._cached(key, lambda document: _answer(document, read, cached=True))
         if found is not None:
             return found
         prompt = _with_instruction(messages, instruction)
         with self._counted_failures():
-            document = self._asked(prompt, instruction, read, schema)
+            document = self._requested(prompt, instruction, read, schema)
         self._keep(key, document)
         return _answer(document, read, cached=False)
 
-    def _asked(
+    def _requested(
         self,
         prompt: tuple[EncodedMessage, ...],
         instruction: str,
         read: Callable[[str], object],
         schema: type[BaseModel] | None,
     ) -> dict[str, Any]:
-        """The fields of an `Answer` whose text `read` accepts, after one corrective re-ask at most."""
+        """The fields of an `Answer` whose text `read` accepts, after at most one correction."""
         started, messages, usage, requests = time.monotonic(), prompt, Usage(), 0
         fault = ""
         for _ in range(2):
-            wrote = self._backend.complete(messages, schema)
-            usage, requests = usage + wrote.usage, requests + wrote.requests
+            completion = self._backend.complete(messages, schema)
+            usage, requests = usage + completion.usage, requests + completion.requests
             try:
-                read(wrote.text)
+                read(completion.text)
             except ValueError as error:
-                fault = str(error) + (", cut off at vision.max_tokens" if wrote.cut else "")
+                fault = str(error) + (", cut off at vision.max_tokens" if completion.cut else "")
             else:
                 return {
-                    "text": wrote.text,
-                    "reasoning": wrote.reasoning,
+                    "text": completion.text,
+                    "reasoning": completion.reasoning,
                     "usage": asdict(usage),
                     "cost": self.account.cost(usage),
                     "seconds": round(time.monotonic() - started, 3),
@@ -185,14 +194,14 @@ class VisionLanguageModel:
             correction = f"Your answer does not fit: {fault}. {instruction}"
             messages = (
                 *prompt,
-                EncodedMessage("assistant", wrote.text),
+                EncodedMessage("assistant", completion.text),
                 EncodedMessage("user", correction),
             )
-        raise Unanswered(f"{self._config.model} gave two answers that do not fit: {fault}")
+        raise Unanswered(f"{self._config.model} gave two invalid answers, the last: {fault}")
 
     @contextmanager
     def _counted_failures(self) -> Iterator[None]:
-        """Count an `Unanswered` that leaves the block."""
+        """Count a failure when the block raises `Unanswered`."""
         try:
             yield
         except Unanswered:
@@ -200,7 +209,7 @@ class VisionLanguageModel:
             raise
 
     def _encoded(self, messages: Sequence[Message]) -> tuple[EncodedMessage, ...]:
-        """With images as PNG of at most the side that config and profile allow."""
+        """Messages with images as PNG, limited to `max_side` of config and profile."""
         with self._counted_failures():
             self._check_number(messages)
             side = min(self._config.max_side, self._profile.max_side)
@@ -214,24 +223,24 @@ class VisionLanguageModel:
             )
 
     def _check_number(self, messages: Sequence[Message]) -> None:
-        """Raises `Unanswered` for more images than the model takes."""
+        """Raises `Unanswered` for more images than the model accepts."""
         count = sum(len(message.pictures) for message in messages)
         limit = self._profile.max_images
         if limit is not None and count > limit:
             raise Unanswered(
-                f"{self._config.model} takes {limit} images per question at most, not {count}"
+                f"{self._config.model} accepts at most {limit} images per question, not {count}"
             )
 
-    def _key(self, messages: Sequence[EncodedMessage], *asked: object) -> str:
-        """Digest of all that decides the answer: options, texts, pixels, what is asked for."""
+    def _key(self, messages: Sequence[EncodedMessage], *request: object) -> str:
+        """Digest of all inputs of an answer: options, texts, pixels, and the instruction or schema."""
         turns = [
             [m.role, m.text, [[picture.label, digest_of(picture.png)] for picture in m.pictures]]
             for m in messages
         ]
-        return digest_json([CODE_VERSION, deciding(self._config), turns, asked])
+        return digest_json([CODE_VERSION, deciding(self._config), turns, request])
 
     def _cached(self, key: str, read: Callable[[dict[str, Any]], T]) -> T | None:
-        """What is kept under the key, None without it or when it is damaged or made by other code."""
+        """The cached answer, None if it is absent, damaged or of an incompatible version."""
         data = None if self._cache is None else self._cache.get(key)
         if data is None:
             return None
@@ -243,20 +252,20 @@ class VisionLanguageModel:
         return found
 
     def _keep(self, key: str, document: dict[str, Any]) -> None:
-        """Count a new answer, and put it into the cache."""
+        """Count a new answer and cache it."""
         self.account.count(answers=1)
         if self._cache is not None:
             self._cache.put(key, json.dumps(document).encode())
 
 
 class Conversation:
-    """Several turns with one model, which gets all earlier ones again with each question.
+    """Several turns with one model; each request contains all earlier turns without their reasoning.
 
-    Earlier reasoning is left out. A question without a usable answer leaves no trace.
+    A question without a usable answer is not part of later requests.
     """
 
     def __init__(self, model: VisionLanguageModel, system: str = "") -> None:
-        """`system` is the system message, none when empty."""
+        """`system` is the system message; empty for none."""
         self._model = model
         self.messages: tuple[Message, ...] = (Message("system", system),) if system else ()
 
@@ -264,21 +273,21 @@ class Conversation:
         self, text: str, schema: type[A], images: "Iterable[Image | Picture]" = ()
     ) -> Answer[A]:
         """The answer to the next question; see `VisionLanguageModel.ask`."""
-        asked = (*self.messages, question(text, images))
-        answer = self._model.ask(asked, schema)
-        self.messages = (*asked, Message("assistant", answer.text))
+        messages = (*self.messages, question(text, images))
+        answer = self._model.ask(messages, schema)
+        self.messages = (*messages, Message("assistant", answer.text))
         return answer
 
 
 def _encoded_picture(picture: Picture, side: int) -> EncodedPicture:
     png = encoded(picture.image, side)
-    # width and height are the first fields of a PNG's first chunk
+    # width and height from the IHDR chunk
     size = (int.from_bytes(png[16:20], "big"), int.from_bytes(png[20:24], "big"))
     return EncodedPicture(png, size, picture.label)
 
 
 def _answer(document: dict[str, Any], read: Callable[[str], T], cached: bool) -> Answer[T]:
-    """From the fields that `_asked` gives."""
+    """An `Answer` from the fields of `_requested`."""
     usage, value = Usage(**document["usage"]), read(document["text"])
     return Answer(**{**document, "usage": usage, "value": value, "cached": cached})
 
@@ -286,7 +295,7 @@ def _answer(document: dict[str, Any], read: Callable[[str], T], cached: bool) ->
 def _with_instruction(
     messages: Sequence[EncodedMessage], instruction: str
 ) -> tuple[EncodedMessage, ...]:
-    """The messages with an instruction at the end of the last one's text."""
+    """The messages with an instruction appended to the last one."""
     *before, last = messages
     return (*before, replace(last, text=f"{last.text}\n\n{instruction}"))
 
@@ -294,6 +303,6 @@ def _with_instruction(
 def _choice(options: Sequence[str], shares: Sequence[float], cached: bool) -> Choice:
     mass = sum(shares)
     if mass <= 0:
-        raise Unanswered("the model gives no probability to any of the options")
+        raise Unanswered("all options have probability 0 as the first token")
     chances = {one: share / mass for one, share in zip(options, shares, strict=True)}
     return Choice(chances, min(mass, 1.0), cached)

@@ -1,4 +1,4 @@
-"""What a process asks of a vision-language model: its budget, its rate, and the counts of both."""
+"""Budget, rate limit and counts of a process's requests to a vision-language model."""
 
 import functools
 import threading
@@ -14,18 +14,18 @@ from dreambooth_core.vision.language.answers import Usage
 
 @dataclass(frozen=True)
 class Counts:
-    """What was asked so far."""
+    """Requests and their results so far."""
 
     requests: int = 0
     answers: int = 0
-    """Validated ones, those from the cache not included."""
+    """Validated answers, without those from the cache."""
     cached: int = 0
     """Answers from the cache."""
     failures: int = 0
     """Questions without a usable answer."""
     usage: Usage = field(default_factory=Usage)
     cost: float = 0.0
-    """In the prices' currency; 0 where no price is known."""
+    """In the prices' currency; 0 without a known price."""
 
     def __str__(self) -> str:
         return (
@@ -36,7 +36,7 @@ class Counts:
 
 
 class Account:
-    """Books requests against a budget and a rate limit; may be used from several threads."""
+    """Enforces a budget and a rate limit on requests; thread-safe."""
 
     def __init__(
         self,
@@ -44,7 +44,7 @@ class Account:
         requests_per_minute: int | None = None,
         price: Price | None = None,
     ) -> None:
-        """`budget` is in the price's currency and needs a price; None is no limit."""
+        """`budget` is in the price's currency and requires `price`; None is unlimited."""
         self._budget, self._price = budget, price
         self._interval = 60 / requests_per_minute if requests_per_minute else 0.0
         self._next = 0.0
@@ -58,7 +58,7 @@ class Account:
         return self._counts
 
     def cost(self, usage: Usage) -> float | None:
-        """Of that many tokens; None where no price is known."""
+        """Cost in the price's currency; None without a known price."""
         price = self._price
         if price is None:
             return None
@@ -68,9 +68,9 @@ class Account:
         return sum(parts) / 1e6
 
     def book(self, bound: Usage) -> None:
-        """Set aside what a request costs at most, then wait until the rate limit allows it.
+        """Reserve a request's maximum cost, then wait until the rate limit allows it.
 
-        Raises `StageFailed`, without waiting, when the budget does not have that much left.
+        Raises `StageFailed` at once when the rest of the budget is smaller.
         """
         cost = self.cost(bound) or 0.0
         with self._lock:
@@ -78,7 +78,7 @@ class Account:
             if self._budget is not None and spent + cost > self._budget:
                 raise StageFailed(
                     f"the next question may cost {cost:.4f} and {spent:.4f} of vision.budget "
-                    f"{self._budget:g} is spent: raise vision.budget, or ask less"
+                    f"{self._budget:g} is spent: raise vision.budget, or send fewer questions"
                 )
             self._booked += cost
             start = max(self._next, time.monotonic())
@@ -86,7 +86,7 @@ class Account:
         time.sleep(max(0.0, start - time.monotonic()))
 
     def settle(self, bound: Usage, used: Usage | None) -> None:
-        """Replace a booking by what was used, or count all of it where that is not known (None)."""
+        """Replace a reservation by the actual usage; None counts the reservation in full."""
         used = bound if used is None else used
         with self._lock:
             counts = self._counts
@@ -99,7 +99,7 @@ class Account:
             )
 
     def count(self, answers: int = 0, cached: int = 0, failures: int = 0) -> None:
-        """Count questions by how they ended."""
+        """Add to the counts of answers, cached answers and failures."""
         with self._lock:
             counts = self._counts
             self._counts = replace(
@@ -118,7 +118,7 @@ class Account:
 
 
 def account_of(config: Vision) -> Account:
-    """The account of this process for a server, a model and their limits, shared by all who ask it."""
+    """The process-wide account of a backend, URL, model, key and their limits."""
     where = (config.backend, config.url, config.model, config.key)
     return _account(where, config.budget, config.requests_per_minute, config.price)
 

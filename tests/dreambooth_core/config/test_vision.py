@@ -1,4 +1,4 @@
-"""The section `vision`, the judge that may use it, and the profiles of servers and models."""
+"""The sections `vision` and `evaluation.judge`, and the profiles of servers and models."""
 
 import pytest
 import yaml
@@ -44,7 +44,7 @@ def test_a_judge_without_a_model_uses_that_of_vision():
     assert (again, again.judge) == (config, judge)
 
 
-def test_a_judge_of_its_own_takes_nothing_from_vision():
+def test_a_judge_with_a_model_ignores_vision():
     own = {"url": "http://other/v1", "model": "n"}
     config = config_of(vision={**SERVER, "max_side": 99}, evaluation={"judge": own})
     assert (config.judge.url, config.judge.model, config.judge.max_side) == (*own.values(), 512)
@@ -67,12 +67,12 @@ def test_a_judge_without_any_model_is_refused():
     [
         ({"url": "https://h/v1"}, "no effect without backend"),
         ({"model": "m"}, "no effect without backend"),
-        ({"backend": "cloud", "model": "m"}, "there is: local_transformers, openai_compatible"),
+        ({"backend": "cloud", "model": "m"}, "available: local_transformers, openai_compatible"),
         ({"backend": "openai_compatible", "url": "https://h/v1"}, "needs a model"),
         ({"backend": "openai_compatible", "model": "m"}, "needs the server's url"),
         ({**SERVER, "backend": "local_transformers"}, "which sends nothing"),
-        ({**SERVER, "profile": "acme"}, "there is: generic, ollama, sglang"),
-        ({**SERVER, "input_price": 1}, "go together"),
+        ({**SERVER, "profile": "acme"}, "available: generic, ollama, sglang"),
+        ({**SERVER, "input_price": 1}, "set together"),
         ({**SERVER, "budget": 1}, "needs prices"),
         ({**SERVER, "profile": "zai", "budget": 1}, "needs prices"),
         ({**SERVER, "budget": -1}, "greater than or equal to 0"),
@@ -88,14 +88,14 @@ def test_options_that_contradict_each_other_are_refused(given, words):
     "url",
     ["api.z.ai/v4", "ftp://host/v1", "https://me:secret@host/v1", "https://host/v1?key=secret"],
 )
-def test_an_address_is_a_public_one(url):
+def test_an_invalid_url_is_refused_without_repeating_its_secrets(url):
     with pytest.raises((ValueError, ConfigError), match="url") as caught:
         Vision(**{**SERVER, "url": url})
     assert "secret" not in str(caught.value)
 
 
 @pytest.mark.parametrize("kind", [Vision, Judge])
-def test_the_key_itself_is_not_the_name_of_a_variable(kind):
+def test_the_key_itself_is_refused_as_name_of_a_variable(kind):
     with pytest.raises(ConfigError, match="the name of the environment variable") as caught:
         kind(**SERVER, key="sk-abc123")
     assert "abc123" not in str(caught.value)
@@ -110,7 +110,7 @@ def test_the_key_itself_is_not_the_name_of_a_variable(kind):
         ("chat_template", "transformers_serve", False, None),
     ],
 )
-def test_a_judge_of_an_earlier_version_is_asked_as_before(old, profile, thinking, answers):
+def test_thinking_of_earlier_versions_is_translated(old, profile, thinking, answers):
     with pytest.warns(OldKeyWarning, match=rf"evaluation\.judge\.thinking: {old} is now "):
         config = config_of(
             evaluation={"judge": {"url": "http://h/v1", "model": "m", "thinking": old}}
@@ -119,7 +119,7 @@ def test_a_judge_of_an_earlier_version_is_asked_as_before(old, profile, thinking
     assert (judge.profile, judge.thinking, judge.answers) == (profile, thinking, answers)
 
 
-def test_prices_are_the_configs_own_or_the_list():
+def test_prices_come_from_the_config_or_the_list():
     assert list_price("zai", "GLM-4.5V").output == 1.80
     assert list_price("vllm", "glm-4.5v") is None
     own = Vision(**{**SERVER, "model": "glm-4.5v"}, profile="zai", input_price=1, output_price=2)
@@ -150,5 +150,5 @@ def test_a_model_is_found_by_its_name(model, boxes):
     assert model_profile(model).boxes == boxes
 
 
-def test_every_profile_of_the_file_is_offered():
+def test_every_profile_of_the_file_can_be_selected():
     assert server_names() == sorted(yaml.safe_load(_FILE.read_text(encoding="utf-8"))["servers"])

@@ -1,4 +1,4 @@
-"""The judge on a real server: requests, scores, caching, and failures."""
+"""The judge with a chat server on loopback: requests, scores, caching, and failures."""
 
 import base64
 import io
@@ -152,7 +152,7 @@ def test_no_answer_at_all_is_an_error(evidence_of):
     assert not isinstance(caught.value, Unanswered)
 
 
-def test_a_judge_without_a_model_asks_that_of_vision_within_its_budget(config, evidence_of, capsys):
+def test_a_judge_without_a_model_uses_that_of_vision_within_its_budget(config, evidence_of, capsys):
     def answer(number, request):
         return Reply(scored(2).content, usage=(100, 64))
 
@@ -165,7 +165,7 @@ def test_a_judge_without_a_model_asks_that_of_vision_within_its_budget(config, e
         evidence = replace(evidence, config=config)
         assert judged_prompt.measure(evidence).tolist() == [0.5] * 4
         assert "4 requests, 400 + 256 tokens, cost 0.0256" in capsys.readouterr().err
-        # the other metric of the same run draws on the same budget
+        # the metrics of a run share one budget
         with pytest.raises(StageFailed, match=r"vision\.budget 0\.03 is spent"):
             judged_subject.measure(evidence)
     assert len(server.requests) == 4

@@ -1,7 +1,7 @@
 """Backends of vision-language models, one file each.
 
-A new backend is one new file here with `open(config: Vision, account: Account) -> Backend`;
-`vision.backend` names it.
+To add one, add a file with `open(config: Vision, account: Account) -> Backend` to this folder;
+`vision.backend` selects it by file name.
 """
 
 from collections.abc import Sequence
@@ -20,46 +20,46 @@ from dreambooth_core.vision.language.spending import Account
 
 @dataclass(frozen=True)
 class Completion:
-    """What a model wrote next."""
+    """One response of a model."""
 
     text: str
     """Without reasoning."""
     reasoning: str
     usage: Usage
     cut: bool = False
-    """Whether it ended at `vision.max_tokens`."""
+    """Whether it was cut off at `vision.max_tokens`."""
     requests: int = 1
 
 
 class Backend(Protocol):
-    """Continues conversations; may be called from several threads at once.
+    """Generates responses; thread-safe.
 
-    Methods raise `Unanswered` where another question may be answered, and another `StageFailed`
-    where no question will be.
+    Methods raise `Unanswered` when this request failed but others may succeed, and any other
+    `StageFailed` when no request can succeed.
     """
 
     def complete(
         self, messages: Sequence[EncodedMessage], schema: type[BaseModel] | None
     ) -> Completion:
-        """The model's next message; the schema is a request that the result need not fulfil."""
+        """The next message; the schema is a hint for constrained decoding, the result may violate it."""
         ...
 
     def first_token(
         self, messages: Sequence[EncodedMessage], labels: Sequence[str]
     ) -> list[float] | None:
-        """Probability of each label (one token) as the model's first token, with reasoning off.
+        """Probability of each label (one token) as first token, with reasoning off.
 
-        They sum to 1 at most. None where the backend has no probabilities.
+        Their sum is at most 1. None if the backend has no probabilities.
         """
         ...
 
     def close(self) -> None:
-        """Free connections and memory; the backend is not used afterwards."""
+        """Release connections and memory; the backend cannot be used afterwards."""
         ...
 
 
 def open_backend(config: Vision, account: Account) -> Backend:
-    """The backend of a config; raises `ConfigError` where it has none, or lacks its key."""
+    """The backend of a config; raises `ConfigError` without a backend or its key."""
     if config.backend is None:
         raise ConfigError("no vision-language model is configured: set vision.backend and model")
     backend: Backend = plugins.load(__name__, config.backend).open(config, account)

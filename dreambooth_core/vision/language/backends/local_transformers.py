@@ -1,7 +1,7 @@
-"""Models in this process: any `AutoModelForImageTextToText` of transformers, GLM-4.5V among them.
+"""Models loaded into this process: any `AutoModelForImageTextToText` of transformers, e.g. GLM-4.5V.
 
-torchvision is not needed: where it is missing, processors are loaded without their video part, and
-video frames are given as images.
+Without torchvision, processors are loaded without their video processor, and video frames are passed
+as images.
 """
 
 import io
@@ -23,12 +23,12 @@ GREEDY_TEMPERATURE = 0.01
 
 
 def open(config: Vision, account: Account) -> "LocalTransformers":
-    """Nothing is loaded before the first question."""
+    """The model is loaded by the first request."""
     return LocalTransformers(config, account)
 
 
 class LocalTransformers:
-    """A `Backend` in this process; one question at a time."""
+    """A `Backend` in this process; one request at a time."""
 
     def __init__(self, config: Vision, account: Account) -> None:
         self._config, self._account = config, account
@@ -38,9 +38,9 @@ class LocalTransformers:
     def complete(
         self, messages: Sequence[EncodedMessage], schema: type[BaseModel] | None
     ) -> Completion:
-        """See `Backend`; greedy at the lowest temperature, else sampled with torch's random state.
+        """See `Backend`; greedy at `GREEDY_TEMPERATURE`, else sampled with torch's random state.
 
-        Raises `ModelError` when there is no such model.
+        Raises `ModelError` if the model cannot be loaded.
         """
         import torch
 
@@ -71,7 +71,7 @@ class LocalTransformers:
     def first_token(
         self, messages: Sequence[EncodedMessage], labels: Sequence[str]
     ) -> list[float] | None:
-        """See `Backend`; the softmax of the logits after the prompt."""
+        """See `Backend`; softmax of the logits after the prompt."""
         import torch
 
         self._account.book(Usage())
@@ -90,7 +90,7 @@ class LocalTransformers:
         self._loaded = None
 
     def _inputs(self, messages: Sequence[EncodedMessage], thinking: bool | None) -> Any:
-        """Tensors on the model's device, from its chat template."""
+        """Input tensors of the chat template, on the model's device."""
         model, processor = self._load()
         switch = {} if thinking is None else {"enable_thinking": thinking}
         marks = sorted(processor.tokenizer.get_added_vocab(), key=len, reverse=True)
@@ -104,7 +104,9 @@ class LocalTransformers:
                 **switch,
             )
         except (ValueError, TypeError) as error:
-            raise Unanswered(f"{self._config.model} cannot be asked this: {error}") from error
+            raise Unanswered(
+                f"{self._config.model} cannot process this request: {error}"
+            ) from error
         return inputs.to(model.device, dtype=model.dtype)
 
     def _load(self) -> tuple[Any, Any]:
@@ -116,8 +118,8 @@ class LocalTransformers:
                 self._loaded = _loaded(source, self._config.revision)
             except (OSError, ValueError, KeyError) as error:
                 raise ModelError(
-                    f"no vision-language model at {source}: name a folder or a Hub id with a model for "
-                    f"image-text-to-text, its processor and tokenizer ({str(error).splitlines()[0]})"
+                    f"no vision-language model at {source}: set model to a folder or Hub id with an "
+                    f"image-text-to-text model, its processor and tokenizer ({str(error).splitlines()[0]})"
                 ) from error
         return self._loaded
 
@@ -137,7 +139,7 @@ def _loaded(source: str, revision: str | None) -> tuple[Any, Any]:
 
 
 def _processor(source: str, where: Mapping[str, str]) -> Any:
-    """The model's processor, without its video part where torchvision is missing."""
+    """The model's processor, without its video processor if torchvision is missing."""
     from transformers import AutoConfig, AutoProcessor
     from transformers.models.auto.processing_auto import (
         PROCESSOR_MAPPING_NAMES,
@@ -150,7 +152,7 @@ def _processor(source: str, where: Mapping[str, str]) -> Any:
     if is_torchvision_available() or base is None or "video_processor" not in base.get_attributes():
         return AutoProcessor.from_pretrained(source, **where)
 
-    # transformers reads a processor's parts from the parameters of its __init__
+    # transformers derives a processor's components from the parameters of __init__
     def init(
         self: Any, image_processor: Any, tokenizer: Any, chat_template: Any = None, **options: Any
     ) -> None:
@@ -163,10 +165,10 @@ def _processor(source: str, where: Mapping[str, str]) -> Any:
 
 
 def _message(message: EncodedMessage, marks: Sequence[str]) -> dict[str, Any]:
-    """In the form that chat templates take; images come before the text.
+    """The message in the format of chat templates; images precede the text.
 
-    `marks` are the tokenizer's control tokens: in a text they get a space inside, or a caption could end
-    its turn or claim an image.
+    `marks` are the tokenizer's control tokens; a space is inserted into each occurrence in a text, so
+    that a caption cannot end its turn or insert an image.
     """
     from PIL import Image
 

@@ -1,6 +1,6 @@
 """Servers with OpenAI's chat interface: Z.ai, vLLM, SGLang, Ollama, `transformers serve`.
 
-How they differ is in `config/vision_profiles.yaml`.
+Their differences are in `config/vision_profiles.yaml`.
 """
 
 import json
@@ -30,17 +30,17 @@ Json = dict[str, Any]
 
 CONNECT_SECONDS = 8.0
 FIRST_DELAY, LONGEST_DELAY = 0.5, 8.0
-"""Seconds between two attempts: at most the first, doubled each time, up to the longest."""
+"""Seconds between attempts: random, bound doubled per attempt from the first to the longest."""
 LONGEST_RETRY_AFTER = 120.0
-"""Seconds that a server's Retry-After may ask for; with more the question is given up."""
+"""Longest `Retry-After` in seconds that is waited for; a longer one fails the question."""
 MAX_BYTES = 8 * 1024 * 1024
-"""Of a response."""
+"""Largest response."""
 TRY_AGAIN = frozenset({408, 409, 425, 429})
-"""Besides 5xx, the statuses after which the same request may succeed later."""
+"""Statuses besides 5xx after which the request is repeated."""
 FATAL = frozenset({401, 402, 403, 404, 422})
-"""Statuses that every question would get: key, account, model or an option is wrong."""
+"""Statuses that concern all questions: key, account, model or an option is wrong."""
 REFUSALS = frozenset({"content_filter", "sensitive"})
-"""Finish reasons of a server's content filter: OpenAI's and Z.ai's."""
+"""Finish reasons of content filters (OpenAI, Z.ai)."""
 _LOOPBACK = ("localhost", "127.0.0.1", "::1")
 _TOKENS_PER_MESSAGE = 16
 _MIN_IMAGE_TOKENS = 64
@@ -48,17 +48,17 @@ _MIN_IMAGE_TOKENS = 64
 
 @dataclass(frozen=True)
 class _Failure:
-    """Why an attempt brought no response, where another one may."""
+    """A failed attempt that may be repeated."""
 
     reason: str
     retry_after: float | None = None
-    """Seconds that the server asks to wait."""
+    """Seconds, from the `Retry-After` header."""
     unreachable: bool = False
-    """No connection, or no response in time."""
+    """No connection, or a time-out."""
 
 
 def open(config: Vision, account: Account) -> "OpenAICompatible":
-    """Raises `ConfigError` when the variable with the key is not set; nothing is sent yet."""
+    """Sends nothing; raises `ConfigError` if the environment variable of the key is not set."""
     return OpenAICompatible(config, account)
 
 
@@ -75,13 +75,13 @@ class OpenAICompatible:
         self._client = httpx.Client(
             headers={"Authorization": f"Bearer {self._key}"} if self._key else {},
             timeout=httpx.Timeout(config.timeout, connect=CONNECT_SECONDS),
-            trust_env=not local,  # no proxy for a server of this machine
+            trust_env=not local,  # no proxy for loopback addresses
         )
 
     def complete(
         self, messages: Sequence[EncodedMessage], schema: type[BaseModel] | None
     ) -> Completion:
-        """See `Backend`; requests are repeated while the server is busy, broken or out of reach."""
+        """See `Backend`; requests are repeated while the server is busy, failing or unreachable."""
         thinking = self._config.thinking
         switches = {None: {}, False: self._profile.thinking_off, True: self._profile.thinking_on}
         form = self._response_format(schema)
@@ -90,7 +90,7 @@ class OpenAICompatible:
             **switches[thinking],
             **form,
         }
-        # a server may put the schema into the prompt once more
+        # some servers also add the schema to the prompt
         bound = Usage(len(json.dumps(form))) + self._bound(messages, self._config.max_tokens)
         response, requests = self._send(document, bound)
         choice = _choice_of(response)
@@ -100,7 +100,7 @@ class OpenAICompatible:
         content = message.get("content") or ""
         reasoning = message.get("reasoning_content") or message.get("reasoning") or ""
         if not (isinstance(content, str) and isinstance(reasoning, str)):
-            raise Unanswered(f"the response of {self._host} is no chat completion")
+            raise Unanswered(f"the response of {self._host} is not a chat completion")
         return Completion(
             text=without_reasoning(content).strip(),
             reasoning=reasoning.strip() or reasoning_in(content),
@@ -112,7 +112,7 @@ class OpenAICompatible:
     def first_token(
         self, messages: Sequence[EncodedMessage], labels: Sequence[str]
     ) -> list[float] | None:
-        """See `Backend`; from the log-probabilities of the first token's alternatives."""
+        """See `Backend`; from the log-probabilities of the first token."""
         if self._profile.probabilities == "none":
             return None
         document = {
@@ -128,7 +128,7 @@ class OpenAICompatible:
                 (str(one["token"]), float(one["logprob"])) for one in first["top_logprobs"]
             ]
         except (LookupError, TypeError, ValueError):
-            return None  # accepted, and ignored
+            return None  # the server ignored `logprobs`
         return [
             math.fsum(math.exp(log) for token, log in alternatives if token.strip() == label)
             for label in labels
@@ -157,7 +157,7 @@ class OpenAICompatible:
         return {"response_format": {"type": style, "json_schema": form}}
 
     def _bound(self, messages: Sequence[EncodedMessage], max_tokens: int) -> Usage:
-        """At least as many tokens as the server will count: a byte of text is a token at most."""
+        """Upper bound of the tokens that the server counts; one token per byte of text."""
         pixels = model_profile(self._config.model).pixels_per_token
         tokens = sum(
             _TOKENS_PER_MESSAGE
@@ -168,7 +168,7 @@ class OpenAICompatible:
         return Usage(tokens, max_tokens)
 
     def _send(self, document: Json, bound: Usage) -> tuple[Json, int]:
-        """The response, and how many requests it took."""
+        """The response and the number of requests sent."""
         self._announce()
         attempts = self._config.attempts
         failure = _Failure("")
@@ -181,15 +181,15 @@ class OpenAICompatible:
             failure = found
         if failure.unreachable:
             raise StageFailed(
-                f"no answer from {self._host} ({failure.reason}, {attempts} attempts): see that "
+                f"no answer from {self._host} ({failure.reason}, {attempts} attempts): check that "
                 f"{self._config.model} is served there, or raise vision.timeout"
             )
         raise Unanswered(f"{self._host} failed {attempts} times, last with {failure.reason}")
 
     def _attempt(self, document: Json, bound: Usage) -> "Json | _Failure":
-        """One request, booked and settled; raises where no further one can help."""
+        """One request, reserved and settled in the account; raises if a repetition cannot succeed."""
         self._account.book(bound)
-        used: Usage | None = None  # counted in full where the server may have worked for nothing
+        used: Usage | None = None  # counted at its bound if the server may have billed it
         try:
             status, headers, body = self._post(document)
             response = _json(body)
@@ -208,7 +208,7 @@ class OpenAICompatible:
         return self._failure(status, headers, body)
 
     def _failure(self, status: int, headers: Mapping[str, str], body: bytes) -> _Failure:
-        """What a status other than success means; raises where the request must not be repeated."""
+        """The failure for an error status; raises if the request must not be repeated."""
         reason = f"status {status}: {self._short(body.decode(errors='replace'))}"
         if status in FATAL:
             raise StageFailed(
@@ -216,11 +216,11 @@ class OpenAICompatible:
                 "check the options of vision or evaluation.judge, and the key"
             )
         if status not in TRY_AGAIN and status < 500:
-            raise Unanswered(f"{self._host} refuses a question with {reason}")
+            raise Unanswered(f"{self._host} refuses the request with {reason}")
         return _Failure(reason, _retry_after(headers.get("Retry-After", "")))
 
     def _post(self, document: Json) -> tuple[int, Mapping[str, str], bytes]:
-        """Status, headers and body; raises `httpx.RequestError`, also for a body that is too slow."""
+        """Status, headers and body; raises `httpx.RequestError`, also when the body exceeds the timeout."""
         url = f"{self._url.rstrip('/')}/chat/completions"
         deadline = time.monotonic() + self._config.timeout
         body = bytearray()
@@ -234,19 +234,19 @@ class OpenAICompatible:
         return answer.status_code, answer.headers, bytes(body)
 
     def _delay(self, attempt: int, failure: _Failure) -> float:
-        """Seconds until the next attempt: what the server asks for, else random below a growing bound."""
-        asked = failure.retry_after
-        if asked is None:
+        """Seconds until the next attempt: `Retry-After`, else random below an exponential bound."""
+        seconds = failure.retry_after
+        if seconds is None:
             return random.uniform(0, min(LONGEST_DELAY, FIRST_DELAY * 2**attempt))
-        if asked > LONGEST_RETRY_AFTER:
+        if seconds > LONGEST_RETRY_AFTER:
             raise Unanswered(
-                f"{self._host} asks to wait {asked:.0f} s, more than {LONGEST_RETRY_AFTER:.0f}, "
+                f"Retry-After of {self._host} is {seconds:.0f} s, more than {LONGEST_RETRY_AFTER:.0f}, "
                 f"with {failure.reason}"
             )
-        return asked
+        return seconds
 
     def _announce(self) -> None:
-        """Log, before the first request, what is sent where."""
+        """Log destination, image size and budget before the first request."""
         config = self._config
         budget = "no budget" if config.budget is None else f"a budget of {config.budget:g}"
         plain = "" if self._url.startswith("https") else ", not encrypted"
@@ -256,7 +256,7 @@ class OpenAICompatible:
         )
 
     def _short(self, text: str) -> str:
-        """One short line without the key, which some servers repeat."""
+        """One line of at most 200 characters; the key, which some servers echo, is masked."""
         line = " ".join(text.split())
         return (line.replace(self._key, "***") if self._key else line)[:200]
 
@@ -266,12 +266,14 @@ def _key(config: Vision) -> str:
         return ""
     key = os.environ.get(config.key, "").strip()
     if not key:
-        raise ConfigError(f"the environment variable {config.key} with the key is not set")
+        raise ConfigError(
+            f"the environment variable {config.key} of the API key is not set: export it"
+        )
     return key
 
 
 def _message(message: EncodedMessage) -> Json:
-    """In OpenAI's form; images come before the text."""
+    """The message in OpenAI's format; images precede the text."""
     if not message.pictures:
         return {"role": message.role, "content": message.text}
     parts: list[Json] = []
@@ -283,7 +285,7 @@ def _message(message: EncodedMessage) -> Json:
 
 
 def _image_tokens(picture: EncodedPicture, pixels_per_token: int) -> int:
-    """At least as many as the model makes of it, which rounds its sides up to whole patches."""
+    """Upper bound of the tokens of an image; models round its sides up to whole patches."""
     side = math.isqrt(pixels_per_token)
     width, height = (math.ceil(edge / side) + 1 for edge in picture.size)
     label = len(picture.label.encode())
@@ -291,7 +293,7 @@ def _image_tokens(picture: EncodedPicture, pixels_per_token: int) -> int:
 
 
 def _json(body: bytes) -> Json:
-    """The object in a body, empty for anything else."""
+    """The JSON object of a body, empty if it is not one."""
     try:
         found = json.loads(body)
     except (ValueError, RecursionError):
@@ -300,12 +302,12 @@ def _json(body: bytes) -> Json:
 
 
 def _choice_of(response: Json) -> Json:
-    """The first choice; raises `Unanswered` for a success that is no chat completion."""
+    """The first choice; raises `Unanswered` if the response is not a chat completion."""
     try:
         choice: Json = response["choices"][0]
         choice["message"].get("content")
     except (LookupError, TypeError, AttributeError):
-        raise Unanswered("the server's response is no chat completion") from None
+        raise Unanswered("the server's response is not a chat completion") from None
     return choice
 
 
@@ -315,7 +317,7 @@ def _refused(choice: Json) -> str:
 
 
 def _usage(response: Json) -> Usage | None:
-    """As the server counted it; None where it did not."""
+    """The server's token counts; None without them."""
     try:
         counted = response["usage"]
         details = counted.get("prompt_tokens_details") or {}
@@ -329,7 +331,7 @@ def _usage(response: Json) -> Usage | None:
 
 
 def _retry_after(header: str) -> float | None:
-    """Seconds that `Retry-After` asks for, in either of its forms; None when it is not there."""
+    """Seconds of a `Retry-After` header (number or HTTP date); None if it is invalid."""
     try:
         seconds = float(header)
     except ValueError:

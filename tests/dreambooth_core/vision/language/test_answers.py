@@ -1,9 +1,9 @@
-"""What models write around their JSON, and what of it counts."""
+"""Extraction of an answer's JSON from responses."""
 
 import pytest
 from pydantic import BaseModel, Field
 
-from dreambooth_core.vision.language.answers import asked_for, parsed
+from dreambooth_core.vision.language.answers import parsed, schema_instruction
 
 
 class Opinion(BaseModel):
@@ -45,12 +45,12 @@ def test_the_answer_is_found(text):
         ('{"answer": {"rationale": "x", "score": 3}}', "at rationale: Field required"),
     ],
 )
-def test_what_does_not_fit_is_said_in_one_sentence(text, words):
+def test_an_invalid_answer_is_an_error_with_its_reason(text, words):
     with pytest.raises(ValueError, match=words):
         parsed(text, Opinion)
 
 
-def test_the_schema_is_asked_for_in_the_order_of_its_fields():
-    sentence = asked_for(Opinion)
+def test_the_instruction_has_the_schema_in_the_order_of_its_fields():
+    sentence = schema_instruction(Opinion)
     assert sentence.index('"rationale"') < sentence.index('"score"')
     assert '"maximum":4' in sentence

@@ -1,10 +1,10 @@
-"""Boxes in the styles of several models."""
+"""Parsing of bounding boxes in the formats of several models."""
 
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from dreambooth_core.vision.language.boxes import Box, asked_for_boxes, boxes_in
+from dreambooth_core.vision.language.boxes import Box, boxes_in, boxes_instruction
 
 SIZE = (200, 100)
 BOX = Box(0.1, 0.2, 0.5, 1.0)
@@ -40,7 +40,7 @@ def test_brackets_of_any_kind_are_read(text):
 )
 def test_every_style_gives_fractions(style, text):
     assert boxes_in(text, style, SIZE) == (BOX,)
-    assert "[[x1, y1, x2, y2], ...]" in asked_for_boxes(style, SIZE)
+    assert "[[x1, y1, x2, y2], ...]" in boxes_instruction(style, SIZE)
 
 
 def test_several_boxes_keep_their_order():
@@ -67,7 +67,7 @@ def test_an_empty_list_is_no_box(text):
         ("norm1000", "[5, 5, 5, 10]", "x1 < x2"),
     ],
 )
-def test_what_is_no_box_is_an_error_of_one_sentence(style, text, words):
+def test_an_invalid_box_is_an_error_with_its_reason(style, text, words):
     with pytest.raises(ValueError, match=words):
         boxes_in(text, style, SIZE)
 
@@ -76,14 +76,14 @@ def test_what_is_no_box_is_an_error_of_one_sentence(style, text, words):
     st.lists(st.integers(0, 1000), min_size=4, max_size=4, unique=True),
     st.sampled_from(["[{}, {}, {}, {}]", "({},{},{},{})", "({},{}),({},{})", "<{} {} {} {}>"]),
 )
-def test_any_box_survives_being_written_and_read(numbers, form):
+def test_formatted_boxes_are_parsed(numbers, form):
     left, right, top, bottom = sorted(numbers[:2]) + sorted(numbers[2:])
     (box,) = boxes_in(form.format(left, top, right, bottom), "norm1000", SIZE)
     assert box == Box(left / 1000, top / 1000, right / 1000, bottom / 1000)
 
 
 @given(st.text(alphabet="[](){}<>,. 0123456789-\n|box", max_size=200))
-def test_any_text_gives_boxes_within_the_image_or_one_sentence(text):
+def test_any_text_gives_boxes_within_the_image_or_an_error(text):
     try:
         found = boxes_in(text, "norm1000", SIZE)
     except ValueError:

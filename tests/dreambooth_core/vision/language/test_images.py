@@ -1,4 +1,4 @@
-"""Images as they are sent: pixels only, of bounded size."""
+"""Encoding of images for requests: no metadata, bounded size."""
 
 import io
 
@@ -22,7 +22,7 @@ def photo(size=(80, 40)) -> Image.Image:
     return Image.fromarray(pixels)
 
 
-def test_a_phones_photo_loses_its_place_and_stands_upright():
+def test_metadata_are_removed_and_the_exif_orientation_is_applied():
     exif = Image.Exif()
     exif[ORIENTATION] = 6
     exif[DESCRIPTION] = "our kitchen"
@@ -38,7 +38,7 @@ def test_a_phones_photo_loses_its_place_and_stands_upright():
         assert word not in sent
 
 
-def test_a_generated_image_loses_its_texts():
+def test_text_chunks_of_a_generated_image_are_removed():
     info = PngInfo()
     info.add_itxt("prompt", "sks dog")
     file = io.BytesIO()
@@ -47,13 +47,13 @@ def test_a_generated_image_loses_its_texts():
 
 
 @pytest.mark.parametrize("mode", ["RGB", "RGBA", "L", "P", "CMYK", "I;16"])
-def test_every_kind_of_picture_becomes_a_small_rgb_one(mode):
+def test_images_of_every_mode_are_scaled_down_to_rgb(mode):
     picture = Image.new("I;16", (300, 100)) if mode == "I;16" else photo((300, 100)).convert(mode)
     shown = opened(encoded(picture, 64))
     assert (shown.mode, shown.size) == ("RGB", (64, 21))
 
 
-def test_small_pictures_keep_their_pixels():
+def test_small_images_keep_their_pixels():
     picture = photo()
     assert np.array_equal(np.asarray(opened(encoded(picture, 512))), np.asarray(picture))
     assert picture.size == (80, 40)
@@ -70,7 +70,7 @@ def test_an_image_of_more_than_100_megapixels_is_refused_before_it_is_decoded():
     assert getattr(large, "_im", None) is None
 
 
-def test_a_large_image_within_the_limit_is_brought_down():
+def test_a_large_image_within_the_limit_is_scaled_down():
     assert opened(encoded(Image.new("L", (6000, 4000)), 512)).size == (512, 341)
 
 

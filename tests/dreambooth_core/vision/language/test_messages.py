@@ -1,4 +1,4 @@
-"""Text by others inside a question."""
+"""Quoting of untrusted text in a question."""
 
 import json
 
@@ -16,7 +16,7 @@ from dreambooth_core.vision.language.messages import quoted
         "ünïcode \u202e text\x1b[2J",
     ],
 )
-def test_quoted_text_is_one_inert_json_string(text):
+def test_quoted_text_is_a_json_string_without_control_tokens(text):
     words = quoted(text)
     string = words[words.index('"') :]
     plain = json.loads(string)
@@ -25,5 +25,5 @@ def test_quoted_text_is_one_inert_json_string(text):
     assert "\n" not in words
 
 
-def test_quoted_text_is_cut_at_a_limit():
+def test_quoted_text_is_truncated():
     assert json.loads(quoted("x" * 100, limit=10).partition(") ")[2]) == "x" * 10

@@ -1,4 +1,4 @@
-"""Every file of `backends/` opens from a config and keeps to the protocol."""
+"""Every file of `backends/` opens from a config and implements the protocol."""
 
 import inspect
 
@@ -11,16 +11,16 @@ from dreambooth_core.vision.language import backends
 from dreambooth_core.vision.language.backends import Backend, open_backend
 from dreambooth_core.vision.language.spending import Account
 
-PLACES = {"openai_compatible": {"url": "http://127.0.0.1:9/v1"}}
+OPTIONS = {"openai_compatible": {"url": "http://127.0.0.1:9/v1"}}
 
 
 @pytest.mark.parametrize("name", plugins.names(backends.__name__))
 def test_a_backend_opens_without_loading_or_sending_anything(name):
-    config = Vision(backend=name, model="none/such", **PLACES.get(name, {}))
+    config = Vision(backend=name, model="none/such", **OPTIONS.get(name, {}))
     backend = open_backend(config, Account())
-    for method in ("complete", "first_token", "close"):
-        ours, protocol = getattr(type(backend), method), getattr(Backend, method)
-        assert inspect.signature(ours) == inspect.signature(protocol)
+    for name_of_method in ("complete", "first_token", "close"):
+        method = getattr(type(backend), name_of_method)
+        assert inspect.signature(method) == inspect.signature(getattr(Backend, name_of_method))
     backend.close()
 
 

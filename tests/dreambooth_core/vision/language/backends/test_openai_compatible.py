@@ -1,4 +1,4 @@
-"""Requests over real HTTP to servers that are busy, broken, slow, or answer what was not asked for."""
+"""HTTP requests to a loopback server that is busy, failing, slow, or sends unexpected responses."""
 
 import base64
 import io
@@ -133,7 +133,7 @@ def test_a_profile_decides_the_fields_of_a_request(options, fields):
 
 
 @pytest.mark.parametrize("profile", ["vllm", "sglang", "ollama"])
-def test_servers_that_take_schemas_get_one(profile):
+def test_schemas_are_sent_to_servers_that_support_them(profile):
     with scripted(Reply(GOOD)) as server:
         ask(server, profile=profile)
     wanted = server.requests[0]["response_format"]["json_schema"]
@@ -156,14 +156,14 @@ def test_reasoning_is_kept_apart_from_the_answer(reply):
 
 
 @pytest.mark.parametrize("status", [408, 409, 425, 429, 500, 502, 503, 529])
-def test_a_busy_or_broken_server_is_asked_again(status):
+def test_requests_to_a_busy_or_failing_server_are_repeated(status):
     with scripted(Reply(status=status, body="later"), Reply(hang_up=True), Reply(GOOD)) as server:
         answer = ask(server)
     assert (answer.value.score, answer.requests, len(server.requests)) == (3, 3, 3)
     assert server.requests[0] == server.requests[2]
 
 
-def test_a_server_that_stays_broken_leaves_one_question_unanswered():
+def test_a_server_that_keeps_failing_leaves_one_question_unanswered():
     with (
         scripted(Reply(status=500, body="out of memory\nat line 3")) as server,
         pytest.raises(Unanswered, match="3 times, last with status 500: out of memory at line 3"),
@@ -172,7 +172,7 @@ def test_a_server_that_stays_broken_leaves_one_question_unanswered():
     assert len(server.requests) == 3
 
 
-def test_a_question_that_is_refused_by_its_status_is_not_repeated():
+def test_a_request_refused_with_status_400_is_not_repeated():
     with (
         scripted(Reply(status=400, body="unsafe content")) as server,
         pytest.raises(Unanswered, match="unsafe content"),
@@ -221,7 +221,7 @@ def test_a_missing_key_is_an_error_before_anything_is_sent(monkeypatch):
         VisionLanguageModel(config)
 
 
-def test_an_unreachable_server_ends_the_asking():
+def test_an_unreachable_server_ends_the_run():
     with scripted(Reply(GOOD)) as server:
         pass
     with pytest.raises(StageFailed, match=r"no answer from 127\.0\.0\.1:\d+") as caught:
@@ -239,7 +239,7 @@ def test_a_time_out_is_followed_by_another_attempt():
     assert len(server.requests) == 2
 
 
-def test_a_server_that_never_answers_ends_the_asking():
+def test_a_server_that_never_responds_ends_the_run():
     never = threading.Event()
     with scripted(Reply(GOOD, wait=never)) as server:
         with pytest.raises(StageFailed, match=r"no answer from .*ReadTimeout, 2 attempts"):
@@ -253,7 +253,7 @@ def test_the_time_out_is_of_the_whole_response_and_not_of_a_piece():
         ask(server, timeout=0.4, attempts=1)
 
 
-def test_a_response_that_is_cut_off_is_asked_for_again():
+def test_a_truncated_response_is_requested_again():
     with scripted(Reply(GOOD, cut_after=40), Reply(GOOD)) as server:
         assert ask(server).value.score == 3
     assert len(server.requests) == 2
@@ -278,15 +278,15 @@ def test_retry_after_is_honoured(header):
 
 
 @pytest.mark.parametrize("header", ["-5", "nan", "soon", "Thu, 01 Jan 1970 00:00:00 GMT"])
-def test_a_retry_after_without_sense_delays_nothing(header):
+def test_an_invalid_retry_after_is_ignored(header):
     with scripted(Reply(status=503, headers={"Retry-After": header}), Reply(GOOD)) as server:
         assert ask(server).value.score == 3
 
 
-def test_a_retry_after_beyond_the_limit_gives_the_question_up():
+def test_a_retry_after_beyond_the_limit_fails_the_question():
     with (
         scripted(Reply(status=429, headers={"Retry-After": "3600"}), Reply(GOOD)) as server,
-        pytest.raises(Unanswered, match="asks to wait 3600 s, more than 120"),
+        pytest.raises(Unanswered, match="is 3600 s, more than 120"),
     ):
         ask(server)
     assert len(server.requests) == 1
@@ -304,15 +304,15 @@ def test_a_retry_after_beyond_the_limit_gives_the_question_up():
         '{"choices": [{"message": {"content": [1]}}]}',
     ],
 )
-def test_a_success_that_is_no_chat_completion_is_no_answer(body):
+def test_a_response_that_is_not_a_chat_completion_is_no_answer(body):
     with (
         scripted(Reply(body=body)) as server,
-        pytest.raises(Unanswered, match="no chat completion"),
+        pytest.raises(Unanswered, match="not a chat completion"),
     ):
         ask(server)
 
 
-def test_no_proxy_is_used_for_a_server_of_this_machine(monkeypatch):
+def test_no_proxy_is_used_for_loopback_addresses(monkeypatch):
     monkeypatch.setenv("HTTP_PROXY", "http://127.0.0.1:9")
     monkeypatch.delenv("NO_PROXY", raising=False)
     with scripted(Reply(GOOD)) as server:
@@ -338,7 +338,7 @@ def test_options_get_the_probabilities_of_their_letters():
     assert "A: yes\nB: no\nC: unclear" in sent["messages"][0]["content"][-1]["text"]
 
 
-def test_a_server_without_probabilities_gives_none_and_is_not_asked():
+def test_a_server_without_probabilities_gives_none_without_a_request():
     with scripted(Reply("A")) as server:
         assert model_at(server, profile="zai").choose(ASKED, ["yes", "no"]) is None
     assert server.requests == []
@@ -349,15 +349,15 @@ def test_a_server_that_ignores_log_probabilities_gives_none():
         assert model_at(server, profile="vllm").choose(ASKED, ["yes", "no"]) is None
 
 
-def test_a_model_that_answers_otherwise_has_not_chosen():
+def test_options_of_probability_zero_are_no_choice():
     with scripted(alternatives(The=-0.1)) as server:
         model = model_at(server, profile="vllm")
-        with pytest.raises(Unanswered, match="no probability to any"):
+        with pytest.raises(Unanswered, match="all options have probability 0"):
             model.choose(ASKED, ["yes", "no"])
     assert model.account.counts.failures == 1
 
 
-def test_the_official_client_and_ours_send_the_same_message():
+def test_the_official_client_sends_the_same_message():
     openai = pytest.importorskip("openai")
     with scripted(Reply(GOOD, usage=(7, 3))) as server:
         ask(server)
