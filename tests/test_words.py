@@ -7,7 +7,17 @@ from pathlib import Path
 ROOT = Path(__file__).parent.parent
 RIDDLES = (
     *("whoever", "whichever", "whomever", "somebody", "somewhere", "darkroom", "court", "keeper"),
-    *("stranger", "strangers", "finder", "finders", "looker", "painter", "painters", "crew", "crews"),
+    *(
+        "stranger",
+        "strangers",
+        "finder",
+        "finders",
+        "looker",
+        "painter",
+        "painters",
+        "crew",
+        "crews",
+    ),
     *("dossier", "dossiers", "suspicion", "suspicions", "tally", "ancestry", "wishes", "hiccup"),
     *("told",),
 )

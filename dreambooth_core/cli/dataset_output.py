@@ -1,11 +1,15 @@
 """Output of `dreambooth dataset`: tables or JSON."""
 
 from collections.abc import Sequence
+from dataclasses import asdict
 
 from dreambooth_core.cli.output import print_json, print_table
 from dreambooth_core.cli.run_output import show_validation
+from dreambooth_core.data.captioning import CaptionedPhoto
+from dreambooth_core.data.findings import Finding, printable
 from dreambooth_core.data.versions import DatasetPointer, PushResult
 from dreambooth_core.storage.records import ImageSet
+from dreambooth_core.vision.language.spending import Counts
 
 
 def show_pushed(pushed: PushResult, event_sent: bool, as_json: bool) -> None:
@@ -50,6 +54,40 @@ def show_dataset(pointer: DatasetPointer, newest: ImageSet, as_json: bool) -> No
         for image in newest.images
     ]
     print_table("Newest", ("photo", "pixels", "mask", "caption"), images)
+
+
+def show_captions(
+    made: Sequence[CaptionedPhoto],
+    findings: Sequence[Finding],
+    counts: Counts | None,
+    cost: float | None,
+    as_json: bool,
+) -> None:
+    """New captions, findings, requests and cost; `counts` is None without a model.
+
+    `cost` is in the prices' currency, None without known prices.
+    """
+    if as_json:
+        requests = None if counts is None else {**asdict(counts), "cost": cost}
+        captions, found = (
+            [one.model_dump(mode="json") for one in rows] for rows in (made, findings)
+        )
+        print_json({"captions": captions, "findings": found, "requests": requests})
+        return
+    written = [one for one in made if one.written]
+    if written:
+        rows = [[printable(one.photo), printable(one.caption)] for one in written]
+        print_table("", ("photo", "caption"), rows)
+    if findings:
+        cells = [
+            [one.level, one.file, one.check, one.measure, one.limit, one.remedy] for one in findings
+        ]
+        print_table("Findings", ("level", "file", "check", "found", "limit", "remedy"), cells)
+    print(f"{len(written)} captions written, {len(findings)} findings")
+    if counts is not None:
+        usage = f"{counts.usage.input} input and {counts.usage.output} output tokens"
+        known = "unknown, no prices are set" if cost is None else f"{cost:.4f}"
+        print(f"{counts.requests} requests, {counts.cached} cached answers, {usage}, cost {known}")
 
 
 def _row(pointer: DatasetPointer, index: int) -> list[str]:

@@ -1,4 +1,4 @@
-"""`dreambooth dataset`: versioned photo sets.
+"""`dreambooth dataset`: versioned photo sets, and captions of photos.
 
 `push` imports a task inside the command, to send an event to Prefect's server.
 """
@@ -11,12 +11,19 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 from dreambooth_core.cli.options import AsJson, Work
+from dreambooth_core.errors import ConfigError, DatasetRefused, StageFailed
 
 if TYPE_CHECKING:
-    from dreambooth_core.config import Config
+    from dreambooth_core.config import Config, Subject
+    from dreambooth_core.data.captioning import CaptionedPhoto
+    from dreambooth_core.data.findings import Finding
     from dreambooth_core.data.versions import PushResult
+    from dreambooth_core.vision.language.spending import Counts
 
-app = typer.Typer(no_args_is_help=True, help="Versioned photo sets: dataset://NAME@latest.")
+app = typer.Typer(
+    no_args_is_help=True,
+    help="Versioned photo sets (dataset://NAME@latest) and captions of photos.",
+)
 
 Name = Annotated[str, typer.Argument(help="The dataset's name.")]
 StoreConfig = Annotated[Path | None, typer.Option(help="Config with the store's location.")]
@@ -85,6 +92,87 @@ def show(
         pointer = versions.pointer(store, name)
         newest = versions.read(store, name, pointer.latest.digest)
     dataset_output.show_dataset(pointer, newest, as_json)
+
+
+@app.command()
+def caption(
+    folder: Annotated[Path, typer.Argument(metavar="DIR", help="A folder of photos.")],
+    class_noun: Annotated[str, typer.Option("--class", help="Class noun: dog, backpack, robot.")],
+    identifier: Annotated[
+        str, typer.Option(help="Identifier that captions contain, as such or by {subject}.")
+    ] = "sks",
+    config: Annotated[
+        Path | None, typer.Option(help="Config with the section vision, photo limits and store.")
+    ] = None,
+    overwrite: Annotated[
+        bool, typer.Option("--overwrite", help="Also replace existing captions.")
+    ] = False,
+    check: Annotated[
+        bool,
+        typer.Option(
+            "--check", help="Check existing captions only; for leaks if vision.backend is set."
+        ),
+    ] = False,
+    as_json: AsJson = False,
+) -> None:
+    """Write captions of photos with the config's vision-language model, or check captions.
+
+    Photos with a caption are skipped. Answers are cached in the store; a repeated run costs nothing.
+    """
+    from pydantic import ValidationError
+
+    from dreambooth_core.cli import dataset_output
+    from dreambooth_core.config import Dataset, Subject, load_config
+    from dreambooth_core.config.refusals import wrong_fields
+    from dreambooth_core.data.captioning import check_captions
+
+    if check and overwrite:
+        raise ConfigError("--overwrite has no effect with --check: leave one of them out")
+    try:
+        subject = Subject(images=folder, class_noun=class_noun, identifier=identifier)
+    except ValidationError as error:
+        raise ConfigError(f"wrong options: {wrong_fields(error)}") from error
+    settings = load_config(config) if config else None
+    if settings is not None and settings.vision.backend is not None:
+        made, findings, counts = _captioned(settings, subject, overwrite, check)
+        cost = None if settings.vision.price is None else counts.cost
+        dataset_output.show_captions(made, findings, counts, cost, as_json)
+        if counts.failures and not counts.answers + counts.cached:
+            raise StageFailed(
+                f"{settings.vision.model} answered none of {counts.failures} questions: see the findings, "
+                "and check vision"
+            )
+    elif check:
+        findings = check_captions(folder, subject, settings.dataset if settings else Dataset())
+        dataset_output.show_captions([], findings, None, None, as_json)
+    else:
+        raise ConfigError(
+            "captions are written by a vision-language model, and none is configured: set vision.backend, "
+            "vision.model and, for a server, vision.url in a config, and give it with --config"
+        )
+    hard = sum(finding.level == "hard" for finding in findings)
+    if hard:
+        raise DatasetRefused(f"{folder} has {hard} hard findings: follow their remedies")
+
+
+def _captioned(
+    config: "Config", subject: "Subject", overwrite: bool, check: bool
+) -> "tuple[list[CaptionedPhoto], list[Finding], Counts]":
+    """New captions (none with `check`), findings, and the requests of this process."""
+    from dreambooth_core.data.captioning import caption_folder, check_captions
+    from dreambooth_core.storage.answer_cache import StoredAnswers
+    from dreambooth_core.storage.stores import open_store
+    from dreambooth_core.vision.language.model import VisionLanguageModel
+
+    folder, rules = subject.folder, config.dataset
+    with _services(config):
+        cache = StoredAnswers(open_store(config.storage))
+        with VisionLanguageModel(config.vision, cache) as model:
+            if check:
+                findings = check_captions(folder, subject, rules, model)
+                return [], findings, model.account.counts
+            made, findings = caption_folder(model, folder, subject, rules, overwrite)
+            return made, findings, model.account.counts
 
 
 @contextmanager

@@ -55,7 +55,7 @@ class Scene(BaseModel):
     @field_validator("scene")
     @classmethod
     def _is_plain(cls, scene: str) -> str:
-        if not NO_MARKUP.fullmatch(scene):
+        if not (NO_MARKUP.fullmatch(scene) and scene.isprintable()):
             raise ValueError("write words and commas, without brackets and braces")
         if len(scene.split()) > MAX_WORDS:
             raise ValueError(f"write at most {MAX_WORDS} words")

@@ -29,6 +29,7 @@ NEEDED: dict[str, tuple[str, ...]] = {
     "families": (),
     "bench dreambench": ("photos",),
     "dataset push": ("photos", "dogs"),
+    "dataset caption": ("photos", "--class", "dog"),
     "dataset list": (),
     "dataset show": ("dogs",),
     "config show": ("config.yaml",),
@@ -63,6 +64,7 @@ CONFIGS = (
     "dataset list --config",
     "dataset push photos dogs --config",
     "dataset show dogs --config",
+    "dataset caption photos --class dog --config",
     "bench dreambench photos --config",
 )
 """Commands whose last argument is a config's path."""

@@ -150,7 +150,15 @@ def test_a_photo_without_a_usable_answer_gets_no_caption_and_a_finding(folder, s
 
 @pytest.mark.parametrize(
     "scene",
-    ["on a {table}", "on (a table:1.4)", "in <lora:x:1> light", "word " * 61, "a\ntable", ""],
+    [
+        "on a {table}",
+        "on (a table:1.4)",
+        "in <lora:x:1> light",
+        "word " * 61,
+        "a\ntable",
+        "a\x1btable",
+        "",
+    ],
 )
 def test_a_scene_with_markup_or_of_many_words_is_sent_back(folder, subject, scene):
     with captioner(scene, PLAIN) as server, model_at(server) as model:
