@@ -34,7 +34,7 @@ FIRST_DELAY, LONGEST_DELAY = 0.5, 8.0
 LONGEST_RETRY_AFTER = 120.0
 """Longest `Retry-After` in seconds that is waited for; a longer one fails the question."""
 MAX_BYTES = 8 * 1024 * 1024
-"""Largest response."""
+"""Size limit of a response."""
 TRY_AGAIN = frozenset({408, 409, 425, 429})
 """Statuses besides 5xx after which the request is repeated."""
 FATAL = frozenset({401, 402, 403, 404, 422})
