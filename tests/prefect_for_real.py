@@ -9,7 +9,7 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
-from dreambooth_core.servers.local import _prefect_answers, _send_the_rest
+from dreambooth_core.servers.local import _drain_prefect, _prefect_is_up
 from dreambooth_core.servers.process import Server, claimed, exported, running
 
 ROOT = Path(__file__).parent.parent
@@ -33,14 +33,14 @@ def prefect_server(home: Path) -> Iterator[str]:
         "DO_NOT_TRACK": "1",
     }
     env = {**os.environ, **quiet}
-    server = Server("Prefect's server", command, _prefect_answers, env, home, 240)
+    server = Server("Prefect's server", command, _prefect_is_up, env, home, 240)
     with claimed(home) as lock, exported(quiet), running(server, lock) as port:
         url = f"http://127.0.0.1:{port}/api"
         with exported({"PREFECT_API_URL": url}), temporary_settings({PREFECT_API_URL: url}):
             try:
                 yield url
             finally:
-                _send_the_rest()
+                _drain_prefect()
 
 
 def in_a_process(*words: str) -> str:

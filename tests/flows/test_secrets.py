@@ -134,7 +134,7 @@ def objects(config: Config) -> dict[str, bytes]:
 
 def pages_about(config: Config, folder: Path) -> dict[str, bytes]:
     """Pages of a finished run: comparison and diff with itself, and the approval form."""
-    from tasks.approval import _question
+    from tasks.approval import _description
 
     (report,) = (config.paths.work / "reports").glob("*/report.html")
     compared = compare_runs(report.parent, report.parent, folder / "compared.html")
@@ -145,7 +145,7 @@ def pages_about(config: Config, folder: Path) -> dict[str, bytes]:
     texts = {
         "diff as JSON": diff.version_diff(side, side).model_dump_json(),
         "version details": details.model_dump_json(),
-        "approval": _question(details, ""),
+        "approval": _description(details, ""),
     }
     files = {path.name: path.read_bytes() for path in (compared, gallery)}
     return {**files, **{name: text.encode() for name, text in texts.items()}}

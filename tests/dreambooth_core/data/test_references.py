@@ -3,7 +3,7 @@
 import pytest
 from pydantic import ValidationError
 
-from dreambooth_core.cli.run_output import at_hand
+from dreambooth_core.cli.run_output import _with_local_photos
 from dreambooth_core.config import Config, Subject
 from dreambooth_core.data.ingest import ingest
 from dreambooth_core.data.references import pinned, with_folders
@@ -82,7 +82,7 @@ def test_a_config_of_folders_opens_no_store(tiny_config):
     nowhere = tiny_config.model_copy(
         update={"storage": tiny_config.storage.model_copy(update={"uri": "s3://missing"})}
     )
-    assert at_hand(nowhere) is nowhere
+    assert _with_local_photos(nowhere) is nowhere
 
 
 def test_invalid_references_are_refused(tiny_config, file_store):

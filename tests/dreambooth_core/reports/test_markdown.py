@@ -20,7 +20,7 @@ from dreambooth_core.storage.records import (
     Stage,
     TrialScore,
 )
-from dreambooth_core.training.sweep import front
+from dreambooth_core.training.sweep import pareto_front
 from tests.registered_by_hand import verdict
 
 SUMMARY = Summary(
@@ -124,7 +124,7 @@ def _score(steps: int, subject: float) -> TrialScore:
 
 def test_a_sweep_marks_the_front_and_the_chosen_trial():
     scores = [_score(100, 0.7), _score(200, 0.6), _score(300, 0.8)]
-    text = sweep_markdown(scores, front(scores), best=2)
+    text = sweep_markdown(scores, pareto_front(scores), best=2)
     assert (
         "| train.steps | subject fidelity | prompt fidelity | seconds | on the front | chosen |"
         in text

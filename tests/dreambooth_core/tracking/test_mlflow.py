@@ -8,7 +8,7 @@ from PIL import Image
 
 from dreambooth_core.config import Config, results
 from dreambooth_core.errors import StageFailed
-from dreambooth_core.registry.mlflow_run import DatasetInput, RunEntry, log_run
+from dreambooth_core.registry.mlflow_run import RunDataset, RunEntry, log_run
 from dreambooth_core.storage.records import SampleSet, Scores, Weights
 from dreambooth_core.tracking import mlflow as tracking
 from dreambooth_core.tracking.learning_curves import curves_of
@@ -40,7 +40,7 @@ def _entry(client: Any, key: str, score: float = 0.5, losses: int = 3) -> RunEnt
         class_samples=NOTHING,
         base_class_samples=NOTHING,
     )
-    photos = DatasetInput("instance_images", "file:///photos.json", "e" * 64, {"images": 4})
+    photos = RunDataset("instance_images", "file:///photos.json", "e" * 64, {"images": 4})
     return RunEntry(
         key=key * 64,
         tags={"dreambooth.family": "x"},

@@ -243,14 +243,14 @@ def test_a_training_stopped_by_down_is_resumed_by_up(tmp_path: Path) -> None:
 def _down(system: System) -> None:
     """Run `down`: no process and no used port remains, well before the timeout."""
     before = time.monotonic()
-    assert "processes stopped" in _dreambooth("down", "--folder", str(system.place.folder))
+    assert "processes stopped" in _dreambooth("down", "--folder", str(system.layout.folder))
     assert time.monotonic() - before < 80
-    assert state.marked(system.place.folder) == []
-    assert all(map(is_free, ports_in_use(system.place.settings)))
+    assert state.marked(system.layout.folder) == []
+    assert all(map(is_free, ports_in_use(system.layout.settings)))
 
 
 def _up(system: System) -> None:
-    words = ("--folder", str(system.place.folder), "--project", str(system.folder))
+    words = ("--folder", str(system.layout.folder), "--project", str(system.folder))
     _dreambooth("up", "--detach", *words)
 
 
