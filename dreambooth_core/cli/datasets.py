@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from dreambooth_core.cli.options import AsJson, Work
+from dreambooth_core.cli.options import AsJson, Work, subject_of
 from dreambooth_core.errors import ConfigError, DatasetRefused, StageFailed
 
 if TYPE_CHECKING:
@@ -119,19 +119,13 @@ def caption(
 
     Photos with a caption are skipped. Answers are cached in the store; a repeated run costs nothing.
     """
-    from pydantic import ValidationError
-
     from dreambooth_core.cli import dataset_output
-    from dreambooth_core.config import Dataset, Subject, load_config
-    from dreambooth_core.config.refusals import wrong_fields
+    from dreambooth_core.config import Dataset, load_config
     from dreambooth_core.data.captioning import check_captions
 
     if check and overwrite:
         raise ConfigError("--overwrite has no effect with --check: leave one of them out")
-    try:
-        subject = Subject(images=folder, class_noun=class_noun, identifier=identifier)
-    except ValidationError as error:
-        raise ConfigError(f"wrong options: {wrong_fields(error)}") from error
+    subject = subject_of({"images": folder, "class_noun": class_noun, "identifier": identifier})
     settings = load_config(config) if config else None
     if settings is not None and settings.vision.backend is not None:
         made, findings, counts = _captioned(settings, subject, overwrite, check)

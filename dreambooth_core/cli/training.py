@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from dreambooth_core.cli.options import AsJson, ConfigFile, Overrides, Recipe
+from dreambooth_core.cli.options import AsJson, ConfigFile, Overrides, Recipe, subject_of
 from dreambooth_core.cli.signals import interruptible
 from dreambooth_core.errors import ConfigError, DatasetRefused
 
@@ -147,18 +147,16 @@ def _subject(
     folder: Path, config: "Config | None", identifier: str | None, class_noun: str | None
 ) -> "Subject":
     """The config's subject with this folder, else its first one; without a config, one from the options."""
-    from dreambooth_core.config import Subject
-
     given = {"identifier": identifier, "class_noun": class_noun}
     changes = {name: value for name, value in given.items() if value is not None}
     if config is None:
-        return Subject(images=folder, **{"class_noun": "subject", **changes})
+        return subject_of({"images": folder, "class_noun": "subject", **changes})
     own = [
         subject
         for subject in config.subjects
         if isinstance(subject.images, Path) and subject.images.resolve() == folder.resolve()
     ]
-    return (own or [config.subject])[0].model_copy(update=changes)
+    return subject_of({**(own or [config.subject])[0].model_dump(), **changes})
 
 
 def _run_flow(config: "Config") -> "Summary":

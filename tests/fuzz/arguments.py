@@ -206,6 +206,7 @@ def _contradictions() -> Iterator[Case]:
     yield _case("a model with a shard", ("sample", "dog", "--prompt", "x", "--shard", "1/2"))
     yield _case("a model without a prompt", ("sample", "dog"))
     yield _case("a missing job", ("sample", "o.yaml", "--work", "work"))
+    yield _case("an empty class noun", ("validate", "photos", "--class", ""))
     yield _case("an empty prompt", ("sample", "dog", "--prompt", "", "--work", "work"))
     yield _case("an unknown alias", ("promote", "dog", "--to", "winner", "--yes"))
     yield _case("a promotion without a terminal", ("promote", "dog", "--work", "work"))
