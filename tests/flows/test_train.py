@@ -129,7 +129,7 @@ def test_from_photos_to_a_registered_model_and_back(config_file, tiny_config, tm
     shutil.rmtree(work / "prefect")  # Prefect's database holds history alone
     again = ran("run", config_file)
     assert again.returncode == 0, again.stderr
-    assert "Reused  every stage" in again.stdout
+    assert "Reused   all stages" in again.stdout
     later = Summary.model_validate_json((report.parent / "summary.json").read_bytes())
     assert later.run_id == output["run_id"]
     assert {stage.status for stage in later.stages.values()} == {"reused"}
