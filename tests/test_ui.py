@@ -62,9 +62,9 @@ TEXT = "document.body.innerText"
 IMAGE = '[...document.querySelectorAll("img")].find(it => it.src.startsWith("data:image/webp"))'
 ARTIFACT_WORDS = {
     "plan": ["instance images", "class images", "training", "evaluation"],
-    "dataset": ["nothing was found"],
+    "dataset": ["no findings"],
     "verdict": [f"{NAME}-", "candidate", "difference", "images won"],
-    "model-card": [f"{NAME}, version 1", "What it learned from", "How good it is"],
+    "model-card": [f"{NAME}, version 1", "Training data", "Scores"],
     "cost": ["gpu seconds", "saved seconds", "all"],
     "summary": ["tuned", "status", "stored_report"],
     "gallery": [],

@@ -62,7 +62,7 @@ def test_expected_end_has_no_faults() -> None:
         ({"stderr": "Error: no config at x.yaml\nmore\n"}, "not the last line"),
         ({"stderr": f"Error: x.yaml {'x' * 600}\n"}, "a sentence of"),
         ({"stderr": "Traceback\nError: no config at x.yaml\n"}, "'Traceback'"),
-        ({"stderr": "Error: KeyError: x.yaml (not foreseen)\n"}, "'not foreseen'"),
+        ({"stderr": "Error: KeyError: x.yaml (unexpected)\n"}, "'(unexpected'"),
         ({"stderr": "Error: no config at it\n"}, "lacks 'x.yaml'"),
         ({"stderr": "Error: x.yaml has hunter2\n"}, "echoes the secret"),
         ({"stderr": "Error: x.yaml \x1b[2J in it\n"}, "U+001B"),

@@ -14,7 +14,7 @@ MAX_MEMORY = 3 * 2**29
 """Largest memory in bytes: 1.5 GiB."""
 UNWANTED = (
     "Traceback",
-    "not foreseen",
+    "(unexpected",
     "--debug shows",
     "pydantic",
     "validation error",

@@ -77,7 +77,7 @@ def test_a_photo_without_the_subject_gives_a_finding_and_no_mask(scenes, tmp_pat
     ("change", "sentence"),
     [
         ({"loss": {}}, "no effect without loss.masks"),
-        ({"evaluation": {}}, "needs someone to find the subject"),
+        ({"evaluation": {}}, "needs a detector"),
     ],
 )
 def test_auto_masks_need_a_detector_and_a_masked_loss(change, sentence, tmp_path):

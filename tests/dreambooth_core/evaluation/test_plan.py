@@ -174,7 +174,7 @@ def test_the_alternatives_of_a_prompt(config, groups, prompt, expected):
         (["on the beach"], "two or more different phrases"),
         (["on the beach", "on the beach"], "two or more different phrases"),
         (["on the beach", ""], "two or more different phrases"),
-        (["on the moon", "on mars"], "no prompt holds any of"),
+        (["on the moon", "on mars"], "no prompt contains any of"),
     ],
 )
 def test_invalid_choices_are_refused(config, group, reason):

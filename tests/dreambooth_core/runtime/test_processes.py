@@ -218,7 +218,10 @@ def _parent(command: list[str], grace: float, script: str = PARENT) -> "subproce
     root = Path(__file__).parents[3]
     env = {**os.environ, "PYTHONPATH": str(root)}
     return subprocess.Popen(
-        [sys.executable, "-c", script, json.dumps(command), str(grace)], env=env
+        [sys.executable, "-c", script, json.dumps(command), str(grace)],
+        env=env,
+        # under nohup SIGHUP is ignored, which a child inherits
+        preexec_fn=lambda: signal.signal(signal.SIGHUP, signal.SIG_DFL),
     )
 
 
