@@ -98,7 +98,7 @@ def test_ranks_must_divide_evenly_among_machines(tiny_config: Config) -> None:
             Config.model_validate({**tiny_config.model_dump(mode="json"), **sections})
 
     train = {**tiny_config.train.model_dump(mode="json"), "num_processes": 3, "batch_size": 6}
-    refused("train.num_processes 3 cannot be shared out", train=train, compute=NODES)
+    refused("train.num_processes 3 is not a multiple", train=train, compute=NODES)
     refused("needs compute.engine: ray", compute={"nodes": 2})
     even = {**train, "num_processes": 2}
     refused("memory.fit auto", train=even, compute=NODES, memory={"fit": "auto"})
