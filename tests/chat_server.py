@@ -4,7 +4,7 @@ import json
 import threading
 import time
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import AbstractContextManager, contextmanager
 from dataclasses import dataclass, field
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from typing import Any
@@ -119,3 +119,8 @@ def serving(answer: Callable[[int, Request], Reply]) -> Iterator[ChatServer]:
         http.shutdown()
         http.server_close()
         thread.join()
+
+
+def scripted(*replies: Reply) -> AbstractContextManager[ChatServer]:
+    """Serve the replies in order, then the last one again and again."""
+    return serving(lambda number, _: replies[min(number, len(replies) - 1)])

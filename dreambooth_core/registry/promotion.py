@@ -11,7 +11,7 @@ from dreambooth_core.config import Config
 from dreambooth_core.errors import ConfigError
 from dreambooth_core.evaluation.gate import ScoredModel, override, overruled
 from dreambooth_core.registry import model_card
-from dreambooth_core.registry.aliases import AliasChange, AliasLog, AliasState
+from dreambooth_core.registry.aliases import Action, AliasChange, AliasLog, AliasState
 from dreambooth_core.registry.provenance import Provenance, RunInputs, read_provenance, run_inputs
 from dreambooth_core.registry.register import alias_log_of, check_stored, synced_state
 from dreambooth_core.storage.blobs import get_record
@@ -156,13 +156,7 @@ def rollback(config: Config, store: Store, request: PromotionRequest) -> AliasSt
             )
         before = run_inputs(store, read_provenance(log, state.previous))
         check_stored(store, before.weights)
-        return AliasChange(
-            action="rollback",
-            version=request.version,
-            by=request.by,
-            when=utc_now(),
-            reason=request.reason,
-        )
+        return _change("rollback", request)
 
     log.append(propose)
     return synced_state(config, log)
@@ -188,13 +182,7 @@ def reject(config: Config, store: Store, request: PromotionRequest) -> AliasStat
         last = _last_decision(log, request.version)
         if last and (last.action, last.reason) == ("reject", request.reason):
             return None
-        return AliasChange(
-            action="reject",
-            version=request.version,
-            by=request.by,
-            when=utc_now(),
-            reason=request.reason,
-        )
+        return _change("reject", request)
 
     log.append(propose)
     return synced_state(config, log)
@@ -338,3 +326,14 @@ def _log(config: Config, store: Store) -> AliasLog:
     if log is None:
         raise ConfigError(f"no registered model {config.name}: run its config first")
     return log
+
+
+def _change(action: Action, request: PromotionRequest) -> AliasChange:
+    """A person's entry for the log."""
+    return AliasChange(
+        action=action,
+        version=request.version,
+        by=request.by,
+        when=utc_now(),
+        reason=request.reason,
+    )

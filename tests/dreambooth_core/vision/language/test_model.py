@@ -16,7 +16,7 @@ from dreambooth_core.vision.language.backends import openai_compatible
 from dreambooth_core.vision.language.messages import question, quoted
 from dreambooth_core.vision.language.model import Conversation, VisionLanguageModel
 from dreambooth_core.vision.language.spending import Account, account_of
-from tests.chat_server import Reply, serving
+from tests.chat_server import Reply, scripted, serving
 
 
 class Opinion(BaseModel):
@@ -44,10 +44,6 @@ def _short_delays(monkeypatch):
     yield
     while OPENED:
         OPENED.pop().__exit__()
-
-
-def scripted(*replies: Reply):
-    return serving(lambda number, _: replies[min(number, len(replies) - 1)])
 
 
 def model_at(server, cache=None, **options) -> VisionLanguageModel:

@@ -17,7 +17,7 @@ from dreambooth_core.vision.language.backends import openai_compatible
 from dreambooth_core.vision.language.messages import question, video_frames
 from dreambooth_core.vision.language.model import VisionLanguageModel
 from dreambooth_core.vision.language.spending import Account
-from tests.chat_server import Reply, serving
+from tests.chat_server import Reply, scripted
 
 
 class Opinion(BaseModel):
@@ -40,10 +40,6 @@ def _short_delays(monkeypatch):
     yield
     while OPENED:
         OPENED.pop().__exit__()
-
-
-def scripted(*replies: Reply):
-    return serving(lambda number, _: replies[min(number, len(replies) - 1)])
 
 
 def model_at(server, **options) -> VisionLanguageModel:
