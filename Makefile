@@ -19,7 +19,7 @@ install: $(VENV)/.installed ## Create .venv and install everything from constrai
 $(VENV)/.installed: pyproject.toml constraints.txt
 	$(PYTHON) -m venv $(VENV)
 	$(BIN)/python -m pip install --quiet --upgrade "pip>=24"
-	$(BIN)/python -m pip install --quiet --constraint constraints.txt --editable ".[local,postgres,heic,gpu,ray,trackers,dev]"
+	$(BIN)/python -m pip install --quiet --constraint constraints.txt --editable ".[local,postgres,heic,gpu,video,documents,ray,trackers,dev]"
 	@touch $@
 
 demo: install ## Train on the small world's dog, from photos to report, in minutes
