@@ -96,7 +96,7 @@ def show_training_plan(planned: TrainingPlan, as_json: bool) -> None:
         print_json({"config": document, "memory": memory.as_json()})
         return
     show_config(planned.config, as_json=False)
-    print_table("Memory plan", ("what", "bytes"), [list(row) for row in memory.as_table()])
+    print_table("Memory plan", ("stage", "what", "bytes"), [list(row) for row in memory.as_table()])
 
 
 def show_trained(trained: TrainingResult, as_json: bool) -> None:

@@ -168,9 +168,10 @@ def merged(components: Iterable[nn.Module]) -> Iterator[None]:
     The merge is into copies: afterwards the base weights are the same tensors as before. Adapters stay
     unmerged where the copies would need more than `MERGE_BYTES`. Not for quantized base weights.
     """
+    components = [*components]
     layers = [*_adapter_layers(components)]
     weights = [layer.get_base_layer().weight for layer in layers]
-    if sum(weight.nbytes for weight in weights) > MERGE_BYTES:
+    if layers and not copied_bytes(components):
         yield
         return
     before = [weight.data for weight in weights]
@@ -185,6 +186,13 @@ def merged(components: Iterable[nn.Module]) -> Iterator[None]:
             weight.data = data
             layer.merged_adapters.clear()
             getattr(layer, "_caches", {}).clear()  # DoRA's norms of the merged weight
+
+
+def copied_bytes(components: Iterable[nn.Module]) -> int:
+    """Bytes of the copies that `merged` makes; 0 if they would be more than `MERGE_BYTES`."""
+    layers = _adapter_layers(components)
+    count = sum(int(layer.get_base_layer().weight.nbytes) for layer in layers)
+    return count if count <= MERGE_BYTES else 0
 
 
 @contextmanager

@@ -1,4 +1,4 @@
-"""Memory of a training step, measured by running it with fake tensors (shapes without data).
+"""Memory of a stage's operations, measured by running them with fake tensors (shapes without data).
 
 What is kept for the backward pass follows from the model's code instead of a formula. Operations
 are those of this machine's device, in the number type of the forward pass.
@@ -134,6 +134,83 @@ def measure_step(
     return StepMemory(sum(value.nbytes for value in inputs), live.peak)
 
 
+def measure_prompt(family: Family, parts: Parts, config: Config, device: torch.device) -> int:
+    """Peak bytes of encoding one prompt with frozen text encoders on the meta device."""
+    encoders = [parts[name] for name in family.text_encoders]
+    step = _Step(family, parts, config)
+    return _measured(encoders, device, torch.float32, lambda: step.prompts(device))
+
+
+def measure_image(family: Family, parts: Parts, config: Config, device: torch.device) -> int:
+    """Peak bytes of encoding one image of the training resolution with a float32 autoencoder."""
+    side = config.model.resolution
+
+    def encode() -> object:
+        return family.encode_images(parts, torch.empty(1, 3, side, side, device=device))
+
+    return _measured([parts[family.autoencoder]], device, torch.float32, encode)
+
+
+def measure_denoising(
+    family: Family, parts: Parts, config: Config, forward: torch.dtype, device: torch.device
+) -> int:
+    """Peak bytes of one prediction of the sampler's batch, both halves of the guidance in one forward."""
+    halves = 2 if "negative_prompt" in family.guidance(config.sampler) else 1
+    count = halves * config.sampler.batch_size
+    latents = _latent_shape(family, parts, config.model.resolution)
+    encoders = [parts[name] for name in family.text_encoders]
+
+    def predict() -> object:
+        batch = {name: value.to(device) for name, value in _rows(latents, count, 1).items()}
+        return step.predict(batch, prompts, slice(None))
+
+    with FakeTensorMode(allow_non_fake_inputs=True):
+        for encoder in encoders:
+            materialize(encoder, device)
+        step = _Step(family, parts, config)
+        with RealIndices(), torch.no_grad():  # type: ignore[no-untyped-call]
+            prompts = family.encode_prompts(parts, step.tokens(device))
+    step.encodes = False
+    return _measured([parts[family.denoiser]], device, forward, predict)
+
+
+def measure_decoding(
+    family: Family, parts: Parts, config: Config, device: torch.device, count: int
+) -> int:
+    """Peak bytes of decoding `count` images in the autoencoder's number type."""
+    autoencoder, side = parts[family.autoencoder], config.model.resolution
+    dtype = next(autoencoder.parameters()).dtype
+    encoded: list[Any] = []
+    encode = autoencoder.encode
+    autoencoder.encode = lambda pixels: encoded.append(encode(pixels)) or encoded[0]
+    with torch.no_grad():
+        family.encode_images(parts, torch.empty(1, 3, side, side, device="meta", dtype=dtype))
+    latents = encoded[0].latent if hasattr(encoded[0], "latent") else encoded[0].latent_dist.mean
+    shape = (count, *latents.shape[1:])
+
+    def decode() -> object:
+        return autoencoder.decode(torch.empty(shape, device=device, dtype=dtype))
+
+    return _measured([autoencoder], device, torch.float32, decode)
+
+
+def _measured(
+    components: Iterable[nn.Module],
+    device: torch.device,
+    forward: torch.dtype,
+    work: Callable[[], object],
+) -> int:
+    """Peak bytes that `work` allocates, without gradients and without the components' weights."""
+    with FakeTensorMode(allow_non_fake_inputs=True):
+        for component in components:
+            materialize(component, device)
+        weights = [weight for component in components for weight in component.parameters()]
+        modes = RealIndices(), LiveStorages(weights)  # type: ignore[no-untyped-call]
+        with torch.no_grad(), _autocast(device, forward), modes[0], modes[1] as live:
+            work()
+    return live.peak
+
+
 class _Step:
     """The operations of `DreamBooth.training_step`."""
 
@@ -143,14 +220,18 @@ class _Step:
         text = [weight for name in family.text_encoders for weight in parts[name].parameters()]
         self.encodes = any(weight.requires_grad for weight in text)
 
-    def prompts(self, device: torch.device) -> Tensors:
-        """Instance and class prompt: token ids if text encoders train, else conditioning."""
+    def tokens(self, device: torch.device) -> Tensors:
+        """Token ids of the instance prompt and, with the prior, of the class prompt."""
         subject = self.config.subject
         texts = [subject.instance_prompt]
         if self.config.prior.enabled:
             texts.append(subject.class_prompt)
         tokens = self.family.tokenize(self.parts, [subject.fill(text) for text in texts])
-        moved = {name: ids.to(device) for name, ids in tokens.items()}
+        return {name: ids.to(device) for name, ids in tokens.items()}
+
+    def prompts(self, device: torch.device) -> Tensors:
+        """Token ids if text encoders train, else conditioning."""
+        moved = self.tokens(device)
         if self.encodes:
             return moved
         with torch.no_grad():
@@ -197,15 +278,20 @@ def _allocate(value: Tensor, device: torch.device) -> Tensor:
 
 
 def _latent_shape(family: Family, parts: Parts, side: int) -> torch.Size:
+    dtype = next(parts[family.autoencoder].parameters()).dtype
     with torch.no_grad():
-        photo = torch.empty(1, 3, side, side, device="meta")
+        photo = torch.empty(1, 3, side, side, device="meta", dtype=dtype)
         return family.encode_images(parts, photo).mean.shape[1:]
 
 
 def _batch(config: Config, latents: torch.Size) -> dict[str, Tensor]:
     """Instance examples and, with the prior, as many class examples, for one process."""
     kinds = 2 if config.prior.enabled else 1
-    count = kinds * config.train.batch_size // config.train.num_processes
+    return _rows(latents, kinds * config.train.batch_size // config.train.num_processes, kinds)
+
+
+def _rows(latents: torch.Size, count: int, kinds: int) -> dict[str, Tensor]:
+    """`count` examples; with two `kinds` every second one is a class example."""
     is_class = torch.arange(count) % kinds
     return {
         "latents": torch.empty(count, *latents),

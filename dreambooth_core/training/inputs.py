@@ -25,7 +25,7 @@ from dreambooth_core.storage.blobs import get_record
 from dreambooth_core.storage.records import Image, ImageSet
 from dreambooth_core.storage.stores import Store
 from dreambooth_core.storage.tensor_cache import TensorCache
-from dreambooth_core.training import batches, latents, text_embeddings
+from dreambooth_core.training import batches, latents, precision, text_embeddings
 from dreambooth_core.training.class_images import ClassImage
 from dreambooth_core.training.latents import View
 
@@ -212,8 +212,10 @@ def _autoencoder(config: Config, family: Family, context: TrainingContext) -> la
 def _conditioning(
     config: Config, family: Family, context: TrainingContext, prompts: Sequence[str]
 ) -> Tensors:
+    dtype = precision.text_numbers(config)
+
     def load() -> Callable[[str], Tensors]:
-        parts = family.load(context.base, only(context.base, *family.text_encoders))
+        parts = family.load(context.base, only(context.base, *family.text_encoders), dtype)
         for name in family.text_encoders:
             if name in parts.components:
                 parts[name].to(context.device)
@@ -221,7 +223,11 @@ def _conditioning(
         def encode(prompt: str) -> Tensors:
             tokens = family.tokenize(parts, [prompt])
             moved = {name: value.to(context.device) for name, value in tokens.items()}
-            return family.encode_prompts(parts, moved)
+            rows = family.encode_prompts(parts, moved)
+            return {
+                name: value.float() if value.is_floating_point() else value
+                for name, value in rows.items()
+            }
 
         return encode
 
@@ -231,5 +237,5 @@ def _conditioning(
     digest = f"{config.model.family} {base_model.component_digest(context.base, text_components)}"
     cache = TensorCache("embeddings", config.paths.work / "caches", context.store)
     return text_embeddings.text_embeddings(
-        prompts, cache, text_embeddings.TextEncoder(digest, "float32", load)
+        prompts, cache, text_embeddings.TextEncoder(digest, str(dtype).partition(".")[2], load)
     ).rows

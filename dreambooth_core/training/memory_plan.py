@@ -1,6 +1,7 @@
-"""Memory plan: what a training process will hold on its device, and smaller settings that fit."""
+"""Memory plan: what each stage of a run holds on its device and host, and smaller settings that fit."""
 
-from dataclasses import asdict, dataclass
+from collections.abc import Mapping
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal
 
@@ -8,16 +9,22 @@ import torch
 from torch import nn
 
 from dreambooth_core.config import Config, Memory
-from dreambooth_core.diffusion import adapters
+from dreambooth_core.diffusion import adapter_layers, adapters
 from dreambooth_core.diffusion.families import Family, Parts, load_family
 from dreambooth_core.errors import ConfigError
-from dreambooth_core.training import dry_step, optimizers
-
-Precision = Literal["fp32", "bf16", "fp16"]
-FORWARD = {"fp32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}
+from dreambooth_core.training import dry_step, optimizers, precision
 
 HEADROOM = 1.1
 """Factor of a plan on its device, for fragmentation and the libraries' workspaces."""
+LEVERS = {
+    "prompts": "the text encoders need it: use a base with smaller ones",
+    "images": "the autoencoder needs it: set a smaller model.resolution",
+    "training": "use train.method lora, model.quantize, optimizer.name adamw8bit or a smaller "
+    "model.resolution",
+    "validation": "set a smaller sampler.batch_size, or validation.prompts: []",
+    "sampling": "set model.quantize, or a smaller sampler.batch_size or model.resolution",
+}
+"""Stage -> settings that reduce its memory."""
 
 
 @dataclass(frozen=True)
@@ -29,30 +36,63 @@ class MemoryRow:
 
 
 @dataclass(frozen=True)
-class MemoryPlan:
-    """Peak memory of one process on its device during a step."""
+class StageMemory:
+    """Peak memory of one process in a stage, on its device and on the host."""
 
+    name: str
     rows: tuple[MemoryRow, ...]
-    limit: int | None = None
-    """Bytes of the device; None if unknown."""
+    """On the device."""
+    host: int = 0
+    """Bytes of copies and of weights while they are loaded, on the host of a GPU."""
 
     @property
     def total(self) -> int:
+        """Bytes on the device."""
         return sum(row.bytes for row in self.rows)
+
+
+@dataclass(frozen=True)
+class MemoryPlan:
+    """Peak memory of one process in every stage of a training; sampling may run elsewhere."""
+
+    stages: tuple[StageMemory, ...]
+    limit: int | None = None
+    """Bytes of the device; None if unknown."""
+
+    def __getitem__(self, name: str) -> StageMemory:
+        return next(stage for stage in self.stages if stage.name == name)
+
+    @property
+    def fullest(self) -> StageMemory:
+        """The stage of the training process that needs most; sampling is a process of its own."""
+        stages = [stage for stage in self.stages if stage.name != "sampling"]
+        return max(stages, key=lambda stage: stage.total)
 
     @property
     def fits(self) -> bool:
-        """Whether it is within the limit, with `HEADROOM`."""
-        return self.limit is None or self.total * HEADROOM <= self.limit
+        """Whether the training process is within the limit, with `HEADROOM`."""
+        return self.limit is None or self.fullest.total * HEADROOM <= self.limit
 
-    def as_table(self) -> list[tuple[str, str]]:
-        """Name and formatted size of every row, of the total and of the device."""
-        rows = [(row.name, size(row.bytes)) for row in self.rows]
-        device = [] if self.limit is None else [("device", size(self.limit))]
-        return [*rows, ("total", size(self.total)), *device]
+    def as_table(self) -> list[tuple[str, str, str]]:
+        """Stage, kind and formatted size of every row, every total and the device."""
+        table = []
+        for stage in self.stages:
+            table += [(stage.name, row.name, size(row.bytes)) for row in stage.rows]
+            table.append((stage.name, "total", size(stage.total)))
+            if stage.host:
+                table.append((stage.name, "on the host", size(stage.host)))
+        return table if self.limit is None else [*table, ("", "device", size(self.limit))]
 
     def as_json(self) -> dict[str, Any]:
-        return {**asdict(self), "total": self.total}
+        stages = {
+            stage.name: {
+                "rows": {row.name: row.bytes for row in stage.rows},
+                "total": stage.total,
+                "host": stage.host,
+            }
+            for stage in self.stages
+        }
+        return {"stages": stages, "limit": self.limit, "total": self.fullest.total}
 
 
 def size(count: int) -> str:
@@ -69,53 +109,139 @@ def device_limit(options: Memory) -> int | None:
     return None
 
 
-def plan(config: Config, base: Path, precision: Precision, limit: int | None = None) -> MemoryPlan:
+def plan(
+    config: Config, base: Path, limit: int | None = None, gpu: bool | None = None
+) -> MemoryPlan:
     """The memory plan of training the base model in a folder, of which only configs are read.
 
-    `activations` is the step's peak less the size of the gradients, whose memory it may use before
-    they exist. Raises `ConfigError` and `ModelError` as training would.
+    `gpu`: plan for a machine with or without a GPU, default: this one. Raises `ConfigError` and
+    `ModelError` as training would.
     """
-    from dreambooth_core.training.precision import frozen_numbers
-
-    family, train = load_family(config.model.family), config.train
-    with torch.device("meta"):
-        parts = family.load(base, None, frozen_numbers(config))
-        trained = adapters.prepare(family, parts, config)
-    weights = [weight for group in trained.values() for weight in group.values()]
-    held = _held(family, parts, config)
-    if train.gradient_checkpointing:
-        checkpoint_activations(parts, (family.denoiser,))
-    trained_bytes = sum(weight.nbytes for weight in weights)
-    gradients = 0 if config.optimizer.fused_backward else trained_bytes
-    state = sum(optimizers.state_bytes(config.optimizer.name, weight) for weight in weights)
-    device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
-    step = dry_step.measure_step(family, parts, config, FORWARD[precision], device)
-    shards = train.num_processes if train.strategy == "fsdp2" else 1
-    sharded = {
-        **{f"{name} weights": count for name, count in held.items()},
-        "gradients": gradients,
-        f"{config.optimizer.name} state": state,
-        "EMA weights": trained_bytes if train.ema is not None else 0,
-    }
-    found = {name: -(-count // shards) for name, count in sharded.items()}
-    found |= {
-        "gradient buckets": gradients if train.num_processes > 1 and shards == 1 else 0,
-        "batch and prompts": step.inputs,
-        "activations": max(0, step.peak - gradients),
-    }
-    return MemoryPlan(
-        tuple(MemoryRow(name, count) for name, count in found.items() if count), limit
-    )
+    return MemoryPlan(_Planner(config, base, gpu).stages(), limit)
 
 
-def _held(family: Family, parts: Parts, config: Config) -> dict[str, int]:
-    """Bytes of the components in memory while training; text encoders only if one of them trains."""
-    text = [weight for name in family.text_encoders for weight in parts[name].parameters()]
-    trains_text = any(weight.requires_grad for weight in text)
-    names = (family.denoiser, *(family.text_encoders if trains_text else ()))
-    held = {name: quantized_bytes(parts[name], "none") for name in names}
-    held[family.denoiser] = quantized_bytes(parts[family.denoiser], config.model.quantize)
-    return held
+class _Planner:
+    """Plans the stages of one config on one kind of device."""
+
+    def __init__(self, config: Config, base: Path, gpu: bool | None) -> None:
+        self.config, self.base = config, base
+        self.family = load_family(config.model.family)
+        self.gpu = torch.cuda.is_available() if gpu is None else gpu
+        self.device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
+        self.forward = precision.NUMBERS[
+            precision.resolved_precision(config.train.precision, self.gpu)
+        ]
+
+    def stages(self) -> tuple[StageMemory, ...]:
+        training, held = self._training()
+        found = [self._prompts(), self._images(), training]
+        if self.config.validation.every_n_steps and self.config.validation.prompts:
+            found.append(self._validation(held))
+        return tuple(stage for stage in (*found, self._sampling()) if stage.rows)
+
+    def _parts(self, dtype: torch.dtype) -> Parts:
+        """The base's components on the meta device."""
+        with torch.device("meta"):
+            return self.family.load(self.base, None, dtype)
+
+    def _prompts(self) -> StageMemory:
+        """Frozen text encoders, before the denoiser is loaded; nothing if they train."""
+        parts = self._parts(precision.text_numbers(self.config, self.gpu))
+        weights = {name: quantized_bytes(parts[name], "none") for name in self.family.text_encoders}
+        trained = {*adapters.trained_components(self.family, self.config)}
+        if trained & weights.keys():
+            return StageMemory("prompts", ())
+        peak = dry_step.measure_prompt(self.family, parts, self.config, self.device)
+        return self._stage("prompts", weights, {"activations": peak}, host=max(weights.values()))
+
+    def _images(self) -> StageMemory:
+        """The float32 autoencoder, before the denoiser is loaded."""
+        parts, name = self._parts(torch.float32), self.family.autoencoder
+        weights = {name: quantized_bytes(parts[name], "none")}
+        peak = dry_step.measure_image(self.family, parts, self.config, self.device)
+        return self._stage("images", weights, {"activations": peak}, host=weights[name])
+
+    def _training(self) -> tuple[StageMemory, dict[str, int]]:
+        """A step, and the bytes of it that stay allocated between steps.
+
+        `activations` is the step's peak less the size of the gradients, whose memory it may use
+        before they exist.
+        """
+        family, config, train = self.family, self.config, self.config.train
+        parts = self._parts(precision.frozen_numbers(config, self.gpu))
+        loaded = sum(quantized_bytes(parts[name], "none") for name in _kept(family, parts, config))
+        with torch.device("meta"):
+            trained = adapters.prepare(family, parts, config)
+        weights = [weight for group in trained.values() for weight in group.values()]
+        kept = {name: quantized_bytes(parts[name], "none") for name in _kept(family, parts, config)}
+        kept[family.denoiser] = quantized_bytes(parts[family.denoiser], config.model.quantize)
+        copies = adapter_layers.copied_bytes([parts[name] for name in kept])
+        if train.gradient_checkpointing:
+            checkpoint_activations(parts, (family.denoiser,))
+        trained_bytes = sum(weight.nbytes for weight in weights)
+        gradients = 0 if config.optimizer.fused_backward else trained_bytes
+        state = sum(optimizers.state_bytes(config.optimizer.name, weight) for weight in weights)
+        step = dry_step.measure_step(family, parts, config, self.forward, self.device)
+        shards = train.num_processes if train.strategy == "fsdp2" else 1
+        averages = trained_bytes if train.ema is not None else 0
+        held = {f"{name} weights": count for name, count in kept.items()}
+        held |= {f"{config.optimizer.name} state": state, "EMA weights": averages}
+        held = {name: -(-count // shards) for name, count in held.items()}
+        passing = {
+            "gradients": -(-gradients // shards),
+            "gradient buckets": gradients if train.num_processes > 1 and shards == 1 else 0,
+            "batch and prompts": step.inputs,
+            "activations": max(0, step.peak - gradients),
+        }
+        snapshot = trained_bytes + state + averages
+        if config.model.quantize == "none":
+            held |= {"merged copies": copies}
+        training = {name: count for name, count in held.items() if name != "merged copies"}
+        return self._stage("training", {}, {**training, **passing}, max(snapshot, loaded)), held
+
+    def _validation(self, held: Mapping[str, int]) -> StageMemory:
+        """The sampler's batch by the components in training, with the others beside them."""
+        frozen = self._parts(torch.float32)
+        name = self.family.autoencoder
+        rows = {**held, f"{name} weights": quantized_bytes(frozen[name], "none")}
+        text = self._parts(precision.text_numbers(self.config, self.gpu))
+        for encoder in self.family.text_encoders:
+            rows.setdefault(f"{encoder} weights", quantized_bytes(text[encoder], "none"))
+        return self._stage("validation", {}, {**rows, "activations": self._drawn(torch.float32)})
+
+    def _sampling(self) -> StageMemory:
+        """All components, in half precision on a GPU: class images, evaluation and samples."""
+        half = torch.bfloat16 if self.family.flow else torch.float16
+        dtype = half if self.gpu else torch.float32
+        parts, whole = self._parts(dtype), self._parts(torch.float32)
+        names = (self.family.denoiser, self.family.autoencoder, *self.family.text_encoders)
+        weights = {name: quantized_bytes(parts[name], "none") for name in names}
+        host = sum(quantized_bytes(whole[name], "none") for name in names)
+        return self._stage("sampling", weights, {"activations": self._drawn(dtype)}, host)
+
+    def _drawn(self, decoding: torch.dtype) -> int:
+        """Peak activations of the sampler's batch; the autoencoder has weights of type `decoding`."""
+        family, config, device = self.family, self.config, self.device
+        numbers = precision.frozen_numbers(config, self.gpu)
+        count = 1 if self.gpu else config.sampler.batch_size
+        return max(
+            dry_step.measure_denoising(family, self._parts(numbers), config, self.forward, device),
+            dry_step.measure_decoding(family, self._parts(decoding), config, device, count),
+        )
+
+    def _stage(
+        self, name: str, weights: Mapping[str, int], others: Mapping[str, int], host: int = 0
+    ) -> StageMemory:
+        rows = {**{f"{part} weights": count for part, count in weights.items()}, **others}
+        listed = tuple(MemoryRow(kind, count) for kind, count in rows.items() if count)
+        return StageMemory(name, listed, host if self.gpu else 0)
+
+
+def _kept(family: Family, parts: Parts, config: Config) -> tuple[str, ...]:
+    """The components in memory while training; text encoders only if one of them trains."""
+    trained = {*adapters.trained_components(family, config)}
+    trains_text = bool(trained & {*family.text_encoders})
+    return (family.denoiser, *(family.text_encoders if trains_text else ()))
 
 
 def quantized_bytes(component: nn.Module, kind: Literal["none", "int8", "nf4"]) -> int:
@@ -169,18 +295,18 @@ def next_smaller(config: Config) -> Config | None:
     )
 
 
-def fit(config: Config, base: Path, precision: Precision, limit: int) -> Config:
+def fit(config: Config, base: Path, limit: int) -> Config:
     """The config, or the first smaller one whose plan fits into `limit` bytes; `ConfigError` if none."""
     tried: Config | None = config
     while tried is not None:
-        found = plan(tried, base, precision, limit)
+        found = plan(tried, base, limit)
         if found.fits:
             return tried
-        tried = next_smaller(tried)
+        tried = next_smaller(tried) if found.fullest.name == "training" else None
+    stage = found.fullest
     raise ConfigError(
-        f"training needs at least {size(found.total)}, with {HEADROOM - 1:.0%} to spare, but "
-        f"the device has {size(limit)}: use train.method lora, model.quantize, optimizer.name "
-        "adamw8bit or a smaller model.resolution"
+        f"{stage.name} needs at least {size(stage.total)}, with {HEADROOM - 1:.0%} to spare, but "
+        f"the device has {size(limit)}: {LEVERS[stage.name]}"
     )
 
 

@@ -153,13 +153,11 @@ def planned_to_fit(config: Config) -> Config:
     if config.memory.fit != "auto":
         return config
     from dreambooth_core.training import memory_plan
-    from dreambooth_core.training.precision import resolved_precision
 
     limit = memory_plan.device_limit(config.memory)
     if limit is None:
         return config
-    base = base_model.base_folder(config.model)
-    return memory_plan.fit(config, base, resolved_precision(config.train.precision), limit)
+    return memory_plan.fit(config, base_model.base_folder(config.model), limit)
 
 
 def _smaller(config: Config, message: str) -> Config:

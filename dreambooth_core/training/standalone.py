@@ -93,12 +93,10 @@ def plan(config: Config) -> TrainingPlan:
     """The memory plan of the training; raises `ConfigError` if none fits with `memory.fit: auto`."""
     from dreambooth_core.diffusion import base_model
     from dreambooth_core.training import memory_plan
-    from dreambooth_core.training.precision import resolved_precision
 
     settings, limit = stage.planned_to_fit(config), memory_plan.device_limit(config.memory)
-    precision = resolved_precision(settings.train.precision)
     base = base_model.base_folder(settings.model)
-    return TrainingPlan(settings, memory_plan.plan(settings, base, precision, limit))
+    return TrainingPlan(settings, memory_plan.plan(settings, base, limit))
 
 
 def weights_of(config: Config) -> Weights:

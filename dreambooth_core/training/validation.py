@@ -20,7 +20,7 @@ from dreambooth_core.config.inputs import without_identifier
 from dreambooth_core.diffusion import adapters, textual_inversion
 from dreambooth_core.diffusion.families import Parts, channels_last, only
 from dreambooth_core.diffusion.objectives import example_losses, target
-from dreambooth_core.diffusion.pipelines import LoadedPipeline
+from dreambooth_core.diffusion.pipelines import LoadedPipeline, decode_one_by_one
 from dreambooth_core.diffusion.sampling import (
     Request,
     SamplingSettings,
@@ -39,7 +39,7 @@ from dreambooth_core.storage.records import ImageSet, ValidationResult
 from dreambooth_core.training.batches import Batch, MicroBatches
 from dreambooth_core.training.inputs import TrainingContext
 from dreambooth_core.training.module import DreamBooth
-from dreambooth_core.training.precision import frozen_numbers, resolved_precision
+from dreambooth_core.training.precision import resolved_precision, text_numbers
 from dreambooth_core.vision.crops import crop, regions
 from dreambooth_core.vision.detectors import Detector, load_detector
 from dreambooth_core.vision.embeddings import Embeddings
@@ -244,11 +244,13 @@ def pipeline_of(module: DreamBooth, context: TrainingContext) -> LoadedPipeline:
     """A pipeline that shares the components in training, with adapters and new tokens."""
     family, config, trained = module.family, module.config, module.parts
     absent = [name for name in family.text_encoders if name not in trained.components]
-    text = family.load(context.base, only(context.base, *absent), frozen_numbers(config))
+    text = family.load(context.base, only(context.base, *absent), text_numbers(config))
     autoencoder = family.load(context.base, only(context.base, family.autoencoder))[
         family.autoencoder
     ]
     channels_last(autoencoder)
+    if module.device.type == "cuda":
+        decode_one_by_one(autoencoder)
     _decode_in_float32(autoencoder)
     parts = {**text.components, **trained.components, family.autoencoder: autoencoder}
     for name in (family.autoencoder, *absent):
