@@ -30,11 +30,15 @@ def read(path: Path) -> tuple[dict[str, Tensor], dict[str, str]]:
 
 
 def sort_header(path: Path) -> None:
-    """Rewrite the header with sorted metadata, whose order is random in the library."""
-    data = path.read_bytes()
-    end = 8 + int.from_bytes(data[:8], "little")
-    header = json.loads(data[8:end])
-    header["__metadata__"] = dict(sorted(header["__metadata__"].items()))
-    text = json.dumps(header, separators=(",", ":")).encode()
-    text += b" " * (-len(text) % 8)  # keeps the tensors aligned to 8 bytes
-    path.write_bytes(len(text).to_bytes(8, "little") + text + data[end:])
+    """Sort the header's metadata, whose order is random in the library, in place.
+
+    Only the header is read, so that a file may be larger than the memory.
+    """
+    with path.open("r+b") as file:
+        length = int.from_bytes(file.read(8), "little")
+        header = json.loads(file.read(length))
+        header["__metadata__"] = dict(sorted(header["__metadata__"].items()))
+        text = json.dumps(header, separators=(",", ":"), ensure_ascii=False).encode()
+        assert len(text) <= length, "the library writes compact JSON"
+        file.seek(8)
+        file.write(text.ljust(length))

@@ -1,5 +1,6 @@
 """Round trip of tensors and metadata, and equal bytes for equal content."""
 
+import tracemalloc
 from pathlib import Path
 
 import pytest
@@ -27,6 +28,17 @@ def test_the_same_content_is_the_same_bytes(tmp_path: Path) -> None:
         safetensors_files.write(path, {"a": torch.zeros(3)}, texts)
         found.add(path.read_bytes())
     assert len(found) == 1
+
+
+def test_the_header_is_sorted_without_reading_the_tensors(tmp_path: Path) -> None:
+    """Tensors of 64 MiB; the sorting itself allocates less than 1 MiB."""
+    path = tmp_path / "x.safetensors"
+    safetensors_files.write(path, {"a": torch.arange(2**24)}, {"b": "ä", "a": "{}"})
+    tracemalloc.start()
+    safetensors_files.sort_header(path)
+    assert tracemalloc.get_traced_memory()[1] < 2**20
+    tracemalloc.stop()
+    assert torch.equal(safetensors_files.read(path)[0]["a"], torch.arange(2**24))
 
 
 @pytest.mark.parametrize("content", [None, b"", b"no tensors are in here"])
