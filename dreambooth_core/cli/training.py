@@ -69,6 +69,12 @@ def train(
     dry_run: Annotated[
         bool, typer.Option("--dry-run", help="Print the resolved config and the memory plan.")
     ] = False,
+    gpu: Annotated[
+        float | None,
+        typer.Option(
+            metavar="GIB", min=0.1, max=10**6, help="With --dry-run: plan for a GPU of this memory."
+        ),
+    ] = None,
 ) -> None:
     """Validate photos, generate class images and train; no evaluation or registration.
 
@@ -83,8 +89,10 @@ def train(
     preflight.check(settings)
     if dry_run:
         stores.reach(settings.storage)
-        run_output.show_training_plan(standalone.plan(settings), as_json)
+        run_output.show_training_plan(standalone.plan(settings, gpu), as_json)
         return
+    if gpu is not None:
+        raise typer.BadParameter("--gpu plans for another machine: add --dry-run")
     with interruptible():
         run_output.show_trained(standalone.train_alone(settings), as_json)
 

@@ -295,11 +295,11 @@ def next_smaller(config: Config) -> Config | None:
     )
 
 
-def fit(config: Config, base: Path, limit: int) -> Config:
+def fit(config: Config, base: Path, limit: int, gpu: bool | None = None) -> Config:
     """The config, or the first smaller one whose plan fits into `limit` bytes; `ConfigError` if none."""
     tried: Config | None = config
     while tried is not None:
-        found = plan(tried, base, limit)
+        found = plan(tried, base, limit, gpu)
         if found.fits:
             return tried
         tried = next_smaller(tried) if found.fullest.name == "training" else None

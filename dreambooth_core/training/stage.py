@@ -148,8 +148,11 @@ def _validation_inputs(config: Config) -> list[object] | None:
     return [rules, config.sampler, models.seed, encoders, "within a standard error"]
 
 
-def planned_to_fit(config: Config) -> Config:
-    """With `memory.fit: auto`, the first settings that fit the device, else the config unchanged."""
+def planned_to_fit(config: Config, gpu: bool | None = None) -> Config:
+    """With `memory.fit: auto`, the first settings that fit the device, else the config unchanged.
+
+    `gpu`: plan for a machine with or without a GPU, default: this one.
+    """
     if config.memory.fit != "auto":
         return config
     from dreambooth_core.training import memory_plan
@@ -157,7 +160,7 @@ def planned_to_fit(config: Config) -> Config:
     limit = memory_plan.device_limit(config.memory)
     if limit is None:
         return config
-    return memory_plan.fit(config, base_model.base_folder(config.model), limit)
+    return memory_plan.fit(config, base_model.base_folder(config.model), limit, gpu)
 
 
 def _smaller(config: Config, message: str) -> Config:

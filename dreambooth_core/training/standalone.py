@@ -89,14 +89,21 @@ class TrainingPlan:
     memory: "MemoryPlan"
 
 
-def plan(config: Config) -> TrainingPlan:
-    """The memory plan of the training; raises `ConfigError` if none fits with `memory.fit: auto`."""
+def plan(config: Config, gpu_gib: float | None = None) -> TrainingPlan:
+    """The memory plan of the training; raises `ConfigError` if none fits with `memory.fit: auto`.
+
+    `gpu_gib`: plan for a GPU of this memory with bfloat16, instead of this machine.
+    """
     from dreambooth_core.diffusion import base_model
     from dreambooth_core.training import memory_plan
 
-    settings, limit = stage.planned_to_fit(config), memory_plan.device_limit(config.memory)
+    if gpu_gib is not None:
+        memory = config.memory.model_copy(update={"limit_gib": gpu_gib})
+        config = config.model_copy(update={"memory": memory})
+    gpu = None if gpu_gib is None else True
+    settings, limit = stage.planned_to_fit(config, gpu), memory_plan.device_limit(config.memory)
     base = base_model.base_folder(settings.model)
-    return TrainingPlan(settings, memory_plan.plan(settings, base, limit))
+    return TrainingPlan(settings, memory_plan.plan(settings, base, limit, gpu))
 
 
 def weights_of(config: Config) -> Weights:

@@ -178,6 +178,15 @@ class TestDryRun:
         assert done.returncode == 0, done.stderr
         assert json.loads(done.stdout)["plan"]["priors"].startswith("no class images")
 
+    def test_memory_is_planned_for_another_gpu(self, config_file):
+        done = dreambooth("train", config_file, "--dry-run", "--gpu", 24, "--json")
+        assert done.returncode == 0, done.stderr
+        plan = json.loads(done.stdout)["memory"]
+        assert plan["limit"] == 24 * 2**30
+        assert {"images", "training", "sampling"} <= plan["stages"].keys()
+        assert plan["stages"]["sampling"]["host"] > plan["stages"]["sampling"]["total"] / 2
+        assert dreambooth("train", config_file, "--gpu", 24).returncode == 2
+
     def test_refused_photos_exit_with_3(self, config_file, tiny_config):
         for path in tiny_config.subject.images.iterdir():
             path.write_bytes(b"no image")
