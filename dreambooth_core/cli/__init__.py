@@ -16,7 +16,16 @@ import typer
 from typer.exceptions import TyperException
 
 from dreambooth_core import console
-from dreambooth_core.cli import approvals, config, datasets, models, sample, servers, training
+from dreambooth_core.cli import (
+    approvals,
+    config,
+    datasets,
+    models,
+    sample,
+    servers,
+    starting,
+    training,
+)
 from dreambooth_core.cli.bench import command as bench
 from dreambooth_core.errors import DreamBoothError, OldKeyWarning, StageFailed, one_line
 
@@ -27,7 +36,7 @@ app = typer.Typer(
     epilog="Exit codes: 0 done, 2 bad config or arguments, 3 photos refused, 4 a stage failed, "
     "75 stopped and resumable.",
 )
-for commands in (training, models, approvals, sample, servers):
+for commands in (training, starting, models, approvals, sample, servers):
     app.add_typer(commands.app)
 app.add_typer(config.app, name="config")
 app.add_typer(bench.app, name="bench")
@@ -75,9 +84,20 @@ def _replace_unencodable() -> None:
         sys.stdout.reconfigure(errors="replace")
 
 
+def _show_version(wanted: bool) -> None:
+    if wanted:
+        from importlib.metadata import version
+
+        print(f"dreambooth {version('dreambooth-factory')}")
+        raise typer.Exit
+
+
 @app.callback()
 def _options(
     debug: Annotated[bool, typer.Option("--debug", help="Tracebacks and all logs.")] = False,
+    version: Annotated[
+        bool, typer.Option("--version", is_eager=True, callback=_show_version, help="The version.")
+    ] = False,
 ) -> None:
     """Listed in the help only: `main` removes it from the arguments, at any position."""
 

@@ -10,8 +10,10 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
+from dreambooth_core import console
 from dreambooth_core.cli.options import AsJson, ConfigFile, Overrides, Recipe, subject_of
 from dreambooth_core.cli.signals import interruptible
+from dreambooth_core.cli.starting import Base, ClassNoun, Name, Steps, write_config
 from dreambooth_core.errors import ConfigError, DatasetRefused
 
 if TYPE_CHECKING:
@@ -23,22 +25,38 @@ app = typer.Typer()
 
 @app.command()
 def run(
-    config: ConfigFile,
+    config: Annotated[
+        Path, typer.Argument(metavar="CONFIG|FOLDER", help="A YAML config, or a folder of photos.")
+    ],
     overrides: Overrides = None,
     recipe: Recipe = None,
     as_json: AsJson = False,
     dry_run: Annotated[
         bool, typer.Option("--dry-run", help="Check everything and print the plan.")
     ] = False,
+    class_noun: ClassNoun = None,
+    name: Name = None,
+    base: Base = None,
+    steps: Steps = None,
 ) -> None:
     """Run all stages: validate, train, evaluate, register, sample, report.
 
-    Finished stages are reused; the same command resumes a stopped run.
+    Finished stages are reused; the same command resumes a stopped run. For a folder of photos a
+    config is written first, as by `init`.
     """
     from dreambooth_core.cli import run_output
     from dreambooth_core.config import load_config
     from dreambooth_core.training import preflight
 
+    if config.is_dir():
+        config = write_config(config, class_noun, name, base, recipe, steps)
+        console.say(f"the config of this run is {config}")
+        recipe = None
+    elif given := [option for option in (class_noun, name, base, steps) if option is not None]:
+        raise ConfigError(
+            f"{config} is a config: --class, --name, --base and --steps are for a folder of photos "
+            f"(given: {given[0]}); use --set"
+        )
     settings = load_config(config, tuple(overrides or ()), recipe)
     preflight.check(settings)
     preflight.check_servers(settings)

@@ -12,7 +12,7 @@ from dreambooth_core.config.refusals import wrong_fields
 from dreambooth_core.config.run import Config
 from dreambooth_core.errors import ConfigError
 
-__all__ = ["config_for_folder", "load_config", "read_yaml", "wrong_fields"]
+__all__ = ["config_for_folder", "load_config", "parsed_config", "read_yaml", "wrong_fields"]
 
 
 def load_config(path: Path, overrides: tuple[str, ...] = (), recipe: str | None = None) -> Config:
@@ -25,12 +25,17 @@ def load_config(path: Path, overrides: tuple[str, ...] = (), recipe: str | None 
         document = overlaid(read_yaml(recipe_file(recipe), "recipe"), document)
     for override in overrides:
         _apply(document, override)
+    return parsed_config(document, str(path))
+
+
+def parsed_config(document: dict[str, Any], source: str) -> Config:
+    """The config of a document; raises `ConfigError` that names the source and each wrong field."""
     try:
         return Config.model_validate(document)
     except ConfigError as error:
-        raise ConfigError(f"{path}: {error}") from None
+        raise ConfigError(f"{source}: {error}") from None
     except ValidationError as error:
-        raise ConfigError(f"{path}: {wrong_fields(error, Config)}") from error
+        raise ConfigError(f"{source}: {wrong_fields(error, Config)}") from error
 
 
 def config_for_folder(work: Path) -> Config:

@@ -67,6 +67,27 @@ def newest(model: config.Model, branch: str) -> config.Model:
     return model.model_copy(update={"revision": commit})
 
 
+def pipeline_class(model: config.Model) -> str:
+    """The pipeline class in the base's `model_index.json`, of a Hub id at its commit.
+
+    Downloads that file only. Raises `ConfigError` as `check_base` does, and `ModelError`.
+    """
+    check_base(model)
+    folder = Path(model.base)
+    if not folder.is_dir():
+        from huggingface_hub import hf_hub_download
+
+        try:
+            file = hf_hub_download(model.base, "model_index.json", revision=model.revision)
+        except Exception as error:  # huggingface_hub's exception classes vary by version
+            raise ModelError(
+                f"cannot read model_index.json of {model.base} from the Hub "
+                f"({type(error).__name__}): check the name and the connection, or name a --recipe"
+            ) from error
+        folder = Path(file).parent
+    return model_index(folder)["pipeline"]
+
+
 def base_digest(model: config.Model) -> str:
     """SHA-256 over the names and digests of the base's model files; raises `ModelError`."""
     folder = base_folder(model)
