@@ -182,7 +182,12 @@ def measure_decoding(
     dtype = next(autoencoder.parameters()).dtype
     encoded: list[Any] = []
     encode = autoencoder.encode
-    autoencoder.encode = lambda pixels: encoded.append(encode(pixels)) or encoded[0]
+
+    def recorded(pixels: Tensor) -> Any:
+        encoded.append(encode(pixels))
+        return encoded[0]
+
+    autoencoder.encode = recorded
     with torch.no_grad():
         family.encode_images(parts, torch.empty(1, 3, side, side, device="meta", dtype=dtype))
     latents = encoded[0].latent if hasattr(encoded[0], "latent") else encoded[0].latent_dist.mean
@@ -208,7 +213,7 @@ def _measured(
         modes = RealIndices(), LiveStorages(weights)  # type: ignore[no-untyped-call]
         with torch.no_grad(), _autocast(device, forward), modes[0], modes[1] as live:
             work()
-    return live.peak
+    return int(live.peak)
 
 
 class _Step:
