@@ -11,7 +11,7 @@ from dreambooth_core.reports.summary import Summary
 from dreambooth_core.servers.local import local_services
 from dreambooth_core.tracking import mlflow as tracking
 from flows.train import train_flow
-from tasks.data import collect_instance_images
+from tasks.data import caption_instance_images, collect_instance_images
 from tasks.registry import find_same_inputs, use_newest_inputs
 from tasks.stage import subflow_result
 
@@ -26,6 +26,8 @@ def retrain_flow(retraining: Retraining) -> Summary | None:
         tracking.reach(retraining.config)
         config = use_newest_inputs(retraining)
         photos, _ = collect_instance_images(config)
+        if config.dataset.auto_captions:
+            photos, _ = caption_instance_images(config, photos)
         existing = find_same_inputs(config, photos.images)
         if existing is None:
             return subflow_result(train_flow(config, return_state=True))

@@ -7,7 +7,12 @@ from dreambooth_core.reports.summary import Summary
 from dreambooth_core.servers.local import local_services
 from dreambooth_core.tracking import mlflow as tracking
 from flows.train import train_flow
-from tasks.data import collect_instance_images, ensure_class_images, pin_datasets
+from tasks.data import (
+    caption_instance_images,
+    collect_instance_images,
+    ensure_class_images,
+    pin_datasets,
+)
 from tasks.models import train_model
 from tasks.stage import subflow_result
 from tasks.sweep import choose_trial, measure_trial, plan_trials, publish_sweep
@@ -22,6 +27,8 @@ def sweep_flow(sweep: Sweep) -> Summary:
         trials = plan_trials(sweep, pin_datasets(sweep.config))
         for trial in trials:
             photos, _ = collect_instance_images(trial.config)
+            if trial.config.dataset.auto_captions:
+                photos, _ = caption_instance_images(trial.config, photos)
             ensure_class_images(trial.config, photos.images)
             weights, _ = train_model(trial.config, photos.images)
             scores.append(measure_trial(trial, photos.images, weights))

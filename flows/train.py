@@ -12,7 +12,12 @@ from dreambooth_core.reports.summary import RunRecorder, Summary
 from dreambooth_core.servers.local import local_services
 from dreambooth_core.tracking import mlflow as tracking
 from tasks.artifacts import publish_findings, publish_plan, publish_results, write_report
-from tasks.data import collect_instance_images, ensure_class_images, pin_datasets
+from tasks.data import (
+    caption_instance_images,
+    collect_instance_images,
+    ensure_class_images,
+    pin_datasets,
+)
 from tasks.events import emit_outcome
 from tasks.models import (
     evaluate_samples,
@@ -36,6 +41,8 @@ def train_flow(config: Config) -> Summary:
             except DatasetRefused as refused:
                 publish_findings(config, refused.findings)
                 raise
+            if config.dataset.auto_captions:
+                photos = run.stage("caption", caption_instance_images, config, photos)
             publish_plan(config, photos)
             instance = photos.images
             if not config.prior.generate_in_background:

@@ -48,17 +48,22 @@ def publish_plan(config: Config, photos: IngestedPhotos) -> CostEstimate:
     from dreambooth_core.registry.estimate import estimate_cost
 
     estimate = estimate_cost(config, open_store(config.storage), photos.images)
-    publish_findings(config, photos.validation.findings)
+    publish_findings(config, photos.validation.findings, photos.validation.unanswered)
     about = f"inputs, reuse and cost of {config.name}"
     publish(create_markdown_artifact, estimate_markdown(estimate), key="plan", description=about)
     return estimate
 
 
-def publish_findings(config: Config, findings: Sequence[Finding]) -> None:
-    """Table of the findings, of accepted and of refused photos."""
+def publish_findings(config: Config, findings: Sequence[Finding], unanswered: int = 0) -> None:
+    """Table of the findings, of accepted and of refused photos.
+
+    `unanswered`: questions to the vision-language model without a usable answer.
+    """
     none = [{"level": "none", "file": config.name, "measure": "no findings"}]
     rows = [finding.model_dump() for finding in findings]
     about = f"findings in the photos of {config.name}"
+    if unanswered:
+        about += f"; {unanswered} questions to {config.vision.model} were not answered"
     publish(create_table_artifact, rows or none, key="dataset", description=about)
 
 

@@ -18,11 +18,19 @@ def pin_datasets(config: Config) -> Config:
 @stage("validate")
 def collect_instance_images(config: Config) -> tuple[IngestedPhotos, bool]:
     """Check config and photos, and store the photos; raises `ConfigError` and `DatasetRefused`."""
-    from dreambooth_core.data.ingest import ingest
+    from dreambooth_core.data.ingest import checked_photos
     from dreambooth_core.diffusion import families
 
     families.check(families.load_family(config.model.family), config)
-    return ingest(config, open_store(config.storage))
+    return checked_photos(config, open_store(config.storage))
+
+
+@stage("caption")
+def caption_instance_images(config: Config, photos: IngestedPhotos) -> tuple[IngestedPhotos, bool]:
+    """Caption photos without a caption by the model of `vision`, for `dataset.auto_captions`."""
+    from dreambooth_core.data.ingest import captioned_photos
+
+    return captioned_photos(config, open_store(config.storage), photos)
 
 
 @stage("priors", gpu=True)

@@ -21,6 +21,8 @@ from dreambooth_core.cli import (
     config,
     datasets,
     models,
+    prompts,
+    questions,
     sample,
     servers,
     starting,
@@ -36,11 +38,12 @@ app = typer.Typer(
     epilog="Exit codes: 0 done, 2 bad config or arguments, 3 photos refused, 4 a stage failed, "
     "75 stopped and resumable.",
 )
-for commands in (training, starting, models, approvals, sample, servers):
+for commands in (training, starting, models, questions, approvals, sample, servers):
     app.add_typer(commands.app)
 app.add_typer(config.app, name="config")
 app.add_typer(bench.app, name="bench")
 app.add_typer(datasets.app, name="dataset")
+app.add_typer(prompts.app, name="prompts")
 
 
 def main() -> NoReturn:

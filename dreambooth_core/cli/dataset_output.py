@@ -1,9 +1,8 @@
 """Output of `dreambooth dataset`: tables or JSON."""
 
 from collections.abc import Sequence
-from dataclasses import asdict
 
-from dreambooth_core.cli.output import print_json, print_table
+from dreambooth_core.cli.output import print_json, print_table, requests_document, requests_line
 from dreambooth_core.cli.run_output import show_validation
 from dreambooth_core.data.captioning import CaptionedPhoto
 from dreambooth_core.data.findings import Finding, printable
@@ -68,10 +67,10 @@ def show_captions(
     `cost` is in the prices' currency, None without known prices.
     """
     if as_json:
-        requests = None if counts is None else {**asdict(counts), "cost": cost}
         captions, found = (
             [one.model_dump(mode="json") for one in rows] for rows in (made, findings)
         )
+        requests = requests_document(counts, cost)
         print_json({"captions": captions, "findings": found, "requests": requests})
         return
     written = [one for one in made if one.written]
@@ -85,9 +84,7 @@ def show_captions(
         print_table("Findings", ("level", "file", "check", "found", "limit", "remedy"), cells)
     print(f"{len(written)} captions written, {len(findings)} findings")
     if counts is not None:
-        usage = f"{counts.usage.input} input and {counts.usage.output} output tokens"
-        known = "unknown, no prices are set" if cost is None else f"{cost:.4f}"
-        print(f"{counts.requests} requests, {counts.cached} cached answers, {usage}, cost {known}")
+        print(requests_line(counts, cost))
 
 
 def _row(pointer: DatasetPointer, index: int) -> list[str]:

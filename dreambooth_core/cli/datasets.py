@@ -3,14 +3,13 @@
 `push` imports a task inside the command, to send an event to Prefect's server.
 """
 
-from collections.abc import Iterator
-from contextlib import contextmanager, nullcontext
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
 import typer
 
 from dreambooth_core.cli.options import AsJson, Work, subject_of
+from dreambooth_core.cli.services import services
 from dreambooth_core.errors import ConfigError, DatasetRefused, StageFailed
 
 if TYPE_CHECKING:
@@ -51,7 +50,7 @@ def push(
 
     settings = _load(config, work)
     rules = settings.dataset if config else None
-    with _services(settings):
+    with services(settings):
         store = open_store(settings.storage)
         pushed = versions.push(store, folder, name, resolution, rules)
         event_sent = pushed.new and _send_event(pushed)
@@ -68,7 +67,7 @@ def list_datasets(
     from dreambooth_core.storage.stores import open_store
 
     settings = _load(config, work)
-    with _services(settings):
+    with services(settings):
         store = open_store(settings.storage)
         found = [versions.pointer(store, name) for name in versions.names(store)]
     dataset_output.show_datasets(found, as_json)
@@ -87,7 +86,7 @@ def show(
     from dreambooth_core.storage.stores import open_store
 
     settings = _load(config, work)
-    with _services(settings):
+    with services(settings):
         store = open_store(settings.storage)
         pointer = versions.pointer(store, name)
         newest = versions.read(store, name, pointer.latest.digest)
@@ -159,7 +158,7 @@ def _captioned(
     from dreambooth_core.vision.language.model import VisionLanguageModel
 
     folder, rules = subject.folder, config.dataset
-    with _services(config):
+    with services(config):
         cache = StoredAnswers(open_store(config.storage))
         with VisionLanguageModel(config.vision, cache) as model:
             if check:
@@ -167,18 +166,6 @@ def _captioned(
                 return [], findings, model.account.counts
             made, findings = caption_folder(model, folder, subject, rules, overwrite)
             return made, findings, model.account.counts
-
-
-@contextmanager
-def _services(config: "Config") -> Iterator[None]:
-    """Servers of the config; with a local store those of a running `up` in the work folder."""
-    from dreambooth_core.servers.local import local_services
-    from dreambooth_core.servers.stack.supervisor import stack_environment
-
-    local = config.storage.endpoint == "local"
-    stack = stack_environment(config.paths.work / "up") if local else nullcontext()
-    with stack, local_services(config):
-        yield
 
 
 def _load(config: Path | None, work: Path) -> "Config":

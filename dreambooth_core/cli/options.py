@@ -20,7 +20,7 @@ Recipe = Annotated[
     str | None,
     typer.Option(
         metavar="NAME",
-        help="Recipe for keys that the config does not set; listed by `dreambooth recipes`.",
+        help="Recipe (listed by `dreambooth recipes`) or YAML file for keys that the config does not set.",
     ),
 ]
 AsJson = Annotated[bool, typer.Option("--json", help="Print one JSON document on stdout.")]

@@ -3,10 +3,13 @@
 import json
 import os
 from collections.abc import Sequence
+from dataclasses import asdict
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     from rich.console import Console
+
+    from dreambooth_core.vision.language.spending import Counts
 
 UNWRAPPED = 10_000
 """Columns of the console for pipes and files, which have no line width."""
@@ -43,3 +46,15 @@ def stdout_console() -> "Console":
     if not console.is_terminal and "COLUMNS" not in os.environ:
         console.width = UNWRAPPED
     return console
+
+
+def requests_document(counts: "Counts | None", cost: float | None) -> dict[str, Any] | None:
+    """Requests to a vision-language model as JSON; `cost` is None without known prices."""
+    return None if counts is None else {**asdict(counts), "cost": cost}
+
+
+def requests_line(counts: "Counts", cost: float | None) -> str:
+    """Requests to a vision-language model in one line."""
+    usage = f"{counts.usage.input} input and {counts.usage.output} output tokens"
+    known = "unknown, no prices are set" if cost is None else f"{cost:.4f}"
+    return f"{counts.requests} requests, {counts.cached} cached answers, {usage}, cost {known}"

@@ -62,6 +62,8 @@ def show_validation(found: dataset.Validation, as_json: bool) -> None:
     if found.findings:
         stdout_console().print(dataset.findings_table(found))
     print(f"{len(found.accepted)} photos accepted, {len(found.findings)} findings")
+    if found.unanswered:
+        print(f"{found.unanswered} questions to the vision-language model were not answered")
 
 
 def show_config(config: Config, as_json: bool) -> None:

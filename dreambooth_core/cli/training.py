@@ -12,12 +12,14 @@ import typer
 
 from dreambooth_core import console
 from dreambooth_core.cli.options import AsJson, ConfigFile, Overrides, Recipe, subject_of
+from dreambooth_core.cli.services import services
 from dreambooth_core.cli.signals import interruptible
 from dreambooth_core.cli.starting import Base, ClassNoun, Name, Steps, write_config
 from dreambooth_core.errors import ConfigError, DatasetRefused
 
 if TYPE_CHECKING:
     from dreambooth_core.config import Config, Subject
+    from dreambooth_core.data.findings import Validation
     from dreambooth_core.reports.summary import Summary
 
 app = typer.Typer()
@@ -149,7 +151,11 @@ def validate(
     ] = None,
     as_json: AsJson = False,
 ) -> None:
-    """Check photos, captions and masks as a run does, without storing anything."""
+    """Check photos, captions and masks as a run does, without storing the photos.
+
+    With dataset.second_opinion in the config, the model of its section vision is asked too; answers are
+    cached in the store.
+    """
     from dreambooth_core.cli import run_output
     from dreambooth_core.config import Dataset, load_config
     from dreambooth_core.data import dataset
@@ -160,7 +166,10 @@ def validate(
     subject = _subject(folder, settings, identifier, class_noun)
     rules = settings.dataset if settings else Dataset()
     side = resolution or (settings.model.resolution if settings else 512)
-    found = dataset.validate(folder, rules, side, subject)
+    if settings is not None and rules.second_opinion is not None:
+        found = _second_opinion(settings, folder, subject, side)
+    else:
+        found = dataset.validate(folder, rules, side, subject)
     run_output.show_validation(found, as_json)
     if not as_json and subject.captions:
         print(f"Captions were checked for the identifier {subject.identifier}")
@@ -183,6 +192,16 @@ def _subject(
         if isinstance(subject.images, Path) and subject.images.resolve() == folder.resolve()
     ]
     return subject_of({**(own or [config.subject])[0].model_dump(), **changes})
+
+
+def _second_opinion(config: "Config", folder: Path, subject: "Subject", side: int) -> "Validation":
+    """The checks of a folder with those by the config's vision-language model."""
+    from dreambooth_core.data import dataset
+    from dreambooth_core.data.second_opinion import opened_model
+    from dreambooth_core.storage.stores import open_store
+
+    with services(config), opened_model(config, open_store(config.storage)) as model:
+        return dataset.validate(folder, config.dataset, side, subject, model)
 
 
 def _run_flow(config: "Config") -> "Summary":

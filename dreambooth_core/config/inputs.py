@@ -150,6 +150,11 @@ class Dataset(Section):
     """Maximum aspect ratio of a bucket; longer photos are cropped."""
     auto_masks: bool = False
     """Generate masks by `evaluation.detector` for photos without one; needs `loss.masks`."""
+    auto_captions: bool = False
+    """Write captions by the model of `vision` for photos without one; their folder is not changed."""
+    second_opinion: Literal["soft", "hard"] | None = None
+    """Level of findings by the model of `vision` about the photos' content (class noun, occlusion,
+    truncation, watermark, text, people, another subject than in most photos); default: it is not asked."""
 
 
 def without_identifier(subject: Subject, template: str) -> str:

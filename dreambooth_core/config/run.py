@@ -119,21 +119,17 @@ Conflict = tuple[bool, str]
 
 
 def _conflicts(config: Config) -> list[Conflict]:
-    judge = config.evaluation.judge
     return [
         *_method_conflicts(config),
         *_optimizer_conflicts(config),
         *_text_encoder_conflicts(config),
         *_sharding_conflicts(config),
         *_mask_conflicts(config),
+        *_vision_conflicts(config),
         *_cluster_conflicts(config),
         (
             config.validation.every_n_steps is None and config.validation != Validation(),
             "validation.* has no effect without validation.every_n_steps",
-        ),
-        (
-            judge is not None and judge.uses_vision and config.vision.backend is None,
-            "evaluation.judge needs a model: set vision.backend, or evaluation.judge.url and model",
         ),
     ]
 
@@ -189,6 +185,28 @@ def _mask_conflicts(config: Config) -> list[Conflict]:
         (
             wanted and config.evaluation.detector.kind is None,
             "dataset.auto_masks needs a detector: set evaluation.detector",
+        ),
+    ]
+
+
+def _vision_conflicts(config: Config) -> list[Conflict]:
+    judge, rules, missing = config.evaluation.judge, config.dataset, config.vision.backend is None
+    return [
+        (
+            judge is not None and judge.uses_vision and missing,
+            "evaluation.judge needs a model: set vision.backend, or evaluation.judge.url and model",
+        ),
+        (
+            rules.second_opinion is not None and missing,
+            "dataset.second_opinion needs a model: set vision.backend",
+        ),
+        (
+            rules.auto_captions and missing,
+            "dataset.auto_captions needs a model: set vision.backend",
+        ),
+        (
+            rules.auto_captions and not any(subject.captions for subject in config.subjects),
+            "dataset.auto_captions has no effect with subject.captions: false",
         ),
     ]
 

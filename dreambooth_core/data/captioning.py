@@ -15,7 +15,6 @@ from pydantic import BaseModel, Field, StringConstraints, field_validator
 from dreambooth_core import config
 from dreambooth_core.config import Subject
 from dreambooth_core.data import captions, files, images
-from dreambooth_core.data.dataset import photo_bytes
 from dreambooth_core.data.findings import Finding, about, printable
 from dreambooth_core.errors import ConfigError, Unanswered
 from dreambooth_core.storage.records import Record
@@ -106,10 +105,10 @@ def caption_folder(
             image = _decoded(photo, rules)
             caption, leaks = caption_photo(model, image, subject)
         except (images.ImageRefused, Unanswered) as error:
-            findings.append(_without(photo, error))
+            findings.append(without_caption(photo, error))
             continue
         if leaks:
-            findings.append(_leaking(photo.with_suffix(".txt"), leaks, subject))
+            findings.append(leaking(photo.with_suffix(".txt"), leaks, subject))
         written = _write(photo.with_suffix(".txt"), caption, overwrite)
         made.append(CaptionedPhoto(photo=photo.name, caption=caption, leaks=leaks, written=written))
     return made, [*remarks, *findings]
@@ -181,7 +180,7 @@ def check_captions(
             if model is not None:
                 image = _decoded(photo, rules)
                 if leaks := leaks_in(model, image, text, subject):
-                    findings.append(_leaking(source, leaks, subject))
+                    findings.append(leaking(source, leaks, subject))
         except (images.ImageRefused, Unanswered, ValueError) as error:
             findings.append(_unchecked(source, error))
     return [*remarks, *findings]
@@ -203,7 +202,7 @@ def wording_findings(source: Path, caption: str, subject: Subject) -> list[Findi
         rf"(?<!\w){re.escape(identifier)}(?!\w)\s+((?:[\w-]+\s+){{1,3}}){re.escape(noun)}(?!\w)"
     )
     if found := re.search(between, caption, re.IGNORECASE):
-        findings.append(_leaking(source, (found.group(1).strip(),), subject))
+        findings.append(leaking(source, (found.group(1).strip(),), subject))
     return findings
 
 
@@ -215,7 +214,7 @@ def _photos(folder: Path, findings: list[Finding]) -> list[Path]:
 
 def _decoded(photo: Path, rules: config.Dataset) -> "Image":
     """The decoded photo; raises `ImageRefused`."""
-    return images.decode(photo_bytes(photo, rules.max_bytes), rules.max_pixels).image
+    return images.decode(files.photo_bytes(photo, rules.max_bytes), rules.max_pixels).image
 
 
 def _caption(scene: str) -> str:
@@ -239,13 +238,15 @@ def _occurrences(word: str, caption: str) -> Sequence[str]:
     return found
 
 
-def _leaking(source: Path, leaks: Sequence[str], subject: Subject) -> Finding:
+def leaking(source: Path, leaks: Sequence[str], subject: Subject) -> Finding:
+    """A finding about a caption that describes the subject itself."""
     measure = f"describes the {subject.class_noun} itself: {printable(', '.join(leaks))[:200]}"
     limit = f"no property of the {subject.class_noun} itself"
     return about("soft", source, "caption leak", measure, limit, "remove these words")
 
 
-def _without(photo: Path, error: Exception) -> Finding:
+def without_caption(photo: Path, error: Exception) -> Finding:
+    """A finding about a photo whose caption could not be written."""
     measure = f"got no caption: {printable(str(error))[:200]}"
     return about("soft", photo, "caption", measure, "a caption", "write one, or run it again")
 

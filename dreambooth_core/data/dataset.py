@@ -13,9 +13,9 @@ from pathlib import Path
 from typing import TYPE_CHECKING, NamedTuple, TypeVar
 
 from dreambooth_core import config
-from dreambooth_core.data import captions, masks
+from dreambooth_core.data import captions, masks, second_opinion
 from dreambooth_core.data.checks import BLUR_SIDE, CheckedPhoto, compared, too_many_or_few
-from dreambooth_core.data.files import candidates
+from dreambooth_core.data.files import candidates, photo_bytes
 from dreambooth_core.data.findings import (
     Finding,
     Validation,
@@ -31,6 +31,7 @@ from dreambooth_core.storage.records import Image, ImageSet
 if TYPE_CHECKING:
     from dreambooth_core.data import images
     from dreambooth_core.storage.stores import Store
+    from dreambooth_core.vision.language.model import VisionLanguageModel
 
 __all__ = ["Finding", "Validation", "collect", "findings_table", "validate"]
 
@@ -38,6 +39,8 @@ T = TypeVar("T")
 R = TypeVar("R")
 Captions = Callable[[Path, Sequence[Path]], tuple[dict[Path, str], list[Finding]]]
 """Folder, photos -> captions to store, and findings."""
+Opinion = Callable[[Sequence[Path]], tuple[list[Finding], int]]
+"""Photos -> findings of a vision-language model, and the number of its missing answers."""
 
 ASPECT = 2.0
 """Aspect ratio above which the central square omits most of the photo."""
@@ -52,31 +55,45 @@ class _Survey(NamedTuple):
 
 
 def validate(
-    folder: Path, rules: config.Dataset, resolution: int, subject: config.Subject | None = None
+    folder: Path,
+    rules: config.Dataset,
+    resolution: int,
+    subject: config.Subject | None = None,
+    model: "VisionLanguageModel | None" = None,
 ) -> Validation:
     """Decode and compare every photo of `folder`, read-only.
 
     `resolution` is the training side in pixels, and the least side of a photo without
-    `rules.min_side`. Captions are checked if `subject` is given. Raises `ConfigError` for a missing
-    folder.
+    `rules.min_side`. Captions are checked if `subject` is given; with `model` also the photos' content
+    (see `second_opinion`). Raises `ConfigError` for a missing folder, `StageFailed` if `model` answers
+    no question.
     """
-    return _survey(folder, rules, resolution, _captions_of(subject)).validation
+    opinion = _opinion_of(subject, rules, model)
+    return _survey(folder, rules, resolution, _captions_of(subject), opinion).validation
 
 
 def collect(store: "Store", config: config.Config) -> tuple[ImageSet, Validation]:
     """Validate all subjects' photos and store normalised copies: upright sRGB PNGs, no metadata.
 
     Sorted by subject and content, so that file names have no effect. Raises `ConfigError` for a
-    missing folder, `DatasetRefused` with the hard findings, `ModelError` for a missing detector.
+    missing folder, `DatasetRefused` with the hard findings, `ModelError` for a missing detector, and
+    `StageFailed` if the model of `dataset.second_opinion` answers no question.
     """
     from dreambooth_core.data import auto_masks
     from dreambooth_core.storage import blobs
 
     rules, resolution = config.dataset, config.model.resolution
-    surveys = [
-        _survey(subject.folder, rules, resolution, _captions_of(subject))
-        for subject in config.subjects
-    ]
+    with second_opinion.opened_model(config, store) as model:
+        surveys = [
+            _survey(
+                subject.folder,
+                rules,
+                resolution,
+                _captions_of(subject),
+                _opinion_of(subject, rules, model),
+            )
+            for subject in config.subjects
+        ]
     validation = merged([found.validation for found in surveys])
     if validation.refused:
         raise DatasetRefused(refusal(validation), validation.findings)
@@ -142,6 +159,14 @@ def _captions_of(subject: config.Subject | None) -> Captions | None:
     return partial(captions.filled, subject=subject)
 
 
+def _opinion_of(
+    subject: config.Subject | None, rules: config.Dataset, model: "VisionLanguageModel | None"
+) -> Opinion | None:
+    if subject is None or model is None:
+        return None
+    return partial(second_opinion.second_opinion, model, subject.class_noun, rules)
+
+
 def _unfilled_captions(
     folder: Path, photos: Sequence[Path]
 ) -> tuple[dict[Path, str], list[Finding]]:
@@ -150,7 +175,11 @@ def _unfilled_captions(
 
 
 def _survey(
-    folder: Path, rules: config.Dataset, resolution: int, captions: Captions | None
+    folder: Path,
+    rules: config.Dataset,
+    resolution: int,
+    captions: Captions | None,
+    opinion: Opinion | None = None,
 ) -> _Survey:
     if not os.path.isdir(folder):  # Path.is_dir raises for too long names
         what = "is not a folder" if os.path.exists(folder) else "does not exist"
@@ -175,11 +204,18 @@ def _survey(
     if captions is not None:
         given, remarks = captions(folder, paths)
         findings.extend(remarks)
-    return _Survey(_validation(folder, findings, photos), photos, given)
+    unanswered = 0
+    if opinion is not None and photos:
+        remarks, unanswered = opinion([photo.path for photo in photos])
+        findings.extend(remarks)
+    return _Survey(_validation(folder, findings, photos, unanswered), photos, given)
 
 
 def _validation(
-    folder: Path, findings: Sequence[Finding], photos: Sequence[CheckedPhoto]
+    folder: Path,
+    findings: Sequence[Finding],
+    photos: Sequence[CheckedPhoto],
+    unanswered: int = 0,
 ) -> Validation:
     digest = hashlib.sha256("".join(sorted(photo.pixel_digest for photo in photos)).encode())
     return Validation(
@@ -187,6 +223,7 @@ def _validation(
         findings=tuple(findings),
         accepted=tuple(photo.name for photo in photos),
         digest=digest.hexdigest(),
+        unanswered=unanswered,
     )
 
 
@@ -219,31 +256,6 @@ def _read(
         mask=mask,
     )
     return photo, _remarks(path, decoded, rules)
-
-
-def photo_bytes(path: Path, max_bytes: int) -> bytes:
-    """The file's content; raises `ImageRefused` above `max_bytes`, before reading."""
-    from dreambooth_core.data.images import ImageRefused
-
-    try:
-        if not path.is_file():
-            raise OSError(0, "not a regular file")
-        size = path.stat().st_size
-        if size <= max_bytes:
-            return path.read_bytes()
-    except OSError as error:
-        raise ImageRefused(
-            "unreadable",
-            f"cannot be read ({error.strerror})",
-            "a readable file",
-            "check its permissions, or remove it",
-        ) from error
-    raise ImageRefused(
-        "too large",
-        f"{size:,} bytes",
-        f"at most {max_bytes:,} bytes",
-        "scale it down, or raise dataset.max_bytes",
-    )
 
 
 def _remarks(path: Path, photo: "images.Photo", rules: config.Dataset) -> list[Finding]:

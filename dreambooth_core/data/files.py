@@ -1,4 +1,4 @@
-"""Classification of a folder's files: photos, masks, sidecars, and ignored files."""
+"""A folder's files: photos, masks, sidecars and ignored files; reading under a size limit."""
 
 import os
 from pathlib import Path
@@ -58,6 +58,31 @@ def candidates(folder: Path, findings: list[Finding]) -> tuple[list[Path], dict[
         if stem not in stems
     )
     return photos, mask_files
+
+
+def photo_bytes(path: Path, max_bytes: int) -> bytes:
+    """The file's content; raises `ImageRefused` above `max_bytes`, before reading."""
+    from dreambooth_core.data.images import ImageRefused
+
+    try:
+        if not path.is_file():
+            raise OSError(0, "not a regular file")
+        size = path.stat().st_size
+        if size <= max_bytes:
+            return path.read_bytes()
+    except OSError as error:
+        raise ImageRefused(
+            "unreadable",
+            f"cannot be read ({error.strerror})",
+            "a readable file",
+            "check its permissions, or remove it",
+        ) from error
+    raise ImageRefused(
+        "too large",
+        f"{size:,} bytes",
+        f"at most {max_bytes:,} bytes",
+        "scale it down, or raise dataset.max_bytes",
+    )
 
 
 def _is_photo(path: Path) -> bool:

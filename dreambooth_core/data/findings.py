@@ -40,6 +40,8 @@ class Validation(Record):
     """Names of the accepted photos, without exact copies."""
     digest: str
     """SHA-256 over the accepted photos' decoded pixels, independent of names and formats."""
+    unanswered: int = 0
+    """Questions to the vision-language model without a usable answer; no finding follows from them."""
 
     @property
     def refused(self) -> bool:
@@ -76,6 +78,7 @@ def merged(validations: Sequence[Validation]) -> Validation:
         findings=tuple(findings),
         accepted=tuple(accepted),
         digest=hashlib.sha256(digests.encode()).hexdigest(),
+        unanswered=sum(found.unanswered for found in validations),
     )
 
 

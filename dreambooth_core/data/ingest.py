@@ -1,13 +1,14 @@
-"""Stage `validate`: photos checked and stored, cached by files and rules."""
+"""Photos checked and stored (stage `validate`), and captioned (stage `caption`), both cached."""
 
 from dreambooth_core.config import Config, Subject
-from dreambooth_core.data import dataset, references
+from dreambooth_core.data import auto_captions, dataset, references
 from dreambooth_core.data.dataset import Validation
 from dreambooth_core.digests import digest_of_file
 from dreambooth_core.errors import ConfigError
 from dreambooth_core.storage.records import ImageSet, Record
 from dreambooth_core.storage.stage_cache import cached_stage
 from dreambooth_core.storage.stores import Store
+from dreambooth_core.vision.language.model import deciding
 
 CHECKS = 2
 """Part of the stage's key; raise it when equal files get other findings with equal images."""
@@ -21,8 +22,39 @@ class IngestedPhotos(Record):
 
 
 def ingest(config: Config, store: Store) -> tuple[IngestedPhotos, bool]:
-    """The instance images of all subjects, and whether the result was cached.
+    """The instance images that a run trains on, and whether all results were cached.
 
+    Raises the errors of `checked_photos` and `captioned_photos`.
+    """
+    photos, reused = checked_photos(config, store)
+    if not config.dataset.auto_captions:
+        return photos, reused
+    captioned, also_reused = captioned_photos(config, store, photos)
+    return captioned, reused and also_reused
+
+
+def captioned_photos(
+    config: Config, store: Store, photos: IngestedPhotos
+) -> tuple[IngestedPhotos, bool]:
+    """The photos with captions by the model of `vision` where they have none (`dataset.auto_captions`).
+
+    Raises the errors of `auto_captions.with_captions`.
+    """
+    made, reused = auto_captions.with_captions(config, store, photos.images)
+    checks = photos.validation
+    validation = checks.model_copy(
+        update={
+            "findings": (*checks.findings, *made.findings),
+            "unanswered": checks.unanswered + made.unanswered,
+        }
+    )
+    return IngestedPhotos(images=made.images, validation=validation), reused
+
+
+def checked_photos(config: Config, store: Store) -> tuple[IngestedPhotos, bool]:
+    """The photos of all subjects with their own captions, and whether the result was cached.
+
+    A result with missing answers of `dataset.second_opinion` is computed again, from cached answers.
     Raises `DatasetRefused` with the hard findings, before anything is stored. Raises `ConfigError`
     for `loss.masks` without a mask and for a missing dataset version.
     """
@@ -32,7 +64,9 @@ def ingest(config: Config, store: Store) -> tuple[IngestedPhotos, bool]:
         images, validation = dataset.collect(store, references.with_folders(config, store))
         return IngestedPhotos(images=images, validation=validation)
 
-    ingested, reused = cached_stage(store, "validate", _inputs(config), IngestedPhotos, make)
+    ingested, reused = cached_stage(
+        store, "validate", _inputs(config), IngestedPhotos, make, _is_complete
+    )
     if config.loss.masks and not any(image.mask for image in ingested.images.images):
         folders = ", ".join(str(subject.images) for subject in config.subjects)
         raise ConfigError(
@@ -45,14 +79,20 @@ def ingest(config: Config, store: Store) -> tuple[IngestedPhotos, bool]:
 def _inputs(config: Config) -> dict[str, object]:
     from dreambooth_core.vision.crops import detector_digest
 
-    detects = config.dataset.auto_masks
+    rules = config.dataset
+    detects = rules.auto_masks
     return {
         "checks": CHECKS,
         "detector": detector_digest(config.evaluation.detector) if detects else None,
         "subjects": [_files(subject) for subject in config.subjects],
-        "rules": config.dataset,
+        "vision": deciding(config.vision) if rules.second_opinion else None,
+        "rules": rules.model_copy(update={"auto_captions": False}),  # applied to the result
         "resolution": config.model.resolution,
     }
+
+
+def _is_complete(photos: IngestedPhotos) -> bool:
+    return not photos.validation.unanswered
 
 
 def _files(subject: Subject) -> dict[str, object]:

@@ -19,6 +19,7 @@ from dreambooth_core.registry.register import (
     synced_state,
     tracking_config,
 )
+from dreambooth_core.reports.run_questions import FinishedRun
 from dreambooth_core.reports.summary import Summary
 from dreambooth_core.servers.local import local_services
 from dreambooth_core.storage.records import ImageSet, ModelVersion, Record, Scores, Verdict, Weights
@@ -46,6 +47,11 @@ class VersionDetails(Record):
     def name(self) -> str:
         """NAME/version."""
         return f"{self.version.name}/{self.version.version}"
+
+    @property
+    def run(self) -> FinishedRun:
+        """The run that questions are asked about."""
+        return FinishedRun(self.name, self.config, self.instance, self.scores, self.verdict)
 
 
 @dataclass(frozen=True)

@@ -41,6 +41,8 @@ STAGES = {
     "report": "report",
 }
 """Stages in order -> field of `StageResults` with their result."""
+OPTIONAL_STAGES = {"caption": "intake"}
+"""Stages of some configs only, likewise; the metrics exporter has no series of them."""
 ON_GPU = {"priors", "train", "evaluate", "gate", "sample"}
 LAST_RUN = "last_run.json"
 """File in `paths.work` with the summary of the latest run, also of a failed one."""
@@ -125,7 +127,8 @@ class RunRecorder:
         cost = meter.read()
         saved = _saved_cost(self.config, record, cost, reused)
         self._record(name, _status(record, reused), cost, saved)
-        self.results = self.results.model_copy(update={STAGES[name]: record})
+        field = {**STAGES, **OPTIONAL_STAGES}[name]
+        self.results = self.results.model_copy(update={field: record})
         return record
 
     @property
@@ -151,7 +154,8 @@ class RunRecorder:
     ) -> None:
         self.stages[name] = Stage(status=status, saved=saved, **cost.model_dump())
         console.say(f"{name:>9}  {status} in {cost.seconds:.1f} s")
-        _send_metrics(name, self.stages[name])
+        if name in STAGES:
+            _send_metrics(name, self.stages[name])
 
 
 def run_id(config: Config, results: StageResults) -> str:

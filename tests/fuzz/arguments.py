@@ -21,6 +21,7 @@ NEEDED: dict[str, tuple[str, ...]] = {
     "lineage": ("dog", "--work", "work"),
     "diff": ("dog/1", "dog/2", "--work", "work"),
     "serve": ("dog", "--work", "work"),
+    "ask": ("dog", "which prompts failed?", "--work", "work"),
     "approve": ("run",),
     "reject": ("run", "--reason", "r"),
     "up": (),
@@ -32,6 +33,8 @@ NEEDED: dict[str, tuple[str, ...]] = {
     "dataset caption": ("photos", "--class", "dog"),
     "dataset list": (),
     "dataset show": ("dogs",),
+    "prompts write": ("config.yaml",),
+    "prompts repair": ("dog", "--prompt", "{subject}", "--work", "work"),
     "config show": ("config.yaml",),
     "config schema": (),
 }
@@ -46,6 +49,8 @@ INTEGERS = {
     "serve": ("--port", ("0", "65536", "-1", "http", "5001.5")),
     "up": ("--port", ("80", "0", "45001", "abc", "-1")),
     "dataset push": ("--resolution", ("0", "abc", "99999")),
+    "prompts write": ("--count", ("0", "101", "abc")),
+    "prompts repair": ("--rounds", ("0", "21", "abc")),
     "bench dreambench": ("--prompts", ("0", "26", "abc")),
 }
 CONFIGS = (
@@ -66,6 +71,9 @@ CONFIGS = (
     "dataset show dogs --config",
     "dataset caption photos --class dog --config",
     "bench dreambench photos --config",
+    "ask dog why --config",
+    "prompts write",
+    "prompts repair dog --prompt x --config",
 )
 """Commands whose last argument is a config's path."""
 FOLDERS = (
@@ -78,6 +86,8 @@ FOLDERS = (
     "export dog --format diffusers",
     "serve dog",
     "search beach --runs dog",
+    "ask dog why",
+    "prompts repair dog --prompt x",
 )
 """Commands that read models below `--work`."""
 
@@ -127,7 +137,7 @@ def _words() -> Iterator[Case]:
         "the direction turned": "\u202enur",
     }.items():
         yield _case(what, (word,))
-    for group in ("config", "dataset", "bench"):
+    for group in ("config", "dataset", "bench", "prompts"):
         yield _case(f"{group} and an unknown command", (group, "nonsense"))
     yield _case("help", ("--help",), OK)
     yield _case("debug in the middle", ("config", "--debug", "schema"), OK)

@@ -1,4 +1,4 @@
-"""Recipes: settings per family and method, one file `<family>-<method>.yaml` each."""
+"""Recipes: settings per family and method, one file `<family>-<method>.yaml` each; or a file of the user."""
 
 from difflib import get_close_matches
 from pathlib import Path
@@ -14,7 +14,9 @@ def recipe_names() -> tuple[str, ...]:
 
 
 def recipe_file(name: str) -> Path:
-    """The file of a recipe; raises `ConfigError` for an unknown name."""
+    """The file of a recipe, or the YAML file that is named; raises `ConfigError` for an unknown name."""
+    if Path(name).suffix in (".yaml", ".yml"):
+        return Path(name)
     if name in recipe_names():
         return FOLDER / f"{name}.yaml"
     near = get_close_matches(name, recipe_names(), n=1)

@@ -90,6 +90,21 @@ class VisionLanguageModel:
     def __exit__(self, *_: object) -> None:
         self._backend.close()
 
+    @property
+    def max_side(self) -> int:
+        """Longer side in pixels to which images are scaled down: that of the config or the profile."""
+        return min(self._config.max_side, self._profile.max_side)
+
+    @property
+    def max_images(self) -> int | None:
+        """Most images of one question; None without a known limit."""
+        return self._profile.max_images
+
+    @property
+    def name(self) -> str:
+        """`vision.model`."""
+        return self._config.model
+
     def ask(self, messages: Sequence[Message], schema: type[A]) -> Answer[A]:
         """The model's answer to the last message, validated against the schema.
 
@@ -212,7 +227,7 @@ class VisionLanguageModel:
         """Messages with images as PNG, limited to `max_side` of config and profile."""
         with self._counted_failures():
             self._check_number(messages)
-            side = min(self._config.max_side, self._profile.max_side)
+            side = self.max_side
             return tuple(
                 EncodedMessage(
                     message.role,
@@ -225,7 +240,7 @@ class VisionLanguageModel:
     def _check_number(self, messages: Sequence[Message]) -> None:
         """Raises `Unanswered` for more images than the model accepts."""
         count = sum(len(message.pictures) for message in messages)
-        limit = self._profile.max_images
+        limit = self.max_images
         if limit is not None and count > limit:
             raise Unanswered(
                 f"{self._config.model} accepts at most {limit} images per question, not {count}"
