@@ -111,11 +111,12 @@ def _print(answer: "AnsweredQuestion") -> None:
 
 
 def _typed() -> Iterator[str]:
-    """Lines of stdin until its end, with a prompt on a terminal."""
-    shown = "question> " if sys.stdin.isatty() else ""
+    """Lines of stdin until its end; on a terminal with a prompt, on stderr because of `--json`."""
     while True:
+        if sys.stdin.isatty():
+            print("question> ", end="", file=sys.stderr, flush=True)
         try:
-            line = input(shown).strip()
+            line = input().strip()
         except EOFError:
             return
         if line:
