@@ -255,7 +255,7 @@ def _ranked(
 def _vector(index: "EmbeddingIndex", config: Config, query: SearchQuery) -> "Embeddings":
     if query.image is None:
         return index.of_text(query.text)
-    return index.of_picture(_decoded(config, query.image))
+    return index.of_pictures([_decoded(config, query.image)])[0]
 
 
 def _nearest_photos(
@@ -265,7 +265,7 @@ def _nearest_photos(
     from dreambooth_core.metrics.embeddings import StoredImages
 
     index = EmbeddingIndex(config, store)
-    found = index.nearest(index.of_picture(picture), photos, top)
+    found = index.nearest(index.of_pictures([picture])[0], photos, top)
     pictures = StoredImages(store, tuple(photos[hit.index] for hit in found))
     return tuple(
         PhotoHit(

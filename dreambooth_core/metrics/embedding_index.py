@@ -70,8 +70,8 @@ class EmbeddingIndex:
     def of_text(self, text: str) -> Embeddings:
         return np.asarray(self._embedder.embed_texts([text])[0])
 
-    def of_picture(self, picture: "Picture") -> Embeddings:
-        return np.asarray(self._embedder.embed_pictures([picture])[0])
+    def of_pictures(self, pictures: "Sequence[Picture]") -> Embeddings:
+        return self._embedder.embed_pictures(pictures)
 
     def _with(self, images: Sequence[Image], keys: Sequence[int], dimensions: int) -> VectorIndex:
         """The stored index, extended by the images it lacks."""
