@@ -255,7 +255,8 @@ def _ranked(
 def _vector(index: "EmbeddingIndex", config: Config, query: SearchQuery) -> "Embeddings":
     if query.image is None:
         return index.of_text(query.text)
-    return index.of_pictures([_decoded(config, query.image)])[0]
+    row: Embeddings = index.of_pictures([_decoded(config, query.image)])[0]
+    return row
 
 
 def _nearest_photos(

@@ -80,7 +80,7 @@ class Config(Section):
         if judge is None or not judge.uses_vision:
             return judge
         return Judge.model_validate(
-            {**self.vision.model_dump(), **judge.model_dump(include=JUDGING)}
+            {**self.vision.model_dump(), **judge.model_dump(include=set(JUDGING))}
         )
 
     @model_validator(mode="after")

@@ -13,24 +13,22 @@ The result is stored under the judge's digest. Nothing is read from the cache of
 repeated calibration notices a model that its provider has replaced.
 """
 
-import json
 import re
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from datetime import UTC, datetime
-from pathlib import Path
+from functools import partial
 from typing import TYPE_CHECKING
 
 import numpy as np
-from pydantic import BaseModel, ConfigDict, ValidationError
 
 from dreambooth_core.config import Config, Judge
 from dreambooth_core.console import Progress
 from dreambooth_core.digests import digest_json
 from dreambooth_core.errors import ConfigError, StageFailed, Unanswered
-from dreambooth_core.evaluation import pairwise
+from dreambooth_core.evaluation import known_answers, pairwise
+from dreambooth_core.evaluation.known_answers import HUES, ChangedPhoto, Statement, hue_step
 from dreambooth_core.metrics import ImageEmbeddings, catalogue
-from dreambooth_core.metrics.embeddings import photos_of_subject
 from dreambooth_core.metrics.measures import checklist, judged_subject
 from dreambooth_core.metrics.statistics import interval, wilson
 from dreambooth_core.metrics.vlm_judge import (
@@ -40,14 +38,11 @@ from dreambooth_core.metrics.vlm_judge import (
     JudgeQuestion,
     asked_at_once,
     confirmation,
+    score_of,
 )
 from dreambooth_core.storage.blobs import get_record, put_record
 from dreambooth_core.storage.records import Estimate, ImageSet, Record
 from dreambooth_core.storage.stores import Store
-from dreambooth_core.vision import perturbations
-from dreambooth_core.vision.crops import regions
-from dreambooth_core.vision.detectors import Region, load_detector
-from dreambooth_core.vision.language import messages
 from dreambooth_core.vision.language.model import VisionLanguageModel, deciding
 from dreambooth_core.vision.language.spending import Account, Counts
 
@@ -55,19 +50,6 @@ if TYPE_CHECKING:
     from PIL.Image import Image
 
 LEVEL = 0.95
-HUES = (10, 30, 60)
-"""Degrees by which the subject's hue is rotated."""
-LEAST_CHANGE = 4.0
-"""Least mean change of the subject's pixels, 0 to 255, by a rotated hue: a grey subject has no hue, and
-its photo stays the same."""
-PLAIN = {
-    "blue": (48, 98, 218),
-    "yellow": (248, 212, 52),
-    "green": (62, 160, 72),
-    "red": (214, 40, 46),
-}
-"""Background colours."""
-MAX_LABELS = 2000
 
 
 class Agreement(Record):
@@ -130,44 +112,6 @@ class Calibration(Record):
         return self.statements.low
 
 
-class Label(BaseModel):
-    """A line of a file of labelled images."""
-
-    model_config = ConfigDict(extra="forbid")
-
-    image: Path
-    """Relative to the file."""
-    requirement: str
-    """What the image shows or does not show: `on the beach`."""
-    true: bool
-
-
-@dataclass(frozen=True)
-class Statement:
-    """A picture and a requirement, with the known answer."""
-
-    picture: "Image"
-    prompt: str
-    requirement: str
-    true: bool
-    kind: str
-
-
-@dataclass(frozen=True)
-class ChangedPhoto:
-    """A photo of the subject and its changed copies."""
-
-    index: int
-    noun: str
-    photo: "Image"
-    hues: Mapping[int, "Image"]
-    """Degrees -> copy, without copies that are nearly equal to the photo."""
-    blurred: "Image"
-    mirrored: "Image"
-    plain: "tuple[str, Image] | None"
-    """Colour and the subject on it; None if the subject's region is unknown."""
-
-
 @dataclass(frozen=True)
 class Asked:
     """All answers of a calibration; `Unanswered` where there is none."""
@@ -196,40 +140,44 @@ def calibrate(
         raise ConfigError(
             "no judge to calibrate: set evaluation.judge, and vision or its own model"
         )
-    photos = changed_photos(config, store, instance, limit)
+    photos = known_answers.changed_photos(config, store, instance, limit)
     if not photos:
         raise ConfigError("a calibration needs photos of the subject: set subject.images")
-    statements = [*_statements(config, photos), *labels]
-    pairs, ladder = list(_pairs(photos)), list(_ladder(photos))
+    statements = [*known_answers.statements(config, photos), *labels]
+    pairs, ladder = list(known_answers.pairs(photos)), list(known_answers.ladder(photos))
     account = Account(judge.budget, judge.requests_per_minute, judge.price)
     report = progress or (lambda done, total, label: None)
     with VisionLanguageModel(judge, account=account) as model:
-
-        def confirm(one: Statement) -> Confirmation:
-            text = checklist.question(one.prompt, one.requirement)
-            return confirmation(model, text, [one.picture])
-
-        def score(one: JudgeQuestion) -> JudgeAnswer:
-            return model.ask([messages.question(one.text, one.opened())], JudgeAnswer).value
-
-        asked = []
-        for number, (questions, ask) in enumerate(
-            [
-                (statements, confirm),
-                (statements, confirm),
-                (
-                    _pair_questions(photos, pairs, judge),
-                    lambda one: pairwise.preference(model, one),
-                ),
-                (_score_questions(photos, ladder, judge), score),
-            ]
-        ):
-            report(number, 4, "questions")
-            asked.append(asked_at_once(judge, questions, ask))  # type: ignore[arg-type]
-        report(4, 4, "questions")
-    found = _summed(judge, photos, statements, ladder, Asked(*asked), account.counts)  # type: ignore[arg-type]
-    put_record(store, f"{_prefix(judge)}/{found.when.replace(':', '-')}.json", found)
+        confirm, prefer = partial(_confirmed, model), partial(pairwise.preference, model)
+        report(0, 4, "statements")
+        once = asked_at_once(judge, statements, confirm)
+        report(1, 4, "statements again")
+        again = asked_at_once(judge, statements, confirm)
+        report(2, 4, "pairs")
+        preferred = asked_at_once(judge, _pair_questions(photos, pairs, judge), prefer)
+        report(3, 4, "scores")
+        questions = _score_questions(photos, ladder, judge)
+        scores = asked_at_once(judge, questions, partial(score_of, model))
+        report(4, 4, "scores")
+    asked = Asked(once, again, preferred, scores)
+    found = _summed(judge, photos, statements, ladder, asked, account.counts)
+    time = re.sub(r"[^0-9T]", "", found.when.removesuffix("+00:00"))
+    put_record(store, f"{_prefix(judge)}/{time}.json", found)
     return found
+
+
+def calibrate_on_photos(
+    config: Config,
+    labels: Iterable[Statement] = (),
+    limit: int = 8,
+    progress: Progress | None = None,
+) -> Calibration:
+    """`calibrate` in the config's store on the config's photos; raises what `ingest` raises."""
+    from dreambooth_core.data.ingest import ingest
+    from dreambooth_core.storage.stores import open_store
+
+    store = open_store(config.storage)
+    return calibrate(config, store, ingest(config, store)[0].images, labels, limit, progress)
 
 
 def latest(store: Store, judge: Judge) -> Calibration | None:
@@ -262,124 +210,6 @@ def advisory_metrics(config: Config, store: Store) -> dict[str, str]:
         )
     calibrated = {name: reason for name in known if known[name].gates == "calibrated"}
     return {**never, **calibrated}
-
-
-def read_labels(path: Path, config: Config) -> list[Statement]:
-    """Statements of a JSON Lines file, one `Label` per line, with their decoded images.
-
-    Raises `ConfigError` for a line that is no label, and `ImageRefused` for an unusable image.
-    """
-    from dreambooth_core.data import images
-    from dreambooth_core.data.dataset import photo_bytes
-
-    rules, found = config.dataset, []
-    lines = path.read_text(encoding="utf-8").split("\n")
-    for number, line in enumerate(lines, 1):
-        if not line.strip():
-            continue
-        if len(found) == MAX_LABELS:
-            raise ConfigError(f"{path} has more than {MAX_LABELS} labels: give fewer")
-        try:
-            label = Label.model_validate(json.loads(line))
-        except (ValueError, ValidationError) as error:
-            raise ConfigError(
-                f"{path}, line {number}, is no label: write "
-                '{"image": "a.png", "requirement": "on the beach", "true": true}'
-            ) from error
-        data = photo_bytes(path.parent / label.image, rules.max_bytes)
-        picture = images.decode(data, rules.max_pixels).image
-        found.append(
-            Statement(picture, label.requirement, label.requirement, label.true, "labelled")
-        )
-    return found
-
-
-def changed_photos(
-    config: Config, store: Store, instance: ImageSet, limit: int
-) -> list[ChangedPhoto]:
-    """The main subject's first photos with their changed copies.
-
-    The subject's region is that of the mask, else of `evaluation.detector`; unknown without both.
-    """
-    stored = photos_of_subject(store, instance)[:limit]
-    noun = config.subject.class_noun
-    pictures, masks = list(stored), [stored.mask(index) for index in range(len(stored))]
-    detector = load_detector(config.evaluation.detector)
-    found = regions(detector, pictures, noun, masks)
-    pairs = enumerate(zip(pictures, found, strict=True))
-    return [_changed(index, noun, photo, region) for index, (photo, region) in pairs]
-
-
-def _changed(index: int, noun: str, photo: "Image", region: Region | None) -> ChangedPhoto:
-    area = perturbations.area_of(photo, region)
-    rotated = {degrees: perturbations.with_hue(photo, degrees, area) for degrees in HUES}
-    name = list(PLAIN)[index % len(PLAIN)]
-    return ChangedPhoto(
-        index=index,
-        noun=noun,
-        photo=photo,
-        hues={
-            degrees: image
-            for degrees, image in rotated.items()
-            if perturbations.change_of(photo, image, area) >= LEAST_CHANGE
-        },
-        blurred=perturbations.blurred(photo),
-        mirrored=perturbations.mirrored(photo),
-        plain=None if region is None else (name, perturbations.on_plain(photo, PLAIN[name], area)),
-    )
-
-
-def _statements(config: Config, photos: Sequence[ChangedPhoto]) -> Iterator[Statement]:
-    """As many true as false ones."""
-    others = [
-        noun for noun in config.evaluation.control_classes if noun != config.subject.class_noun
-    ]
-    for one in photos:
-        pictures = [one.photo, one.mirrored, *([one.plain[1]] if one.plain else [])]
-        for picture in pictures:
-            yield Statement(picture, one.noun, one.noun, True, "class")
-            if others:
-                other = others[one.index % len(others)]
-                yield Statement(picture, other, other, False, "another class")
-        if one.plain:
-            for name, kind in (
-                (one.plain[0], "background"),
-                (_next_colour(one.plain[0]), "another background"),
-            ):
-                part = f"on a plain {name} background"
-                true = name == one.plain[0]
-                yield Statement(one.plain[1], f"{one.noun} {part}", part, true, kind)
-
-
-def _next_colour(name: str) -> str:
-    names = list(PLAIN)
-    return names[(names.index(name) + 1) % len(names)]
-
-
-def _pairs(photos: Iterable[ChangedPhoto]) -> "Iterator[tuple[int, Image, Image]]":
-    """Photo's index, the picture that shows its subject better, and the other one."""
-    for one in photos:
-        changed = [one.hues[degrees] for degrees in HUES[1:] if degrees in one.hues]
-        for worse in (*changed, one.blurred):
-            yield one.index, one.photo, worse
-        if one.plain and HUES[-1] in one.hues:
-            yield one.index, one.plain[1], one.hues[HUES[-1]]
-
-
-def _ladder(photos: Iterable[ChangedPhoto]) -> "Iterator[tuple[int, str, Image]]":
-    """Photo's index, name of the change, and the picture."""
-    for one in photos:
-        yield one.index, "none", one.photo
-        for degrees, image in one.hues.items():
-            yield one.index, _hue(degrees), image
-        yield one.index, "blur", one.blurred
-        yield one.index, "mirror", one.mirrored
-        if one.plain:
-            yield one.index, "plain background", one.plain[1]
-
-
-def _hue(degrees: int) -> str:
-    return f"hue {degrees}"
 
 
 def _references(
@@ -467,6 +297,11 @@ def _summed(
     )
 
 
+def _confirmed(model: VisionLanguageModel, one: Statement) -> Confirmation:
+    text = checklist.question(one.prompt, one.requirement)
+    return confirmation(model, text, [one.picture])
+
+
 def agreement(right: Iterable[bool]) -> Agreement:
     """Share of true values; raises `ValueError` without any."""
     found = list(right)
@@ -546,11 +381,11 @@ def _ladder_figures(scores: Scores) -> tuple[float | None, float | None]:
     from scipy.stats import rankdata
 
     points = [(0, 0.0) for _ in scores]
-    points += [(degrees, drop) for degrees in HUES for drop in _drops(scores, _hue(degrees))]
+    points += [(degrees, drop) for degrees in HUES for drop in _drops(scores, hue_step(degrees))]
     ranks = np.array([rankdata(column) for column in zip(*points, strict=True)])
     varied = ranks.size > 0 and bool((ranks.std(axis=1) > 0).all())
     spearman = float(np.corrcoef(ranks)[0, 1]) if varied else None
-    background, hue = _drops(scores, "plain background"), _drops(scores, _hue(HUES[-1]))
+    background, hue = _drops(scores, "plain background"), _drops(scores, hue_step(HUES[-1]))
     if not background or not hue or np.mean(hue) <= 0:
         return spearman, None
     return spearman, float(np.mean(background) / np.mean(hue))

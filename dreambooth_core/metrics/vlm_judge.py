@@ -83,12 +83,7 @@ def scored(judge: Judge, store: Store, questions: Sequence[JudgeQuestion], about
 
     `about` names the question in the rows of image scores. Raises as `cached_answers` does.
     """
-
-    def score(model: VisionLanguageModel, question: JudgeQuestion) -> JudgeAnswer:
-        asked = [messages.question(question.text, question.opened())]
-        return model.ask(asked, JudgeAnswer).value
-
-    found = cached_answers(judge, store, questions, JudgeAnswer, score)
+    found = cached_answers(judge, store, questions, JudgeAnswer, score_of)
     given = [
         ()
         if isinstance(one, Unanswered)
@@ -96,6 +91,11 @@ def scored(judge: Judge, store: Store, questions: Sequence[JudgeQuestion], about
         for one in found
     ]
     return Judged(np.array([one[0].value if one else np.nan for one in given]), tuple(given))
+
+
+def score_of(model: VisionLanguageModel, question: JudgeQuestion) -> JudgeAnswer:
+    """The score of one question; raises `Unanswered`."""
+    return model.ask([messages.question(question.text, question.opened())], JudgeAnswer).value
 
 
 def confirmations(

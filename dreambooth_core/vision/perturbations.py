@@ -50,7 +50,9 @@ def on_plain(image: "Image", colour: tuple[int, int, int], area: NDArray[np.bool
     from PIL import Image as Pillow
 
     return Pillow.fromarray(
-        np.where(area[..., None], np.asarray(image.convert("RGB")), np.uint8(colour))
+        np.where(
+            area[..., None], np.asarray(image.convert("RGB")), np.array(colour, dtype=np.uint8)
+        )
     )
 
 

@@ -8,10 +8,7 @@ from dreambooth_core.config import Config, Kind
 from dreambooth_core.metrics import Evidence, Judged, Values, vlm_judge
 
 TITLE = "judged prompt"
-ABOUT = (
-    "how much of its prompt a vision-language model finds in the image, 0 to 1; "
-    "for comparison with DreamBench++ only"
-)
+ABOUT = "prompt following by a vision-language model, 0 to 1, only to compare with DreamBench++"
 RANGE = (0.0, 1.0)
 HIGHER_IS_BETTER = True
 OF = "prompts"

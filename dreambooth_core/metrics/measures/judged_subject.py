@@ -11,10 +11,7 @@ from dreambooth_core.metrics import Evidence, Judged, Values, vlm_judge
 from dreambooth_core.storage.records import Judgement
 
 TITLE = "judged subject"
-ABOUT = (
-    "how well the image shows the photos' subject, by a vision-language model, 0 to 1; "
-    "for comparison with DreamBench++ only"
-)
+ABOUT = "same subject by a vision-language model, 0 to 1, only to compare with DreamBench++"
 RANGE = (0.0, 1.0)
 HIGHER_IS_BETTER = True
 OF = "prompts"
