@@ -41,16 +41,17 @@ def calibrate(
     """
     from dreambooth_core.cli.vision_output import show_calibration
     from dreambooth_core.config import load_config
-    from dreambooth_core.evaluation.calibration import calibrate_on_photos
+    from dreambooth_core.evaluation.calibration import calibrate_on_photos, judge_of
     from dreambooth_core.evaluation.known_answers import read_labels
     from dreambooth_core.servers.local import local_services
     from dreambooth_core.storage.stores import written_beside
 
     settings = load_config(config)
+    judge = judge_of(settings)
     known = read_labels(labels, settings) if labels else []
     with local_services(settings):
         found = calibrate_on_photos(settings, known, photos)
     if out is not None:
         with written_beside(out) as temporary:
             temporary.write_text(found.model_dump_json(indent=2), encoding="utf-8")
-    show_calibration(found, settings, as_json)
+    show_calibration(found, judge.min_agreement, as_json)

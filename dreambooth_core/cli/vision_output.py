@@ -1,16 +1,16 @@
 """Output of `dreambooth vision`: tables or JSON."""
 
 from dreambooth_core.cli.output import print_json, print_table
-from dreambooth_core.config import Config
 from dreambooth_core.evaluation.calibration import Agreement, Calibration
 from dreambooth_core.storage.records import Estimate
 
 
-def show_calibration(found: Calibration, config: Config, as_json: bool) -> None:
-    """Shares with intervals, the ladder, requests and cost, and whether the gate uses the judge."""
-    judge = config.judge
-    limit = None if judge is None else judge.min_agreement
-    gates = limit is not None and found.agreement >= limit
+def show_calibration(found: Calibration, limit: float, as_json: bool) -> None:
+    """Shares with intervals, the ladder, requests and cost, and whether the gate uses the judge.
+
+    `limit` is the judge's `min_agreement`.
+    """
+    gates = found.agreement >= limit
     if as_json:
         print_json({**found.model_dump(mode="json"), "required": limit, "gates": gates})
         return

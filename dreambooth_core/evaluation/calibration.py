@@ -135,11 +135,7 @@ def calibrate(
 
     Raises `ConfigError` without a judge or a photo, and `StageFailed` if no statement is answered.
     """
-    judge = config.judge
-    if judge is None:
-        raise ConfigError(
-            "no judge to calibrate: set evaluation.judge, and vision or its own model"
-        )
+    judge = judge_of(config)
     photos = known_answers.changed_photos(config, store, instance, limit)
     if not photos:
         raise ConfigError("a calibration needs photos of the subject: set subject.images")
@@ -178,6 +174,15 @@ def calibrate_on_photos(
 
     store = open_store(config.storage)
     return calibrate(config, store, ingest(config, store)[0].images, labels, limit, progress)
+
+
+def judge_of(config: Config) -> Judge:
+    """The config's judge; raises `ConfigError` without one."""
+    if config.judge is None:
+        raise ConfigError(
+            "no judge to calibrate: set evaluation.judge, and vision or its own model"
+        )
+    return config.judge
 
 
 def latest(store: Store, judge: Judge) -> Calibration | None:
