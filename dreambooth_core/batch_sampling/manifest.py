@@ -15,12 +15,10 @@ from dreambooth_core.batch_sampling import image_checks
 from dreambooth_core.batch_sampling.job import ImageChecks
 from dreambooth_core.batch_sampling.models import instance_images
 from dreambooth_core.batch_sampling.shards import JobPlan, PlannedImage
-from dreambooth_core.config import Config, Detector
-from dreambooth_core.metrics import EmbeddingKey, EncoderName
+from dreambooth_core.config import Config
 from dreambooth_core.storage.blobs import blob_key
 from dreambooth_core.storage.records import Blob, Image, ModelReference, Record
 from dreambooth_core.storage.stores import Store
-from dreambooth_core.vision.embeddings import Embeddings
 
 
 class CheckedImage(Record):
@@ -148,7 +146,7 @@ def as_image(checked: CheckedImage) -> Image:
 def _repeats(
     rules: ImageChecks, config: Config, store: Store, checked: Sequence[CheckedImage]
 ) -> Sequence[int | None]:
-    from dreambooth_core.metrics.embeddings import StoredImages
+    from dreambooth_core.metrics.embeddings import StoredImages, embed_images
 
     if rules.near_duplicates is None:
         return [None] * len(checked)
@@ -186,7 +184,7 @@ def _model_scores(
     model: ModelReference, store: Store, checked: Sequence[CheckedImage]
 ) -> list[dict[str, float]]:
     from dreambooth_core.config.inputs import without_identifier
-    from dreambooth_core.metrics.embeddings import ImageEmbedder
+    from dreambooth_core.metrics.embeddings import ImageEmbedder, embed_images
 
     config = model.config
     texts = [without_identifier(config.subject, one.planned.template) for one in checked]
@@ -206,18 +204,3 @@ def _model_scores(
         {name: round(float(values[index]), 6) for name, values in scores.items()}
         for index in range(len(checked))
     ]
-
-
-def embed_images(
-    config: Config, store: Store, images: Sequence[Image], encoder: EncoderName
-) -> Embeddings:
-    """(images, d) unit-length rows of the whole images, by an encoder of the config's evaluation."""
-    from dreambooth_core.metrics.embeddings import ImageEmbedder
-
-    rules = config.evaluation.model_copy(update={"detector": Detector()})
-    embedder = ImageEmbedder(config.model_copy(update={"evaluation": rules}), store)
-    key: EmbeddingKey = (encoder, "whole")
-    rows = embedder.embed(images, config.subject.class_noun, [key]).get(key)
-    if rows is None:
-        raise ValueError(f"the encoder {encoder} gave no embeddings of whole images")
-    return rows

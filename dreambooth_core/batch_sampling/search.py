@@ -1,14 +1,18 @@
-"""Search of generated images by text: cosine of CLIP's embeddings (Radford et al. 2021).
+"""Search by cosine of CLIP's embeddings (Radford et al. 2021), on the store's embedding index.
 
-The store's image sets and the manifests of its sampling jobs are searched. Embeddings are cached
-(see `embeddings`): only new images are embedded.
+Generated images by a text or by an image file, and training photos by a generated image. The store's
+image sets and the manifests of its sampling jobs are searched; only new images are embedded (see
+`metrics.embedding_index`).
 """
 
 import json
+import re
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from itertools import chain
+from pathlib import Path
+from typing import TYPE_CHECKING
 
-from dreambooth_core.batch_sampling.models import weights_of_model
+from dreambooth_core.batch_sampling.models import instance_images, weights_of_model
 from dreambooth_core.config import Config
 from dreambooth_core.data.contact_sheets import data_url
 from dreambooth_core.diffusion.sampling import ORIGIN_FILE, SampleOrigin
@@ -18,6 +22,16 @@ from dreambooth_core.servers.local import local_services
 from dreambooth_core.storage.blobs import blob_key, get_blob, get_record
 from dreambooth_core.storage.records import BASE, Blob, Image, ImageSet, ModelReference, Record
 from dreambooth_core.storage.stores import Store, open_store
+
+if TYPE_CHECKING:
+    from PIL.Image import Image as Picture
+
+    from dreambooth_core.metrics.embedding_index import EmbeddingIndex
+    from dreambooth_core.vision.embeddings import Embeddings
+
+DIGEST = re.compile(r"[0-9a-f]{8,64}")
+"""A SHA-256 in hexadecimal digits, or the first of them."""
+PHOTO_SET = re.compile(r"datasets/(?:[^/]+/)?[0-9a-f]{64}\.json")
 
 Runs = Mapping[str, ModelReference | None]
 """Name -> model; None for `base` and for the name of a sampling job."""
@@ -53,26 +67,44 @@ class SearchHit(Record):
 
 
 class SearchQuery(Record):
-    """A text and the number of images wanted."""
+    """A text or an image file, and the number of images wanted."""
 
-    text: str
+    text: str = ""
+    """Not used with `image`."""
+    image: Path | None = None
+    """A photo or another image file; it is not stored."""
     top: int = 20
+
+    @property
+    def title(self) -> str:
+        return f"“{self.text}”" if self.image is None else self.image.name
+
+
+class PhotoHit(Record):
+    """A training photo near a generated image."""
+
+    score: float
+    """Cosine of CLIP's embeddings of the two images, in [-1, 1]."""
+    bits: int
+    """Differing bits of the two 64-bit difference hashes, mirrored or not; near copies have at most 6."""
+    uri: str
+    name: str
+    """File name in the photo set."""
+    image: Blob
+    size: tuple[int, int] | None
+    """Height and width in pixels."""
 
 
 def search(
     config: Config | None, runs: Runs, query: SearchQuery
 ) -> tuple[tuple[SearchHit, ...], Config]:
-    """The images that match the text best, best first, and the config whose CLIP and store were used.
+    """The images that match the query best, best first, and the config whose CLIP and store were used.
 
     Only images of `runs` are searched, or all when it is empty. The config is `config`, or that of
     the first model of `runs`. Raises `ConfigError` when there is neither, and when nothing can be
-    searched; `ModelError` when CLIP is missing.
+    searched; `ModelError` when CLIP is missing; `ImageRefused` for an unusable image file.
     """
-    used = config or next((model.config for model in runs.values() if model is not None), None)
-    if used is None:
-        raise ConfigError(
-            "search needs a store and a CLIP: name a registered model among --runs, or give --config"
-        )
+    used = _config_of(config, runs)
     with local_services(used):
         store = open_store(used.storage)
         wanted = _wanted(store, runs)
@@ -81,6 +113,25 @@ def search(
             names = ", ".join(runs) or "any run"
             raise ConfigError(f"no generated images of {names} in {store.uri}")
         return _ranked(used, store, query, images), used
+
+
+def nearest_photos(
+    config: Config | None, runs: Runs, sample: str, top: int
+) -> tuple[tuple[PhotoHit, ...], Config]:
+    """The training photos nearest to a generated image, best first, and the config that was used.
+
+    `sample` is an image file, or an image of the store by its URI, its SHA-256 or at least the first 8
+    digits of it. Photos are those of the models of `runs`, or all of the store when it is empty. Raises
+    as `search` does.
+    """
+    used = _config_of(config, runs)
+    with local_services(used):
+        store = open_store(used.storage)
+        photos = _photos(store, runs)
+        if not photos:
+            names = ", ".join(runs) or "any training"
+            raise ConfigError(f"no photos of {names} in {store.uri}")
+        return _nearest_photos(used, store, _picture(used, store, sample), photos, top), used
 
 
 def generated_images(
@@ -110,7 +161,7 @@ def page(config: Config, query: SearchQuery, hits: Sequence[SearchHit]) -> str:
             )
             for index, hit in enumerate(hits)
         ]
-    return gallery(f"“{query.text}”", f"The {len(hits)} images that fit best.", images)
+    return gallery(query.title, f"The {len(hits)} images that fit best.", images)
 
 
 def _wanted(store: Store, runs: Runs) -> tuple[set[str], set[str]] | None:
@@ -185,23 +236,108 @@ def _searchable(image: Image, origin: SampleOrigin) -> SearchableImage:
 def _ranked(
     config: Config, store: Store, query: SearchQuery, images: Sequence[SearchableImage]
 ) -> tuple[SearchHit, ...]:
-    """Best first; ties are broken by digest, so that the result is deterministic."""
-    from dreambooth_core.batch_sampling.manifest import embed_images
-    from dreambooth_core.metrics.embeddings import ImageEmbedder
+    """Best first; equal ones by digest, so that the result is deterministic."""
+    from dreambooth_core.metrics.embedding_index import EmbeddingIndex
 
+    index = EmbeddingIndex(config, store)
     shown = [Image(name=f"{one.image.sha256}.png", blob=one.image, size=one.size) for one in images]
-    scores = (
-        embed_images(config, store, shown, "clip")
-        @ ImageEmbedder(config, store).embed_texts([query.text])[0]
-    )
-    ranked = sorted(
-        zip(scores.tolist(), images, strict=True), key=lambda hit: (-hit[0], hit[1].image.sha256)
-    )
+    vector = _vector(index, config, query)
     return tuple(
         SearchHit(
-            score=round(score, 6),
-            uri=f"{store.uri}/{blob_key(image.image)}",
-            **image.model_dump(exclude={"weights"}),
+            score=round(hit.cosine, 6),
+            uri=f"{store.uri}/{blob_key(images[hit.index].image)}",
+            **images[hit.index].model_dump(exclude={"weights"}),
         )
-        for score, image in ranked[: query.top]
+        for hit in index.nearest(vector, shown, query.top)
     )
+
+
+def _vector(index: "EmbeddingIndex", config: Config, query: SearchQuery) -> "Embeddings":
+    if query.image is None:
+        return index.of_text(query.text)
+    row: Embeddings = index.of_pictures([_decoded(config, query.image)])[0]
+    return row
+
+
+def _nearest_photos(
+    config: Config, store: Store, picture: "Picture", photos: Sequence[Image], top: int
+) -> tuple[PhotoHit, ...]:
+    from dreambooth_core.metrics.embedding_index import EmbeddingIndex
+    from dreambooth_core.metrics.embeddings import StoredImages
+
+    index = EmbeddingIndex(config, store)
+    found = index.nearest(index.of_pictures([picture])[0], photos, top)
+    pictures = StoredImages(store, tuple(photos[hit.index] for hit in found))
+    return tuple(
+        PhotoHit(
+            score=round(hit.cosine, 6),
+            bits=_differing_bits(picture, shown),
+            uri=f"{store.uri}/{blob_key(photos[hit.index].blob)}",
+            name=photos[hit.index].name,
+            image=photos[hit.index].blob,
+            size=photos[hit.index].size,
+        )
+        for hit, shown in zip(found, pictures, strict=True)
+    )
+
+
+def _differing_bits(sample: "Picture", photo: "Picture") -> int:
+    """Of the difference hashes, the photo mirrored or not."""
+    from PIL import ImageOps
+
+    from dreambooth_core.vision.similarity import difference_hash
+
+    ours = difference_hash(sample)
+    views = (photo, ImageOps.mirror(photo))
+    return min(int((ours != difference_hash(view)).sum()) for view in views)
+
+
+def _photos(store: Store, runs: Runs) -> list[Image]:
+    """Training photos of the models, or of all photo sets in the store; each once."""
+    if runs:
+        named = (instance_images(store, model) for model in runs.values() if model is not None)
+    else:
+        keys = filter(PHOTO_SET.fullmatch, store.keys("datasets/"))
+        named = (get_record(store, key, ImageSet) for key in keys)
+    found: dict[str, Image] = {}
+    for photos in named:
+        for image in photos.images if photos is not None else ():
+            found.setdefault(image.blob.sha256, image)
+    return list(found.values())
+
+
+def _picture(config: Config, store: Store, sample: str) -> "Picture":
+    """The generated image; raises `ConfigError` for an unknown or ambiguous digest."""
+    from dreambooth_core.metrics.embeddings import StoredImages
+
+    digest = sample.rpartition("/")[2]
+    if Path(sample).is_file() or not DIGEST.fullmatch(digest):
+        return _decoded(config, Path(sample))
+    found = generated_images(store, lambda one: one.image.sha256.startswith(digest))
+    if len(found) != 1:
+        count = "no generated image has" if not found else f"{len(found)} generated images have"
+        raise ConfigError(
+            f"{count} the digest {digest} in {store.uri}: give an image file, or a digest that "
+            "`dreambooth search` prints"
+        )
+    (one,) = found
+    image = Image(name=f"{digest}.png", blob=one.image, size=one.size)
+    return StoredImages(store, (image,))[0]
+
+
+def _decoded(config: Config, path: Path) -> "Picture":
+    """The image file under the config's limits for photos; raises `ImageRefused`."""
+    from dreambooth_core.data import images
+    from dreambooth_core.data.dataset import photo_bytes
+
+    rules = config.dataset
+    return images.decode(photo_bytes(path, rules.max_bytes), rules.max_pixels).image
+
+
+def _config_of(config: Config | None, runs: Runs) -> Config:
+    used = config or next((model.config for model in runs.values() if model is not None), None)
+    if used is None:
+        raise ConfigError(
+            "search needs a store and a CLIP: name a registered model among --runs, or give --config"
+        )
+    return used

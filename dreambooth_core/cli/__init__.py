@@ -27,6 +27,7 @@ from dreambooth_core.cli import (
     servers,
     starting,
     training,
+    vision,
 )
 from dreambooth_core.cli.bench import command as bench
 from dreambooth_core.errors import DreamBoothError, OldKeyWarning, StageFailed, one_line
@@ -44,6 +45,7 @@ app.add_typer(config.app, name="config")
 app.add_typer(bench.app, name="bench")
 app.add_typer(datasets.app, name="dataset")
 app.add_typer(prompts.app, name="prompts")
+app.add_typer(vision.app, name="vision")
 
 
 def main() -> NoReturn:

@@ -1,6 +1,7 @@
-"""Commands `sample` and `search`: draw images, and find generated images by text."""
+"""Commands `sample` and `search`: draw images, and find generated images and training photos."""
 
 import json
+from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
@@ -11,6 +12,7 @@ from dreambooth_core.cli.signals import interruptible
 from dreambooth_core.errors import ConfigError
 
 if TYPE_CHECKING:
+    from dreambooth_core.batch_sampling.search import PhotoHit
     from dreambooth_core.batch_sampling.standalone import JobResult
     from dreambooth_core.config import Config
 
@@ -75,7 +77,17 @@ def sample(
 
 @app.command()
 def search(
-    text: Annotated[str, typer.Argument(help="What the image shows: on the beach.")],
+    text: Annotated[str | None, typer.Argument(help="What the image shows: on the beach.")] = None,
+    image: Annotated[
+        Path | None, typer.Option(help="Find images like this file instead.", dir_okay=False)
+    ] = None,
+    nearest_photo: Annotated[
+        str | None,
+        typer.Option(
+            metavar="SAMPLE",
+            help="Find the training photos nearest to a generated image: a file, a URI or a digest.",
+        ),
+    ] = None,
     runs: Annotated[
         list[str] | None,
         typer.Option(
@@ -94,14 +106,22 @@ def search(
     ] = None,
     as_json: AsJson = False,
 ) -> None:
-    """Find generated images by text; prints score, URI and prompt of each."""
+    """Find generated images by text or by an image, or training photos by a generated image.
+
+    Prints score, URI and prompt of each.
+    """
     from dreambooth_core.batch_sampling import search as searching
     from dreambooth_core.registry.resolve import find_runs
     from dreambooth_core.storage.stores import written_beside
 
+    _check_search(text, image, nearest_photo, html)
     settings = _settings(config)
     models = find_runs(runs or (), settings, settings.paths.work if settings else work)
-    query = searching.SearchQuery(text=text, top=top)
+    if nearest_photo is not None:
+        photos, _ = searching.nearest_photos(settings, models, nearest_photo, top)
+        _print_photos(photos, as_json)
+        return
+    query = searching.SearchQuery(text=text or "", image=image, top=top)
     hits, used = searching.search(settings, models, query)
     if html is not None:
         with written_beside(html) as temporary:
@@ -111,6 +131,23 @@ def search(
         return
     for hit in hits:
         print(f"{hit.score:.3f}  {hit.uri}  {hit.prompt} ({hit.model}, seed {hit.seed})")
+
+
+def _check_search(
+    text: str | None, image: Path | None, nearest_photo: str | None, html: Path | None
+) -> None:
+    if sum(given is not None for given in (text, image, nearest_photo)) != 1:
+        raise ConfigError("search needs one of a text, --image FILE and --nearest-photo SAMPLE")
+    if nearest_photo is not None and html is not None:
+        raise ConfigError("--html has no effect with --nearest-photo: leave one of them out")
+
+
+def _print_photos(photos: "Sequence[PhotoHit]", as_json: bool) -> None:
+    if as_json:
+        print(json.dumps([photo.model_dump(mode="json") for photo in photos], indent=2))
+        return
+    for photo in photos:
+        print(f"{photo.score:.3f}  {photo.uri}  {photo.name} ({photo.bits} of 64 bits differ)")
 
 
 def _check_sample(

@@ -25,7 +25,7 @@ from dreambooth_core.config.training import (
     Train,
     Validation,
 )
-from dreambooth_core.config.vision import Judge, Vision
+from dreambooth_core.config.vision import JUDGING, Judge, Vision
 
 
 class Config(Section):
@@ -79,8 +79,9 @@ class Config(Section):
         judge = self.evaluation.judge
         if judge is None or not judge.uses_vision:
             return judge
-        own = {"photos": judge.photos, "at_once": judge.at_once}
-        return Judge.model_validate({**self.vision.model_dump(), **own})
+        return Judge.model_validate(
+            {**self.vision.model_dump(), **judge.model_dump(include=set(JUDGING))}
+        )
 
     @model_validator(mode="after")
     def _prompts_are_valid(self) -> Self:

@@ -139,6 +139,10 @@ class Vision(Section):
         ]
 
 
+JUDGING = frozenset({"photos", "at_once", "pairwise", "min_agreement"})
+"""Options of a judge besides those of `Vision`."""
+
+
 class Judge(Vision):
     """Vision-language model that scores generated images; default: the model of `vision`."""
 
@@ -147,6 +151,12 @@ class Judge(Vision):
     """Number of instance images sent with each generated image, the first by name."""
     at_once: Positive = 4
     """Concurrent requests."""
+    pairwise: bool = False
+    """In the gate, also compare the images of candidate and champion (or base) in pairs, in both orders."""
+    min_agreement: Annotated[float, Field(ge=0, le=1)] = 0.8
+    """Least agreement with known answers (lower bound of the 95 % interval of `dreambooth vision calibrate`)
+    for the gate to use the judge's `checklist`; below it is advisory. Default: the agreement of people with
+    each other and with the best judge in Zheng et al. 2023 (arXiv:2306.05685)."""
 
     @property
     def uses_vision(self) -> bool:
@@ -156,7 +166,7 @@ class Judge(Vision):
     def _faults(self) -> list[tuple[bool, str]]:
         if not self.uses_vision:
             return super()._faults()
-        own = {"backend", "photos", "at_once"}
+        own = {"backend", *JUDGING}
         other = sorted(
             name
             for name, field in type(self).model_fields.items()

@@ -22,6 +22,7 @@ from dreambooth_core.metrics import (
     catalogue,
     measure_all,
     measure_photos,
+    measurements,
     range_of,
 )
 from dreambooth_core.metrics.embeddings import ImageEmbedder, images_of_subject
@@ -266,7 +267,7 @@ def _rows(
 ) -> tuple[ImageScores, ...]:
     """Prompts x seeds, then class images."""
     tuned, base = images
-    found, of_base = measure_all(ours), measure_all(theirs)
+    (found, answers), of_base = measurements(ours), measure_all(theirs)
     rows = [
         ImageScores(
             prompt=plan.templates[index],
@@ -277,6 +278,7 @@ def _rows(
             scores=_scores_of(found, "prompts", index),
             base_scores=_scores_of(of_base, "prompts", index),
             resembles=_copied_photo(ours, found, index),
+            judgements={name: each[index] for name, each in answers.items() if each[index]},
         )
         for index, seed in enumerate(plan.seeds)
     ]

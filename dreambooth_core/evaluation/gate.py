@@ -1,7 +1,7 @@
 """The gate as a stage: evaluates the champion by the candidate's plan, and stores the verdict."""
 
 from collections import Counter
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 
 from dreambooth_core import telemetry
@@ -9,14 +9,17 @@ from dreambooth_core.config import Config
 from dreambooth_core.console import Progress, labelled
 from dreambooth_core.diffusion.sampling import images_prefix
 from dreambooth_core.digests import digest_json
+from dreambooth_core.evaluation.calibration import advisory_metrics
 from dreambooth_core.evaluation.evaluate import evaluate, with_sampling_of
 from dreambooth_core.evaluation.gate_rules import GateDecision, decide, overridden
 from dreambooth_core.evaluation.integrity import GateCase, MeasuredModel
+from dreambooth_core.evaluation.pairwise import preferences
 from dreambooth_core.metrics import catalogue
 from dreambooth_core.metrics.statistics import compare, rows_of, shared_metrics
 from dreambooth_core.storage.records import (
     ImageScores,
     ImageSet,
+    Preferences,
     Record,
     Scores,
     SeedSet,
@@ -93,8 +96,10 @@ def judge(
     """Verdict on `weights` with their `scores`, and whether it was stored already.
 
     An inconclusive round is followed by one with twice the seeds for both models, up to
-    `gate.rounds`, reusing the images of earlier rounds. Raises what `evaluate` raises.
+    `gate.rounds`, reusing the images of earlier rounds. Metrics of a judge without a sufficient
+    calibration are advisory. Raises what `evaluate` raises.
     """
+    advisory, by = advisory_metrics(config, store), config.judge
     candidate = ScoredModel(name="candidate", config=config, weights=weights)
     context = GateContext(config, store, instance, progress)
     inputs = {
@@ -103,10 +108,11 @@ def judge(
         "base": images_prefix(config, None),
         "candidate": context.identity(candidate),
         "champion": champion and [champion.name, *context.identity(champion)],
+        **({"advisory": advisory, "pairwise": by.pairwise} if by else {}),
     }
 
     def make(key: str) -> Verdict:
-        case, decision = _decided(context, candidate, scores, champion)
+        case, decision = _decided(context, candidate, scores, champion, advisory)
         telemetry.send("dreambooth_gate_decisions_total", 1, outcome=decision.outcome)
         verdict = Verdict(
             uri=_uri(store, key),
@@ -118,6 +124,8 @@ def judge(
             against=case.against,
             rounds=case.round,
             noise=dict(case.noise),
+            advisory=advisory,
+            preferences=_preferences(context, case),
             candidate=case.candidate.scores,
             champion=case.champion and case.champion.scores,
         )
@@ -173,8 +181,23 @@ def half_widths(
     }
 
 
+def _preferences(context: GateContext, case: GateCase) -> Preferences | None:
+    """Pairwise judgement of the last round's images; None without `evaluation.judge.pairwise`."""
+    config, ours = context.candidate, case.candidate
+    if config.judge is None or not config.judge.pairwise:
+        return None
+    rows = [row for row in ours.rows if row.kind != "class"]
+    theirs = case.champion.scores.samples if case.champion else ours.scores.base_samples
+    images = (ours.scores.samples.images, theirs.images)
+    return preferences(config, config.judge, context.store, context.instance, rows, images)
+
+
 def _decided(
-    context: GateContext, candidate: ScoredModel, scores: Scores, champion: ScoredModel | None
+    context: GateContext,
+    candidate: ScoredModel,
+    scores: Scores,
+    champion: ScoredModel | None,
+    advisory: Mapping[str, str],
 ) -> tuple[GateCase, GateDecision]:
     """Case and decision of the last round."""
     rules = candidate.config.gate
@@ -182,13 +205,14 @@ def _decided(
     ours = context.measured(scores)
     theirs = context.measure(champion) if champion else None
     noise = noise_of(context, champion).half_widths if champion else {}
-    case = GateCase(ours, theirs, champion.name if champion else "base", noise=noise)
+    against = champion.name if champion else "base"
+    case = GateCase(ours, theirs, against, noise=noise, advisory=advisory)
     decision = decide(case, rules, directions)
     while decision.outcome == "inconclusive":
         number = case.round + 1
         ours = context.measure(candidate, round=number)
         theirs = context.measure(champion, round=number) if champion else None
-        case = GateCase(ours, theirs, case.against, number, noise)
+        case = GateCase(ours, theirs, case.against, number, noise, advisory)
         decision = decide(case, rules, directions)
     return case, decision
 

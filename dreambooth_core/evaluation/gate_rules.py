@@ -41,14 +41,20 @@ class GateDecision:
 
 
 def decide(case: GateCase, rules: Gate, directions: Directions) -> GateDecision:
-    """Promote, keep the champion, or require more seeds, with reasons and comparisons."""
+    """Promote, keep the champion, or require more seeds, with reasons and comparisons.
+
+    Advisory metrics of the case are compared, and no rule uses them.
+    """
+    notes, rules = tuple(_notes(case, rules)), _without(rules, case.advisory)
     failures = tuple(integrity_failures(case, rules))
     if failures:
-        return GateDecision("keep", f"Not promoted: {failures[0].sentence}.", failures, ())
+        sentence = f"Not promoted: {failures[0].sentence}."
+        return GateDecision("keep", sentence, (*failures, *notes), ())
     level = level_of(rules, case.round)
     comparisons = tuple(_comparisons(case, level, directions))
     reasons = (
         integrity_passed(case, rules),
+        *notes,
         *_limits(case, rules, level, directions),
         *(_guards(case, rules, comparisons) if case.champion else ()),
         *_coverage_losses(case, rules),
@@ -91,7 +97,27 @@ def overridden(verdict: Verdict, person: str, reason: str) -> GateDecision:
 def _comparisons(case: GateCase, level: float, directions: Directions) -> Iterator[Comparison]:
     ours, theirs = case.candidate.rows, reference_rows(case)
     for metric in sorted(shared_metrics(ours, theirs) & directions.keys()):
-        yield compare(metric, ours, theirs, level, directions[metric])
+        found = compare(metric, ours, theirs, level, directions[metric])
+        yield found.model_copy(update={"advisory": metric in case.advisory})
+
+
+def _notes(case: GateCase, rules: Gate) -> Iterator[Reason]:
+    """One reason per advisory metric that the rules name."""
+    for metric in dict.fromkeys((*rules.primary, *rules.limits, *rules.margins)):
+        if metric in case.advisory:
+            sentence = f"{_words(metric)} is advisory and not checked: {case.advisory[metric]}"
+            yield Reason(rule="advisory", metric=metric, outcome="passed", sentence=sentence)
+
+
+def _without(rules: Gate, metrics: Mapping[str, str]) -> Gate:
+    """The rules without those on some metrics."""
+
+    def kept(bounds: Mapping[str, float | None]) -> dict[str, float | None]:
+        return {name: bound for name, bound in bounds.items() if name not in metrics}
+
+    primary = tuple(name for name in rules.primary if name not in metrics)
+    changes = {"primary": primary, "limits": kept(rules.limits), "margins": kept(rules.margins)}
+    return rules.model_copy(update=changes)
 
 
 def _limits(case: GateCase, rules: Gate, level: float, directions: Directions) -> Iterator[Reason]:

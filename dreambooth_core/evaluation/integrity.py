@@ -9,6 +9,8 @@ from dreambooth_core.config import Gate
 from dreambooth_core.metrics.statistics import image_key, of_base, shared_metrics
 from dreambooth_core.storage.records import ImageScores, Reason, Scores
 
+NO_PRIMARY = "every metric of gate.primary is advisory: add one that no judge measures"
+
 
 @dataclass(frozen=True)
 class MeasuredModel:
@@ -32,6 +34,8 @@ class GateCase:
     noise: Mapping[str, float] = field(default_factory=dict)
     """Metric -> half the width of the interval of the champion's difference from itself, sampled
     with other seeds."""
+    advisory: Mapping[str, str] = field(default_factory=dict)
+    """Metric that the decision must not use -> the reason; its comparison is shown."""
 
 
 def integrity_failures(case: GateCase, rules: Gate) -> Iterator[Reason]:
@@ -59,7 +63,8 @@ def integrity_failures(case: GateCase, rules: Gate) -> Iterator[Reason]:
     yield from (_failed("all", sentence) for bad, sentence in checks if bad)
     first = primary_metric(case, rules)
     if first is None:
-        yield _failed("all", f"none of {', '.join(rules.primary)} was measured")
+        names = ", ".join(rules.primary)
+        yield _failed("all", f"none of {names} was measured" if names else NO_PRIMARY)
         return
     guarded = (
         name for name, bound in {**rules.limits, **rules.margins}.items() if bound is not None

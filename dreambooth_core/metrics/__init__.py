@@ -18,6 +18,11 @@ and, for a metric with a model of its own,
     def model(config: Config) -> str | None   # short digest of that model; None: not configured
     REMOTE: bool                     # whether the model is served, so that requests may fail
 
+and, for a metric by a vision-language model,
+
+    GATES: "calibrated" | "never"    # whether the gate may use it, given a calibration of the judge
+    def judge(evidence) -> Judged | None       # the values of `measure` with the answers behind them
+
 `Values` has one number per image of `OF`, in the images' order, nan for an image without a value;
 None means that the evidence lacks an input of the metric. Nothing is averaged here.
 """
@@ -26,13 +31,14 @@ import math
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from functools import cache
-from typing import TYPE_CHECKING, Literal
+from typing import TYPE_CHECKING, Literal, NamedTuple
 
 import numpy as np
 from numpy.typing import NDArray
 
 from dreambooth_core import plugins
 from dreambooth_core.config import Config, Kind
+from dreambooth_core.storage.records import Judgement
 from dreambooth_core.vision.embeddings import Embeddings
 
 if TYPE_CHECKING:
@@ -111,6 +117,24 @@ class Evidence:
     store: "Store | None" = None
 
 
+Gating = Literal["always", "calibrated", "never"]
+
+
+class Judged(NamedTuple):
+    """Values of a metric by a vision-language model, and the answers behind them."""
+
+    values: Values
+    answers: tuple[tuple[Judgement, ...], ...]
+    """Per image; empty for an image that was not asked about or has no usable answer."""
+
+
+class Measurements(NamedTuple):
+    """Values of all metrics on one model's images, and the answers behind judged ones."""
+
+    values: dict[str, Values]
+    answers: dict[str, tuple[tuple[Judgement, ...], ...]]
+
+
 @dataclass(frozen=True)
 class Metric:
     """A metric file of `measures/`."""
@@ -129,6 +153,10 @@ class Metric:
     """Short digest of the metric's own model; absent for metrics without one."""
     remote: bool
     """Whether values may be missing after failed requests, which a later run repeats."""
+    judge: Callable[[Evidence], Judged | None] | None = None
+    """Of metrics by a vision-language model."""
+    gates: Gating = "always"
+    """Whether the gate may use it; `calibrated`: with a judge of sufficient agreement."""
 
 
 MEASURES = "dreambooth_core.metrics.measures"
@@ -151,17 +179,29 @@ def measure_all(evidence: Evidence) -> dict[str, Values]:
 
     Raises `ValueError` when a metric gives infinity or not one number per image.
     """
-    found = {}
+    return measurements(evidence).values
+
+
+def measurements(evidence: Evidence) -> Measurements:
+    """As `measure_all`, with the answers behind judged metrics."""
+    found = Measurements({}, {})
     for name, metric in catalogue().items():
-        values = measured(metric, evidence)
+        judged = metric.judge(evidence) if metric.judge else None
+        raw = metric.measure(evidence) if metric.judge is None else judged and judged.values
+        values = _checked(metric, evidence, raw)
         if values is not None:
-            found[name] = values
+            found.values[name] = values
+            if judged:
+                found.answers[name] = judged.answers
     return found
 
 
 def measured(metric: Metric, evidence: Evidence) -> Values | None:
     """One metric's values, nan for skipped kinds of prompts; None without any value."""
-    raw = metric.measure(evidence)
+    return _checked(metric, evidence, metric.measure(evidence))
+
+
+def _checked(metric: Metric, evidence: Evidence, raw: Values | None) -> Values | None:
     if raw is None:
         return None
     values = np.array(raw, dtype=np.float64)
@@ -259,6 +299,8 @@ def _metric(name: str) -> Metric:
         measure=module.measure,
         model=getattr(module, "model", None),
         remote=getattr(module, "REMOTE", False),
+        judge=getattr(module, "judge", None),
+        gates=getattr(module, "GATES", "always"),
     )
 
 

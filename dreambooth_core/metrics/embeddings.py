@@ -11,6 +11,7 @@ import torch
 from PIL import Image as Pillow
 
 from dreambooth_core.config import Config
+from dreambooth_core.config import Detector as DetectorOptions
 from dreambooth_core.metrics import EmbeddingKey, EncoderName, ImageEmbeddings, View
 from dreambooth_core.storage.blobs import get_blob
 from dreambooth_core.storage.records import Blob, Image, ImageSet
@@ -83,6 +84,14 @@ class ImageEmbedder:
             yield from ({"row": torch.from_numpy(row)} for row in rows)
 
         return _stacked(self._cache("texts").fetch(keys, compute).entries)
+
+    def embed_pictures(self, pictures: Sequence[Pillow.Image]) -> Embeddings:
+        """(pictures, e) by CLIP's image tower, not cached: pictures that are not in the store."""
+        return self._clip.clip_images(pictures)
+
+    def digest_of(self, encoder: EncoderName) -> str:
+        """SHA-256 of an encoder's files, or of its Hub id and commit."""
+        return self._digests[encoder]
 
     def _rows(
         self,
@@ -171,6 +180,19 @@ class ImageEmbedder:
     @cached_property
     def _detector(self) -> Detector | None:
         return load_detector(self.config.evaluation.detector)
+
+
+def embed_images(
+    config: Config, store: Store, images: Sequence[Image], encoder: EncoderName
+) -> Embeddings:
+    """(images, d) unit-length rows of the whole images, by an encoder of the config's evaluation."""
+    rules = config.evaluation.model_copy(update={"detector": DetectorOptions()})
+    embedder = ImageEmbedder(config.model_copy(update={"evaluation": rules}), store)
+    key: EmbeddingKey = (encoder, "whole")
+    rows = embedder.embed(images, config.subject.class_noun, [key]).get(key)
+    if rows is None:
+        raise ValueError(f"the encoder {encoder} gave no embeddings of whole images")
+    return rows
 
 
 def _view(image: Pillow.Image, region: Region | None, view: View) -> Pillow.Image:

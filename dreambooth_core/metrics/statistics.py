@@ -120,6 +120,20 @@ def interval(values: Values, level: float) -> tuple[float, float] | tuple[None, 
     return min(float(low), mean - quantile * error), max(float(high), mean + quantile * error)
 
 
+def wilson(count: int, total: int, level: float) -> tuple[float, float]:
+    """Ends of Wilson's (1927) two-sided interval of a share `count` of `total` > 0, in [0, 1].
+
+    Takes the cases as independent.
+    """
+    from scipy.special import ndtri
+
+    z, share = float(ndtri((1 + level) / 2)), count / total
+    centre = share + z**2 / (2 * total)
+    reach = z * math.sqrt(share * (1 - share) / total + z**2 / (4 * total**2))
+    scale = 1 + z**2 / total
+    return max(0.0, (centre - reach) / scale), min(1.0, (centre + reach) / scale)
+
+
 def sign_flip_p(values: Values) -> float:
     """Two-sided p-value, in (0, 1], of the sign-flip permutation test of a mean of 0.
 

@@ -9,7 +9,15 @@ from dreambooth_core.metrics import Metric, catalogue, range_of
 from dreambooth_core.metrics.statistics import compare, estimate, interval, of_base, shared_metrics
 from dreambooth_core.reports.charts import Side
 from dreambooth_core.reports.summary import StageResults, run_id
-from dreambooth_core.storage.records import Comparison, Estimate, ImageScores, Record, Scores
+from dreambooth_core.storage.records import (
+    Comparison,
+    Estimate,
+    ImageScores,
+    Preferences,
+    Record,
+    Scores,
+    Verdict,
+)
 from dreambooth_core.tracking.mlflow import flat
 
 Rows = Mapping[Side, Sequence[ImageScores]]
@@ -54,8 +62,12 @@ class ReportFacts(Record):
     lines: tuple[MetricLine, ...]
     comparisons: tuple[Comparison, ...]
     """Those of the verdict, else candidate against base."""
+    advisory: dict[str, str]
+    """Judged metric -> why the gate did not use it."""
+    preferences: Preferences | None
+    """Pairwise judgement against the champion or the base."""
     rows: tuple[ImageScores, ...]
-    """Image scores of the candidate, without the base's."""
+    """Image scores of the candidate with the judge's answers, without the base's."""
     config: dict[str, str]
     """Dotted key -> value, without passwords."""
 
@@ -75,6 +87,8 @@ def facts_of(
         plan=scores.plan,
         lines=lines,
         comparisons=verdict.comparisons if verdict else comparisons_of(sides, lines),
+        advisory=advisory_of(verdict, scores),
+        preferences=verdict.preferences if verdict else None,
         rows=_compact(sides.get("candidate", ())),
         config=flat(config.model_dump(mode="json")),
     )
@@ -95,6 +109,15 @@ def lines_of(candidate: Scores, champion: Scores | None, sides: Rows) -> tuple[M
     known = catalogue()
     order = sorted(candidate.metrics, key=lambda name: ([*ORDER, name].index(name), name))
     return tuple(_line(name, known.get(name), candidate, champion, sides) for name in order)
+
+
+def advisory_of(verdict: Verdict | None, scores: Scores) -> dict[str, str]:
+    """Judged metrics that the gate did not use; without a verdict all of them."""
+    if verdict is not None:
+        return verdict.advisory
+    known = catalogue()
+    judged = (name for name in scores.metrics if name in known and known[name].gates != "always")
+    return dict.fromkeys(judged, "no decision was made")
 
 
 def comparisons_of(sides: Rows, lines: Iterable[MetricLine]) -> tuple[Comparison, ...]:

@@ -9,13 +9,15 @@ from dreambooth_core.reports.charts import Side
 from dreambooth_core.reports.facts import Rows, title_of, worst_rows
 from dreambooth_core.storage import records
 from dreambooth_core.storage.blobs import get_blob
-from dreambooth_core.storage.records import ImageScores, Scores
+from dreambooth_core.storage.records import ImageScores, Judgement, Scores
 from dreambooth_core.storage.stores import Store
 
 MAX_IMAGES = 24
 """Photos or class images shown per set."""
 SEEDS = 4
 """Images shown per prompt and model."""
+MAX_JUDGED = 12
+"""Answers of the judge shown."""
 CAPTION_METRICS = ("identity", "subject_fidelity", "prompt_fidelity", "memorisation", "prior_drift")
 """Metrics in an image's caption."""
 
@@ -106,6 +108,21 @@ class PageImages:
             for row in rows
             if row.resembles
         ][:MAX_IMAGES]
+
+    def judged(
+        self, scores: Scores, rows: Sequence[ImageScores]
+    ) -> list[tuple[PageImage, str, Judgement]]:
+        """Image, metric and answer of the lowest answers of the judge."""
+        images = {image.blob.sha256: image for image in scores.samples.images}
+        found = [
+            (answer.value, row, metric, answer)
+            for row in rows
+            if row.image in images
+            for metric, answers in row.judgements.items()
+            for answer in answers
+        ]
+        lowest = sorted(found, key=lambda one: one[0])[:MAX_JUDGED]
+        return [(self.one(images[row.image], row), metric, one) for _, row, metric, one in lowest]
 
     def worst(self, scores: Scores, rows: Sequence[ImageScores], metric: Metric) -> WorstImages:
         images = {image.blob.sha256: image for image in scores.samples.images}

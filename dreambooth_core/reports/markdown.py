@@ -104,7 +104,8 @@ def comparison_table(verdict: Verdict) -> str:
     if not verdict.comparisons:
         return "Nothing could be compared."
     rows = [
-        f"| {one.metric.replace('_', ' ')} | {one.challenger:.3f} | {one.champion:.3f} "
+        f"| {one.metric.replace('_', ' ')}{' (advisory)' if one.advisory else ''} "
+        f"| {one.challenger:.3f} | {one.champion:.3f} "
         f"| {one.difference:+.3f}{_interval(one)} | {one.win_rate:.0%} | {one.p:.3f} "
         f"| {'' if one.smallest_effect is None else f'{one.smallest_effect:.3f}'} |"
         for one in verdict.comparisons

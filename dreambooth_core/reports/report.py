@@ -102,6 +102,8 @@ def render(config: Config, store: Store, results: StageResults, stages: dict[str
         results=results,
         scores=scores,
         champion=results.verdict.against if results.verdict and champion else None,
+        advisory=facts.advisory,
+        preferences=facts.preferences,
         facts=facts,
         numbers=_numbers(config, facts, sides),
         images=_images(store, results, scores, champion, sides),
@@ -156,6 +158,7 @@ def _images(
         "class": show.classes(scores, champion, sides),
         "copies": show.copies(scores, rows, photos) if photos else [],
         "worst": [show.worst(scores, rows, catalogue()[name]) for name in named] if rows else [],
+        "judged": show.judged(scores, rows),
         "class_images": show.some(results.classes.images) if results.classes else [],
         "samples": show.grid(results.samples) if results.samples else {},
     }

@@ -139,6 +139,17 @@ SeedSet = Literal["dev", "confirm"]
 """`dev`: seeds for choosing steps and recipes; `confirm`: held-out seeds of the gate."""
 
 
+class Judgement(Record):
+    """A vision-language model's answer to one question about an image."""
+
+    question: str
+    """A requirement of the prompt, or what a 0-4 score is about."""
+    value: float
+    """In [0, 1]: probability of yes, 1 or 0 for yes or no, or a score divided by 4."""
+    reason: str = ""
+    """The model's rationale; empty for a probability of at least 0.5, which has none."""
+
+
 class ImageScores(Record):
     """Scores of a generated image and of the base model's, for the same prompt and seed."""
 
@@ -154,6 +165,8 @@ class ImageScores(Record):
     base_scores: dict[str, float]
     resembles: str | None = None
     """SHA-256 of the photo that the image nearly copies."""
+    judgements: dict[str, tuple[Judgement, ...]] = {}
+    """Judged metric -> the answers behind its value; of this model's image, not of the base's."""
 
 
 class ScoreTable(Record):
@@ -221,12 +234,46 @@ class Comparison(Record):
     """The difference that this plan detects with a power of 0.8."""
     prompts: int
     images: int
+    advisory: bool = False
+    """Shown only: the metric had no part in the gate's decision."""
+
+
+class PairJudgement(Record):
+    """A vision-language model's preference between two images of one prompt and seed, in both orders."""
+
+    prompt: str
+    seed: int | None
+    image: str
+    """SHA-256 of the candidate's image."""
+    other: str
+    """SHA-256 of the champion's or the base's."""
+    outcome: Literal["win", "tie", "loss"]
+    """Of the candidate's image; a tie also if the two orders disagree."""
+    reasons: tuple[str, str]
+    """Of the order with the candidate's image first, and of the reverse one."""
+
+
+class Preferences(Record):
+    """Pairwise judgement of candidate against champion (or base)."""
+
+    judge: str
+    wins: int
+    ties: int
+    losses: int
+    unanswered: int
+    """Pairs without two usable answers; they are left out."""
+    value: float | None
+    """Mean over prompts of wins + ties / 2, in [0, 1]; None if no pair was answered."""
+    low: float | None
+    """Bounds of the 95 % interval over prompts; None with a single prompt."""
+    high: float | None
+    pairs: tuple[PairJudgement, ...]
 
 
 class Reason(Record):
     """One line of a decision."""
 
-    rule: Literal["integrity", "absolute", "non-inferiority", "superiority", "override"]
+    rule: Literal["integrity", "advisory", "absolute", "non-inferiority", "superiority", "override"]
     metric: str
     outcome: Literal["passed", "failed", "open"]
     sentence: str
@@ -250,6 +297,10 @@ class Verdict(Record):
     noise: dict[str, float] = {}
     """Metric -> half the width of the interval of the champion's difference to itself with other seeds;
     the lower bound of a guard's margin. Empty without a champion."""
+    advisory: dict[str, str] = {}
+    """Metric -> why it had no part in the decision; judged metrics only."""
+    preferences: Preferences | None = None
+    """With `evaluation.judge.pairwise`; no part of the decision."""
     candidate: Scores
     """Scores of the last round."""
     champion: Scores | None

@@ -1,16 +1,17 @@
-"""Concept preservation, scored by a vision-language model.
+"""Concept preservation as a score of 0 to 4, for comparison with DreamBench++ only; it never gates.
 
 After DreamBench++ (Peng et al. 2025, arXiv:2406.16855) with another instruction text: scores are not
-comparable with the paper's.
+equal to the paper's only in their scale. Identity is measured by encoders; a judge alone does not decide it.
 """
 
 import numpy as np
 
 from dreambooth_core.config import Config, Kind
-from dreambooth_core.metrics import Evidence, Values, vlm_judge
+from dreambooth_core.metrics import Evidence, Judged, Values, vlm_judge
+from dreambooth_core.storage.records import Judgement
 
 TITLE = "judged subject"
-ABOUT = "how well the image shows the photos' subject, by a vision-language model, 0 to 1"
+ABOUT = "same subject by a vision-language model, 0 to 1, only to compare with DreamBench++"
 RANGE = (0.0, 1.0)
 HIGHER_IS_BETTER = True
 OF = "prompts"
@@ -18,6 +19,7 @@ OF_PHOTOS = False
 SKIPS: frozenset[Kind] = frozenset({"property"})
 EMBEDDING = None
 REMOTE = True
+GATES = "never"
 
 TEMPLATE = """\
 The first {photos} pictures are photos of one and the same {noun}. The last picture was made by a \
@@ -32,22 +34,32 @@ of it can be seen."""
 
 def measure(evidence: Evidence) -> Values | None:
     """The judge's score of each image against the first `evaluation.judge.photos` photos, [0, 1]."""
+    found = judge(evidence)
+    return found and found.values
+
+
+def judge(evidence: Evidence) -> Judged | None:
+    """The scores with their rationales."""
     config, store = evidence.config, evidence.store
     if config is None or config.judge is None or store is None:
         return None
-    judge, photos = config.judge, evidence.photos
-    shown = [(photos, index) for index in range(min(judge.photos, len(photos.digests)))]
+    by, photos = config.judge, evidence.photos
+    shown = [(photos, index) for index in range(min(by.photos, len(photos.digests)))]
     text = TEMPLATE.format(photos=len(shown), noun=config.subject.class_noun)
     judged = [index for index, kind in enumerate(evidence.kinds) if kind not in SKIPS]
     questions = [
         vlm_judge.JudgeQuestion(text, (*shown, (evidence.generated, index))) for index in judged
     ]
+    found = vlm_judge.scored(by, store, questions, "same subject, 0 to 4")
     values = np.full(len(evidence.prompts), np.nan)
-    values[judged] = vlm_judge.scores(judge, store, questions)
-    return values
+    values[judged] = found.values
+    answers: list[tuple[Judgement, ...]] = [()] * len(evidence.prompts)
+    for index, given in zip(judged, found.answers, strict=True):
+        answers[index] = given
+    return Judged(values, tuple(answers))
 
 
 def model(config: Config) -> str | None:
     """Judge model, a digest of its settings and instruction, and photos; None without a judge."""
-    judge = config.judge
-    return None if judge is None else f"{vlm_judge.name_of(judge, TEMPLATE)}-{judge.photos}"
+    by = config.judge
+    return None if by is None else f"{vlm_judge.name_of(by, TEMPLATE)}-{by.photos}"

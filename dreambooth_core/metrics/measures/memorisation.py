@@ -1,14 +1,17 @@
 """Memorisation: generated images that are near copies of a training photo."""
 
+from collections.abc import Iterable
 from typing import NamedTuple
 
 import numpy as np
 from numpy.typing import NDArray
 from PIL import ImageOps
+from PIL.Image import Image
 
 from dreambooth_core.config import Config, Kind
 from dreambooth_core.metrics import EmbeddingKey, Evidence, ImageEmbeddings, Values
 from dreambooth_core.vision.crops import detector_digest, without_subject
+from dreambooth_core.vision.nearest import nearest_hashes
 from dreambooth_core.vision.similarity import Fingerprint, alike, difference_hash, fingerprint
 
 TITLE = "near copies"
@@ -29,12 +32,14 @@ BITS = 6
 
 
 class PhotoSimilarity(NamedTuple):
-    """Similarity of each of n images to each of m photos."""
+    """Similarity of n images to m photos."""
 
     surroundings: NDArray[np.float64]
     """(n, m) similarity without the subject, mirrored or not; nan where a subject was not found."""
+    closest: NDArray[np.intp]
+    """(n,) photo whose hash is nearest to the whole image's, mirrored or not; the first of equals."""
     bits: NDArray[np.int64]
-    """(n, m) differing bits of the whole images' hashes, mirrored or not."""
+    """(n,) differing bits of the two hashes."""
 
 
 def model(config: Config) -> str:
@@ -54,7 +59,7 @@ def measure(evidence: Evidence) -> Values | None:
     if evidence.generated is evidence.base:
         return np.zeros(len(evidence.generated.images))
     found = _similarity(evidence.generated, evidence.photos)
-    copied = _copied(found, evidence).any(axis=1)
+    copied = _copied(found, evidence)
     known = ~np.isnan(found.surroundings).all(axis=1) | (evidence.generated.regions is None)
     return np.where(copied, 1.0, np.where(known, 0.0, np.nan))
 
@@ -67,13 +72,13 @@ def copied_photo(evidence: Evidence, index: int) -> int:
         regions=None if regions is None else regions[index : index + 1],
     )
     found = _similarity(one, evidence.photos)
-    if (found.bits <= BITS).any():
-        return int(found.bits.argmin())
+    if found.bits[0] <= BITS:
+        return int(found.closest[0])
     return int(np.nanargmax(found.surroundings))
 
 
 def _copied(found: PhotoSimilarity, evidence: Evidence) -> NDArray[np.bool_]:
-    """(images, photos), true where one is a near copy of the other."""
+    """(images,), true for a near copy of any photo."""
     similarities, bits = [SIMILAR], [BITS + 1]
     among = _similarity(evidence.photos, evidence.photos).surroundings
     similarities += among[~np.eye(len(among), dtype=np.bool_) & (among < SAME_PHOTO)].tolist()
@@ -81,20 +86,23 @@ def _copied(found: PhotoSimilarity, evidence: Evidence) -> NDArray[np.bool_]:
         of_base = _similarity(evidence.base, evidence.photos)
         similarities += of_base.surroundings[~np.isnan(of_base.surroundings)].tolist()
         bits.append(int(of_base.bits.min()))
-    return np.asarray((found.surroundings > max(similarities)) | (found.bits < min(bits)))
+    surroundings = (found.surroundings > max(similarities)).any(axis=1)
+    return np.asarray(surroundings | (found.bits < min(bits)))
 
 
 def _similarity(images: ImageEmbeddings, photos: ImageEmbeddings) -> PhotoSimilarity:
     ours, theirs = _surroundings(images), _surroundings(photos)
-    hashes = [difference_hash(image) for image in images.images]
-    known = [
-        difference_hash(view) for photo in photos.images for view in (photo, ImageOps.mirror(photo))
-    ]
-    bits = (np.array(hashes)[:, None] != np.array(known)[None, :]).sum(axis=2)
+    views = [view for photo in photos.images for view in (photo, ImageOps.mirror(photo))]
+    closest, bits = nearest_hashes(_hashes(images.images), _hashes(views))
     return PhotoSimilarity(
         surroundings=np.array([[_score(a, b) for b in theirs] for a in ours]),
-        bits=bits.reshape(len(hashes), -1, 2).min(axis=2),
+        closest=closest // 2,
+        bits=bits,
     )
+
+
+def _hashes(images: Iterable[Image]) -> NDArray[np.bool_]:
+    return np.array([difference_hash(image) for image in images])
 
 
 def _surroundings(images: ImageEmbeddings) -> list[Fingerprint | None]:

@@ -121,3 +121,27 @@ def test_a_text_finds_drawn_images(work: Path, tracked_config: Config, tmp_path:
     assert {hit["job"] for hit in hits} == {"cards"}
     assert "on the beach" in page.read_text(encoding="utf-8")
     assert run(work, *options).count("dog/1, seed") == 3
+    drawn = sorted((tmp_path / "out").rglob("*.png"))
+    picture = next(path for path in drawn if path.name != "contact_sheet.png")
+    of_config = ("--config", str(config), "--json")
+    (same,) = json.loads(run(work, "search", "--image", str(picture), "--top", "1", *of_config))
+    assert same["score"] == pytest.approx(1, abs=1e-4)
+    photos = json.loads(run(work, "search", "--nearest-photo", same["image"]["sha256"], *of_config))
+    scores = [photo["score"] for photo in photos]
+    assert scores == sorted(scores, reverse=True)
+    assert run(work, "search", "--nearest-photo", str(picture), "--config", str(config)).count(
+        "of 64 bits differ"
+    ) == len(photos)
+
+
+@pytest.mark.parametrize(
+    ("words", "message"),
+    [
+        ([], "needs one of a text, --image FILE and --nearest-photo SAMPLE"),
+        (["beach", "--image", "a.png"], "needs one of"),
+        (["--nearest-photo", "a.png", "--html", "a.html"], "--html has no effect"),
+    ],
+)
+def test_a_search_takes_one_query(words: list[str], message: str) -> None:
+    with pytest.raises(ConfigError, match=message):
+        CliRunner().invoke(app, ["search", *words], catch_exceptions=False)

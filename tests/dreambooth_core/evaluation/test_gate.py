@@ -1,3 +1,4 @@
+import json
 from pathlib import Path
 
 import numpy as np
@@ -5,15 +6,20 @@ import pytest
 from PIL import Image
 from scipy import stats
 
-from dreambooth_core.config import Config
+from dreambooth_core.config import Config, Judge
 from dreambooth_core.data import dataset
 from dreambooth_core.errors import ConfigError
+from dreambooth_core.evaluation.calibration import Calibration, _prefix, agreement
 from dreambooth_core.evaluation.evaluate import evaluate
 from dreambooth_core.evaluation.gate import ScoredModel, half_widths, judge, override
+from dreambooth_core.metrics.embeddings import StoredImages
 from dreambooth_core.metrics.statistics import rows_of
+from dreambooth_core.storage.blobs import put_record
 from dreambooth_core.storage.records import Scores, Verdict, Weights
 from dreambooth_core.storage.stores import open_store
+from tests.chat_server import Reply, serving
 from tests.conftest import build_tiny_base
+from tests.judge_server import pictures_of, text_of
 from tests.moved_weights import weights_of
 
 RULES = {
@@ -211,3 +217,85 @@ def test_an_override_without_a_reason_is_refused(bench):
     verdict, _ = bench.judge(LOW, bench.champion(HIGH), rounds=1)
     with pytest.raises(ConfigError, match="a name and a reason"):
         override(bench.store, verdict, "Ada", "")
+
+
+def answered(number: int, request: dict) -> Reply:
+    """No requirement is fulfilled, and the darker of two pictures is better."""
+    text = text_of(request)
+    if "One requirement of it is" in text:
+        return Reply(json.dumps({"reason": "nothing is there", "answer": "no"}))
+    if "Which of the last two pictures" in text:
+        one, other = (np.asarray(image).mean() for image in pictures_of(request)[-2:])
+        return Reply(
+            json.dumps({"rationale": "dark", "better": "first" if one < other else "second"})
+        )
+    return Reply(json.dumps({"rationale": "seen", "score": 2}))
+
+
+def test_a_judge_gates_only_after_a_sufficient_calibration(bench):
+    with serving(answered) as server:
+        judge_of = {"url": server.url, "model": "m", "attempts": 1, "pairwise": True}
+        rules = bench.config.evaluation.model_copy(update={"judge": Judge(**judge_of)})
+        limits = {**bench.config.gate.limits, "checklist": 0.5, "judged_prompt": 0.9}
+        config = bench.config.model_copy(
+            update={
+                "evaluation": rules,
+                "gate": bench.config.gate.model_copy(update={"limits": limits, "rounds": 1}),
+            }
+        )
+        weights, champion = bench.weights(LOW), bench.champion(HIGH)
+        scores = evaluate(config, bench.store, bench.photos, weights)[0]
+
+        def verdict():
+            return judge(config, bench.store, bench.photos, weights, scores, champion)
+
+        before, _ = verdict()
+        assert "not calibrated" in before.advisory["checklist"]
+        rows = {one.metric: one.rule for one in before.reasons}
+        assert (rows["checklist"], rows["judged_prompt"]) == ("advisory", "advisory")
+        assert {one.metric for one in before.comparisons if one.advisory} == {
+            *("checklist", "judged_prompt", "judged_subject")
+        }
+        for right, rule in ((20, "advisory"), (64, "absolute")):
+            stored = calibration_of(config.judge, right)
+            put_record(bench.store, f"{_prefix(config.judge)}/{right}.json", stored)
+            found, reused = verdict()
+            assert not reused
+            of_rule = {one.metric: (one.rule, one.outcome) for one in found.reasons}
+            assert of_rule["checklist"][0] == rule
+            assert of_rule["judged_prompt"][0] == "advisory"
+        assert of_rule["checklist"] == ("absolute", "failed")
+        assert "checklist" not in found.advisory
+    made = found.preferences
+    assert made.wins + made.ties + made.losses == 4
+    darker = [
+        [np.asarray(image, dtype=float).mean() for image in StoredImages(bench.store, one.images)]
+        for one in (found.candidate.samples, found.champion.samples)
+    ]
+    assert made.wins == sum(a < b for a, b in zip(*darker, strict=True))
+    assert made.pairs[0].reasons == ("dark", "dark")
+    row = rows_of(bench.store, found.candidate)[0]
+    assert {one.reason for one in row.judgements["checklist"]} == {"nothing is there"}
+
+
+def calibration_of(by: Judge, right: int) -> Calibration:
+    return Calibration(
+        judge=by.model,
+        digest="",
+        when="",
+        photos=8,
+        statements=agreement([True] * right + [False] * (64 - right)),
+        by_kind={},
+        pairs=None,
+        position_bias=None,
+        option_bias=None,
+        test_retest=None,
+        failures=agreement([False]),
+        ladder=(),
+        spearman=None,
+        background_ratio=None,
+        requests=0,
+        input_tokens=0,
+        output_tokens=0,
+        cost=None,
+    )

@@ -362,3 +362,44 @@ def test_failed_integrity_cannot_be_overridden():
     verdict = verdict_of(decided(on_dev(GOOD), CHAMPION))
     with pytest.raises(ConfigError, match="without valid scores"):
         overridden(verdict, "Ada", "because")
+
+
+NOT_CALIBRATED = {"prompt_fidelity": "the judge m is not calibrated"}
+
+
+def test_an_advisory_metric_is_shown_and_decides_nothing():
+    bad = measured(2, identity=0.85, prompt_fidelity=0.4)
+    rules = RULES.model_copy(update={"limits": {**RULES.limits, "prompt_fidelity": 0.45}})
+    assert failures(decided(bad, CHAMPION, rules)) == [
+        ("absolute", "prompt_fidelity"),
+        ("non-inferiority", "prompt_fidelity"),
+    ]
+    found = decided(bad, CHAMPION, rules, advisory=NOT_CALIBRATED)
+    assert (found.outcome, failures(found)) == ("promote", [])
+    (note,) = [each for each in found.reasons if each.metric == "prompt_fidelity"]
+    assert (note.rule, note.sentence) == (
+        "advisory",
+        "prompt fidelity is advisory and not checked: the judge m is not calibrated",
+    )
+    assert {each.metric: each.advisory for each in found.comparisons} == {
+        "identity": False,
+        "prompt_fidelity": True,
+        "prior_drift": False,
+    }
+
+
+def test_an_advisory_metric_promotes_no_candidate():
+    better = measured(2, prompt_fidelity=0.9)
+    rules = RULES.model_copy(update={"primary": ("prompt_fidelity", "identity")})
+    assert decided(better, CHAMPION, rules).outcome == "promote"
+    found = decided(better, CHAMPION, rules, advisory=NOT_CALIBRATED)
+    assert found.outcome == "inconclusive"
+    assert found.reasons[-1].metric == "identity"
+
+
+def test_a_gate_on_advisory_metrics_alone_keeps_the_champion():
+    rules = RULES.model_copy(update={"primary": ("prompt_fidelity",)})
+    found = decided(measured(2, prompt_fidelity=0.9), CHAMPION, rules, advisory=NOT_CALIBRATED)
+    assert found.outcome == "keep"
+    assert "every metric of gate.primary is advisory" in found.sentence
+    assert "advisory" in [each.rule for each in found.reasons]

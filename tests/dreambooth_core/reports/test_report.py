@@ -10,14 +10,17 @@ import pytest
 from benchmarks import measured_servers
 from dreambooth_core.config import Detector
 from dreambooth_core.digests import digest_of
+from dreambooth_core.metrics.statistics import rows_of
 from dreambooth_core.reports import report
 from dreambooth_core.reports.facts import ReportFacts
 from dreambooth_core.reports.image_grids import MAX_IMAGES
 from dreambooth_core.reports.summary import StageResults
 from dreambooth_core.storage import records
+from dreambooth_core.storage.blobs import put_blob
 from dreambooth_core.storage.checkpoint_manifests import Checkpoint
 from dreambooth_core.storage.code_version import code_digest, code_version
 from dreambooth_core.storage.leases import Lease
+from dreambooth_core.storage.records import Judgement, Preferences, ScoreTable
 from dreambooth_core.tracking import mlflow as tracking
 from tests import browser
 from tests.page import Page
@@ -336,3 +339,52 @@ def test_the_report_opens_in_mlflow(tracked_config, file_store, tmp_path):
         # a frame of another origin: its content can only be checked in a screenshot
         time.sleep(3)
         tab.photograph("report-in-mlflow")
+
+
+def test_answers_of_the_judge_pairs_and_advisory_marks_are_shown(made, rendered):
+    _, store, results = made
+    verdict = results.verdict
+    rows = rows_of(store, verdict.candidate)
+    no = Judgement(question="on the beach", value=0.125, reason="There is <no> sand.")
+    judged = rows[0].model_copy(
+        update={
+            "scores": {**rows[0].scores, "checklist": 0.125},
+            "judgements": {"checklist": (no,)},
+        }
+    )
+    table = ScoreTable(rows=(judged, *rows[1:])).model_dump_json().encode()
+    scores = verdict.candidate.model_copy(
+        update={
+            "table": put_blob(store, table),
+            "metrics": {**verdict.candidate.metrics, "checklist": 0.125},
+        }
+    )
+    pairs = Preferences(
+        judge="glm",
+        wins=3,
+        ties=2,
+        losses=1,
+        unanswered=1,
+        value=2 / 3,
+        low=0.5,
+        high=0.875,
+        pairs=(),
+    )
+    changes = {
+        "candidate": scores,
+        "preferences": pairs,
+        "advisory": {"checklist": "not calibrated"},
+    }
+    text = rendered(results.model_copy(update={"verdict": verdict.model_copy(update=changes)}))
+    page = Page(text)
+    words = page.sections["judgement"]
+    assert "in both orders by glm: 3 wins, 2 ties, 1 losses, 1 pairs unanswered" in words
+    assert "67 % (50 % to 88 %)" in words
+    assert "checklist on the beach 0.125 There is <no> sand." in words
+    assert "<no>" not in text
+    assert "advisory" in page.sections["metrics"]
+    assert "not used by the gate: not calibrated" in page.sections["metrics"]
+    (found,) = re.findall(r'<script type="application/json" id="facts">(.*?)</script>', text)
+    facts = ReportFacts.model_validate(json.loads(found))
+    assert facts.rows[0].judgements == judged.judgements
+    assert facts.preferences == pairs
