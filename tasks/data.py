@@ -1,7 +1,10 @@
-"""Tasks of the data: dataset versions, photos, class images."""
+"""Tasks of the data: dataset versions, photos, frames of videos, class images."""
+
+from pathlib import Path
 
 from dreambooth_core.config import Config
 from dreambooth_core.data.ingest import IngestedPhotos
+from dreambooth_core.data.video_frames import VideoFrames
 from dreambooth_core.storage.records import ImageSet
 from dreambooth_core.storage.stores import open_store
 from tasks.stage import progress_artifact, stage
@@ -31,6 +34,24 @@ def caption_instance_images(config: Config, photos: IngestedPhotos) -> tuple[Ing
     from dreambooth_core.data.ingest import captioned_photos
 
     return captioned_photos(config, open_store(config.storage), photos)
+
+
+@stage("frames of a video")
+def choose_video_frames(config: Config, clip: Path, out: Path, count: int = 8) -> VideoFrames:
+    """Write frames of a video into a new folder, checked by the config's model if it has one.
+
+    Raises `VideoRefused`, and `ConfigError` for a folder that is not empty.
+    """
+    from dreambooth_core.data.video_frames import frames_from_video
+    from dreambooth_core.storage.answer_cache import StoredAnswers
+    from dreambooth_core.vision.language.model import VisionLanguageModel
+
+    noun, rules = config.subject.class_noun, config.dataset
+    if config.vision.backend is None:
+        return frames_from_video(clip, out, count, noun=noun, rules=rules)
+    cache = StoredAnswers(open_store(config.storage))
+    with VisionLanguageModel(config.vision, cache) as model:
+        return frames_from_video(clip, out, count, noun=noun, rules=rules, model=model)
 
 
 @stage("priors", gpu=True)

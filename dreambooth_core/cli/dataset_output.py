@@ -7,6 +7,7 @@ from dreambooth_core.cli.run_output import show_validation
 from dreambooth_core.data.captioning import CaptionedPhoto
 from dreambooth_core.data.findings import Finding, printable
 from dreambooth_core.data.versions import DatasetPointer, PushResult
+from dreambooth_core.data.video_frames import VideoFrames
 from dreambooth_core.storage.records import ImageSet
 from dreambooth_core.vision.language.spending import Counts
 
@@ -83,6 +84,35 @@ def show_captions(
         ]
         print_table("Findings", ("level", "file", "check", "found", "limit", "remedy"), cells)
     print(f"{len(written)} captions written, {len(findings)} findings")
+    _show_requests(counts, cost)
+
+
+def show_frames(
+    made: VideoFrames, wanted: int, counts: Counts | None, cost: float | None, as_json: bool
+) -> None:
+    """One row per chosen and per rejected frame, counts, requests and cost as in `show_captions`."""
+    if as_json:
+        requests = None if counts is None else {**asdict(counts), "cost": cost}
+        print_json({**made.model_dump(mode="json"), "requests": requests})
+        return
+    rows = [
+        [one.file, f"{one.seconds:.3f}", f"{one.sharpness:.2f}", one.reason]
+        for one in sorted((*made.frames, *made.rejected), key=lambda one: one.seconds)
+    ]
+    print_table(made.clip, ("photo", "seconds", "sharpness", "reason"), rows)
+    print(
+        f"{len(made.frames)} of {wanted} photos written to {made.folder}; of {made.measured} measured "
+        f"frames {made.blurred} blurred, {made.badly_exposed} badly exposed; {len(made.rejected)} "
+        "candidates rejected"
+    )
+    if made.unanswered:
+        print(f"{made.unanswered} photos are not checked: the model gave no answer")
+    if made.hdr:
+        print(f"The video is HDR ({made.hdr}); its colours are not tone-mapped and look pale")
+    _show_requests(counts, cost)
+
+
+def _show_requests(counts: Counts | None, cost: float | None) -> None:
     if counts is not None:
         print(requests_line(counts, cost))
 

@@ -1,4 +1,4 @@
-"""`dreambooth dataset`: versioned photo sets, and captions of photos.
+"""`dreambooth dataset`: versioned photo sets, captions of photos, and photos from videos.
 
 `push` imports a task inside the command, to send an event to Prefect's server.
 """
@@ -17,11 +17,12 @@ if TYPE_CHECKING:
     from dreambooth_core.data.captioning import CaptionedPhoto
     from dreambooth_core.data.findings import Finding
     from dreambooth_core.data.versions import PushResult
+    from dreambooth_core.data.video_frames import VideoFrames
     from dreambooth_core.vision.language.spending import Counts
 
 app = typer.Typer(
     no_args_is_help=True,
-    help="Versioned photo sets (dataset://NAME@latest) and captions of photos.",
+    help="Versioned photo sets (dataset://NAME@latest), captions of photos, photos from videos.",
 )
 
 Name = Annotated[str, typer.Argument(help="The dataset's name.")]
@@ -146,6 +147,57 @@ def caption(
     hard = sum(finding.level == "hard" for finding in findings)
     if hard:
         raise DatasetRefused(f"{folder} has {hard} hard findings: follow their remedies")
+
+
+@app.command("from-video")
+def from_video(
+    clip: Annotated[
+        Path, typer.Argument(metavar="CLIP", help="A video file: MP4, MOV, MKV, WebM.")
+    ],
+    out: Annotated[Path, typer.Option(metavar="FOLDER", help="A new folder for the photos.")],
+    frames: Annotated[int, typer.Option(min=1, max=200, help="Number of photos.")] = 8,
+    class_noun: Annotated[
+        str, typer.Option("--class", help="Class noun, for the model: dog, backpack, robot.")
+    ] = "subject",
+    config: Annotated[
+        Path | None, typer.Option(help="Config with the section vision, photo limits and store.")
+    ] = None,
+    as_json: AsJson = False,
+) -> None:
+    """Choose sharp and different frames of a video as photos of the subject.
+
+    With vision.backend in the config, the model checks each one: same subject, unobstructed. Answers are
+    cached in the store; a repeated run costs nothing.
+    """
+    from dreambooth_core.cli import dataset_output
+    from dreambooth_core.config import load_config
+    from dreambooth_core.data.video_frames import frames_from_video
+
+    subject_of({"images": out, "class_noun": class_noun})
+    settings = load_config(config) if config else None
+    if settings is None or settings.vision.backend is None:
+        rules = settings.dataset if settings else None
+        made, counts, cost = frames_from_video(clip, out, frames, rules=rules), None, None
+    else:
+        made, counts = _checked_frames(settings, clip, out, frames, class_noun)
+        cost = None if settings.vision.price is None else counts.cost
+    dataset_output.show_frames(made, frames, counts, cost, as_json)
+
+
+def _checked_frames(
+    config: "Config", clip: Path, out: Path, count: int, noun: str
+) -> "tuple[VideoFrames, Counts]":
+    """Frames that the config's model has checked, and the requests of this process."""
+    from dreambooth_core.data.video_frames import frames_from_video
+    from dreambooth_core.storage.answer_cache import StoredAnswers
+    from dreambooth_core.storage.stores import open_store
+    from dreambooth_core.vision.language.model import VisionLanguageModel
+
+    with _services(config):
+        cache = StoredAnswers(open_store(config.storage))
+        with VisionLanguageModel(config.vision, cache) as model:
+            made = frames_from_video(clip, out, count, noun=noun, rules=config.dataset, model=model)
+            return made, model.account.counts
 
 
 def _captioned(
