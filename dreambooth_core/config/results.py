@@ -38,9 +38,10 @@ class Detector(Section):
     """Model that detects the subject in an image, for metrics of the subject crop and for masks."""
 
     kind: str | None = None
-    """A file of `vision/detectors/`; default: none, and metrics of the crop are left out."""
+    """A file of `vision/detectors/`: `detector` (boxes), `segmenter` (masks) or `language_model` (boxes by
+    the model of `vision`); default: none, and metrics of the crop are left out."""
     model: str = ""
-    """Local folder or Hub id."""
+    """Local folder or Hub id. For `language_model` optional: a segmenter for masks inside the boxes."""
     revision: str | None = None
     """Commit of the Hub repository."""
 

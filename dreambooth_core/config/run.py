@@ -26,6 +26,7 @@ from dreambooth_core.config.training import (
     Validation,
 )
 from dreambooth_core.config.vision import JUDGING, Judge, Vision
+from dreambooth_core.config.vision_profiles import model_profile
 
 
 class Config(Section):
@@ -120,6 +121,8 @@ Conflict = tuple[bool, str]
 
 
 def _conflicts(config: Config) -> list[Conflict]:
+    asks = config.evaluation.detector.kind == "language_model"
+    boxes = model_profile(config.vision.model).boxes
     return [
         *_method_conflicts(config),
         *_optimizer_conflicts(config),
@@ -131,6 +134,15 @@ def _conflicts(config: Config) -> list[Conflict]:
         (
             config.validation.every_n_steps is None and config.validation != Validation(),
             "validation.* has no effect without validation.every_n_steps",
+        ),
+        (
+            asks and config.vision.backend is None,
+            "evaluation.detector.kind: language_model needs a model: set vision.backend and vision.model",
+        ),
+        (
+            asks and config.vision.backend is not None and boxes is None,
+            f"evaluation.detector.kind: language_model needs boxes, whose coordinate style is not known for "
+            f"vision.model {config.vision.model}: use a model of config/vision_profiles.yaml",
         ),
     ]
 

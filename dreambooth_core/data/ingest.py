@@ -2,6 +2,7 @@
 
 from dreambooth_core.config import Config, Subject
 from dreambooth_core.data import auto_captions, dataset, references
+from dreambooth_core.data.auto_masks import UNANSWERED
 from dreambooth_core.data.dataset import Validation
 from dreambooth_core.digests import digest_of_file
 from dreambooth_core.errors import ConfigError
@@ -56,7 +57,8 @@ def checked_photos(config: Config, store: Store) -> tuple[IngestedPhotos, bool]:
 
     A result with missing answers of `dataset.second_opinion` is computed again, from cached answers.
     Raises `DatasetRefused` with the hard findings, before anything is stored. Raises `ConfigError`
-    for `loss.masks` without a mask and for a missing dataset version.
+    for `loss.masks` without a mask and for a missing dataset version. A result that lacks masks because
+    a vision-language model did not answer is computed again.
     """
     config = references.pinned(config, store)
 
@@ -81,9 +83,10 @@ def _inputs(config: Config) -> dict[str, object]:
 
     rules = config.dataset
     detects = rules.auto_masks
+    detector = config.evaluation.detector
     return {
         "checks": CHECKS,
-        "detector": detector_digest(config.evaluation.detector) if detects else None,
+        "detector": detector_digest(detector, config.vision) if detects else None,
         "subjects": [_files(subject) for subject in config.subjects],
         "vision": deciding(config.vision) if rules.second_opinion else None,
         "rules": rules.model_copy(update={"auto_captions": False}),  # applied to the result
@@ -92,7 +95,8 @@ def _inputs(config: Config) -> dict[str, object]:
 
 
 def _is_complete(photos: IngestedPhotos) -> bool:
-    return not photos.validation.unanswered
+    found = photos.validation
+    return not found.unanswered and all(one.check != UNANSWERED for one in found.findings)
 
 
 def _files(subject: Subject) -> dict[str, object]:

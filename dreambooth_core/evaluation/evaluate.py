@@ -130,10 +130,10 @@ def _scored(
     plan: EvaluationPlan,
     seed_set: SeedSet,
     images: tuple[EvaluatedImages, EvaluatedImages],
-    evidence: tuple[Evidence, Evidence, tuple[str, ...]],
+    evidence: tuple[Evidence, Evidence, tuple[str, ...], int],
 ) -> Scores:
     """Metrics, intervals and warnings of the tuned model's and the base's images."""
-    (tuned, base), (ours, theirs, warnings) = images, evidence
+    (tuned, base), (ours, theirs, warnings, unlocated) = images, evidence
     rows = _rows(plan, images, ours, theirs)
     estimates, reference = _estimates(rows), measure_photos(ours)
     values = {
@@ -146,7 +146,7 @@ def _scored(
         "estimates": estimates,
         "table": put_blob(store, ScoreTable(rows=rows).model_dump_json().encode()),
         "warnings": warnings,
-        "unanswered": _unanswered(rows),
+        "unanswered": _unanswered(rows, ours.config) + unlocated,
     }
     return Scores(
         uri=uri,
@@ -195,8 +195,9 @@ def _evidence(
     instance: ImageSet,
     made: tuple[EvaluatedImages, EvaluatedImages],
     progress: Progress | None,
-) -> tuple[Evidence, Evidence, tuple[str, ...]]:
-    """Evidence of the tuned model and of the base, and the sanity checks' warnings."""
+) -> tuple[Evidence, Evidence, tuple[str, ...], int]:
+    """Evidence of the tuned model and of the base, the sanity checks' warnings, and the number of
+    images without a region because a request of the detector failed."""
     embedder, noun = ImageEmbedder(config, store), config.subject.class_noun
     report = labelled(progress, "embeddings") or (lambda done, total, label: None)
     sets: list[tuple[Sequence[Image], tuple[EmbeddingKey, ...]]] = [
@@ -228,7 +229,7 @@ def _evidence(
     )
     theirs = replace(ours, generated=embedded[2], classes=embedded[3])
     other_classes, same_class = _controls(embedder, instance, made[1].controls)
-    return ours, theirs, sanity_check(ours, other_classes, same_class)
+    return ours, theirs, sanity_check(ours, other_classes, same_class), embedder.unanswered
 
 
 def _controls(
@@ -314,15 +315,15 @@ def _scores_of(found: Mapping[str, Values], of: str, index: int) -> dict[str, fl
     }
 
 
-def _unanswered(rows: Sequence[ImageScores]) -> int:
-    """Missing values of remote metrics, over both models' images."""
+def _unanswered(rows: Sequence[ImageScores], config: Config | None) -> int:
+    """Missing values of remote metrics, over both models' images of prompts that they apply to."""
     known = {name for row in rows for name in row.scores}
     remote = [metric for name, metric in catalogue().items() if metric.remote and name in known]
     return sum(
         metric.name not in found
         for metric in remote
         for row in rows
-        if row.kind != "class" and row.kind not in metric.skips
+        if row.kind != "class" and metric.applies_to(row.kind, row.prompt, config)
         for found in (row.scores, row.base_scores)
     )
 

@@ -126,7 +126,7 @@ def ids_of(config: Config) -> dict[str, str]:
     }
     views = {
         "whole": "whole",
-        "crop": f"crop-{MARGIN:g}-{(detector_digest(rules.detector) or 'none')[:12]}",
+        "crop": f"crop-{MARGIN:g}-{(detector_digest(rules.detector, config.vision) or 'none')[:12]}",
     }
     found = {}
     for name, metric in catalogue().items():

@@ -23,6 +23,10 @@ and, for a metric by a vision-language model,
     GATES: "calibrated" | "never"    # whether the gate may use it, given a calibration of the judge
     def judge(evidence) -> Judged | None       # the values of `measure` with the answers behind them
 
+and, for a metric of some prompts only,
+
+    def applies(config: Config, template: str) -> bool
+
 `Values` has one number per image of `OF`, in the images' order, nan for an image without a value;
 None means that the evidence lacks an input of the metric. Nothing is averaged here.
 """
@@ -157,6 +161,14 @@ class Metric:
     """Of metrics by a vision-language model."""
     gates: Gating = "always"
     """Whether the gate may use it; `calibrated`: with a judge of sufficient agreement."""
+    applies: Callable[[Config, str], bool] | None = None
+    """Whether images of a prompt template have a value; absent for metrics of all prompts."""
+
+    def applies_to(self, kind: str, template: str, config: Config | None) -> bool:
+        """Whether images of this prompt should have a value."""
+        if kind in self.skips:
+            return False
+        return self.applies is None or (config is not None and self.applies(config, template))
 
 
 MEASURES = "dreambooth_core.metrics.measures"
@@ -301,6 +313,7 @@ def _metric(name: str) -> Metric:
         remote=getattr(module, "REMOTE", False),
         judge=getattr(module, "judge", None),
         gates=getattr(module, "GATES", "always"),
+        applies=getattr(module, "applies", None),
     )
 
 

@@ -13,12 +13,13 @@ from PIL import Image as Pillow
 from dreambooth_core.config import Config
 from dreambooth_core.config import Detector as DetectorOptions
 from dreambooth_core.metrics import EmbeddingKey, EncoderName, ImageEmbeddings, View
+from dreambooth_core.storage.answer_cache import StoredAnswers
 from dreambooth_core.storage.blobs import get_blob
 from dreambooth_core.storage.records import Blob, Image, ImageSet
 from dreambooth_core.storage.stores import Store
 from dreambooth_core.storage.tensor_cache import Entry, TensorCache, key_of
 from dreambooth_core.vision.crops import MARGIN, crop, detector_digest, regions
-from dreambooth_core.vision.detectors import Detector, Region, load_detector
+from dreambooth_core.vision.detectors import Detector, Region, is_remote, load_detector
 from dreambooth_core.vision.embeddings import Embeddings
 from dreambooth_core.vision.encoders import ImageEncoder, encoder_digest
 
@@ -121,7 +122,16 @@ class ImageEmbedder:
         rows[usable] = embedded
         return rows
 
+    @property
+    def unanswered(self) -> int:
+        """Images so far without a region because a request of the detector failed."""
+        detector = self.__dict__.get("_detector")
+        return 0 if detector is None else detector.unanswered
+
     def _regions(self, images: StoredImages, noun: str) -> tuple[Region | None, ...]:
+        if is_remote(self.config.evaluation.detector):  # caches its answers, and only those
+            masks = [images.mask(index) for index in range(len(images))]
+            return tuple(regions(self._detector, list(images), noun, masks))
         keys = [key_of(**self._region_inputs(image, noun)) for image in images.images]
 
         def compute(missing: list[int]) -> Iterator[Entry]:
@@ -165,7 +175,7 @@ class ImageEmbedder:
 
     @cached_property
     def _detector_digest(self) -> str | None:
-        return detector_digest(self.config.evaluation.detector)
+        return detector_digest(self.config.evaluation.detector, self.config.vision)
 
     @cached_property
     def _clip(self) -> ImageEncoder:
@@ -179,7 +189,8 @@ class ImageEmbedder:
 
     @cached_property
     def _detector(self) -> Detector | None:
-        return load_detector(self.config.evaluation.detector)
+        answers = StoredAnswers(self.store)
+        return load_detector(self.config.evaluation.detector, self.config.vision, answers)
 
 
 def embed_images(

@@ -43,6 +43,7 @@ from dreambooth_core.storage.stage_cache import cached_stage
 from dreambooth_core.storage.stores import Store, written_beside
 from dreambooth_core.tracking.learning_curves import curves_of
 from dreambooth_core.tracking.mlflow import log_report
+from dreambooth_core.vision.detectors import is_remote
 
 TILES = ("prompt_fidelity", "prior_drift", "memorisation")
 """Metrics in the header, after the gate's primary metric."""
@@ -187,8 +188,10 @@ def _training(config: Config, weights: Weights) -> dict[str, Any]:
 
 
 def _title(config: Config, name: str) -> str:
-    """Title of a validation curve; with a detector, subject fidelity is that of the crop."""
-    cropped = name == "subject_fidelity" and config.evaluation.detector.kind is not None
+    """Title of a validation curve; with a local detector, subject fidelity is that of the crop."""
+    detector = config.evaluation.detector
+    local = detector.kind is not None and not is_remote(detector)
+    cropped = name == "subject_fidelity" and local
     metric = catalogue().get("subject_fidelity_crop" if cropped else name)
     return metric.title if metric else name.replace("_", " ")
 

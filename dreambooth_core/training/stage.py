@@ -138,12 +138,13 @@ def _validation_inputs(config: Config) -> list[object] | None:
     if not config.validation.prompts:
         return [rules]
     from dreambooth_core.vision.crops import detector_digest
+    from dreambooth_core.vision.detectors import is_remote
     from dreambooth_core.vision.encoders import encoder_digest
 
     clip = encoder_digest(models.clip, models.clip_revision)
     identity = encoder_digest(models.identity, models.identity_revision)
     encoders = [clip, identity, models.preprocessing]
-    if (detector := detector_digest(models.detector)) is not None:
+    if not is_remote(models.detector) and (detector := detector_digest(models.detector)):
         encoders.append(detector)
     return [rules, config.sampler, models.seed, encoders, "within a standard error"]
 

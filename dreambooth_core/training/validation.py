@@ -41,7 +41,7 @@ from dreambooth_core.training.inputs import TrainingContext
 from dreambooth_core.training.module import DreamBooth
 from dreambooth_core.training.precision import resolved_precision, text_numbers
 from dreambooth_core.vision.crops import crop, regions
-from dreambooth_core.vision.detectors import Detector, load_detector
+from dreambooth_core.vision.detectors import Detector, local_detector
 from dreambooth_core.vision.embeddings import Embeddings
 from dreambooth_core.vision.encoders import ImageEncoder
 
@@ -125,7 +125,7 @@ class Validator:
         clip_images = [clip.clip_images(each.grid) for each in images]
         del clip
         identity = ImageEncoder(models.identity, models.identity_revision, models.preprocessing)
-        encoder = SubjectEncoder(identity, load_detector(models.detector))
+        encoder = SubjectEncoder(identity, local_detector(models.detector))
         self.photos = self.photos or self._photo_embeddings(encoder)
         evidence = [
             Evidence(

@@ -12,8 +12,9 @@ from numpy.typing import NDArray
 from PIL import Image as pil
 from PIL.Image import Image
 
+from dreambooth_core import plugins
 from dreambooth_core.digests import digest_json
-from dreambooth_core.vision.detectors import Detector, Region
+from dreambooth_core.vision.detectors import KINDS, Detector, Region, is_remote
 
 if TYPE_CHECKING:
     from dreambooth_core import config
@@ -104,13 +105,20 @@ def subject_area(region: Region, shape: tuple[int, ...]) -> NDArray[np.bool_]:
     return np.asarray(maximum_filter(region.mask, 2 * reach + 1))
 
 
-def detector_digest(rules: "config.Detector") -> str | None:
-    """SHA-256 of a detector's kind and files, or Hub id and commit; None without a detector."""
+def detector_digest(rules: "config.Detector", vision: "config.Vision | None" = None) -> str | None:
+    """SHA-256 of a detector's kind and files, or Hub id and commit; None without a detector.
+
+    Of a kind that asks a vision-language model: of its options in `vision` that affect answers.
+    """
     from dreambooth_core.vision.encoders import encoder_digest
 
     if rules.kind is None:
         return None
-    return digest_json({"kind": rules.kind, "model": encoder_digest(rules.model, rules.revision)})
+    if is_remote(rules):
+        model = plugins.load(KINDS, rules.kind).digest(rules, vision)
+    else:
+        model = encoder_digest(rules.model, rules.revision)
+    return digest_json({"kind": rules.kind, "model": model})
 
 
 def _from_mask(image: Image, mask: Image | None) -> Region | None:

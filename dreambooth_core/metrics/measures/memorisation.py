@@ -44,7 +44,8 @@ class PhotoSimilarity(NamedTuple):
 
 def model(config: Config) -> str:
     """Digest of the detector by which the subject is removed."""
-    return f"surroundings-{(detector_digest(config.evaluation.detector) or 'none')[:12]}"
+    digest = detector_digest(config.evaluation.detector, config.vision)
+    return f"surroundings-{(digest or 'none')[:12]}"
 
 
 def measure(evidence: Evidence) -> Values | None:

@@ -3,6 +3,12 @@
 A new kind is one new file with
 
     def load(rules: config.Detector) -> Detector      # raises ModelError when its model is missing
+
+and, for a kind that asks a vision-language model,
+
+    REMOTE = True
+    def load(rules, vision: config.Vision | None, answers: AnswerCache | None) -> Detector
+    def digest(rules, vision) -> str                  # of the options that affect its regions
 """
 
 from collections.abc import Sequence
@@ -17,6 +23,9 @@ from dreambooth_core import plugins
 
 if TYPE_CHECKING:
     from dreambooth_core import config
+    from dreambooth_core.vision.language.model import AnswerCache
+
+KINDS = "dreambooth_core.vision.detectors"
 
 
 @dataclass(frozen=True)
@@ -41,14 +50,36 @@ class Region:
 class Detector(Protocol):
     """Locates a subject in images."""
 
+    unanswered: int
+    """Images so far without a region because a request failed; always 0 for local models."""
+
     def find(self, images: Sequence[Image], noun: str) -> list[Region | None]:
         """The region of one `noun` in each image; None where it is not found."""
         ...
 
 
-def load_detector(rules: "config.Detector") -> Detector | None:
-    """The configured detector, None without a kind; raises `ModelError` when its model is missing."""
+def load_detector(
+    rules: "config.Detector",
+    vision: "config.Vision | None" = None,
+    answers: "AnswerCache | None" = None,
+) -> Detector | None:
+    """The configured detector, None without a kind; raises `ModelError` when its model is missing.
+
+    `vision` and `answers` are for a kind that asks a vision-language model: its options, and the cache
+    of its answers.
+    """
     if rules.kind is None:
         return None
-    found: Detector = plugins.load(__name__, rules.kind).load(rules)
+    kind = plugins.load(KINDS, rules.kind)
+    found: Detector = kind.load(rules, vision, answers) if is_remote(rules) else kind.load(rules)
     return found
+
+
+def local_detector(rules: "config.Detector") -> Detector | None:
+    """Like `load_detector`; None also for a remote kind: training sends no requests."""
+    return None if is_remote(rules) else load_detector(rules)
+
+
+def is_remote(rules: "config.Detector") -> bool:
+    """Whether the detector asks a vision-language model, whose answers may fail and are cached."""
+    return rules.kind is not None and getattr(plugins.load(KINDS, rules.kind), "REMOTE", False)

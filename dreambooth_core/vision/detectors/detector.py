@@ -20,6 +20,8 @@ only the best box is used."""
 class BoxDetector:
     """A detection model; images are processed one by one, so that results are independent."""
 
+    unanswered = 0
+
     def __init__(self, rules: "config.Detector") -> None:
         """Load it; raises `ConfigError` and `ModelError` as `load_part` does."""
         from transformers import AutoModelForZeroShotObjectDetection, AutoProcessor

@@ -29,6 +29,8 @@ LEAST = 0.005
 class MaskDetector:
     """A segmentation model; images are processed one by one, so that results are independent."""
 
+    unanswered = 0
+
     def __init__(self, rules: "config.Detector") -> None:
         """Load it; raises `ConfigError` and `ModelError` as `load_part` does."""
         from transformers import AutoImageProcessor, AutoModelForSemanticSegmentation
@@ -44,6 +46,23 @@ class MaskDetector:
         None where it covers less than `LEAST` of the image. Raises `ModelError` when no label
         matches the noun.
         """
+        wanted = self._labels(noun)
+        return [Region.around(largest(self._region(image, wanted))) for image in images]
+
+    def mask_in_box(self, image: Image, region: Region, noun: str) -> NDArray[np.bool_] | None:
+        """(height, width) of the image: the largest connected part of the noun's label in a region's box.
+
+        None where it covers less than `LEAST` of the image. Raises `ModelError` as `find` does.
+        """
+        left, top, right, bottom = region.box
+        mask = np.zeros((image.height, image.width), dtype=np.bool_)
+        whole = self._region(image, self._labels(noun))
+        mask[top:bottom, left:right] = whole[top:bottom, left:right]
+        mask = largest(mask)
+        return mask if mask.any() else None
+
+    def _labels(self, noun: str) -> list[int]:
+        """Numbers of the noun's labels; raises `ModelError` without one."""
         names = {int(number): name for number, name in self._network.config.id2label.items()}
         wanted = labels_for(names, noun)
         if not wanted:
@@ -52,7 +71,7 @@ class MaskDetector:
                 f"the segmenter {self._name} has no label for {noun!r}, its labels are {known}: set "
                 "evaluation.detector.model to one with the label, or evaluation.detector.kind to detector"
             )
-        return [Region.around(largest(self._region(image, wanted))) for image in images]
+        return wanted
 
     def _region(self, image: Image, wanted: Sequence[int]) -> NDArray[np.bool_]:
         """(height, width), true where a wanted label has the highest logit."""
