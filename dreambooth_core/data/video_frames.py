@@ -10,6 +10,7 @@ import secrets
 import shutil
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
+from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Literal, NamedTuple
 
@@ -117,7 +118,8 @@ class VideoFrames(Record):
     """`PQ` or `HLG` for HDR video, whose colours are not tone-mapped."""
 
 
-class Measures(NamedTuple):
+@dataclass(frozen=True)
+class Measures:
     """Optical measures of a frame."""
 
     index: int
@@ -223,7 +225,7 @@ def measures(index: int, seconds: float, image: "Image") -> Measures:
         detail=fine / coarse if coarse > 1 else 0.0,
         contrast=float(high - low),
         clipped=float(((levels <= 4) | (levels >= 251)).mean()),
-        thumbnail=np.asarray(thumbnail, dtype=np.float32) / 255,
+        thumbnail=np.asarray(thumbnail, dtype=np.float32) / np.float32(255),
     )
 
 

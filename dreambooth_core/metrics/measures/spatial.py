@@ -26,7 +26,7 @@ OF_PHOTOS = False
 SKIPS: frozenset[Kind] = frozenset()
 EMBEDDING = None
 REMOTE = True
-GATES = "never"
+GATES = "calibrated"
 
 Located = dict[tuple[int, str], tuple[Box, ...] | Unanswered]
 """Image, noun -> its boxes."""

@@ -1,4 +1,4 @@
-"""`dreambooth dataset caption` with a chat server on loopback."""
+"""`dreambooth dataset caption` and `from-video` with a chat server on loopback."""
 
 import json
 import re
@@ -9,8 +9,10 @@ from PIL import Image
 from typer.testing import CliRunner
 
 from dreambooth_core.cli.datasets import app
+from dreambooth_core.data.video import VideoRefused
 from dreambooth_core.errors import ConfigError, StageFailed
 from tests.chat_server import Reply, serving
+from tests.videos import film, write_video
 
 SCENE = "on a wooden table, soft light"
 
@@ -144,3 +146,53 @@ def test_a_hard_finding_of_a_caption_file_ends_with_exit_code_3(folder):
     result = caption(folder, "--check")
     assert "line 1 lacks" in result.stdout
     assert result.exception.exit_code == 3
+
+
+@pytest.fixture(scope="module")
+def clip(tmp_path_factory):
+    path = tmp_path_factory.mktemp("video") / "dog.mp4"
+    return write_video(path, film(("grass", "beach"), per_scene=4, blurred_share=0.25).images)
+
+
+def from_video(clip, out, *options: str):
+    return CliRunner().invoke(app, ["from-video", str(clip), "--out", str(out), *options])
+
+
+def test_photos_of_a_video_are_listed(clip, tmp_path):
+    result = from_video(clip, tmp_path / "photos", "--frames", "2")
+    assert result.exit_code == 0, result.output
+    lines = result.stdout.splitlines()
+    photos = sorted(path.name for path in (tmp_path / "photos").glob("*.png"))
+    assert len(photos) == 2
+    for photo in photos:
+        (row,) = [line.split() for line in lines if photo in line]
+        assert row[1] == f"{int(photo[:2]) * 60 + float(photo[3:5]) + float(photo[6:9]) / 1000:.3f}"
+    assert any(line.startswith("2 of 2 photos written to ") for line in lines)
+    assert not [line for line in lines if "requests" in line]
+
+
+def test_the_model_checks_photos_of_a_video_and_its_cost_is_counted(clip, tmp_path, config_for):
+    verdict = {"reason": "the dog", "same_subject": True, "unobstructed": True}
+
+    def answer(number, request):
+        return Reply(json.dumps(verdict), usage=(1000, 10))
+
+    with serving(answer) as server:
+        config = config_for(server.url, input_price=1, output_price=100)
+        options = ("--frames", "2", "--class", "dog", "--config", config, "--json")
+        first = document(from_video(clip, tmp_path / "first", *options))
+        again = document(from_video(clip, tmp_path / "again", *options))
+    assert len(server.requests) == 2
+    assert "a dog is in the image" in server.requests[0]["messages"][0]["content"][-1]["text"]
+    assert first["frames"] == again["frames"]
+    assert {frame["checked"] for frame in first["frames"]} == {"yes"}
+    assert first["requests"]["cost"] == pytest.approx(2 * (1000 + 1000) / 1e6)
+
+
+def test_a_file_that_is_no_video_is_refused(tmp_path):
+    path = tmp_path / "clip.mp4"
+    path.write_text("no video")
+    result = from_video(path, tmp_path / "photos")
+    assert isinstance(result.exception, VideoRefused)
+    assert result.exception.exit_code == 3
+    assert not (tmp_path / "photos").exists()
