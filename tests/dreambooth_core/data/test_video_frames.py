@@ -130,6 +130,7 @@ def test_repeated_views_are_left_out(tmp_path):
     still = film(("grass",), per_scene=1, blurred_share=0).images
     result = frames_from_video(write_video(tmp_path / "still.mp4", still * 20), tmp_path / "o", 5)
     assert len(result.frames) == 1
+    assert result.rejected == ()  # no further candidate
 
 
 def test_frames_that_validate_would_call_near_duplicates_are_rejected(tmp_path):
