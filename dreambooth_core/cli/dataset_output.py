@@ -92,7 +92,7 @@ def show_frames(
 ) -> None:
     """One row per chosen and per rejected frame, counts, requests and cost as in `show_captions`."""
     if as_json:
-        requests = None if counts is None else {**asdict(counts), "cost": cost}
+        requests = requests_document(counts, cost)
         print_json({**made.model_dump(mode="json"), "requests": requests})
         return
     rows = [

@@ -193,7 +193,7 @@ def _checked_frames(
     from dreambooth_core.storage.stores import open_store
     from dreambooth_core.vision.language.model import VisionLanguageModel
 
-    with _services(config):
+    with services(config):
         cache = StoredAnswers(open_store(config.storage))
         with VisionLanguageModel(config.vision, cache) as model:
             made = frames_from_video(clip, out, count, noun=noun, rules=config.dataset, model=model)
