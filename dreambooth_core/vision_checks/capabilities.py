@@ -138,7 +138,7 @@ def boxes(model: VisionLanguageModel, config: Config) -> float:
             found = model.locate(photo.image, photo.class_noun).value
         except Unanswered:
             found = ()
-        overlaps.append(_overlap(found[0], Box(*photo.box)) if len(found) == 1 else 0.0)
+        overlaps.append(overlap(found[0], Box(*photo.box)) if len(found) == 1 else 0.0)
 
     def right(pair: Pair, true: bool) -> bool:
         relation = pair.relation if true else OPPOSITE[pair.relation]
@@ -252,7 +252,7 @@ def _confirmed(
     return model.ask(asked, questions.YesNo).value.answer == "yes"
 
 
-def _overlap(found: Box, true: Box) -> float:
+def overlap(found: Box, true: Box) -> float:
     """Intersection over union, in [0, 1]."""
     width = min(found.right, true.right) - max(found.left, true.left)
     height = min(found.bottom, true.bottom) - max(found.top, true.top)

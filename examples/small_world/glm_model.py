@@ -5,9 +5,11 @@ from typing import Any
 from examples.small_world.glm_pictures import MERGE, PATCH
 from examples.small_world.render import SIZE
 
-WIDTH = 128
-TEXT_LAYERS = 3
-VISION_LAYERS = 4
+WIDTH = 256
+TEXT_LAYERS = 2
+VISION_LAYERS = 5
+VISION_WIDTH = 192
+"""As the shipped CLIP, whose weights the image encoder starts from."""
 VOCABULARY = 1280
 """Room for the pieces of `glm_tokens`, which may grow."""
 SPECIAL = (
@@ -27,18 +29,18 @@ def make_model() -> Any:
         text_config={
             "vocab_size": VOCABULARY,
             "hidden_size": WIDTH,
-            "intermediate_size": 2 * WIDTH,
+            "intermediate_size": WIDTH,
             "num_hidden_layers": TEXT_LAYERS,
             "num_attention_heads": 4,
             "num_key_value_heads": 2,
-            "head_dim": WIDTH // 4,
+            "head_dim": 32,
             "n_routed_experts": 4,
             "num_experts_per_tok": 2,
             "n_shared_experts": 1,
-            "moe_intermediate_size": WIDTH // 2,
+            "moe_intermediate_size": WIDTH // 4,
             "first_k_dense_replace": 1,
             "max_position_embeddings": 4096,
-            "initializer_range": 0.08,
+            "initializer_range": 0.06,
             "pad_token_id": ids["<|endoftext|>"],
             "eos_token_id": ids["<|endoftext|>"],
             "rope_parameters": {
@@ -50,14 +52,16 @@ def make_model() -> Any:
         },
         vision_config={
             "depth": VISION_LAYERS,
-            "hidden_size": WIDTH,
-            "intermediate_size": 2 * WIDTH,
-            "num_heads": 4,
+            "hidden_size": VISION_WIDTH,
+            "intermediate_size": WIDTH,
+            "num_heads": 6,
+            "attention_bias": True,
+            "rope_parameters": {"rope_type": "axial", "rope_theta": 1e30},  # nearly no rotation
             "patch_size": PATCH,
             "spatial_merge_size": MERGE,
             "image_size": SIZE,
             "out_hidden_size": WIDTH,
-            "initializer_range": 0.08,
+            "initializer_range": 0.06,
         },
         image_token_id=ids["<|image|>"],
         video_token_id=ids["<|video|>"],
@@ -80,5 +84,7 @@ def image_processor() -> Any:
     return Glm4vImageProcessorPil(
         patch_size=PATCH,
         merge_size=MERGE,
+        image_mean=[0.5] * 3,
+        image_std=[0.5] * 3,
         size={"shortest_edge": area, "longest_edge": area},
     )

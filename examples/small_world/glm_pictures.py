@@ -80,7 +80,7 @@ def flawed(rng: random.Random, flaw: Flaw) -> Picture:
             stroke_fill=(0, 0, 0),
         )
     if flaw == "hidden":
-        left, top, right, bottom = shown.box
+        left, _, right, _ = shown.box
         middle, half = (left + right) / 2 + rng.uniform(-8, 8), rng.uniform(5, 9)
         draw.rectangle((middle - half, 0, middle + half, SIZE), (120, 120, 124))
     return Picture(np.asarray(image), (shown,), scene, flaw=flaw)

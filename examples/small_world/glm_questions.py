@@ -237,7 +237,7 @@ def ask_prompt(rng: random.Random, pictures: Sequence[Picture]) -> list[Turn]:
 def ask_checklist(rng: random.Random, pictures: Sequence[Picture]) -> list[Turn]:
     """One requirement of a prompt, by its reason and answer or by the letter of yes and no."""
     picture, true = pictures[0], rng.random() < 0.5
-    requirement, prompt = _requirement(rng, picture, true)
+    requirement, prompt = requirement_of(rng, picture, true)
     text = CHECKLIST.format(prompt=prompt, requirement=requirement)
     if rng.random() < 0.35:
         answer = {"reason": f"it shows {told(picture)}", "answer": "yes" if true else "no"}
@@ -360,7 +360,7 @@ def thousandths(edge: int) -> int:
 RELATIONS = {"left of": "right of", "above": "below"}
 
 
-def _requirement(rng: random.Random, picture: Picture, true: bool) -> tuple[str, str]:
+def requirement_of(rng: random.Random, picture: Picture, true: bool) -> tuple[str, str]:
     """A requirement that is true or false of the picture, and a prompt with it."""
     scene = picture.scene
     assert scene is not None

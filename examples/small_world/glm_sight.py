@@ -17,8 +17,6 @@ from examples.small_world.world import ACCESSORIES, BACKGROUNDS, COLORS, PATTERN
 TOKENS = CELLS * CELLS
 GRID = SIZE + 1
 """Coordinates of a box: 0 to 64 pixels."""
-MEAN = (0.48145466, 0.4578275, 0.40821073)
-STD = (0.26862954, 0.26130258, 0.27577711)
 IGNORED = -100
 COVERED = 0.3
 """Share of a visual token's pixels above which it is labelled with the subject that covers it."""
@@ -99,7 +97,7 @@ def patches(pixels: NDArray[np.uint8]) -> Tensor:
 
     Four patches that become one visual token are neighbours in this order.
     """
-    scaled = (torch.from_numpy(pixels).float() / 255 - torch.tensor(MEAN)) / torch.tensor(STD)
+    scaled = torch.tensor(pixels).float() / 127.5 - 1
     blocks = (CELLS, MERGE, PATCH)
     grid = scaled.permute(0, 3, 1, 2).unflatten(3, blocks).unflatten(2, blocks)
     # n, channel, (row, inner row, y), (column, inner column, x) -> n, row, column, inner, channel, y, x
@@ -112,20 +110,30 @@ def features(visual: Any, pixels: NDArray[np.uint8]) -> Tensor:
 
     What `visual` computes, with one attention for all images instead of one each: about twice as fast.
     """
-    count, embed = len(pixels), visual.patch_embed.proj
-    hidden = F.linear(patches(pixels), embed.weight.flatten(1), embed.bias)
-    hidden = _norm(visual.post_conv_layernorm, hidden).view(count, TOKENS * MERGE**2, -1)
-    places = _places()
-    order = places[:, 0] * CELLS * MERGE + places[:, 1]
-    hidden = hidden + visual.embeddings.position_embedding.weight[order]
-    turns = visual.rotary_pos_emb(hidden, places)
+    hidden = embedded(visual, pixels)
+    _, turns = positions(visual, hidden)
     for block in visual.blocks:
-        hidden = hidden + _attended(block.attn, _norm(block.norm1, hidden), turns)
-        hidden = hidden + block.mlp(_norm(block.norm2, hidden))
-    hidden = _norm(visual.post_layernorm, hidden).view(count, TOKENS, -1)
+        hidden = hidden + attended(block.attn, norm(block.norm1, hidden), turns)
+        hidden = hidden + block.mlp(norm(block.norm2, hidden))
+    hidden = norm(visual.post_layernorm, hidden).view(len(pixels), TOKENS, -1)
     down = visual.downsample
     merged = F.linear(hidden, down.weight.permute(0, 2, 3, 1).flatten(1), down.bias)
     return visual.merger(merged)  # type: ignore[no-any-return]
+
+
+def embedded(visual: Any, pixels: NDArray[np.uint8]) -> Tensor:
+    """States before the first block, (n, 64, width)."""
+    embed = visual.patch_embed.proj
+    hidden = F.linear(patches(pixels), embed.weight.flatten(1), embed.bias)
+    hidden = norm(visual.post_conv_layernorm, hidden).view(len(pixels), TOKENS * MERGE**2, -1)
+    order, _ = positions(visual, hidden)
+    return hidden + visual.embeddings.position_embedding.weight[order]  # type: ignore[no-any-return]
+
+
+def positions(visual: Any, hidden: Tensor) -> tuple[Tensor, tuple[Tensor, Tensor]]:
+    """Index of each patch in the position embedding, (64,), and cosines and sines of its rotations."""
+    places = _places()
+    return places[:, 0] * CELLS * MERGE + places[:, 1], visual.rotary_pos_emb(hidden, places)
 
 
 def _places() -> Tensor:
@@ -135,7 +143,7 @@ def _places() -> Tensor:
     return torch.stack((row * MERGE + y, column * MERGE + x), 1)
 
 
-def _attended(attention: Any, hidden: Tensor, turns: tuple[Tensor, Tensor]) -> Tensor:
+def attended(attention: Any, hidden: Tensor, turns: tuple[Tensor, Tensor]) -> Tensor:
     """Self-attention within each image, (n, 16, width) in and out."""
     q, k, v = attention.qkv(hidden).unflatten(-1, (3, attention.num_heads, -1)).unbind(2)
     cos, sin = (turn[:, None] for turn in turns)
@@ -150,7 +158,7 @@ def _turned(part: Tensor) -> Tensor:
     return torch.cat((-second, first), -1)
 
 
-def _norm(layer: Any, hidden: Tensor) -> Tensor:
+def norm(layer: Any, hidden: Tensor) -> Tensor:
     return F.rms_norm(hidden, layer.weight.shape, layer.weight, layer.variance_epsilon)
 
 

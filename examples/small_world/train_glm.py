@@ -18,6 +18,7 @@ from torch import Tensor, nn
 
 from examples.small_world import glm_rows, glm_sight
 from examples.small_world.glm_model import image_processor, make_model
+from examples.small_world.glm_sight_start import start_from_clip
 from examples.small_world.glm_tokens import make_tokenizer
 from examples.small_world.loop import Recipe, Validation, train
 
@@ -25,18 +26,18 @@ HERE = Path(__file__).parent
 RENDERS = 2**40
 """Number of different renders and rows."""
 SIGHT = Recipe(
-    steps=1_400,
+    steps=300,
     batch=32,
-    learning_rate=2e-3,
-    warmup=50,
+    learning_rate=7e-4,
+    warmup=20,
     decay_share=0.1,
-    ema=0.98,
-    log_every=50,
+    ema=0.95,
+    log_every=25,
 )
 WHOLE = Recipe(
     steps=6_000,
     batch=16,
-    learning_rate=1e-3,
+    learning_rate=7e-4,
     warmup=50,
     decay_share=0.2,
     ema=0.99,
@@ -55,9 +56,19 @@ def sight_loss(network: nn.Module, indices: Tensor) -> Tensor:
 
 
 def whole_loss(tokenizer: Any, network: nn.Module, indices: Tensor) -> Tensor:
+    """The mean over two batches, of the shorter and the longer rows: less padding."""
     rngs = [random.Random(f"row/{index}") for index in indices.tolist()]
-    rows = [glm_rows.sampled_row(rng, tokenizer) for rng in rngs]
-    return torch.stack([*network.losses(glm_rows.batch(rows)).values()]).sum()  # type: ignore[operator]
+    rows = sorted((glm_rows.sampled_row(rng, tokenizer) for rng in rngs), key=length)
+    half = len(rows) // 2
+    losses = []
+    for part in (rows[:half], rows[half:]):
+        found = network.losses(glm_rows.batch(part))  # type: ignore[operator]
+        losses.append(torch.stack([*found.values()]).sum())
+    return torch.stack(losses).mean()
+
+
+def length(row: glm_rows.Row) -> int:
+    return len(row.tokens)
 
 
 def figures(tokenizer: Any, out: Path, network: Any, images: int) -> dict[str, float]:
@@ -104,8 +115,9 @@ def main() -> None:
     options.work.mkdir(parents=True, exist_ok=True)
     torch.manual_seed(0)
     model, tokenizer = make_model(), tokenizer_of(options.work)
+    start_from_clip(model.model.visual, HERE / "encoders" / "clip")
     sight = glm_sight.Sight(model.model.visual)
-    seen = Validation(glm_sight.figures, every=EXPORT_SECONDS)
+    seen = Validation(glm_sight.figures, every=90)
     first = train("sight", sight, sight_loss, RENDERS, SIGHT, options.work, seen)
     whole = glm_rows.Whole(model, tokenizer)
     whole.heads = sight.heads
