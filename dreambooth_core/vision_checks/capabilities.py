@@ -84,7 +84,7 @@ def captions(model: VisionLanguageModel, config: Config) -> float:
     """Share of captions with the place, without the subject's colour, and with correct wording."""
 
     def right(photo: Photo) -> bool:
-        subject = Subject.model_construct(identifier="sks", class_noun=photo.class_noun)
+        subject = Subject(images=FOLDER, identifier="sks", class_noun=photo.class_noun)
         caption, leaks = caption_photo(model, photo.image, subject)
         filled = subject.fill(caption)
         names_place = photo.place.split()[-1] in filled
@@ -177,17 +177,12 @@ def search(model: VisionLanguageModel, config: Config) -> float:
     photos = material().photos
     images = encoder.clip_images([photo.image for photo in photos])
     texts = encoder.clip_texts([f"a photo of a {one.colour} {one.class_noun}" for one in photos])
-    by_text = (texts @ images.T).argmax(axis=1)
-    named = [
-        photos[n].class_noun == photo.class_noun for n, photo in zip(by_text, photos, strict=True)
-    ]
     alike = images @ images.T
     alike[range(len(photos)), range(len(photos))] = -1
-    by_photo = alike.argmax(axis=1)
-    same = [
-        photos[n].class_noun == photo.class_noun for n, photo in zip(by_photo, photos, strict=True)
-    ]
-    return (sum(named) + sum(same)) / (2 * len(photos))
+    nearest = [*(texts @ images.T).argmax(axis=1), *alike.argmax(axis=1)]
+    wanted = [*photos, *photos]
+    right = [photos[n].class_noun == one.class_noun for n, one in zip(nearest, wanted, strict=True)]
+    return float(sum(right) / len(right))
 
 
 def judgement(model: VisionLanguageModel, config: Config) -> float:

@@ -97,12 +97,12 @@ def patches(pixels: NDArray[np.uint8]) -> Tensor:
 
     Four patches that become one visual token are neighbours in this order.
     """
-    scaled = torch.tensor(pixels).float() / 127.5 - 1
+    scaled: Any = torch.tensor(pixels).float() / 127.5 - 1
     blocks = (CELLS, MERGE, PATCH)
     grid = scaled.permute(0, 3, 1, 2).unflatten(3, blocks).unflatten(2, blocks)
     # n, channel, (row, inner row, y), (column, inner column, x) -> n, row, column, inner, channel, y, x
     rows = grid.permute(0, 2, 5, 3, 6, 1, 4, 7).flatten(0, 4)
-    return rows[:, :, None].expand(-1, -1, 2, -1, -1).flatten(1)
+    return rows[:, :, None].expand(-1, -1, 2, -1, -1).flatten(1)  # type: ignore[no-any-return]
 
 
 def features(visual: Any, pixels: NDArray[np.uint8]) -> Tensor:

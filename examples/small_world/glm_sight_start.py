@@ -12,6 +12,7 @@ from typing import Any
 
 import numpy as np
 import torch
+from numpy.typing import NDArray
 from torch import Tensor
 
 from examples.small_world import glm_sight
@@ -52,7 +53,7 @@ def start_from_clip(visual: Any, folder: Path) -> None:
     visual.post_layernorm.weight.fill_(1)
 
 
-def _start_embeddings(visual: Any, clip: Any, pixels: np.ndarray) -> Tensor:  # type: ignore[type-arg]
+def _start_embeddings(visual: Any, clip: Any, pixels: NDArray[np.uint8]) -> Tensor:
     """Set the embeddings; returns the states before the first block, (n, 64, width)."""
     given, norm = clip.embeddings, clip.pre_layrnorm
     embed = visual.patch_embed.proj
@@ -132,8 +133,7 @@ def _start_mlp(mlp: Any, layer: Any, normed: Tensor) -> None:
     ).solution
     straight = fitted[units:-1]
     # the directions of the linear part with the largest outputs
-    _, values, right = torch.linalg.svd(rows @ straight, full_matrices=False)
-    del values
+    right = torch.linalg.svd(rows @ straight, full_matrices=False).Vh
     kept = right[:linear]
     mlp.gate_proj.weight.copy_(
         torch.cat((QUICK_GELU * weight[strong], (CONSTANT * constant).expand(linear + 1, -1)))
@@ -163,7 +163,7 @@ def _constant(normed: Tensor) -> Tensor:
 
 def _read(weight: Tensor, norm: Any) -> Tensor:
     """The weight of a layer after layer normalisation, for states that are not centred."""
-    scaled = weight * norm.weight
+    scaled: Tensor = weight * norm.weight
     return scaled - scaled.mean(1, keepdim=True)
 
 

@@ -26,7 +26,8 @@ PLACES = [name for name in BACKGROUNDS if name not in PLAIN_BACKGROUNDS]
 
 def photos(folder: Path, rng: random.Random) -> list[dict[str, Any]]:
     """Two views of each of six subjects, two per class, each in another place."""
-    rows, places = [], PLACES + PLACES
+    rows: list[dict[str, Any]] = []
+    places = PLACES + PLACES
     for number, noun in enumerate(SUBJECTS):
         identity = random_identity(rng, noun)
         for view in range(VIEWS):

@@ -32,6 +32,7 @@ def test_it_prints_all_eight_and_fails_for_a_model_without_answers(tmp_path, cap
         assert {"passed", "measured", "limit"} <= one.keys()
         assert one["passed"] is False
         assert one["measured"] == (None if name == "search" else 0)
+    assert "no/such/encoder" in printed["search"]["missing"]
 
 
 def test_a_config_without_a_model_is_refused(tmp_path):
