@@ -35,7 +35,7 @@ T = TypeVar("T")
 Z = 1.96
 
 
-class Tally:
+class Measures:
     """Right and wrong answers per measure, and how many requests were valid at once."""
 
     def __init__(self) -> None:
@@ -73,22 +73,22 @@ class Tally:
 
 def measure(model: VisionLanguageModel, each: int) -> dict[str, dict[str, float]]:
     """All measures, on `each` held-out images or pairs of them."""
-    tally = Tally()
+    measures = Measures()
     for index in range(each):
         rng = random.Random(f"check glm/{index}")
         shown = photo(rng)
-        _describe(tally, model, shown)
-        _scene(tally, model, shown)
-        _box(tally, model, shown)
-        _requirement(tally, model, rng, shown, "requirements")
-        _same_subject(tally, model, rng, shown)
-        _requirement(tally, model, rng, pair(rng), "spatial")
-        _card(tally, model, card(rng))
-    return tally.table()
+        _describe(measures, model, shown)
+        _scene(measures, model, shown)
+        _box(measures, model, shown)
+        _requirement(measures, model, rng, shown, "requirements")
+        _same_subject(measures, model, rng, shown)
+        _requirement(measures, model, rng, pair(rng), "spatial")
+        _card(measures, model, card(rng))
+    return measures.table()
 
 
-def _describe(tally: Tally, model: VisionLanguageModel, shown: Picture) -> None:
-    found = tally.ask(lambda: model.ask([question(DESCRIBE, [_image(shown)])], Description))
+def _describe(measures: Measures, model: VisionLanguageModel, shown: Picture) -> None:
+    found = measures.ask(lambda: model.ask([question(DESCRIBE, [_image(shown)])], Description))
     identity, scene = shown.subjects[0].identity, shown.scene
     assert scene is not None
     truth = {
@@ -99,28 +99,28 @@ def _describe(tally: Tally, model: VisionLanguageModel, shown: Picture) -> None:
         "background": BACKGROUNDS[scene.background],
     }
     for name, true in truth.items():
-        tally.add(name, found is not None and getattr(found, name) == true)
+        measures.add(name, found is not None and getattr(found, name) == true)
 
 
-def _scene(tally: Tally, model: VisionLanguageModel, shown: Picture) -> None:
+def _scene(measures: Measures, model: VisionLanguageModel, shown: Picture) -> None:
     noun = shown.subjects[0].identity.class_noun
     text = SCENE.format(noun=noun, own=OWN, words=MAX_WORDS)
-    found = tally.ask(lambda: model.ask([question(text, [_image(shown)])], Scene))
+    found = measures.ask(lambda: model.ask([question(text, [_image(shown)])], Scene))
     assert shown.scene is not None
     place = BACKGROUNDS[shown.scene.background]
-    tally.add("place in caption", found is not None and found.scene.startswith(place))
+    measures.add("place in caption", found is not None and found.scene.startswith(place))
 
 
-def _box(tally: Tally, model: VisionLanguageModel, shown: Picture) -> None:
+def _box(measures: Measures, model: VisionLanguageModel, shown: Picture) -> None:
     subject = shown.subjects[0]
-    found = tally.ask(lambda: model.locate(_image(shown), subject.identity.class_noun))
+    found = measures.ask(lambda: model.locate(_image(shown), subject.identity.class_noun))
     left, top, right, bottom = (edge / SIZE for edge in subject.box)
     true = Box(left, top, right, bottom)
-    tally.overlaps.append(overlap(found[0], true) if found else 0.0)
+    measures.overlaps.append(overlap(found[0], true) if found else 0.0)
 
 
 def _requirement(
-    tally: Tally, model: VisionLanguageModel, rng: random.Random, shown: Picture, name: str
+    measures: Measures, model: VisionLanguageModel, rng: random.Random, shown: Picture, name: str
 ) -> None:
     """By the probability of yes, averaged over both orders."""
     true = rng.random() < 0.5
@@ -131,29 +131,29 @@ def _requirement(
         choice = model.choose([question(text, [_image(shown)])], order)
         assert choice is not None
         chance += choice.probabilities["yes"] / 2
-    tally.add(name, (chance > 0.5) == true)
+    measures.add(name, (chance > 0.5) == true)
 
 
 def _same_subject(
-    tally: Tally, model: VisionLanguageModel, rng: random.Random, first: Picture
+    measures: Measures, model: VisionLanguageModel, rng: random.Random, first: Picture
 ) -> None:
     identity = first.subjects[0].identity
     same = rng.random() < 0.5
     last = photo(rng, identity if same else another(rng, identity))
     text = questions.LATER.format(noun=identity.class_noun)
     asked = [question(text, [_image(first), _image(last)])]
-    found = tally.ask(lambda: model.ask(asked, questions.FrameVerdict))
-    tally.add("same subject", found is not None and found.same_subject == same)
+    found = measures.ask(lambda: model.ask(asked, questions.FrameVerdict))
+    measures.add("same subject", found is not None and found.same_subject == same)
 
 
-def _card(tally: Tally, model: VisionLanguageModel, shown: Picture) -> None:
+def _card(measures: Measures, model: VisionLanguageModel, shown: Picture) -> None:
     printed = shown.card
     assert printed is not None
     text = questions.CARD.format(pages=quoted("card.png"), text="")
     asked = [question(text, [Sent(_image(shown), "Document 1:")])]
-    found = tally.ask(lambda: model.ask(asked, questions.CardAnswer))
+    found = measures.ask(lambda: model.ask(asked, questions.CardAnswer))
     read = None if found is None else (found.card.class_noun, *found.card.colours)
-    tally.add("card", read == (printed.class_noun, printed.color.name))
+    measures.add("card", read == (printed.class_noun, printed.color.name))
 
 
 def _image(shown: Picture) -> Image.Image:

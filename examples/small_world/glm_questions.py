@@ -113,7 +113,7 @@ def plural(noun: str) -> str:
     return {"fish": "fish", "butterfly": "butterflies"}.get(noun, f"{noun}s")
 
 
-def told(picture: Picture) -> str:
+def contents(picture: Picture) -> str:
     """`a red dog wearing a blue hat on the beach`"""
     assert picture.scene is not None
     things = " and ".join(f"a {looks(shown.identity)}" for shown in picture.subjects)
@@ -182,7 +182,7 @@ def ask_shown(rng: random.Random, pictures: Sequence[Picture]) -> list[Turn]:
     """The second opinion on one photo: three questions in one conversation."""
     noun = _only(pictures).class_noun
     asked = noun if rng.random() < 0.6 else rng.choice(list(CLASSES))
-    reason = f"it shows {told(pictures[0])}"
+    reason = f"it shows {contents(pictures[0])}"
     answer = {"reason": reason, "answer": asked == noun}
     turns = [turn(SHOWN.format(noun=asked), Remark, answer)]
     if asked != noun or rng.random() < 0.5:
@@ -230,7 +230,7 @@ def ask_prompt(rng: random.Random, pictures: Sequence[Picture]) -> list[Turn]:
         kind = rng.choice([one for one in ACCESSORIES if one != scene.accessory])
         wears, score = f"{rng.choice(list(COLORS))} {kind}", 3
     prompt = f"a photo of a {noun}{wears and ' wearing a ' + wears} {BACKGROUNDS[place]}"
-    answer = {"rationale": f"it shows {told(pictures[0])}", "score": score}
+    answer = {"rationale": f"it shows {contents(pictures[0])}", "score": score}
     return [turn(judged_prompt.TEMPLATE.format(prompt=prompt), JudgeAnswer, answer)]
 
 
@@ -240,7 +240,7 @@ def ask_checklist(rng: random.Random, pictures: Sequence[Picture]) -> list[Turn]
     requirement, prompt = requirement_of(rng, picture, true)
     text = CHECKLIST.format(prompt=prompt, requirement=requirement)
     if rng.random() < 0.35:
-        answer = {"reason": f"it shows {told(picture)}", "answer": "yes" if true else "no"}
+        answer = {"reason": f"it shows {contents(picture)}", "answer": "yes" if true else "no"}
         return [turn(text, YesNo, answer)]
     options = rng.sample(("yes", "no"), 2)
     return [Turn(f"{text}\n\n{choices(options)}", "AB"[options.index("yes" if true else "no")])]
@@ -406,7 +406,7 @@ def _remark(found: bool, what: str) -> dict[str, Any]:
 
 def _verdict(picture: Picture, same: bool) -> dict[str, Any]:
     clear = picture.flaw is None
-    return {"reason": f"it shows {told(picture)}", "same_subject": same, "unobstructed": clear}
+    return {"reason": f"it shows {contents(picture)}", "same_subject": same, "unobstructed": clear}
 
 
 def _only(pictures: Sequence[Picture]) -> Identity:
