@@ -22,8 +22,12 @@ $(VENV)/.installed: pyproject.toml constraints.txt
 	$(BIN)/python -m pip install --quiet --constraint constraints.txt --editable ".[local,postgres,heic,gpu,video,documents,ray,trackers,dev]"
 	@touch $@
 
-demo: install ## Train on the small world's dog, from photos to report, in minutes
-	$(BIN)/dreambooth run examples/small_world/config.yaml
+# The small vision-language model, as a judge that only advises.
+VISION_OPTIONS := $(if $(VISION),--set vision.backend=local_transformers --set vision.model=examples/small_world/glm \
+	--set vision.max_tokens=128 --set 'evaluation.judge={at_once: 1}')
+
+demo: install ## Train on the small world's dog, from photos to report, in minutes; VISION=1: with a judge
+	$(BIN)/dreambooth run examples/small_world/config.yaml $(VISION_OPTIONS)
 
 # One process per core, each with one file at a time and one thread.
 PYTEST := $(BIN)/python -m pytest -n auto --dist loadfile --no-loadscope-reorder

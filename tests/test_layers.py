@@ -18,7 +18,7 @@ LEVELS = [
     "data diffusion metrics tracking",
     "evaluation reports training",
     "batch_sampling registry",
-    "api serving",
+    "api serving vision_checks",
     "tasks",
     "flows",
     "cli",

@@ -5,14 +5,10 @@ from typing import Annotated
 
 import typer
 
-from dreambooth_core.cli.options import AsJson
+from dreambooth_core.cli.options import AsJson, Overrides
+from dreambooth_core.errors import ConfigError, StageFailed
 
 app = typer.Typer(no_args_is_help=True, help="Checks of the configured vision-language model.")
-
-
-@app.callback()
-def _group() -> None:
-    """Keeps `vision` a group while it has a single command."""
 
 
 @app.command()
@@ -55,3 +51,48 @@ def calibrate(
         with written_beside(out) as temporary:
             temporary.write_text(found.model_dump_json(indent=2), encoding="utf-8")
     show_calibration(found, judge.min_agreement, as_json)
+
+
+@app.command()
+def check(
+    config: Annotated[Path, typer.Option(help="Config with the section vision.")] = Path(
+        "config.yaml"
+    ),
+    overrides: Overrides = None,
+    as_json: AsJson = False,
+) -> None:
+    """Measure the eight capabilities of the config's model on images with known contents.
+
+    Exit code 4 if one did not pass. Costs about 150 questions; no answer is read from the cache.
+    """
+    from dreambooth_core.cli.output import print_json, print_table
+    from dreambooth_core.config import load_config
+    from dreambooth_core.vision.language.model import VisionLanguageModel
+    from dreambooth_core.vision_checks.capabilities import check as checked
+
+    settings = load_config(config, tuple(overrides or ()))
+    if settings.vision.backend is None:
+        raise ConfigError(
+            f"{config} has no vision-language model to check: set vision.backend, vision.model and, for a "
+            "server, vision.url"
+        )
+    with VisionLanguageModel(settings.vision) as model:
+        found = checked(model, settings)
+        counts = model.account.counts
+    if as_json:
+        print_json({name: one.model_dump(mode="json") for name, one in found.items()})
+    else:
+        rows = [
+            (
+                name,
+                "yes" if one.passed else "no",
+                "-" if one.measured is None else f"{one.measured:.2f}",
+                f"{one.limit:.2f}",
+                one.missing or one.about,
+            )
+            for name, one in found.items()
+        ]
+        columns = ("capability", "passed", "measured", "limit", "measure")
+        print_table(f"{settings.vision.model}: {counts}", columns, rows)
+    if failed := [name for name, one in found.items() if not one.passed]:
+        raise StageFailed(f"{settings.vision.model} did not pass {', '.join(failed)}")

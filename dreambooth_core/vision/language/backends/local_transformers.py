@@ -152,16 +152,21 @@ def _processor(source: str, where: Mapping[str, str]) -> Any:
     if is_torchvision_available() or base is None or "video_processor" not in base.get_attributes():
         return AutoProcessor.from_pretrained(source, **where)
 
+    return image_only(base).from_pretrained(source, **where)  # type: ignore[attr-defined]
+
+
+def image_only(base: type) -> type:
+    """A subclass of a processor class without its video processor, which needs torchvision."""
+
     # transformers derives a processor's components from the parameters of __init__
     def init(
         self: Any, image_processor: Any, tokenizer: Any, chat_template: Any = None, **options: Any
     ) -> None:
-        base.__init__(
+        base.__init__(  # type: ignore[misc]
             self, image_processor, tokenizer, None, chat_template=chat_template, **options
         )
 
-    image_only = type(f"ImageOnly{base.__name__}", (base,), {"__init__": init})
-    return image_only.from_pretrained(source, **where)  # type: ignore[attr-defined]
+    return type(f"ImageOnly{base.__name__}", (base,), {"__init__": init})
 
 
 def _message(message: EncodedMessage, marks: Sequence[str]) -> dict[str, Any]:
