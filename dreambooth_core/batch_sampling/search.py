@@ -328,7 +328,7 @@ def _picture(config: Config, store: Store, sample: str) -> "Picture":
 def _decoded(config: Config, path: Path) -> "Picture":
     """The image file under the config's limits for photos; raises `ImageRefused`."""
     from dreambooth_core.data import images
-    from dreambooth_core.data.dataset import photo_bytes
+    from dreambooth_core.data.files import photo_bytes
 
     rules = config.dataset
     return images.decode(photo_bytes(path, rules.max_bytes), rules.max_pixels).image

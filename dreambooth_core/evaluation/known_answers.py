@@ -79,7 +79,7 @@ def read_labels(path: Path, config: Config) -> list[Statement]:
     Raises `ConfigError` for a line that is no label, and `ImageRefused` for an unusable image.
     """
     from dreambooth_core.data import images
-    from dreambooth_core.data.dataset import photo_bytes
+    from dreambooth_core.data.files import photo_bytes
 
     rules = config.dataset
     found: list[Statement] = []
