@@ -6,8 +6,9 @@ comparable with the paper's.
 
 import numpy as np
 
-from dreambooth_core.config import Config, Kind
+from dreambooth_core.config import Config, Kind, Subject
 from dreambooth_core.metrics import Evidence, Values, vlm_judge
+from dreambooth_core.vision.language.messages import quoted
 
 TITLE = "judged subject"
 ABOUT = "how well the image shows the photos' subject, by a vision-language model, 0 to 1"
@@ -28,6 +29,8 @@ around it, what it wears, its pose, the light and the size must not count.
 Scores: 4, the same one in every visible detail; 3, the same with one small difference; 2, alike, \
 with differences that are seen at once; 1, only its kind is the same; 0, something else, or nothing \
 of it can be seen."""
+DETAILS = "\nDetails of this {noun}, of which each one that is missing or wrong counts: {details}."
+EXCLUDED = "\nThings that the last picture must not show: {things}."
 
 
 def measure(evidence: Evidence) -> Values | None:
@@ -37,7 +40,8 @@ def measure(evidence: Evidence) -> Values | None:
         return None
     judge, photos = config.judge, evidence.photos
     shown = [(photos, index) for index in range(min(judge.photos, len(photos.digests)))]
-    text = TEMPLATE.format(photos=len(shown), noun=config.subject.class_noun)
+    words = {"photos": len(shown), "noun": config.subject.class_noun}
+    text = TEMPLATE.format(**words) + _of_card(config.subject)
     judged = [index for index, kind in enumerate(evidence.kinds) if kind not in SKIPS]
     questions = [
         vlm_judge.JudgeQuestion(text, (*shown, (evidence.generated, index))) for index in judged
@@ -50,4 +54,16 @@ def measure(evidence: Evidence) -> Values | None:
 def model(config: Config) -> str | None:
     """Judge model, a digest of its settings and instruction, and photos; None without a judge."""
     judge = config.judge
-    return None if judge is None else f"{vlm_judge.name_of(judge, TEMPLATE)}-{judge.photos}"
+    if judge is None:
+        return None
+    return f"{vlm_judge.name_of(judge, TEMPLATE + _of_card(config.subject))}-{judge.photos}"
+
+
+def _of_card(subject: Subject) -> str:
+    """The requirements of the subject's card; empty without a card."""
+    card = subject.card
+    if card is None:
+        return ""
+    details, things = quoted("; ".join(card.identity)), quoted("; ".join(card.must_not))
+    kept = DETAILS.format(noun=card.class_noun, details=details) if card.identity else ""
+    return kept + (EXCLUDED.format(things=things) if card.must_not else "")
