@@ -10,7 +10,12 @@ from dreambooth_core import config
 from dreambooth_core.config import Vision
 from dreambooth_core.config.subject_card import SubjectCard
 from dreambooth_core.data.documents.pages import Page, read_pages
-from dreambooth_core.data.documents.text_search import DocumentText, TextCheck, text_of
+from dreambooth_core.data.documents.text_search import (
+    DocumentText,
+    TextCheck,
+    check_library,
+    text_of,
+)
 from dreambooth_core.data.findings import printable
 from dreambooth_core.errors import ConfigError, one_line
 from dreambooth_core.storage.records import Record
@@ -77,9 +82,10 @@ def card_of(
     `rules`: limits of image files. Raises the errors of `read_pages`, `text_of` and
     `VisionLanguageModel.ask`.
     """
+    check_library()
     pages = read_pages(documents, rules)
-    text = text_of(pages)
-    return check_card(model.ask([card_question(pages)], CardAnswer).value.card, text)
+    card = model.ask([card_question(pages)], CardAnswer).value.card
+    return check_card(card, text_of(pages))
 
 
 def card_question(pages: Sequence[Page]) -> Message:

@@ -59,6 +59,8 @@ def read_pages(files: Sequence[Path], rules: config.Dataset) -> list[Page]:
     for path in files:
         if not path.is_file():
             raise ConfigError(f"no document at {path}: name a PDF or an image")
+        if path.stat().st_size == 0:
+            raise DocumentRefused(f"{path} is an empty file: export it again")
         pages += _pdf_pages(path) if _is_pdf(path) else [_image_page(path, rules)]
         if len(pages) > MAX_PAGES:
             raise _too_many(path, len(pages))

@@ -8,7 +8,12 @@ from pydantic import BaseModel, ConfigDict, Field, StringConstraints, model_vali
 
 from dreambooth_core import config
 from dreambooth_core.data.documents.pages import read_pages
-from dreambooth_core.data.documents.text_search import DocumentText, TextCheck, text_of
+from dreambooth_core.data.documents.text_search import (
+    DocumentText,
+    TextCheck,
+    check_library,
+    text_of,
+)
 from dreambooth_core.errors import ConfigError
 from dreambooth_core.storage.records import Record
 from dreambooth_core.vision.language.messages import Picture, question
@@ -78,15 +83,15 @@ def table_of(model: VisionLanguageModel, document: Path, rules: config.Dataset) 
     `rules`: limits of image files. Raises the errors of `read_pages`, `text_of` and
     `VisionLanguageModel.ask`, and `ConfigError` for several pages.
     """
+    check_library()
     pages = read_pages([document], rules)
     if len(pages) > 1:
         raise ConfigError(
             f"{document} has {len(pages)} pages, a table is read from one: give that page as an image"
         )
-    text = text_of(pages)
     pictures = [Picture(page.image) for page in pages]
     table = model.ask([question(TABLE, pictures)], TableAnswer).value.table
-    return CheckedTable(table=table, checks=check_table(table, text))
+    return CheckedTable(table=table, checks=check_table(table, text_of(pages)))
 
 
 def check_table(table: Table, text: DocumentText) -> tuple[TextCheck, ...]:
