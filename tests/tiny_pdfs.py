@@ -5,7 +5,10 @@ from collections.abc import Sequence
 
 
 def pdf(
-    *pages: Sequence[str], size: tuple[float, float] = (595, 842), extra: str = "", trailer: str = ""
+    *pages: Sequence[str],
+    size: tuple[float, float] = (595, 842),
+    extra: str = "",
+    trailer: str = "",
 ) -> bytes:
     """A PDF with the given lines of text per page; `extra`: entries of every page, of `trailer` its own."""
     streams = [_stream(_text(lines, size[1])) for lines in pages]

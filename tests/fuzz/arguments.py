@@ -31,6 +31,8 @@ NEEDED: dict[str, tuple[str, ...]] = {
     "bench dreambench": ("photos",),
     "dataset push": ("photos", "dogs"),
     "dataset caption": ("photos", "--class", "dog"),
+    "dataset card": ("photos/0.png", "--check", "--out", "card.yaml"),
+    "dataset table": ("photos/0.png",),
     "dataset list": (),
     "dataset show": ("dogs",),
     "prompts write": ("config.yaml",),

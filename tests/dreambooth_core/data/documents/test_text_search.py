@@ -7,7 +7,10 @@ from dreambooth_core.data.documents.pages import Page
 from dreambooth_core.data.documents.text_search import DocumentText, recognised, text_of
 
 SHEET = DocumentText(
-    ["Mug Aurora\nBody: cream st0neware, blue handle", "White star. 350ml, EUR 24,90; 1,250 pieces 10-20"]
+    [
+        "Mug Aurora\nBody: cream st0neware, blue handle",
+        "White star. 350ml, EUR 24,90; 1,250 pieces 10-20",
+    ]
 )
 
 
