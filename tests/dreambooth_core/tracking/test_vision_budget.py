@@ -48,6 +48,14 @@ def ask(config: Config, count: int, first: int = 0) -> None:
             model.ask([question(f"Question {number}", [image])], Colour)
 
 
+def run(config: Config, count: int, ends: type[BaseException] | None = None) -> None:
+    """A run with some questions, which then ends with an exception or well."""
+    with run_budget(config):
+        ask(config, count)
+        if ends is not None:
+            raise ends
+
+
 def spent(config: Config) -> float:
     data = open_store(config.storage).get(key_of(config))
     return sum(Spending.model_validate_json(data).accounts.values())
@@ -56,20 +64,16 @@ def spent(config: Config) -> float:
 def test_a_resumed_run_continues_its_account_and_a_finished_one_closes_it(tmp_path):
     with scripted(Reply(GOOD, usage=(10, 64))) as server:
         config = config_at(server.url, tmp_path)
-        with pytest.raises(KeyboardInterrupt), run_budget(config):
-            ask(config, 2)
-            raise KeyboardInterrupt
+        with pytest.raises(KeyboardInterrupt):
+            run(config, 2, KeyboardInterrupt)
         assert spent(config) == pytest.approx(2 * ANSWER)
         with pytest.raises(StageFailed, match=r"0\.0192 of vision\.budget 0\.02 is spent"):
-            with run_budget(config):
-                ask(config, 2)
+            run(config, 2)
         assert len(server.requests) == 3
         more = config_at(server.url, tmp_path, budget=0.03)
-        with run_budget(more):
-            ask(more, 1)
+        run(more, 1)
         assert spent(config) == 0
-        with run_budget(config):
-            ask(config, 3)
+        run(config, 3)
     assert len(server.requests) == 7
 
 
@@ -82,14 +86,11 @@ def test_another_config_has_its_own_account(tmp_path):
 def test_without_a_budget_and_inside_another_run_nothing_is_recorded(tmp_path):
     with scripted(Reply(GOOD, usage=(10, 64))) as server:
         free = config_at(server.url, tmp_path, budget=None)
-        with run_budget(free):
-            ask(free, 1)
+        run(free, 1)
         outer = config_at(server.url, tmp_path)
         inner = outer.model_copy(update={"seed": 1})
-        with pytest.raises(KeyError), run_budget(outer):
-            with run_budget(inner):
-                ask(inner, 1)
-            raise KeyError
+        with pytest.raises(KeyboardInterrupt), run_budget(outer):
+            run(inner, 1, KeyboardInterrupt)
     assert spent(outer) == pytest.approx(ANSWER)
     assert list(open_store(outer.storage).keys("spending/")) == [key_of(outer)]
 
@@ -105,7 +106,7 @@ config = config_at(sys.argv[1], Path(sys.argv[2]), budget=0.05)
 try:
     with run_budget(config):
         ask(config, 4, first=int(sys.argv[4]))
-        raise KeyboardInterrupt
+        raise KeyboardInterrupt  # so that the account stays open
 except (KeyboardInterrupt, StageFailed) as error:
     print(type(error).__name__)
 """
