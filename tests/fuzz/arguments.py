@@ -72,6 +72,8 @@ CONFIGS = (
     "dataset push photos dogs --config",
     "dataset show dogs --config",
     "dataset caption photos --class dog --config",
+    "dataset card photos/0.png --config",
+    "dataset table photos/0.png --config",
     "bench dreambench photos --config",
     "ask dog why --config",
     "prompts write",
