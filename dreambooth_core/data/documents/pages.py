@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING
 
 from dreambooth_core import config
 from dreambooth_core.data import images
-from dreambooth_core.data.dataset import photo_bytes
+from dreambooth_core.data.files import photo_bytes
 from dreambooth_core.data.findings import printable
 from dreambooth_core.errors import ConfigError, DatasetRefused
 from dreambooth_core.runtime.processes import supervised
