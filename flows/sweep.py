@@ -6,6 +6,7 @@ from dreambooth_core.config.flow_parameters import Sweep
 from dreambooth_core.reports.summary import Summary
 from dreambooth_core.servers.local import local_services
 from dreambooth_core.tracking import mlflow as tracking
+from dreambooth_core.tracking.vision_budget import run_budget
 from flows.train import train_flow
 from tasks.data import (
     caption_instance_images,
@@ -21,7 +22,7 @@ from tasks.sweep import choose_trial, measure_trial, plan_trials, publish_sweep
 @flow(name="sweep", persist_result=False)
 def sweep_flow(sweep: Sweep) -> Summary:
     """Train every trial, choose one by its scores on development seeds, and run `train` with its config."""
-    with local_services(sweep.config):
+    with local_services(sweep.config), run_budget(sweep.config):
         tracking.reach(sweep.config)
         scores = []
         trials = plan_trials(sweep, pin_datasets(sweep.config))

@@ -11,6 +11,7 @@ from dreambooth_core.errors import DatasetRefused
 from dreambooth_core.reports.summary import RunRecorder, Summary
 from dreambooth_core.servers.local import local_services
 from dreambooth_core.tracking import mlflow as tracking
+from dreambooth_core.tracking.vision_budget import run_budget
 from tasks.artifacts import publish_findings, publish_plan, publish_results, write_report
 from tasks.data import (
     caption_instance_images,
@@ -35,7 +36,7 @@ def train_flow(config: Config) -> Summary:
     with local_services(config):
         tracking.reach(config)
         config = pin_datasets(config)
-        with RunRecorder(config) as run:
+        with RunRecorder(config) as run, run_budget(config):
             try:
                 photos = run.stage("validate", collect_instance_images, config)
             except DatasetRefused as refused:

@@ -20,6 +20,7 @@ from dreambooth_core.cli import (
     approvals,
     config,
     datasets,
+    documents,
     models,
     prompts,
     questions,
@@ -43,6 +44,7 @@ for commands in (training, starting, models, questions, approvals, sample, serve
     app.add_typer(commands.app)
 app.add_typer(config.app, name="config")
 app.add_typer(bench.app, name="bench")
+datasets.app.add_typer(documents.app)
 app.add_typer(datasets.app, name="dataset")
 app.add_typer(prompts.app, name="prompts")
 app.add_typer(vision.app, name="vision")

@@ -97,12 +97,21 @@ def show(
 @app.command()
 def caption(
     folder: Annotated[Path, typer.Argument(metavar="DIR", help="A folder of photos.")],
-    class_noun: Annotated[str, typer.Option("--class", help="Class noun: dog, backpack, robot.")],
+    class_noun: Annotated[
+        str | None,
+        typer.Option(
+            "--class", help="Class noun: dog, backpack, robot; default: that of the card."
+        ),
+    ] = None,
     identifier: Annotated[
         str, typer.Option(help="Identifier that captions contain, as such or by {subject}.")
     ] = "sks",
     config: Annotated[
         Path | None, typer.Option(help="Config with the section vision, photo limits and store.")
+    ] = None,
+    card: Annotated[
+        Path | None,
+        typer.Option(help="Subject card whose phrases captions leave out; default: the config's."),
     ] = None,
     overwrite: Annotated[
         bool, typer.Option("--overwrite", help="Also replace existing captions.")
@@ -125,8 +134,12 @@ def caption(
 
     if check and overwrite:
         raise ConfigError("--overwrite has no effect with --check: leave one of them out")
-    subject = subject_of({"images": folder, "class_noun": class_noun, "identifier": identifier})
     settings = load_config(config) if config else None
+    own = settings.subject.card if settings else None
+    if class_noun is None and card is None:
+        raise ConfigError("captions need the subject's class noun: give --class or --card")
+    noun = {} if class_noun is None else {"class_noun": class_noun}
+    subject = subject_of({"images": folder, "identifier": identifier, "card": card or own, **noun})
     if settings is not None and settings.vision.backend is not None:
         made, findings, counts = _captioned(settings, subject, overwrite, check)
         cost = None if settings.vision.price is None else counts.cost

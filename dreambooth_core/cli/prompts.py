@@ -15,7 +15,7 @@ if TYPE_CHECKING:
     from collections.abc import Sequence
 
     from dreambooth_core.config import Config
-    from dreambooth_core.config.subject_card import SubjectCard
+    from dreambooth_core.config.subject_card import SubjectCard, load_card
     from dreambooth_core.evaluation.prompt_repair import PromptRepair
     from dreambooth_core.evaluation.prompt_writing import WrittenPrompts
     from dreambooth_core.storage.records import Scores
@@ -134,7 +134,7 @@ def repair(
     from dreambooth_core.vision.language.spending import account_of
 
     settings, limits = load_config(config) if config else None, RepairLimits(rounds, seeds)
-    own_card = _card(card) if card else None
+    own_card = load_card(card) if card else None
     folder = settings.paths.work if settings else work
     with (
         listing.opened_version(settings, folder, model) as one,
@@ -172,30 +172,19 @@ def _source(source: Path, config: Path | None) -> "tuple[SubjectCard, Config]":
     from dreambooth_core.cli.services import with_vision
     from dreambooth_core.config import load_config
     from dreambooth_core.config.loading import read_yaml
-    from dreambooth_core.config.subject_card import SubjectCard
+    from dreambooth_core.config.subject_card import SubjectCard, load_card
 
     other = load_config(config) if config else None
     if "subject" in read_yaml(source):
         own = load_config(source)
-        return SubjectCard(class_noun=own.subject.class_noun), with_vision(own, other)
-    card = _card(source)
+        card = own.subject.card or SubjectCard(class_noun=own.subject.class_noun)
+        return card, with_vision(own, other)
+    card = load_card(source)
     if other is None:
         raise ConfigError(
             f"{source} is a subject card: give a config with the section vision by --config"
         )
     return card, with_vision(other)
-
-
-def _card(path: Path) -> "SubjectCard":
-    from pydantic import ValidationError
-
-    from dreambooth_core.config.loading import read_yaml, wrong_fields
-    from dreambooth_core.config.subject_card import SubjectCard
-
-    try:
-        return SubjectCard.model_validate(read_yaml(path, "subject card"))
-    except ValidationError as error:
-        raise ConfigError(f"{path}: {wrong_fields(error, SubjectCard)}") from error
 
 
 def _check_out(out: Path | None, source: Path) -> None:

@@ -2,13 +2,15 @@
 
 import re
 import string
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Annotated, Any, Literal, Self
 
-from pydantic import Field, WithJsonSchema, field_validator, model_validator
+from pydantic import BeforeValidator, Field, WithJsonSchema, field_validator, model_validator
 
 from dreambooth_core import plugins
 from dreambooth_core.config.base import Fraction, Large, NonEmpty, Positive, Section
+from dreambooth_core.config.subject_card import SubjectCard, load_card
 from dreambooth_core.errors import ConfigError
 
 DATASET_NAME = r"[A-Za-z0-9][A-Za-z0-9_-]{0,63}"
@@ -65,6 +67,15 @@ class Model(Section):
         return self
 
 
+def _loaded(given: object) -> object:
+    """The card of a YAML file if a path is given; configs hold its content, not the path."""
+    return load_card(Path(given)) if isinstance(given, str | Path) else given
+
+
+def _is_absent(value: object) -> bool:
+    return value is None
+
+
 class Subject(Section):
     """The subject to learn."""
 
@@ -73,7 +84,7 @@ class Subject(Section):
     masks in `<photo>.mask.png` or the alpha channel. Or a dataset version: `dataset://NAME@latest`,
     `dataset://NAME@<digest>`."""
     class_noun: NonEmpty
-    """Word for the subject's class: dog, backpack, robot."""
+    """Word for the subject's class: dog, backpack, robot. May be left out with `card`."""
     identifier: str = "sks"
     """Rare token that is trained to mean the subject."""
     instance_prompt: NonEmpty = "a photo of {identifier} {class_noun}"
@@ -86,6 +97,22 @@ class Subject(Section):
     """Consent to training on the photos, for the model card: from whom and how."""
     captions: bool = True
     """Use captions as prompts; false: `instance_prompt` for all photos."""
+    card: Annotated[
+        SubjectCard | None,
+        BeforeValidator(_loaded, json_schema_input_type=str | SubjectCard | None),
+        Field(exclude_if=_is_absent),  # digests of configs without a card are those of before
+    ] = None
+    """Subject card, its YAML file (see `dreambooth dataset card`) or its content: gives `class_noun`, phrases
+    that captions leave out, and requirements for the judge."""
+
+    @model_validator(mode="before")
+    @classmethod
+    def _takes_the_class_noun_of_the_card(cls, given: object) -> object:
+        if not isinstance(given, Mapping) or given.get("card") is None:
+            return given
+        card = _loaded(given["card"])
+        noun = dict(card).get("class_noun") if isinstance(card, SubjectCard | Mapping) else None
+        return {**({"class_noun": noun} if noun else {}), **given, "card": card}
 
     @field_validator("images", mode="before")
     @classmethod

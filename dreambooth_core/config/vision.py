@@ -59,8 +59,9 @@ class Vision(Section):
     requests_per_minute: Positive | None = None
     """Rate limit per process."""
     budget: Money | None = None
-    """Spending limit per process, in the prices' currency: a request whose upper bound exceeds the rest is
-    not sent, and the run stops. Unlimited by default."""
+    """Spending limit in the prices' currency, of a run with its restarts and all its processes, and of a
+    process for other commands: a request whose upper bound exceeds the rest is not sent, and the run stops.
+    Unlimited by default."""
     input_price: Money | None = None
     """Price per million input tokens; default: the profile's list price."""
     output_price: Money | None = None

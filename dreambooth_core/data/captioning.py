@@ -7,6 +7,7 @@ check applies to captions of any origin.
 
 import re
 from collections.abc import Sequence
+from itertools import dropwhile, takewhile
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
@@ -15,6 +16,7 @@ from pydantic import BaseModel, Field, StringConstraints, field_validator
 from dreambooth_core import config
 from dreambooth_core.config import Subject
 from dreambooth_core.data import captions, files, images
+from dreambooth_core.data.documents.text_search import FUNCTION_WORDS
 from dreambooth_core.data.findings import Finding, about, printable
 from dreambooth_core.errors import ConfigError, Unanswered
 from dreambooth_core.storage.records import Record
@@ -43,6 +45,7 @@ In it, {identifier} is the name of the {noun} in the image. Copy from the captio
 phrase that describes the {noun} itself and would be true of it in any other photo: {own}. Leave out phrases \
 about its surroundings, pose, light and camera, what it wears in this photo only, other things, and the word \
 {noun}. First give a `reason` in one sentence; `phrases` is empty when there is no such phrase."""
+OF_CARD = "{own}, and in particular {identity}"
 AGAIN = "{phrases} belongs to the {noun} itself. Write `scene` again without any mention of it, or of {own}."
 
 
@@ -121,7 +124,7 @@ def caption_photo(
 
     `{subject}` occurs once, for identifier and class noun. Raises `Unanswered`.
     """
-    words = {"noun": subject.class_noun, "own": OWN}
+    words = {"noun": subject.class_noun, "own": _own(subject)}
     conversation = Conversation(model)
     scene = conversation.ask(SCENE.format(**words, words=MAX_WORDS), Scene, [image]).value.scene
     leaks = leaks_in(model, image, _caption(scene), subject)
@@ -135,10 +138,10 @@ def caption_photo(
 def leaks_in(
     model: VisionLanguageModel, image: "Image", caption: str, subject: Subject
 ) -> tuple[str, ...]:
-    """Phrases of a caption that describe the subject itself, judged by the model with the image.
+    """Phrases of a caption that describe the subject itself: by the model with the image, and of the card.
 
-    Validated to be substrings of the filled caption. Raises `Unanswered`, and `ValueError` for a
-    caption with unknown placeholders.
+    All are substrings of the filled caption. Raises `Unanswered`, and `ValueError` for a caption with
+    unknown placeholders.
     """
     filled = subject.fill(caption)
 
@@ -152,12 +155,40 @@ def leaks_in(
                 raise ValueError(f"{missing[0]!r} is not in the caption: copy its words exactly")
             return phrases
 
-    text = LEAKS.format(
-        caption=quoted(filled), identifier=subject.identifier, noun=subject.class_noun, own=OWN
-    )
+    words = {"identifier": subject.identifier, "noun": subject.class_noun, "own": _own(subject)}
+    text = LEAKS.format(caption=quoted(filled), **words)
     named = {subject.identifier.lower(), subject.class_noun.lower()}
     found = model.ask([question(text, [image])], PhrasesOfCaption).value.phrases
-    return tuple(phrase for phrase in found if phrase.lower() not in named)
+    leaks = [phrase for phrase in found if phrase.lower() not in named]
+    return (*leaks, *(one for one in card_leaks(filled, subject) if one not in leaks))
+
+
+def card_leaks(caption: str, subject: Subject) -> tuple[str, ...]:
+    """Words of a filled caption that name materials, details or colours of the subject's card.
+
+    Of a phrase the noun with the word before it is searched: "white star" of "a white star on the left
+    side". Colours of one word are left to the model, because other things have the same. Empty without a
+    card.
+    """
+    card = subject.card
+    if card is None:
+        return ()
+    nouns = [_noun_of(phrase) for phrase in (*card.materials, *card.must_keep)]
+    nouns += [noun for noun in map(_noun_of, card.colours) if " " in noun]
+    found = [_occurrences(noun, caption) for noun in nouns if noun]
+    return tuple(dict.fromkeys(one for group in found for one in group))
+
+
+def _noun_of(phrase: str) -> str:
+    """The noun that a phrase begins with, and the word before it."""
+    words = dropwhile(lambda word: word.lower() in FUNCTION_WORDS, phrase.split())
+    return " ".join([*takewhile(lambda word: word.lower() not in FUNCTION_WORDS, words)][-2:])
+
+
+def _own(subject: Subject) -> str:
+    """What captions leave out, for questions; with the card's phrases as quoted data."""
+    identity = subject.card.identity if subject.card else ()
+    return OF_CARD.format(own=OWN, identity=quoted("; ".join(identity))) if identity else OWN
 
 
 def check_captions(
@@ -168,8 +199,8 @@ def check_captions(
 ) -> list[Finding]:
     """Findings about the captions of a folder, of any origin.
 
-    Checks: identifier exactly once, class noun present, no words between the two; with a model also
-    leaks. Raises the errors of `caption_folder`.
+    Checks: identifier exactly once, class noun present, no words between the two, no words of the
+    subject's card; with a model also other leaks. Raises the errors of `caption_folder`.
     """
     findings: list[Finding] = []
     photos = _photos(folder, findings)
@@ -177,10 +208,12 @@ def check_captions(
     for photo, (source, text) in known.items():
         try:
             findings += wording_findings(source, subject.fill(text), subject)
-            if model is not None:
-                image = _decoded(photo, rules)
-                if leaks := leaks_in(model, image, text, subject):
-                    findings.append(leaking(source, leaks, subject))
+            if model is None:
+                leaks = card_leaks(subject.fill(text), subject)
+            else:
+                leaks = leaks_in(model, _decoded(photo, rules), text, subject)
+            if leaks:
+                findings.append(leaking(source, leaks, subject))
         except (images.ImageRefused, Unanswered, ValueError) as error:
             findings.append(_unchecked(source, error))
     return [*remarks, *findings]
@@ -234,7 +267,8 @@ def _write(sidecar: Path, caption: str, overwrite: bool) -> bool:
 
 
 def _occurrences(word: str, caption: str) -> Sequence[str]:
-    found: list[str] = re.findall(rf"(?<!\w){re.escape(word)}(?!\w)", caption, re.IGNORECASE)
+    pattern = r"\s+".join(map(re.escape, word.split()))
+    found: list[str] = re.findall(rf"(?<!\w){pattern}(?!\w)", caption, re.IGNORECASE)
     return found
 
 

@@ -6,9 +6,10 @@ equal to the paper's only in their scale. Identity is measured by encoders; a ju
 
 import numpy as np
 
-from dreambooth_core.config import Config, Kind
+from dreambooth_core.config import Config, Kind, Subject
 from dreambooth_core.metrics import Evidence, Judged, Values, vlm_judge
 from dreambooth_core.storage.records import Judgement
+from dreambooth_core.vision.language.messages import quoted
 
 TITLE = "judged subject"
 ABOUT = "same subject by a vision-language model, 0 to 1, only to compare with DreamBench++"
@@ -30,6 +31,8 @@ around it, what it wears, its pose, the light and the size must not count.
 Scores: 4, the same one in every visible detail; 3, the same with one small difference; 2, alike, \
 with differences that are seen at once; 1, only its kind is the same; 0, something else, or nothing \
 of it can be seen."""
+DETAILS = "\nDetails of this {noun}, of which each one that is missing or wrong counts: {details}."
+EXCLUDED = "\nThings that the last picture must not show: {things}."
 
 
 def measure(evidence: Evidence) -> Values | None:
@@ -45,7 +48,8 @@ def judge(evidence: Evidence) -> Judged | None:
         return None
     by, photos = config.judge, evidence.photos
     shown = [(photos, index) for index in range(min(by.photos, len(photos.digests)))]
-    text = TEMPLATE.format(photos=len(shown), noun=config.subject.class_noun)
+    words = {"photos": len(shown), "noun": config.subject.class_noun}
+    text = TEMPLATE.format(**words) + _of_card(config.subject)
     judged = [index for index, kind in enumerate(evidence.kinds) if kind not in SKIPS]
     questions = [
         vlm_judge.JudgeQuestion(text, (*shown, (evidence.generated, index))) for index in judged
@@ -62,4 +66,16 @@ def judge(evidence: Evidence) -> Judged | None:
 def model(config: Config) -> str | None:
     """Judge model, a digest of its settings and instruction, and photos; None without a judge."""
     by = config.judge
-    return None if by is None else f"{vlm_judge.name_of(by, TEMPLATE)}-{by.photos}"
+    if by is None:
+        return None
+    return f"{vlm_judge.name_of(by, TEMPLATE + _of_card(config.subject))}-{by.photos}"
+
+
+def _of_card(subject: Subject) -> str:
+    """The requirements of the subject's card; empty without a card."""
+    card = subject.card
+    if card is None:
+        return ""
+    details, things = quoted("; ".join(card.identity)), quoted("; ".join(card.must_not))
+    kept = DETAILS.format(noun=card.class_noun, details=details) if card.identity else ""
+    return kept + (EXCLUDED.format(things=things) if card.must_not else "")

@@ -1,9 +1,16 @@
-"""Budget, rate limit and counts of a process's requests to a vision-language model."""
+"""Budget, rate limit and counts of requests to a vision-language model.
+
+A budget is that of a process, or of a run whose spending is recorded in a `Ledger`.
+"""
 
 import functools
 import threading
 import time
+from collections.abc import Hashable, Iterator
+from contextlib import contextmanager
+from contextvars import ContextVar
 from dataclasses import dataclass, field, replace
+from typing import Protocol
 
 from dreambooth_core import console
 from dreambooth_core.config import Vision
@@ -35,6 +42,57 @@ class Counts:
         )
 
 
+class Ledger(Hashable, Protocol):
+    """Spending per account name, in the prices' currency; thread-safe."""
+
+    def add(self, name: str, amount: float, limit: float | None) -> bool:
+        """Add an amount, which may be negative; False, adding nothing, if the total would exceed `limit`."""
+        ...
+
+    def spent(self, name: str) -> float:
+        """Total so far, with reservations of pending requests."""
+        ...
+
+
+class ProcessLedger:
+    """A `Ledger` in memory."""
+
+    def __init__(self) -> None:
+        self._totals: dict[str, float] = {}
+        self._lock = threading.Lock()
+
+    def add(self, name: str, amount: float, limit: float | None) -> bool:
+        """See `Ledger`."""
+        with self._lock:
+            total = self.spent(name) + amount
+            fits = limit is None or total <= limit
+            if fits:
+                self._totals[name] = total
+            return fits
+
+    def spent(self, name: str) -> float:
+        """See `Ledger`."""
+        return self._totals.get(name, 0.0)
+
+
+_LEDGER: ContextVar[Ledger | None] = ContextVar("ledger of the run", default=None)
+
+
+@contextmanager
+def recorded_in(ledger: Ledger) -> Iterator[None]:
+    """Let accounts that `account_of` gives during the block record their spending in `ledger`."""
+    token = _LEDGER.set(ledger)
+    try:
+        yield
+    finally:
+        _LEDGER.reset(token)
+
+
+def is_recorded() -> bool:
+    """Whether the block of a `recorded_in` is running."""
+    return _LEDGER.get() is not None
+
+
 class Account:
     """Enforces a budget and a rate limit on requests; thread-safe."""
 
@@ -43,12 +101,17 @@ class Account:
         budget: float | None = None,
         requests_per_minute: int | None = None,
         price: Price | None = None,
+        name: str = "",
+        ledger: Ledger | None = None,
     ) -> None:
-        """`budget` is in the price's currency and requires `price`; None is unlimited."""
+        """`budget` is in the price's currency and requires `price`; None is unlimited.
+
+        `name`: of the account in `ledger`, by default a new `ProcessLedger`.
+        """
         self._budget, self._price = budget, price
+        self._name, self._ledger = name, ledger or ProcessLedger()
         self._interval = 60 / requests_per_minute if requests_per_minute else 0.0
         self._next = 0.0
-        self._booked = 0.0
         self._announced = False
         self._counts = Counts()
         self._lock = threading.Lock()
@@ -73,14 +136,13 @@ class Account:
         Raises `StageFailed` at once when the rest of the budget is smaller.
         """
         cost = self.cost(bound) or 0.0
+        budget = self._budget
+        if budget is not None and not self._ledger.add(self._name, cost, budget):
+            raise StageFailed(
+                f"the next question may cost {cost:.4f} and {self._ledger.spent(self._name):.4f} of "
+                f"vision.budget {budget:g} is spent: raise vision.budget, or send fewer questions"
+            )
         with self._lock:
-            spent = self._counts.cost + self._booked
-            if self._budget is not None and spent + cost > self._budget:
-                raise StageFailed(
-                    f"the next question may cost {cost:.4f} and {spent:.4f} of vision.budget "
-                    f"{self._budget:g} is spent: raise vision.budget, or send fewer questions"
-                )
-            self._booked += cost
             start = max(self._next, time.monotonic())
             self._next = start + self._interval
         time.sleep(max(0.0, start - time.monotonic()))
@@ -88,9 +150,11 @@ class Account:
     def settle(self, bound: Usage, used: Usage | None) -> None:
         """Replace a reservation by the actual usage; None counts the reservation in full."""
         used = bound if used is None else used
+        if self._budget is not None:
+            excess = (self.cost(used) or 0.0) - (self.cost(bound) or 0.0)
+            self._ledger.add(self._name, excess, None)
         with self._lock:
             counts = self._counts
-            self._booked -= self.cost(bound) or 0.0
             self._counts = replace(
                 counts,
                 requests=counts.requests + 1,
@@ -118,13 +182,17 @@ class Account:
 
 
 def account_of(config: Vision) -> Account:
-    """The process-wide account of a backend, URL, model, key and their limits."""
+    """The account of a backend, URL, model, key and their limits: of the run, else of the process."""
     where = (config.backend, config.url, config.model, config.key)
-    return _account(where, config.budget, config.requests_per_minute, config.price)
+    return _account(where, config.budget, config.requests_per_minute, config.price, _LEDGER.get())
 
 
 @functools.cache
 def _account(
-    where: tuple[str | None, ...], budget: float | None, rate: int | None, price: Price | None
+    where: tuple[str | None, ...],
+    budget: float | None,
+    rate: int | None,
+    price: Price | None,
+    ledger: Ledger | None,
 ) -> Account:
-    return Account(budget, rate, price)
+    return Account(budget, rate, price, " ".join(filter(None, where)), ledger)

@@ -196,3 +196,15 @@ def test_a_file_that_is_no_video_is_refused(tmp_path):
     assert isinstance(result.exception, VideoRefused)
     assert result.exception.exit_code == 3
     assert not (tmp_path / "photos").exists()
+
+
+def test_a_card_gives_the_class_noun_and_the_words_that_captions_leave_out(folder, tmp_path):
+    (tmp_path / "card.yaml").write_text("class_noun: mug\nmaterials: [clay]\n", encoding="utf-8")
+    (folder / "a.txt").write_text("a photo of {subject} of clay", encoding="utf-8")
+    words = ["caption", str(folder), "--card", str(tmp_path / "card.yaml"), "--check", "--json"]
+    (finding,) = document(CliRunner().invoke(app, words))["findings"]
+    assert (finding["check"], finding["file"]) == ("caption leak", "a.txt")
+    assert "describes the mug itself: clay" in finding["measure"]
+    result = CliRunner().invoke(app, ["caption", str(folder), "--check"])
+    assert isinstance(result.exception, ConfigError)
+    assert "--class or --card" in str(result.exception)

@@ -7,8 +7,10 @@ import pytest
 from PIL import Image
 
 from dreambooth_core.config import Dataset, Subject, Vision
+from dreambooth_core.config.subject_card import SubjectCard
 from dreambooth_core.data.captioning import (
     caption_folder,
+    card_leaks,
     check_captions,
     wording_findings,
 )
@@ -194,6 +196,46 @@ def test_the_words_of_a_caption_are_checked_without_a_model(folder, subject, cap
     assert len(measures) == len(words)
     for measure, word in zip(measures, words, strict=True):
         assert word in measure
+
+
+CARD = SubjectCard(
+    class_noun="mug",
+    materials=("stoneware",),
+    colours=("red", "a blue handle"),
+    must_keep=("a small white star on the left side",),
+)
+
+
+@pytest.mark.parametrize(
+    ("caption", "leaks"),
+    [
+        ("a photo of zwx mug, stoneware on a table", ("stoneware",)),
+        (
+            "a photo of zwx mug with a White  Star and its blue handle",
+            ("White  Star", "blue handle"),
+        ),
+        ("a photo of zwx mug on a red sofa, blue sky, light from the left side", ()),
+        ("a photo of zwx mug, stonewares", ()),
+    ],
+)
+def test_words_of_the_card_are_leaks_without_a_model(folder, subject, caption, leaks):
+    carded = subject.model_copy(update={"card": CARD})
+    found = sorted(card_leaks(caption, carded), key=caption.find)
+    assert tuple(found) == leaks
+    assert card_leaks(caption, subject) == ()
+    (folder / "a.txt").write_text(caption, encoding="utf-8")
+    checks = [one.check for one in check_captions(folder, carded, RULES)]
+    assert checks == ["caption leak"] * bool(leaks)
+
+
+def test_the_card_is_quoted_in_questions_and_its_words_are_corrected(folder, subject):
+    carded = subject.model_copy(update={"card": CARD})
+    with captioner(f"next to a white star, {PLAIN}", PLAIN) as server, model_at(server) as model:
+        made, findings = caption_folder(model, folder, carded, RULES)
+    assert [one.leaks for one in made] == [()] * 3
+    assert findings == []
+    assert '"red; a blue handle; stoneware; a small white star' in text_of(server.requests[0])
+    assert '"white star"' in text_of(server.requests[2])
 
 
 def test_a_missing_folder_is_an_error(tmp_path, subject):

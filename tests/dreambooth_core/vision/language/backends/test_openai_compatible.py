@@ -7,9 +7,13 @@ import threading
 import time
 from email.utils import formatdate
 
+import httpx
+import openai
 import pytest
+from openai.types.chat import ChatCompletion, ChatCompletionMessageParam
+from openai.types.chat.completion_create_params import ResponseFormat
 from PIL import Image
-from pydantic import BaseModel, Field
+from pydantic import BaseModel, Field, TypeAdapter
 
 from dreambooth_core.config import Vision
 from dreambooth_core.errors import ConfigError, StageFailed, Unanswered
@@ -354,13 +358,77 @@ def test_options_of_probability_zero_are_no_choice():
 
 
 def test_the_official_client_sends_the_same_message():
-    openai = pytest.importorskip("openai")
     with scripted(Reply(GOOD, usage=(7, 3))) as server:
         ask(server)
         sent = server.requests[0]
-        client = openai.OpenAI(base_url=server.url, api_key="none", max_retries=0)
-        fields = {name: sent[name] for name in ("model", "messages", "temperature", "max_tokens")}
-        found = client.chat.completions.create(**fields)
+        with official_client(server) as client:
+            fields = {
+                name: sent[name] for name in ("model", "messages", "temperature", "max_tokens")
+            }
+            found = client.chat.completions.create(**fields)
     assert found.choices[0].message.content == GOOD
     assert found.usage.prompt_tokens == 7
     assert server.requests[1]["messages"] == sent["messages"]
+
+
+@pytest.mark.parametrize("profile", ["generic", "vllm", "sglang", "ollama", "zai"])
+def test_requests_have_the_official_types(profile):
+    with scripted(Reply(GOOD)) as server:
+        ask(server, profile=profile, model="m", thinking=False)
+    (sent,) = server.requests
+    (message,) = TypeAdapter(list[ChatCompletionMessageParam]).validate_python(sent["messages"])
+    assert len(list(message["content"])) == 3  # pydantic validates iterables when they are read
+    if "response_format" in sent:
+        TypeAdapter(ResponseFormat).validate_python(sent["response_format"])
+
+
+def test_replies_of_the_chat_server_have_the_official_type():
+    top = [{"token": "A", "logprob": -0.1, "bytes": None}]
+    log = {"logprobs": {"content": [{**top[0], "top_logprobs": top}], "refusal": None}}
+    with scripted(Reply(GOOD, usage=(7, 3), choice=log, message={"refusal": None})) as server:
+        body = httpx.post(f"{server.url}/chat/completions", json={"messages": []}).json()
+    ChatCompletion.model_validate(body, strict=True)
+
+
+@pytest.mark.parametrize(
+    ("reply", "raised", "kind"),
+    [
+        (Reply(status=429), openai.RateLimitError, Unanswered),
+        (Reply(status=500), openai.InternalServerError, Unanswered),
+        (Reply(status=400), openai.BadRequestError, Unanswered),
+        (Reply(status=401), openai.AuthenticationError, StageFailed),
+        (Reply(status=404), openai.NotFoundError, StageFailed),
+        (Reply(hang_up=True), openai.APIConnectionError, Unanswered),
+        (Reply(GOOD, cut_after=30), openai.APIConnectionError, Unanswered),
+        (Reply(wait=threading.Event()), openai.APITimeoutError, StageFailed),
+    ],
+    ids=["429", "500", "400", "401", "404", "closed", "cut", "time-out"],
+)
+def test_faults_are_errors_of_the_official_client_and_of_ours(reply, raised, kind):
+    """The loopback server's faults are those that a public client knows; ours classifies each."""
+    with scripted(reply) as server, official_client(server, timeout=0.5) as client:
+        with pytest.raises(raised):
+            client.chat.completions.create(
+                model="m", messages=[{"role": "user", "content": "Hello"}]
+            )
+        with pytest.raises(kind) as caught:
+            ask(server, attempts=1, timeout=0.5)
+    assert type(caught.value) is kind
+
+
+def test_both_clients_repeat_a_busy_request_and_get_the_answer():
+    busy = Reply(status=429, headers={"Retry-After": "0.01"})
+    with scripted(busy, Reply(GOOD), busy, Reply(GOOD)) as server:
+        with official_client(server, max_retries=1) as client:
+            found = client.chat.completions.create(
+                model="m", messages=[{"role": "user", "content": "Hello"}]
+            )
+        assert found.choices[0].message.content == GOOD
+        assert ask(server).value == RIGHT
+    assert len(server.requests) == 4
+
+
+def official_client(server, **options) -> openai.OpenAI:
+    return openai.OpenAI(
+        base_url=server.url, api_key="none", **{"max_retries": 0, "timeout": 60, **options}
+    )
