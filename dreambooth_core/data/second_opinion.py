@@ -238,17 +238,17 @@ def _set_findings(
     return findings
 
 
-class _OddOnes(BaseModel):
+class OddOnes(BaseModel):
     """Numbers of the photos of another subject, from 1."""
 
     reason: Reason
     odd: tuple[int, ...] = Field(max_length=GROUP)
 
 
-def _odd_ones(count: int) -> type[_OddOnes]:
+def _odd_ones(count: int) -> type[OddOnes]:
     """The schema for `count` photos."""
 
-    class OddOnes(_OddOnes):
+    class OddOnes(OddOnes):
         """Numbers of the photos of another subject than most, from 1."""
 
         @field_validator("odd")
