@@ -220,6 +220,7 @@ def _run(words: list[str], env: dict[str, str], log: Path) -> None:
     os.environ.update(env)
     torch.set_num_threads(int(env["OMP_NUM_THREADS"]))
     sys.argv = words
+    sys.modules.pop(words[0], None)  # imported for `Attempts`
     runpy.run_module(words[0], run_name="__main__", alter_sys=True)
 
 
