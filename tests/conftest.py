@@ -1,8 +1,12 @@
 """What several tests stand on: a tiny model with random weights, and a store in a folder."""
 
+import fcntl
 import importlib
 import os
-from collections.abc import Iterator
+import shutil
+import subprocess
+import sys
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -14,13 +18,30 @@ os.environ.setdefault("MLFLOW_DISABLE_TELEMETRY", "true")
 os.environ.setdefault("PREFECT_SERVER_ANALYTICS_ENABLED", "false")
 
 
-def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
-    """Tests marked `gpu` are skipped where there is none; files with slow tests come first.
+ROOT = Path(__file__).parent
+LONGEST = (
+    "dreambooth_core/evaluation/test_gate_on_the_small_world.py",
+    "flows/test_train.py",
+    "infra/test_roles.py",
+    "dreambooth_core/training/test_stage.py",
+    "dreambooth_core/training/test_kills.py",
+    "dreambooth_core/training/test_chosen_step.py",
+    "dreambooth_core/training/test_distributed.py",
+    "fuzz/test_corpus.py",
+    "dreambooth_core/diffusion/test_parallel_sampling.py",
+    "flows/test_secrets.py",
+)
+"""Files of more than a minute, longest first; see Tests in CONTRIBUTING.md."""
 
-    A core that gets a long file last works on it while all others wait.
+
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """Skip tests marked `gpu` without one; `LONGEST` first, then other files with slow tests.
+
+    A core that starts a long file last works on it while all others wait.
     """
     slow = {item.path for item in items if item.get_closest_marker("slow")}
-    items.sort(key=lambda item: item.path not in slow)
+    ranks = {ROOT / name: rank for rank, name in enumerate(LONGEST)}
+    items.sort(key=lambda item: (ranks.get(item.path, len(ranks)), item.path not in slow))
     marked = [item for item in items if item.get_closest_marker("gpu")]
     if marked:
         import torch
@@ -154,27 +175,65 @@ def tiny_config(tiny_base: Path, tiny_encoders: tuple[Path, Path], tmp_path: Pat
     )
 
 
+def built_once(factory: pytest.TempPathFactory, name: str, build: Callable[[Path], object]) -> Path:
+    """The folder `name`, filled by one call of `build` for all workers of a test run."""
+    root = factory.getbasetemp()
+    if "PYTEST_XDIST_WORKER" in os.environ:
+        root = root.parent  # a worker's own folder is inside that of the test run
+    folder = root / name
+    with (root / f"{name}.lock").open("w") as lock:
+        fcntl.flock(lock, fcntl.LOCK_EX)
+        if not folder.is_dir():
+            unfinished = root / f"{name}.unfinished"
+            shutil.rmtree(unfinished, ignore_errors=True)
+            unfinished.mkdir()
+            build(unfinished)
+            unfinished.rename(folder)
+    return folder
+
+
 @pytest.fixture(scope="session")
 def mlflow_tables(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A sqlite file with MLflow's tables and nothing in them; making them takes many seconds."""
-    from mlflow import MlflowClient
+    """A sqlite file with MLflow's tables and no rows of runs; creating them takes seconds."""
 
-    path = tmp_path_factory.mktemp("mlflow") / "mlflow.db"
-    uri = f"sqlite:///{path}"
-    client = MlflowClient(tracking_uri=uri, registry_uri=uri)
-    client.search_experiments(max_results=1)
-    client.search_registered_models(max_results=1)
-    return path
+    def build(folder: Path) -> None:
+        from mlflow import MlflowClient
+
+        uri = f"sqlite:///{folder / 'mlflow.db'}"
+        client = MlflowClient(tracking_uri=uri, registry_uri=uri)
+        client.search_experiments(max_results=1)
+        client.search_registered_models(max_results=1)
+
+    return built_once(tmp_path_factory, "mlflow", build) / "mlflow.db"
+
+
+@pytest.fixture(scope="session")
+def prefect_tables(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A sqlite file with Prefect's tables and no rows; creating them takes 10 seconds."""
+
+    def build(folder: Path) -> None:
+        command = [sys.executable, "-m", "prefect", "server", "database", "upgrade", "--yes"]
+        env = {**os.environ, "PREFECT_HOME": str(folder)}
+        subprocess.run(command, env=env, check=True, capture_output=True, timeout=500)
+
+    return built_once(tmp_path_factory, "prefect", build) / "prefect.db"
 
 
 @pytest.fixture
 def tracked_config(tiny_config, mlflow_tables: Path):  # type: ignore[no-untyped-def]
     """`tiny_config`, whose MLflow has its tables already."""
-    import shutil
-
     tiny_config.paths.work.mkdir()
     shutil.copy(mlflow_tables, tiny_config.paths.work / "mlflow.db")
     return tiny_config
+
+
+@pytest.fixture
+def served_config(tracked_config, prefect_tables: Path):  # type: ignore[no-untyped-def]
+    """`tracked_config`, whose local Prefect server has its tables already: for `dreambooth run`."""
+    home = tracked_config.paths.work / "prefect"
+    home.mkdir()
+    shutil.copy(prefect_tables, home / "prefect.db")
+    return tracked_config
 
 
 def draw_photos(folder: Path) -> Path:

@@ -1,19 +1,24 @@
 """Training attempts as forked processes, which start fast since all imports are done.
 
-Each runs `process.main`; the supervising parent is left out.
+`Attempts` runs `process.main` without the supervising parent; within `forked_trainings`, the training
+stage supervises forked processes.
 """
 
 import multiprocessing
 import os
+import runpy
 import signal
 import sys
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
+from dataclasses import dataclass
 from functools import cache
 from multiprocessing.context import ForkServerContext
 from multiprocessing.process import BaseProcess
+from pathlib import Path
 
+import pytest
 import torch
 
 from dreambooth_core.errors import Preempted
@@ -155,6 +160,68 @@ class Attempts:
         folder = self.run.folder / "weights"
         files = [path for path in folder.rglob("*") if path.is_file()]
         return {str(path.relative_to(folder)): path.read_bytes() for path in files}
+
+
+@contextmanager
+def forked_trainings() -> Iterator[None]:
+    """Within the block, the training stage forks its processes instead of starting interpreters.
+
+    They run the same modules with the same environment, but have the fork server's command line. For
+    tests that do not concern the start of a process: each saves the imports' 10 seconds of CPU time.
+    """
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(stage, "supervised", _forked)
+        yield
+
+
+@dataclass(frozen=True)
+class _Child:
+    """The part of `Popen` that the training stage uses."""
+
+    process: BaseProcess
+
+    @property
+    def returncode(self) -> int | None:
+        return self.process.exitcode
+
+    def poll(self) -> int | None:
+        return self.process.exitcode
+
+
+@contextmanager
+def _forked(
+    command: Sequence[str],
+    *,
+    env: Mapping[str, str],
+    log: Path,
+    grace: float = 10.0,
+    keep_open: tuple[int, ...] = (),
+) -> Iterator[_Child]:
+    """`supervised` for `python -m MODULE ARGUMENTS`; the parent keeps the descriptors open."""
+    program, option, *words = command
+    assert (program, option) == (sys.executable, "-m")
+    process = _forks().Process(target=_run, args=(words, dict(env), log))
+    process.start()
+    try:
+        yield _Child(process)
+    finally:
+        process.terminate()
+        process.join(grace)
+        process.kill()
+        process.join()
+
+
+def _run(words: list[str], env: dict[str, str], log: Path) -> None:
+    """Run a module as `__main__`, with its output appended to the log."""
+    with log.open("ab") as output:
+        for standard in (1, 2):
+            os.dup2(output.fileno(), standard)
+    os.environ.clear()
+    os.environ.update(env)
+    torch.set_num_threads(int(env["OMP_NUM_THREADS"]))
+    sys.argv = words
+    sys.modules.pop(words[0], None)  # imported for `Attempts`
+    runpy.run_module(words[0], run_name="__main__", alter_sys=True)
 
 
 def differences(first: Mapping[str, torch.Tensor], second: Mapping[str, torch.Tensor]) -> list[str]:

@@ -24,6 +24,7 @@ from dreambooth_core.config import (
 from dreambooth_core.config.reference import reference
 from dreambooth_core.diffusion import families
 from dreambooth_core.diffusion.families import load_family
+from tests.conftest import LONGEST
 
 ROOT = Path(__file__).parent.parent
 README = ROOT / "README.md"
@@ -260,3 +261,8 @@ def test_links_lead_somewhere(page: Path) -> None:
     defined = re.findall(r"^\[[^\]]+\]: (\S+)", text(page), re.MULTILINE)
     targets = [target for target in inline + defined if "://" not in target]
     assert [target for target in targets if not (page.parent / target).exists()] == []
+
+
+def test_the_longest_files_of_tests_exist() -> None:
+    missing = [name for name in LONGEST if not (ROOT / "tests" / name).is_file()]
+    assert missing == []

@@ -39,8 +39,8 @@ if TYPE_CHECKING:
     from dreambooth_core.training.inputs import TrainingContext, TrainingInputs
     from dreambooth_core.training.module import DreamBooth
 
-OUT_OF_MEMORY = ("can't allocate memory", "could not create a primitive")
-"""Errors of the CPU allocator, and of oneDNN, that mean that memory is full."""
+OUT_OF_MEMORY = ("can't allocate memory", "could not create a primitive", "Cannot allocate memory")
+"""Errors of the CPU allocator, of oneDNN and of the system, that mean that memory is full."""
 
 
 def main(arguments: list[str]) -> int:

@@ -10,6 +10,7 @@ import yaml
 
 import dreambooth_core
 from dreambooth_core.errors import ConfigError
+from tests.forked_attempts import forked_trainings
 
 PAGE = Path(__file__).parents[2] / "docs/api.md"
 PHOTOS = Path(__file__).parents[2] / "examples/small_world/photos/dog"
@@ -29,7 +30,8 @@ def test_the_documented_example_trains_and_exports(
     monkeypatch.chdir(tmp_path)
     Path("dog.yaml").write_text(yaml.safe_dump(document))
     names: dict[str, object] = {}
-    exec(EXAMPLE[0], names)
+    with forked_trainings():
+        exec(EXAMPLE[0], names)
     assert (tmp_path / "loras/dog/pytorch_lora_weights.safetensors").is_file()
 
 

@@ -33,9 +33,9 @@ METRICS = {"subject_fidelity", "clip_i", "prompt_fidelity", "prior_drift"}
 
 
 @pytest.fixture
-def config_file(tiny_config, tmp_path) -> Path:
+def config_file(served_config, tmp_path) -> Path:
     path = tmp_path / "config.yaml"
-    path.write_text(yaml.safe_dump(tiny_config.model_dump(mode="json")))
+    path.write_text(yaml.safe_dump(served_config.model_dump(mode="json")))
     return path
 
 
@@ -126,7 +126,7 @@ def test_from_photos_to_a_registered_model_and_back(config_file, tiny_config, tm
     with closing(sqlite3.connect(work / "prefect" / "prefect.db")) as database:
         ended = database.execute("select state_type, state_name from flow_run").fetchall()
     assert ended == [("COMPLETED", "GateRejected")]
-    shutil.rmtree(work / "prefect")  # Prefect's database holds history alone
+    shutil.rmtree(work / "prefect")  # Prefect's database holds history alone, and is created again
     again = ran("run", config_file)
     assert again.returncode == 0, again.stderr
     assert "Reused   all stages" in again.stdout

@@ -29,9 +29,9 @@ pytestmark = [pytest.mark.slow, pytest.mark.timeout(900)]
 
 
 @pytest.fixture
-def config_file(tracked_config: Config, s3_with_roles: RoleServer, tmp_path: Path) -> Path:
+def config_file(served_config: Config, s3_with_roles: RoleServer, tmp_path: Path) -> Path:
     storage = {"uri": "s3://dreambooth/factory", "endpoint": s3_with_roles.url}
-    document = {**tracked_config.model_dump(mode="json"), "storage": storage}
+    document = {**served_config.model_dump(mode="json"), "storage": storage}
     path = tmp_path / "config.yaml"
     path.write_text(yaml.safe_dump(document))
     return path

@@ -1,4 +1,6 @@
-"""Tasks of stages on a temporary Prefect server: retries, progress, errors."""
+"""Tasks of stages on a Prefect server: retries, progress, errors."""
+
+import shutil
 
 import httpx
 import pytest
@@ -6,6 +8,7 @@ from prefect.concurrency.asyncio import ConcurrencySlotAcquisitionError
 
 from dreambooth_core.errors import DatasetRefused, NotFound, StageFailed, StorageError
 from tasks.stage import is_transient, progress_artifact, stage
+from tests.prefect_for_real import prefect_server
 from tests.watched import receiving
 
 
@@ -37,10 +40,11 @@ def test_a_slot_that_an_unreachable_server_cannot_give_is_retried(cause, retried
     assert is_transient(None, None, Failed(data=httpx.ReadError("gone")))
 
 
-def test_a_stage_in_a_flow_is_retried_reports_progress_and_keeps_its_error():
+def test_a_stage_in_a_flow_is_retried_reports_progress_and_keeps_its_error(
+    prefect_tables, tmp_path
+):
     from prefect import flow
     from prefect.artifacts import Artifact
-    from prefect.testing.utilities import prefect_test_harness
 
     calls = {"flaky": 0, "bad": 0}
 
@@ -64,7 +68,8 @@ def test_a_stage_in_a_flow_is_retried_reports_progress_and_keeps_its_error():
         flaky()
         bad()
 
-    with receiving() as ear, prefect_test_harness(server_startup_timeout=120):
+    shutil.copy(prefect_tables, tmp_path)
+    with receiving() as ear, prefect_server(tmp_path):
         with pytest.raises(DatasetRefused, match="bad photos"):
             both_flow()
         artifact = Artifact.get("flaky-progress")

@@ -33,6 +33,7 @@ from dreambooth_core.storage.records import (
 from dreambooth_core.storage.stores import open_store
 from dreambooth_core.training import stage
 from dreambooth_core.training.sweep import TrialScore, best_trial, trial_score, trials_of
+from tests.forked_attempts import forked_trainings
 
 # the sweep's ten trainings take minutes on a busy machine
 pytestmark = [pytest.mark.slow, pytest.mark.timeout(1800)]
@@ -93,7 +94,8 @@ class World:
 
     def trained(self, config: Config, photos: int = 5) -> Weights:
         few = image_set(self.store, "datasets/few", self.photos.images[:photos])
-        return stage.train(config, self.store, few)[0]
+        with forked_trainings():
+            return stage.train(config, self.store, few)[0]
 
     def unregularised(self, steps: int, learning_rate: float, photos: int = 5) -> Weights:
         """Full fine-tuning without prior preservation."""

@@ -21,6 +21,7 @@ from dreambooth_core.tracking import mlflow as tracking
 from dreambooth_core.tracking.learning_curves import curves_of
 from dreambooth_core.training import stage
 from dreambooth_core.training.class_images import ensure_class_images
+from tests.forked_attempts import forked_trainings
 
 WORLD = Path(__file__).parents[3] / "examples/small_world"
 STEPS = 60
@@ -88,7 +89,8 @@ def test_the_best_step_is_exported_also_after_a_restart_elsewhere(
     tiny_config: Config, mlflow_tables: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setenv("OMP_NUM_THREADS", "1")
-    whole = _train(_config(tiny_config, tmp_path / "whole", mlflow_tables))
+    with forked_trainings():
+        whole = _train(_config(tiny_config, tmp_path / "whole", mlflow_tables))
     assert whole.chosen_step is not None
     best = whole.chosen_step
     assert [one.step for one in whole.validations] == list(range(0, whole.steps + 1, 2))
@@ -148,8 +150,9 @@ def test_a_detector_changes_the_best_step(
         }
         return _train(Config.model_validate(document))
 
-    whole = trained()
-    cropped = trained(detector={"kind": "segmenter", "model": str(WORLD / "detector")})
+    with forked_trainings():
+        whole = trained()
+        cropped = trained(detector={"kind": "segmenter", "model": str(WORLD / "detector")})
     assert cropped.losses == whole.losses
     assert whole.chosen_step != cropped.chosen_step
     assert cropped.chosen_step is not None

@@ -9,6 +9,7 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
+from peft.tuners.tuners_utils import BaseTunerLayer
 from PIL import Image as Pillow
 
 from dreambooth_core.config import Config, Detector
@@ -172,6 +173,27 @@ def test_validation_uses_the_inference_weights(make: Make) -> None:
     result = validator(attempt.module, 3)
     assert result == ValidationResult(step=3, stable_loss=expected)
     assert expected != stable_loss(attempt.module, validator.batches)
+
+
+def test_images_are_drawn_with_merged_adapters_and_the_loss_is_not(make: Make) -> None:
+    """Whether each forward of an adapter's layer in a validation had the adapter merged."""
+    attempt, validator = make(train={"method": "lora", "steps": 1, "text_encoder": False})
+    attempt.module.configure_optimizers()
+    layers = [
+        layer
+        for layer in attempt.parts["unet"].modules()
+        if isinstance(layer, BaseTunerLayer) and layer.active_adapters
+    ]
+    forwards: list[bool] = []
+    layers[0].register_forward_pre_hook(lambda layer, _: forwards.append(layer.merged))
+    stable_loss(attempt.module, validator.batches)
+    of_the_loss = len(forwards)
+    forwards.clear()
+    validator(attempt.module, 0)
+    of_the_images = len(forwards) - of_the_loss
+    assert of_the_images > 0
+    assert forwards == [False] * of_the_loss + [True] * of_the_images
+    assert not any(layer.merged for layer in layers)
 
 
 def test_validation_at_step_0_measures_the_base(make: Make) -> None:

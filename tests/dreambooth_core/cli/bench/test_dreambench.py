@@ -26,6 +26,7 @@ from dreambooth_core.config import Config, Evaluation, Judge
 from dreambooth_core.config.prompts import SETS
 from dreambooth_core.errors import ConfigError
 from tests.chat_server import Reply, serving
+from tests.forked_attempts import forked_trainings
 from tests.random_backbones import build
 
 DEFAULT_FOLDER = Path(__file__).parents[5] / "shared" / "dreambench"
@@ -247,7 +248,8 @@ def test_a_bench_trains_and_evaluates_a_subject_once(judged_recipe, tmp_path):
     recipe, server = judged_recipe
     photos(tmp_path / "set" / "dog6", 0)
     subjects = subjects_in(tmp_path / "set")
-    bench = dreambench.run(recipe, subjects, prompts=2)
+    with forked_trainings():
+        bench = dreambench.run(recipe, subjects, prompts=2)
     (one,) = bench.subjects
     assert one.ours.keys() == bench.ours.keys() == set(dreambench.MEASURES.values())
     kept = dreambench.results_path(recipe)
