@@ -29,7 +29,9 @@ def u2netp(original: Path) -> dict[str, torch.Tensor]:
         )
         for one in graph.initializer
     }
-    order = [values[name] for node in graph.node if node.op_type == "Conv" for name in node.input[1:]]
+    order = [
+        values[name] for node in graph.node if node.op_type == "Conv" for name in node.input[1:]
+    ]
     return dict(zip(saliency.SaliencyNetwork().state_dict(), order, strict=True))
 
 

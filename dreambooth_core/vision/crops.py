@@ -12,8 +12,8 @@ from numpy.typing import NDArray
 from PIL import Image as pil
 from PIL.Image import Image
 
-from dreambooth_core.digests import digest_json
-from dreambooth_core.vision.detectors import Detector, Region
+from dreambooth_core.digests import digest_json, digest_of_file
+from dreambooth_core.vision.detectors import Detector, Region, packaged_weights
 
 if TYPE_CHECKING:
     from dreambooth_core import config
@@ -110,6 +110,8 @@ def detector_digest(rules: "config.Detector") -> str | None:
 
     if rules.kind is None:
         return None
+    if (weights := packaged_weights(rules.kind)) is not None:
+        return digest_json({"kind": rules.kind, "weights": digest_of_file(weights)})
     return digest_json({"kind": rules.kind, "model": encoder_digest(rules.model, rules.revision)})
 
 

@@ -3,10 +3,16 @@
 A new kind is one new file with
 
     def load(rules: config.Detector) -> Detector      # raises ModelError when its model is missing
+
+and, where they apply,
+
+    WEIGHTS: Path            # packaged weights, in place of `evaluation.detector.model`
+    IGNORES_NOUN = True      # marks one object of any class
 """
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from pathlib import Path
 from typing import TYPE_CHECKING, Protocol
 
 import numpy as np
@@ -52,3 +58,13 @@ def load_detector(rules: "config.Detector") -> Detector | None:
         return None
     found: Detector = plugins.load(__name__, rules.kind).load(rules)
     return found
+
+
+def packaged_weights(kind: str) -> Path | None:
+    """The weights that come with a kind of detector; None for one with `evaluation.detector.model`."""
+    return getattr(plugins.load(__name__, kind), "WEIGHTS", None)
+
+
+def ignores_noun(kind: str) -> bool:
+    """Whether a kind of detector marks one object whatever the class noun."""
+    return getattr(plugins.load(__name__, kind), "IGNORES_NOUN", False)

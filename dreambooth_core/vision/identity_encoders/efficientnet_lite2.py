@@ -63,9 +63,7 @@ class PaddedConvolution(nn.Conv2d):
         for size in reversed(maps.shape[2:]):
             total = max((math.ceil(size / stride) - 1) * stride + kernel - size, 0)
             margins += [total // 2, total - total // 2]
-        return conv2d(
-            pad(maps, margins), self.weight, self.bias, self.stride, groups=self.groups
-        )
+        return conv2d(pad(maps, margins), self.weight, self.bias, self.stride, groups=self.groups)
 
 
 class InvertedBottleneck(nn.Module):
