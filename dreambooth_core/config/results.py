@@ -88,7 +88,7 @@ class Evaluation(Section):
     clip: NonEmpty = "openai/clip-vit-base-patch32"
     """CLIP model of the metrics: local folder or Hub id."""
     identity: NonEmpty = "facebook/dino-vits16"
-    """Image encoder of subject fidelity (DINO in the paper): local folder, Hub id, or a packaged encoder, such
+    """Image encoder of subject fidelity (DINO in the paper): local folder, Hub id, or a packaged encoder such
     as `builtin:efficientnet_lite2`, which needs no network and is not comparable with DINO."""
     clip_revision: str | None = None
     """Commit of `clip` on the Hub."""

@@ -116,12 +116,13 @@ class SaliencyDetector:
 
     def __init__(self, weights: Path = WEIGHTS) -> None:
         """Load it; raises `ModelError` when the file is missing or damaged."""
+        from safetensors import SafetensorError
         from safetensors.torch import load_file
 
         network = SaliencyNetwork()
         try:
             network.load_state_dict(load_file(weights))
-        except (OSError, ValueError, RuntimeError) as error:
+        except (OSError, RuntimeError, SafetensorError) as error:
             raise ModelError(
                 f"no saliency network at {weights}: install the package again ({one_line(error, 200)})"
             ) from error

@@ -112,12 +112,13 @@ class EfficientNetEncoder:
 
         Raises `ModelError` when the file is missing or damaged.
         """
+        from safetensors import SafetensorError
         from safetensors.torch import load_file
 
         self._network = EfficientNetLite2()
         try:
             self._network.load_state_dict(load_file(weights))  # float16, converted by the copy
-        except (OSError, ValueError, RuntimeError) as error:
+        except (OSError, RuntimeError, SafetensorError) as error:
             raise ModelError(
                 f"no identity encoder at {weights}: install the package again ({one_line(error, 200)})"
             ) from error
