@@ -8,6 +8,7 @@ docs/real-photos.md; `--masks` writes a contact sheet of masks per subject.
 """
 
 import argparse
+import functools
 import json
 import time
 from collections.abc import Sequence
@@ -28,13 +29,13 @@ from dreambooth_core.vision import class_nouns
 from dreambooth_core.vision.crops import crop, regions, subject_area, without_subject
 from dreambooth_core.vision.detectors import Region, load_detector
 from dreambooth_core.vision.embeddings import Embeddings
-from dreambooth_core.vision.identity_encoders import load_identity_encoder
+from dreambooth_core.vision.identity_encoders import IdentityEncoder, load_identity_encoder
 
 ENCODER = "builtin:efficientnet_lite2"
 LARGEST = 640
 """Longer side in pixels to which photos are reduced before anything else."""
 COARSE = 64
-"""Shorter side to which stand-ins for generated images are reduced, then enlarged again."""
+"""Shorter side to which pictures in place of generated images are reduced, then enlarged again."""
 RESULT = Path(__file__).with_name("real_photos.json")
 PAGE = Path(__file__).parent.parent / "docs" / "real-photos.md"
 START, END = "<!-- measured: begin -->\n", "<!-- measured: end -->\n"
@@ -50,6 +51,10 @@ class Photos:
     """Index of each photo's subject."""
     names: list[str]
 
+    def number(self, index: int) -> int:
+        """Position of a photo among its subject's."""
+        return index - self.owners.index(self.owners[index])
+
 
 @dataclass(frozen=True)
 class Views:
@@ -60,9 +65,12 @@ class Views:
     surroundings: Embeddings
     """Of the photo with the subject painted over."""
     swapped_whole: Embeddings
-    """Of the subject on the surroundings of another subject's photo."""
+    """Of the subject on other surroundings: different ones for the photos of one subject, the same ones
+    for one photo of every subject."""
     swapped_crop: Embeddings
-    """Of the crop that the detector finds in that picture."""
+    """Of that picture's crop by the photo's region."""
+    found_again: Embeddings
+    """Of that picture's crop by the region that the detector finds in it."""
 
 
 def main() -> None:
@@ -100,9 +108,11 @@ def measure(photos: Photos) -> dict[str, Any]:
     """All measurements, for JSON."""
     detector = load_detector(Detector(kind="saliency"))
     found = regions(detector, photos.images, "subject")
+    donors = [index for index in range(len(photos.images)) if photos.number(index) == 0]
     swapped = [
-        composite(image, region, *_donor(photos, found, index))
+        composite(image, region, photos.images[donor], found[donor])
         for index, (image, region) in enumerate(zip(photos.images, found, strict=True))
+        for donor in [donors[photos.number(index) % len(donors)]]
     ]
     views = _views(photos, found, swapped, regions(detector, swapped, "subject"))
     owners = np.array(photos.owners)
@@ -114,10 +124,15 @@ def measure(photos: Photos) -> dict[str, Any]:
             "whole photo": top1(views.whole, views.whole, owners),
             "crop": top1(views.crop, views.crop, owners),
             "surroundings": top1(views.surroundings, views.surroundings, owners),
-            "whole photo, surroundings swapped": top1(views.swapped_whole, views.whole, owners),
-            "crop, surroundings swapped": top1(views.swapped_crop, views.crop, owners),
+            "whole photo, surroundings swapped": top1(
+                views.swapped_whole, views.swapped_whole, owners
+            ),
+            "crop, surroundings swapped": top1(views.swapped_crop, views.swapped_crop, owners),
+            "crop found again, surroundings swapped": top1(
+                views.found_again, views.found_again, owners
+            ),
         },
-        "sanity_warnings": _sanity_warnings(photos, found, swapped),
+        "sanity_warnings": _sanity_warnings(photos, found, swapped, views.crop),
         "class_nouns": _class_nouns(photos),
         "share": {
             name: round(_share(region, image), 3)
@@ -187,16 +202,6 @@ def write_masks(photos: Path, target: Path) -> None:
         (target / f"{subject.name}.png").write_bytes(mask_sheets.sheet(list(masked)))
 
 
-def _donor(
-    photos: Photos, found: Sequence[Region | None], index: int
-) -> tuple[Image.Image, Region | None]:
-    """A photo of the next subject, and its region."""
-    next_owner = (photos.owners[index] + 1) % len(photos.subjects)
-    others = [n for n, owner in enumerate(photos.owners) if owner == next_owner]
-    other = others[index % len(others)]
-    return photos.images[other], found[other]
-
-
 def _views(
     photos: Photos,
     found: Sequence[Region | None],
@@ -212,12 +217,18 @@ def _views(
         crop=_embed_crops(photos.images, found),
         surroundings=_embed(painted),
         swapped_whole=_embed(swapped),
-        swapped_crop=_embed_crops(swapped, found_again),
+        swapped_crop=_embed_crops(swapped, found),
+        found_again=_embed_crops(swapped, found_again),
     )
 
 
+@functools.cache
+def _encoder() -> IdentityEncoder:
+    return load_identity_encoder(ENCODER, None, "paper")
+
+
 def _embed(images: Sequence[Image.Image]) -> Embeddings:
-    return load_identity_encoder(ENCODER, None, "paper").identity_images(images)
+    return _encoder().identity_images(images)
 
 
 def _embed_crops(images: Sequence[Image.Image], found: Sequence[Region | None]) -> Embeddings:
@@ -230,14 +241,17 @@ def _embed_crops(images: Sequence[Image.Image], found: Sequence[Region | None]) 
 
 
 def _sanity_warnings(
-    photos: Photos, found: Sequence[Region | None], swapped: Sequence[Image.Image]
+    photos: Photos,
+    found: Sequence[Region | None],
+    swapped: Sequence[Image.Image],
+    rows: Embeddings,
 ) -> dict[str, tuple[str, ...]]:
     """Subject -> warnings of a run's sanity checks.
 
-    Every second photo is the subject's; the others, on other surroundings and coarse, stand in for
-    generated images, and photos of other subjects of the class, if any, for the base's class images.
+    Every second photo is the subject's; the others, on other surroundings and coarse, take the place of
+    generated images, and photos of other subjects of the class, if any, that of the base's class images.
+    `rows` are the crops' embeddings.
     """
-    rows = _embed_crops(photos.images, found)
     generated = _embed_crops([_coarse(image) for image in swapped], found)
     key = ("identity", "crop")
     result: dict[str, tuple[str, ...]] = {}
@@ -275,14 +289,15 @@ def _class_nouns(photos: Photos) -> dict[str, dict[str, Any]]:
     """Subject -> noun, photos, and how many show it; None for a noun without a label."""
     classifier = class_nouns.load_classifier(ENCODER)
     assert classifier is not None
+    labels = classifier.likeliest_labels(photos.images)
     result: dict[str, dict[str, Any]] = {}
     for index, subject in enumerate(photos.subjects):
-        own = [photos.images[n] for n, owner in enumerate(photos.owners) if owner == index]
-        checked = class_nouns.check_noun(classifier, own, subject.class_noun)
+        own = [labels[n] for n, owner in enumerate(photos.owners) if owner == index]
+        wanted = class_nouns.labels_of(subject.class_noun)
         result[subject.name] = {
             "noun": subject.class_noun,
             "photos": len(own),
-            "shown": None if checked is None else sum(checked.shown),
+            "shown": sum(not wanted.isdisjoint(each) for each in own) if wanted else None,
         }
     return result
 

@@ -9,10 +9,8 @@ import pytest
 
 from benchmarks import real_photos
 
-FOLDER = Path(
-    os.environ.get("DREAMBOOTH_DREAMBENCH")
-    or Path(__file__).parent.parent.parent.parent / "shared" / "dreambench"
-)
+DEFAULT_FOLDER = Path(__file__).parents[3] / "shared" / "dreambench"
+FOLDER = Path(os.environ.get("DREAMBENCH_DIR", DEFAULT_FOLDER))
 """Photos laid out like google/dreambooth."""
 
 
@@ -30,7 +28,7 @@ def test_top1_leaves_the_query_out_and_counts_missing_rows_as_wrong():
 
 
 @pytest.mark.slow
-@pytest.mark.skipif(not FOLDER.is_dir(), reason="no photos at DREAMBOOTH_DREAMBENCH")
+@pytest.mark.skipif(not FOLDER.is_dir(), reason="no photos at DREAMBENCH_DIR")
 def test_crops_identify_real_subjects_on_any_surroundings():
     found = real_photos.measure(real_photos.read(FOLDER))
     top1 = found["top1"]
