@@ -74,7 +74,9 @@ def noun_warnings(config: Config, class_images: "Sequence[Image]") -> tuple[str,
     checked = check_noun(classifier, class_images, noun) if classifier else None
     if checked is None or checked.passed:
         return ()
-    return (f"{checked.sentence(BASE)}: check subject.class_noun and the base",)
+    return (
+        f"{checked.sentence('class images of the base')}: check subject.class_noun and the base",
+    )
 
 
 def _descending(evidence: Evidence, key: EmbeddingKey) -> list[Similarity]:

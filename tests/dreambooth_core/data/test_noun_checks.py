@@ -54,6 +54,6 @@ def test_a_right_noun_is_none(photos, file_store):
 
 def test_class_images_of_another_class_are_a_warning(photos):
     (sentence,) = noun_warnings(config_for(photos, "dog"), [palace()])
-    assert "0 of 1 the base's class images show a dog" in sentence
+    assert "0 of 1 class images of the base show a dog" in sentence
     assert noun_warnings(config_for(photos, "palace"), [palace()]) == ()
     assert noun_warnings(config_for(photos, "dog", "examples/x"), [palace()]) == ()
