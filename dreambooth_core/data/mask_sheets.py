@@ -89,7 +89,7 @@ def sheet(photos: list[MaskedPhoto]) -> bytes:
 def _masked(path: Path, photo: Image.Image, region: Region | None, given: bool) -> MaskedPhoto:
     inside = _area(region, photo)
     pixels = np.asarray(photo, dtype=np.float32)
-    outside = pixels * DIMMED + np.float32(TINT)
+    outside = pixels * DIMMED + np.asarray(TINT, dtype=np.float32)
     overlay = np.where(inside[..., None], pixels, outside).clip(0, 255).astype(np.uint8)
     return MaskedPhoto(
         path=path,

@@ -62,8 +62,9 @@ class ResidualU(nn.Module):
 
     def forward(self, maps: Tensor) -> Tensor:
         """(images, channels, h, w) -> (images, WIDTH, h, w)"""
-        entered = self.enter(maps)
-        levels, current = [], entered
+        entered: Tensor = self.enter(maps)
+        levels: list[Tensor] = []
+        current: Tensor = entered
         for index, convolution in enumerate(self.down):
             # the last two levels have one size
             if self.pools and 0 < index < len(self.down) - 1:
@@ -158,7 +159,8 @@ def prepared(image: Image) -> Tensor:
     resized = image.convert("RGB").resize((SIDE, SIDE), Resampling.LANCZOS)
     pixels = np.asarray(resized, dtype=np.float32)
     scaled = pixels / max(float(pixels.max()), 1.0)
-    normalised = (scaled - np.float32(MEAN)) / np.float32(DEVIATION)
+    mean, deviation = (np.asarray(each, dtype=np.float32) for each in (MEAN, DEVIATION))
+    normalised = (scaled - mean) / deviation
     return torch.from_numpy(normalised).permute(2, 0, 1)[None]
 
 
