@@ -1,4 +1,4 @@
-"""Saliency and the packaged identity encoder on real photos: about half a minute on two quiet cores.
+"""Saliency and the packaged identity encoder on real photos: under three minutes of CPU time.
 
     python -m benchmarks.real_photos --photos FOLDER [--masks FOLDER]
 

@@ -35,8 +35,9 @@ def test_crops_identify_real_subjects_on_any_surroundings():
     assert found["masks"] == found["photos"]
     assert top1["crop"] >= 0.95
     assert top1["crop, surroundings swapped"] >= 0.95
-    assert top1["whole photo, surroundings swapped"] <= top1["whole photo"] - 0.1
-    assert top1["surroundings"] <= top1["crop"] - 0.3
+    assert top1["crop, surroundings swapped"] >= top1["crop"] - 0.02
+    assert top1["whole photo, surroundings swapped"] <= top1["whole photo"] - 0.05
+    assert top1["surroundings"] <= top1["crop"] - 0.1
     assert not any(found["sanity_warnings"].values())
     for row in found["class_nouns"].values():
         assert row["shown"] is None or row["noun"] == "can" or row["shown"] >= row["photos"] / 2
