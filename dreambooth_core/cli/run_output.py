@@ -2,6 +2,7 @@
 
 import json
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import yaml
 
@@ -17,6 +18,9 @@ from dreambooth_core.reports.summary import Summary
 from dreambooth_core.servers.local import local_services
 from dreambooth_core.storage.stores import open_store
 from dreambooth_core.training.standalone import TrainingPlan, TrainingResult
+
+if TYPE_CHECKING:
+    from dreambooth_core.cli.photo_views import ShownMasks
 
 TESTED = "trained, exported and loaded again with tiny random weights"
 """Coverage of tests/dreambooth_core/training/test_methods.py, for every family and method."""
@@ -54,16 +58,23 @@ def _interval(summary: Summary, metric: str) -> str:
     return f"{found.low:.3f} to {found.high:.3f}"
 
 
-def show_validation(found: dataset.Validation, as_json: bool) -> None:
-    """Findings with measure, limit and remedy."""
+def show_validation(
+    found: dataset.Validation, as_json: bool, masks: "ShownMasks | None" = None
+) -> None:
+    """Findings with measure, limit and remedy, and the masks that were written."""
     if as_json:
-        print_json({**found.model_dump(mode="json"), "refused": found.refused})
+        shown = {} if masks is None else {"masks": masks.as_json()}
+        print_json({**found.model_dump(mode="json"), "refused": found.refused, **shown})
         return
     if found.findings:
         stdout_console().print(dataset.findings_table(found))
     print(f"{len(found.accepted)} photos accepted, {len(found.findings)} findings")
     if found.unanswered:
         print(f"{found.unanswered} questions to the vision-language model were not answered")
+    if masks is not None:
+        print_table("Masks", ("photo", "share", "from"), masks.rows)
+        print(f"{masks.file}: each photo beside its mask")
+        print(masks.note)
 
 
 def show_config(config: Config, as_json: bool) -> None:

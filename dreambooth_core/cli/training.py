@@ -149,14 +149,26 @@ def validate(
     config: Annotated[
         Path | None, typer.Option(help="Config with subject, limits and resolution.")
     ] = None,
+    masks: Annotated[
+        Path | None,
+        typer.Option(
+            help="Write a PNG with each photo beside its mask; without a config by saliency."
+        ),
+    ] = None,
+    check_noun: Annotated[
+        bool,
+        typer.Option(
+            "--check-noun", help="Check with a classifier that the photos show the class."
+        ),
+    ] = False,
     as_json: AsJson = False,
 ) -> None:
-    """Check photos, captions and masks as a run does, without storing the photos.
+    """Check photos, captions and masks as a run does, without storing the photos; --masks writes a PNG.
 
     With dataset.second_opinion in the config, the model of its section vision is asked too; answers are
     cached in the store.
     """
-    from dreambooth_core.cli import run_output
+    from dreambooth_core.cli import photo_views, run_output
     from dreambooth_core.config import Dataset, load_config
     from dreambooth_core.data import dataset
 
@@ -166,11 +178,17 @@ def validate(
     subject = _subject(folder, settings, identifier, class_noun)
     rules = settings.dataset if settings else Dataset()
     side = resolution or (settings.model.resolution if settings else 512)
+    if check_noun and class_noun is None and settings is None:
+        raise ConfigError("--check-noun needs the class noun: give it by --class or --config")
     if settings is not None and rules.second_opinion is not None:
         found = _second_opinion(settings, folder, subject, side)
     else:
         found = dataset.validate(folder, rules, side, subject)
-    run_output.show_validation(found, as_json)
+    found = photo_views.with_noun_check(found, folder, rules, subject, settings, check_noun)
+    shown = None
+    if masks is not None:
+        found, shown = photo_views.with_masks(found, folder, rules, subject, settings, masks)
+    run_output.show_validation(found, as_json, shown)
     if not as_json and subject.captions:
         print(f"Captions were checked for the identifier {subject.identifier}")
     if found.refused:

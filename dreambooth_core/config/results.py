@@ -38,10 +38,12 @@ class Detector(Section):
     """Model that detects the subject in an image, for metrics of the subject crop and for masks."""
 
     kind: str | None = None
-    """A file of `vision/detectors/`: `detector` (boxes), `segmenter` (masks) or `language_model` (boxes by
-    the model of `vision`); default: none, and metrics of the crop are left out."""
+    """A file of `vision/detectors/`: `detector` (boxes), `segmenter` (masks), `saliency` (a mask of the most
+    salient object; no model, no network, ignores the class noun; recipes for real bases select it) or
+    `language_model` (boxes by the model of `vision`); default: none, and metrics of the crop are left out."""
     model: str = ""
-    """Local folder or Hub id. For `language_model` optional: a segmenter for masks inside the boxes."""
+    """Local folder or Hub id; none for `saliency`. For `language_model` optional: a segmenter for masks
+    inside the boxes."""
     revision: str | None = None
     """Commit of the Hub repository."""
 
@@ -88,7 +90,8 @@ class Evaluation(Section):
     clip: NonEmpty = "openai/clip-vit-base-patch32"
     """CLIP model of the metrics: local folder or Hub id."""
     identity: NonEmpty = "facebook/dino-vits16"
-    """Image encoder of subject fidelity (DINO in the paper): local folder or Hub id."""
+    """Image encoder of subject fidelity (DINO in the paper): local folder, Hub id, or a packaged encoder such
+    as `builtin:efficientnet_lite2`, which needs no network and is not comparable with DINO."""
     clip_revision: str | None = None
     """Commit of `clip` on the Hub."""
     identity_revision: str | None = None
@@ -104,6 +107,23 @@ class Evaluation(Section):
     detector: Detector = Detector()
     judge: Judge | None = None
     """Vision-language model that scores images: its own, or that of `vision` (`judge: {}`); default: none."""
+
+    @model_validator(mode="after")
+    def _builtin_encoder_exists(self) -> Self:
+        kind, _, name = self.identity.partition(":")
+        if kind != "builtin":
+            return self
+        known = plugins.names("dreambooth_core.vision.identity_encoders")
+        if name not in known:
+            raise ValueError(
+                f"evaluation.identity {self.identity} is unknown: choose from: "
+                + ", ".join(f"builtin:{one}" for one in known)
+            )
+        if self.identity_revision is not None:
+            raise ValueError(
+                f"evaluation.identity_revision has no effect with {self.identity}: leave it out"
+            )
+        return self
 
     @model_validator(mode="after")
     def _choices_are_valid(self) -> Self:

@@ -37,17 +37,15 @@ def contact_sheet(store: Store, images: Sequence[records.Image]) -> bytes:
     across = math.ceil(math.sqrt(len(images))) if len(prompts) == 1 else ACROSS
     rows = [row[start : start + across] for row in prompts for start in range(0, len(row), across)]
     # reduced to cells one by one: all images at full size may not fit into memory
-    return sheet_of(
-        [[_cell(_opened(get_blob(store, image.blob))) for image in row] for row in rows]
-    )
+    return sheet_of([[cell(_opened(get_blob(store, image.blob))) for image in row] for row in rows])
 
 
-def sheet_of(rows: Sequence[Sequence[Image.Image]]) -> bytes:
-    """PNG with rows of images."""
-    sheet = Image.new("RGB", (SIDE * max(map(len, rows), default=1), SIDE * max(len(rows), 1)))
+def sheet_of(rows: Sequence[Sequence[Image.Image]], side: int = SIDE) -> bytes:
+    """PNG with rows of images in cells of `side` pixels."""
+    sheet = Image.new("RGB", (side * max(map(len, rows), default=1), side * max(len(rows), 1)))
     for down, row in enumerate(rows):
         for across, image in enumerate(row):
-            sheet.paste(_cell(image.convert("RGB")), (across * SIDE, down * SIDE))
+            sheet.paste(cell(image.convert("RGB"), side), (across * side, down * side))
     buffer = io.BytesIO()
     sheet.save(buffer, "PNG")
     return buffer.getvalue()
@@ -71,16 +69,16 @@ def _opened(content: bytes) -> Image.Image:
         return image.convert("RGB")
 
 
-def _cell(whole: Image.Image) -> Image.Image:
-    """The image scaled to a cell, centred on white; a cell unchanged."""
-    if whole.size == (SIDE, SIDE):
+def cell(whole: Image.Image, side: int = SIDE) -> Image.Image:
+    """The image scaled to a square of `side` pixels, centred on white; one of that size unchanged."""
+    if whole.size == (side, side):
         return whole
-    scale = SIDE / max(whole.size)
+    scale = side / max(whole.size)
     size = (max(1, round(whole.width * scale)), max(1, round(whole.height * scale)))
     method = Image.Resampling.NEAREST if scale > 1 else Image.Resampling.LANCZOS
-    cell = Image.new("RGB", (SIDE, SIDE), "white")
-    cell.paste(whole.resize(size, method), ((SIDE - size[0]) // 2, (SIDE - size[1]) // 2))
-    return cell
+    square = Image.new("RGB", (side, side), "white")
+    square.paste(whole.resize(size, method), ((side - size[0]) // 2, (side - size[1]) // 2))
+    return square
 
 
 def _webp(image: Image.Image, lossless: bool) -> bytes:

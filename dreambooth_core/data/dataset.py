@@ -5,6 +5,7 @@ folder -> read (names, sizes, links) -> decode -> compare -> Validation     (rea
 """
 
 import hashlib
+import io
 import os
 from collections.abc import Callable, Iterable, Sequence
 from concurrent.futures import ThreadPoolExecutor
@@ -105,7 +106,32 @@ def collect(store: "Store", config: config.Config) -> tuple[ImageSet, Validation
     if rules.auto_masks:
         copies, remarks = auto_masks.with_masks(store, config, copies)
         validation = validation.model_copy(update={"findings": (*validation.findings, *remarks)})
+    if remarks := _noun_findings(store, config, copies):
+        validation = validation.model_copy(update={"findings": (*validation.findings, *remarks)})
     return blobs.image_set(store, "datasets", copies), validation
+
+
+def _noun_findings(store: "Store", config: config.Config, copies: Sequence[Image]) -> list[Finding]:
+    """Findings about class nouns, if the config's identity encoder is a packaged classifier."""
+    from dreambooth_core.vision.class_nouns import load_classifier
+
+    classifier = load_classifier(config.evaluation.identity)
+    if classifier is None:
+        return []
+    import PIL.Image as pil
+
+    from dreambooth_core.data.noun_checks import noun_findings
+    from dreambooth_core.storage.blobs import get_blob
+
+    found = []
+    for number, subject in enumerate(config.subjects):
+        photos = [
+            pil.open(io.BytesIO(get_blob(store, copy.blob)))
+            for copy in copies
+            if copy.subject == number
+        ]
+        found += noun_findings(classifier, photos, subject.class_noun)
+    return found
 
 
 def store_photos(

@@ -80,10 +80,13 @@ def checked_photos(config: Config, store: Store) -> tuple[IngestedPhotos, bool]:
 
 def _inputs(config: Config) -> dict[str, object]:
     from dreambooth_core.vision.crops import detector_digest
+    from dreambooth_core.vision.identity_encoders import PREFIX, builtin_digest
 
     rules = config.dataset
     detects = rules.auto_masks
     detector = config.evaluation.detector
+    identity = config.evaluation.identity
+    classifier = {"classifier": builtin_digest(identity)} if identity.startswith(PREFIX) else {}
     return {
         "checks": CHECKS,
         "detector": detector_digest(detector, config.vision) if detects else None,
@@ -91,6 +94,7 @@ def _inputs(config: Config) -> dict[str, object]:
         "vision": deciding(config.vision) if rules.second_opinion else None,
         "rules": rules.model_copy(update={"auto_captions": False}),  # applied to the result
         "resolution": config.model.resolution,
+        **classifier,
     }
 
 

@@ -239,7 +239,7 @@ def _set_findings(
 
 
 class OddOnes(BaseModel):
-    """Numbers of the photos of another subject, from 1."""
+    """Numbers of the photos of another subject than most, from 1."""
 
     reason: Reason
     odd: tuple[int, ...] = Field(max_length=GROUP)
@@ -248,8 +248,8 @@ class OddOnes(BaseModel):
 def _odd_ones(count: int) -> type[OddOnes]:
     """The schema for `count` photos."""
 
-    class OddOnes(OddOnes):
-        """Numbers of the photos of another subject than most, from 1."""
+    class Numbers(OddOnes, title=OddOnes.__name__):
+        __doc__ = OddOnes.__doc__
 
         @field_validator("odd")
         @classmethod
@@ -260,7 +260,7 @@ def _odd_ones(count: int) -> type[OddOnes]:
                 raise ValueError("name the photos that differ from most photos")
             return tuple(sorted(set(odd)))
 
-    return OddOnes
+    return Numbers
 
 
 def _groups(photos: Sequence[Path], size: int) -> list[list[Path]]:

@@ -12,7 +12,7 @@ from dreambooth_core.diffusion.parallel_sampling import sampling_settings
 from dreambooth_core.diffusion.sampling import Request, images_prefix, sample_set
 from dreambooth_core.digests import digest_json
 from dreambooth_core.evaluation.plan import EvaluationPlan, control_class, options_of, plan_of
-from dreambooth_core.evaluation.sanity_checks import sanity_check
+from dreambooth_core.evaluation.sanity_checks import noun_warnings, sanity_check
 from dreambooth_core.metrics import (
     Choice,
     EmbeddingKey,
@@ -229,7 +229,9 @@ def _evidence(
     )
     theirs = replace(ours, generated=embedded[2], classes=embedded[3])
     other_classes, same_class = _controls(embedder, instance, made[1].controls)
-    return ours, theirs, sanity_check(ours, other_classes, same_class), embedder.unanswered
+    warnings = sanity_check(ours, other_classes, same_class)
+    warnings = (*warnings, *noun_warnings(config, embedded[3].images))
+    return ours, theirs, warnings, embedder.unanswered
 
 
 def _controls(

@@ -1,10 +1,12 @@
-"""Sanity checks of an evaluation: order of similarity to the photos, and detector coverage."""
+"""Sanity checks of an evaluation: order of similarity to the photos, detector coverage, class noun."""
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from itertools import pairwise
+from typing import TYPE_CHECKING
 
 import numpy as np
 
+from dreambooth_core.config import Config
 from dreambooth_core.metrics import (
     EmbeddingKey,
     Evidence,
@@ -13,6 +15,9 @@ from dreambooth_core.metrics import (
     among,
     mean_cosines,
 )
+
+if TYPE_CHECKING:
+    from PIL.Image import Image
 
 MIN_FOUND = 0.9
 """Share of images in which the detector must find the subject."""
@@ -54,6 +59,23 @@ def sanity_check(
             for name in sorted(unchecked)
         ),
         *(_out_of_order(upper, lower) for upper, lower in pairs if upper[1] <= lower[1]),
+    )
+
+
+def noun_warnings(config: Config, class_images: "Sequence[Image]") -> tuple[str, ...]:
+    """A warning if too few of the base's class images show the class noun.
+
+    Only with a packaged identity encoder, whose classifier finds it; a noun may have no label.
+    """
+    from dreambooth_core.vision.class_nouns import check_noun, load_classifier
+
+    classifier = load_classifier(config.evaluation.identity)
+    noun = config.subject.class_noun
+    checked = check_noun(classifier, class_images, noun) if classifier else None
+    if checked is None or checked.passed:
+        return ()
+    return (
+        f"{checked.sentence('class images of the base')}: check subject.class_noun and the base",
     )
 
 

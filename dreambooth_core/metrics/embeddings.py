@@ -22,6 +22,7 @@ from dreambooth_core.vision.crops import MARGIN, crop, detector_digest, regions
 from dreambooth_core.vision.detectors import Detector, Region, is_remote, load_detector
 from dreambooth_core.vision.embeddings import Embeddings
 from dreambooth_core.vision.encoders import ImageEncoder, encoder_digest
+from dreambooth_core.vision.identity_encoders import IdentityEncoder, load_identity_encoder
 
 NO_BOX = (0, 0, 0, 0)
 """The cached box of an image in which the subject was not found."""
@@ -183,9 +184,9 @@ class ImageEmbedder:
         return ImageEncoder(rules.clip, rules.clip_revision, rules.preprocessing)
 
     @cached_property
-    def _identity(self) -> ImageEncoder:
+    def _identity(self) -> IdentityEncoder:
         rules = self.config.evaluation
-        return ImageEncoder(rules.identity, rules.identity_revision, rules.preprocessing)
+        return load_identity_encoder(rules.identity, rules.identity_revision, rules.preprocessing)
 
     @cached_property
     def _detector(self) -> Detector | None:

@@ -44,6 +44,7 @@ from dreambooth_core.vision.crops import crop, regions
 from dreambooth_core.vision.detectors import Detector, local_detector
 from dreambooth_core.vision.embeddings import Embeddings
 from dreambooth_core.vision.encoders import ImageEncoder
+from dreambooth_core.vision.identity_encoders import IdentityEncoder, load_identity_encoder
 
 IDENTITY_WHOLE: EmbeddingKey = ("identity", "whole")
 IDENTITY_CROP: EmbeddingKey = ("identity", "crop")
@@ -124,7 +125,9 @@ class Validator:
         ]
         clip_images = [clip.clip_images(each.grid) for each in images]
         del clip
-        identity = ImageEncoder(models.identity, models.identity_revision, models.preprocessing)
+        identity = load_identity_encoder(
+            models.identity, models.identity_revision, models.preprocessing
+        )
         encoder = SubjectEncoder(identity, local_detector(models.detector))
         self.photos = self.photos or self._photo_embeddings(encoder)
         evidence = [
@@ -165,7 +168,7 @@ class Validator:
 class SubjectEncoder:
     """Identity encoder, and the detector that crops the subject for it."""
 
-    identity: ImageEncoder
+    identity: IdentityEncoder
     detector: Detector | None
 
     def embed(

@@ -13,8 +13,14 @@ from PIL import Image as pil
 from PIL.Image import Image
 
 from dreambooth_core import plugins
-from dreambooth_core.digests import digest_json
-from dreambooth_core.vision.detectors import KINDS, Detector, Region, is_remote
+from dreambooth_core.digests import digest_json, digest_of_file
+from dreambooth_core.vision.detectors import (
+    KINDS,
+    Detector,
+    Region,
+    is_remote,
+    packaged_weights,
+)
 
 if TYPE_CHECKING:
     from dreambooth_core import config
@@ -114,6 +120,8 @@ def detector_digest(rules: "config.Detector", vision: "config.Vision | None" = N
 
     if rules.kind is None:
         return None
+    if (weights := packaged_weights(rules.kind)) is not None:
+        return digest_json({"kind": rules.kind, "weights": digest_of_file(weights)})
     if is_remote(rules):
         model = plugins.load(KINDS, rules.kind).digest(rules, vision)
     else:

@@ -2,7 +2,8 @@
 
 An identity encoder is a vision model of transformers with a class token (DINO, DINOv2, ViT) or a
 pooled output (ResNet, ConvNeXt, Swin, EfficientNet) as embedding. Sources are folders in transformers'
-format or Hub ids such as `openai/clip-vit-base-patch32` and `facebook/dino-vits16`.
+format or Hub ids such as `openai/clip-vit-base-patch32` and `facebook/dino-vits16`. Packaged identity
+encoders, `builtin:NAME`, are in `identity_encoders/`.
 """
 
 import functools
@@ -18,6 +19,7 @@ from dreambooth_core.digests import digest_json, digest_of_file
 from dreambooth_core.errors import ConfigError, ModelError, one_line
 from dreambooth_core.hub import pinned
 from dreambooth_core.vision.embeddings import Embeddings, unit
+from dreambooth_core.vision.identity_encoders import PREFIX, builtin_digest
 
 T = TypeVar("T")
 
@@ -75,7 +77,7 @@ class ImageEncoder:
             self._tokenizer = self._load(AutoTokenizer)
         limit = self._model.config.text_config.max_position_embeddings
         parts = []
-        for batch, count in _batches(texts):
+        for batch, count in batches(texts):
             tokens = self._tokenizer(
                 batch, padding="max_length", truncation=True, max_length=limit, return_tensors="pt"
             ).to(self._device)
@@ -88,7 +90,7 @@ class ImageEncoder:
 
     def _embed(self, images: Sequence[Image], tower: str, forward: Any) -> Embeddings:
         parts = []
-        for batch, count in _batches(images):
+        for batch, count in batches(images):
             with torch.inference_mode():
                 rows = forward(self._prepared([image.convert("RGB") for image in batch], tower))
             parts.append(rows[:count].float().cpu())
@@ -145,7 +147,9 @@ class ImageEncoder:
 
 
 def encoder_digest(source: str, revision: str | None) -> str:
-    """SHA-256 over a folder's file names and contents, or over Hub id and commit."""
+    """SHA-256 over a folder's file names and contents, over Hub id and commit, or of a packaged encoder."""
+    if source.startswith(PREFIX):
+        return builtin_digest(source)
     folder = Path(source)
     if not folder.is_dir():
         return digest_json({"hub": source, "revision": pinned(source, revision)})
@@ -172,7 +176,7 @@ def _side(processor: Any) -> int:
     return int(size["height"] if "height" in size else size["shortest_edge"])
 
 
-def _batches(things: Sequence[T]) -> Iterator[tuple[list[T], int]]:
+def batches(things: Sequence[T]) -> Iterator[tuple[list[T], int]]:
     """Batches of `BATCH`, the last one padded with repeats, and the number of items in each."""
     for start in range(0, len(things), BATCH):
         batch = list(things[start : start + BATCH])

@@ -20,11 +20,13 @@ from dreambooth_core.config.prompts import SETS
 from dreambooth_core.config.refusals import wrong_fields
 from dreambooth_core.digests import digest_json, digest_of
 from dreambooth_core.errors import ConfigError
+from dreambooth_core.metrics import catalogue
 from dreambooth_core.metrics.statistics import interval
 from dreambooth_core.servers.local import local_services
 from dreambooth_core.storage.blobs import put_record
 from dreambooth_core.storage.records import Estimate, Record, Scores
 from dreambooth_core.storage.stores import open_store, written_beside
+from dreambooth_core.vision.identity_encoders import PREFIX
 
 SUBJECTS, IMAGES_PER_PROMPT, PIXELS = 30, 4, 512
 CLASS_PROMPT = "a {class_noun}"
@@ -178,7 +180,11 @@ def deviations(recipe: Config, subjects: int, prompts: int | None) -> list[str]:
     if rules.preprocessing != "paper":
         found.append(f"evaluation.preprocessing is {rules.preprocessing}, not paper")
     if rules.identity != IDENTITY:
-        found.append(f"DINO is measured by {rules.identity}, not by {IDENTITY}")
+        found.append(
+            f"no DINO: {rules.identity} is another encoder"
+            if rules.identity.startswith(PREFIX)
+            else f"DINO is measured by {rules.identity}, not by {IDENTITY}"
+        )
     if rules.clip != CLIP:
         found.append(f"CLIP-I and CLIP-T are measured by {rules.clip}, not by {CLIP}")
     if rules.lpips is None:
@@ -215,6 +221,8 @@ def _evaluate_subject(config: Config, subject: BenchSubject) -> SubjectScores:
     weights, instance = weights_of(config), ingest(config, store)[0].images
     with console.progress_bar("evaluate") as progress:
         scores, _ = evaluate(config, store, instance, weights, progress)
+    if config.evaluation.identity.startswith(PREFIX):
+        scores = without_identity(scores)
     return subject_scores(subject, instance.count, weights.uri, scores)
 
 
@@ -239,6 +247,20 @@ def subject_scores(
         base=_renamed(scores.base_metrics),
         real=_renamed(scores.reference),
     )
+
+
+def without_identity(scores: Scores) -> Scores:
+    """Scores without those of the identity encoder, which is not DINO."""
+    kinds = ("metrics", "base_metrics", "reference")
+    kept = {
+        kind: {
+            name: value
+            for name, value in getattr(scores, kind).items()
+            if (embedding := catalogue()[name].embedding) is None or embedding[0] != "identity"
+        }
+        for kind in kinds
+    }
+    return scores.model_copy(update=kept)
 
 
 def _renamed(values: Mapping[str, float]) -> dict[str, float]:

@@ -9,10 +9,16 @@ and, for a kind that asks a vision-language model,
     REMOTE = True
     def load(rules, vision: config.Vision | None, answers: AnswerCache | None) -> Detector
     def digest(rules, vision) -> str                  # of the options that affect its regions
+
+and, where they apply,
+
+    WEIGHTS: Path            # packaged weights, in place of `evaluation.detector.model`
+    IGNORES_NOUN = True      # marks one object of any class
 """
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from pathlib import Path
 from typing import TYPE_CHECKING, Protocol
 
 import numpy as np
@@ -83,3 +89,13 @@ def local_detector(rules: "config.Detector") -> Detector | None:
 def is_remote(rules: "config.Detector") -> bool:
     """Whether the detector asks a vision-language model, whose answers may fail and are cached."""
     return rules.kind is not None and getattr(plugins.load(KINDS, rules.kind), "REMOTE", False)
+
+
+def packaged_weights(kind: str) -> Path | None:
+    """The weights that come with a kind of detector; None for one with `evaluation.detector.model`."""
+    return getattr(plugins.load(KINDS, kind), "WEIGHTS", None)
+
+
+def ignores_noun(kind: str) -> bool:
+    """Whether a kind of detector marks one object whatever the class noun."""
+    return getattr(plugins.load(KINDS, kind), "IGNORES_NOUN", False)

@@ -21,10 +21,12 @@ from dreambooth_core.cli.bench.dreambench import (
     deviations,
     subjects_in,
     table,
+    without_identity,
 )
 from dreambooth_core.config import Config, Evaluation, Judge
 from dreambooth_core.config.prompts import SETS
 from dreambooth_core.errors import ConfigError
+from dreambooth_core.storage.records import Scores
 from tests.chat_server import Reply, serving
 from tests.forked_attempts import forked_trainings
 from tests.random_backbones import build
@@ -293,3 +295,25 @@ def test_a_missing_folder_is_reported_in_one_sentence(recipe, tiny_base, tmp_pat
     assert done.stderr.startswith("Error: ")
     assert "nowhere is not a folder" in done.stderr
     assert done.stderr.count("\n") == 1
+
+
+def test_scores_of_a_packaged_encoder_are_not_shown_as_dino(recipe):
+    """DINO and PRES are left out beside the paper's; CLIP-T and DIV stay."""
+    measured = {
+        "subject_fidelity": 0.9,
+        "pres": 0.4,
+        "prompt_fidelity": 0.3,
+        "lpips_diversity": 0.5,
+    }
+    scores = Scores.model_construct(metrics=measured, base_metrics=measured, reference=measured)
+    for kind in ("metrics", "base_metrics", "reference"):
+        assert set(getattr(without_identity(scores), kind)) == {
+            "prompt_fidelity",
+            "lpips_diversity",
+        }
+    rules = Evaluation(identity="builtin:efficientnet_lite2", lpips="timm/vgg16.tv_in1k")
+    model = recipe.model.model_copy(update={"resolution": 512})
+    packaged = recipe.model_copy(update={"model": model, "evaluation": rules})
+    assert deviations(packaged, 30, None) == [
+        "no DINO: builtin:efficientnet_lite2 is another encoder"
+    ]
