@@ -1,4 +1,4 @@
-"""Images with known contents for the checks: renders, made by `examples.small_world.make_check_material`."""
+"""Images with known contents: renders, by `examples.small_world.language_model.check_material`."""
 
 import functools
 import json

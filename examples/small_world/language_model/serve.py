@@ -1,4 +1,4 @@
-"""Serve the small model with `transformers serve`: `python -m examples.small_world.serve_glm --port 8000`.
+"""Serve the small model: `python -m examples.small_world.language_model.serve --port 8000`.
 
 An OpenAI-compatible server on loopback. `transformers serve` alone cannot load GLM's processor without
 torchvision, so a processor without video is registered first.
@@ -15,7 +15,7 @@ HERE = Path(__file__).parent
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument("--model", type=Path, default=HERE / "glm")
+    parser.add_argument("--model", type=Path, default=HERE.parent / "glm")
     parser.add_argument("--port", type=int, default=8000)
     options = parser.parse_args()
     from transformers import AutoProcessor, Glm4vMoeConfig, Glm4vProcessor

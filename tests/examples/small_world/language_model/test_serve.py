@@ -18,12 +18,12 @@ from dreambooth_core.vision.language.images import data_url, encoded
 from dreambooth_core.vision.language.messages import question
 from dreambooth_core.vision.language.model import VisionLanguageModel
 from dreambooth_core.vision.language.spending import Account
-from examples.small_world.check_glm import HERE
-from examples.small_world.glm_pictures import photo
-from examples.small_world.glm_questions import DESCRIBE, Description
+from examples.small_world.language_model.check import HERE
+from examples.small_world.language_model.pictures import photo
+from examples.small_world.language_model.questions import DESCRIBE, Description
 from examples.small_world.world import BACKGROUNDS
 
-MODEL = str(HERE / "glm")
+MODEL = str(HERE.parent / "glm")
 PATIENCE = 180
 """Seconds for the server's start on a busy machine."""
 
@@ -38,7 +38,13 @@ def url(tmp_path_factory):
         port = free.getsockname()[1]
     cache = str(tmp_path_factory.mktemp("hub"))
     environment = {**os.environ, "HF_HOME": cache, "HF_HUB_OFFLINE": "1"}
-    command = [sys.executable, "-m", "examples.small_world.serve_glm", "--port", str(port)]
+    command = [
+        sys.executable,
+        "-m",
+        "examples.small_world.language_model.serve",
+        "--port",
+        str(port),
+    ]
     log = tmp_path_factory.mktemp("served") / "log"
     with log.open("wb") as out:
         server = subprocess.Popen(command, env=environment, stdout=out, stderr=out)

@@ -9,7 +9,15 @@ import torch.nn.functional as F
 from numpy.typing import NDArray
 from torch import Tensor, nn
 
-from examples.small_world.glm_pictures import CELLS, MERGE, PATCH, Picture, card, pair, photo
+from examples.small_world.language_model.pictures import (
+    CELLS,
+    MERGE,
+    PATCH,
+    Picture,
+    card,
+    pair,
+    photo,
+)
 from examples.small_world.render import SIZE
 from examples.small_world.shapes import CLASSES
 from examples.small_world.world import ACCESSORIES, BACKGROUNDS, COLORS, PATTERNS, Identity

@@ -1,4 +1,4 @@
-"""Images of `dreambooth vision check`: `python -m examples.small_world.make_check_material`."""
+"""Images of `dreambooth vision check`: `python -m examples.small_world.language_model.check_material`."""
 
 import json
 import random

@@ -38,7 +38,7 @@ from dreambooth_core.vision_checks.questions import (
     Visibility,
     YesNo,
 )
-from examples.small_world.glm_pictures import Picture, Shown
+from examples.small_world.language_model.pictures import Picture, Shown
 from examples.small_world.render import SIZE
 from examples.small_world.shapes import CLASSES
 from examples.small_world.world import (

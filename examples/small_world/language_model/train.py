@@ -1,4 +1,4 @@
-"""Train the small vision-language model: `python -m examples.small_world.train_glm`.
+"""Train the small vision-language model: `python -m examples.small_world.language_model.train`.
 
 GLM-4.5V's architecture with 1.5 million weights. First its image encoder learns labels of fresh renders,
 then the whole model learns the project's own questions about them. The same command resumes it, and
@@ -16,10 +16,10 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from examples.small_world import glm_rows, glm_sight
-from examples.small_world.glm_model import image_processor, make_model
-from examples.small_world.glm_sight_start import start_from_clip
-from examples.small_world.glm_tokens import make_tokenizer
+from examples.small_world.language_model import image_encoder, rows
+from examples.small_world.language_model.clip_start import start_from_clip
+from examples.small_world.language_model.network import image_processor, make_model
+from examples.small_world.language_model.tokens import make_tokenizer
 from examples.small_world.loop import Recipe, Validation, train
 
 HERE = Path(__file__).parent
@@ -52,22 +52,22 @@ CHECKED = 10
 
 def sight_loss(network: nn.Module, indices: Tensor) -> Tensor:
     rngs = [random.Random(f"sight/{index}") for index in indices.tolist()]
-    return network.loss([glm_sight.sampled(rng) for rng in rngs])  # type: ignore[operator, no-any-return]
+    return network.loss([image_encoder.sampled(rng) for rng in rngs])  # type: ignore[operator, no-any-return]
 
 
 def whole_loss(tokenizer: Any, network: nn.Module, indices: Tensor) -> Tensor:
     """The mean over two batches, of the shorter and the longer rows: less padding."""
     rngs = [random.Random(f"row/{index}") for index in indices.tolist()]
-    rows = sorted((glm_rows.sampled_row(rng, tokenizer) for rng in rngs), key=length)
-    half = len(rows) // 2
+    drawn = sorted((rows.sampled_row(rng, tokenizer) for rng in rngs), key=length)
+    half = len(drawn) // 2
     losses = []
-    for part in (rows[:half], rows[half:]):
-        found = network.losses(glm_rows.batch(part))  # type: ignore[operator]
+    for part in (drawn[:half], drawn[half:]):
+        found = network.losses(rows.batch(part))  # type: ignore[operator]
         losses.append(torch.stack([*found.values()]).sum())
     return torch.stack(losses).mean()
 
 
-def length(row: glm_rows.Row) -> int:
+def length(row: rows.Row) -> int:
     return len(row.tokens)
 
 
@@ -75,8 +75,8 @@ def figures(tokenizer: Any, out: Path, network: Any, images: int) -> dict[str, f
     """Export the model; the share of held-out answers per question whose every token is predicted."""
     save(network.model, tokenizer, out, {"images": images})
     found = {}
-    for name, rows in glm_rows.held_out(tokenizer, CHECKED).items():
-        found[name] = round(network.right(glm_rows.batch(rows)), 2)
+    for name, kept in rows.held_out(tokenizer, CHECKED).items():
+        found[name] = round(network.right(rows.batch(kept)), 2)
     return found
 
 
@@ -109,17 +109,17 @@ def tokenizer_of(work: Path) -> Any:
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument("--out", type=Path, default=HERE / "glm")
+    parser.add_argument("--out", type=Path, default=HERE.parent / "glm")
     parser.add_argument("--work", type=Path, default=Path(".dreambooth/small_world_glm"))
     options = parser.parse_args()
     options.work.mkdir(parents=True, exist_ok=True)
     torch.manual_seed(0)
     model, tokenizer = make_model(), tokenizer_of(options.work)
-    start_from_clip(model.model.visual, HERE / "encoders" / "clip")
-    sight = glm_sight.Sight(model.model.visual)
-    seen = Validation(glm_sight.figures, every=90)
+    start_from_clip(model.model.visual, HERE.parent / "encoders" / "clip")
+    sight = image_encoder.Sight(model.model.visual)
+    seen = Validation(image_encoder.figures, every=90)
     first = train("sight", sight, sight_loss, RENDERS, SIGHT, options.work, seen)
-    whole = glm_rows.Whole(model, tokenizer)
+    whole = rows.Whole(model, tokenizer)
     whole.heads = sight.heads
     asked = Validation(partial(figures, tokenizer, options.out), every=EXPORT_SECONDS)
     loss = partial(whole_loss, tokenizer)

@@ -15,8 +15,8 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-from examples.small_world import glm_sight
-from examples.small_world.glm_pictures import pair, photo
+from examples.small_world.language_model import image_encoder
+from examples.small_world.language_model.pictures import pair, photo
 
 IMAGES = 96
 """Renders on which the constants are fitted."""
@@ -40,14 +40,14 @@ def start_from_clip(visual: Any, folder: Path) -> None:
     rng = random.Random("start")
     pixels = np.stack([(photo if n % 4 else pair)(rng).pixels for n in range(IMAGES)])
     hidden = _start_embeddings(visual, clip, pixels)
-    _, turns = glm_sight.positions(visual, hidden)
+    _, turns = image_encoder.positions(visual, hidden)
     for block, layer in zip(visual.blocks, clip.encoder.layers, strict=False):
         block.norm1.weight.fill_(1)
         block.norm2.weight.fill_(1)
         _start_attention(block.attn, layer)
-        normed = glm_sight.norm(block.norm1, hidden)
-        hidden = hidden + glm_sight.attended(block.attn, normed, turns)
-        normed = glm_sight.norm(block.norm2, hidden)
+        normed = image_encoder.norm(block.norm1, hidden)
+        hidden = hidden + image_encoder.attended(block.attn, normed, turns)
+        normed = image_encoder.norm(block.norm2, hidden)
         _start_mlp(block.mlp, layer, normed)
         hidden = hidden + block.mlp(normed)
     visual.post_layernorm.weight.fill_(1)
@@ -62,17 +62,17 @@ def _start_embeddings(visual: Any, clip: Any, pixels: NDArray[np.uint8]) -> Tens
         centred[:, :, None].expand_as(embed.weight) / 2
     )  # an image is two equal frames
     embed.bias.zero_()
-    raw = torch.nn.functional.linear(glm_sight.patches(pixels), embed.weight.flatten(1))
+    raw = torch.nn.functional.linear(image_encoder.patches(pixels), embed.weight.flatten(1))
     flat = FLAT * raw.pow(2).mean().sqrt()
     embed.bias.fill_(flat)
     places = _centred(given.position_embedding.weight[1:].T).T
-    order, _ = glm_sight.positions(visual, raw)
+    order, _ = image_encoder.positions(visual, raw)
     summed = raw.view(len(pixels), -1, raw.shape[-1]) + places[order]
     scale = norm.weight / summed.pow(2).mean(-1).sqrt().mean()
     length = (raw.pow(2).mean(-1) + flat**2).sqrt().mean()
     visual.post_conv_layernorm.weight.copy_(scale * length)
     visual.embeddings.position_embedding.weight.copy_(scale * (places - flat) + norm.bias)
-    return glm_sight.embedded(visual, pixels)
+    return image_encoder.embedded(visual, pixels)
 
 
 def _start_attention(attention: Any, layer: Any) -> None:

@@ -12,12 +12,12 @@ from dreambooth_core.vision.language.messages import Picture as Sent
 from dreambooth_core.vision.language.messages import question
 from dreambooth_core.vision.language.model import VisionLanguageModel
 from dreambooth_core.vision.language.spending import Account
-from examples.small_world import check_glm, glm_rows, glm_sight
-from examples.small_world.glm_model import SPECIAL, image_processor, make_model
-from examples.small_world.glm_pictures import card, pair, photo
-from examples.small_world.glm_questions import OF_CARD, OF_PAIR, OF_PHOTO, Turn
+from examples.small_world.language_model import check, image_encoder, rows
+from examples.small_world.language_model.network import SPECIAL, image_processor, make_model
+from examples.small_world.language_model.pictures import card, pair, photo
+from examples.small_world.language_model.questions import OF_CARD, OF_PAIR, OF_PHOTO, Turn
 
-SHIPPED = check_glm.HERE / "glm"
+SHIPPED = check.HERE.parent / "glm"
 
 
 @pytest.fixture(scope="module")
@@ -48,30 +48,30 @@ def photos(count: int):
 def test_images_are_patched_and_encoded_as_by_glm(random_model):
     pixels = np.stack([shown.pixels for shown in photos(3)])
     given = image_processor()([Image.fromarray(each) for each in pixels], return_tensors="pt")
-    assert torch.equal(glm_sight.patches(pixels), given["pixel_values"])
+    assert torch.equal(image_encoder.patches(pixels), given["pixel_values"])
     visual = random_model.model.visual
     with torch.no_grad():
         expected = visual(given["pixel_values"], grid_thw=given["image_grid_thw"]).pooler_output
-        found = glm_sight.features(visual, pixels)
+        found = image_encoder.features(visual, pixels)
     torch.testing.assert_close(found.flatten(0, 1), expected, rtol=1e-4, atol=1e-4)
 
 
 def test_questions_of_one_row_are_answered_as_separate_prompts(random_model, tokenizer):
     shown, turns = photos(2), [[Turn("What is it?", "A")], [Turn("Locate every dog.", "[]")]]
-    row = glm_rows.make_row(tokenizer, shown, turns, "Photo")
-    alone = glm_rows.make_row(tokenizer, shown, turns[1:], "Photo")
+    row = rows.make_row(tokenizer, shown, turns, "Photo")
+    alone = rows.make_row(tokenizer, shown, turns[1:], "Photo")
     ids = torch.tensor([alone.tokens])
     images = (ids == SPECIAL.index("<|image|>")).int()
-    whole = glm_rows.Whole(random_model, tokenizer)
+    whole = rows.Whole(random_model, tokenizer)
     with torch.no_grad():
         expected = random_model(
             input_ids=ids,
             attention_mask=torch.ones_like(ids),
-            pixel_values=glm_sight.patches(np.stack([each.pixels for each in shown])),
+            pixel_values=image_encoder.patches(np.stack([each.pixels for each in shown])),
             image_grid_thw=torch.tensor([[1, 8, 8]] * 2),
             mm_token_type_ids=images,
         ).logits[0, -1]
-        _, hidden = whole._hidden(glm_rows.batch([row]))
+        _, hidden = whole._hidden(rows.batch([row]))
         found = random_model.lm_head(hidden)[0, -1]
     torch.testing.assert_close(found, expected, rtol=1e-4, atol=1e-4)
 
@@ -80,11 +80,11 @@ def test_the_seam_sends_the_tokens_of_the_training(shipped, tokenizer):
     shown = photos(1)
     sent = Sent(Image.fromarray(shown[0].pixels), "Photo 1:")
     inputs = shipped._backend._inputs(shipped._encoded([question("What is it?", [sent])]), None)
-    row = glm_rows.make_row(tokenizer, shown, [[Turn("What is it?", "x")]], "Photo")
+    row = rows.make_row(tokenizer, shown, [[Turn("What is it?", "x")]], "Photo")
     tokens = inputs["input_ids"][0].tolist()
     assert tokens == row.tokens[: len(tokens)]
     assert len(row.tokens) == len(tokens) + 1
-    assert torch.equal(inputs["pixel_values"], glm_sight.patches(shown[0].pixels[None]))
+    assert torch.equal(inputs["pixel_values"], image_encoder.patches(shown[0].pixels[None]))
 
 
 @pytest.mark.parametrize(

@@ -2,7 +2,7 @@
 
 from typing import Any
 
-from examples.small_world.glm_pictures import MERGE, PATCH
+from examples.small_world.language_model.pictures import MERGE, PATCH
 from examples.small_world.render import SIZE
 
 WIDTH = 256
@@ -11,7 +11,7 @@ VISION_LAYERS = 5
 VISION_WIDTH = 192
 """As the shipped CLIP, whose weights the image encoder starts from."""
 VOCABULARY = 1280
-"""Room for the pieces of `glm_tokens`, which may grow."""
+"""Room for the pieces of `tokens`, which may grow."""
 SPECIAL = (
     *("<|endoftext|>", "[gMASK]", "<sop>", "<|system|>", "<|user|>", "<|assistant|>"),
     *("<|observation|>", "<|begin_of_image|>", "<|end_of_image|>", "<|image|>"),

@@ -1,4 +1,4 @@
-"""Measures of the small vision-language model on renders: `python -m examples.small_world.check_glm`.
+"""Measures of the small vision-language model: `python -m examples.small_world.language_model.check`.
 
 The model is asked through the project's interface, as a config with `backend: local_transformers` does.
 Prints shares with 95 % Wilson intervals, and the mean overlap of boxes with a normal interval.
@@ -25,8 +25,13 @@ from dreambooth_core.vision.language.messages import question, quoted
 from dreambooth_core.vision.language.model import VisionLanguageModel
 from dreambooth_core.vision_checks import questions
 from dreambooth_core.vision_checks.capabilities import overlap
-from examples.small_world.glm_pictures import Picture, another, card, pair, photo
-from examples.small_world.glm_questions import DESCRIBE, Description, requirement_of, worn
+from examples.small_world.language_model.pictures import Picture, another, card, pair, photo
+from examples.small_world.language_model.questions import (
+    DESCRIBE,
+    Description,
+    requirement_of,
+    worn,
+)
 from examples.small_world.render import SIZE
 from examples.small_world.world import BACKGROUNDS
 
@@ -166,7 +171,7 @@ def _row(value: float, low: float, high: float, count: int) -> dict[str, float]:
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument("--model", type=Path, default=HERE / "glm")
+    parser.add_argument("--model", type=Path, default=HERE.parent / "glm")
     parser.add_argument("--each", type=int, default=100, help="images per measure")
     parser.add_argument("--out", type=Path, help="also write the figures to this JSON file")
     options = parser.parse_args()

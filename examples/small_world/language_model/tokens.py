@@ -1,6 +1,6 @@
 """Tokenizer of the small vision-language model: whole sentences of its instructions are single tokens.
 
-A unigram model over bytes, words and the sentences of the questions in `glm_questions`; other texts are
+A unigram model over bytes, words and the sentences of the questions in `questions`; other texts are
 words and bytes. Short prompts make training and answers fast on a CPU.
 """
 
@@ -9,9 +9,9 @@ import re
 from collections.abc import Iterable
 from typing import Any
 
-from examples.small_world.glm_model import SPECIAL, VOCABULARY
-from examples.small_world.glm_pictures import Picture, card, pair, photo
-from examples.small_world.glm_questions import (
+from examples.small_world.language_model.network import SPECIAL, VOCABULARY
+from examples.small_world.language_model.pictures import Picture, card, pair, photo
+from examples.small_world.language_model.questions import (
     LABELS,
     OF_CARD,
     OF_MORE,

@@ -14,10 +14,9 @@ import torch.nn.functional as F
 from numpy.typing import NDArray
 from torch import Tensor, nn
 
-from examples.small_world import glm_questions as questions
-from examples.small_world import glm_sight
-from examples.small_world.glm_model import SPECIAL
-from examples.small_world.glm_pictures import (
+from examples.small_world.language_model import image_encoder, questions
+from examples.small_world.language_model.network import SPECIAL
+from examples.small_world.language_model.pictures import (
     CELLS,
     Picture,
     another,
@@ -26,8 +25,8 @@ from examples.small_world.glm_pictures import (
     pair,
     photo,
 )
-from examples.small_world.glm_questions import Asked, Turn
-from examples.small_world.glm_tokens import COORDINATES
+from examples.small_world.language_model.questions import Asked, Turn
+from examples.small_world.language_model.tokens import COORDINATES
 from examples.small_world.render import SIZE
 
 IGNORED = -100
@@ -149,17 +148,17 @@ class Whole(nn.Module):
     def __init__(self, model: Any, tokenizer: Any) -> None:
         super().__init__()
         self.model = model
-        self.heads = glm_sight.Heads(model.config.vision_config.out_hidden_size)
+        self.heads = image_encoder.Heads(model.config.vision_config.out_hidden_size)
         self.coordinates = tokenizer.convert_tokens_to_ids(list(COORDINATES))
 
     def losses(self, rows: Batch) -> dict[str, Tensor]:
         """Loss of the answers' tokens, of the coordinates in them, and of the image encoder."""
         features, hidden = self._hidden(rows)
-        seen = self.heads.losses(features, glm_sight.labels(rows.pictures))
+        seen = self.heads.losses(features, image_encoder.labels(rows.pictures))
         asked = rows.targets != IGNORED
         return {
             **self._answer_losses(hidden[asked], rows.targets[asked]),
-            "sight": SIGHT_SHARE * glm_sight.weighted(seen),
+            "sight": SIGHT_SHARE * image_encoder.weighted(seen),
         }
 
     def right(self, rows: Batch) -> float:
@@ -172,7 +171,7 @@ class Whole(nn.Module):
     def _hidden(self, rows: Batch) -> tuple[Tensor, Tensor]:
         """Visual tokens (images, 16, width), and the text model's last states (n, s, width)."""
         pixels = np.stack([picture.pixels for picture in rows.pictures])
-        features = glm_sight.features(self.model.model.visual, pixels)
+        features = image_encoder.features(self.model.model.visual, pixels)
         text = self.model.model.language_model
         embedded = text.embed_tokens(rows.tokens)
         images = rows.tokens == SPECIAL.index("<|image|>")
