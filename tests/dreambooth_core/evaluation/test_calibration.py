@@ -114,7 +114,7 @@ def test_the_rate_of_errors_is_found_within_the_interval_and_keeps_the_judge_adv
     assert found.statements.value == pytest.approx(0.8, abs=0.02)
     assert found.test_retest.value < 1
     advisory = advisory_metrics(config, bench.store)
-    assert advisory.keys() == {*NEVER, "checklist"}
+    assert advisory.keys() == {*NEVER, "checklist", "spatial"}
     assert "agrees with known answers in 0.81" in advisory["checklist"]
     assert "at least 0.80 is required" in advisory["checklist"]
     lenient = bench.config(server.url, min_agreement=0.6)

@@ -21,7 +21,7 @@ from tests.chat_server import Reply, serving
 from tests.moved_weights import weights_of
 
 NEEDS_DETECTOR = {"subject_fidelity_crop", "clip_i_crop", "identity"}
-NEEDS_OWN_MODEL = {"lpips_diversity", "judged_subject", "judged_prompt"}
+NEEDS_OWN_MODEL = {"lpips_diversity", "checklist", "judged_subject", "judged_prompt", "spatial"}
 
 
 @pytest.fixture
@@ -286,7 +286,8 @@ def test_failed_judge_requests_are_repeated_by_the_next_evaluation(
     def answer(number: int, request: object) -> Reply:
         if down and "a red hat" in json.dumps(request):
             return Reply("not JSON")
-        return Reply(json.dumps({"rationale": "seen", "score": 3}))
+        score, confirmation = {"rationale": "seen", "score": 3}, {"reason": "seen", "answer": "yes"}
+        return Reply(json.dumps(score | confirmation))
 
     weights = weights_of(tiny_base, file_store, 0.05)
     with serving(answer) as server:
@@ -294,16 +295,18 @@ def test_failed_judge_requests_are_repeated_by_the_next_evaluation(
         rules = config.evaluation.model_copy(update={"judge": judge})
         config = config.model_copy(update={"evaluation": rules})
         first, _ = evaluate(config, file_store, photos, weights)
-        # two images of that prompt, for each of the two models
-        assert first.unanswered == 4
+        # two images of that prompt, for each of the two models, by `judged_prompt` and `checklist`
+        assert first.unanswered == 8
         second, reused = evaluate(config, file_store, photos, weights)
-        assert (second.digest, second.unanswered, reused) == (first.digest, 4, False)
+        assert (second.digest, second.unanswered, reused) == (first.digest, 8, False)
         down, before = False, len(server.requests)
         third, reused = evaluate(config, file_store, photos, weights)
         assert (third.unanswered, reused) == (0, False)
-        assert len(server.requests) == before + 4
+        repeated = [json.dumps(request) for request in server.requests[before:]]
+        assert repeated
+        assert all("a red hat" in request for request in repeated)
         assert evaluate(config, file_store, photos, weights) == (third, True)
-        assert len(server.requests) == before + 4
+        assert len(server.requests) == before + len(repeated)
     rows = [row for row in rows_of(file_store, third) if row.kind != "class"]
     assert {row.scores["judged_prompt"] for row in rows} == {0.75}
 
