@@ -80,7 +80,8 @@ def metadata(tiny_config: Config) -> dict[str, str]:
 @pytest.fixture
 def config(served_config: Config) -> Iterator[tuple[Config, ChatServer]]:
     """Config of a run with a local S3 store and a judge, both with keys."""
-    with serving(lambda *_: Reply('{"rationale": "seen", "score": 3}')) as server:
+    confirmed = '{"rationale": "seen", "score": 3, "reason": "seen", "answer": "yes"}'
+    with serving(lambda *_: Reply(confirmed)) as server:
         asked = served_config.model_dump(mode="json")
         asked["evaluation"]["judge"] = {"url": server.url, "model": "eyes", "key": "JUDGE_KEY"}
         asked["storage"] = {"uri": "s3://secrets/run", "endpoint": "local"}

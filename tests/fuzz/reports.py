@@ -40,7 +40,7 @@ def facts(**changes: Any) -> dict[str, Any]:
         "sentence": "",
         "plan": "p" * 64,
     }
-    plain |= {"lines": [], "comparisons": [], "rows": []}
+    plain |= {"lines": [], "comparisons": [], "rows": [], "advisory": {}, "preferences": None}
     plain["config"] = {
         "model.resolution": "64",
         "subject.identifier": "sks",

@@ -229,7 +229,8 @@ def judged_recipe(tracked_config, tmp_path):
     def answer(number, request):
         text = request["messages"][0]["content"][-1]["text"]
         score = 2 if "this very dog" in text else 0 if "jungle" in text else 4
-        return Reply(json.dumps({"rationale": "seen", "score": score}))
+        confirmation = {"reason": "seen", "answer": "yes"}
+        return Reply(json.dumps({"rationale": "seen", "score": score, **confirmation}))
 
     backbone = build("alex", tmp_path / "alex")
     with serving(answer) as server:
