@@ -12,8 +12,8 @@ from dreambooth_core.reports.summary import ON_GPU
 from tasks.stage import GPU, stage
 
 TASKS = Path(__file__).parents[2] / "tasks"
-BEYOND_A_RUN = {"measure trial", "draw"}
-"""GPU stages of sweeps and sampling jobs."""
+BEYOND_A_RUN = {"measure trial", "draw", "search", "repair prompts"}
+"""GPU stages of sweeps, sampling jobs, searches and the repair of prompts."""
 
 
 def overlapping(limit: int) -> bool:
