@@ -26,8 +26,6 @@ from dreambooth_core.storage.stores import Store, open_store
 if TYPE_CHECKING:
     from PIL.Image import Image as Picture
 
-    from dreambooth_core.metrics.embedding_index import EmbeddingIndex
-    from dreambooth_core.vision.embeddings import Embeddings
 
 DIGEST = re.compile(r"[0-9a-f]{8,64}")
 """A SHA-256 in hexadecimal digits, or the first of them."""
@@ -241,7 +239,10 @@ def _ranked(
 
     index = EmbeddingIndex(config, store)
     shown = [Image(name=f"{one.image.sha256}.png", blob=one.image, size=one.size) for one in images]
-    vector = _vector(index, config, query)
+    if query.image is None:
+        vector = index.of_text(query.text)
+    else:
+        vector = index.of_pictures([_decoded(config, query.image)])[0]
     return tuple(
         SearchHit(
             score=round(hit.cosine, 6),
@@ -250,13 +251,6 @@ def _ranked(
         )
         for hit in index.nearest(vector, shown, query.top)
     )
-
-
-def _vector(index: "EmbeddingIndex", config: Config, query: SearchQuery) -> "Embeddings":
-    if query.image is None:
-        return index.of_text(query.text)
-    row: Embeddings = index.of_pictures([_decoded(config, query.image)])[0]
-    return row
 
 
 def _nearest_photos(

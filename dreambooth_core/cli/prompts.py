@@ -149,21 +149,19 @@ def repair(
         counts = account_of(used.vision).counts
         cost = None if used.vision.price is None else counts.cost
         paths = _save_best(one.store, repairs, out, details.name.replace("/", "-v"))
-    document = {
-        "model": details.name,
-        "repairs": [
-            {**one.model_dump(mode="json"), "passed": one.passed, "path": path}
-            for one, path in zip(repairs, paths, strict=True)
-        ],
-        "requests": requests_document(counts, cost),
-    }
+    rows = [
+        {**one.model_dump(mode="json"), "passed": one.passed, "path": path}
+        for one, path in zip(repairs, paths, strict=True)
+    ]
+    requests = requests_document(counts, cost)
+    document = {"model": details.name, "repairs": rows, "requests": requests}
     text = json.dumps(document, indent=2, ensure_ascii=False)
     _write_text(out / "repairs.json", text)
     if as_json:
         print(text)
         return
-    for repair, path in zip(repairs, paths, strict=True):
-        _print_repair(repair, path)
+    for one_repair, path in zip(repairs, paths, strict=True):
+        _print_repair(one_repair, path)
     print(requests_line(counts, cost))
 
 

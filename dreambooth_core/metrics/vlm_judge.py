@@ -153,15 +153,22 @@ def cached_answers(
         found = asked_at_once(judge, questions, partial(cached, model))
         if model.account.counts.requests:
             console.say(f"{judge.model}, in this process so far: {model.account.counts}")
-    missing = [answer for answer in found if isinstance(answer, Unanswered)]
-    if missing and len(missing) == len(found):
+    report_unanswered(judge.model, found, "questions")
+    return found
+
+
+def report_unanswered(model: str, answers: Sequence[object], what: str) -> None:
+    """Print how many answers are missing; raises `StageFailed` if all are."""
+    missing = [answer for answer in answers if isinstance(answer, Unanswered)]
+    if missing and len(missing) == len(answers):
         raise StageFailed(
-            f"{judge.model} answered none of {len(found)} questions, first error: {missing[0]}; "
+            f"{model} answered none of {len(answers)} {what}, first error: {missing[0]}; "
             "check evaluation.judge, or remove it"
         )
     if missing:
-        console.say(f"{judge.model} left {len(missing)} of {len(found)} unanswered: {missing[0]}")
-    return found
+        console.say(
+            f"{model} left {len(missing)} of {len(answers)} {what} unanswered: {missing[0]}"
+        )
 
 
 def asked_at_once(

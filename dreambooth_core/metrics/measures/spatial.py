@@ -5,11 +5,10 @@ The model only locates nouns; whether a relation or a count holds is computed (s
 
 import numpy as np
 
-from dreambooth_core import console
 from dreambooth_core.config import Config, Kind
 from dreambooth_core.config.inputs import without_identifier
 from dreambooth_core.config.vision_profiles import model_profile
-from dreambooth_core.errors import StageFailed, Unanswered
+from dreambooth_core.errors import Unanswered
 from dreambooth_core.metrics import Evidence, Values, vlm_judge
 from dreambooth_core.metrics.spatial import RULES_VERSION, holds, statements
 from dreambooth_core.storage.answer_cache import StoredAnswers
@@ -50,7 +49,7 @@ def measure(evidence: Evidence) -> Values | None:
         answers = answers_or_failures(
             lambda one: judge.locate(images[one[0]], one[1]).value, wanted, config.judge.at_once
         )
-    _report(config.judge.model, answers)
+    vlm_judge.report_unanswered(config.judge.model, answers, "requests for boxes")
     located: Located = dict(zip(wanted, answers, strict=True))
     values = np.full(len(evidence.texts), np.nan)
     for index, found in enumerate(stated):
@@ -80,15 +79,3 @@ def applies(config: Config, template: str) -> bool:
     """Whether a prompt states a relation or count."""
     text = without_identifier(config.subject, template)
     return bool(statements(text, config.subject.class_noun))
-
-
-def _report(model: str, answers: list[tuple[Box, ...] | Unanswered]) -> None:
-    """Print how many requests were not answered; raises `StageFailed` if that is all of them."""
-    missing = [answer for answer in answers if isinstance(answer, Unanswered)]
-    if missing and len(missing) == len(answers):
-        raise StageFailed(
-            f"{model} located nothing in {len(answers)} requests, first error: {missing[0]}; check "
-            "evaluation.judge, or remove it"
-        )
-    if missing:
-        console.say(f"{model} left {len(missing)} of {len(answers)} boxes unanswered: {missing[0]}")

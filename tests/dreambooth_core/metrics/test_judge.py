@@ -129,7 +129,7 @@ def test_failed_answers_are_missing_counted_and_requested_again(evidence_of, cap
         values = judged_prompt.measure(evidence)
         assert np.isnan(values).tolist() == [True, False, False, False]
         printed = capsys.readouterr().err
-        assert "glm-4.5v left 1 of 4 unanswered" in printed
+        assert "glm-4.5v left 1 of 4 questions unanswered" in printed
         assert "no JSON object" in printed
         broken[0] = False
         assert judged_prompt.measure(evidence).tolist() == [1, 1, 1, 1]

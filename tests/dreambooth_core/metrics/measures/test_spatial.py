@@ -128,7 +128,7 @@ def test_an_unanswered_noun_is_a_missing_value_that_is_asked_again(file_store, c
         values = spatial.measure(evidence)
         assert np.isnan(values[0])
         assert values[1] == 1
-        assert "glm-4.5v left 1 of 3 boxes unanswered" in capsys.readouterr().err
+        assert "glm-4.5v left 1 of 3 requests for boxes unanswered" in capsys.readouterr().err
         failing.clear()
         assert spatial.measure(evidence).tolist() == [1, 1]
 
@@ -137,7 +137,7 @@ def test_no_answer_at_all_is_an_error(file_store):
     worlds = [composed("dog", "dog")]
     with locating(worlds, {"dog"}) as server:
         evidence = evidence_of(config_for(server.url), file_store, worlds, ("two dogs",))
-        with pytest.raises(StageFailed, match="located nothing in 1 requests"):
+        with pytest.raises(StageFailed, match="answered none of 1 requests for boxes"):
             spatial.measure(evidence)
 
 
